@@ -1,0 +1,61 @@
+"""The errors hfprep raises, and the reasons for which a sample can be rejected.
+
+HfprepError                  anything hfprep itself has to say; the CLI prints its message and exits 1
+├── ConfigError              an option, a path or a value in config.yaml is wrong (also a ValueError)
+├── CheckpointError          a model file is missing, incomplete or of another architecture
+├── StoreError               the output directory cannot be used: locked, read-only, full, changed
+└── RejectedSample           this one sample cannot be used; the run goes on without it
+
+This module knows nothing of where samples come from or where rejections are written.
+"""
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a sample was rejected; the fixed set of codes in rejected.jsonl."""
+
+    INVALID_ENCODING = "invalid_encoding"
+    INVALID_JSON = "invalid_json"
+    MISSING_FIELD = "missing_field"
+    INVALID_FIELD = "invalid_field"
+    INVALID_ID = "invalid_id"
+    DUPLICATE_ID = "duplicate_id"
+    EMPTY_TEXT = "empty_text"
+    TEXT_FAILED = "text_failed"
+    TEXT_TOO_LONG = "text_too_long"
+    AUDIO_MISSING = "audio_missing"
+    AUDIO_UNREADABLE = "audio_unreadable"
+    AUDIO_UNSUPPORTED = "audio_unsupported"
+    AUDIO_EMPTY = "audio_empty"
+    AUDIO_NOT_FINITE = "audio_not_finite"
+    AUDIO_TOO_SHORT = "audio_too_short"
+    AUDIO_TOO_LONG = "audio_too_long"
+    CODES_TOO_LONG = "codes_too_long"
+    OUT_OF_MEMORY = "out_of_memory"
+    COMPUTE_FAILED = "compute_failed"
+
+
+class HfprepError(Exception):
+    """Base of every error that hfprep raises on purpose."""
+
+
+class ConfigError(HfprepError, ValueError):
+    """An option or a configuration value is wrong; the message names it, its value and what is allowed."""
+
+
+class CheckpointError(HfprepError):
+    """A model file is missing, incomplete or of an architecture that hfprep does not compute."""
+
+
+class StoreError(HfprepError):
+    """The output directory cannot be used as asked; what is on disk stays as it was."""
+
+
+class RejectedSample(HfprepError):
+    """One sample cannot be used: a `Reason` and a message that says what was found and what to do."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
