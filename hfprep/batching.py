@@ -1,0 +1,110 @@
+"""Which samples go together, and how large a batch may be.
+
+A padded batch costs rows x longest, in frames. Gives the nominal batch size by device memory, the grouping of
+samples by length, and `FrameBudget`, which learns from out-of-memory errors. Knows nothing of models or audio.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+GIB = 1 << 30
+TYPICAL_FRAMES = 750  # 15 s at 50 Hz: the clip that the table of batch sizes has in mind
+SHORT_CLIPS_FACTOR = 16  # short clips may fill a batch with this many times the table's rows
+CPU_BATCH_SIZE = 1
+# (device memory in GiB from which it holds, samples a batch); cards report a little less than their nominal size
+BATCH_SIZE_BY_MEMORY = ((38.0, 24), (22.0, 16), (14.5, 8), (11.0, 6), (7.5, 4), (0.0, 2))
+
+
+def batch_size_for_memory(total_bytes: int | None) -> int:
+    """Nominal samples a batch for a device with `total_bytes` of memory; None stands for the CPU."""
+    if total_bytes is None:
+        return CPU_BATCH_SIZE
+    return next(size for gib, size in BATCH_SIZE_BY_MEMORY if total_bytes >= gib * GIB)
+
+
+class FrameBudget:
+    """The padded frames (rows x longest) that a batch may hold, learnt from what fitted and what did not.
+
+    A failure at n frames halves the limit below n; after `patience` batches that used the limit well it grows by
+    an eighth, but stays under the smallest size that failed until that size has been cleared by success.
+    """
+
+    def __init__(self, limit: int | None = None, *, patience: int = 16) -> None:
+        self.limit = limit
+        self.patience = patience
+        self._ceiling = limit
+        self._failed_at: int | None = None
+        self._streak = 0
+
+    def allows(self, padded_frames: int) -> bool:
+        """Whether a batch of that size may be tried; a single sample is always tried by its caller."""
+        return self.limit is None or padded_frames <= self.limit
+
+    def failed(self, padded_frames: int) -> None:
+        """A batch of that many padded frames ran out of memory."""
+        self._failed_at = padded_frames if self._failed_at is None else min(self._failed_at, padded_frames)
+        halved = max(1, padded_frames // 2)
+        self.limit = halved if self.limit is None else min(self.limit, halved)
+        self._streak = 0
+
+    def fitted(self, padded_frames: int) -> None:
+        """A batch of that many padded frames went through."""
+        if self._failed_at is None or self.limit is None:
+            return
+        if padded_frames >= self._failed_at:  # it fits now: what failed there was not the size alone
+            self._failed_at = padded_frames + 1
+        self._streak += padded_frames >= self.limit // 2
+        if self._streak >= self.patience:
+            self._streak = 0
+            grown = min(self.limit + max(1, self.limit // 8), self._failed_at - 1)
+            self.limit = grown if self._ceiling is None else min(grown, self._ceiling)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """How many samples a batch may hold at most, and the padded frames it starts from (None: no bound)."""
+
+    max_rows: int
+    max_frames: int | None
+
+    @classmethod
+    def choose(cls, batch_size: int, memory_bytes: int | None) -> "BatchLimits":
+        """The user's own `batch_size` as it is; for 0 the table's size, in frames, so that short clips go in more."""
+        if batch_size:
+            return cls(batch_size, None)
+        nominal = batch_size_for_memory(memory_bytes)
+        if nominal == 1:
+            return cls(1, None)
+        return cls(nominal * SHORT_CLIPS_FACTOR, nominal * TYPICAL_FRAMES)
+
+
+class HasFrames(Protocol):
+    """Anything with a length in frames."""
+
+    @property
+    def num_frames(self) -> int: ...
+
+
+Item = TypeVar("Item", bound=HasFrames)
+
+
+def batches(items: Iterable[Item], limits: BatchLimits, budget: FrameBudget) -> Iterator[list[Item]]:
+    """Cut a stream of samples, in its order, into batches within the limits; reads one item ahead."""
+    batch: list[Item] = []
+    longest = 0
+    for item in items:
+        stretched = max(longest, item.num_frames)
+        if batch and (len(batch) >= limits.max_rows or not budget.allows((len(batch) + 1) * stretched)):
+            yield batch
+            batch, stretched = [], item.num_frames
+        batch.append(item)
+        longest = stretched
+    if batch:
+        yield batch
+
+
+def padded_frames(batch: Iterable[HasFrames]) -> int:
+    """rows x longest."""
+    lengths = [item.num_frames for item in batch]
+    return len(lengths) * max(lengths)

@@ -1,0 +1,101 @@
+"""What a build is asked to do: `BuildConfig`, validated once, with every default in one place.
+
+The command line takes its flags, defaults and help texts from the fields below. Knows nothing of
+how the work is done, nor of the model's config.yaml (see model_config).
+"""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hfprep.errors import ConfigError
+
+DEFAULT_SEMANTIC_MODEL = "facebook/w2v-bert-2.0"
+DEFAULT_SEMANTIC_CODEC = "amphion/MaskGCT"
+ON_CHANGE = ("recompute", "refuse")
+
+
+def option(default: Any, text: str) -> Any:
+    """A dataclass field whose help text the command line shows."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """One build. Paths may be str or Path; model paths are needed unless `models` names a folder of them."""
+
+    manifest: Path = option(Path(), "JSONL manifest: id, text, audio; optional speaker, language, duration.")
+    output_dir: Path = option(Path(), "Where the features go; a rerun continues there.")
+    tokenizer: Path | None = option(None, "SentencePiece model (bpe.model).")
+    config: Path | None = option(None, "config.yaml of the IndexTTS-2 checkpoint.")
+    gpt_checkpoint: Path | None = option(None, "gpt.pth of the IndexTTS-2 checkpoint.")
+    semantic_model: str = option(DEFAULT_SEMANTIC_MODEL, "w2v-bert-2.0: a folder or a hub id.")
+    semantic_codec: str = option(DEFAULT_SEMANTIC_CODEC, "MaskGCT's codec: a .safetensors file or a hub id.")
+    models: Path | None = option(None, "Folder with all model files; sets every model path not given itself.")
+    language: str | None = option(None, "Language of all rows (en, zh, ja, am, ...); default: each row's own.")
+    val_ratio: float = option(0.01, "Share of ids that go to val_manifest.jsonl, by a hash of the id.")
+    batch_size: int = option(0, "Samples a batch at most; 0: by the device's memory.")
+    workers: int = option(0, "Threads that decode audio; 0: one a CPU core.")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    audio_sr: int = option(16000, "16000: straight to 16 kHz; another rate (24000): through it, as older scripts did.")
+    max_samples: int | None = option(None, "Take only the first N valid rows.")
+    skip_existing: bool = option(False, "Adopt complete artifacts on disk that hfprep has no record of.")
+    strict: bool = option(False, "Exit with status 1 when any line was rejected.")
+    drop_overlong: bool = option(False, "Reject samples over the model's text or code positions (else: only counted).")
+    hash_audio: bool = option(False, "Tell changed audio by its content rather than by size and mtime.")
+    on_change: str = option("recompute", "recompute or refuse, when what finished samples depend on has changed.")
+    log_json: bool = option(False, "Log lines as JSON objects.")
+
+    def __post_init__(self) -> None:
+        for name in ("manifest", "output_dir", "tokenizer", "config", "gpt_checkpoint", "models"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                object.__setattr__(self, name, Path(value))
+        self._require(self.manifest != Path(), "manifest", "the path of a manifest")
+        self._require(self.output_dir != Path(), "output_dir", "the path of a folder")
+        self._require(0 <= self.val_ratio <= 1, "val_ratio", "a number from 0 to 1")
+        self._require(self.batch_size >= 0, "batch_size", "0 (automatic) or a positive number")
+        self._require(self.workers >= 0, "workers", "0 (automatic) or a positive number")
+        self._require(self.audio_sr > 0, "audio_sr", "a sampling rate in Hz, such as 16000 or 24000")
+        self._require(self.max_samples is None or self.max_samples > 0, "max_samples", "a positive number")
+        self._require(self.on_change in ON_CHANGE, "on_change", " or ".join(ON_CHANGE))
+        device = self.device.split(":")
+        known = device[0] in ("auto", "cpu", "cuda") and (len(device) == 1 or (len(device) == 2 and device[1].isdigit()))
+        self._require(known, "device", "auto, cpu, cuda or cuda:N")
+
+    def _require(self, holds: bool, name: str, allowed: str) -> None:
+        if not holds:
+            raise ConfigError(f"{flag(name)} is {str(getattr(self, name))!r}; it must be {allowed}")
+
+    def model_path(self, name: str) -> Path:
+        """Path of `tokenizer`, `config` or `gpt_checkpoint`: the option itself, else its place under `models`."""
+        value = getattr(self, name)
+        if value is not None:
+            return Path(value)
+        if self.models is None:
+            raise ConfigError(f"{flag(name)} is missing: give it, or a folder with all model files as --models DIR")
+        return self.models / {"tokenizer": "bpe.model", "config": "config.yaml", "gpt_checkpoint": "gpt.pth"}[name]
+
+    @property
+    def semantic_model_source(self) -> str:
+        """The folder or hub id of w2v-bert-2.0 that is in force."""
+        if self.models is not None and self.semantic_model == DEFAULT_SEMANTIC_MODEL:
+            return str(self.models / "w2v-bert-2.0")
+        return self.semantic_model
+
+    @property
+    def semantic_codec_source(self) -> str:
+        """The file or hub id of the semantic codec that is in force."""
+        if self.models is not None and self.semantic_codec == DEFAULT_SEMANTIC_CODEC:
+            return str(self.models / "semantic_codec" / "model.safetensors")
+        return self.semantic_codec
+
+
+def flag(name: str) -> str:
+    """The command-line spelling of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def help_texts() -> dict[str, str]:
+    """Help text of every field of `BuildConfig`, by name."""
+    return {item.name: item.metadata["help"] for item in fields(BuildConfig)}

@@ -1,0 +1,187 @@
+"""Manifest lines -> rows or rejections.
+
+Takes a JSONL file (UTF-8, BOM tolerated) and gives, line by line, an `Utterance` or a `Rejection`. A bad line
+never stops the reading. Looks audio files up but never opens them; knows nothing of what was done before.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from hfprep.errors import ConfigError, Reason, RejectedSample
+from hfprep.records import Rejection, Utterance
+
+MAX_NAME_BYTES = 255  # one path component, on every common Linux file system
+MAX_ID_BYTES = 3000  # leaves room for the output directory within PATH_MAX (4096)
+KNOWN_FIELDS = frozenset({"id", "text", "audio", "speaker", "language", "duration"})
+_NPY_SUFFIX_BYTES = len(".npy")
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestReader:
+    """Reads one manifest; `language`, if given, is the hint for every row instead of the row's own."""
+
+    path: Path
+    language: str | None = None
+
+    def __iter__(self) -> Iterator[Utterance | Rejection]:
+        """One item for each line that is not blank, in order. Raises ConfigError where the file cannot be read."""
+        finder = AudioFinder(self.path)
+        with open_manifest(self.path) as stream:
+            for number, raw in enumerate(stream, start=1):
+                if number == 1:
+                    raw = raw.removeprefix(b"\xef\xbb\xbf")
+                if raw.strip():
+                    yield parse_line(number, raw, finder, self.language)
+
+
+def open_manifest(path: Path) -> BinaryIO:
+    """Open a manifest for reading bytes; ConfigError where there is none, or where it is UTF-16."""
+    try:
+        stream = open(path, "rb")
+    except OSError as error:
+        raise ConfigError(f"--manifest {str(path)!r} cannot be read: {error.strerror or error}") from error
+    if stream.read(2) in _UTF16_MARKS:
+        stream.close()
+        raise ConfigError(f"--manifest {str(path)!r} is UTF-16; make it UTF-8: iconv -f UTF-16 -t UTF-8 IN > OUT")
+    stream.seek(0)
+    return stream
+
+
+class AudioFinder:
+    """Finds audio files: absolute, or relative to the working directory, the manifest's folder, or its parent."""
+
+    def __init__(self, manifest: Path) -> None:
+        folder = os.path.dirname(os.path.abspath(manifest))
+        self.roots = tuple(dict.fromkeys((os.getcwd(), folder, os.path.dirname(folder))))
+
+    def find(self, audio: str) -> str:
+        """The first candidate that exists; the candidate beside the manifest where none does."""
+        if os.path.isabs(audio):
+            return audio
+        candidates = [os.path.join(root, audio) for root in self.roots]
+        return next((path for path in candidates if os.path.exists(path)), candidates[min(1, len(candidates) - 1)])
+
+
+def parse_line(number: int, raw: bytes, finder: AudioFinder, language: str | None) -> Utterance | Rejection:
+    """One manifest line as an `Utterance`, or the `Rejection` that says what is wrong with it."""
+    sample_id: str | None = None
+    try:
+        row = _parse_object(raw)
+        sample_id = _read_id(row)
+        text, audio = _read_text(row, "text"), _read_text(row, "audio")
+        if not text.strip():
+            raise RejectedSample(Reason.EMPTY_TEXT, "text is empty; give the words that are spoken")
+        if not audio or "\0" in audio:
+            raise RejectedSample(Reason.INVALID_FIELD, f"audio is {audio!r}; give the path of an audio file")
+        extra = {key: value for key, value in row.items() if key not in KNOWN_FIELDS}
+        return Utterance(
+            line=number,
+            id=sample_id,
+            text=text,
+            audio=audio,
+            path=finder.find(audio),
+            speaker=_read_label(row, "speaker"),
+            language=language or _read_label(row, "language"),
+            duration=_read_duration(row),
+            extra=json.dumps(extra, ensure_ascii=False) if extra else "{}",
+        )
+    except RejectedSample as error:
+        return Rejection(number, sample_id, error.reason, error.message)
+
+
+def _parse_object(raw: bytes) -> dict[str, Any]:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        found = f"byte {raw[error.start]:#04x} at column {error.start + 1}"
+        raise RejectedSample(Reason.INVALID_ENCODING, f"the line is not UTF-8 ({found}); save the file as UTF-8") from None
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RejectedSample(Reason.INVALID_JSON, f"the line is not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise RejectedSample(Reason.INVALID_JSON, f"the line is a JSON {type(row).__name__}, not an object")
+    return row
+
+
+def _field(row: dict[str, Any], name: str) -> Any:
+    if name not in row:
+        raise RejectedSample(Reason.MISSING_FIELD, f"the field {name!r} is missing; fields: {sorted(row)[:12]}")
+    return row[name]
+
+
+def _is_number(value: Any, *kinds: type) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def _encodable(name: str, value: str) -> str:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        reason = Reason.INVALID_ID if name == "id" else Reason.INVALID_FIELD
+        raise RejectedSample(reason, f"{name} holds half of a surrogate pair; save the text as UTF-8") from None
+    return value
+
+
+def _read_text(row: dict[str, Any], name: str) -> str:
+    value = _field(row, name)
+    if not isinstance(value, str):
+        raise RejectedSample(Reason.INVALID_FIELD, f"{name} is {json.dumps(value)[:80]}; it must be a string")
+    return _encodable(name, value)
+
+
+def _read_label(row: dict[str, Any], name: str) -> str | None:
+    value = row.get(name)
+    if value is None or value == "":
+        return None
+    if _is_number(value, int):
+        return str(value)
+    if not isinstance(value, str):
+        raise RejectedSample(Reason.INVALID_FIELD, f"{name} is {json.dumps(value)[:80]}; it must be a string")
+    return _encodable(name, value)
+
+
+def _read_duration(row: dict[str, Any]) -> float | None:
+    value = row.get("duration")
+    if value is None:
+        return None
+    if not _is_number(value, int, float) or not math.isfinite(value) or value < 0:
+        raise RejectedSample(Reason.INVALID_FIELD, f"duration is {json.dumps(value)[:80]}; it must be seconds")
+    return value
+
+
+def _read_id(row: dict[str, Any]) -> str:
+    value = _field(row, "id")
+    if _is_number(value, int):
+        return str(value)
+    if not isinstance(value, str):
+        raise RejectedSample(Reason.INVALID_FIELD, f"id is {json.dumps(value)[:80]}; it must be a string or an integer")
+    return check_id(value)
+
+
+def check_id(sample_id: str) -> str:
+    """The id itself, when a file of that name stays inside the output directory; else RejectedSample(INVALID_ID).
+
+    "a/b" makes a subfolder. Refused: empty or dot components, absolute paths, control characters, names too long
+    for a file system, and folders named like an artifact ("a.npy/b"), which would stand where the file of "a" goes.
+    """
+    parts = sample_id.split("/")
+    encoded = _encodable("id", sample_id).encode("utf-8")
+    problem = None
+    if not sample_id or any(part in ("", ".", "..") for part in parts):
+        problem = "it is empty, absolute, or has an empty, '.' or '..' component"
+    elif any(ord(character) < 32 or ord(character) == 127 for character in sample_id):
+        problem = "it holds a control character"
+    elif any(part.endswith(".npy") for part in parts[:-1]):
+        problem = "a folder in it is named like an artifact (.npy)"
+    elif len(encoded) > MAX_ID_BYTES or any(len(part.encode()) + _NPY_SUFFIX_BYTES > MAX_NAME_BYTES for part in parts):
+        problem = f"a file name of it is longer than {MAX_NAME_BYTES - _NPY_SUFFIX_BYTES} bytes"
+    if problem:
+        raise RejectedSample(Reason.INVALID_ID, f"id {sample_id[:80]!r} cannot name a file: {problem}; rename it")
+    return sample_id

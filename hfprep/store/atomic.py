@@ -1,0 +1,130 @@
+"""Files that are either whole or not there: temporary name, sync, rename.
+
+Gives the few file operations everything durable goes through. Each names the point it has reached to `observe`,
+which does nothing unless a test puts a killer or a fault there.
+"""
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from hfprep.errors import StoreError
+
+TEMPORARY_SUFFIX = ".tmp"
+OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+LOST = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.ENODEV}
+
+_observer: Callable[[str, str], None] | None = None
+
+
+def set_observer(observer: Callable[[str, str], None] | None) -> None:
+    """Call `observer(point, path)` at every named point from now on; for tests that kill or fail a run there."""
+    global _observer
+    _observer = observer
+
+
+def observe(point: str, path: str | Path) -> None:
+    """Say that `point` (such as "before-rename") has been reached for `path`."""
+    if _observer is not None:
+        _observer(point, str(path))
+
+
+@contextlib.contextmanager
+def explained(path: str | Path) -> Iterator[None]:
+    """Turn an OSError about the output into a StoreError that says what to do; finished work is never at stake."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or str(path)
+        what = error.strerror or str(error)
+        if error.errno in OUT_OF_SPACE:
+            advice = "free some space"
+        elif error.errno in READ_ONLY:
+            advice = "make the folder writable"
+        elif error.errno in LOST:
+            advice = "bring the file system back"
+        else:
+            advice = "see to it"
+        raise StoreError(f"cannot write {where}: {what}; {advice} and run the same command again") from error
+
+
+def sync_file(descriptor: int, path: str | Path) -> None:
+    """Make a file's content durable."""
+    observe("before-sync", path)
+    os.fsync(descriptor)
+    observe("after-sync", path)
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def rename(source: str | Path, target: str | Path) -> None:
+    """Put a finished file in place of whatever has its final name."""
+    observe("before-rename", target)
+    os.replace(source, target)
+    observe("after-rename", target)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Write a file under a temporary name; on success sync it and put it in place, else leave `path` as it was."""
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as stream:
+                observe("before-write", path)
+                yield stream
+                stream.flush()
+                sync_file(stream.fileno(), path)
+            rename(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace the content of `path` as a whole."""
+    with replacing(path) as stream:
+        stream.write(data)
+
+
+def write_lines(path: Path, lines: Iterable[bytes]) -> None:
+    """Replace the content of `path` as a whole with lines (their newlines included), streaming."""
+    with replacing(path) as stream:
+        stream.writelines(lines)
+
+
+class AppendedFile:
+    """A file of lines that grows while the run goes on: appended, flushed, synced."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with explained(path):
+            self._stream = open(path, "ab")
+
+    def append(self, lines: Iterable[bytes]) -> None:
+        """Append whole lines in one write and make them durable."""
+        data = b"".join(lines)
+        if not data:
+            return
+        with explained(self.path):
+            observe("before-append", self.path)
+            self._stream.write(data)
+            self._stream.flush()
+            sync_file(self._stream.fileno(), self.path)
+            observe("after-append", self.path)
+
+    def close(self) -> None:
+        self._stream.close()

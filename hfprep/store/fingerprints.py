@@ -1,0 +1,133 @@
+"""What a sample's numbers depend on, as fingerprints: per column group, of settings, row and audio file.
+
+A finished group may be reused when, and only when, its fingerprint is the same. Gives hashing of files with a
+memory of earlier results; knows nothing of where fingerprints are kept.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfprep.records import Need, Utterance
+from hfprep.store.atomic import write_bytes
+
+# Raise the number of a group when hfprep's own computation of it changes its results.
+NUMERICS = {"text": 1, "codes": 1, "latents": 1}
+DIGEST_BYTES = 16
+
+
+def digest(value: Any) -> bytes:
+    """A 16-byte hash of any JSON value."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class AudioIdentity:
+    """What tells one audio file from another: size and mtime, or with `--hash-audio` its content."""
+
+    size: int
+    mtime_ns: int
+    sha256: str | None = None
+
+    @classmethod
+    def of(cls, path: str, *, by_content: bool) -> "AudioIdentity":
+        """Look at the file at `path`; OSError where there is none."""
+        status = os.stat(path)
+        return cls(status.st_size, status.st_mtime_ns, sha256_file(Path(path)) if by_content else None)
+
+    def key(self) -> bytes:
+        return (self.sha256 or f"{self.size}:{self.mtime_ns}").encode()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything but rows and audio that the numbers depend on, by column group, in words that can be shown."""
+
+    text: Mapping[str, str]
+    codes: Mapping[str, str]
+    latents: Mapping[str, str]
+
+    def groups(self) -> dict[str, dict[str, str]]:
+        """The settings with the version of hfprep's own computation, by group."""
+        groups = {"text": self.text, "codes": self.codes, "latents": self.latents}
+        return {name: {**values, "numerics": str(NUMERICS[name])} for name, values in groups.items()}
+
+    def differences(self, earlier: Mapping[str, Mapping[str, str]]) -> list[str]:
+        """One line for each setting that is not what it was: its name, the earlier and the present value."""
+        lines = {}
+        for group, values in self.groups().items():
+            before = earlier.get(group, {})
+            for name in sorted(values.keys() | before.keys()):
+                if before.get(name) != values.get(name):
+                    lines[name] = f"{name}: was {before.get(name)}, is {values.get(name)}"
+        return list(lines.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprints:
+    """Fingerprints of one sample, 16 bytes a group."""
+
+    text: bytes
+    codes: bytes
+    latents: bytes
+
+    def by_need(self) -> dict[Need, bytes]:
+        return {Need.TEXT: self.text, Need.CODES: self.codes, Need.LATENTS: self.latents}
+
+
+class Fingerprinter:
+    """Computes the fingerprints of samples under given settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._base = {name: digest(values) for name, values in settings.groups().items()}
+
+    def of(self, utterance: Utterance, audio: AudioIdentity) -> Fingerprints:
+        """Fingerprints of one row and its audio; with a content hash the file's name does not matter."""
+        text = f"{utterance.language}\0{utterance.text}".encode()
+        source = audio.key() if audio.sha256 else audio.key() + b"\0" + utterance.audio.encode()
+        return Fingerprints(self._of("text", text), self._of("codes", source), self._of("latents", source))
+
+    def _of(self, group: str, content: bytes) -> bytes:
+        return hashlib.blake2b(self._base[group] + content, digest_size=DIGEST_BYTES).digest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's content."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class FileHashes:
+    """SHA-256 of large files, remembered by path, size, mtime and inode in a small file between runs."""
+
+    def __init__(self, memory: Path) -> None:
+        self.memory = memory
+
+    def sha256(self, paths: Mapping[str, Path]) -> dict[str, str]:
+        """Hashes of the files, by the names given to them; files are read in parallel where they must be."""
+        known = self._recall()
+        keys = {name: self._key(path) for name, path in paths.items()}
+        missing = {keys[name]: path for name, path in paths.items() if keys[name] not in known}
+        if missing:
+            with ThreadPoolExecutor(min(8, len(missing))) as pool:
+                known |= dict(zip(missing, pool.map(sha256_file, missing.values()), strict=True))
+            write_bytes(self.memory, json.dumps(known, indent=0).encode())
+        return {name: known[key] for name, key in keys.items()}
+
+    @staticmethod
+    def _key(path: Path) -> str:
+        status = path.stat()
+        return f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
+
+    def _recall(self) -> dict[str, str]:
+        try:
+            known = json.loads(self.memory.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return known if isinstance(known, dict) else {}

@@ -1,0 +1,171 @@
+"""What is finished: one row a sample in a small database inside the output directory.
+
+A row says, for each column group, with which fingerprint the artifacts on disk were computed, and their lengths.
+It is written after the artifacts are in place and cleared before they are overwritten, so it never claims more
+than the disk holds. SQLite gives the transactions; memory does not grow with the number of rows.
+"""
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfprep.errors import Reason, StoreError
+from hfprep.records import Features, Need, Rejection
+from hfprep.store.atomic import observe
+from hfprep.store.fingerprints import Fingerprints
+
+STATE_VERSION = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS samples (
+    id TEXT PRIMARY KEY, text BLOB, codes BLOB, latents BLOB,
+    text_len INTEGER, code_len INTEGER, condition_len INTEGER, model_dim INTEGER, seconds REAL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS scanned (id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS rejected (line INTEGER PRIMARY KEY, id TEXT, reason TEXT NOT NULL, message TEXT NOT NULL);
+"""
+_GROUPS = {Need.TEXT: "text", Need.CODES: "codes", Need.LATENTS: "latents"}
+
+
+@dataclass(frozen=True, slots=True)
+class SampleState:
+    """What the database holds of one sample; a group that is not finished has no fingerprint."""
+
+    text: bytes | None
+    codes: bytes | None
+    latents: bytes | None
+    text_len: int | None
+    code_len: int | None
+    condition_len: int | None
+    model_dim: int | None
+    seconds: float | None
+
+    def missing(self, wanted: Fingerprints) -> Need:
+        """The groups whose stored fingerprint is not the wanted one."""
+        have = {Need.TEXT: self.text, Need.CODES: self.codes, Need.LATENTS: self.latents}
+        need = Need.NOTHING
+        for group, value in wanted.by_need().items():
+            if have[group] != value:
+                need |= group
+        return need
+
+
+class State:
+    """The database of one output directory. Use from one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._explained():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode=TRUNCATE")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.executescript(_SCHEMA)
+            self._db.execute("PRAGMA cache_size=-65536")
+        version = self.get("version")
+        if version is None:
+            self.put("version", STATE_VERSION)
+        elif version != STATE_VERSION:
+            raise StoreError(f"{path} was written by another version of hfprep (format {version}); use a new --output-dir")
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            advice = "check that its disk has room and can be written, then run the same command again"
+            raise StoreError(f"the state in {self.path} cannot be used: {error}; {advice}") from error
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All changes inside are kept together or not at all."""
+        with self._explained():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                observe("before-commit", self.path)
+                self._db.execute("COMMIT")
+                observe("after-commit", self.path)
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def get(self, key: str) -> Any:
+        """A value stored under `key`, None where there is none."""
+        with self._explained():
+            row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def put(self, key: str, value: Any) -> None:
+        """Store a JSON value under `key`."""
+        with self._explained():
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
+
+    def sample(self, sample_id: str) -> SampleState | None:
+        """What is known of a sample."""
+        query = "SELECT text, codes, latents, text_len, code_len, condition_len, model_dim, seconds FROM samples WHERE id = ?"
+        row = self._db.execute(query, (sample_id,)).fetchone()
+        return None if row is None else SampleState(*row)
+
+    def num_samples(self) -> int:
+        """How many samples have a row."""
+        return int(self._db.execute("SELECT count(*) FROM samples").fetchone()[0])
+
+    def start_scan(self) -> None:
+        """Forget which ids and rejections an earlier run saw in the manifest."""
+        self._db.execute("DELETE FROM scanned")
+        self._db.execute("DELETE FROM rejected")
+
+    def first_sight(self, sample_id: str) -> bool:
+        """True the first time an id is seen in this scan, False for a duplicate."""
+        return self._db.execute("INSERT OR IGNORE INTO scanned VALUES (?)", (sample_id,)).rowcount == 1
+
+    def reject(self, rejection: Rejection) -> None:
+        """Keep a rejection; a line has one."""
+        row = (rejection.line, rejection.id, rejection.reason.value, rejection.message)
+        self._db.execute("INSERT OR REPLACE INTO rejected VALUES (?, ?, ?, ?)", row)
+
+    def rejections(self) -> Iterator[Rejection]:
+        """All rejections, by line."""
+        for line, sample_id, reason, message in self._db.execute("SELECT * FROM rejected ORDER BY line"):
+            yield Rejection(line, sample_id, Reason(reason), message)
+
+    def rejection_counts(self) -> dict[str, int]:
+        """How many lines were rejected for each reason."""
+        return dict(self._db.execute("SELECT reason, count(*) FROM rejected GROUP BY reason ORDER BY reason"))
+
+    def clear(self, samples: Iterable[tuple[str, Need]]) -> None:
+        """Forget that groups of samples are finished; call before their artifacts are overwritten."""
+        for sample_id, need in samples:
+            names = ", ".join(f"{_GROUPS[group]} = NULL" for group in _GROUPS if group & need)
+            self._db.execute(f"UPDATE samples SET {names} WHERE id = ?", (sample_id,))  # noqa: S608 - our own names
+
+    def finish(self, sample_id: str, features: Features, fingerprints: Fingerprints) -> None:
+        """Record that the groups present in `features` are on disk, computed with these fingerprints."""
+        values: dict[str, Any] = {}
+        if features.text_ids is not None:
+            values |= {"text": fingerprints.text, "text_len": len(features.text_ids)}
+        if features.codes is not None:
+            values |= {"codes": fingerprints.codes, "code_len": len(features.codes)}
+        if features.condition is not None:
+            values |= {"latents": fingerprints.latents}
+            values |= dict(zip(("condition_len", "model_dim"), features.condition.shape, strict=True))
+        if features.seconds is not None:
+            values["seconds"] = features.seconds
+        self.adopt(sample_id, values)
+
+    def adopt(self, sample_id: str, values: dict[str, Any]) -> None:
+        """Set the given columns of a sample, leaving the others as they are."""
+        names = list(values)
+        marks = ", ".join("?" for _ in names)
+        updates = ", ".join(f"{name} = excluded.{name}" for name in names)
+        statement = f"INSERT INTO samples (id, {', '.join(names)}) VALUES (?, {marks}) ON CONFLICT (id) DO UPDATE SET {updates}"  # noqa: S608, E501 - our own names
+        self._db.execute(statement, (sample_id, *values.values()))
