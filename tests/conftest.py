@@ -1,0 +1,62 @@
+"""What every test stands on: nothing leaves the machine, few threads, fixed seeds, and where the golden numbers are."""
+
+import atexit
+import os
+import random
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+# Hugging Face's libraries and torch read these once, at import: they are set before any test module is loaded, and
+# hold for the processes that tests start. The hub cache is an empty folder of this run, not the user's.
+_HF_HOME = tempfile.mkdtemp(prefix="hfprep-tests-")
+atexit.register(shutil.rmtree, _HF_HOME, ignore_errors=True)
+for _outside in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE", "TRANSFORMERS_CACHE", "HF_TOKEN"):
+    os.environ.pop(_outside, None)
+os.environ |= {
+    "HF_HOME": _HF_HOME,
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
+    "COLUMNS": "120",  # what a terminal program prints does not depend on the window that pytest runs in
+}
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED = REPOSITORY.parent / "shared"
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    """The same random numbers in every test, whichever tests run beside it."""
+    random.seed(0)
+    np.random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The folder of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def golden_small() -> Path:
+    """A small model set, eight synthetic recordings, and what the published code computes from them."""
+    return REPOSITORY / "tests" / "golden-small"
+
+
+@pytest.fixture(scope="session")
+def shared_golden() -> Path | None:
+    """The larger golden set over real speech, where it lies beside the checkout."""
+    golden = SHARED / "golden"
+    return golden if golden.is_dir() else None
