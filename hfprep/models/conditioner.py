@@ -1,0 +1,75 @@
+"""The two conditioning branches: condition latents (B, L, M) and the emotion vector (B, M).
+
+Gives `Conditioner` and `EmotionConditioner`, each a Conformer and a Perceiver. Takes semantic features and their
+FrameMask. Knows nothing of checkpoints.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from hfprep.model_config import ConditionConfig
+from hfprep.models.conformer import POSITION_ROWS, Conformer
+from hfprep.models.masking import FrameMask
+from hfprep.models.operators import Linear
+from hfprep.models.perceiver import Perceiver
+
+NUM_LATENTS = 32
+
+
+class Conditioner(nn.Module):
+    """Semantic features (B, T, D) to the condition latents (B, L, M)."""
+
+    def __init__(
+        self,
+        config: ConditionConfig,
+        *,
+        input_size: int,
+        model_dim: int,
+        num_latents: int = NUM_LATENTS,
+        position_rows: int = POSITION_ROWS,
+    ) -> None:
+        super().__init__()
+        self.conformer = Conformer(config, input_size=input_size, position_rows=position_rows)
+        self.perceiver = Perceiver(
+            context_width=config.output_size,
+            width=model_dim,
+            num_latents=num_latents,
+            num_heads=config.attention_heads,
+            mult=config.perceiver_mult,
+        )
+
+    def forward(self, semantic: Tensor, mask: FrameMask) -> Tensor:
+        encoded, mask = self.conformer(semantic, mask)
+        latents: Tensor = self.perceiver(encoded, mask)
+        return latents
+
+
+class EmotionConditioner(nn.Module):
+    """Semantic features (B, T, D) to the emotion vector (B, M): one latent of width E and two affine maps."""
+
+    def __init__(
+        self,
+        config: ConditionConfig,
+        *,
+        input_size: int,
+        model_dim: int,
+        emotion_width: int,
+        position_rows: int = POSITION_ROWS,
+    ) -> None:
+        super().__init__()
+        self.conformer = Conformer(config, input_size=input_size, position_rows=position_rows)
+        self.perceiver = Perceiver(
+            context_width=config.output_size,
+            width=emotion_width,
+            num_latents=1,
+            num_heads=config.attention_heads,
+            mult=config.perceiver_mult,
+        )
+        self.project = Linear(emotion_width, model_dim)
+        self.out = Linear(model_dim, model_dim)
+
+    def forward(self, semantic: Tensor, mask: FrameMask) -> Tensor:
+        encoded, mask = self.conformer(semantic, mask)
+        emo_vec: Tensor = self.out(self.project(self.perceiver(encoded, mask)[:, 0]))
+        return emo_vec

@@ -1,0 +1,162 @@
+"""The Conformer of the two conditioning branches (UnifiedVoice's conformer_perceiver with conv2d2 input).
+
+Gives `Conformer`: semantic features (B, T, D) to encoded frames (B, T', C), T' = (T - 1) // 2. Takes a FrameMask;
+padding never reaches a real frame. Knows nothing of checkpoints. Source: Gulati et al. 2020, as published for IndexTTS-2.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hfprep.model_config import ConditionConfig
+from hfprep.models.masking import FrameMask, KeyMask, TimeMask
+from hfprep.models.operators import DepthwiseConvolution, Linear, PointwiseConvolution, join_heads, split_heads
+
+KERNEL_SIZE = 15
+POSITION_ROWS = 5000
+# The convolution's output is C channels wide per frequency, so a clip of 5 s would take 130 MB at once: it is made and
+# consumed a few channels at a time. This is the number of floats that such a piece may hold.
+SUBSAMPLING_PIECE = 1 << 21
+
+
+class Subsampling(nn.Module):
+    """Conv2d(1 -> C, 3x3, stride 2), ReLU, then a product over channels and frequencies; times sqrt(C)."""
+
+    def __init__(self, input_size: int, channels: int) -> None:
+        super().__init__()
+        self.frequencies = (input_size - 1) // 2
+        self.conv_weight = nn.Parameter(torch.empty(channels, 1, 3, 3))
+        self.conv_bias = nn.Parameter(torch.empty(channels))
+        self.out_weight = nn.Parameter(torch.empty(channels, channels * self.frequencies))
+        self.out_bias = nn.Parameter(torch.empty(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) to (B, T', C). Unmasked: an output frame is real only if all its three inputs are."""
+        channels, width = self.out_bias.shape[0], self.frequencies
+        patches = self._patches(x)  # (B * T', 10, F)
+        kernels = torch.cat([self.conv_weight.flatten(1), self.conv_bias[:, None]], dim=1)  # (C, 10)
+        out = self.out_bias.repeat(patches.shape[0], 1)  # (B * T', C)
+        step = min(channels, max(1, SUBSAMPLING_PIECE // (patches.shape[0] * width)))
+        for first in range(0, channels, step):
+            piece = torch.matmul(kernels[first : first + step], patches).relu_()  # (B * T', step, F)
+            columns = self.out_weight[:, first * width : (first + step) * width]
+            out.addmm_(piece.flatten(1), columns.t())
+        return out.mul_(math.sqrt(channels)).view(x.shape[0], -1, channels)
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """(B, T, D) to (B * T', 10, F): the nine inputs of each output position, and ones for the bias."""
+        frames, width = (x.shape[1] - 1) // 2, self.frequencies
+        patches = x.new_ones(x.shape[0], frames, 10, width)
+        for row in range(3):
+            for column in range(3):
+                shifted = x[:, row : row + 2 * frames : 2, column : column + 2 * width : 2]
+                patches[:, :, 3 * row + column] = shifted[:, :frames, :width]
+        return patches.flatten(0, 1)
+
+
+class PositionalAttention(nn.Module):
+    """Self-attention whose score is ((q_i + u) . k_j + (q_i + v) . p_j) / sqrt(d), with p_j the key's own position.
+
+    There is no relative shift, so the score is (q_i + u) . (k_j + p_j) + (v - u) . p_j: one fused attention over keys
+    with their positions added, and a bias per key that is the same for every clip.
+    """
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = Linear(channels, channels)
+        self.key = Linear(channels, channels)
+        self.value = Linear(channels, channels)
+        self.out = Linear(channels, channels)
+        self.position = Linear(channels, channels, bias=False)
+        self.bias_u = nn.Parameter(torch.empty(num_heads, channels // num_heads))
+        self.bias_v = nn.Parameter(torch.empty(num_heads, channels // num_heads))
+        self.key_mask = KeyMask()
+
+    def forward(self, x: Tensor, positions: Tensor, mask: FrameMask) -> Tensor:
+        """x (B, T, C), positions (1, T, C) to (B, T, C)."""
+        placed = self.position(positions)
+        query = split_heads(self.query(x) + self.bias_u.flatten(), self.num_heads)
+        key = split_heads(self.key(x) + placed, self.num_heads)
+        value = split_heads(self.value(x), self.num_heads)
+        difference = (self.bias_v - self.bias_u)[None, :, None, :]  # (1, H, 1, d)
+        bias = difference @ split_heads(placed, self.num_heads).transpose(2, 3) / math.sqrt(key.shape[-1])
+        key_bias = self.key_mask(mask)
+        if key_bias is not None:
+            bias = bias + key_bias  # (B, H, 1, T)
+        bias = bias.expand(x.shape[0], -1, x.shape[1], -1)
+        return self.out(join_heads(F.scaled_dot_product_attention(query, key, value, attn_mask=bias)))
+
+
+class Convolution(nn.Module):
+    """1x1 convolution, GLU, depthwise convolution, LayerNorm, SiLU, 1x1 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.pointwise_in = PointwiseConvolution(channels, 2 * channels)
+        # The 1x1 convolution has a bias, so after the gate a padded frame is not zero whatever it was before.
+        self.time_mask = TimeMask()
+        self.depthwise = DepthwiseConvolution(channels, KERNEL_SIZE, left=KERNEL_SIZE // 2)
+        self.norm = nn.LayerNorm(channels)
+        self.pointwise_out = PointwiseConvolution(channels, channels)
+
+    def forward(self, x: Tensor, mask: FrameMask) -> Tensor:
+        gated = self.time_mask(F.glu(self.pointwise_in(x), dim=-1), mask)
+        return self.pointwise_out(F.silu(self.norm(self.depthwise(gated)), inplace=True))
+
+
+class FeedForward(nn.Module):
+    """Linear, SiLU, Linear."""
+
+    def __init__(self, channels: int, units: int) -> None:
+        super().__init__()
+        self.expand = Linear(channels, units)
+        self.contract = Linear(units, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.contract(F.silu(self.expand(x), inplace=True))
+
+
+class ConformerBlock(nn.Module):
+    """Attention, convolution and feed-forward, each behind its norm and added to its input; then a norm."""
+
+    def __init__(self, config: ConditionConfig) -> None:
+        super().__init__()
+        channels = config.output_size
+        self.norm_attention = nn.LayerNorm(channels)
+        self.attention = PositionalAttention(channels, config.attention_heads)
+        self.norm_convolution = nn.LayerNorm(channels)
+        self.convolution = Convolution(channels)
+        self.norm_feed_forward = nn.LayerNorm(channels)
+        self.feed_forward = FeedForward(channels, config.linear_units)
+        self.norm_final = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor, positions: Tensor, mask: FrameMask) -> Tensor:
+        x = x + self.attention(self.norm_attention(x), positions, mask)
+        x = x + self.convolution(self.norm_convolution(x), mask)
+        x = x + self.feed_forward(self.norm_feed_forward(x))
+        return self.norm_final(x)
+
+
+class Conformer(nn.Module):
+    """Subsampling, then the blocks, then a norm."""
+
+    def __init__(self, config: ConditionConfig, *, input_size: int, position_rows: int = POSITION_ROWS) -> None:
+        super().__init__()
+        self.subsampling = Subsampling(input_size, config.output_size)
+        self.position_table = nn.Parameter(torch.empty(1, position_rows, config.output_size))
+        self.blocks = nn.ModuleList(ConformerBlock(config) for _ in range(config.num_blocks))
+        self.norm = nn.LayerNorm(config.output_size)
+
+    def forward(self, x: Tensor, mask: FrameMask) -> tuple[Tensor, FrameMask]:
+        """Semantic features (B, T, D) float32, T from 3, to (B, T', C) and the mask of the T' frames."""
+        x = self.subsampling(x)
+        mask = mask.subsampled(x.device)
+        positions = self.position_table[:, : x.shape[1]]
+        for block in self.blocks:
+            x = block(x, positions, mask)
+        return self.norm(x), mask

@@ -1,0 +1,140 @@
+"""From input features to codes, condition latents and emotion vector: the four models, one after the other.
+
+Gives `FeatureModel` and its result `FeatureTensors`. Takes padded batches of tensors. Knows nothing of audio, of
+samples or of what to do when memory runs out: every step is an attribute (`semantic_encoder`, `semantic_codec`,
+`conditioner`, `emotion_conditioner`) that a caller may time, replace or make fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hfprep.model_config import ModelConfig
+from hfprep.models.checkpoints import load_conditioners, load_semantic_codec, load_semantic_encoder
+from hfprep.models.conditioner import Conditioner, EmotionConditioner
+from hfprep.models.locate import ModelFiles
+from hfprep.models.masking import FrameMask
+from hfprep.models.semantic_codec import SemanticCodec
+from hfprep.models.semantic_encoder import SemanticEncoder
+
+MIN_FRAMES = 3
+
+
+@dataclass(frozen=True)
+class FeatureTensors:
+    """What a batch of B clips, padded to T frames, gave; None for what was not asked for.
+
+    `codes` (B, T) int64, of which the first lengths[b] are clip b's; `condition` (B, L, M) float32;
+    `emo_vec` (B, M) float32. All on the model's device.
+    """
+
+    codes: Tensor | None
+    condition: Tensor | None
+    emo_vec: Tensor | None
+
+
+class FeatureModel(nn.Module):
+    """The semantic encoder, the codec and the two conditioning branches."""
+
+    def __init__(
+        self,
+        *,
+        semantic_encoder: SemanticEncoder,
+        semantic_codec: SemanticCodec,
+        conditioner: Conditioner,
+        emotion_conditioner: EmotionConditioner,
+        config: ModelConfig,
+    ) -> None:
+        super().__init__()
+        self.semantic_encoder = semantic_encoder
+        self.semantic_codec = semantic_codec
+        self.conditioner = conditioner
+        self.emotion_conditioner = emotion_conditioner
+        self.config = config
+        self.min_frames = MIN_FRAMES
+        rows = min(branch.conformer.position_table.shape[1] for branch in (conditioner, emotion_conditioner))
+        # T' = (T - 1) // 2 must stay below the number of rows of the position table.
+        self.max_frames = 2 * rows
+        self.model_dim = config.model_dim
+        self.num_condition_latents: int = conditioner.perceiver.latents.shape[0]
+        self.eval().requires_grad_(False)
+
+    @classmethod
+    def load(cls, files: ModelFiles, config: ModelConfig, *, device: str | torch.device = "cpu") -> FeatureModel:
+        """Load all parts from `files`; on a CPU the weights stay memory-mapped.
+
+        Raises CheckpointError where a file is not what `config` and the semantic model's config.json say.
+        """
+        encoder = load_semantic_encoder(files.semantic_config, files.semantic_weights, files.w2v_stat)
+        codec = load_semantic_codec(files.semantic_codec, config)
+        conditioner, emotion_conditioner = load_conditioners(
+            files.gpt_checkpoint, config, semantic_size=encoder.mean.shape[0]
+        )
+        model = cls(
+            semantic_encoder=encoder,
+            semantic_codec=codec,
+            conditioner=conditioner,
+            emotion_conditioner=emotion_conditioner,
+            config=config,
+        )
+        return model.to(device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.semantic_encoder.mean.device
+
+    def forward(
+        self, input_features: Tensor, lengths: Tensor, *, codes: bool = True, latents: bool = True
+    ) -> FeatureTensors:
+        """Compute the features of a padded batch.
+
+        `input_features` (B, T, 160) float32 on the model's device, `lengths` (B,) int64 on the CPU: the valid frames
+        of each clip, from `min_frames` to `max_frames`. What stands in the padding may be any finite numbers.
+        `codes`, `latents`: what to compute (`latents` is condition and emo_vec); the rest is None.
+        Raises ValueError for lengths out of range or a batch of another shape.
+        """
+        self._check(input_features, lengths)
+        with torch.inference_mode(), exact_float32(input_features.device):
+            mask = FrameMask.from_lengths(lengths, input_features.shape[1], input_features.device)
+            semantic = self.semantic_encoder(input_features, mask)
+            return FeatureTensors(
+                codes=self.semantic_codec(semantic, mask) if codes else None,
+                condition=self.conditioner(semantic, mask) if latents else None,
+                emo_vec=self.emotion_conditioner(semantic, mask) if latents else None,
+            )
+
+    def _check(self, input_features: Tensor, lengths: Tensor) -> None:
+        if input_features.ndim != 3 or lengths.shape != input_features.shape[:1]:
+            raise ValueError(
+                f"input_features {tuple(input_features.shape)} and lengths {tuple(lengths.shape)} "
+                "must be (B, T, 160) and (B,)"
+            )
+        shortest, longest = int(lengths.min()), int(lengths.max())
+        if shortest < self.min_frames or longest > min(self.max_frames, input_features.shape[1]):
+            raise ValueError(
+                f"lengths go from {shortest} to {longest} frames; they must lie between {self.min_frames} and "
+                f"{self.max_frames}, and within the batch's {input_features.shape[1]}"
+            )
+
+
+@contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """On a CUDA device, keep TF32 out of float32 products and convolutions while the block runs.
+
+    Codes do not survive TF32 (relative errors of 1e-3 flip 2 to 4 % of them), and whatever else runs in the process
+    keeps its own setting.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

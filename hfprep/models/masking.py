@@ -1,0 +1,57 @@
+"""Which frames of a padded batch are real, and the two ways in which that reaches a computation.
+
+Gives `FrameMask` (made once per batch from the lengths) and the mask sites `TimeMask` and `KeyMask`: modules without
+parameters, one wherever padding could leak into real frames, so that tests can list the sites and remove each in turn.
+Knows nothing of the models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class FrameMask:
+    """The real frames of a padded batch of B clips and T frames.
+
+    `lengths` (B,) int64 stays on the CPU, so that nothing waits for a device. `padding` (B, T, 1) bool is true where
+    a frame is padding; `key_bias` (B, 1, 1, T) float32 is 0 for real frames and -inf for padding. Both are None when
+    the batch holds no padding: then there is nothing to mask, and attention kernels without a mask are faster.
+    """
+
+    lengths: Tensor
+    num_frames: int
+    padding: Tensor | None
+    key_bias: Tensor | None
+
+    @classmethod
+    def from_lengths(cls, lengths: Tensor, num_frames: int, device: torch.device) -> FrameMask:
+        """Mark the first `lengths[b]` of `num_frames` frames as real, for every clip b of the batch."""
+        if int(lengths.min()) >= num_frames:
+            return cls(lengths, num_frames, None, None)
+        padding = (torch.arange(num_frames)[None, :] >= lengths[:, None]).to(device, non_blocking=True)
+        key_bias = torch.zeros(padding.shape, device=device).masked_fill_(padding, float("-inf"))
+        return cls(lengths, num_frames, padding[:, :, None], key_bias[:, None, None, :])
+
+    def subsampled(self, device: torch.device) -> FrameMask:
+        """The mask after the stride-2 convolution, which is mask[:, 2::2]: a frame is real if its last input is."""
+        return FrameMask.from_lengths((self.lengths - 1) // 2, (self.num_frames - 1) // 2, device)
+
+
+class TimeMask(nn.Module):
+    """A mask site ahead of a convolution over time: padding reads as the zeros past an utterance's own end."""
+
+    def forward(self, frames: Tensor, mask: FrameMask) -> Tensor:
+        """Zero the padding of (B, T, C) float32 in place."""
+        return frames if mask.padding is None else frames.masked_fill_(mask.padding, 0.0)
+
+
+class KeyMask(nn.Module):
+    """A mask site in front of an attention: padding gets no weight as a key."""
+
+    def forward(self, mask: FrameMask) -> Tensor | None:
+        """The bias (B, 1, 1, T) to add to the scores, or None."""
+        return mask.key_bias

@@ -1,0 +1,101 @@
+"""MaskGCT's semantic codec (RepCodec): the encoder and the quantizer, which is all that codes need.
+
+Gives `SemanticCodec`: normalised semantic features (B, T, D) to codes (B, T). Takes a FrameMask; every convolution
+over time sees zeros past an utterance's own end. Knows nothing of checkpoints.
+Source: Huang et al. 2023 (RepCodec), Wang et al. 2024 (MaskGCT), Liu et al. 2022 (ConvNeXt).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hfprep.model_config import SemanticCodecConfig
+from hfprep.models.masking import FrameMask, TimeMask
+from hfprep.models.operators import DepthwiseConvolution, Linear, linear
+
+KERNEL_SIZE = 7
+EPS = 1e-6
+# The scores of a frame against every codebook row: the number of floats that may exist at once.
+SCORES_PIECE = 1 << 24
+
+
+class ConvNeXtBlock(nn.Module):
+    """Depthwise convolution, LayerNorm, Linear, exact GELU, Linear, times gamma, plus the input."""
+
+    def __init__(self, channels: int, intermediate: int) -> None:
+        super().__init__()
+        self.time_mask = TimeMask()
+        self.depthwise = DepthwiseConvolution(channels, KERNEL_SIZE, left=KERNEL_SIZE // 2)
+        self.norm = nn.LayerNorm(channels, eps=EPS)
+        self.expand = Linear(channels, intermediate)
+        self.contract = Linear(intermediate, channels)
+        self.gamma = nn.Parameter(torch.empty(channels))
+
+    def forward(self, x: Tensor, mask: FrameMask) -> Tensor:
+        x = self.time_mask(x, mask)
+        hidden = F.gelu(self.expand(self.norm(self.depthwise(x))))
+        return torch.addcmul(x, self.contract(hidden), self.gamma)
+
+
+class InputConvolution(nn.Module):
+    """Conv1d(D -> C, kernel 7, padding 3), as a product over the seven shifted copies of each frame."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, KERNEL_SIZE))
+        self.bias = nn.Parameter(torch.empty(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, C)."""
+        margin = KERNEL_SIZE // 2
+        return F.conv1d(x.transpose(1, 2), self.weight, self.bias, padding=margin).transpose(1, 2)
+
+
+class Quantizer(nn.Module):
+    """Codes: the index of the nearest row of the codebook, latents and rows L2-normalised.
+
+    `weight` (d, D) is the projection with its weight norm folded in, `codebook` (N, d) holds normalised rows. On the
+    unit sphere the nearest row is the one with the largest inner product, so this is one product and an argmax.
+    """
+
+    def __init__(self, config: SemanticCodecConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.codebook_dim, config.hidden_size))
+        self.bias = nn.Parameter(torch.empty(config.codebook_dim))
+        self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.codebook_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) float32 to codes (B, T) int64."""
+        latents = F.normalize(linear(x, self.weight, self.bias), dim=-1).flatten(0, 1)
+        step = max(1, SCORES_PIECE // self.codebook.shape[0])
+        codes = [linear(piece, self.codebook).argmax(dim=-1) for piece in latents.split(step)]
+        return torch.cat(codes).view(x.shape[:2])
+
+
+class SemanticCodec(nn.Module):
+    """The encoder's convolutional stack and the quantizer."""
+
+    def __init__(self, config: SemanticCodecConfig) -> None:
+        super().__init__()
+        channels = config.vocos_dim
+        self.time_mask = TimeMask()
+        self.embed = InputConvolution(config.hidden_size, channels)
+        self.norm = nn.LayerNorm(channels, eps=EPS)
+        self.blocks = nn.ModuleList(
+            ConvNeXtBlock(channels, config.vocos_intermediate_dim) for _ in range(config.vocos_num_layers)
+        )
+        self.norm_final = nn.LayerNorm(channels, eps=EPS)
+        self.out = Linear(channels, config.hidden_size)
+        self.quantizer = Quantizer(config)
+
+    def forward(self, semantic: Tensor, mask: FrameMask) -> Tensor:
+        """Normalised semantic features (B, T, D) float32 to codes (B, T) int64; codes of padding mean nothing."""
+        # The features belong to the caller, who also gives them to the conditioners: mask a copy.
+        x = semantic if mask.padding is None else self.time_mask(semantic.clone(), mask)
+        x = self.norm(self.embed(x))
+        for block in self.blocks:
+            x = block(x, mask)
+        codes: Tensor = self.quantizer(self.out(self.norm_final(x)))
+        return codes

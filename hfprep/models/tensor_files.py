@@ -1,0 +1,59 @@
+"""Files of named tensors, memory-mapped: torch zip files and safetensors.
+
+Gives dictionaries of name to tensor whose numbers stay on disk until they are used. Pickles are never executed: only
+tensors and plain values are read. Knows nothing of what the tensors are for.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from hfprep.errors import CheckpointError
+
+
+def read_torch_file(path: Path) -> dict[str, Tensor]:
+    """Map a torch file that holds a state dict, or {"model": state dict}: name to tensor, nothing else is kept.
+
+    Raises CheckpointError; a file that would need its pickle executed, or cannot be mapped, is refused.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(
+            f"{path}: is not a torch zip file (torch 1.6 or later writes them), so it cannot be memory-mapped. "
+            "If it is an older torch file, rewrite it once: python -c \"import torch; torch.save(torch.load('OLD', "
+            "map_location='cpu', weights_only=True), 'NEW')\"; else it is cut short or no checkpoint: fetch it again"
+        )
+    try:
+        values = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError as exc:
+        raise CheckpointError(
+            f"{path}: holds objects other than tensors and plain values, and hfprep never executes pickles. "
+            "Save its state dict alone with torch.save"
+        ) from exc
+    except (RuntimeError, ValueError, EOFError, OSError) as exc:
+        raise CheckpointError(f"{path}: cannot be read as a torch file ({exc}); fetch it again") from exc
+    if isinstance(values, Mapping) and isinstance(values.get("model"), Mapping):
+        values = values["model"]
+    if not isinstance(values, Mapping):
+        raise CheckpointError(f"{path}: holds {type(values).__name__}, not a state dict")
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def read_safetensors(paths: Iterable[Path]) -> dict[str, Tensor]:
+    """Map one or more safetensors files: name to tensor. Raises CheckpointError naming the file."""
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        except (SafetensorError, OSError) as exc:
+            raise CheckpointError(f"{path}: cannot be read as a safetensors file ({exc}); fetch it again") from exc
+    return tensors
