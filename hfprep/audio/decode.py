@@ -6,7 +6,6 @@ installed. Knows nothing of manifests or of the features computed from the sampl
 """
 
 import os
-import re
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import soundfile
 
 from hfprep.audio import ffmpeg
 from hfprep.audio.resample import resample
+from hfprep.audio.truncation import cut_chunk, cut_stream
 from hfprep.errors import Reason, RejectedSample
 
 TARGET_SAMPLING_RATE = 16_000  # Hz, what w2v-bert-2.0 hears
@@ -25,10 +25,9 @@ MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 1_000, 768_000  # Hz; beyond, the header 
 BLOCK_VALUES = 1 << 22  # samples times channels read at a time: 16 MiB, whatever the header promises
 SNIFF_BYTES = 16
 
-STREAMED_BYTES = 0x7FFFF000  # a wav header claiming this many bytes or more was written before its length was known
-DATA_CHUNK_CUT = re.compile(r"\bdata : (\d+) \(should be (\d+)\)")
 SEARCHED_FORMATS = frozenset({"MP3"})  # their frame count is found by a scan or a tag, not promised by the header
 
+UNKNOWN_FRAMES = 1 << 62  # libsndfile's count for a flac stream that does not know its own length is above this
 UNRECOGNISED_FORMAT = 1  # libsndfile's SF_ERR_UNRECOGNISED_FORMAT
 
 CONTAINER_SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
@@ -156,47 +155,59 @@ def _known_to_soundfile(start: bytes) -> bool:
     return start.startswith((b"RIFF", b"RF64", b"fLaC", b"OggS", b"FORM", b"ID3", b"\xff\xfb", b"\xff\xf3"))
 
 
-def _header_by_soundfile(name: str) -> AudioHeader:
-    with soundfile.SoundFile(name) as file:
-        _check_rate(name, file.samplerate)
-        if file.frames <= 0:
-            raise RejectedSample(Reason.AUDIO_EMPTY, f"{name}: holds no samples")
-        return AudioHeader(file.frames / file.samplerate, file.samplerate, file.channels, file.format)
-
-
-class _Stream(soundfile.SoundFile):  # type: ignore[misc]
-    """A file read once from its start.
+class _Stream(soundfile.SoundFile):
+    """A file read once from its start, its rate and its completeness checked as it is opened.
 
     A seekable SoundFile seeks to where it is after each read, which resets an MP3 decoder in the middle of a word,
     and believes the header's frame count.
     """
 
+    def __init__(self, name: str) -> None:
+        cut = cut_stream(name)
+        if cut is None:
+            super().__init__(name)
+            _check_rate(name, self.samplerate)
+            cut = cut_chunk(self.extra_info)
+        if cut is not None:
+            raise _unreadable(name, cut)
+
     def seekable(self) -> bool:
         return False
+
+    @property
+    def promised_frames(self) -> int | None:
+        """The header's count of frames; None where it has none."""
+        return self.frames if 0 <= self.frames < UNKNOWN_FRAMES else None
+
+
+def _header_by_soundfile(name: str) -> AudioHeader:
+    with _Stream(name) as file:
+        frames = file.promised_frames
+        if frames is None:
+            frames = len(_samples_of(name, file))
+        if frames == 0:
+            raise RejectedSample(Reason.AUDIO_EMPTY, f"{name}: holds no samples")
+        return AudioHeader(frames / file.samplerate, file.samplerate, file.channels, file.format)
 
 
 def _samples_by_soundfile(name: str) -> tuple[np.ndarray, int]:
     """Mono float32 samples at the file's own rate, and that rate in Hz."""
     with _Stream(name) as file:
-        _check_rate(name, file.samplerate)
-        _check_data_chunk(name, file)
-        blocks = []
-        block_frames = max(1, min(BLOCK_VALUES // file.channels, file.frames))
-        while len(block := file.read(block_frames, dtype="float32", always_2d=True)):
-            blocks.append(_mono(name, block))
-        samples = blocks[0] if len(blocks) == 1 else np.concatenate([np.empty(0, np.float32), *blocks])
-        if len(samples) < file.frames and file.format not in SEARCHED_FORMATS:
-            raise _unreadable(name, f"cut off: {len(samples)} of {file.frames} samples could be decoded")
+        samples = _samples_of(name, file)
+        promised = file.promised_frames
+        if promised is not None and len(samples) < promised and file.format not in SEARCHED_FORMATS:
+            raise _unreadable(name, f"cut off: {len(samples)} of {promised} samples could be decoded")
         return samples, file.samplerate
 
 
-def _check_data_chunk(name: str, file: soundfile.SoundFile) -> None:
-    """Refuse a wav whose data ends before its header says: libsndfile reads the rest without a word."""
-    cut = DATA_CHUNK_CUT.search(file.extra_info) if file.format in {"WAV", "WAVEX", "RF64"} else None
-    if cut:
-        promised, present = sorted(map(int, cut.groups()), reverse=True)
-        if promised < STREAMED_BYTES:
-            raise _unreadable(name, f"cut off: the header promises {promised} bytes of samples, {present} are there")
+def _samples_of(name: str, file: _Stream) -> np.ndarray:
+    block_frames = max(1, BLOCK_VALUES // file.channels)
+    if file.promised_frames:
+        block_frames = min(block_frames, file.promised_frames)
+    blocks = []
+    while len(block := file.read(block_frames, dtype="float32", always_2d=True)):
+        blocks.append(_mono(name, block))
+    return blocks[0] if len(blocks) == 1 else np.concatenate([np.empty(0, np.float32), *blocks])
 
 
 def _samples_by_ffmpeg(name: str, _container: str) -> tuple[np.ndarray, int]:
