@@ -4,6 +4,7 @@ The command line takes its flags, defaults and help texts from the fields below.
 how the work is done, nor of the model's config.yaml (see model_config).
 """
 
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,7 @@ class BuildConfig:
         self._require(self.audio_sr > 0, "audio_sr", "a sampling rate in Hz, such as 16000 or 24000")
         self._require(self.max_samples is None or self.max_samples > 0, "max_samples", "a positive number")
         self._require(self.on_change in ON_CHANGE, "on_change", " or ".join(ON_CHANGE))
-        device = self.device.split(":")
-        known = device[0] in ("auto", "cpu", "cuda") and (len(device) == 1 or (len(device) == 2 and device[1].isdigit()))
-        self._require(known, "device", "auto, cpu, cuda or cuda:N")
+        self._require(re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None, "device", "auto, cpu, cuda or cuda:N")
 
     def _require(self, holds: bool, name: str, allowed: str) -> None:
         if not holds:

@@ -19,6 +19,7 @@ MAX_NAME_BYTES = 255  # one path component, on every common Linux file system
 MAX_ID_BYTES = 3000  # leaves room for the output directory within PATH_MAX (4096)
 KNOWN_FIELDS = frozenset({"id", "text", "audio", "speaker", "language", "duration"})
 _NPY_SUFFIX_BYTES = len(".npy")
+UTF8_MARK = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -29,15 +30,19 @@ class ManifestReader:
     path: Path
     language: str | None = None
 
-    def __iter__(self) -> Iterator[Utterance | Rejection]:
-        """One item for each line that is not blank, in order. Raises ConfigError where the file cannot be read."""
-        finder = AudioFinder(self.path)
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """Number (from 1) and bytes of each line that is not blank. Raises ConfigError where there is no such file."""
         with open_manifest(self.path) as stream:
             for number, raw in enumerate(stream, start=1):
-                if number == 1:
-                    raw = raw.removeprefix(b"\xef\xbb\xbf")
-                if raw.strip():
-                    yield parse_line(number, raw, finder, self.language)
+                line = raw.removeprefix(UTF8_MARK) if number == 1 else raw
+                if line.strip():
+                    yield number, line
+
+    def __iter__(self) -> Iterator[Utterance | Rejection]:
+        """One item for each line that is not blank, in order."""
+        finder = AudioFinder(self.path)
+        for number, raw in self.lines():
+            yield parse_line(number, raw, finder, self.language)
 
 
 def open_manifest(path: Path) -> BinaryIO:
@@ -100,7 +105,8 @@ def _parse_object(raw: bytes) -> dict[str, Any]:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         found = f"byte {raw[error.start]:#04x} at column {error.start + 1}"
-        raise RejectedSample(Reason.INVALID_ENCODING, f"the line is not UTF-8 ({found}); save the file as UTF-8") from None
+        message = f"the line is not UTF-8 ({found}); save the file as UTF-8"
+        raise RejectedSample(Reason.INVALID_ENCODING, message) from None
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -13,7 +13,6 @@ from typing import BinaryIO
 
 from hfprep.errors import StoreError
 
-TEMPORARY_SUFFIX = ".tmp"
 OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 LOST = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.ENODEV}
@@ -76,20 +75,20 @@ def rename(source: str | Path, target: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, temporary: str = "tmp") -> Iterator[BinaryIO]:
     """Write a file under a temporary name; on success sync it and put it in place, else leave `path` as it was."""
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    unfinished = path.with_name(f"{path.name}.{temporary}")
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(temporary, "wb") as stream:
+            with open(unfinished, "wb") as stream:
                 observe("before-write", path)
                 yield stream
                 stream.flush()
                 sync_file(stream.fileno(), path)
-            rename(temporary, path)
+            rename(unfinished, path)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
 

@@ -23,11 +23,14 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS samples (
     id TEXT PRIMARY KEY, text BLOB, codes BLOB, latents BLOB,
-    text_len INTEGER, code_len INTEGER, condition_len INTEGER, model_dim INTEGER, seconds REAL
+    text_len INTEGER, code_len INTEGER, condition_len INTEGER, model_dim INTEGER, seconds REAL, source TEXT
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS scanned (id TEXT PRIMARY KEY) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS rejected (line INTEGER PRIMARY KEY, id TEXT, reason TEXT NOT NULL, message TEXT NOT NULL);
+CREATE TEMP TABLE scanned (id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TEMP TABLE rejected (line INTEGER PRIMARY KEY, id TEXT, reason TEXT NOT NULL, message TEXT NOT NULL);
 """
+_SELECT_SAMPLE = (
+    "SELECT text, codes, latents, text_len, code_len, condition_len, model_dim, seconds, source FROM samples WHERE id = ?"
+)
 _GROUPS = {Need.TEXT: "text", Need.CODES: "codes", Need.LATENTS: "latents"}
 
 
@@ -43,13 +46,26 @@ class SampleState:
     condition_len: int | None
     model_dim: int | None
     seconds: float | None
+    source: str | None
+
+    def by_need(self) -> dict[Need, bytes | None]:
+        """The stored fingerprint of each group."""
+        return {Need.TEXT: self.text, Need.CODES: self.codes, Need.LATENTS: self.latents}
 
     def missing(self, wanted: Fingerprints) -> Need:
         """The groups whose stored fingerprint is not the wanted one."""
-        have = {Need.TEXT: self.text, Need.CODES: self.codes, Need.LATENTS: self.latents}
         need = Need.NOTHING
+        have = self.by_need()
         for group, value in wanted.by_need().items():
             if have[group] != value:
+                need |= group
+        return need
+
+    def finished(self) -> Need:
+        """The groups that are finished under some fingerprint."""
+        need = Need.NOTHING
+        for group, value in self.by_need().items():
+            if value is not None:
                 need |= group
         return need
 
@@ -111,18 +127,12 @@ class State:
 
     def sample(self, sample_id: str) -> SampleState | None:
         """What is known of a sample."""
-        query = "SELECT text, codes, latents, text_len, code_len, condition_len, model_dim, seconds FROM samples WHERE id = ?"
-        row = self._db.execute(query, (sample_id,)).fetchone()
+        row = self._db.execute(_SELECT_SAMPLE, (sample_id,)).fetchone()
         return None if row is None else SampleState(*row)
 
     def num_samples(self) -> int:
         """How many samples have a row."""
         return int(self._db.execute("SELECT count(*) FROM samples").fetchone()[0])
-
-    def start_scan(self) -> None:
-        """Forget which ids and rejections an earlier run saw in the manifest."""
-        self._db.execute("DELETE FROM scanned")
-        self._db.execute("DELETE FROM rejected")
 
     def first_sight(self, sample_id: str) -> bool:
         """True the first time an id is seen in this scan, False for a duplicate."""
@@ -142,15 +152,16 @@ class State:
         """How many lines were rejected for each reason."""
         return dict(self._db.execute("SELECT reason, count(*) FROM rejected GROUP BY reason ORDER BY reason"))
 
-    def clear(self, samples: Iterable[tuple[str, Need]]) -> None:
-        """Forget that groups of samples are finished; call before their artifacts are overwritten."""
+    def begin(self, samples: Iterable[tuple[str, Need]]) -> None:
+        """Note that these groups are about to be overwritten: until `finish` they are not finished, whatever lies there."""
         for sample_id, need in samples:
-            names = ", ".join(f"{_GROUPS[group]} = NULL" for group in _GROUPS if group & need)
-            self._db.execute(f"UPDATE samples SET {names} WHERE id = ?", (sample_id,))  # noqa: S608 - our own names
+            names = ", ".join(f"{name} = NULL" for group, name in _GROUPS.items() if group & need)
+            self._db.execute("INSERT OR IGNORE INTO samples (id) VALUES (?)", (sample_id,))
+            self._db.execute(f"UPDATE samples SET {names} WHERE id = ?", (sample_id,))  # noqa: S608 - names of our own
 
-    def finish(self, sample_id: str, features: Features, fingerprints: Fingerprints) -> None:
+    def finish(self, sample_id: str, features: Features, fingerprints: Fingerprints, source: str) -> None:
         """Record that the groups present in `features` are on disk, computed with these fingerprints."""
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = {"source": source}
         if features.text_ids is not None:
             values |= {"text": fingerprints.text, "text_len": len(features.text_ids)}
         if features.codes is not None:
@@ -164,8 +175,8 @@ class State:
 
     def adopt(self, sample_id: str, values: dict[str, Any]) -> None:
         """Set the given columns of a sample, leaving the others as they are."""
-        names = list(values)
-        marks = ", ".join("?" for _ in names)
-        updates = ", ".join(f"{name} = excluded.{name}" for name in names)
-        statement = f"INSERT INTO samples (id, {', '.join(names)}) VALUES (?, {marks}) ON CONFLICT (id) DO UPDATE SET {updates}"  # noqa: S608, E501 - our own names
-        self._db.execute(statement, (sample_id, *values.values()))
+        names = ", ".join(values)
+        marks = ", ".join("?" for _ in values)
+        updates = ", ".join(f"{name} = excluded.{name}" for name in values)
+        insert = f"INSERT INTO samples (id, {names}) VALUES (?, {marks}) ON CONFLICT (id) DO UPDATE SET {updates}"  # noqa: S608
+        self._db.execute(insert, (sample_id, *values.values()))

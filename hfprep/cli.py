@@ -1,0 +1,132 @@
+"""The command line: arguments -> config -> one call, and exit codes.
+
+0: done. 1: an error, or rejected lines with --strict, or nothing accepted. 2: wrong usage. 130, 143: interrupted.
+The flags, their defaults and their help come from `BuildConfig`.
+"""
+
+import dataclasses
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from hfprep.config import BuildConfig
+from hfprep.errors import HfprepError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="From a manifest of speech to IndexTTS-2 training features.",
+    pretty_exceptions_enable=False,
+)
+_REQUIRED = ("manifest", "output_dir")
+
+
+def options_of(config: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one option for each field of a config dataclass; it is called with the config."""
+
+    def decorate(command: Callable[[Any], None]) -> Callable[..., None]:
+        hints = get_type_hints(config)
+        parameters = []
+        for item in dataclasses.fields(config):
+            annotation = Annotated[hints[item.name], typer.Option(help=item.metadata["help"], show_default=True)]
+            default = inspect.Parameter.empty if item.name in _REQUIRED else item.default
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(inspect.Parameter(item.name, kind, default=default, annotation=annotation))
+
+        def call(**values: Any) -> None:
+            command(config(**values))
+
+        call.__name__, call.__doc__ = command.__name__, command.__doc__
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return call
+
+    return decorate
+
+
+@app.callback()
+def every_command() -> None:
+    """From a manifest of speech to IndexTTS-2 training features."""
+
+
+@app.command()
+@options_of(BuildConfig)
+def build(config: BuildConfig) -> None:
+    """Compute all features of a manifest; run the same command again to continue."""
+    _log_to_stderr(as_json=config.log_json)
+    raise typer.Exit(run_build(config))
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where models, data and features go.")] = Path("demo"),
+    num_samples: Annotated[int, typer.Option(help="Good samples to make.")] = 24,
+) -> None:
+    """Make RANDOM models and sample data, and run the real build on them."""
+    from hfprep.demo.dataset import make_dataset
+    from hfprep.demo.model_set import make_model_set
+
+    _log_to_stderr(as_json=False)
+    data, models, output = folder / "data", folder / "models-RANDOM", folder / "features"
+    made = make_dataset(data, num_samples=num_samples)
+    make_model_set(models)
+    status = run_build(BuildConfig(manifest=made.manifest, output_dir=output, models=models, val_ratio=0.1))
+    print(f"\nThe models are RANDOM numbers: the features have the right form and mean nothing.\n\n"
+          f"  {data}/manifest.jsonl   sample data, with some lines bad on purpose\n"
+          f"  {models}/   the model set; yours has the same layout\n"
+          f"  {output}/   the features: text_ids/, codes/, condition/, emo_vec/, the manifests\n"
+          f"  {output}/rejected.jsonl   what was rejected, and why\n\n"
+          f"Your own data:\n  python -m hfprep build --manifest YOURS.jsonl --output-dir OUT --models MODELS_DIR")  # fmt: skip
+    raise typer.Exit(status)
+
+
+def run_build(config: BuildConfig) -> int:
+    """Run one build, print its summary, and give the exit status."""
+    from hfprep.building import build as build_features
+    from hfprep.summary import summary_table
+
+    summary = build_features(config)
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 100).print(summary_table(summary))
+    if summary.interrupted_by is not None:
+        print(f"Interrupted; {summary.pending} lines are left. Run the same command again to continue.")
+        return 128 + summary.interrupted_by
+    if not summary.accepted:
+        print(f"No sample was accepted; see {summary.output_dir / 'rejected.jsonl'}.", file=sys.stderr)
+        return 1
+    if config.strict and summary.rejected:
+        print(f"--strict: lines were rejected; see {summary.output_dir / 'rejected.jsonl'}.", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _log_to_stderr(*, as_json: bool) -> None:
+    from hfprep.logs import formatter
+
+    if as_json or not sys.stderr.isatty():
+        handler: logging.Handler = logging.StreamHandler()
+        handler.setFormatter(formatter(as_json))
+    else:
+        from rich.console import Console
+        from rich.logging import RichHandler
+
+        handler = RichHandler(console=Console(stderr=True), show_path=False)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("hfprep").setLevel(logging.INFO)
+
+
+def main() -> None:
+    """Entry point of `hfprep` and `python -m hfprep`: errors that hfprep raises on purpose are printed, not traced."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except HfprepError as error:
+        print(f"hfprep: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,287 @@
+"""The npy layout on disk: where artifacts lie, how a batch of them becomes final, and the manifests beside them.
+
+A batch is published in this order: arrays under temporary names, synced; the state forgets the samples; renames;
+folders synced; the state knows the samples; progress and manifests are appended. Killed anywhere, the state never
+claims what is not on disk, and the listing is made again from the state.
+"""
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hfprep.errors import StoreError
+from hfprep.records import COLUMNS, Features, Need, Rejection, Utterance, artifact_path, manifest_record
+from hfprep.store import atomic
+from hfprep.store.fingerprints import Fingerprints
+from hfprep.store.state import SampleState, State
+
+TRAIN, VAL = "train_manifest.jsonl", "val_manifest.jsonl"
+PROGRESS, REJECTED, STATS = ".preprocessing_progress.txt", "rejected.jsonl", "stats.json"
+PRIVATE = ".hfprep"
+SPLIT_BUCKETS = 1_000_000
+IO_THREADS = 8
+
+
+def is_validation(sample_id: str, val_ratio: float) -> bool:
+    """Whether an id belongs to the validation split, by its SHA-1."""
+    return int(hashlib.sha1(sample_id.encode()).hexdigest(), 16) % SPLIT_BUCKETS / SPLIT_BUCKETS < val_ratio  # noqa: S324
+
+
+def json_line(record: Mapping[str, Any]) -> bytes:
+    """A record as one line of UTF-8 JSON."""
+    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """An array in the .npy format, version 1.0."""
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+    return stream.getvalue()
+
+
+@functools.lru_cache(maxsize=65536)
+def npy_size(column: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a complete artifact of that column and shape."""
+    return len(npy_bytes(np.empty(shape, COLUMNS[column].dtype)))
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A computed sample on its way to disk."""
+
+    utterance: Utterance
+    features: Features
+    fingerprints: Fingerprints
+    source: str
+
+    @property
+    def need(self) -> Need:
+        """The column groups that are being written."""
+        present = Need.NOTHING
+        for name in self.features.arrays():
+            present |= COLUMNS[name].need
+        return present
+
+
+class NpyOutput:
+    """One output directory in the npy layout."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.private = root / PRIVATE
+        self.work = self.private / "work"
+
+    def reset_work(self) -> None:
+        """An empty folder for working data; what a killed run left there goes."""
+        with atomic.explained(self.work):
+            self.remove_work()
+            (self.work / "stage").mkdir(parents=True)
+
+    def remove_work(self) -> None:
+        """Remove the working data."""
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def artifact(self, column: str, sample_id: str) -> Path:
+        """Path of a sample's array."""
+        return self.root / artifact_path(column, sample_id)
+
+    def incomplete(self, sample_id: str, state: SampleState) -> Need:
+        """The finished groups of which an artifact is missing or has not the size that its lengths ask for."""
+        shapes = expected_shapes(state)
+        need = Need.NOTHING
+        for name, column in COLUMNS.items():
+            if column.need & state.finished():
+                try:
+                    size = self.artifact(name, sample_id).stat().st_size
+                except OSError:
+                    size = -1
+                if size != npy_size(name, shapes[name]):
+                    need |= column.need
+        return need
+
+    def read_shape(self, column: str, sample_id: str) -> tuple[int, ...] | None:
+        """Shape of an artifact that is complete, readable and of the right dtype and rank, else None."""
+        path = self.artifact(column, sample_id)
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            right = array.dtype == COLUMNS[column].dtype and array.ndim == COLUMNS[column].ndim
+            return array.shape if right and path.stat().st_size == npy_size(column, array.shape) else None
+        except (OSError, ValueError, EOFError):
+            return None
+
+    def occupied(self) -> bool:
+        """Whether artifacts lie here already."""
+        return any((self.root / column).is_dir() for column in COLUMNS)
+
+
+def expected_shapes(state: SampleState) -> dict[str, tuple[int, ...]]:
+    """Shape of each artifact of a sample, by its lengths; -1 lengths never fit."""
+    dim = state.model_dim or 0
+    return {
+        "text_ids": (state.text_len or 0,),
+        "codes": (state.code_len or 0,),
+        "condition": (state.condition_len or 0, dim),
+        "emo_vec": (dim,),
+    }
+
+
+def record_of(utterance: Utterance, state: SampleState) -> dict[str, Any]:
+    """The manifest record of a complete sample."""
+    return manifest_record(
+        utterance,
+        text_len=state.text_len or 0,
+        code_len=state.code_len or 0,
+        condition_len=state.condition_len or 0,
+        seconds=state.seconds,
+    )
+
+
+class Publisher:
+    """Makes batches final, one after another; use from one thread at a time."""
+
+    def __init__(self, output: NpyOutput, state: State, val_ratio: float) -> None:
+        self.output = output
+        self.state = state
+        self.val_ratio = val_ratio
+        self._pool = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="hfprep-write")
+        self._files = {name: atomic.AppendedFile(output.root / name) for name in (PROGRESS, TRAIN, VAL, REJECTED)}
+        self._made: set[Path] = set()
+
+    def close(self) -> None:
+        """Close the files; everything published is on disk already."""
+        self._pool.shutdown(wait=True)
+        for file in self._files.values():
+            file.close()
+
+    def publish(self, finished: Sequence[Finished], rejections: Sequence[Rejection]) -> None:
+        """Put a batch on disk and list it; raises StoreError, and then nothing of the batch is listed."""
+        if finished:
+            moves = self._stage(finished)
+            with self.state.transaction():
+                self.state.begin((item.utterance.id, item.need) for item in finished)
+            self._move(moves)
+            with self.state.transaction():
+                for item in finished:
+                    self.state.finish(item.utterance.id, item.features, item.fingerprints, item.source)
+        for rejection in rejections:
+            self.state.reject(rejection)
+        self._list(finished, rejections)
+
+    def _stage(self, finished: Sequence[Finished]) -> list[tuple[Path, Path]]:
+        """Write all arrays under temporary names, synced; pairs of temporary and final path."""
+        jobs = []
+        for index, item in enumerate(finished):
+            for name, array in item.features.arrays().items():
+                jobs.append((self.output.work / "stage" / f"{index}-{name}", name, item.utterance.id, array))
+        list(self._pool.map(lambda job: _write_array(job[0], job[3]), jobs))
+        return [(temporary, self.output.artifact(name, sample_id)) for temporary, name, sample_id, _ in jobs]
+
+    def _move(self, moves: Sequence[tuple[Path, Path]]) -> None:
+        folders = {final.parent for _, final in moves}
+        with atomic.explained(self.output.root):
+            for folder in folders - self._made:
+                folder.mkdir(parents=True, exist_ok=True)
+            for temporary, final in moves:
+                atomic.rename(temporary, final)
+            parents = {parent for folder in folders - self._made for parent in folder.parents}
+            root = self.output.root
+            for folder in folders | {parent for parent in parents if parent == root or root in parent.parents}:
+                atomic.sync_folder(folder)
+        self._made |= folders
+
+    def _list(self, finished: Sequence[Finished], rejections: Sequence[Rejection]) -> None:
+        lines: dict[str, list[bytes]] = {TRAIN: [], VAL: []}
+        for item in finished:
+            state = self.state.sample(item.utterance.id)
+            if state is None or state.finished() != Need.ALL:
+                raise StoreError(f"sample {item.utterance.id!r} was published with columns missing; please report this")
+            name = VAL if is_validation(item.utterance.id, self.val_ratio) else TRAIN
+            lines[name].append(json_line(record_of(item.utterance, state)))
+        for name, records in lines.items():
+            self._files[name].append(records)
+        self._files[PROGRESS].append(item.utterance.id.encode() + b"\n" for item in finished)
+        self._files[REJECTED].append(json_line(rejection.record()) for rejection in rejections)
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    with atomic.explained(path), open(path, "wb") as stream:
+        atomic.observe("before-write", path)
+        stream.write(npy_bytes(array))
+        stream.flush()
+        atomic.observe("after-write", path)
+        atomic.sync_file(stream.fileno(), path)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRow:
+    """A valid manifest row, the fingerprints its columns must have, and the groups that have yet to be computed."""
+
+    utterance: Utterance
+    fingerprints: Fingerprints
+    source: str
+    need: Need
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What the manifests list."""
+
+    train: int
+    val: int
+    seconds: float
+    overlong_text: int
+    overlong_codes: int
+
+
+def write_listing(
+    output: NpyOutput,
+    state: State,
+    rows: Iterable[PlannedRow],
+    *,
+    val_ratio: float,
+    earlier_ratio: float | None,
+    max_text_tokens: int,
+    max_codes: int,
+) -> Listed:
+    """Replace both manifests and the progress file by exactly the complete samples, in source order.
+
+    When the ratio has changed, samples that move from one split to the other leave the first manifest before they
+    enter the second, so that no id is ever in both. Samples over the model's positions are listed, and counted.
+    """
+    train = val = overlong_text = overlong_codes = 0
+    seconds = 0.0
+    moving = earlier_ratio is not None and earlier_ratio != val_ratio
+    with contextlib.ExitStack() as stack:  # put in place in the reverse of this order
+        progress = stack.enter_context(atomic.replacing(output.root / PROGRESS))
+        train_file = stack.enter_context(atomic.replacing(output.root / TRAIN))
+        val_file = stack.enter_context(atomic.replacing(output.root / VAL))
+        staying = stack.enter_context(atomic.replacing(output.root / TRAIN, temporary="staying")) if moving else None
+        for row in rows:
+            utterance = row.utterance
+            sample = state.sample(utterance.id)
+            if sample is None or sample.missing(row.fingerprints):
+                continue
+            line = json_line(record_of(utterance, sample))
+            progress.write(utterance.id.encode() + b"\n")
+            seconds += sample.seconds or 0.0
+            overlong_text += (sample.text_len or 0) > max_text_tokens
+            overlong_codes += (sample.code_len or 0) > max_codes
+            if is_validation(utterance.id, val_ratio):
+                val += 1
+                val_file.write(line)
+                continue
+            train += 1
+            train_file.write(line)
+            if staying is not None and earlier_ratio is not None and not is_validation(utterance.id, earlier_ratio):
+                staying.write(line)
+    return Listed(train, val, seconds, overlong_text, overlong_codes)
