@@ -24,6 +24,7 @@ LEVELS = (
     {"features"},
     {"store"},
     {"exporters"},
+    {"planning", "progress"},
     {"engines"},
     {"loading"},
     {"report"},
