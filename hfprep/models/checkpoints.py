@@ -94,9 +94,7 @@ def expected_shapes(
             **_shapes(emotion, _emotion_names(emotion)),
         },
         CODEC_FILE: _codec_shapes(config),
-        SEMANTIC_FILE: {
-            name: tuple(t.shape) for name, t in SemanticEncoder(semantic_config).model.state_dict().items()
-        },
+        SEMANTIC_FILE: _semantic_shapes(SemanticEncoder(semantic_config)),
         STATISTICS_FILE: {"mean": (size,), "var": (size,)},
     }
 
@@ -163,15 +161,14 @@ def load_semantic_encoder(config_path: Path, weight_paths: Sequence[Path], stati
     """
     encoder = SemanticEncoder(SemanticEncoderConfig.read(config_path))
     tensors = read_safetensors(weight_paths)
-    names = list(encoder.model.state_dict())
-    shapes = {name: tuple(tensor.shape) for name, tensor in encoder.model.state_dict().items()}
+    shapes = _semantic_shapes(encoder)
     check_tensors(tensors, shapes, file=SEMANTIC_FILE, path=weight_paths[0])
     statistics = read_torch_file(statistics_path)
     size = (encoder.mean.shape[0],)
     check_tensors(statistics, {"mean": size, "var": size}, file=STATISTICS_FILE, path=statistics_path)
     if not bool((statistics["var"] > 0).all()):
         raise CheckpointError(f"{statistics_path}: var has values that are not above 0; it must hold variances")
-    filled = {f"model.{name}": tensors[name] for name in names}
+    filled = {f"model.{name}": tensors[name] for name in shapes}
     filled.update(mean=statistics["mean"], std=statistics["var"].float().sqrt())
     _fill(encoder, filled)
     return encoder
@@ -246,6 +243,11 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 def _shapes(module: nn.Module, names: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
     state = module.state_dict()
     return {theirs: tuple(state[ours].shape) for ours, theirs in names.items()}
+
+
+def _semantic_shapes(encoder: SemanticEncoder) -> dict[str, tuple[int, ...]]:
+    """The library's own names, which are the file's."""
+    return {name: tuple(tensor.shape) for name, tensor in encoder.model.state_dict().items()}
 
 
 def _codec_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

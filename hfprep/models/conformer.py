@@ -1,7 +1,8 @@
 """The Conformer of the two conditioning branches (UnifiedVoice's conformer_perceiver with conv2d2 input).
 
 Gives `Conformer`: semantic features (B, T, D) to encoded frames (B, T', C), T' = (T - 1) // 2. Takes a FrameMask;
-padding never reaches a real frame. Knows nothing of checkpoints. Source: Gulati et al. 2020, as published for IndexTTS-2.
+padding never reaches a real frame. Knows nothing of checkpoints.
+Source: Gulati et al. 2020, as published for IndexTTS-2.
 """
 
 from __future__ import annotations

@@ -88,7 +88,8 @@ def locate(
     weights = _weights(semantic, missing) if semantic is not None else ()
     codec = _semantic_codec(semantic_codec, folder, missing)
     missing.raise_any()
-    assert semantic is not None and codec is not None  # else it was missing
+    assert semantic is not None  # else it was missing
+    assert codec is not None
     return ModelFiles(
         config=config_path,
         gpt_checkpoint=gpt,
