@@ -16,7 +16,6 @@ from types import FrameType
 from typing import Any
 
 import datasets
-import torch
 
 from hfprep.audio.decode import TARGET_SAMPLING_RATE
 from hfprep.audio.input_features import check_preprocessor
@@ -86,7 +85,9 @@ class Inputs:
         sha256, model = self.sha256, self.model_config
         semantic = {name: value for name, value in sha256.items() if name.startswith(("semantic_model", "w2v_stat"))}
         semantic |= {"audio_sr": str(config.audio_sr), "precision": PRECISION}
-        architecture = digest(dataclasses.asdict(model.condition)).hex() + digest(dataclasses.asdict(model.emotion)).hex()
+        architecture = (
+            digest(dataclasses.asdict(model.condition)).hex() + digest(dataclasses.asdict(model.emotion)).hex()
+        )
         return Settings(
             text={"tokenizer": sha256["tokenizer"], "normalizer": self.tokenizer.fingerprint()},
             codes=semantic | {"semantic_codec": sha256["semantic_codec"]},
@@ -118,18 +119,30 @@ def build(config: BuildConfig) -> Summary:
         return run.finish(plan, stop.signal)
 
 
+def _named_files(files: ModelFiles, tokenizer: Path) -> dict[str, Path]:
+    """Every file whose content the numbers depend on, under the name that stats.json gives it."""
+    return {
+        "tokenizer": tokenizer,
+        "config": files.config,
+        "gpt_checkpoint": files.gpt_checkpoint,
+        "w2v_stat": files.w2v_stat,
+        "semantic_codec": files.semantic_codec,
+        "semantic_model/config.json": files.semantic_config,
+    } | {f"semantic_model/{path.name}": path for path in files.semantic_weights}
+
+
 def find_inputs(config: BuildConfig, output: NpyOutput) -> Inputs:
     """Find and check everything but the weights themselves."""
-    model_config = ModelConfig.read(config.model_path("config"))
     files = locate(
-        config=config.model_path("config"),
-        gpt_checkpoint=config.model_path("gpt_checkpoint"),
-        w2v_stat=model_config.w2v_stat,
-        semantic_model=config.semantic_model_source,
-        semantic_codec=config.semantic_codec_source,
+        models=config.models,
+        config=config.config,
+        gpt_checkpoint=config.gpt_checkpoint,
+        semantic_model=config.semantic_model,
+        semantic_codec=config.semantic_codec,
     )
-    check_preprocessor(files.semantic_preprocessor)
-    tokenizer_path = config.model_path("tokenizer")
+    model_config = ModelConfig.read(files.config)
+    check_preprocessor(files.preprocessor_config)
+    tokenizer_path = config.tokenizer_path
     tokenizer = TextTokenizer(tokenizer_path)
     if tokenizer.vocab_size > model_config.number_text_tokens:
         raise ConfigError(
@@ -138,15 +151,13 @@ def find_inputs(config: BuildConfig, output: NpyOutput) -> Inputs:
             "was trained with, or extend the checkpoint first"
         )
     hashes = FileHashes(output.private / "sha256.json")
-    return Inputs(files, model_config, tokenizer, hashes.sha256({"tokenizer": tokenizer_path, **files.by_name()}))
+    return Inputs(files, model_config, tokenizer, hashes.sha256(_named_files(files, tokenizer_path)))
 
 
 class _Run:
     """The steps of one build, in the order in which `build` takes them."""
 
-    def __init__(
-        self, config: BuildConfig, output: NpyOutput, state: State, inputs: Inputs, started: float
-    ) -> None:
+    def __init__(self, config: BuildConfig, output: NpyOutput, state: State, inputs: Inputs, started: float) -> None:
         self.config = config
         self.output = output
         self.state = state
@@ -300,8 +311,8 @@ class _Run:
             "total": summary.accepted,
             "train": summary.train,
             "val": summary.val,
-            "tokenizer": str(config.model_path("tokenizer")),
-            "gpt_checkpoint": str(config.model_path("gpt_checkpoint")),
+            "tokenizer": str(config.tokenizer_path),
+            "gpt_checkpoint": str(config.gpt_checkpoint or inputs.files.gpt_checkpoint),
             "sha256": inputs.sha256,
             "versions": package_versions(),
             "precision": PRECISION,
@@ -349,7 +360,7 @@ def stop_on_signals() -> Iterator[StopSignals]:
         yield request
         return
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def note(number: int, _frame: FrameType | None) -> None:
         if request.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         request.signal = number

@@ -34,7 +34,7 @@ def options_of(config: type) -> Callable[[Callable[..., None]], Callable[..., No
         hints = get_type_hints(config)
         parameters = []
         for item in dataclasses.fields(config):
-            annotation = Annotated[hints[item.name], typer.Option(help=item.metadata["help"], show_default=True)]
+            annotation = Annotated.__class_getitem__((hints[item.name], typer.Option(help=item.metadata["help"])))
             default = inspect.Parameter.empty if item.name in _REQUIRED else item.default
             kind = inspect.Parameter.KEYWORD_ONLY
             parameters.append(inspect.Parameter(item.name, kind, default=default, annotation=annotation))
@@ -77,12 +77,14 @@ def demo(
     made = make_dataset(data, num_samples=num_samples)
     make_model_set(models)
     status = run_build(BuildConfig(manifest=made.manifest, output_dir=output, models=models, val_ratio=0.1))
-    print(f"\nThe models are RANDOM numbers: the features have the right form and mean nothing.\n\n"
+    print(
+          f"\nThe models are RANDOM numbers: the features have the right form and mean nothing.\n\n"
           f"  {data}/manifest.jsonl   sample data, with some lines bad on purpose\n"
           f"  {models}/   the model set; yours has the same layout\n"
           f"  {output}/   the features: text_ids/, codes/, condition/, emo_vec/, the manifests\n"
           f"  {output}/rejected.jsonl   what was rejected, and why\n\n"
-          f"Your own data:\n  python -m hfprep build --manifest YOURS.jsonl --output-dir OUT --models MODELS_DIR")  # fmt: skip
+          f"Your own data:\n  python -m hfprep build --manifest YOURS.jsonl --output-dir OUT --models MODELS_DIR"
+    )  # fmt: skip
     raise typer.Exit(status)
 
 

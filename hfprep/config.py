@@ -11,8 +11,6 @@ from typing import Any
 
 from hfprep.errors import ConfigError
 
-DEFAULT_SEMANTIC_MODEL = "facebook/w2v-bert-2.0"
-DEFAULT_SEMANTIC_CODEC = "amphion/MaskGCT"
 ON_CHANGE = ("recompute", "refuse")
 
 
@@ -30,8 +28,8 @@ class BuildConfig:
     tokenizer: Path | None = option(None, "SentencePiece model (bpe.model).")
     config: Path | None = option(None, "config.yaml of the IndexTTS-2 checkpoint.")
     gpt_checkpoint: Path | None = option(None, "gpt.pth of the IndexTTS-2 checkpoint.")
-    semantic_model: str = option(DEFAULT_SEMANTIC_MODEL, "w2v-bert-2.0: a folder or a hub id.")
-    semantic_codec: str = option(DEFAULT_SEMANTIC_CODEC, "MaskGCT's codec: a .safetensors file or a hub id.")
+    semantic_model: str | None = option(None, "w2v-bert-2.0: a folder or hub id (default: facebook/w2v-bert-2.0).")
+    semantic_codec: str | None = option(None, "Its codec: a .safetensors file or hub id (default: amphion/MaskGCT).")
     models: Path | None = option(None, "Folder with all model files; sets every model path not given itself.")
     language: str | None = option(None, "Language of all rows (en, zh, ja, am, ...); default: each row's own.")
     val_ratio: float = option(0.01, "Share of ids that go to val_manifest.jsonl, by a hash of the id.")
@@ -60,34 +58,22 @@ class BuildConfig:
         self._require(self.audio_sr > 0, "audio_sr", "a sampling rate in Hz, such as 16000 or 24000")
         self._require(self.max_samples is None or self.max_samples > 0, "max_samples", "a positive number")
         self._require(self.on_change in ON_CHANGE, "on_change", " or ".join(ON_CHANGE))
-        self._require(re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None, "device", "auto, cpu, cuda or cuda:N")
+        self._require(
+            re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None, "device", "auto, cpu, cuda or cuda:N"
+        )
 
     def _require(self, holds: bool, name: str, allowed: str) -> None:
         if not holds:
             raise ConfigError(f"{flag(name)} is {str(getattr(self, name))!r}; it must be {allowed}")
 
-    def model_path(self, name: str) -> Path:
-        """Path of `tokenizer`, `config` or `gpt_checkpoint`: the option itself, else its place under `models`."""
-        value = getattr(self, name)
-        if value is not None:
-            return Path(value)
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer in force: `tokenizer`, else bpe.model in the folder `models`."""
+        if self.tokenizer is not None:
+            return self.tokenizer
         if self.models is None:
-            raise ConfigError(f"{flag(name)} is missing: give it, or a folder with all model files as --models DIR")
-        return self.models / {"tokenizer": "bpe.model", "config": "config.yaml", "gpt_checkpoint": "gpt.pth"}[name]
-
-    @property
-    def semantic_model_source(self) -> str:
-        """The folder or hub id of w2v-bert-2.0 that is in force."""
-        if self.models is not None and self.semantic_model == DEFAULT_SEMANTIC_MODEL:
-            return str(self.models / "w2v-bert-2.0")
-        return self.semantic_model
-
-    @property
-    def semantic_codec_source(self) -> str:
-        """The file or hub id of the semantic codec that is in force."""
-        if self.models is not None and self.semantic_codec == DEFAULT_SEMANTIC_CODEC:
-            return str(self.models / "semantic_codec" / "model.safetensors")
-        return self.semantic_codec
+            raise ConfigError("--tokenizer is missing: give it, or a folder with all model files as --models DIR")
+        return self.models / "bpe.model"
 
 
 def flag(name: str) -> str:

@@ -15,7 +15,9 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:
-            raise ConfigError(f"--device is {name!r}, but torch sees {count} CUDA devices; use --device cpu, or see to the driver")
+            raise ConfigError(
+                f"--device is {name!r}, but torch sees {count} CUDA devices; use --device cpu, or see to the driver"
+            )
         return torch.device("cuda", device.index or 0)
     return device
 

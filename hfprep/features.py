@@ -8,7 +8,7 @@ no sample is dropped. Knows nothing of output files, of what was done before, or
 import gc
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -133,7 +133,7 @@ class FeatureExtractor:
         table["rejected"] = [f"{x.reason}: {x.message}" if isinstance(x, Rejection) else None for x in found]
         return table
 
-    def extract(self, tasks: Sequence[Task]) -> Iterator[BatchResult]:
+    def extract(self, tasks: Sequence[Task]) -> Generator[BatchResult, None, None]:
         """Work through the tasks, longest first, and give each batch as it completes; every task has one outcome."""
         with_audio = [task for task in tasks if task.need & Need.AUDIO]
         text_only = [task for task in tasks if not task.need & Need.AUDIO]
@@ -215,7 +215,9 @@ class FeatureExtractor:
 
     def _after_failure(self, batch: list[Loaded], failure: "_Failure") -> list[tuple[Task, Features | Rejection]]:
         if failure.device_broken:
-            raise DeviceError(f"the device failed: {failure.message}; run the same command again, finished work is kept")
+            raise DeviceError(
+                f"the device failed: {failure.message}; run the same command again, finished work is kept"
+            )
         if failure.out_of_memory:
             self._free_memory()
             self._note_out_of_memory(batch, failure)
@@ -236,7 +238,9 @@ class FeatureExtractor:
         except Exception as error:  # noqa: BLE001 - becomes this sample's rejection
             on_cpu = _Failure.of(error)
         reason = Reason.OUT_OF_MEMORY if on_cpu.out_of_memory else Reason.COMPUTE_FAILED
-        return item.task, _reject(item.task, reason, f"alone on the device: {failure.message}; on the CPU: {on_cpu.message}")
+        return item.task, _reject(
+            item.task, reason, f"alone on the device: {failure.message}; on the CPU: {on_cpu.message}"
+        )
 
     def _note_out_of_memory(self, batch: list[Loaded], failure: "_Failure") -> None:
         size = padded_frames(batch)
@@ -265,7 +269,7 @@ class FeatureExtractor:
         device = model.device
         tensors = model(
             padded.to(device),
-            torch.tensor(lengths, device=device),
+            torch.tensor(lengths),
             codes=bool(need & Need.CODES),
             latents=bool(need & Need.LATENTS),
         )
@@ -285,7 +289,9 @@ class FeatureExtractor:
         return outcomes
 
     @staticmethod
-    def _finish(item: Loaded | tuple[Task, Rejection], **computed: np.ndarray | None) -> tuple[Task, Features | Rejection]:
+    def _finish(
+        item: Loaded | tuple[Task, Rejection], **computed: np.ndarray | None
+    ) -> tuple[Task, Features | Rejection]:
         """The outcome of one sample: the columns it needs, or a rejection where a number is not finite."""
         if isinstance(item, tuple):
             return item

@@ -48,7 +48,7 @@ class ManifestReader:
 def open_manifest(path: Path) -> BinaryIO:
     """Open a manifest for reading bytes; ConfigError where there is none, or where it is UTF-16."""
     try:
-        stream = open(path, "rb")
+        stream = open(path, "rb")  # noqa: SIM115 - the caller closes it
     except OSError as error:
         raise ConfigError(f"--manifest {str(path)!r} cannot be read: {error.strerror or error}") from error
     if stream.read(2) in _UTF16_MARKS:

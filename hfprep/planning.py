@@ -4,10 +4,12 @@ Reads every line once, in order; writes the valid rows with their fingerprints a
 is the `datasets.Dataset` that everything after this maps over. Opens no audio, except headers of artifacts to adopt.
 """
 
+import dataclasses
 import json
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from hfprep.audio.input_features import num_input_frames
 from hfprep.errors import Reason, RejectedSample, StoreError
 from hfprep.manifest import AudioFinder, ManifestReader, parse_line
 from hfprep.records import COLUMNS, Need, Rejection, Utterance
+from hfprep.store.atomic import explained
 from hfprep.store.fingerprints import AudioIdentity, Fingerprinter, Fingerprints
 from hfprep.store.layout import NpyOutput, PlannedRow
 from hfprep.store.state import SampleState, State
@@ -97,9 +100,9 @@ class Plan:
 
 def planned_row(row: dict[str, Any]) -> PlannedRow:
     """A row of the plan's Dataset as an object."""
-    names = ("line", "id", "text", "audio", "path", "speaker", "language", "duration", "extra")
+    utterance = Utterance(*(row[item.name] for item in dataclasses.fields(Utterance)))
     fingerprints = Fingerprints(row["text_fingerprint"], row["codes_fingerprint"], row["latents_fingerprint"])
-    return PlannedRow(Utterance(*(row[name] for name in names)), fingerprints, row["source"], Need(row["need"]))
+    return PlannedRow(utterance, fingerprints, row["source"], Need(row["need"]))
 
 
 class Planner:
@@ -115,10 +118,13 @@ class Planner:
     def plan(self, manifest: Path) -> Plan:
         """Scan the manifest; rejections go to the state. StoreError where changes are refused and there are some."""
         path = self.output.work / "rows.arrow"
-        with ThreadPoolExecutor(self.options.workers) as pool, pa.OSFile(str(path), "wb") as sink:
-            with pa.ipc.new_stream(sink, ROWS_SCHEMA) as writer:
-                for chunk in _chunks(self._valid_rows(manifest)):
-                    writer.write_batch(self._plan_chunk(chunk, pool))
+        with ExitStack() as stack:
+            stack.enter_context(explained(path))
+            pool = stack.enter_context(ThreadPoolExecutor(self.options.workers))
+            sink = stack.enter_context(pa.OSFile(str(path), "wb"))
+            writer = stack.enter_context(pa.ipc.new_stream(sink, ROWS_SCHEMA))
+            for chunk in _chunks(self._valid_rows(manifest)):
+                writer.write_batch(self._plan_chunk(chunk, pool))
         return Plan(path, self.counts)
 
     def _valid_rows(self, manifest: Path) -> Iterator[Utterance]:
@@ -178,7 +184,7 @@ class Planner:
         return _Inspected(identity, None, Need.NOTHING, adopted)
 
     def _adoptable(self, utterance: Utterance) -> dict[str, Any]:
-        """Lengths of the artifacts on disk that can count as done; audio columns only with codes of the right length."""
+        """Lengths of the artifacts on disk that count as done; of audio columns only where the codes fit the audio."""
         shapes = {name: self.output.read_shape(name, utterance.id) for name in COLUMNS}
         values: dict[str, Any] = {}
         if shapes["text_ids"]:
@@ -218,8 +224,7 @@ class Planner:
         self.counts.rows += 1
         self.counts.pending += bool(need)
         self.counts.reused += not need
-        fields = (utterance.line, utterance.id, utterance.text, utterance.audio, utterance.path, utterance.speaker)
-        fields += (utterance.language, utterance.duration, utterance.extra)
+        fields = (getattr(utterance, item.name) for item in dataclasses.fields(Utterance))
         return (*fields, fingerprints.text, fingerprints.codes, fingerprints.latents, source, int(need))
 
     def _adopt(self, utterance: Utterance, values: dict[str, Any], fingerprints: Fingerprints, source: str) -> Need:
@@ -239,7 +244,9 @@ class Planner:
         self.counts.changed += 1
         if len(self.counts.changes) < SHOWN_CHANGES:
             before, now = json.loads(known.source or "{}"), json.loads(source)
-            differing = [f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in now if before.get(key) != now[key]]
+            differing = [
+                f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in now if before.get(key) != now[key]
+            ]
             if differing:
                 self.counts.changes.append(f"line {utterance.line}, id {utterance.id!r}: {'; '.join(differing)}")
 

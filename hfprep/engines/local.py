@@ -22,7 +22,7 @@ DONE = datasets.Features({"id": datasets.Value("string"), "rejected": datasets.V
 Publish = Callable[[list[Finished], list[Rejection], BatchResult], None]
 
 
-class StopRequested(Exception):  # noqa: N818 - not an error: the run ends early because it was asked to
+class StopRequested(Exception):
     """The run was asked to stop; everything handed to the writer so far counts."""
 
 

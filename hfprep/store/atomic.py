@@ -111,7 +111,7 @@ class AppendedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         with explained(path):
-            self._stream = open(path, "ab")
+            self._stream = open(path, "ab")  # noqa: SIM115 - closed by close()
 
     def append(self, lines: Iterable[bytes]) -> None:
         """Append whole lines in one write and make them durable."""

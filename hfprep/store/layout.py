@@ -34,7 +34,7 @@ IO_THREADS = 8
 
 def is_validation(sample_id: str, val_ratio: float) -> bool:
     """Whether an id belongs to the validation split, by its SHA-1."""
-    return int(hashlib.sha1(sample_id.encode()).hexdigest(), 16) % SPLIT_BUCKETS / SPLIT_BUCKETS < val_ratio  # noqa: S324
+    return int(hashlib.sha1(sample_id.encode()).hexdigest(), 16) % SPLIT_BUCKETS / SPLIT_BUCKETS < val_ratio
 
 
 def json_line(record: Mapping[str, Any]) -> bytes:

@@ -28,9 +28,7 @@ CREATE TABLE IF NOT EXISTS samples (
 CREATE TEMP TABLE scanned (id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TEMP TABLE rejected (line INTEGER PRIMARY KEY, id TEXT, reason TEXT NOT NULL, message TEXT NOT NULL);
 """
-_SELECT_SAMPLE = (
-    "SELECT text, codes, latents, text_len, code_len, condition_len, model_dim, seconds, source FROM samples WHERE id = ?"
-)
+_SAMPLE_COLUMNS = "text, codes, latents, text_len, code_len, condition_len, model_dim, seconds, source"
 _GROUPS = {Need.TEXT: "text", Need.CODES: "codes", Need.LATENTS: "latents"}
 
 
@@ -86,7 +84,9 @@ class State:
         if version is None:
             self.put("version", STATE_VERSION)
         elif version != STATE_VERSION:
-            raise StoreError(f"{path} was written by another version of hfprep (format {version}); use a new --output-dir")
+            raise StoreError(
+                f"{path} was written by another version of hfprep (format {version}); use a new --output-dir"
+            )
 
     def close(self) -> None:
         self._db.close()
@@ -127,7 +127,7 @@ class State:
 
     def sample(self, sample_id: str) -> SampleState | None:
         """What is known of a sample."""
-        row = self._db.execute(_SELECT_SAMPLE, (sample_id,)).fetchone()
+        row = self._db.execute(f"SELECT {_SAMPLE_COLUMNS} FROM samples WHERE id = ?", (sample_id,)).fetchone()
         return None if row is None else SampleState(*row)
 
     def num_samples(self) -> int:
@@ -153,11 +153,11 @@ class State:
         return dict(self._db.execute("SELECT reason, count(*) FROM rejected GROUP BY reason ORDER BY reason"))
 
     def begin(self, samples: Iterable[tuple[str, Need]]) -> None:
-        """Note that these groups are about to be overwritten: until `finish` they are not finished, whatever lies there."""
+        """Note that these groups are about to be overwritten: until `finish` they do not count as finished."""
         for sample_id, need in samples:
             names = ", ".join(f"{name} = NULL" for group, name in _GROUPS.items() if group & need)
             self._db.execute("INSERT OR IGNORE INTO samples (id) VALUES (?)", (sample_id,))
-            self._db.execute(f"UPDATE samples SET {names} WHERE id = ?", (sample_id,))  # noqa: S608 - names of our own
+            self._db.execute(f"UPDATE samples SET {names} WHERE id = ?", (sample_id,))
 
     def finish(self, sample_id: str, features: Features, fingerprints: Fingerprints, source: str) -> None:
         """Record that the groups present in `features` are on disk, computed with these fingerprints."""
@@ -178,5 +178,5 @@ class State:
         names = ", ".join(values)
         marks = ", ".join("?" for _ in values)
         updates = ", ".join(f"{name} = excluded.{name}" for name in values)
-        insert = f"INSERT INTO samples (id, {names}) VALUES (?, {marks}) ON CONFLICT (id) DO UPDATE SET {updates}"  # noqa: S608
+        insert = f"INSERT INTO samples (id, {names}) VALUES (?, {marks}) ON CONFLICT (id) DO UPDATE SET {updates}"
         self._db.execute(insert, (sample_id, *values.values()))

@@ -13,7 +13,17 @@ import numpy as np
 
 from hfprep.store.atomic import write_bytes
 
-PACKAGES = ("hfprep", "torch", "torchaudio", "transformers", "datasets", "numpy", "soundfile", "sentencepiece", "kaldifst")
+PACKAGES = (
+    "hfprep",
+    "torch",
+    "torchaudio",
+    "transformers",
+    "datasets",
+    "numpy",
+    "soundfile",
+    "sentencepiece",
+    "kaldifst",
+)
 
 
 def package_versions() -> dict[str, str]:
