@@ -114,7 +114,7 @@ def _read_with(name: str, by_soundfile: Callable[[str], _Found], by_ffmpeg: Call
         return by_ffmpeg(name, container)
     except soundfile.LibsndfileError as error:
         hint = "; is it audio?" if error.code == UNRECOGNISED_FORMAT else ""
-        raise _unreadable(name, f"{error.error_string.strip()}{hint}") from error
+        raise _unreadable(name, f"{error.error_string.strip().rstrip('.')}{hint}") from error
     except ffmpeg.FfmpegMissingError as error:
         message = f"{name}: {container} is read through ffmpeg, which is not installed; install it or convert to flac"
         raise RejectedSample(Reason.AUDIO_UNSUPPORTED, message) from error

@@ -1,7 +1,7 @@
 """Signs that a file was cut off which decoders pass over in silence.
 
-Gives the sentence for a rejection, or None. libsndfile plays what is left of a cut wav, ogg or mp3 file, and half a
-sentence with a whole sentence's text is worse than no sample. Knows nothing of samples; flac decoders notice themselves.
+Gives the words for a rejection, or None. libsndfile plays what is left of a cut wav, ogg or mp3 file, and half a
+recording with the whole text is worse than no sample. Knows nothing of samples; flac decoders notice by themselves.
 """
 
 import os

@@ -1,0 +1,87 @@
+"""Sound files of many kinds whose bytes depend on their samples alone.
+
+Gives `AudioKind`, the list `KINDS` and `write_audio`. libsndfile puts the time of day into float wav files and a
+random number into ogg files; both are replaced. Takes samples; knows nothing of what they are.
+"""
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+OGG_PAGE = struct.Struct("<4sBBqIII")  # magic, version, flags, granule, serial number, page number, checksum
+OGG_POLYNOMIAL = 0x04C11DB7
+OGG_SERIAL = 1
+
+
+@dataclass(frozen=True, slots=True)
+class AudioKind:
+    """One kind of file: its suffix, libsndfile's names for container and coding, its rate in Hz and its channels."""
+
+    suffix: str
+    format: str
+    subtype: str
+    sampling_rate: int
+    channels: int = 1
+
+
+KINDS = (
+    AudioKind("wav", "WAV", "PCM_16", 16_000),
+    AudioKind("wav", "WAV", "PCM_24", 22_050),
+    AudioKind("wav", "WAV", "FLOAT", 24_000),
+    AudioKind("flac", "FLAC", "PCM_16", 44_100, 2),
+    AudioKind("ogg", "OGG", "VORBIS", 16_000),
+    AudioKind("mp3", "MP3", "MPEG_LAYER_III", 48_000),
+    AudioKind("wav", "WAV", "PCM_16", 8_000),
+    AudioKind("opus", "OGG", "OPUS", 48_000),
+    AudioKind("flac", "FLAC", "PCM_24", 32_000),
+    AudioKind("wav", "WAV", "PCM_16", 48_000, 2),
+    AudioKind("mp3", "MP3", "MPEG_LAYER_III", 24_000, 2),
+    AudioKind("wav", "WAV", "PCM_16", 11_025),
+)
+
+
+def write_audio(path: Path, samples: np.ndarray, kind: AudioKind) -> None:
+    """Write float samples, (num_samples,) or (num_samples, channels), full scale 1.0."""
+    soundfile.write(path, samples, kind.sampling_rate, format=kind.format, subtype=kind.subtype)
+    if kind.format == "WAV" and kind.subtype == "FLOAT":
+        path.write_bytes(_without_peak_time(path.read_bytes()))
+    elif kind.format == "OGG":
+        path.write_bytes(_with_serial(path.read_bytes(), OGG_SERIAL))
+
+
+def _without_peak_time(wav: bytes) -> bytes:
+    """Zero the time stamp of the PEAK chunk: magic, size, version, time."""
+    at = wav.find(b"PEAK", 0, 256)
+    return wav if at < 0 else wav[: at + 12] + bytes(4) + wav[at + 16 :]
+
+
+def _with_serial(ogg: bytes, serial: int) -> bytes:
+    """Give every page of a stream the same serial number, and its checksum anew."""
+    table = _crc_table()
+    pages = bytearray(ogg)
+    at = 0
+    while at < len(pages):
+        segments = pages[at + OGG_PAGE.size]
+        end = at + OGG_PAGE.size + 1 + segments + sum(pages[at + OGG_PAGE.size + 1 :][:segments])
+        struct.pack_into("<I", pages, at + 14, serial)
+        struct.pack_into("<I", pages, at + 22, 0)
+        checksum = 0
+        for byte in pages[at:end]:
+            checksum = checksum << 8 & 0xFFFFFFFF ^ table[checksum >> 24 ^ byte]
+        struct.pack_into("<I", pages, at + 22, checksum)
+        at = end
+    return bytes(pages)
+
+
+def _crc_table() -> list[int]:
+    """Ogg's checksum of each byte: most significant bit first, no inversion (RFC 3533)."""
+    table = []
+    for byte in range(256):
+        value = byte << 24
+        for _ in range(8):
+            value = value << 1 ^ (OGG_POLYNOMIAL if value & 0x80000000 else 0)
+        table.append(value & 0xFFFFFFFF)
+    return table
