@@ -1,0 +1,96 @@
+"""Pieces of a Chinese text that its grammar must not read: pinyin with a tone digit, and hyphenated foreign names.
+
+Gives the pieces' places, stand-ins for them, and their final spelling. Takes plain strings and, for `around`, the
+function that normalises what lies between the pieces. Does not know the grammar itself.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from itertools import count
+
+_FINALS = "|".join(
+    (
+        "i?ang|i?ong|[uvü]ang|[ei]ng|ian|iao|uai|[uvü]an",
+        "[aeiuv]n|[ae]i|u[aio]|ao|ou|i[aeu]|[uvü]e|[aeiouüv]",
+    )
+)
+# The look-behind sees capitals too, since the whole pattern ignores case: neither beta1 nor BETA1 is pinyin.
+TONED_PINYIN = re.compile(rf"(?<![a-z])(?:(?:[zcs]h|[bpmfdtnlgkhjqxzcsryw])?(?:{_FINALS})|ng|er)[1-5]", re.IGNORECASE)
+_NAME = re.compile("[\u4e00-\u9fff]+(?:[-·—][\u4e00-\u9fff]+){1,2}")
+_AFTER_JQX = re.compile(r"([jqx])[uü](n|e|an)?(?=[1-5])", re.IGNORECASE)
+
+
+def spell_pinyin(syllable: str) -> str:
+    """Return a toned syllable as the tokenizer was trained on it: after j, q and x, u is v and letters are capitals."""
+    if syllable[0] not in "jqxJQX":
+        return syllable
+    return _AFTER_JQX.sub(r"\1v\2", syllable).upper()
+
+
+def around(text: str, normalize: Callable[[str], str]) -> str:
+    """Normalise a text with its pinyin and names held back, and put them back.
+
+    The grammar reads the text once, with a stand-in at each place, as the published front end has it. Where the
+    grammar swallowed a stand-in ("<n_a>=3" reads as "greater or equal"), the parts between are normalised each alone.
+    """
+    pieces = list(_pieces(text))
+    if not pieces:
+        return normalize(text)
+    stand_ins = _stand_ins(text, pieces)
+    result = normalize("".join(stand_ins.get(piece, piece[1]) for piece in pieces))
+    if all(result.count(stand_in) == pieces.count(piece) for piece, stand_in in stand_ins.items()):
+        for piece, stand_in in stand_ins.items():
+            result = result.replace(stand_in, _spelled(piece))
+        return result
+    return "".join(
+        _spelled(piece) if piece[0] else (normalize(piece[1]) if piece[1].strip() else piece[1]) for piece in pieces
+    )
+
+
+# A piece is its kind ("pinyin", "n" for a name, "" for text between) and its characters.
+_Piece = tuple[str, str]
+
+
+def _spelled(piece: _Piece) -> str:
+    return spell_pinyin(piece[1]) if piece[0] == "pinyin" else piece[1]
+
+
+def _pieces(text: str) -> Iterator[_Piece]:
+    """Cut a text into held pieces and what lies between; pinyin is found first."""
+    for kind, part in _cut("pinyin", TONED_PINYIN, text):
+        if kind:
+            yield kind, part
+        else:
+            yield from _cut("n", _NAME, part)
+
+
+def _cut(kind: str, pattern: re.Pattern[str], text: str) -> Iterator[_Piece]:
+    end = 0
+    for match in pattern.finditer(text):
+        if match.start() > end:
+            yield "", text[end : match.start()]
+        yield kind, match.group()
+        end = match.end()
+    if end < len(text):
+        yield "", text[end:]
+
+
+def _stand_ins(text: str, pieces: list[_Piece]) -> dict[_Piece, str]:
+    """One stand-in for each different held piece, none of which occurs in the text by itself."""
+    result: dict[_Piece, str] = {}
+    for kind in ("pinyin", "n"):
+        free = (name for name in _names(kind) if name not in text)
+        for piece in pieces:
+            if piece[0] == kind and piece not in result:
+                result[piece] = next(free)
+    return result
+
+
+def _names(kind: str) -> Iterator[str]:
+    """<n_a>, <n_b>, ... <n_z>, <n_aa>, <n_ab>, ...: letters only, for a digit would be read aloud."""
+    for number in count():
+        letters = ""
+        while number >= 0:
+            letters = chr(ord("a") + number % 26) + letters
+            number = number // 26 - 1
+        yield f"<{kind}_{letters}>"
