@@ -69,7 +69,7 @@ def test_nothing_committed_names_a_registry_or_a_path_of_one_machine() -> None:
     [
         (b"open('/" + b"work/x')", True),
         (b"see /" + b"opt/wheels", True),
-        (b'"$root' + b'/root/x"', False),
+        (b'"$root/' + b'root/x"', False),
         (b"a network/" + b"work", False),
     ],
 )

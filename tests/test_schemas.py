@@ -227,6 +227,7 @@ def test_the_stats_of_a_build_are_valid_and_add_up(build: Build) -> None:
     assert faults("stats", stats) == []
     assert {reason: count for reason, count in stats["rejected"].items() if count} == BAD_REASONS
     assert stats["accepted"] == stats["total"] == stats["train"] + stats["val"] == 8
+    assert stats["pending"] == 0
     assert stats["accepted"] + sum(stats["rejected"].values()) + stats["capped"] == stats["lines_read"] == build.lines
 
 
