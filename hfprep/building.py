@@ -31,10 +31,20 @@ from hfprep.models.feature_model import FeatureModel
 from hfprep.models.locate import ModelFiles, locate
 from hfprep.planning import Plan, Planner, PlanOptions
 from hfprep.progress import BuildProgress, Tally
-from hfprep.records import Need, Rejection
+from hfprep.records import Features, Need, Rejection
 from hfprep.store.atomic import write_lines
 from hfprep.store.fingerprints import FileHashes, Fingerprinter, Settings, digest
-from hfprep.store.layout import REJECTED, STATS, Finished, Listed, NpyOutput, Publisher, json_line, write_listing
+from hfprep.store.layout import (
+    REJECTED,
+    STATS,
+    Listed,
+    NpyOutput,
+    PlannedRow,
+    Publisher,
+    Stage,
+    json_line,
+    write_listing,
+)
 from hfprep.store.lock import OutputLock
 from hfprep.store.state import State
 from hfprep.store.statistics import codebook_use, package_versions, write_stats
@@ -226,16 +236,19 @@ class _Run:
         extractor = self.extractor(pending)
         publisher, writer = Publisher(self.output, self.state, self.config.val_ratio), BackgroundWriter()
         with ExitStack() as stack, BuildProgress(len(pending)) as progress:
-            for closing in (publisher.close, writer.close, extractor.close):
+            stage = Stage(self.output.work / "stage")
+            for closing in (publisher.close, stage.close, writer.close, extractor.close):
                 stack.callback(closing)
             self.tally = progress.tally
 
-            def publish(finished: list[Finished], rejections: list[Rejection], result: BatchResult) -> None:
-                writer.submit(lambda: publisher.publish(finished, rejections))
+            def publish(
+                finished: list[tuple[PlannedRow, Features]], rejections: list[Rejection], result: BatchResult
+            ) -> None:
+                writer.submit(lambda: publisher.publish(stage.write(finished), rejections))
                 progress.advance(
                     done=len(finished),
                     rejected=len(rejections),
-                    audio_seconds=sum(item.features.seconds or 0.0 for item in finished),
+                    audio_seconds=sum(features.seconds or 0.0 for _, features in finished),
                     num_frames=result.num_frames,
                     padded_frames=result.padded_frames,
                 )

@@ -14,12 +14,12 @@ import datasets
 from hfprep.features import BatchResult, FeatureExtractor, Task
 from hfprep.planning import planned_row
 from hfprep.records import Features, Rejection
-from hfprep.store.layout import Finished
+from hfprep.store.layout import PlannedRow
 
 WINDOW_ROWS = 2048  # rows among which samples of like length find each other
 DONE = datasets.Features({"id": datasets.Value("string"), "rejected": datasets.Value("string")})
 
-Publish = Callable[[list[Finished], list[Rejection], BatchResult], None]
+Publish = Callable[[list[tuple[PlannedRow, Features]], list[Rejection], BatchResult], None]
 
 
 class StopRequested(Exception):
@@ -51,7 +51,7 @@ def run_local(
                 for task, outcome in result.outcomes:
                     row = by_line[task.utterance.line]
                     if isinstance(outcome, Features):
-                        finished.append(Finished(row.utterance, outcome, row.fingerprints, row.source))
+                        finished.append((row, outcome))
                     else:
                         rejections.append(outcome)
                         rejected[outcome.line] = outcome.reason.value

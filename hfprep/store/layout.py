@@ -9,6 +9,7 @@ import contextlib
 import functools
 import hashlib
 import io
+import itertools
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -56,19 +57,32 @@ def npy_size(column: str, shape: tuple[int, ...]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """A computed sample on its way to disk."""
+class PlannedRow:
+    """A valid manifest row, the fingerprints its columns must have, and the groups that have yet to be computed."""
 
     utterance: Utterance
-    features: Features
     fingerprints: Fingerprints
     source: str
+    need: Need
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A computed sample whose arrays are on disk, synced, under temporary names: small enough to send elsewhere.
+
+    `files` and `shapes` go by column; `seconds` is None where the audio was not read.
+    """
+
+    row: PlannedRow
+    files: dict[str, str]
+    shapes: dict[str, tuple[int, ...]]
+    seconds: float | None
 
     @property
     def need(self) -> Need:
-        """The column groups that are being written."""
+        """The column groups that are being replaced."""
         present = Need.NOTHING
-        for name in self.features.arrays():
+        for name in self.files:
             present |= COLUMNS[name].need
         return present
 
@@ -85,7 +99,7 @@ class NpyOutput:
         """An empty folder for working data; what a killed run left there goes."""
         with atomic.explained(self.work):
             self.remove_work()
-            (self.work / "stage").mkdir(parents=True)
+            self.work.mkdir(parents=True)
 
     def remove_work(self) -> None:
         """Remove the working data."""
@@ -146,47 +160,68 @@ def record_of(utterance: Utterance, state: SampleState) -> dict[str, Any]:
     )
 
 
+class Stage:
+    """Writes computed samples under temporary names in a folder of one process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._pool = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="hfprep-write")
+        self._numbers = itertools.count()
+        with atomic.explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def close(self) -> None:
+        """Stop the writing threads."""
+        self._pool.shutdown(wait=True)
+
+    def write(self, computed: Sequence[tuple[PlannedRow, Features]]) -> list[Staged]:
+        """Write and sync all arrays of these samples; raises StoreError."""
+        jobs: list[tuple[Path, np.ndarray]] = []
+        staged = []
+        for row, features in computed:
+            arrays = features.arrays()
+            files = {name: self.folder / f"{next(self._numbers)}-{name}" for name in arrays}
+            jobs += [(files[name], array) for name, array in arrays.items()]
+            shapes = {name: array.shape for name, array in arrays.items()}
+            staged.append(Staged(row, {name: str(path) for name, path in files.items()}, shapes, features.seconds))
+        list(self._pool.map(lambda job: _write_array(*job), jobs))
+        return staged
+
+
 class Publisher:
-    """Makes batches final, one after another; use from one thread at a time."""
+    """Makes staged batches final, one after another; use from one thread at a time."""
 
     def __init__(self, output: NpyOutput, state: State, val_ratio: float) -> None:
         self.output = output
         self.state = state
         self.val_ratio = val_ratio
-        self._pool = ThreadPoolExecutor(IO_THREADS, thread_name_prefix="hfprep-write")
         self._files = {name: atomic.AppendedFile(output.root / name) for name in (PROGRESS, TRAIN, VAL, REJECTED)}
         self._made: set[Path] = set()
 
     def close(self) -> None:
         """Close the files; everything published is on disk already."""
-        self._pool.shutdown(wait=True)
         for file in self._files.values():
             file.close()
 
-    def publish(self, finished: Sequence[Finished], rejections: Sequence[Rejection]) -> None:
-        """Put a batch on disk and list it; raises StoreError, and then nothing of the batch is listed."""
-        if finished:
-            moves = self._stage(finished)
+    def publish(self, staged: Sequence[Staged], rejections: Sequence[Rejection]) -> None:
+        """Put a batch in place and list it; raises StoreError, and then nothing of the batch is listed."""
+        if staged:
             with self.state.transaction():
-                self.state.begin((item.utterance.id, item.need) for item in finished)
-            self._move(moves)
+                self.state.begin((item.row.utterance.id, item.need) for item in staged)
+            self._move(staged)
             with self.state.transaction():
-                for item in finished:
-                    self.state.finish(item.utterance.id, item.features, item.fingerprints, item.source)
+                for item in staged:
+                    row = item.row
+                    self.state.finish(row.utterance.id, item.shapes, item.seconds, row.fingerprints, row.source)
         for rejection in rejections:
             self.state.reject(rejection)
-        self._list(finished, rejections)
+        self._list(staged, rejections)
 
-    def _stage(self, finished: Sequence[Finished]) -> list[tuple[Path, Path]]:
-        """Write all arrays under temporary names, synced; pairs of temporary and final path."""
-        jobs = []
-        for index, item in enumerate(finished):
-            for name, array in item.features.arrays().items():
-                jobs.append((self.output.work / "stage" / f"{index}-{name}", name, item.utterance.id, array))
-        list(self._pool.map(lambda job: _write_array(job[0], job[3]), jobs))
-        return [(temporary, self.output.artifact(name, sample_id)) for temporary, name, sample_id, _ in jobs]
-
-    def _move(self, moves: Sequence[tuple[Path, Path]]) -> None:
+    def _move(self, staged: Sequence[Staged]) -> None:
+        moves = []
+        for item in staged:
+            for name, path in item.files.items():
+                moves.append((path, self.output.artifact(name, item.row.utterance.id)))
         folders = {final.parent for _, final in moves}
         with atomic.explained(self.output.root):
             for folder in folders - self._made:
@@ -199,17 +234,18 @@ class Publisher:
                 atomic.sync_folder(folder)
         self._made |= folders
 
-    def _list(self, finished: Sequence[Finished], rejections: Sequence[Rejection]) -> None:
+    def _list(self, staged: Sequence[Staged], rejections: Sequence[Rejection]) -> None:
         lines: dict[str, list[bytes]] = {TRAIN: [], VAL: []}
-        for item in finished:
-            state = self.state.sample(item.utterance.id)
+        for item in staged:
+            utterance = item.row.utterance
+            state = self.state.sample(utterance.id)
             if state is None or state.finished() != Need.ALL:
-                raise StoreError(f"sample {item.utterance.id!r} was published with columns missing; please report this")
-            name = VAL if is_validation(item.utterance.id, self.val_ratio) else TRAIN
-            lines[name].append(json_line(record_of(item.utterance, state)))
+                raise StoreError(f"sample {utterance.id!r} was published with columns missing; please report this")
+            name = VAL if is_validation(utterance.id, self.val_ratio) else TRAIN
+            lines[name].append(json_line(record_of(utterance, state)))
         for name, records in lines.items():
             self._files[name].append(records)
-        self._files[PROGRESS].append(item.utterance.id.encode() + b"\n" for item in finished)
+        self._files[PROGRESS].append(item.row.utterance.id.encode() + b"\n" for item in staged)
         self._files[REJECTED].append(json_line(rejection.record()) for rejection in rejections)
 
 
@@ -220,16 +256,6 @@ def _write_array(path: Path, array: np.ndarray) -> None:
         stream.flush()
         atomic.observe("after-write", path)
         atomic.sync_file(stream.fileno(), path)
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedRow:
-    """A valid manifest row, the fingerprints its columns must have, and the groups that have yet to be computed."""
-
-    utterance: Utterance
-    fingerprints: Fingerprints
-    source: str
-    need: Need
 
 
 @dataclass(frozen=True, slots=True)

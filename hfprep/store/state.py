@@ -8,13 +8,13 @@ than the disk holds. SQLite gives the transactions; memory does not grow with th
 import contextlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hfprep.errors import Reason, StoreError
-from hfprep.records import Features, Need, Rejection
+from hfprep.records import Need, Rejection
 from hfprep.store.atomic import observe
 from hfprep.store.fingerprints import Fingerprints
 
@@ -159,18 +159,25 @@ class State:
             self._db.execute("INSERT OR IGNORE INTO samples (id) VALUES (?)", (sample_id,))
             self._db.execute(f"UPDATE samples SET {names} WHERE id = ?", (sample_id,))
 
-    def finish(self, sample_id: str, features: Features, fingerprints: Fingerprints, source: str) -> None:
-        """Record that the groups present in `features` are on disk, computed with these fingerprints."""
+    def finish(
+        self,
+        sample_id: str,
+        shapes: Mapping[str, tuple[int, ...]],
+        seconds: float | None,
+        fingerprints: Fingerprints,
+        source: str,
+    ) -> None:
+        """Record that the columns in `shapes` are on disk, computed with these fingerprints from this source."""
         values: dict[str, Any] = {"source": source}
-        if features.text_ids is not None:
-            values |= {"text": fingerprints.text, "text_len": len(features.text_ids)}
-        if features.codes is not None:
-            values |= {"codes": fingerprints.codes, "code_len": len(features.codes)}
-        if features.condition is not None:
+        if "text_ids" in shapes:
+            values |= {"text": fingerprints.text, "text_len": shapes["text_ids"][0]}
+        if "codes" in shapes:
+            values |= {"codes": fingerprints.codes, "code_len": shapes["codes"][0]}
+        if "condition" in shapes:
             values |= {"latents": fingerprints.latents}
-            values |= dict(zip(("condition_len", "model_dim"), features.condition.shape, strict=True))
-        if features.seconds is not None:
-            values["seconds"] = features.seconds
+            values |= dict(zip(("condition_len", "model_dim"), shapes["condition"], strict=True))
+        if seconds is not None:
+            values["seconds"] = seconds
         self.adopt(sample_id, values)
 
     def adopt(self, sample_id: str, values: dict[str, Any]) -> None:
