@@ -1,0 +1,141 @@
+"""The models written out as plainly as can be, against which the fast ones are held.
+
+Each function takes one utterance without padding, (T, channels), and the tensors of a published checkpoint under
+their own names; nothing is masked, fused, chunked or shared. The semantic encoder is the library's own.
+"""
+
+import math
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+
+Tensors = dict[str, Tensor]
+
+
+def under(tensors: Tensors, prefix: str) -> Tensors:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def affine(x: Tensor, tensors: Tensors, name: str) -> Tensor:
+    return F.linear(x, tensors[f"{name}.weight"], tensors.get(f"{name}.bias"))
+
+
+def norm(x: Tensor, tensors: Tensors, name: str, eps: float = 1e-5) -> Tensor:
+    weight = tensors[f"{name}.weight"]
+    return F.layer_norm(x, weight.shape, weight, tensors[f"{name}.bias"], eps)
+
+
+def convolve(x: Tensor, tensors: Tensors, name: str, *, padding: int = 0, depthwise: bool = False) -> Tensor:
+    weight = tensors[f"{name}.weight"]
+    groups = len(weight) if depthwise else 1
+    return F.conv1d(x.t()[None], weight, tensors.get(f"{name}.bias"), padding=padding, groups=groups)[0].t()
+
+
+def semantic_features(folder: Path, statistics: Tensors, input_features: Tensor) -> Tensor:
+    """(T, 160) to (T, D) by the library's whole model, every hidden state kept."""
+    from transformers import Wav2Vec2BertModel
+
+    model = Wav2Vec2BertModel.from_pretrained(folder, attn_implementation="eager").eval()
+    with torch.no_grad():
+        hidden = model(input_features[None], output_hidden_states=True).hidden_states[17][0]
+    return (hidden - statistics["mean"]) / torch.sqrt(statistics["var"])
+
+
+def codec_scores(codec: Tensors, semantic: Tensor) -> Tensor:
+    """(T, D) to the cosine of every frame with every codebook row, (T, N)."""
+    x = norm(convolve(semantic, codec, "encoder.0.embed", padding=3), codec, "encoder.0.norm", 1e-6)
+    layer = 0
+    while f"encoder.0.convnext.{layer}.gamma" in codec:
+        block = under(codec, f"encoder.0.convnext.{layer}.")
+        hidden = norm(convolve(x, block, "dwconv", padding=3, depthwise=True), block, "norm", 1e-6)
+        x = x + block["gamma"] * affine(F.gelu(affine(hidden, block, "pwconv1")), block, "pwconv2")
+        layer += 1
+    x = affine(norm(x, codec, "encoder.0.final_layer_norm", 1e-6), codec, "encoder.1")
+    project = under(codec, "quantizer.quantizers.0.in_project.")
+    norms = project["weight_v"].flatten(1).norm(dim=1)[:, None, None]
+    weight = project["weight_g"] * project["weight_v"] / norms
+    latents = F.normalize(convolve(x, {"p.weight": weight, "p.bias": project["bias"]}, "p"), dim=-1)
+    return latents @ F.normalize(codec["quantizer.quantizers.0.codebook.weight"], dim=-1).t()
+
+
+def codes(codec: Tensors, semantic: Tensor) -> Tensor:
+    return codec_scores(codec, semantic).argmax(dim=-1)
+
+
+def conformer(tensors: Tensors, x: Tensor) -> Tensor:
+    """(T, D) to (T', C)."""
+    x = F.relu(F.conv2d(x[None, None], tensors["embed.conv.0.weight"], tensors["embed.conv.0.bias"], stride=2))[0]
+    x = affine(x.transpose(0, 1).flatten(1), tensors, "embed.out.0")
+    x = x * math.sqrt(x.shape[-1])
+    positions = tensors["embed.pos_enc.pe"][0, : len(x)]
+    index = 0
+    while f"encoders.{index}.norm_ff.weight" in tensors:
+        block = under(tensors, f"encoders.{index}.")
+        x = x + positional_attention(under(block, "self_attn."), norm(x, block, "norm_mha"), positions)
+        x = x + conformer_convolution(under(block, "conv_module."), norm(x, block, "norm_conv"))
+        hidden = F.silu(affine(norm(x, block, "norm_ff"), block, "feed_forward.w_1"))
+        x = norm(x + affine(hidden, block, "feed_forward.w_2"), block, "norm_final")
+        index += 1
+    return norm(x, tensors, "after_norm")
+
+
+def positional_attention(tensors: Tensors, x: Tensor, positions: Tensor) -> Tensor:
+    """score(i, j) = ((q_i + u) . k_j + (q_i + v) . p_j) / sqrt(d), head by head."""
+    query, key, value, place = (
+        affine(inputs, tensors, f"linear_{part}") for part, inputs in (("q", x), ("k", x), ("v", x), ("pos", positions))
+    )
+    heads, width = tensors["pos_bias_u"].shape
+    outputs = []
+    for head in range(heads):
+        part = slice(head * width, (head + 1) * width)
+        content = (query[:, part] + tensors["pos_bias_u"][head]) @ key[:, part].t()
+        position = (query[:, part] + tensors["pos_bias_v"][head]) @ place[:, part].t()
+        outputs.append(torch.softmax((content + position) / math.sqrt(width), dim=-1) @ value[:, part])
+    return affine(torch.cat(outputs, dim=-1), tensors, "linear_out")
+
+
+def conformer_convolution(tensors: Tensors, x: Tensor) -> Tensor:
+    value, gate = convolve(x, tensors, "pointwise_conv1").chunk(2, dim=-1)
+    x = convolve(value * torch.sigmoid(gate), tensors, "depthwise_conv", padding=7, depthwise=True)
+    return convolve(F.silu(norm(x, tensors, "norm")), tensors, "pointwise_conv2")
+
+
+def perceiver(tensors: Tensors, context: Tensor, heads: int) -> Tensor:
+    """(T', C) to (L, M)."""
+    if "proj_context.weight" in tensors:
+        context = affine(context, tensors, "proj_context")
+    latents = tensors["latents"]
+    for index in range(2):
+        layer = under(tensors, f"layers.{index}.")
+        query = affine(latents, layer, "0.to_q")
+        key, value = affine(torch.cat([latents, context]), layer, "0.to_kv").chunk(2, dim=-1)
+        outputs = [
+            torch.softmax(q @ k.t() / math.sqrt(64), dim=-1) @ v
+            for q, k, v in zip(query.chunk(heads, -1), key.chunk(heads, -1), value.chunk(heads, -1), strict=True)
+        ]
+        latents = latents + affine(torch.cat(outputs, dim=-1), layer, "0.to_out")
+        part, gate = affine(latents, layer, "1.0").chunk(2, dim=-1)
+        latents = latents + affine(part * F.gelu(gate), layer, "1.2")
+    root_mean_square = latents.norm(dim=-1, keepdim=True) / math.sqrt(latents.shape[-1])
+    return latents / root_mean_square * tensors["norm.gamma"]
+
+
+def condition(gpt: Tensors, semantic: Tensor, heads: int) -> Tensor:
+    encoded = conformer(under(gpt, "conditioning_encoder."), semantic)
+    return perceiver(under(gpt, "perceiver_encoder."), encoded, heads)
+
+
+def emo_vec(gpt: Tensors, semantic: Tensor, heads: int) -> Tensor:
+    encoded = conformer(under(gpt, "emo_conditioning_encoder."), semantic)
+    latent = perceiver(under(gpt, "emo_perceiver_encoder."), encoded, heads)[0]
+    return affine(affine(latent, gpt, "emovec_layer"), gpt, "emo_layer")
+
+
+def read_tensors(path: Path) -> Tensors:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    tensors: Tensors = torch.load(path, map_location="cpu", weights_only=True)
+    return tensors

@@ -1,0 +1,243 @@
+"""All models together: golden numbers, batched equals single, and that every mask is needed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hfprep.errors import CheckpointError
+from hfprep.model_config import ModelConfig
+from hfprep.models.feature_model import FeatureModel, exact_float32
+from hfprep.models.locate import locate
+from hfprep.models.masking import FrameMask, KeyMask, TimeMask
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+GOLDEN = [
+    folder for folder in (REPOSITORY / "tests/golden-small", REPOSITORY.parent / "shared/golden") if folder.is_dir()
+]
+# Lengths of like and unlike clips, from the shortest that the models take.
+LENGTHS = [29, 3, 88, 64, 4, 17, 101, 50]
+EXACT = 1e-5
+Numbers = dict[str, Tensor]
+
+
+def load(golden: Path) -> FeatureModel:
+    files = locate(models=golden / "checkpoints")
+    return FeatureModel.load(files, ModelConfig.read(files.config))
+
+
+@pytest.fixture(scope="module")
+def model() -> FeatureModel:
+    return load(GOLDEN[0])
+
+
+def relative(got: Tensor, wanted: Tensor) -> float:
+    assert got.shape == wanted.shape
+    return float((got - wanted).norm() / wanted.norm())
+
+
+def vectors(golden: Path) -> Iterator[tuple[str, Numbers]]:
+    """Each golden sample, cut to its valid frames."""
+    for path in sorted((golden / "expected").glob("*.npz")):
+        with np.load(path) as arrays:
+            sample = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        sample["input_features"] = sample["input_features"][sample["attention_mask"].bool()]
+        yield path.stem, sample
+
+
+def padded(clips: list[Tensor], extra: int = 0) -> tuple[Tensor, Tensor]:
+    """A batch whose padding is large random numbers, as nothing may depend on it."""
+    lengths = torch.tensor([len(clip) for clip in clips])
+    batch = 30 * torch.randn(len(clips), int(lengths.max()) + extra, clips[0].shape[1])
+    for row, clip in zip(batch, clips, strict=True):
+        row[: len(clip)] = clip
+    return batch, lengths
+
+
+def numbers(model: FeatureModel, clips: list[Tensor], extra: int = 0) -> list[Numbers]:
+    """What a batch gives for each clip, and the tensors on the way there: a code may hide a small fault."""
+    kept: Numbers = {}
+    hooks = [
+        model.semantic_encoder.register_forward_hook(lambda _m, _i, output: kept.update(semantic=output)),
+        model.semantic_codec.out.register_forward_hook(lambda _m, _i, output: kept.update(codec=output)),
+    ]
+    try:
+        batch, lengths = padded(clips, extra)
+        features = model(batch, lengths)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    results = []
+    for row, length in enumerate(lengths.tolist()):
+        over_time = {"codes": features.codes, **kept}
+        result = {name: tensor[row, :length] for name, tensor in over_time.items()}
+        results.append({**result, "condition": features.condition[row], "emo_vec": features.emo_vec[row]})
+    return results
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[Tensor]:
+    """Random clips on the scale of real input features (normalised per bin)."""
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randn(length, 160, generator=generator) for length in LENGTHS]
+
+
+@pytest.fixture(scope="module")
+def singles(model: FeatureModel, clips: list[Tensor]) -> list[Numbers]:
+    return [numbers(model, [clip])[0] for clip in clips]
+
+
+def worst_difference(batched: list[Numbers], singles: list[Numbers]) -> float:
+    return max(
+        relative(got[name], wanted[name])
+        for got, wanted in zip(batched, singles, strict=True)
+        for name in ("semantic", "codec", "condition", "emo_vec")
+    )
+
+
+@pytest.mark.parametrize("golden", GOLDEN, ids=lambda folder: folder.name)
+def test_equals_the_published_code(golden: Path) -> None:
+    model = load(golden)
+    differing = frames = 0
+    for name, sample in vectors(golden):
+        got = numbers(model, [sample["input_features"]])[0]
+        for part in ("semantic", "condition", "emo_vec"):
+            assert relative(got[part], sample[part]) < EXACT, f"{name}: {part}"
+        assert got["codes"].shape == sample["codes"].shape
+        differing += int((got["codes"] != sample["codes"]).sum())
+        frames += len(got["codes"])
+    assert frames > 500
+    assert differing <= 0.002 * frames
+
+
+@pytest.mark.parametrize("golden", GOLDEN, ids=lambda folder: folder.name)
+def test_a_whole_golden_set_in_one_batch_equals_the_published_code(golden: Path) -> None:
+    samples = [sample for name, sample in vectors(golden) if "@" not in name]
+    for got, sample in zip(numbers(load(golden), [s["input_features"] for s in samples]), samples, strict=True):
+        for part in ("semantic", "condition", "emo_vec"):
+            assert relative(got[part], sample[part]) < EXACT
+        assert torch.equal(got["codes"], sample["codes"].long())
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 8])
+@pytest.mark.parametrize("extra", [0, 1, 40])
+def test_batched_equals_single(
+    model: FeatureModel, clips: list[Tensor], singles: list[Numbers], size: int, extra: int
+) -> None:
+    batched = [
+        result
+        for first in range(0, len(clips), size)
+        for result in numbers(model, clips[first : first + size], extra=extra)
+    ]
+    assert worst_difference(batched, singles) < EXACT
+    for got, wanted in zip(batched, singles, strict=True):
+        assert torch.equal(got["codes"], wanted["codes"])
+
+
+def mask_sites() -> list[str]:
+    return [name for name, part in load(GOLDEN[0]).named_modules() if isinstance(part, TimeMask | KeyMask)]
+
+
+class NoTimeMask(nn.Module):
+    def forward(self, frames: Tensor, _mask: FrameMask) -> Tensor:
+        return frames
+
+
+class NoKeyMask(nn.Module):
+    def forward(self, _mask: FrameMask) -> None:
+        return None
+
+
+@pytest.mark.parametrize("site", mask_sites())
+def test_every_mask_is_needed(
+    model: FeatureModel, clips: list[Tensor], singles: list[Numbers], site: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, name = model.get_submodule(site.rpartition(".")[0]), site.rpartition(".")[2]
+    removed = NoTimeMask() if isinstance(getattr(owner, name), TimeMask) else NoKeyMask()
+    monkeypatch.setitem(owner._modules, name, removed)
+    assert worst_difference(numbers(model, clips, extra=40), singles) > 100 * EXACT
+
+
+def test_there_is_a_mask_at_every_attention_and_every_two_sided_convolution(model: FeatureModel) -> None:
+    sites = mask_sites()
+    config = model.config
+    blocks = config.condition.num_blocks + config.emotion.num_blocks
+    # 17 layers attend; the codec convolves first and in each block; Conformer blocks do both; two Perceivers of two.
+    assert len(sites) == len(set(sites)) == 17 + 1 + config.semantic_codec.vocos_num_layers + 2 * blocks + 2 * 2
+
+
+def test_computes_only_what_is_asked_for(model: FeatureModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("was not asked for")
+
+    batch, lengths = torch.randn(2, 20, 160), torch.tensor([20, 11])
+    everything = model(batch, lengths)
+    with monkeypatch.context() as patch:
+        patch.setattr(model.conditioner, "forward", fail)
+        patch.setattr(model.emotion_conditioner, "forward", fail)
+        only_codes = model(batch, lengths, latents=False)
+    assert only_codes.condition is None
+    assert only_codes.emo_vec is None
+    assert torch.equal(only_codes.codes, everything.codes)
+    monkeypatch.setattr(model.semantic_codec, "forward", fail)
+    only_latents = model(batch, lengths, codes=False)
+    assert only_latents.codes is None
+    assert torch.equal(only_latents.condition, everything.condition)
+    assert torch.equal(only_latents.emo_vec, everything.emo_vec)
+
+
+def test_gives_the_documented_shapes_and_types(model: FeatureModel) -> None:
+    features = model(torch.randn(2, 20, 160), torch.tensor([20, 3]))
+    assert (features.codes.shape, features.codes.dtype) == ((2, 20), torch.int64)
+    assert (features.condition.shape, features.condition.dtype) == ((2, 32, 40), torch.float32)
+    assert (features.emo_vec.shape, features.emo_vec.dtype) == ((2, 40), torch.float32)
+    assert (model.min_frames, model.num_condition_latents, model.model_dim) == (3, 32, 40)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_longest_clip_fits_the_position_table_and_one_frame_more_is_refused(model: FeatureModel) -> None:
+    rows = model.conditioner.conformer.position_table.shape[1]
+    assert (model.max_frames - 1) // 2 == rows - 1
+    assert model.max_frames // 2 == rows  # so (max_frames + 1 - 1) // 2 is out of the table
+    with pytest.raises(ValueError, match=f"to {model.max_frames + 1} frames"):
+        model(torch.zeros(1, model.max_frames + 1, 160), torch.tensor([model.max_frames + 1]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "lengths", "message"),
+    [
+        ((2, 10, 160), [10, 2], "from 2 to 10"),
+        ((2, 10, 160), [11, 5], "from 5 to 11"),
+        ((2, 10, 160), [10], "lengths"),
+        ((10, 160), [10], "input_features"),
+    ],
+)
+def test_refuses_batches_that_are_not_consistent(
+    model: FeatureModel, shape: tuple[int, ...], lengths: list[int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        model(torch.zeros(shape), torch.tensor(lengths))
+
+
+def test_refuses_a_semantic_model_of_another_width(tmp_path: Path) -> None:
+    files = locate(models=GOLDEN[0] / "checkpoints")
+    text = files.config.read_text().replace("hidden_size: 32", "hidden_size: 48")
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(CheckpointError, match=r"encoder\.0\.embed\.weight"):
+        FeatureModel.load(files, ModelConfig.read(tmp_path / "config.yaml"))
+
+
+def test_tf32_is_off_inside_and_as_it_was_outside() -> None:
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        with exact_float32(torch.device("cuda")):
+            assert not torch.backends.cuda.matmul.allow_tf32
+            assert not torch.backends.cudnn.allow_tf32
+        assert torch.backends.cuda.matmul.allow_tf32
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
