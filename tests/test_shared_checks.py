@@ -13,34 +13,41 @@ from pathlib import Path
 
 import pytest
 
+import hfprep
+
 TESTS = Path(__file__).resolve().parent
 SHARED = TESTS.parent.parent / "shared"
 GOLDEN = {name: folder for name in ("golden", "golden-small") if (folder := SHARED / name).is_dir()}
-VAL_RATIO = "0.3"
+VAL_RATIO = 0.3
 
 Builder = Callable[..., Path]
 
 
-def run(*command: object) -> str:
-    """Standard output of a command that must succeed; what it said when it does not."""
-    result = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=600)
+def check(script: str, *arguments: object) -> None:
+    """Run one of the checkers; what it printed is the message when it finds fault."""
+    command = [sys.executable, str(SHARED / script), *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
-    return result.stdout
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Builder:
-    """Makes builds of a golden set with some options, each once; gives the output folder."""
-    finished: dict[tuple[str, ...], Path] = {}
+    """Makes builds of a golden set, each once; gives the output folder."""
+    finished: dict[tuple[Path, Path | None, int, int], Path] = {}
 
-    def build(golden: Path, *options: str, manifest: Path | None = None) -> Path:
-        key = (str(golden), str(manifest), *options)
+    def build(golden: Path, *, batch_size: int, audio_sr: int = 16000, manifest: Path | None = None) -> Path:
+        key = (golden, manifest, batch_size, audio_sr)
         if key not in finished:
-            output = tmp_path_factory.mktemp("build") / "out"
-            source = ["--manifest", manifest or golden / "manifest.jsonl", "--models", golden / "checkpoints"]
-            rest = ["--output-dir", output, "--val-ratio", VAL_RATIO, *options]
-            run(sys.executable, "-m", "hfprep", "build", *source, *rest)
-            finished[key] = output
+            config = hfprep.BuildConfig(
+                manifest=manifest or golden / "manifest.jsonl",
+                output_dir=tmp_path_factory.mktemp("build") / "out",
+                models=golden / "checkpoints",
+                val_ratio=VAL_RATIO,
+                batch_size=batch_size,
+                audio_sr=audio_sr,
+            )
+            hfprep.build(config)
+            finished[key] = config.output_dir
         return finished[key]
 
     return build
@@ -48,24 +55,23 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Builder:
 
 if GOLDEN:
 
-    @pytest.mark.parametrize("batch_size", ["0", "1", "3", "8"])
+    @pytest.mark.parametrize("batch_size", [0, 1, 3, 8])
     @pytest.mark.parametrize("name", GOLDEN)
-    def test_a_build_has_the_published_numbers(built: Builder, name: str, batch_size: str) -> None:
-        output = built(GOLDEN[name], "--batch-size", batch_size)
-        run(sys.executable, SHARED / "check_golden.py", GOLDEN[name], output, "--val-ratio", VAL_RATIO)
+    def test_a_build_has_the_published_numbers(built: Builder, name: str, batch_size: int) -> None:
+        output = built(GOLDEN[name], batch_size=batch_size)
+        check("check_golden.py", GOLDEN[name], output, "--val-ratio", VAL_RATIO)
 
     @pytest.mark.parametrize("name", GOLDEN)
     def test_a_build_by_way_of_24_khz_has_the_published_numbers(built: Builder, name: str) -> None:
-        output = built(GOLDEN[name], "--audio-sr", "24000")
-        checks = ["--val-ratio", VAL_RATIO, "--via-24k"]
-        run(sys.executable, SHARED / "check_golden.py", GOLDEN[name], output, *checks)
+        output = built(GOLDEN[name], batch_size=0, audio_sr=24000)
+        check("check_golden.py", GOLDEN[name], output, "--val-ratio", VAL_RATIO, "--via-24k")
 
-    @pytest.mark.parametrize("batch_size", ["2", "5", "16"])
+    @pytest.mark.parametrize("batch_size", [2, 5, 16])
     @pytest.mark.parametrize("name", GOLDEN)
-    def test_batches_give_what_single_samples_give(built: Builder, name: str, batch_size: str) -> None:
-        single = built(GOLDEN[name], "--batch-size", "1")
-        batched = built(GOLDEN[name], "--batch-size", batch_size)
-        run(sys.executable, SHARED / "compare_builds.py", single, batched)
+    def test_batches_give_what_single_samples_give(built: Builder, name: str, batch_size: int) -> None:
+        single = built(GOLDEN[name], batch_size=1)
+        batched = built(GOLDEN[name], batch_size=batch_size)
+        check("compare_builds.py", single, batched)
 
     @pytest.mark.parametrize("name", GOLDEN)
     def test_the_order_of_the_manifest_changes_no_number(built: Builder, name: str, tmp_path: Path) -> None:
@@ -78,5 +84,5 @@ if GOLDEN:
         folder.mkdir()
         (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in shuffled), encoding="utf-8")
         (folder / "audio").symlink_to(GOLDEN[name] / "audio")
-        other = built(GOLDEN[name], "--batch-size", "5", manifest=folder / "manifest.jsonl")
-        run(sys.executable, SHARED / "compare_builds.py", built(GOLDEN[name], "--batch-size", "1"), other)
+        other = built(GOLDEN[name], batch_size=5, manifest=folder / "manifest.jsonl")
+        check("compare_builds.py", built(GOLDEN[name], batch_size=1), other)
