@@ -3,52 +3,39 @@
 `build(BuildConfig(...))` is the Python call behind `python -m hfprep build`. Takes a config, gives a `Summary`.
 """
 
+import contextlib
 import dataclasses
 import logging
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import datasets
 
 from hfprep.audio.decode import TARGET_SAMPLING_RATE
 from hfprep.audio.input_features import check_preprocessor
-from hfprep.batching import BatchLimits
 from hfprep.config import BuildConfig
-from hfprep.devices import choose_device, choose_workers, device_memory
-from hfprep.engines.local import StopRequested, run_local
+from hfprep.devices import choose_workers
+from hfprep.engines.local import run_local
+from hfprep.engines.processes import choose_num_processes, run_processes, threads_per_process
+from hfprep.engines.spec import BatchCost, ExtractorSpec, Sink, StopRequested
 from hfprep.errors import ConfigError
-from hfprep.features import BatchResult, ExtractorSettings, FeatureExtractor
 from hfprep.logs import log_to_file
 from hfprep.model_config import ModelConfig
-from hfprep.models.feature_model import FeatureModel
 from hfprep.models.locate import ModelFiles, locate
 from hfprep.planning import Plan, Planner, PlanOptions
 from hfprep.progress import BuildProgress, Tally
-from hfprep.records import Features, Need, Rejection
+from hfprep.records import Need, Rejection
+from hfprep.signals import StopSignals, stop_on_signals
 from hfprep.store.atomic import write_lines
 from hfprep.store.fingerprints import FileHashes, Fingerprinter, Settings, digest
-from hfprep.store.layout import (
-    REJECTED,
-    STATS,
-    Listed,
-    NpyOutput,
-    PlannedRow,
-    Publisher,
-    Stage,
-    json_line,
-    write_listing,
-)
+from hfprep.store.layout import REJECTED, STATS, Listed, NpyOutput, Publisher, Staged, json_line, write_listing
 from hfprep.store.lock import OutputLock
 from hfprep.store.state import State
 from hfprep.store.statistics import codebook_use, package_versions, write_stats
-from hfprep.store.writer import BackgroundWriter
 from hfprep.text.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
@@ -228,59 +215,53 @@ class _Run:
         """Make rejected.jsonl list exactly this run's rejections, by line."""
         write_lines(self.output.root / REJECTED, (json_line(item.record()) for item in self.state.rejections()))
 
-    def compute(self, plan: Plan, stop: "StopSignals") -> None:
+    def compute(self, plan: Plan, stop: StopSignals) -> None:
         """Compute what is pending, publishing each batch as it completes."""
         pending = plan.pending()
         if not len(pending):
             return
-        extractor = self.extractor(pending)
-        publisher, writer = Publisher(self.output, self.state, self.config.val_ratio), BackgroundWriter()
-        with ExitStack() as stack, BuildProgress(len(pending)) as progress:
-            stage = Stage(self.output.work / "stage")
-            for closing in (publisher.close, stage.close, writer.close, extractor.close):
-                stack.callback(closing)
+        with (
+            contextlib.closing(Publisher(self.output, self.state, self.config.val_ratio)) as publisher,
+            BuildProgress(len(pending)) as progress,
+        ):
             self.tally = progress.tally
 
-            def publish(
-                finished: list[tuple[PlannedRow, Features]], rejections: list[Rejection], result: BatchResult
-            ) -> None:
-                writer.submit(lambda: publisher.publish(stage.write(finished), rejections))
+            def sink(staged: list[Staged], rejections: list[Rejection], cost: BatchCost) -> None:
+                publisher.publish(staged, rejections)
+                self.out_of_memory_events += cost.out_of_memory_events
                 progress.advance(
-                    done=len(finished),
+                    done=len(staged),
                     rejected=len(rejections),
-                    audio_seconds=sum(features.seconds or 0.0 for _, features in finished),
-                    num_frames=result.num_frames,
-                    padded_frames=result.padded_frames,
+                    audio_seconds=cost.audio_seconds,
+                    num_frames=cost.num_frames,
+                    padded_frames=cost.padded_frames,
                 )
 
             try:
-                run_local(pending, extractor, publish, work=self.output.work, stop=lambda: stop.signal is not None)
+                self.run_engine(plan, pending, sink, lambda: stop.signal is not None)
             except StopRequested:
-                log.warning("stopping as asked; the batch in flight is being written")
-            writer.flush()
-            self.out_of_memory_events = extractor.out_of_memory_events
+                log.warning("stopped as asked; everything computed is on disk")
 
-    def extractor(self, pending: datasets.Dataset) -> FeatureExtractor:
-        """The batched function with the models it needs; no model is loaded where only text is pending."""
-        config, inputs = self.config, self.inputs
-        device = choose_device(config.device)
-        model = None
-        if any(need & Need.AUDIO for need in pending.unique("need")):
-            loading = time.monotonic()
-            model = FeatureModel.load(inputs.files, inputs.model_config, device=device)
-            log.info("models loaded on %s in %.1f s", device, time.monotonic() - loading)
-        limits = inputs.model_config if config.drop_overlong else None
-        settings = ExtractorSettings(
+    def run_engine(self, plan: Plan, pending: datasets.Dataset, sink: Sink, stop: Callable[[], bool]) -> None:
+        """Give the pending rows to the engine that was asked for."""
+        config, inputs, work = self.config, self.inputs, self.output.work
+        num_processes = choose_num_processes(config.num_processes)
+        spec = ExtractorSpec(
+            files=inputs.files,
+            model_config=inputs.model_config,
+            tokenizer=config.tokenizer_path,
+            with_audio=any(need & Need.AUDIO for need in pending.unique("need")),
+            device=config.device,
+            batch_size=config.batch_size,
+            workers=max(1, self.workers // num_processes),
             via_sampling_rate=self.via,
-            workers=self.workers,
-            limits=BatchLimits.choose(config.batch_size, device_memory(device)),
-            max_text_tokens=limits.max_text_tokens if limits else None,
-            max_codes=limits.max_mel_tokens if limits else None,
+            drop_overlong=config.drop_overlong,
+            threads=threads_per_process(num_processes) if num_processes > 1 else None,
         )
-        fallback = None
-        if device.type != "cpu":
-            fallback = _loaded_once(lambda: FeatureModel.load(inputs.files, inputs.model_config, device="cpu"))
-        return FeatureExtractor(inputs.tokenizer, model, settings, fallback=fallback)
+        if num_processes == 1:
+            run_local(spec, pending, sink, work=work, stop=stop)
+        else:
+            run_processes(spec, plan, sink, work=work, num_processes=num_processes, stop=stop)
 
     def finish(self, plan: Plan, interrupted_by: int | None) -> Summary:
         """Replace the running files by final ones and sum up."""
@@ -345,43 +326,3 @@ class _Run:
         """Whether a sample is not complete on disk."""
         state = self.state.sample(sample_id)
         return state is None or state.finished() != Need.ALL
-
-
-def _loaded_once(load: Callable[[], FeatureModel]) -> Callable[[], FeatureModel]:
-    loaded: list[FeatureModel] = []
-
-    def get() -> FeatureModel:
-        if not loaded:
-            loaded.append(load())
-        return loaded[0]
-
-    return get
-
-
-@dataclass
-class StopSignals:
-    """The signal that asked this run to stop, None while there was none."""
-
-    signal: int | None = None
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[StopSignals]:
-    """While inside, SIGINT and SIGTERM ask the run to finish its batch and stop; a second SIGINT stops at once."""
-    request = StopSignals()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        if request.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        request.signal = number
-        log.warning("%s: finishing the batch in flight (Ctrl-C again stops at once)", signal.Signals(number).name)
-
-    earlier = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield request
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)

@@ -7,6 +7,7 @@ The flags, their defaults and their help come from `BuildConfig`.
 import dataclasses
 import inspect
 import logging
+import operator
 import os
 import sys
 from collections.abc import Callable
@@ -34,7 +35,7 @@ def options_of(config: type) -> Callable[[Callable[..., None]], Callable[..., No
         hints = get_type_hints(config)
         parameters = []
         for item in dataclasses.fields(config):
-            annotation = Annotated.__class_getitem__((hints[item.name], typer.Option(help=item.metadata["help"])))
+            annotation = operator.getitem(Annotated, (hints[item.name], typer.Option(help=item.metadata["help"])))
             default = inspect.Parameter.empty if item.name in _REQUIRED else item.default
             kind = inspect.Parameter.KEYWORD_ONLY
             parameters.append(inspect.Parameter(item.name, kind, default=default, annotation=annotation))

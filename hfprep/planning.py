@@ -84,6 +84,7 @@ class Plan:
     """The valid rows of a manifest as a Dataset on disk, in source order."""
 
     def __init__(self, path: Path, counts: PlanCounts) -> None:
+        self.path = path
         self.dataset = datasets.Dataset.from_file(str(path))
         self.counts = counts
 
@@ -92,10 +93,14 @@ class Plan:
         for batch in self.dataset.data.table.to_batches(max_chunksize=CHUNK_ROWS):
             yield from map(planned_row, batch.to_pylist())
 
+    def pending_positions(self) -> list[int]:
+        """Positions in `dataset` of the rows of which something has yet to be computed."""
+        positions: list[int] = self.dataset.data.column("need").to_numpy().nonzero()[0].tolist()
+        return positions
+
     def pending(self) -> datasets.Dataset:
         """The rows of which something has yet to be computed."""
-        needs = self.dataset.data.column("need").to_numpy()
-        return self.dataset.select(needs.nonzero()[0])
+        return self.dataset.select(self.pending_positions())
 
 
 def planned_row(row: dict[str, Any]) -> PlannedRow:

@@ -1,6 +1,6 @@
 """The engine of one process: `datasets.map` over the pending rows, here and now.
 
-Maps windows of rows through the extractor and hands each batch to the writer as it completes, so that work is
+Maps windows of rows through the extractor and hands each batch to the sink as it completes, so that work is
 durable batch by batch although `datasets.map` itself keeps nothing of a map that dies.
 """
 
@@ -11,53 +11,72 @@ from typing import Any
 
 import datasets
 
+from hfprep.engines.spec import ExtractorSpec, Sink, StopRequested, cost_of
 from hfprep.features import BatchResult, FeatureExtractor, Task
 from hfprep.planning import planned_row
 from hfprep.records import Features, Rejection
-from hfprep.store.layout import PlannedRow
+from hfprep.store.layout import PlannedRow, Stage
+from hfprep.store.writer import BackgroundWriter
 
 WINDOW_ROWS = 2048  # rows among which samples of like length find each other
 DONE = datasets.Features({"id": datasets.Value("string"), "rejected": datasets.Value("string")})
 
-Publish = Callable[[list[tuple[PlannedRow, Features]], list[Rejection], BatchResult], None]
-
-
-class StopRequested(Exception):
-    """The run was asked to stop; everything handed to the writer so far counts."""
+Deliver = Callable[[list[tuple[PlannedRow, Features]], list[Rejection], BatchResult], None]
 
 
 def run_local(
-    pending: datasets.Dataset,
-    extractor: FeatureExtractor,
-    publish: Publish,
-    *,
-    work: Path,
-    stop: Callable[[], bool] = lambda: False,
-) -> datasets.Dataset:
-    """Compute every pending row; gives the mapped Dataset: `id` and `rejected` (reason or None), in source order.
+    spec: ExtractorSpec, pending: datasets.Dataset, sink: Sink, *, work: Path, stop: Callable[[], bool] = lambda: False
+) -> None:
+    """Compute every pending row in this process.
 
-    `publish` gets each batch as it completes: what is finished, what was rejected, and its cost. Raises
-    StopRequested after the batch in flight once `stop()` is true.
+    `sink` runs in a thread of its own while the next batch computes. Raises StopRequested after the batch in
+    flight once `stop()` is true, and whatever the sink raises.
+    """
+    with contextlib.ExitStack() as stack:
+        extractor = spec.open()
+        stage, writer = Stage(work / "stage"), BackgroundWriter()
+        for closing in (stage.close, writer.close, extractor.close):
+            stack.callback(closing)
+        counted = 0
+
+        def deliver(
+            computed: list[tuple[PlannedRow, Features]], rejections: list[Rejection], result: BatchResult
+        ) -> None:
+            nonlocal counted
+            seconds = sum(features.seconds or 0.0 for _, features in computed)
+            cost = cost_of(result, seconds, extractor.out_of_memory_events - counted)
+            counted = extractor.out_of_memory_events
+            writer.submit(lambda: sink(stage.write(computed), rejections, cost))
+            if stop():
+                writer.flush()
+                raise StopRequested
+
+        map_rows(pending, extractor, deliver, cache_file=work / "done.arrow")
+        writer.flush()
+
+
+def map_rows(
+    pending: datasets.Dataset, extractor: FeatureExtractor, deliver: Deliver, *, cache_file: Path
+) -> datasets.Dataset:
+    """Run the extractor over a Dataset of planned rows, delivering each batch as it completes.
+
+    Gives the mapped Dataset: `id` and `rejected` (the reason, or None), in source order.
     """
 
     def process(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
         rows = [planned_row(dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
         by_line = {row.utterance.line: row for row in rows}
         rejected: dict[int, str] = {}
-        results = extractor.extract([Task(row.utterance, row.need) for row in rows])
-        with contextlib.closing(results):
+        with contextlib.closing(extractor.extract([Task(row.utterance, row.need) for row in rows])) as results:
             for result in results:
-                finished, rejections = [], []
+                computed, rejections = [], []
                 for task, outcome in result.outcomes:
-                    row = by_line[task.utterance.line]
                     if isinstance(outcome, Features):
-                        finished.append((row, outcome))
+                        computed.append((by_line[task.utterance.line], outcome))
                     else:
                         rejections.append(outcome)
                         rejected[outcome.line] = outcome.reason.value
-                publish(finished, rejections, result)
-                if stop():
-                    raise StopRequested
+                deliver(computed, rejections, result)
         return {"id": columns["id"], "rejected": [rejected.get(line) for line in columns["line"]]}
 
     return pending.map(
@@ -66,7 +85,7 @@ def run_local(
         batch_size=WINDOW_ROWS,
         remove_columns=pending.column_names,
         features=DONE,
-        cache_file_name=str(work / "done.arrow"),
+        cache_file_name=str(cache_file),
         load_from_cache_file=False,
         new_fingerprint=pending._fingerprint + "-done",  # hashing the function would pickle the model
     )

@@ -1,0 +1,103 @@
+"""What an engine is given: how to open the extractor, where results go, when to stop.
+
+An engine decides who runs which rows where; everything it needs for that is here, small enough to send to another
+process. Knows nothing of manifests or of the output layout.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from hfprep.batching import BatchLimits
+from hfprep.devices import choose_device, device_memory
+from hfprep.features import BatchResult, ExtractorSettings, FeatureExtractor
+from hfprep.model_config import ModelConfig
+from hfprep.models.feature_model import FeatureModel
+from hfprep.models.locate import ModelFiles
+from hfprep.records import Rejection
+from hfprep.store.layout import Staged
+from hfprep.text.tokenizer import TextTokenizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchCost:
+    """What a batch took: samples, real and padded frames, seconds of audio, out-of-memory events on the way."""
+
+    rows: int
+    num_frames: int
+    padded_frames: int
+    audio_seconds: float
+    out_of_memory_events: int = 0
+
+
+class Sink(Protocol):
+    """Makes a batch final, in the process that holds the output directory."""
+
+    def __call__(self, staged: list[Staged], rejections: list[Rejection], cost: BatchCost) -> None: ...
+
+
+class StopRequested(Exception):
+    """The run was asked to stop; everything handed to the sink so far counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractorSpec:
+    """How to open a `FeatureExtractor`, here or in another process."""
+
+    files: ModelFiles
+    model_config: ModelConfig
+    tokenizer: Path
+    with_audio: bool
+    device: str = "auto"
+    batch_size: int = 0
+    workers: int = 1
+    via_sampling_rate: int | None = None
+    drop_overlong: bool = False
+    threads: int | None = None
+
+    def open(self, device: str | None = None) -> FeatureExtractor:
+        """Load the tokenizer and, where audio is wanted, the models. Raises ConfigError or CheckpointError."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        place = choose_device(device or self.device)
+        limits = self.model_config if self.drop_overlong else None
+        settings = ExtractorSettings(
+            via_sampling_rate=self.via_sampling_rate,
+            workers=self.workers,
+            limits=BatchLimits.choose(self.batch_size, device_memory(place)),
+            max_text_tokens=limits.max_text_tokens if limits else None,
+            max_codes=limits.max_mel_tokens if limits else None,
+        )
+        model, fallback = None, None
+        if self.with_audio:
+            started = time.monotonic()
+            model = FeatureModel.load(self.files, self.model_config, device=place)
+            log.info("models loaded on %s in %.1f s", place, time.monotonic() - started)
+            if place.type != "cpu":
+                fallback = loaded_once(lambda: FeatureModel.load(self.files, self.model_config, device="cpu"))
+        return FeatureExtractor(TextTokenizer(self.tokenizer), model, settings, fallback=fallback)
+
+
+def cost_of(result: BatchResult, audio_seconds: float, out_of_memory_events: int) -> BatchCost:
+    """The cost of a computed batch."""
+    frames, padded = result.num_frames, result.padded_frames
+    return BatchCost(len(result.outcomes), frames, padded, audio_seconds, out_of_memory_events)
+
+
+def loaded_once(load: Callable[[], FeatureModel]) -> Callable[[], FeatureModel]:
+    """A function that loads at its first call and gives the same model ever after."""
+    loaded: list[FeatureModel] = []
+
+    def get() -> FeatureModel:
+        if not loaded:
+            loaded.append(load())
+        return loaded[0]
+
+    return get
