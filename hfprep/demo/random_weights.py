@@ -23,6 +23,11 @@ FLOAT_BYTES = 4
 NORM_SPREAD = 0.1
 BIAS_SPREAD = 0.05
 GAIN_SPREAD = 0.2
+# With branches as strong as what they are added to, 17 random layers forget the sound: 47 of 256 codes were ever used
+# in a minute of demo speech, and 214 with half of it.
+BRANCH_SCALE = 0.5
+ENCODER_LAYERS = "encoder.layers."
+BRANCH_ENDS = ("linear_out.weight", "output_dense.weight", "pointwise_conv2.weight")
 ZIP_LOCAL_HEADER = struct.Struct("<26xHH")  # ends with the lengths of the name and of the extra field
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -81,7 +86,8 @@ def _scale(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
         return 0.0, 1.0
     if len(shape) == 1:
         return (1.0, NORM_SPREAD) if kind in {"weight", "gamma"} else (0.0, BIAS_SPREAD)
-    return 0.0, 1 / math.sqrt(math.prod(shape[1:]))
+    branch = BRANCH_SCALE if name.startswith(ENCODER_LAYERS) and name.endswith(BRANCH_ENDS) else 1.0
+    return 0.0, branch / math.sqrt(math.prod(shape[1:]))
 
 
 def _sinusoids(shape: tuple[int, ...]) -> np.ndarray:
