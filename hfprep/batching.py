@@ -12,6 +12,7 @@ GIB = 1 << 30
 TYPICAL_FRAMES = 750  # 15 s at 50 Hz: the clip that the table of batch sizes has in mind
 SHORT_CLIPS_FACTOR = 16  # short clips may fill a batch with this many times the table's rows
 CPU_BATCH_SIZE = 1
+MAX_PATIENCE = 1024
 # (device memory in GiB from which it holds, samples a batch); cards report a little less than their nominal size
 BATCH_SIZE_BY_MEMORY = ((38.0, 24), (22.0, 16), (14.5, 8), (11.0, 6), (7.5, 4), (0.0, 2))
 
@@ -26,14 +27,16 @@ def batch_size_for_memory(total_bytes: int | None) -> int:
 class FrameBudget:
     """The padded frames (rows x longest) that a batch may hold, learnt from what fitted and what did not.
 
-    A failure at n frames halves the limit below n; after `patience` batches that used the limit well it grows by
-    an eighth, but stays under the smallest size that failed until that size has been cleared by success.
+    A failure at n frames takes the limit back to the largest size that has fitted, or to n / 2. After `patience`
+    batches that used the limit well it grows by an eighth, first to just below the smallest size that failed, then,
+    for memory may have become free, beyond it; each time such a trial fails the patience doubles.
     """
 
     def __init__(self, limit: int | None = None, *, patience: int = 16) -> None:
         self.limit = limit
         self.patience = patience
         self._ceiling = limit
+        self._fitted = 0
         self._failed_at: int | None = None
         self._streak = 0
 
@@ -43,22 +46,34 @@ class FrameBudget:
 
     def failed(self, padded_frames: int) -> None:
         """A batch of that many padded frames ran out of memory."""
+        if self._failed_at is not None and padded_frames >= self._failed_at:
+            self.patience = min(2 * self.patience, MAX_PATIENCE)
         self._failed_at = padded_frames if self._failed_at is None else min(self._failed_at, padded_frames)
-        halved = max(1, padded_frames // 2)
-        self.limit = halved if self.limit is None else min(self.limit, halved)
+        if self._fitted >= padded_frames:
+            self._fitted = 0
+        known = max(self._fitted, padded_frames // 2, 1)
+        self.limit = known if self.limit is None else min(self.limit, known)
         self._streak = 0
 
     def fitted(self, padded_frames: int) -> None:
         """A batch of that many padded frames went through."""
+        self._fitted = max(self._fitted, padded_frames)
         if self._failed_at is None or self.limit is None:
             return
-        if padded_frames >= self._failed_at:  # it fits now: what failed there was not the size alone
+        if padded_frames >= self._failed_at:
             self._failed_at = padded_frames + 1
-        self._streak += padded_frames >= self.limit // 2
+        if padded_frames > self.limit:  # a lone long sample: as much fits as many short ones, too
+            self.limit = self._within_ceiling(padded_frames)
+        self._streak += 2 * padded_frames >= self.limit
         if self._streak >= self.patience:
             self._streak = 0
-            grown = min(self.limit + max(1, self.limit // 8), self._failed_at - 1)
-            self.limit = grown if self._ceiling is None else min(grown, self._ceiling)
+            grown = self.limit + max(1, self.limit // 8)
+            if self.limit < self._failed_at - 1:
+                grown = min(grown, self._failed_at - 1)
+            self.limit = self._within_ceiling(grown)
+
+    def _within_ceiling(self, limit: int) -> int:
+        return limit if self._ceiling is None else min(limit, self._ceiling)
 
 
 @dataclass(frozen=True, slots=True)

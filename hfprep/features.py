@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import datasets
 import numpy as np
 import torch
 
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 PREFETCH_BYTES = 1 << 30
 DECODE_BYTES_PER_SECOND = 16000 * 4 * 12  # waveform, its float64 frames and spectrum, while features are computed
+LOADING_PER_WORKER = 4
 TEXT_ONLY_BYTES = 1 << 14
 TEXT_ONLY_BATCH = 256
 OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "bad_alloc")
@@ -88,11 +90,23 @@ class ExtractorSettings:
     prefetch_bytes: int = PREFETCH_BYTES
 
 
+def map_schema(columns: datasets.Features) -> datasets.Features:
+    """The columns of a Dataset after `map` with a `FeatureExtractor`: what was there, the features, `rejected`."""
+    types = {name: nested(datasets.Value(str(column.dtype)), column.ndim) for name, column in COLUMNS.items()}
+    return datasets.Features({**columns, **types, "rejected": datasets.Value("string")})
+
+
+def nested(value: datasets.Value, depth: int) -> datasets.Value | datasets.List:
+    """A list of lists, `depth` deep, of a value."""
+    return nested(datasets.List(value), depth - 1) if depth else value
+
+
 class FeatureExtractor:
     """Computes text ids, codes, condition and emo_vec for any number of rows, batch by batch.
 
     `model` may be None where only text is wanted. `fallback` gives the model on the CPU for a lone sample that does
-    not fit on the device. With `max_text_tokens` or `max_codes` longer samples are rejected.
+    not fit on the device; without it, such a sample gets a second try where it was. With `max_text_tokens` or
+    `max_codes` longer samples are rejected.
     """
 
     def __init__(
@@ -116,7 +130,10 @@ class FeatureExtractor:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def __call__(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """For `Dataset.map(..., batched=True)`: columns `id`, `text`, `audio` (a path), optional `language`.
+        """For `rows.map(extractor, batched=True, features=map_schema(rows.features), new_fingerprint=NAME)`.
+
+        Needs the columns `id`, `text`, `audio` (a path); `language` is optional. (A fingerprint of one's own, since
+        hashing the function would pickle the model.)
 
         Returns `text_ids` int32 (text_len,), `codes` int32 (code_len,), `condition` float32 (32, model_dim),
         `emo_vec` float32 (model_dim,) and `rejected` (None, else "reason: message"; the features are then None).
@@ -145,12 +162,14 @@ class FeatureExtractor:
         loaded = prefetch(
             with_audio,
             self._load,
-            cost_bytes=lambda task: TEXT_ONLY_BYTES + int(seconds[id(task)] * DECODE_BYTES_PER_SECOND),
+            expected_bytes=lambda task: TEXT_ONLY_BYTES + int(seconds[id(task)] * DECODE_BYTES_PER_SECOND),
+            size_bytes=_held_bytes,
             pool=self._pool,
             max_bytes=self.settings.prefetch_bytes,
+            max_loading=LOADING_PER_WORKER * self.settings.workers,
         )
         refused: list[tuple[Task, Features | Rejection]] = []
-        for batch in batches(_without_rejections(loaded, refused), self.settings.limits, self.budget):
+        for batch in batches(self._without_rejections(loaded, refused), self.settings.limits, self.budget):
             yield self._run(batch, refused)
             refused.clear()
         if refused:
@@ -159,11 +178,13 @@ class FeatureExtractor:
     def _load(self, task: Task) -> Loaded | tuple[Task, Rejection]:
         """Tokenise and decode one task; runs in a thread."""
         utterance = task.utterance
+        foreseen, what = Reason.TEXT_FAILED, "text"
         try:
             text_ids = seconds = features = None
             if task.need & Need.TEXT:
                 text_ids = self.tokenizer.encode(utterance.text, utterance.language)
                 self._check_length(Reason.TEXT_TOO_LONG, "text ids", len(text_ids), self.settings.max_text_tokens)
+            foreseen, what = Reason.AUDIO_UNREADABLE, utterance.path
             if task.need & Need.AUDIO:
                 waveform = load_waveform(utterance.path, via=self.settings.via_sampling_rate)
                 seconds = waveform.seconds
@@ -172,10 +193,24 @@ class FeatureExtractor:
             return Loaded(task, text_ids, features, seconds)
         except RejectedSample as error:
             return task, _reject(task, error.reason, error.message)
-        except MemoryError as error:
-            return task, _reject(task, Reason.OUT_OF_MEMORY, f"while reading {utterance.path}: {error}")
         except Exception as error:  # noqa: BLE001 - a sample nobody foresaw must not end the run; the error is kept
-            return task, _reject(task, Reason.AUDIO_UNREADABLE, f"{utterance.path}: {type(error).__name__}: {error}")
+            failure = _Failure.of(error)
+            reason = Reason.OUT_OF_MEMORY if failure.out_of_memory else foreseen
+            return task, _reject(task, reason, f"while reading {what}: {failure.message}")
+
+    def _without_rejections(
+        self, loaded: Iterator[Loaded | tuple[Task, Rejection]], refused: list[tuple[Task, Features | Rejection]]
+    ) -> Iterator[Loaded]:
+        """What was loaded; the rest goes to `refused`, after a second try where only memory was short."""
+        for item in loaded:
+            if isinstance(item, tuple) and item[1].reason is Reason.OUT_OF_MEMORY:
+                log.warning("%s; trying again", item[1].message)
+                self._free_memory()
+                item = self._load(item[0])
+            if isinstance(item, tuple):
+                refused.append(item)
+            else:
+                yield item
 
     def _check_frames(self, num_frames: int) -> None:
         if self.model is None:
@@ -231,12 +266,13 @@ class FeatureExtractor:
         return [(batch[0].task, _reject(batch[0].task, Reason.COMPUTE_FAILED, failure.message))]
 
     def _compute_on_cpu(self, item: Loaded, failure: "_Failure") -> tuple[Task, Features | Rejection]:
-        if self.fallback is None:
-            return item.task, _reject(item.task, Reason.OUT_OF_MEMORY, f"even alone: {failure.message}")
+        """One more try for a lone sample: with the model on the CPU, or there again with the memory now free."""
+        assert self.model is not None
         try:
-            return self._forward([item], self.fallback())[0]
+            return self._forward([item], self.model if self.fallback is None else self.fallback())[0]
         except Exception as error:  # noqa: BLE001 - becomes this sample's rejection
             on_cpu = _Failure.of(error)
+        self._free_memory()
         reason = Reason.OUT_OF_MEMORY if on_cpu.out_of_memory else Reason.COMPUTE_FAILED
         return item.task, _reject(
             item.task, reason, f"alone on the device: {failure.message}; on the CPU: {on_cpu.message}"
@@ -325,14 +361,10 @@ def _reject(task: Task, reason: Reason, message: str) -> Rejection:
     return Rejection(task.utterance.line, task.utterance.id, reason, message)
 
 
-def _without_rejections(
-    loaded: Iterator[Loaded | tuple[Task, Rejection]], refused: list[tuple[Task, Features | Rejection]]
-) -> Iterator[Loaded]:
-    for item in loaded:
-        if isinstance(item, tuple):
-            refused.append(item)
-        else:
-            yield item
+def _held_bytes(item: Loaded | tuple[Task, Rejection]) -> int:
+    """Memory that a loaded item keeps."""
+    features = None if isinstance(item, tuple) else item.input_features
+    return TEXT_ONLY_BYTES + (0 if features is None else features.nbytes)
 
 
 def _expected_seconds(task: Task) -> float:

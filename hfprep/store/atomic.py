@@ -46,6 +46,8 @@ def explained(path: str | Path) -> Iterator[None]:
             advice = "make the folder writable"
         elif error.errno in LOST:
             advice = "bring the file system back"
+        elif error.errno == errno.EXDEV:
+            advice = "keep the whole output directory on one file system"
         else:
             advice = "see to it"
         raise StoreError(f"cannot write {where}: {what}; {advice} and run the same command again") from error
@@ -58,13 +60,22 @@ def sync_file(descriptor: int, path: str | Path) -> None:
     observe("after-sync", path)
 
 
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of `data`, however many calls the system takes for it."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
 def sync_folder(folder: str | Path) -> None:
     """Make the names in a folder durable."""
+    observe("before-sync-folder", folder)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    observe("after-sync-folder", folder)
 
 
 def rename(source: str | Path, target: str | Path) -> None:
@@ -85,10 +96,12 @@ def replacing(path: Path, temporary: str = "tmp") -> Iterator[BinaryIO]:
                 observe("before-write", path)
                 yield stream
                 stream.flush()
+                observe("after-write", path)
                 sync_file(stream.fileno(), path)
             rename(unfinished, path)
         except BaseException:
-            unfinished.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                unfinished.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
 
@@ -106,24 +119,29 @@ def write_lines(path: Path, lines: Iterable[bytes]) -> None:
 
 
 class AppendedFile:
-    """A file of lines that grows while the run goes on: appended, flushed, synced."""
+    """A file of lines that grows while the run goes on: appended and synced, with nothing kept in a buffer."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         with explained(path):
-            self._stream = open(path, "ab")  # noqa: SIM115 - closed by close()
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
 
     def append(self, lines: Iterable[bytes]) -> None:
-        """Append whole lines in one write and make them durable."""
+        """Append whole lines and make them durable; where that fails, cut off what was written of them."""
         data = b"".join(lines)
         if not data:
             return
         with explained(self.path):
-            observe("before-append", self.path)
-            self._stream.write(data)
-            self._stream.flush()
-            sync_file(self._stream.fileno(), self.path)
-            observe("after-append", self.path)
+            length = os.fstat(self._descriptor).st_size
+            try:
+                observe("before-append", self.path)
+                write_all(self._descriptor, data)
+                sync_file(self._descriptor, self.path)
+                observe("after-append", self.path)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._descriptor, length)
+                raise
 
     def close(self) -> None:
-        self._stream.close()
+        os.close(self._descriptor)
