@@ -79,6 +79,7 @@ def parse_line(number: int, raw: bytes, finder: AudioFinder, language: str | Non
     try:
         row = _parse_object(raw)
         sample_id = _read_id(row)
+        check_id(sample_id)
         text, audio = _read_text(row, "text"), _read_text(row, "audio")
         if not text.strip():
             raise RejectedSample(Reason.EMPTY_TEXT, "text is empty; give the words that are spoken")
@@ -168,17 +169,16 @@ def _read_id(row: dict[str, Any]) -> str:
         return str(value)
     if not isinstance(value, str):
         raise RejectedSample(Reason.INVALID_FIELD, f"id is {json.dumps(value)[:80]}; it must be a string or an integer")
-    return check_id(value)
+    return _encodable("id", value)
 
 
-def check_id(sample_id: str) -> str:
-    """The id itself, when a file of that name stays inside the output directory; else RejectedSample(INVALID_ID).
+def check_id(sample_id: str) -> None:
+    """Raise RejectedSample(INVALID_ID) unless a file of that name stays inside the output directory.
 
     "a/b" makes a subfolder. Refused: empty or dot components, absolute paths, control characters, names too long
     for a file system, and folders named like an artifact ("a.npy/b"), which would stand where the file of "a" goes.
     """
     parts = sample_id.split("/")
-    encoded = _encodable("id", sample_id).encode("utf-8")
     problem = None
     if not sample_id or any(part in ("", ".", "..") for part in parts):
         problem = "it is empty, absolute, or has an empty, '.' or '..' component"
@@ -186,8 +186,9 @@ def check_id(sample_id: str) -> str:
         problem = "it holds a control character"
     elif any(part.endswith(".npy") for part in parts[:-1]):
         problem = "a folder in it is named like an artifact (.npy)"
-    elif len(encoded) > MAX_ID_BYTES or any(len(part.encode()) + _NPY_SUFFIX_BYTES > MAX_NAME_BYTES for part in parts):
+    elif len(sample_id.encode()) > MAX_ID_BYTES or any(
+        len(part.encode()) + _NPY_SUFFIX_BYTES > MAX_NAME_BYTES for part in parts
+    ):
         problem = f"a file name of it is longer than {MAX_NAME_BYTES - _NPY_SUFFIX_BYTES} bytes"
     if problem:
         raise RejectedSample(Reason.INVALID_ID, f"id {sample_id[:80]!r} cannot name a file: {problem}; rename it")
-    return sample_id

@@ -1,0 +1,172 @@
+"""Whole builds on the small golden set: numbers, order, bad lines, caps, and the same as a plain datasets.map."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+
+import hfprep
+from hfprep.batching import BatchLimits
+from hfprep.errors import CheckpointError, ConfigError
+from hfprep.features import ExtractorSettings, FeatureExtractor, map_schema
+from hfprep.model_config import ModelConfig
+from hfprep.models.feature_model import FeatureModel
+from hfprep.models.locate import locate
+from hfprep.records import COLUMNS
+from hfprep.text.tokenizer import TextTokenizer
+
+Build = Callable[..., hfprep.Summary]
+
+
+@pytest.fixture
+def build(golden_small: Path, tmp_path: Path) -> Build:
+    """Build golden-small, or the rows given instead of its manifest, into tmp_path/out."""
+
+    def run(rows: list[Any] | None = None, **options: Any) -> hfprep.Summary:
+        manifest = golden_small / "manifest.jsonl"
+        if rows is not None:
+            manifest = tmp_path / "manifest.jsonl"
+            manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        defaults = {"models": golden_small / "checkpoints", "output_dir": tmp_path / "out", "val_ratio": 0.3}
+        return hfprep.build(hfprep.BuildConfig(manifest=manifest, **(defaults | options)))
+
+    return run
+
+
+def rows_of(golden_small: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (golden_small / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [row | {"audio": str(golden_small / row["audio"])} for row in rows]
+
+
+def records(output: Path) -> list[dict[str, Any]]:
+    files = (output / "train_manifest.jsonl", output / "val_manifest.jsonl")
+    return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def rejected(output: Path) -> list[tuple[int, str]]:
+    lines = (output / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
+    return [(item["line"], item["reason"]) for item in map(json.loads, lines)]
+
+
+def test_the_numbers_are_the_published_ones(build: Build, golden_small: Path) -> None:
+    summary = build()
+    assert (summary.lines_read, summary.accepted, summary.rejected) == (8, 8, {})
+    text_ids = json.loads((golden_small / "expected" / "text_ids.json").read_text())
+    found = records(summary.output_dir)
+    assert len(found) == 8
+    for record in found:
+        expected = np.load(golden_small / "expected" / f"{record['id']}.npz")
+        got = {name: np.load(summary.output_dir / record[f"{name}_path"]) for name in COLUMNS}
+        assert got["text_ids"].tolist() == text_ids[record["id"]]
+        np.testing.assert_array_equal(got["codes"], expected["codes"])
+        for name in ("condition", "emo_vec"):
+            assert got[name].dtype == np.float32
+            np.testing.assert_allclose(got[name], expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_manifests_are_in_source_order_and_split_by_the_hash(build: Build, golden_small: Path) -> None:
+    rows = list(reversed(rows_of(golden_small)))
+    output = build(rows, batch_size=3).output_dir
+    order = [row["id"] for row in rows]
+    for split in ("train", "val"):
+        ids = [json.loads(line)["id"] for line in (output / f"{split}_manifest.jsonl").read_text().splitlines()]
+        assert ids
+        assert ids == [sample_id for sample_id in order if sample_id in ids]
+    assert (output / ".preprocessing_progress.txt").read_text().split() == order
+
+
+def test_a_plain_datasets_map_gives_the_same_features(build: Build, golden_small: Path) -> None:
+    output = build().output_dir
+    files = locate(models=golden_small / "checkpoints")
+    model = FeatureModel.load(files, ModelConfig.read(files.config))
+    settings = ExtractorSettings(limits=BatchLimits(3, None))
+    extractor = FeatureExtractor(TextTokenizer(golden_small / "checkpoints" / "bpe.model"), model, settings)
+    rows = datasets.Dataset.from_list(rows_of(golden_small))
+    bad = datasets.Dataset.from_list([{"id": "gone", "text": "x", "audio": "gone.wav", "language": "en"}])
+    rows = datasets.concatenate_datasets([rows.select_columns(["id", "text", "audio", "language"]), bad])
+    mapped = rows.map(
+        extractor, batched=True, batch_size=5, features=map_schema(rows.features), new_fingerprint="plain-map"
+    ).with_format("numpy")
+    extractor.close()
+    for row in mapped.select(range(8)):
+        for name, column in COLUMNS.items():
+            array = np.load(output / name / f"{row['id']}.npy")
+            np.testing.assert_allclose(np.stack(row[name]).astype(column.dtype), array, rtol=1e-4, atol=1e-5)
+    last = mapped.with_format(None)[8]
+    assert last["codes"] is None
+    assert last["rejected"].startswith("audio_missing: ")
+
+
+def test_a_bad_line_of_every_kind_is_named_and_stops_nothing(build: Build, golden_small: Path, tmp_path: Path) -> None:
+    good = rows_of(golden_small)[:2]
+    (tmp_path / "noise.wav").write_bytes(b"not audio at all")
+    bad: list[Any] = [
+        [1],
+        good[0],  # its id comes again
+        good[0] | {"id": "n", "text": None},
+        good[0] | {"id": "../x"},
+        good[0] | {"id": "gone", "audio": "gone.wav"},
+        good[0] | {"id": "noise", "audio": "noise.wav"},
+        good[0] | {"id": "blank", "text": "speaker 1:"},
+    ]
+    summary = build([good[0], *bad, good[1]])
+    assert (summary.lines_read, summary.accepted, summary.capped, summary.pending) == (9, 2, 0, 0)
+    assert rejected(summary.output_dir) == [
+        (2, "invalid_json"),
+        (3, "duplicate_id"),
+        (4, "invalid_field"),
+        (5, "invalid_id"),
+        (6, "audio_missing"),
+        (7, "audio_unreadable"),
+        (8, "empty_text"),
+    ]
+    assert not (tmp_path / "x.npy").exists()
+
+
+def test_max_samples_takes_the_first_valid_rows_and_counts_the_rest(build: Build, golden_small: Path) -> None:
+    rows = rows_of(golden_small)
+    summary = build([rows[0], [1], rows[0], *rows[1:]], max_samples=3)
+    assert (summary.lines_read, summary.accepted, summary.capped) == (10, 3, 5)
+    assert summary.rejected == {"duplicate_id": 1, "invalid_json": 1}
+
+
+def test_overlong_samples_are_counted_or_dropped(build: Build, golden_small: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    models.symlink_to(golden_small / "checkpoints")
+    config = (models / "config.yaml").read_text().replace("max_mel_tokens: 200", "max_mel_tokens: 110")
+    (tmp_path / "config.yaml").write_text(config.replace("max_text_tokens: 100", "max_text_tokens: 20"))
+    (tmp_path / "wav2vec2bert_stats.pt").symlink_to(models / "wav2vec2bert_stats.pt")
+    options = {"models": models, "config": tmp_path / "config.yaml"}
+    kept = build(**options)
+    lengths = {record["id"]: (record["text_len"], record["code_len"]) for record in records(kept.output_dir)}
+    overlong = {
+        "text": sum(text > 20 for text, _ in lengths.values()),
+        "codes": sum(code > 110 for _, code in lengths.values()),
+    }
+    assert min(overlong.values()) > 0
+    assert (kept.accepted, kept.overlong) == (8, overlong)
+    dropped = build(**options, drop_overlong=True, output_dir=tmp_path / "dropped")
+    fitting = {name for name, (text, code) in lengths.items() if text <= 20 and code <= 110}
+    assert {record["id"] for record in records(dropped.output_dir)} == fitting
+    assert sum(dropped.rejected.values()) == 8 - len(fitting)
+    assert set(dropped.rejected) <= {"text_too_long", "codes_too_long"}
+
+
+def test_wrong_models_are_errors_before_audio_is_read(build: Build, golden_small: Path, tmp_path: Path) -> None:
+    rows = [rows_of(golden_small)[0]]
+    with pytest.raises(ConfigError, match="--config is not given"):
+        build(rows, models=None, tokenizer=golden_small / "checkpoints" / "bpe.model")
+    with pytest.raises(CheckpointError, match="the GPT checkpoint"):
+        build(rows, gpt_checkpoint=tmp_path / "none.pth")
+    small = (golden_small / "checkpoints" / "config.yaml").read_text().replace("text_tokens: 900", "text_tokens: 90")
+    (tmp_path / "config.yaml").write_text(small)
+    (tmp_path / "wav2vec2bert_stats.pt").symlink_to(golden_small / "checkpoints" / "wav2vec2bert_stats.pt")
+    with pytest.raises(ConfigError, match="has only 90"):
+        build(rows, config=tmp_path / "config.yaml")
+    with pytest.raises(ConfigError, match="is empty"):
+        build([])
+    assert not list((tmp_path / "out").glob("*/*.npy"))
