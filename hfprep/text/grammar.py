@@ -97,7 +97,7 @@ class _Grammar:
 
     def normalize(self, text: str) -> str:
         """Return the spoken form of a text; raises GrammarFailed where there is none."""
-        return self._verbalize(self.tag(text)) if text else ""
+        return self.verbalize(self.tag(text)) if text else ""
 
     def tag(self, text: str) -> list[Token]:
         """Return the tokens of a text; raises GrammarFailed where the tagger accepts no reading of it."""
@@ -106,7 +106,8 @@ class _Grammar:
             raise GrammarFailed("the tagger has no reading of it")
         return tokens
 
-    def _verbalize(self, tokens: list[Token]) -> str:
+    def verbalize(self, tokens: list[Token]) -> str:
+        """Return tokens as they are spoken; raises GrammarFailed where the verbalizer has no reading of them."""
         written = " ".join(token.write(self.spoken_orders.get(token.name)) for token in tokens)
         spoken = self._verbalizer(written) if written else ""
         if written and not spoken:
@@ -147,15 +148,16 @@ class ChineseGrammar(_Grammar):
         Token("whitelist", (("erhua", "儿"),)): "儿",
     }
 
-    def _verbalize(self, tokens: list[Token]) -> str:
+    def verbalize(self, tokens: list[Token]) -> str:
+        """Return tokens as they are spoken, the three kept ones as they stand."""
         spoken, run = [], list[Token]()
         for token in tokens:
             if token in self._kept:
-                spoken += [super()._verbalize(run), self._kept[token]]
+                spoken += [super().verbalize(run), self._kept[token]]
                 run = []
             else:
                 run.append(token)
-        return "".join([*spoken, super()._verbalize(run)])
+        return "".join([*spoken, super().verbalize(run)])
 
 
 _REQUIREMENT = f"{PACKAGE}=={VERSION}"

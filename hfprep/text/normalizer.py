@@ -26,6 +26,7 @@ from hfprep.text.grammar import (
 )
 from hfprep.text.held import around
 from hfprep.text.language import detect_language
+from hfprep.text.plain import PlainChinese, PlainEnglish
 
 __all__ = ["NORMALIZER_VERSION", "TextNormalizer", "clean", "detect_language"]
 
@@ -37,6 +38,8 @@ _AMHARIC_LABEL = re.compile(r"^\s*ተናጋሪ\s*\d+\s*[:：]\s*")
 # The published front end asks for no word boundary, so "rabbit's" becomes "rabbit is": tokens at training must be the
 # tokens at inference.
 _CONTRACTED_IS = re.compile(r"(what|where|who|which|how|t?here|it|s?he|that|this)'s", re.IGNORECASE)
+# How many chunks (English) and characters (Chinese) are remembered as plain: some ten megabytes when full.
+_CHUNK_CACHE = 100_000
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _WHITE_SPACE = re.compile(r"\s+")
 
@@ -108,15 +111,13 @@ class TextNormalizer:
     def _english_grammar(self) -> Callable[[str], str]:
         with self._lock:
             if self._english is None:
-                grammar = EnglishGrammar(self._folder())
-                self._english = lru_cache(self.cache_size)(grammar.normalize)
+                self._english = _english(EnglishGrammar(self._folder()), self.cache_size)
             return self._english
 
     def _chinese_grammar(self) -> Callable[[str], str]:
         with self._lock:
             if self._chinese is None:
-                remembered = lru_cache(self.cache_size)(ChineseGrammar(self._folder()).normalize)
-                self._chinese = lambda text: around(text.rstrip(), remembered)
+                self._chinese = _chinese(ChineseGrammar(self._folder()), self.cache_size)
             return self._chinese
 
     def _folder(self) -> Path:
@@ -125,6 +126,30 @@ class TextNormalizer:
 
 def _rebuild(grammar_dir: Path | None, cache_size: int) -> TextNormalizer:
     return TextNormalizer(grammar_dir=grammar_dir, cache_size=cache_size)
+
+
+def _english(grammar: EnglishGrammar, cache_size: int) -> Callable[[str], str]:
+    """The grammar behind its fast path and its memory."""
+    plain = PlainEnglish(grammar, cache_size=_CHUNK_CACHE)
+    remembered = lru_cache(cache_size)(grammar.normalize)
+
+    def spoken(text: str) -> str:
+        tokens = plain.tokens(text)
+        return remembered(text) if tokens is None else grammar.verbalize(tokens)
+
+    return spoken
+
+
+def _chinese(grammar: ChineseGrammar, cache_size: int) -> Callable[[str], str]:
+    """The grammar behind its fast path, its memory, and what it must not read."""
+    plain = PlainChinese(grammar, cache_size=_CHUNK_CACHE)
+    remembered = lru_cache(cache_size)(grammar.normalize)
+
+    def spoken(text: str) -> str:
+        result = plain.spoken(text)
+        return remembered(text) if result is None else result
+
+    return lambda text: around(text.rstrip(), spoken)
 
 
 def _tidy(text: str, form: Literal["NFC", "NFKC"]) -> str:
