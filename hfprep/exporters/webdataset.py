@@ -1,0 +1,190 @@
+"""Tar shards in the WebDataset convention as a sample set.
+
+Needs the index that hfprep writes beside the shards. Members are found by reading tar headers, once; samples are then
+read by position.
+"""
+
+import io
+import json
+import os
+import re
+from array import array
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hfprep.errors import StoreError
+from hfprep.exporters.samples import METADATA, Entry, Origin, Sample, SampleSet, Split, checked, entry_from
+from hfprep.records import COLUMNS
+
+INDEX = "index.json"
+FORMAT_NAME = "hfprep-webdataset"
+EXACT_LINE, EXTRA = "manifest_line", "extra"
+BLOCK = 512
+MEMBERS = ("json", *(f"{column}.npy" for column in COLUMNS))
+_NAME = re.compile(rb"\d{9}\.([a-z_.]+)")
+
+
+def read_index(path: Path) -> dict[str, Any] | None:
+    """The index of a folder of shards; None where there is none that hfprep wrote."""
+    try:
+        index = json.loads((path / INDEX).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return index if isinstance(index, dict) and index.get("format") == FORMAT_NAME else None
+
+
+def is_webdataset(path: Path) -> bool:
+    """Whether a folder holds shards that hfprep wrote."""
+    return read_index(path) is not None
+
+
+def metadata_json(entry: Entry) -> dict[str, Any]:
+    """What the .json member of a sample holds: always the same fields, each always of one type.
+
+    Readers such as `datasets` take the types from the first samples, so nothing is null: a missing text is "", a
+    missing number 0. `manifest_line` is the exact manifest line where these fields do not give it back, else "".
+    """
+    values = {name: kind() if value is None else value for (name, value), kind in zip(
+        entry.metadata().items(), METADATA.values(), strict=True)}  # fmt: skip
+    exact = "" if _entry(values, "", "").line == entry.line else entry.line.decode("utf-8")
+    return values | {EXTRA: entry.extra, EXACT_LINE: exact}
+
+
+def _entry(values: dict[str, Any], exact_line: str, extra: str) -> Entry:
+    metadata = {name: values[name] for name in METADATA}
+    for name in ("speaker", "language"):
+        metadata[name] = metadata[name] or None
+    return entry_from(metadata, exact_line or None, extra)
+
+
+class TarFile:
+    """A shard, read by position; opened when first needed, in each process for itself."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+
+    def read(self, offset: int, size: int) -> bytes:
+        if self._descriptor is None:
+            try:
+                self._descriptor = os.open(self.path, os.O_RDONLY)
+            except OSError as error:
+                raise StoreError(f"{self.path} cannot be read: {error.strerror or error}") from error
+        return os.pread(self._descriptor, size, offset)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_descriptor": None}
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", None) is not None:
+            os.close(self._descriptor)  # type: ignore[arg-type]
+
+    def header(self, offset: int) -> tuple[bytes, int]:
+        """Name and size of the member whose header stands at `offset`; an empty name at the end."""
+        block = self.read(offset, BLOCK)
+        name = block[:100].rstrip(b"\0")
+        try:
+            return name, int(block[124:135], 8) if name else 0
+        except ValueError:
+            raise StoreError(f"{self.path} is damaged at byte {offset}; export it again") from None
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
+
+
+class WebDatasetSplit(Split):
+    """The shards of one split, in order."""
+
+    def __init__(self, root: Path, shards: list[dict[str, Any]]) -> None:
+        self.root = root
+        self._files: list[TarFile] = []
+        self._shard = array("i")
+        self._offset = array("q")
+        for number, shard in enumerate(shards):
+            path = root / shard["name"]
+            size = path.stat().st_size if path.is_file() else -1
+            if size != shard["bytes"]:
+                raise StoreError(
+                    f"{path} has {max(size, 0)} bytes instead of {shard['bytes']}; export or fetch it again"
+                )
+            self._files.append(TarFile(path))
+            offsets = list(self._scan(self._files[-1]))
+            if len(offsets) != shard["samples"]:
+                raise StoreError(f"{path} has {len(offsets)} samples instead of {shard['samples']}; export it again")
+            self._offset.extend(offsets)
+            self._shard.extend([number] * len(offsets))
+
+    @staticmethod
+    def _scan(file: TarFile) -> Iterator[int]:
+        """Where each sample starts: at its .json, which comes first."""
+        offset = 0
+        while True:
+            name, size = file.header(offset)
+            if not name:
+                return
+            match = _NAME.fullmatch(name)
+            if match and match[1] == b"json":
+                yield offset
+            offset += BLOCK + _padded(size)
+
+    def __len__(self) -> int:
+        return len(self._offset)
+
+    def _members(self, index: int) -> Iterator[tuple[str, TarFile, int, int]]:
+        file, offset = self._files[self._shard[index]], self._offset[index]
+        for wanted in MEMBERS:
+            name, size = file.header(offset)
+            member = name.partition(b".")[2].decode()
+            if member != wanted:
+                raise StoreError(f"{file.path} has {member or 'nothing'} where {wanted} should be; export it again")
+            yield member, file, offset + BLOCK, size
+            offset += BLOCK + _padded(size)
+
+    def entry(self, index: int) -> Entry:
+        _, file, start, size = next(self._members(index))
+        return self._parse(file.read(start, size))
+
+    @staticmethod
+    def _parse(data: bytes) -> Entry:
+        values = json.loads(data)
+        return _entry(values, values[EXACT_LINE], values[EXTRA])
+
+    def sample(self, index: int) -> Sample:
+        members = {name: file.read(start, size) for name, file, start, size in self._members(index)}
+        entry = self._parse(members["json"])
+        arrays = {name: _read_npy(members[f"{name}.npy"]) for name in COLUMNS}
+        return checked(Sample(entry, arrays), str(self._files[self._shard[index]].path))
+
+
+def _read_npy(data: bytes) -> np.ndarray:
+    loaded: np.ndarray = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    return loaded
+
+
+class WebDatasetSet(SampleSet):
+    """A folder of shards with their index."""
+
+    format = "webdataset"
+
+    @cached_property
+    def index(self) -> dict[str, Any]:
+        """The index beside the shards."""
+        index = read_index(self.root)
+        if index is None:
+            raise StoreError(f"{self.root} has no {INDEX} of hfprep; export the set again")
+        return index
+
+    @cached_property
+    def origin(self) -> Origin:
+        return Origin.parse(self.index)
+
+    def split(self, name: str) -> WebDatasetSplit:
+        splits = self.index["splits"]
+        if name not in splits:
+            raise StoreError(f"{self.root} has no split {name!r}; it has {', '.join(splits)}")
+        return WebDatasetSplit(self.root, splits[name]["shards"])
