@@ -1,77 +1,77 @@
 """The engine of many processes on one machine, each with its own device.
 
 The driver cuts the pending rows into shards, hands them out one by one, and makes every reported batch final. A
-worker that dies is replaced and its shard given out again; a shard that killed three workers is split, down to the
+worker that dies is replaced and its shard given out again; a shard that keeps killing workers is split, down to the
 sample that does it, which is rejected. Shards do not depend on the number of processes.
 """
 
+import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
-from typing import TypeVar
 
+import numpy as np
 import torch
 
-from hfprep.engines.spec import BatchCost, ExtractorSpec, Sink, StopRequested
-from hfprep.engines.worker import Assignment, Batch, Failed, Finished, WorkerSetup
-from hfprep.errors import HfprepError, Reason
+from hfprep.engines.shards import Shard, ShardQueue, cut
+from hfprep.engines.spec import BatchCost, ExtractorSpec, Sink
+from hfprep.engines.worker import Assignment, Batch, Failed, Finished, LogLine, WorkerSetup
+from hfprep.errors import HfprepError, Reason, StopRequested
 from hfprep.planning import Plan
 from hfprep.records import Rejection
 
-Row = TypeVar("Row")
 log = logging.getLogger(__name__)
 
 # Not `-m`: the messages' classes must have the same module name at both ends.
-WORKER_CODE = "import sys; from hfprep.engines.worker import main; main(int(sys.argv[1]))"
-SHARDS_WANTED = 64
-MIN_SHARD_ROWS, MAX_SHARD_ROWS = 4, 2048
-DEATHS_PER_SHARD = 3
-FRUITLESS_STARTS = 3
+WORKER_CODE = (
+    "import sys; sys.path.insert(0, sys.argv.pop()); from hfprep.engines.lifeline import start; start(*sys.argv[1:])"
+)
+PACKAGE_PARENT = Path(__file__).resolve().parents[2]
+FRUITLESS_STARTS = 5
+BARREN_DEATHS = 40  # in a row, without one sample computed between them: the fault is not in the samples
 POLL_SECONDS = 0.5
 
 
-def choose_num_processes(num_processes: int) -> int:
-    """Processes for `--num-processes`: 0 is one for each GPU, else one."""
-    return num_processes or max(1, torch.cuda.device_count())
+def choose_num_processes(num_processes: int, device: str = "auto") -> int:
+    """Processes for `--num-processes`: 0 is one for each GPU where the device is left open, else one."""
+    return num_processes or (max(1, torch.cuda.device_count()) if device in ("auto", "cuda") else 1)
 
 
 def worker_device(device: str, rank: int) -> str:
     """Device of a worker: its rank modulo the GPUs, unless one device was named."""
-    if device != "auto" or not torch.cuda.is_available():
+    if device not in ("auto", "cuda") or not torch.cuda.is_available():
         return device
     return f"cuda:{rank % torch.cuda.device_count()}"
 
 
-def cut_shards(rows: Sequence[Row]) -> list[Sequence[Row]]:
-    """The pending rows cut into runs whose length depends on their number alone."""
-    length = min(MAX_SHARD_ROWS, max(MIN_SHARD_ROWS, -(-len(rows) // SHARDS_WANTED)))
-    return [rows[start : start + length] for start in range(0, len(rows), length)]
-
-
-@dataclass
-class _Shard:
-    """Rows that are handed out together; `left` holds id and position of those not yet reported, by manifest line."""
-
-    number: int
-    left: dict[int, tuple[str, int]]
-    deaths: int = 0
+def threads_per_process(num_processes: int) -> int:
+    """CPU threads for each of several processes on this machine."""
+    return max(1, len(os.sched_getaffinity(0)) // num_processes)
 
 
 @dataclass
 class _Worker:
-    """A running process, the driver's end of its connection, and the shard it has."""
+    """A running process, the driver's end of its connection, its folder, and the shard it has."""
 
     rank: int
     process: "subprocess.Popen[bytes]"
     connection: Connection
-    shard: _Shard | None = None
+    folder: Path
+    shard: Shard | None = None
     ready: bool = False
+
+    def tell(self, message: WorkerSetup | Assignment | None) -> None:
+        """Send a message. It never blocks: messages are far smaller than the buffer, and at most two are unread."""
+        try:
+            self.connection.send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            return  # it is dead: the end of its connection says so next
 
 
 @dataclass
@@ -82,45 +82,63 @@ class _Driver:
     plan: Path
     folder: Path
     sink: Sink
-    queue: deque[_Shard]
+    queue: ShardQueue
+    num_processes: int
     workers: dict[Connection, _Worker] = field(default_factory=dict)
-    next_number: int = 0
+    lifeline: tuple[int, int] = (-1, -1)
     fruitless: int = 0
+    barren: int = 0
 
-    def start_worker(self, rank: int) -> None:
-        here, there = Pipe()
-        process = subprocess.Popen(
-            [sys.executable, "-c", WORKER_CODE, str(there.fileno())],
-            pass_fds=[there.fileno()],
-            stdin=subprocess.DEVNULL,
-        )
-        there.close()
-        self.workers[here] = _Worker(rank, process, here)
-        folder = self.folder / f"worker_{rank:02d}" / str(process.pid)
-        here.send(
-            WorkerSetup(spec=self.spec, device=worker_device(self.spec.device, rank), plan=self.plan, folder=folder)
-        )
-
-    def run(self, num_processes: int, stop: Callable[[], bool]) -> None:
+    def run(self, stop: Callable[[], bool]) -> None:
         """Work until every shard is done; raises StopRequested after the batches in flight once asked to stop."""
+        self.lifeline = os.pipe()
         stopping = False
-        for rank in range(min(num_processes, len(self.queue))):
-            self.start_worker(rank)
         try:
+            self.replenish()
             while self.workers:
                 if stop() and not stopping:
                     stopping = True
-                    for worker in self.workers.values():
-                        self.tell(worker, None)
+                    self.dismiss()
                 for connection in wait(list(self.workers), timeout=POLL_SECONDS):
                     assert isinstance(connection, Connection)
                     self.serve(self.workers[connection], stopping)
             if stopping:
                 raise StopRequested
         finally:
+            for descriptor in self.lifeline:
+                os.close(descriptor)
             for worker in self.workers.values():
                 worker.process.kill()
                 worker.process.wait()
+
+    def replenish(self) -> None:
+        """Start workers while shards wait for which no worker is there or on its way."""
+        starting = sum(not worker.ready for worker in self.workers.values())
+        taken = {worker.rank for worker in self.workers.values()}
+        free = [rank for rank in range(self.num_processes) if rank not in taken]
+        for rank in free[: max(0, len(self.queue) - starting)]:
+            self.start_worker(rank)
+
+    def start_worker(self, rank: int) -> None:
+        here, there = Pipe()
+        passed = [self.lifeline[0], there.fileno()]
+        arguments = [*map(str, passed), json.dumps(sys.path), str(PACKAGE_PARENT)]
+        process = subprocess.Popen(
+            [sys.executable, "-c", WORKER_CODE, *arguments], pass_fds=passed, stdin=subprocess.DEVNULL
+        )
+        there.close()
+        folder = self.folder / f"worker_{rank:02d}" / str(process.pid)
+        worker = self.workers[here] = _Worker(rank, process, here, folder)
+        device = worker_device(self.spec.device, rank)
+        worker.tell(WorkerSetup(spec=self.spec, device=device, plan=self.plan, folder=folder))
+
+    def dismiss(self) -> None:
+        """Ask workers to stop after the batch in flight; those that have none are ended."""
+        for worker in self.workers.values():
+            if worker.shard is None:
+                worker.process.kill()
+            else:
+                worker.tell(None)
 
     def serve(self, worker: _Worker, stopping: bool) -> None:
         """Take one message of a worker, or its death."""
@@ -129,79 +147,63 @@ class _Driver:
         except (EOFError, ConnectionResetError):
             self.bury(worker, stopping)
             return
-        if isinstance(message, Batch):
-            self.take(worker, message)
-        elif isinstance(message, Finished):
-            worker.ready, worker.shard, self.fruitless = True, None, 0
-            if not stopping:
-                self.assign(worker)
-        elif isinstance(message, Failed):
-            if message.fatal:
-                raise message.error
-            log.warning("worker %d: %s", worker.rank, message.error)
-        else:
-            level, name, text = message
-            logging.getLogger(name).log(level, "worker %d: %s", worker.rank, text)
+        match message:
+            case Batch():
+                self.take(worker, message)
+            case Finished():
+                worker.ready, worker.shard, self.fruitless = True, None, 0
+                if not stopping:
+                    self.assign(worker)
+            case Failed(error, fatal=True):
+                raise error
+            case Failed(error):
+                log.warning("worker %d: %s", worker.rank, error)
+            case LogLine(level, name, text):
+                logging.getLogger(name).log(level, "worker %d: %s", worker.rank, text)
 
     def take(self, worker: _Worker, batch: Batch) -> None:
-        self.sink(batch.staged, batch.rejections, batch.cost)
         assert worker.shard is not None
-        lines = [item.row.utterance.line for item in batch.staged] + [item.line for item in batch.rejections]
-        for line in lines:
-            del worker.shard.left[line]
+        self.sink(batch.staged, batch.rejections, batch.cost)
+        self.barren = 0
+        worker.shard.report(item.row.utterance.line for item in batch.staged)
+        worker.shard.report(item.line for item in batch.rejections)
 
     def assign(self, worker: _Worker) -> None:
         """Give a worker the next shard, or let it go."""
-        if not self.queue:
-            self.tell(worker, None)
+        if not len(self.queue):
+            worker.tell(None)
             return
-        worker.shard = self.queue.popleft()
-        self.tell(
-            worker, Assignment(worker.shard.number, tuple(position for _, position in worker.shard.left.values()))
-        )
-
-    def tell(self, worker: _Worker, message: Assignment | None) -> None:
-        try:
-            worker.connection.send(message)
-        except (BrokenPipeError, ConnectionResetError):
-            return  # it is dead: the end of its connection says so next
+        shard = worker.shard = self.queue.take()
+        worker.tell(Assignment(shard.number, tuple(position for _, position in shard.left.values())))
 
     def bury(self, worker: _Worker, stopping: bool) -> None:
-        """Forget an ended worker; give its work to another where it left any."""
+        """Forget an ended worker and what it had not reported; give its work to another."""
         del self.workers[worker.connection]
         worker.connection.close()
         status = worker.process.wait()
-        if worker.shard is None and worker.ready:
+        shutil.rmtree(worker.folder, ignore_errors=True)
+        if stopping or (worker.ready and worker.shard is None):
             return
-        if stopping:
-            return
-        if not worker.ready:
-            self.fruitless += 1
-            if self.fruitless >= FRUITLESS_STARTS:
-                raise HfprepError(f"worker processes end while starting (status {status}); see the lines above")
         log.warning("worker %d died (%s); another takes over its work", worker.rank, _cause(status))
-        if worker.shard is not None and worker.shard.left:
+        self.fruitless += not worker.ready
+        self.barren += 1
+        if self.fruitless >= FRUITLESS_STARTS or self.barren >= BARREN_DEATHS:
+            when = "while starting" if self.fruitless >= FRUITLESS_STARTS else "before they have computed anything"
+            raise HfprepError(
+                f"worker processes keep dying {when} (the last with {_cause(status)}); their own messages are on "
+                "stderr. See to memory and devices, then run the same command again: finished work is kept"
+            )
+        if worker.shard is not None:
             self.requeue(worker.shard, status)
-        if self.queue:
-            self.start_worker(worker.rank)
+        self.replenish()
 
-    def requeue(self, shard: _Shard, status: int) -> None:
-        """Queue a shard again after a death, whole, in halves, or its last sample as a rejection."""
-        shard.deaths += 1
-        if shard.deaths < DEATHS_PER_SHARD:
-            self.queue.appendleft(shard)
-            return
-        items = list(shard.left.items())
-        if len(items) == 1:
-            line, (sample_id, _) = items[0]
-            message = f"the process that computed it died {shard.deaths} times ({_cause(status)})"
-            rejection = Rejection(line, sample_id, Reason.COMPUTE_FAILED, message)
+    def requeue(self, shard: Shard, status: int) -> None:
+        culprit = self.queue.give_back(shard)
+        if culprit is not None:
+            message = f"the process that computed it died {culprit.deaths} times ({_cause(status)})"
+            rejection = Rejection(culprit.line, culprit.id, Reason.COMPUTE_FAILED, message)
+            log.warning("sample %r is rejected: %s", culprit.id, message)
             self.sink([], [rejection], BatchCost(1, 0, 0, 0.0))
-            return
-        log.warning("a shard of %d samples killed %d workers; splitting it", len(items), shard.deaths)
-        for half in (items[len(items) // 2 :], items[: len(items) // 2]):
-            self.queue.appendleft(_Shard(self.next_number, dict(half), deaths=shard.deaths - 1))
-            self.next_number += 1
 
 
 def _cause(status: int) -> str:
@@ -219,20 +221,19 @@ def run_processes(
 ) -> None:
     """Compute the pending rows of a plan with `num_processes` workers.
 
-    Raises StopRequested once `stop()` is true, a worker's ConfigError, CheckpointError or StoreError, and whatever
-    the sink raises.
+    Raises StopRequested once `stop()` is true, a worker's ConfigError, CheckpointError or StoreError, HfprepError
+    where workers keep dying whatever they are given, and whatever the sink raises.
     """
-    positions = plan.pending_positions()
-    pending = plan.dataset.select(positions).select_columns(["line", "id"])
-    rows = [(row["line"], row["id"], position) for row, position in zip(pending, positions, strict=True)]
-    shards = [
-        _Shard(number, {line: (sample_id, position) for line, sample_id, position in part})
-        for number, part in enumerate(cut_shards(rows))
-    ]
-    driver = _Driver(spec, plan.path, work, sink, deque(shards), next_number=len(shards))
-    driver.run(num_processes, stop)
+    shards = cut(np.asarray(plan.pending_positions(), np.int64))
+    driver = _Driver(spec, plan.path, work, sink, ShardQueue(shards, row_reader(plan)), num_processes)
+    driver.run(stop)
 
 
-def threads_per_process(num_processes: int) -> int:
-    """CPU threads for each of several processes on this machine."""
-    return max(1, len(os.sched_getaffinity(0)) // num_processes)
+def row_reader(plan: Plan) -> Callable[[Sequence[int] | np.ndarray], Iterable[tuple[int, str, int]]]:
+    """A function that gives line, id and position of the plan's rows at these positions."""
+
+    def read(positions: Sequence[int] | np.ndarray) -> Iterable[tuple[int, str, int]]:
+        rows = plan.dataset.select_columns(["line", "id"])[[int(position) for position in positions]]
+        return zip(rows["line"], rows["id"], (int(position) for position in positions), strict=True)
+
+    return read

@@ -4,9 +4,11 @@ Takes shards of the plan over a connection, computes them with the local engine'
 folder, and reports each batch. It never touches the final layout: a worker may die at any moment.
 """
 
+import contextlib
 import logging
-import signal
+import os
 import sys
+import threading
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -15,9 +17,9 @@ from typing import Any
 import datasets
 
 from hfprep.engines.local import map_rows
-from hfprep.engines.spec import BatchCost, ExtractorSpec, StopRequested, cost_of
-from hfprep.errors import HfprepError
-from hfprep.features import BatchResult, FeatureExtractor
+from hfprep.engines.spec import BatchCost, ExtractorSpec, cost_of
+from hfprep.errors import HfprepError, StopRequested
+from hfprep.features import BatchResult, DeviceError
 from hfprep.records import Features, Rejection
 from hfprep.store.layout import PlannedRow, Stage, Staged
 from hfprep.store.writer import BackgroundWriter
@@ -56,6 +58,15 @@ class Failed:
     fatal: bool
 
 
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """A log record on its way to the driver."""
+
+    level: int
+    name: str
+    text: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class WorkerSetup:
     """The first message to a worker."""
@@ -66,68 +77,88 @@ class WorkerSetup:
     folder: Path
 
 
+class _Outbox:
+    """Sends messages to the driver, from any thread, one at a time."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    def send(self, message: Any) -> None:
+        with self._lock:
+            self._connection.send(message)
+
+
 class _ForwardedLogs(logging.Handler):
     """Sends log records to the driver, which shows them."""
 
-    def __init__(self, send: Any) -> None:
+    def __init__(self, outbox: _Outbox) -> None:
         super().__init__()
-        self.send = send
+        self.outbox = outbox
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.send((record.levelno, record.name, record.getMessage()))
+        with contextlib.suppress(OSError):  # the driver is gone, and with it whoever would read this
+            self.outbox.send(LogLine(record.levelno, record.name, record.getMessage()))
 
 
 def main(descriptor: int) -> None:
     """Work for the driver at the other end of the connection until it says None or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver decides
     connection = Connection(descriptor)
     try:
-        _serve(connection)
+        _serve(connection, _Outbox(connection))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         sys.exit(1)  # the driver is gone: what is staged here is computed again
 
 
-def _serve(connection: Connection) -> None:
+def _serve(connection: Connection, outbox: _Outbox) -> None:
     setup: WorkerSetup = connection.recv()
-    writer = BackgroundWriter()  # the one thread that sends, so that messages never mix
     logger = logging.getLogger("hfprep")
     logger.setLevel(logging.INFO)
-    logger.addHandler(_ForwardedLogs(lambda message: writer.submit(lambda: connection.send(message))))
+    logger.propagate = False
+    logger.addHandler(_ForwardedLogs(outbox))
     datasets.disable_progress_bars()
-    stage = Stage(setup.folder)
+    writer = BackgroundWriter()
     try:
-        extractor = setup.spec.open(setup.device)
-        plan = datasets.Dataset.from_file(str(setup.plan))
-        writer.submit(lambda: connection.send(Finished(None)))
+        worker = _Worker(setup, connection, outbox, writer)
+        outbox.send(Finished(None))
         while (assignment := connection.recv()) is not None:
-            _run_shard(assignment, plan, extractor, stage, writer, connection)
+            worker.compute(assignment)
         writer.flush()
     except StopRequested:
         writer.flush()
     except HfprepError as error:
-        writer.flush()
-        connection.send(Failed(error, fatal=type(error).__name__ != "DeviceError"))
+        outbox.send(Failed(error, fatal=not isinstance(error, DeviceError)))
+    os._exit(0)  # everything is reported; taking torch and its threads down in order takes a second and gives nothing
 
 
-def _run_shard(
-    assignment: Assignment,
-    plan: datasets.Dataset,
-    extractor: FeatureExtractor,
-    stage: Stage,
-    writer: BackgroundWriter,
-    connection: Connection,
-) -> None:
-    counted = extractor.out_of_memory_events
+class _Worker:
+    """A worker with its models open."""
 
-    def deliver(computed: list[tuple[PlannedRow, Features]], rejections: list[Rejection], result: BatchResult) -> None:
-        nonlocal counted
-        seconds = sum(features.seconds or 0.0 for _, features in computed)
-        cost = cost_of(result, seconds, extractor.out_of_memory_events - counted)
-        counted = extractor.out_of_memory_events
-        writer.submit(lambda: connection.send(Batch(assignment.shard, stage.write(computed), rejections, cost)))
-        if connection.poll():  # the only message that can come in the middle of a shard is the one to stop
-            raise StopRequested
+    def __init__(self, setup: WorkerSetup, connection: Connection, outbox: _Outbox, writer: BackgroundWriter) -> None:
+        self.connection = connection
+        self.outbox = outbox
+        self.writer = writer
+        self.extractor = setup.spec.open(setup.device)
+        self.plan = datasets.Dataset.from_file(str(setup.plan))
+        self.stage = Stage(setup.folder)
+        self.counted = 0
 
-    rows = plan.select(list(assignment.rows))
-    map_rows(rows, extractor, deliver, cache_file=stage.folder / f"shard-{assignment.shard}.arrow")
-    writer.submit(lambda: connection.send(Finished(assignment.shard)))
+    def compute(self, assignment: Assignment) -> None:
+        """Compute a shard and report it batch by batch; raises StopRequested after a batch when told to stop."""
+
+        def deliver(
+            computed: list[tuple[PlannedRow, Features]], rejections: list[Rejection], result: BatchResult
+        ) -> None:
+            seconds = sum(features.seconds or 0.0 for _, features in computed)
+            cost = cost_of(result, seconds, self.extractor.out_of_memory_events - self.counted)
+            self.counted = self.extractor.out_of_memory_events
+            self.writer.submit(
+                lambda: self.outbox.send(Batch(assignment.shard, self.stage.write(computed), rejections, cost))
+            )
+            if self.connection.poll():  # the only message that can come in the middle of a shard is the one to stop
+                raise StopRequested
+
+        mapped = self.stage.folder / f"shard-{assignment.shard}.arrow"
+        map_rows(self.plan.select(list(assignment.rows)), self.extractor, deliver, cache_file=mapped)
+        mapped.unlink()
+        self.writer.submit(lambda: self.outbox.send(Finished(assignment.shard)))
