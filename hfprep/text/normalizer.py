@@ -38,8 +38,8 @@ _AMHARIC_LABEL = re.compile(r"^\s*ተናጋሪ\s*\d+\s*[:：]\s*")
 # The published front end asks for no word boundary, so "rabbit's" becomes "rabbit is": tokens at training must be the
 # tokens at inference.
 _CONTRACTED_IS = re.compile(r"(what|where|who|which|how|t?here|it|s?he|that|this)'s", re.IGNORECASE)
-# How many chunks (English) and characters (Chinese) are remembered as plain: some ten megabytes when full.
-_CHUNK_CACHE = 100_000
+# How many capitalised chunks (English) and characters (Chinese) are remembered: some ten megabytes when full.
+_CHUNK_CACHE = 20_000
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _WHITE_SPACE = re.compile(r"\s+")
 

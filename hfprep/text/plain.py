@@ -8,10 +8,13 @@ What it rests on, checked on the compiled taggers of WeTextProcessing 1.0.4.1 by
 plain texts (all of it, not a sample) and walking every path:
 
 - Chinese: a text without any character of `_CHINESE_TRIGGERS` has one reading, a `char` token for each character.
-- English: a text of the chunks of `_CHUNK` outside `_ENGLISH_TRIGGERS` and without capitals has no reading with other
-  tokens than `w` (letters) and `p` (marks); the cheapest makes one `w` of each run of letters, one `p` of each run of
-  marks, and gives spaces beside marks to the first of them. With capitals there are others (Mr, Sat, Abp), but none
-  that reaches over a space: so a chunk with capitals is plain if the tagger, given it alone, makes but w and p of it.
+- English: a text of the chunks of `_CHUNK` outside `_ENGLISH_TRIGGERS` has no reading with a token that reaches over a
+  space, but for the marks' own. Where it has neither capitals nor `_LOWER_CASE_ENTRIES` it has no other tokens at all
+  than `w` (letters) and `p` (marks): the cheapest reading makes one `w` of each run of letters and one `p` of each
+  run of marks. Spaces go to the mark before them, else to the mark after them, else nowhere.
+- English, a chunk with capitals (Mr., Sat, Abp): it is put to the tagger alone. In a text, each space beside a mark
+  makes that mark cheaper by 1, a mark costs 2 and all other tokens about the same: one space cannot turn the choice
+  between "Mr." and "Mr" with a full stop, two can. So with two spaces in a row only `w` and `p` are vouched for.
 """
 
 import re
@@ -35,40 +38,70 @@ _ENGLISH_TRIGGERS = re.compile(
     r"|,\ *[A-Z][A-Z]"  # Boston, MA
     r"|World\ +War\ +I"
     r"|(?:Mon|Tu|Wed|Thu?r?s?|Fri|Sat|Sun)\.?\ +-"  # Mon - Fri
-    r"|here's|i'm|you're"
 )
-_CAPITAL = re.compile("[A-Z]")
-_ENGLISH_TOKEN = re.compile(rf"(?P<letters>[{_LETTER}]+)|(?P<marks>\ *[{_MARK}]+\ *)")
+_LOWER_CASE_ENTRIES = "here's|i'm|you're"  # all that the list of abbreviations has in lower case
+_ASKED = re.compile(f"[A-Z]|{_LOWER_CASE_ENTRIES}")
+_ENGLISH_TOKEN = re.compile(rf"(?P<letters>[{_LETTER}]+)|(?P<marks>[{_MARK}]+)")
 
 
 class PlainEnglish:
-    """The tokens of plain English texts; remembers which chunks the tagger leaves alone."""
+    """The tokens of plain English texts; remembers what the tagger makes of chunks."""
 
     def __init__(self, grammar: EnglishGrammar, *, cache_size: int) -> None:
         self._grammar = grammar
-        self._is_plain = lru_cache(cache_size)(self._ask)
+        self._ask = lru_cache(cache_size)(self._tag_alone)
 
     def tokens(self, text: str) -> list[Token] | None:
         """Return the tokens that the tagger would give for a text, or None where only the tagger knows."""
         chunks = text.split(" ")
         if not chunks[0] or not chunks[-1] or _ENGLISH_TRIGGERS.search(text):
             return None
-        if not all(self._is_plain(chunk) for chunk in chunks if chunk):
+        result: list[Token] = []
+        spaces = ""
+        for chunk in chunks:
+            if chunk:
+                tokens = self._chunk_tokens(chunk)
+                if tokens is None:
+                    return None
+                _join(result, spaces, tokens)
+                spaces = ""
+            spaces += " "
+        if "  " in text and any(token.name not in ("w", "p") for token in result):
             return None
-        return [
-            Token("w", (("v", match[0]),)) if match["letters"] else Token("p", (("v", match[0].replace('"', '\\"')),))
-            for match in _ENGLISH_TOKEN.finditer(text)
-        ]
+        return result
 
-    def _ask(self, chunk: str) -> bool:
+    def _chunk_tokens(self, chunk: str) -> tuple[Token, ...] | None:
         if _CHUNK.fullmatch(chunk) is None:
-            return False
-        if not _CAPITAL.search(chunk):
-            return True
+            return None
+        if _ASKED.search(chunk):
+            return self._ask(chunk)
+        return tuple(
+            _word(match[0]) if match["letters"] else _mark(match[0].replace('"', '\\"'))
+            for match in _ENGLISH_TOKEN.finditer(chunk)
+        )
+
+    def _tag_alone(self, chunk: str) -> tuple[Token, ...] | None:
         try:
-            return all(token.name in ("w", "p") for token in self._grammar.tag(chunk))
+            return tuple(self._grammar.tag(chunk))
         except GrammarFailed:
-            return False
+            return None
+
+
+def _word(letters: str) -> Token:
+    return Token("w", (("v", letters),))
+
+
+def _mark(marks: str) -> Token:
+    return Token("p", (("v", marks),))
+
+
+def _join(tokens: list[Token], spaces: str, following: tuple[Token, ...]) -> None:
+    """Append a chunk's tokens, the spaces before it going to a mark where one stands beside them."""
+    if spaces and tokens[-1].name == "p":
+        tokens[-1] = _mark(tokens[-1].fields[0][1] + spaces)
+    elif spaces and following[0].name == "p":
+        following = (_mark(spaces + following[0].fields[0][1]), *following[1:])
+    tokens.extend(following)
 
 
 class PlainChinese:
