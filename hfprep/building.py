@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,21 +21,23 @@ from hfprep.config import BuildConfig
 from hfprep.devices import choose_workers
 from hfprep.engines.local import run_local
 from hfprep.engines.processes import choose_num_processes, run_processes, threads_per_process
-from hfprep.engines.spec import BatchCost, ExtractorSpec, Sink, StopRequested
-from hfprep.errors import ConfigError
+from hfprep.engines.spec import BatchCost, ExtractorSpec, Sink
+from hfprep.errors import ConfigError, StopRequested
 from hfprep.logs import log_to_file
 from hfprep.model_config import ModelConfig
 from hfprep.models.locate import ModelFiles, locate
-from hfprep.planning import Plan, Planner, PlanOptions
+from hfprep.planning import Plan, PlanCounts, Planner, PlanOptions
 from hfprep.progress import BuildProgress, Tally
 from hfprep.records import Need, Rejection
 from hfprep.signals import StopSignals, stop_on_signals
 from hfprep.store.atomic import write_lines
 from hfprep.store.fingerprints import FileHashes, Fingerprinter, Settings, digest
-from hfprep.store.layout import REJECTED, STATS, Listed, NpyOutput, Publisher, Staged, json_line, write_listing
+from hfprep.store.layout import PROGRESS, REJECTED, STATS, NpyOutput, Publisher, Staged, json_line
+from hfprep.store.listing import Listed, Listing, ListingOptions
 from hfprep.store.lock import OutputLock
 from hfprep.store.state import State
 from hfprep.store.statistics import codebook_use, package_versions, write_stats
+from hfprep.store.timeline import Timeline
 from hfprep.text.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
@@ -86,7 +88,7 @@ class Inputs:
             digest(dataclasses.asdict(model.condition)).hex() + digest(dataclasses.asdict(model.emotion)).hex()
         )
         return Settings(
-            text={"tokenizer": sha256["tokenizer"], "normalizer": self.tokenizer.fingerprint()},
+            text={"tokenizer": sha256["tokenizer"], "normalizer": self.tokenizer.normalizer.fingerprint()},
             codes=semantic | {"semantic_codec": sha256["semantic_codec"]},
             latents=semantic | {"gpt_checkpoint": sha256["gpt_checkpoint"], "conditioners": architecture},
         )
@@ -108,12 +110,27 @@ def build(config: BuildConfig) -> Summary:
         output.reset_work()
         stack.callback(output.remove_work)
         inputs = find_inputs(config, output)
-        state = State(output.private / "state.sqlite")
+        state = State(output.private / "state.sqlite", output.work / "scan.sqlite")
         stack.callback(state.close)
+        state.put("paths", _paths(config))
         run = _Run(config, output, state, inputs, started)
-        plan = run.plan()
+        try:
+            plan = run.plan(stop)
+        except StopRequested:
+            log.warning("stopped as asked while the manifest was being read; nothing has changed")
+            return run.summary(stop.signal)
         run.compute(plan, stop)
         return run.finish(plan, stop.signal)
+
+
+def _paths(config: BuildConfig) -> dict[str, str | None]:
+    """What this build was given, absolute, for a verification to find again."""
+    paths = {name: getattr(config, name) for name in ("manifest", "tokenizer", "config", "gpt_checkpoint", "models")}
+    found = {name: None if path is None else str(path.absolute()) for name, path in paths.items()}
+    for name in ("semantic_model", "semantic_codec"):  # a path or a hub id
+        value = getattr(config, name)
+        found[name] = str(Path(value).absolute()) if value is not None and Path(value).exists() else value
+    return found | {"folder": str(Path.cwd())}
 
 
 def _named_files(files: ModelFiles, tokenizer: Path) -> dict[str, Path]:
@@ -163,17 +180,21 @@ class _Run:
         self.workers = choose_workers(config.workers)
         self.via = None if config.audio_sr == TARGET_SAMPLING_RATE else config.audio_sr
         self.tally = Tally()
+        self.counts = PlanCounts()
+        self.listed = Listed()
         self.out_of_memory_events = 0
 
-    def plan(self) -> Plan:
+    def plan(self, stop: StopSignals) -> Plan:
         """Hold the manifest against what is finished, and list exactly that."""
         config, settings = self.config, self.inputs.settings(self.config)
-        differences = settings.differences(self.state.get("settings") or settings.groups())
+        earlier = self.state.get("settings") or []
+        differences = settings.differences(earlier)
         for line in differences:
-            log.warning("changed since the last run: %s", line)
-        if self.output.occupied() and not self.state.num_samples() and not config.skip_existing:
+            log.warning("changed since finished samples were computed: %s", line)
+        if self.output.occupied() and self.state.is_empty() and not config.skip_existing:
             log.warning("%s holds artifacts of unknown origin; they are computed again (--skip-existing adopts them)",
                         self.output.root)  # fmt: skip
+        model = self.inputs.model_config
         options = PlanOptions(
             settings_changes=tuple(differences),
             language=config.language,
@@ -182,34 +203,41 @@ class _Run:
             hash_audio=config.hash_audio,
             refuse_changes=config.on_change == "refuse",
             workers=self.workers,
+            max_text_tokens=model.max_text_tokens if config.drop_overlong else None,
+            max_codes=model.max_mel_tokens if config.drop_overlong else None,
+            model_dim=model.model_dim,
         )
-        planner = Planner(self.output, self.state, Fingerprinter(settings), options)
-        plan = planner.plan(config.manifest)
-        counts = plan.counts
-        if not counts.lines_read:
-            raise ConfigError(f"--manifest {str(config.manifest)!r} is empty; give one JSON object a line")
-        log.info("%d lines: %d to compute, %d finished already, %d rejected so far, %d capped",
-                 counts.lines_read, counts.pending, counts.reused, counts.rejected, counts.capped)  # fmt: skip
-        self.list_finished(plan)
+        with self.listing() as listing:
+            planner = Planner(self.output, self.state, Fingerprinter(settings), options, listing)
+            counts = self.counts = planner.counts
+            plan = planner.plan(config.manifest, stop=lambda: stop.signal is not None)
+            if not counts.lines_read:
+                raise ConfigError(f"--manifest {str(config.manifest)!r} is empty; give one JSON object a line")
+            log.info("%d lines: %d to compute, %d finished already, %d rejected so far, %d capped",
+                     counts.lines_read, counts.pending, counts.reused, counts.rejected, counts.capped)  # fmt: skip
+            if settings.groups() not in earlier:
+                self.state.put("settings", [*earlier, settings.groups()])
         self.list_rejected()
-        if not counts.changed:
-            self.state.put("settings", settings.groups())
         return plan
 
-    def list_finished(self, plan: Plan) -> Listed:
-        """Make manifests and progress file list exactly what is finished."""
-        config = self.config
-        listed = write_listing(
-            self.output,
-            self.state,
-            plan.rows(),
-            val_ratio=config.val_ratio,
-            earlier_ratio=self.state.get("val_ratio"),
-            max_text_tokens=self.inputs.model_config.max_text_tokens,
-            max_codes=self.inputs.model_config.max_mel_tokens,
+    def listing(self) -> Listing:
+        """What replaces manifests and progress file; its counts are this run's from now on."""
+        model = self.inputs.model_config
+        options = ListingOptions(
+            val_ratio=self.config.val_ratio, max_text_tokens=model.max_text_tokens, max_codes=model.max_mel_tokens
         )
-        self.state.put("val_ratio", config.val_ratio)
-        return listed
+        listing = Listing(self.output, self.state, options)
+        self.listed = listing.listed
+        return listing
+
+    def list_finished(self, plan: Plan) -> None:
+        """Make manifests and progress file list exactly what is finished."""
+        with self.listing() as listing:
+            for rows in plan.chunks():
+                known = self.state.samples(row.utterance.id for row in rows)
+                for row, sample in zip(rows, known, strict=True):
+                    if sample is not None and not sample.missing(row.fingerprints):
+                        listing.add(row.utterance, sample)
 
     def list_rejected(self) -> None:
         """Make rejected.jsonl list exactly this run's rejections, by line."""
@@ -218,17 +246,19 @@ class _Run:
     def compute(self, plan: Plan, stop: StopSignals) -> None:
         """Compute what is pending, publishing each batch as it completes."""
         pending = plan.pending()
-        if not len(pending):
+        if not len(pending) or stop.signal is not None:
             return
         with (
             contextlib.closing(Publisher(self.output, self.state, self.config.val_ratio)) as publisher,
             BuildProgress(len(pending)) as progress,
+            Timeline(self.output.private) as timeline,
         ):
             self.tally = progress.tally
 
             def sink(staged: list[Staged], rejections: list[Rejection], cost: BatchCost) -> None:
                 publisher.publish(staged, rejections)
                 self.out_of_memory_events += cost.out_of_memory_events
+                timeline.add(rejected=len(rejections), **dataclasses.asdict(cost))
                 progress.advance(
                     done=len(staged),
                     rejected=len(rejections),
@@ -245,12 +275,12 @@ class _Run:
     def run_engine(self, plan: Plan, pending: datasets.Dataset, sink: Sink, stop: Callable[[], bool]) -> None:
         """Give the pending rows to the engine that was asked for."""
         config, inputs, work = self.config, self.inputs, self.output.work
-        num_processes = choose_num_processes(config.num_processes)
+        num_processes = choose_num_processes(config.num_processes, config.device)
         spec = ExtractorSpec(
             files=inputs.files,
             model_config=inputs.model_config,
             tokenizer=config.tokenizer_path,
-            with_audio=any(need & Need.AUDIO for need in pending.unique("need")),
+            with_audio=bool(plan.counts.need & Need.AUDIO),
             device=config.device,
             batch_size=config.batch_size,
             workers=max(1, self.workers // num_processes),
@@ -265,12 +295,21 @@ class _Run:
 
     def finish(self, plan: Plan, interrupted_by: int | None) -> Summary:
         """Replace the running files by final ones and sum up."""
-        config, counts = self.config, plan.counts
-        listed = self.list_finished(plan)
-        self.list_rejected()
+        if self.tally.done or self.tally.rejected:
+            self.list_finished(plan)
+            self.list_rejected()
+        summary = self.summary(interrupted_by)
+        if not summary.pending:
+            self.state.put("settings", [self.inputs.settings(self.config).groups()])
+        write_stats(self.output.root / STATS, self.stats(summary))
+        return summary
+
+    def summary(self, interrupted_by: int | None) -> Summary:
+        """Where this run stands."""
+        counts, listed = self.counts, self.listed
         rejected = self.state.rejection_counts()
         accepted = listed.train + listed.val
-        summary = Summary(
+        return Summary(
             output_dir=self.output.root,
             lines_read=counts.lines_read,
             accepted=accepted,
@@ -290,16 +329,11 @@ class _Run:
             tally=self.tally,
             interrupted_by=interrupted_by,
         )
-        if interrupted_by is None:
-            self.state.put("settings", self.inputs.settings(config).groups())
-        write_stats(self.output.root / STATS, self.stats(plan, summary))
-        return summary
 
-    def stats(self, plan: Plan, summary: Summary) -> dict[str, Any]:
+    def stats(self, summary: Summary) -> dict[str, Any]:
         """The content of stats.json."""
         config, inputs = self.config, self.inputs
-        listed = (row.utterance.id for row in plan.rows() if not self.is_missing(row.utterance.id))
-        paths = (self.output.artifact("codes", sample_id) for sample_id in listed)
+        paths = (self.output.artifact("codes", sample_id) for sample_id in self.listed_ids())
         names = ("audio_sr", "batch_size", "drop_overlong", "hash_audio", "language", "max_samples", "val_ratio")
         return {
             "total": summary.accepted,
@@ -322,7 +356,7 @@ class _Run:
             "settings": {name: getattr(config, name) for name in names},
         }
 
-    def is_missing(self, sample_id: str) -> bool:
-        """Whether a sample is not complete on disk."""
-        state = self.state.sample(sample_id)
-        return state is None or state.finished() != Need.ALL
+    def listed_ids(self) -> Iterator[str]:
+        """Ids of the complete samples, in source order."""
+        with open(self.output.root / PROGRESS, encoding="utf-8", newline="\n") as lines:
+            yield from (line.rstrip("\n") for line in lines)

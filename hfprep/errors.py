@@ -4,6 +4,7 @@ HfprepError                  anything hfprep itself has to say; the CLI prints i
 ├── ConfigError              an option, a path or a value in config.yaml is wrong (also a ValueError)
 ├── CheckpointError          a model file is missing, incomplete or of another architecture
 ├── StoreError               the output directory cannot be used: locked, read-only, full, changed
+├── StopRequested            the run was asked to stop (Ctrl-C, SIGTERM); build() answers with a Summary that says so
 └── RejectedSample           this one sample cannot be used; the run goes on without it
 
 This module knows nothing of where samples come from or where rejections are written.
@@ -50,6 +51,10 @@ class CheckpointError(HfprepError):
 
 class StoreError(HfprepError):
     """The output directory cannot be used as asked; what is on disk stays as it was."""
+
+
+class StopRequested(HfprepError):
+    """The run was asked to stop before its end; everything that was made final counts."""
 
 
 class RejectedSample(HfprepError):

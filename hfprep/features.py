@@ -162,7 +162,7 @@ class FeatureExtractor:
         loaded = prefetch(
             with_audio,
             self._load,
-            expected_bytes=lambda task: TEXT_ONLY_BYTES + int(seconds[id(task)] * DECODE_BYTES_PER_SECOND),
+            cost_bytes=lambda task: TEXT_ONLY_BYTES + int(seconds[id(task)] * DECODE_BYTES_PER_SECOND),
             size_bytes=_held_bytes,
             pool=self._pool,
             max_bytes=self.settings.prefetch_bytes,
@@ -183,7 +183,7 @@ class FeatureExtractor:
             text_ids = seconds = features = None
             if task.need & Need.TEXT:
                 text_ids = self.tokenizer.encode(utterance.text, utterance.language)
-                self._check_length(Reason.TEXT_TOO_LONG, "text ids", len(text_ids), self.settings.max_text_tokens)
+                check_length(Reason.TEXT_TOO_LONG, len(text_ids), self.settings.max_text_tokens)
             foreseen, what = Reason.AUDIO_UNREADABLE, utterance.path
             if task.need & Need.AUDIO:
                 waveform = load_waveform(utterance.path, via=self.settings.via_sampling_rate)
@@ -222,12 +222,7 @@ class FeatureExtractor:
             limit = self.model.max_frames
             message = f"the clip has {num_frames} frames of 20 ms; the position table ends at {limit}; cut the clip"
             raise RejectedSample(Reason.AUDIO_TOO_LONG, message)
-        self._check_length(Reason.CODES_TOO_LONG, "codes", num_frames, self.settings.max_codes)
-
-    @staticmethod
-    def _check_length(reason: Reason, what: str, length: int, limit: int | None) -> None:
-        if limit is not None and length > limit:
-            raise RejectedSample(reason, f"{length} {what}; the model has positions for {limit} (--drop-overlong)")
+        check_length(Reason.CODES_TOO_LONG, num_frames, self.settings.max_codes)
 
     def _run(self, batch: list[Loaded], refused: list[tuple[Task, Features | Rejection]]) -> BatchResult:
         started = time.perf_counter()
@@ -355,6 +350,13 @@ class _Failure:
         )
         device_broken = isinstance(error, RuntimeError) and any(text in str(error) for text in BROKEN_DEVICE_TEXTS)
         return cls(message, out_of_memory, device_broken and not out_of_memory)
+
+
+def check_length(reason: Reason, length: int, limit: int | None) -> None:
+    """Raise RejectedSample where a sample's text ids or codes are more than the model has positions for."""
+    what = "text ids" if reason is Reason.TEXT_TOO_LONG else "codes"
+    if limit is not None and length > limit:
+        raise RejectedSample(reason, f"{length} {what}; the model has positions for {limit} (--drop-overlong)")
 
 
 def _reject(task: Task, reason: Reason, message: str) -> Rejection:

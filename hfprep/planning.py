@@ -5,32 +5,39 @@ is the `datasets.Dataset` that everything after this maps over. Opens no audio, 
 """
 
 import dataclasses
+import itertools
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import pyarrow as pa
 
 from hfprep.audio.decode import TARGET_SAMPLING_RATE, read_header
 from hfprep.audio.input_features import num_input_frames
-from hfprep.errors import Reason, RejectedSample, StoreError
+from hfprep.errors import Reason, RejectedSample, StopRequested, StoreError
+from hfprep.features import check_length
 from hfprep.manifest import AudioFinder, ManifestReader, parse_line
 from hfprep.records import COLUMNS, Need, Rejection, Utterance
 from hfprep.store.atomic import explained
-from hfprep.store.fingerprints import AudioIdentity, Fingerprinter, Fingerprints
+from hfprep.store.fingerprints import AudioIdentity, Fingerprinter, Fingerprints, source_of
 from hfprep.store.layout import NpyOutput, PlannedRow
-from hfprep.store.state import SampleState, State
+from hfprep.store.listing import Listing
+from hfprep.store.state import GROUPS, SampleState, State
 
 log = logging.getLogger(__name__)
 
+Item = TypeVar("Item")
+
 CHUNK_ROWS = 4096
 SHOWN_CHANGES = 5
+INSPECTED_TOGETHER = 256  # rows that one thread looks up at a time
+UTTERANCE_FIELDS = tuple(item.name for item in dataclasses.fields(Utterance))
 ROWS_SCHEMA = pa.schema(
     [
         ("line", pa.int64()),
@@ -45,7 +52,9 @@ ROWS_SCHEMA = pa.schema(
         ("text_fingerprint", pa.binary(16)),
         ("codes_fingerprint", pa.binary(16)),
         ("latents_fingerprint", pa.binary(16)),
-        ("source", pa.string()),
+        ("audio_bytes", pa.int64()),
+        ("audio_mtime_ns", pa.int64()),
+        ("audio_sha256", pa.string()),
         ("need", pa.uint8()),
     ]
 )
@@ -53,7 +62,11 @@ ROWS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """What decides which rows are taken and what of them is reused."""
+    """What decides which rows are taken and what of them is reused.
+
+    With `max_text_tokens` or `max_codes` finished samples beyond are rejected, as they are when they are computed.
+    Artifacts are adopted only where they are `model_dim` wide.
+    """
 
     language: str | None = None
     max_samples: int | None = None
@@ -62,6 +75,9 @@ class PlanOptions:
     refuse_changes: bool = False
     workers: int = 1
     settings_changes: tuple[str, ...] = ()
+    max_text_tokens: int | None = None
+    max_codes: int | None = None
+    model_dim: int | None = None
 
 
 @dataclass
@@ -77,6 +93,7 @@ class PlanCounts:
     adopted: int = 0
     mended: int = 0
     changed: int = 0
+    need: Need = Need.NOTHING
     changes: list[str] = field(default_factory=list)
 
 
@@ -88,10 +105,10 @@ class Plan:
         self.dataset = datasets.Dataset.from_file(str(path))
         self.counts = counts
 
-    def rows(self) -> Iterator[PlannedRow]:
-        """Every valid row."""
+    def chunks(self) -> Iterator[list[PlannedRow]]:
+        """Every valid row, in order, some thousand at a time."""
         for batch in self.dataset.data.table.to_batches(max_chunksize=CHUNK_ROWS):
-            yield from map(planned_row, batch.to_pylist())
+            yield [planned_row(row) for row in batch.to_pylist()]
 
     def pending_positions(self) -> list[int]:
         """Positions in `dataset` of the rows of which something has yet to be computed."""
@@ -105,30 +122,39 @@ class Plan:
 
 def planned_row(row: dict[str, Any]) -> PlannedRow:
     """A row of the plan's Dataset as an object."""
-    utterance = Utterance(*(row[item.name] for item in dataclasses.fields(Utterance)))
+    utterance = Utterance(*(row[name] for name in UTTERANCE_FIELDS))
     fingerprints = Fingerprints(row["text_fingerprint"], row["codes_fingerprint"], row["latents_fingerprint"])
-    return PlannedRow(utterance, fingerprints, row["source"], Need(row["need"]))
+    audio = AudioIdentity(row["audio_bytes"], row["audio_mtime_ns"], row["audio_sha256"])
+    return PlannedRow(utterance, fingerprints, audio, Need(row["need"]))
 
 
 class Planner:
     """Scans a manifest and decides, row by row, what is finished already."""
 
-    def __init__(self, output: NpyOutput, state: State, fingerprinter: Fingerprinter, options: PlanOptions) -> None:
+    def __init__(
+        self, output: NpyOutput, state: State, fingerprinter: Fingerprinter, options: PlanOptions, listing: Listing
+    ) -> None:
         self.output = output
         self.state = state
         self.fingerprinter = fingerprinter
         self.options = options
+        self.listing = listing
         self.counts = PlanCounts()
 
-    def plan(self, manifest: Path) -> Plan:
-        """Scan the manifest; rejections go to the state. StoreError where changes are refused and there are some."""
+    def plan(self, manifest: Path, *, stop: Callable[[], bool] = lambda: False) -> Plan:
+        """Scan the manifest; rejections go to the state, complete samples to the listing.
+
+        Raises StoreError where changes are refused and there are some, StopRequested once `stop()` is true.
+        """
         path = self.output.work / "rows.arrow"
         with ExitStack() as stack:
             stack.enter_context(explained(path))
             pool = stack.enter_context(ThreadPoolExecutor(self.options.workers))
             sink = stack.enter_context(pa.OSFile(str(path), "wb"))
             writer = stack.enter_context(pa.ipc.new_stream(sink, ROWS_SCHEMA))
-            for chunk in _chunks(self._valid_rows(manifest)):
+            for chunk in _chunks(self._valid_rows(manifest), CHUNK_ROWS):
+                if stop():
+                    raise StopRequested
                 writer.write_batch(self._plan_chunk(chunk, pool))
         return Plan(path, self.counts)
 
@@ -161,28 +187,37 @@ class Planner:
         """The chunk's rows whose audio is there, as Arrow; changes to the state are kept in one transaction."""
         rows = []
         with self.state.transaction():
-            known = [self.state.sample(utterance.id) for utterance in chunk]
-            for utterance, found in zip(chunk, pool.map(self._inspect, chunk, known), strict=True):
-                if isinstance(found, Rejection):
-                    self._reject(found)
-                    continue
-                rows.append(self._decide(utterance, found))
-        if self.options.refuse_changes and self.counts.changed:
-            self._refuse()
+            known = zip(chunk, self.state.samples(utterance.id for utterance in chunk), strict=True)
+            inspected = pool.map(self._inspect_all, _chunks(known, INSPECTED_TOGETHER))
+            for utterance, found in zip(chunk, itertools.chain.from_iterable(inspected), strict=True):
+                try:
+                    rows.append(self._decide(utterance, found))
+                except RejectedSample as error:
+                    self._reject(Rejection(utterance.line, utterance.id, error.reason, error.message))
+            if self.options.refuse_changes and self.counts.changed:
+                self._refuse()
         columns = zip(*rows, strict=True) if rows else [[] for _ in ROWS_SCHEMA]
         arrays = [pa.array(values, item.type) for values, item in zip(columns, ROWS_SCHEMA, strict=True)]
         return pa.record_batch(arrays, schema=ROWS_SCHEMA)
 
-    def _inspect(self, utterance: Utterance, known: SampleState | None) -> "_Inspected | Rejection":
+    def _inspect_all(self, rows: Sequence[tuple[Utterance, SampleState | None]]) -> "list[_Inspected | RejectedSample]":
+        found: list[_Inspected | RejectedSample] = []
+        for utterance, known in rows:
+            try:
+                found.append(self._inspect(utterance, known))
+            except RejectedSample as error:
+                found.append(error)
+        return found
+
+    def _inspect(self, utterance: Utterance, known: SampleState | None) -> "_Inspected":
         """Everything about one row that needs the file system; runs in a thread."""
         try:
             identity = AudioIdentity.of(utterance.path, by_content=self.options.hash_audio)
         except (FileNotFoundError, NotADirectoryError):
             message = f"there is no file {utterance.path}; correct `audio` or restore the file"
-            return Rejection(utterance.line, utterance.id, Reason.AUDIO_MISSING, message)
+            raise RejectedSample(Reason.AUDIO_MISSING, message) from None
         except OSError as error:
-            message = f"{utterance.path}: {error.strerror or error}"
-            return Rejection(utterance.line, utterance.id, Reason.AUDIO_UNREADABLE, message)
+            raise RejectedSample(Reason.AUDIO_UNREADABLE, f"{utterance.path}: {error.strerror or error}") from error
         if known is not None:
             return _Inspected(identity, known, self.output.incomplete(utterance.id, known), {})
         adopted = self._adoptable(utterance) if self.options.skip_existing else {}
@@ -192,10 +227,11 @@ class Planner:
         """Lengths of the artifacts on disk that count as done; of audio columns only where the codes fit the audio."""
         shapes = {name: self.output.read_shape(name, utterance.id) for name in COLUMNS}
         values: dict[str, Any] = {}
-        if shapes["text_ids"]:
+        if shapes["text_ids"] and shapes["text_ids"][0]:
             values |= {"text": True, "text_len": shapes["text_ids"][0]}
         codes, condition, emo_vec = shapes["codes"], shapes["condition"], shapes["emo_vec"]
-        if codes and condition and emo_vec and condition[1:] == emo_vec:
+        width = self.options.model_dim
+        if codes and condition and emo_vec and condition[1:] == emo_vec and width in (None, emo_vec[0]):
             try:
                 header = read_header(utterance.path)
             except RejectedSample:
@@ -208,34 +244,71 @@ class Planner:
                 values["mended"] = True
         return values
 
-    def _decide(self, utterance: Utterance, found: "_Inspected") -> tuple[Any, ...]:
-        """One line of the plan; notes in the state what was adopted and what is not on disk after all."""
-        fingerprints = self.fingerprinter.of(utterance, found.identity)
-        source = json.dumps(
-            {"text": utterance.text, "language": utterance.language, "audio": utterance.audio}
-            | {"size": found.identity.size, "mtime_ns": found.identity.mtime_ns, "sha256": found.identity.sha256},
-            ensure_ascii=False,
-        )
+    def _decide(self, utterance: Utterance, found: "_Inspected | RejectedSample") -> tuple[Any, ...]:
+        """One line of the plan; lists what is complete, notes in the state what was adopted or is not on disk."""
+        if isinstance(found, RejectedSample):
+            raise found
+        identity, sample = found.identity, found.known
+        fingerprints = self.fingerprinter.of(utterance, identity)
         need = Need.ALL
-        if found.known is not None:
-            stale = found.known.missing(fingerprints) & found.known.finished()
-            if stale:
-                self._note_change(utterance, found.known, source)
-            if found.incomplete:
-                self.state.begin([(utterance.id, found.incomplete)])
-            need = found.known.missing(fingerprints) | found.incomplete
+        if sample is not None:
+            need = self._missing(utterance, sample, found, fingerprints)
         elif found.adopted:
-            need = self._adopt(utterance, found.adopted, fingerprints, source)
-        self.counts.rows += 1
-        self.counts.pending += bool(need)
-        self.counts.reused += not need
-        fields = (getattr(utterance, item.name) for item in dataclasses.fields(Utterance))
-        return (*fields, fingerprints.text, fingerprints.codes, fingerprints.latents, source, int(need))
+            need = self._adopt(utterance, found.adopted, fingerprints, source_of(utterance, identity))
+            sample = self.state.sample(utterance.id)
+        counts = self.counts
+        if sample is not None:
+            self._check_lengths(sample, ~need)
+            if not need:
+                self.listing.add(utterance, sample)
+        counts.rows += 1
+        counts.need |= need
+        counts.pending += bool(need)
+        counts.reused += not need
+        fields = (getattr(utterance, name) for name in UTTERANCE_FIELDS)
+        prints = (fingerprints.text, fingerprints.codes, fingerprints.latents)
+        return (*fields, *prints, identity.size, identity.mtime_ns, identity.sha256, int(need))
+
+    def _missing(
+        self, utterance: Utterance, sample: SampleState, found: "_Inspected", fingerprints: Fingerprints
+    ) -> Need:
+        """The groups of a known sample that have to be computed."""
+        missing = sample.missing(fingerprints)
+        stale = missing & sample.finished()
+        if stale & Need.AUDIO:
+            same = self._seen_otherwise(utterance, sample, found.identity, fingerprints) & stale
+            stale, missing = stale & ~same, missing & ~same
+        if stale:
+            self._note_change(utterance, sample, source_of(utterance, found.identity))
+        if found.incomplete:
+            self.state.begin([(utterance.id, found.incomplete)])
+        return missing | found.incomplete
+
+    def _seen_otherwise(
+        self, utterance: Utterance, sample: SampleState, identity: AudioIdentity, fingerprints: Fingerprints
+    ) -> Need:
+        """The groups that are what is wanted, only fingerprinted before --hash-audio was switched on or off."""
+        earlier = identity.known_by(json.loads(sample.source or "{}"))
+        if earlier is None:
+            return Need.NOTHING
+        same = Need.AUDIO & ~sample.missing(self.fingerprinter.of(utterance, earlier))
+        wanted = fingerprints.by_need()
+        values: dict[str, Any] = {name: wanted[group] for group, name in GROUPS.items() if group & same}
+        if values:
+            self.state.adopt(utterance.id, values | {"source": source_of(utterance, identity)})
+        return same
+
+    def _check_lengths(self, sample: SampleState, fresh: Need) -> None:
+        """Refuse a finished sample that --drop-overlong would have refused before."""
+        if fresh & Need.TEXT:
+            check_length(Reason.TEXT_TOO_LONG, sample.text_len or 0, self.options.max_text_tokens)
+        if fresh & Need.CODES:
+            check_length(Reason.CODES_TOO_LONG, sample.code_len or 0, self.options.max_codes)
 
     def _adopt(self, utterance: Utterance, values: dict[str, Any], fingerprints: Fingerprints, source: str) -> Need:
         need = Need.ALL
         mended = values.pop("mended", False)
-        for group, name in ((Need.TEXT, "text"), (Need.CODES, "codes"), (Need.LATENTS, "latents")):
+        for group, name in GROUPS.items():
             if values.get(name):
                 values[name] = getattr(fingerprints, name)
                 need &= ~group
@@ -273,12 +346,7 @@ class _Inspected:
     adopted: dict[str, Any]
 
 
-def _chunks(rows: Iterator[Utterance]) -> Iterator[list[Utterance]]:
-    chunk: list[Utterance] = []
-    for row in rows:
-        chunk.append(row)
-        if len(chunk) == CHUNK_ROWS:
-            yield chunk
-            chunk = []
-    if chunk:
+def _chunks(items: Iterable[Item], length: int) -> Iterator[list[Item]]:
+    source = iter(items)
+    while chunk := list(itertools.islice(source, length)):
         yield chunk

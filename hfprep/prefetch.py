@@ -16,65 +16,69 @@ Loaded = TypeVar("Loaded")
 class _Ahead(Generic[Loaded]):
     """What is loading or loaded and not yet consumed: expected bytes while it loads, then its true size."""
 
-    def __init__(self, size_bytes: Callable[[Loaded], int]) -> None:
+    def __init__(self, size_bytes: Callable[[Loaded], int] | None) -> None:
         self.loading = 0
         self.held_bytes = 0
         self._size_bytes = size_bytes
         self._lock = threading.Lock()
 
-    def begun(self, future: Future[Loaded], expected_bytes: int) -> None:
+    def begun(self, future: Future[Loaded], cost: int) -> None:
         with self._lock:
             self.loading += 1
-            self.held_bytes += expected_bytes
+            self.held_bytes += cost
 
         def loaded(finished: Future[Loaded]) -> None:
-            size = 0 if finished.cancelled() or finished.exception() else self._size_bytes(finished.result())
+            size = 0 if finished.cancelled() or finished.exception() else self._size(finished.result(), cost)
             with self._lock:
                 self.loading -= 1
-                self.held_bytes += size - expected_bytes
+                self.held_bytes += size - cost
 
         future.add_done_callback(loaded)
 
-    def consumed(self, result: Loaded) -> None:
-        size = self._size_bytes(result)
+    def consumed(self, result: Loaded, cost: int) -> None:
         with self._lock:
-            self.held_bytes -= size
+            self.held_bytes -= self._size(result, cost)
+
+    def _size(self, result: Loaded, cost: int) -> int:
+        return cost if self._size_bytes is None else self._size_bytes(result)
 
 
 def prefetch(
     items: Iterable[Item],
     load: Callable[[Item], Loaded],
     *,
-    expected_bytes: Callable[[Item], int],
-    size_bytes: Callable[[Loaded], int],
+    cost_bytes: Callable[[Item], int],
+    size_bytes: Callable[[Loaded], int] | None = None,
     pool: ThreadPoolExecutor,
     max_bytes: int,
-    max_loading: int,
+    max_loading: int | None = None,
 ) -> Iterator[Loaded]:
     """Results of `load` for each item, in order, computed in `pool` ahead of the consumer.
 
-    What is loading or loaded and not yet consumed stays within `max_bytes`, except that one item is always let
-    through. No more than `max_loading` items load at a time, so that wrong expectations cannot do much harm. An
-    exception of `load` is raised at its item's turn. What was not begun is cancelled when the generator is closed.
+    What is loading (`cost_bytes`) or loaded (`size_bytes`, else still the cost) and not yet consumed stays within
+    `max_bytes`, except that one item is always let through. No more than `max_loading` items load at a time, so that
+    wrong costs cannot do much harm. An exception of `load` is raised at its item's turn. What was not begun is
+    cancelled when the generator is closed.
     """
     ahead: _Ahead[Loaded] = _Ahead(size_bytes)
-    waiting: deque[Future[Loaded]] = deque()
+    waiting: deque[tuple[Future[Loaded], int]] = deque()
     source = iter(items)
     upcoming = next(source, None)
     try:
         while waiting or upcoming is not None:
             while upcoming is not None:
-                expected = expected_bytes(upcoming)
-                fits = ahead.loading < max_loading and ahead.held_bytes + expected <= max_bytes
+                cost = cost_bytes(upcoming)
+                fits = (max_loading is None or ahead.loading < max_loading) and ahead.held_bytes + cost <= max_bytes
                 if waiting and not fits:
                     break
                 future = pool.submit(load, upcoming)
-                waiting.append(future)
-                ahead.begun(future, expected)
+                waiting.append((future, cost))
+                ahead.begun(future, cost)
                 upcoming = next(source, None)
-            result = waiting.popleft().result()
-            ahead.consumed(result)
+            future, cost = waiting.popleft()
+            result = future.result()
+            ahead.consumed(result, cost)
             yield result
     finally:
-        for future in waiting:
+        for future, _ in waiting:
             future.cancel()

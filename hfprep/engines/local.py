@@ -11,10 +11,12 @@ from typing import Any
 
 import datasets
 
-from hfprep.engines.spec import ExtractorSpec, Sink, StopRequested, cost_of
+from hfprep.engines.spec import ExtractorSpec, Sink, cost_of
+from hfprep.errors import StopRequested
 from hfprep.features import BatchResult, FeatureExtractor, Task
 from hfprep.planning import planned_row
 from hfprep.records import Features, Rejection
+from hfprep.store.atomic import explained
 from hfprep.store.layout import PlannedRow, Stage
 from hfprep.store.writer import BackgroundWriter
 
@@ -79,13 +81,14 @@ def map_rows(
                 deliver(computed, rejections, result)
         return {"id": columns["id"], "rejected": [rejected.get(line) for line in columns["line"]]}
 
-    return pending.map(
-        process,
-        batched=True,
-        batch_size=WINDOW_ROWS,
-        remove_columns=pending.column_names,
-        features=DONE,
-        cache_file_name=str(cache_file),
-        load_from_cache_file=False,
-        new_fingerprint=pending._fingerprint + "-done",  # hashing the function would pickle the model
-    )
+    with explained(cache_file):  # of all that happens here only the map's own file raises an OSError
+        return pending.map(
+            process,
+            batched=True,
+            batch_size=WINDOW_ROWS,
+            remove_columns=pending.column_names,
+            features=DONE,
+            cache_file_name=str(cache_file),
+            load_from_cache_file=False,
+            new_fingerprint=pending._fingerprint + "-done",  # hashing the function would pickle the model
+        )

@@ -43,10 +43,6 @@ class Sink(Protocol):
     def __call__(self, staged: list[Staged], rejections: list[Rejection], cost: BatchCost) -> None: ...
 
 
-class StopRequested(Exception):
-    """The run was asked to stop; everything handed to the sink so far counts."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class ExtractorSpec:
     """How to open a `FeatureExtractor`, here or in another process."""

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from hfprep.errors import StoreError
 
+TEMPORARY = ("tmp", "staying")  # suffixes of unfinished files; a killed run may leave such a file behind
 OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 LOST = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.ENODEV}
@@ -86,7 +87,7 @@ def rename(source: str | Path, target: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, temporary: str = "tmp") -> Iterator[BinaryIO]:
+def replacing(path: Path, temporary: str = TEMPORARY[0]) -> Iterator[BinaryIO]:
     """Write a file under a temporary name; on success sync it and put it in place, else leave `path` as it was."""
     unfinished = path.with_name(f"{path.name}.{temporary}")
     with explained(path):

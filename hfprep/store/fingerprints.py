@@ -4,15 +4,17 @@ A finished group may be reused when, and only when, its fingerprint is the same.
 memory of earlier results; knows nothing of where fingerprints are kept.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hfprep.errors import CheckpointError
 from hfprep.records import Need, Utterance
 from hfprep.store.atomic import write_bytes
 
@@ -44,6 +46,23 @@ class AudioIdentity:
     def key(self) -> bytes:
         return (self.sha256 or f"{self.size}:{self.mtime_ns}").encode()
 
+    def known_by(self, earlier: Mapping[str, Any]) -> "AudioIdentity | None":
+        """The same file as an earlier run saw it, when that run told files apart the other way (see `source_of`).
+
+        None where the file is not the same by size and mtime, or was told apart as it is now.
+        """
+        if (self.size, self.mtime_ns) != (earlier.get("size"), earlier.get("mtime_ns")):
+            return None
+        sha256 = earlier.get("sha256")
+        return None if bool(sha256) == bool(self.sha256) else AudioIdentity(self.size, self.mtime_ns, sha256)
+
+
+def source_of(utterance: Utterance, audio: AudioIdentity) -> str:
+    """What a sample was computed from, in words that can be shown and compared later: a JSON object."""
+    row = {"text": utterance.text, "language": utterance.language, "audio": utterance.audio}
+    file = {"size": audio.size, "mtime_ns": audio.mtime_ns, "sha256": audio.sha256}
+    return json.dumps(row | file, ensure_ascii=False)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -58,15 +77,20 @@ class Settings:
         groups = {"text": self.text, "codes": self.codes, "latents": self.latents}
         return {name: {**values, "numerics": str(NUMERICS[name])} for name, values in groups.items()}
 
-    def differences(self, earlier: Mapping[str, Mapping[str, str]]) -> list[str]:
-        """One line for each setting that is not what it was: its name, the earlier and the present value."""
-        lines = {}
-        for group, values in self.groups().items():
-            before = earlier.get(group, {})
-            for name in sorted(values.keys() | before.keys()):
-                if before.get(name) != values.get(name):
-                    lines[name] = f"{name}: was {before.get(name)}, is {values.get(name)}"
-        return list(lines.values())
+    def differences(self, earlier: Sequence[Mapping[str, Mapping[str, str]]]) -> list[str]:
+        """One line for each setting that is not what it was: its name, the earlier and the present value.
+
+        `earlier` are all the settings under which samples may have been computed: more than one after a run that
+        changed them was interrupted.
+        """
+        lines: dict[str, None] = {}
+        for groups in earlier:
+            for group, values in self.groups().items():
+                before = groups.get(group, {})
+                for name in sorted(values.keys() | before.keys()):
+                    if before.get(name) != values.get(name):
+                        lines[f"{name}: was {before.get(name)}, is {values.get(name)}"] = None
+        return list(lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +127,21 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _sha256_readable(path: Path) -> str:
+    with _readable(path):
+        return sha256_file(path)
+
+
 class FileHashes:
-    """SHA-256 of large files, remembered by path, size, mtime and inode in a small file between runs."""
+    """SHA-256 of large files, remembered by path, size, times and inode in a small file between runs."""
 
     def __init__(self, memory: Path) -> None:
         self.memory = memory
@@ -116,14 +153,16 @@ class FileHashes:
         missing = {keys[name]: path for name, path in paths.items() if keys[name] not in known}
         if missing:
             with ThreadPoolExecutor(min(8, len(missing))) as pool:
-                known |= dict(zip(missing, pool.map(sha256_file, missing.values()), strict=True))
+                known |= dict(zip(missing, pool.map(_sha256_readable, missing.values()), strict=True))
             write_bytes(self.memory, json.dumps(known, indent=0).encode())
         return {name: known[key] for name, key in keys.items()}
 
     @staticmethod
     def _key(path: Path) -> str:
-        status = path.stat()
-        return f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
+        # The change time is the one that no program can set back.
+        with _readable(path):
+            status = path.stat()
+        return f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}"
 
     def _recall(self) -> dict[str, str]:
         try:

@@ -5,14 +5,14 @@ folders synced; the state knows the samples; progress and manifests are appended
 claims what is not on disk, and the listing is made again from the state.
 """
 
-import contextlib
 import functools
 import hashlib
 import io
 import itertools
 import json
+import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ import numpy as np
 from hfprep.errors import StoreError
 from hfprep.records import COLUMNS, Features, Need, Rejection, Utterance, artifact_path, manifest_record
 from hfprep.store import atomic
-from hfprep.store.fingerprints import Fingerprints
+from hfprep.store.fingerprints import AudioIdentity, Fingerprints, source_of
 from hfprep.store.state import SampleState, State
 
 TRAIN, VAL = "train_manifest.jsonl", "val_manifest.jsonl"
@@ -62,8 +62,13 @@ class PlannedRow:
 
     utterance: Utterance
     fingerprints: Fingerprints
-    source: str
+    audio: AudioIdentity
     need: Need
+
+    @property
+    def source(self) -> str:
+        """What the sample is computed from, as the state keeps it."""
+        return source_of(self.utterance, self.audio)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +99,16 @@ class NpyOutput:
         self.root = root
         self.private = root / PRIVATE
         self.work = self.private / "work"
+        self._root = str(root)
 
     def reset_work(self) -> None:
         """An empty folder for working data; what a killed run left there goes."""
         with atomic.explained(self.work):
             self.remove_work()
-            self.work.mkdir(parents=True)
+            for name in (PROGRESS, TRAIN, VAL, REJECTED, STATS):
+                for suffix in atomic.TEMPORARY:
+                    (self.root / f"{name}.{suffix}").unlink(missing_ok=True)
+            self.work.mkdir(parents=True, exist_ok=True)
 
     def remove_work(self) -> None:
         """Remove the working data."""
@@ -111,16 +120,17 @@ class NpyOutput:
 
     def incomplete(self, sample_id: str, state: SampleState) -> Need:
         """The finished groups of which an artifact is missing or has not the size that its lengths ask for."""
-        shapes = expected_shapes(state)
+        finished = state.finished()
         need = Need.NOTHING
-        for name, column in COLUMNS.items():
-            if column.need & state.finished():
+        for name, shape in expected_shapes(state).items():
+            group = COLUMNS[name].need
+            if group & finished:
                 try:
-                    size = self.artifact(name, sample_id).stat().st_size
+                    size = os.stat(f"{self._root}/{name}/{sample_id}.npy").st_size
                 except OSError:
                     size = -1
-                if size != npy_size(name, shapes[name]):
-                    need |= column.need
+                if size != npy_size(name, shape):
+                    need |= group
         return need
 
     def read_shape(self, column: str, sample_id: str) -> tuple[int, ...] | None:
@@ -239,7 +249,7 @@ class Publisher:
         for item in staged:
             utterance = item.row.utterance
             state = self.state.sample(utterance.id)
-            if state is None or state.finished() != Need.ALL:
+            if state is None or state.missing(item.row.fingerprints):
                 raise StoreError(f"sample {utterance.id!r} was published with columns missing; please report this")
             name = VAL if is_validation(utterance.id, self.val_ratio) else TRAIN
             lines[name].append(json_line(record_of(utterance, state)))
@@ -256,58 +266,3 @@ def _write_array(path: Path, array: np.ndarray) -> None:
         stream.flush()
         atomic.observe("after-write", path)
         atomic.sync_file(stream.fileno(), path)
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """What the manifests list."""
-
-    train: int
-    val: int
-    seconds: float
-    overlong_text: int
-    overlong_codes: int
-
-
-def write_listing(
-    output: NpyOutput,
-    state: State,
-    rows: Iterable[PlannedRow],
-    *,
-    val_ratio: float,
-    earlier_ratio: float | None,
-    max_text_tokens: int,
-    max_codes: int,
-) -> Listed:
-    """Replace both manifests and the progress file by exactly the complete samples, in source order.
-
-    When the ratio has changed, samples that move from one split to the other leave the first manifest before they
-    enter the second, so that no id is ever in both. Samples over the model's positions are listed, and counted.
-    """
-    train = val = overlong_text = overlong_codes = 0
-    seconds = 0.0
-    moving = earlier_ratio is not None and earlier_ratio != val_ratio
-    with contextlib.ExitStack() as stack:  # put in place in the reverse of this order
-        progress = stack.enter_context(atomic.replacing(output.root / PROGRESS))
-        train_file = stack.enter_context(atomic.replacing(output.root / TRAIN))
-        val_file = stack.enter_context(atomic.replacing(output.root / VAL))
-        staying = stack.enter_context(atomic.replacing(output.root / TRAIN, temporary="staying")) if moving else None
-        for row in rows:
-            utterance = row.utterance
-            sample = state.sample(utterance.id)
-            if sample is None or sample.missing(row.fingerprints):
-                continue
-            line = json_line(record_of(utterance, sample))
-            progress.write(utterance.id.encode() + b"\n")
-            seconds += sample.seconds or 0.0
-            overlong_text += (sample.text_len or 0) > max_text_tokens
-            overlong_codes += (sample.code_len or 0) > max_codes
-            if is_validation(utterance.id, val_ratio):
-                val += 1
-                val_file.write(line)
-                continue
-            train += 1
-            train_file.write(line)
-            if staying is not None and earlier_ratio is not None and not is_validation(utterance.id, earlier_ratio):
-                staying.write(line)
-    return Listed(train, val, seconds, overlong_text, overlong_codes)

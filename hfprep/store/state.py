@@ -7,6 +7,7 @@ than the disk holds. SQLite gives the transactions; memory does not grow with th
 
 import contextlib
 import json
+import logging
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from hfprep.records import Need, Rejection
 from hfprep.store.atomic import observe
 from hfprep.store.fingerprints import Fingerprints
 
+log = logging.getLogger(__name__)
+
 STATE_VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -25,11 +28,14 @@ CREATE TABLE IF NOT EXISTS samples (
     id TEXT PRIMARY KEY, text BLOB, codes BLOB, latents BLOB,
     text_len INTEGER, code_len INTEGER, condition_len INTEGER, model_dim INTEGER, seconds REAL, source TEXT
 ) WITHOUT ROWID;
-CREATE TEMP TABLE scanned (id TEXT PRIMARY KEY) WITHOUT ROWID;
-CREATE TEMP TABLE rejected (line INTEGER PRIMARY KEY, id TEXT, reason TEXT NOT NULL, message TEXT NOT NULL);
+"""
+_SCAN_SCHEMA = """
+CREATE TABLE scanned (id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE rejected (line INTEGER PRIMARY KEY, id TEXT, reason TEXT NOT NULL, message TEXT NOT NULL);
 """
 _SAMPLE_COLUMNS = "text, codes, latents, text_len, code_len, condition_len, model_dim, seconds, source"
-_GROUPS = {Need.TEXT: "text", Need.CODES: "codes", Need.LATENTS: "latents"}
+_SELECT_SAMPLE = f"SELECT {_SAMPLE_COLUMNS} FROM samples WHERE id = ?"
+GROUPS = {Need.TEXT: "text", Need.CODES: "codes", Need.LATENTS: "latents"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +75,29 @@ class SampleState:
 
 
 class State:
-    """The database of one output directory. Use from one thread at a time."""
+    """The database of one output directory. Use from one thread at a time.
 
-    def __init__(self, path: Path) -> None:
+    What concerns this run alone (ids seen, rejections) is kept in another database, the new file `scan`, which
+    nobody needs afterwards; None keeps it in memory.
+    """
+
+    def __init__(self, path: Path, scan: Path | None = None) -> None:
         self.path = path
         with self._explained():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=TRUNCATE")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(_SCHEMA)
-            self._db.execute("PRAGMA cache_size=-65536")
+            try:
+                self._db = _open(path)
+            except sqlite3.DatabaseError as error:
+                if isinstance(error, sqlite3.OperationalError):  # locked, full, read-only: not the file's content
+                    raise
+                aside = path.with_name(path.name + ".damaged")
+                path.replace(aside)
+                log.warning("%s: %s; it is set aside as %s, and nothing counts as finished", path, error, aside.name)
+                self._db = _open(path)
+            self._scan = sqlite3.connect(scan or ":memory:", isolation_level=None, check_same_thread=False)
+            self._scan.execute("PRAGMA journal_mode=OFF")
+            self._scan.executescript(_SCAN_SCHEMA)
+            self._scan.execute("BEGIN")  # never committed: nothing of it has to survive this process
         version = self.get("version")
         if version is None:
             self.put("version", STATE_VERSION)
@@ -90,6 +108,7 @@ class State:
 
     def close(self) -> None:
         self._db.close()
+        self._scan.close()
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -97,6 +116,8 @@ class State:
             yield
         except (sqlite3.Error, OSError) as error:
             advice = "check that its disk has room and can be written, then run the same command again"
+            if "malformed" in str(error) or "not a database" in str(error):
+                advice = "move it away and run the same command again (with --skip-existing to adopt what is on disk)"
             raise StoreError(f"the state in {self.path} cannot be used: {error}; {advice}") from error
 
     @contextlib.contextmanager
@@ -111,7 +132,8 @@ class State:
                 observe("after-commit", self.path)
             except BaseException:
                 if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+                    with contextlib.suppress(sqlite3.Error):  # the first error is the one to tell
+                        self._db.execute("ROLLBACK")
                 raise
 
     def get(self, key: str) -> Any:
@@ -127,37 +149,49 @@ class State:
 
     def sample(self, sample_id: str) -> SampleState | None:
         """What is known of a sample."""
-        row = self._db.execute(f"SELECT {_SAMPLE_COLUMNS} FROM samples WHERE id = ?", (sample_id,)).fetchone()
-        return None if row is None else SampleState(*row)
+        return next(self.samples([sample_id]))
 
-    def num_samples(self) -> int:
-        """How many samples have a row."""
-        return int(self._db.execute("SELECT count(*) FROM samples").fetchone()[0])
+    def samples(self, sample_ids: Iterable[str]) -> Iterator[SampleState | None]:
+        """What is known of each of these samples."""
+        with self._explained():
+            for sample_id in sample_ids:
+                row = self._db.execute(_SELECT_SAMPLE, (sample_id,)).fetchone()
+                yield None if row is None else SampleState(*row)
+
+    def is_empty(self) -> bool:
+        """Whether nothing is known of any sample."""
+        with self._explained():
+            return self._db.execute("SELECT 1 FROM samples LIMIT 1").fetchone() is None
 
     def first_sight(self, sample_id: str) -> bool:
         """True the first time an id is seen in this scan, False for a duplicate."""
-        return self._db.execute("INSERT OR IGNORE INTO scanned VALUES (?)", (sample_id,)).rowcount == 1
+        with self._explained():
+            return self._scan.execute("INSERT OR IGNORE INTO scanned VALUES (?)", (sample_id,)).rowcount == 1
 
     def reject(self, rejection: Rejection) -> None:
         """Keep a rejection; a line has one."""
         row = (rejection.line, rejection.id, rejection.reason.value, rejection.message)
-        self._db.execute("INSERT OR REPLACE INTO rejected VALUES (?, ?, ?, ?)", row)
+        with self._explained():
+            self._scan.execute("INSERT OR REPLACE INTO rejected VALUES (?, ?, ?, ?)", row)
 
     def rejections(self) -> Iterator[Rejection]:
         """All rejections, by line."""
-        for line, sample_id, reason, message in self._db.execute("SELECT * FROM rejected ORDER BY line"):
-            yield Rejection(line, sample_id, Reason(reason), message)
+        with self._explained():
+            for line, sample_id, reason, message in self._scan.execute("SELECT * FROM rejected ORDER BY line"):
+                yield Rejection(line, sample_id, Reason(reason), message)
 
     def rejection_counts(self) -> dict[str, int]:
         """How many lines were rejected for each reason."""
-        return dict(self._db.execute("SELECT reason, count(*) FROM rejected GROUP BY reason ORDER BY reason"))
+        with self._explained():
+            return dict(self._scan.execute("SELECT reason, count(*) FROM rejected GROUP BY reason ORDER BY reason"))
 
     def begin(self, samples: Iterable[tuple[str, Need]]) -> None:
         """Note that these groups are about to be overwritten: until `finish` they do not count as finished."""
-        for sample_id, need in samples:
-            names = ", ".join(f"{name} = NULL" for group, name in _GROUPS.items() if group & need)
-            self._db.execute("INSERT OR IGNORE INTO samples (id) VALUES (?)", (sample_id,))
-            self._db.execute(f"UPDATE samples SET {names} WHERE id = ?", (sample_id,))
+        with self._explained():
+            for sample_id, need in samples:
+                names = ", ".join(f"{name} = NULL" for group, name in GROUPS.items() if group & need)
+                self._db.execute("INSERT OR IGNORE INTO samples (id) VALUES (?)", (sample_id,))
+                self._db.execute(f"UPDATE samples SET {names} WHERE id = ?", (sample_id,))
 
     def finish(
         self,
@@ -186,4 +220,18 @@ class State:
         marks = ", ".join("?" for _ in values)
         updates = ", ".join(f"{name} = excluded.{name}" for name in values)
         insert = f"INSERT INTO samples (id, {names}) VALUES (?, {marks}) ON CONFLICT (id) DO UPDATE SET {updates}"
-        self._db.execute(insert, (sample_id, *values.values()))
+        with self._explained():
+            self._db.execute(insert, (sample_id, *values.values()))
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        db.execute("PRAGMA journal_mode=TRUNCATE")
+        db.execute("PRAGMA synchronous=FULL")
+        db.executescript(_SCHEMA)
+        db.execute("PRAGMA cache_size=-65536")
+    except BaseException:
+        db.close()
+        raise
+    return db

@@ -1,0 +1,100 @@
+"""The manifests and the progress file as a whole: exactly what is complete, in source order, replaced at once.
+
+Takes complete samples one by one and writes them under temporary names; puts the files in place when it is closed
+without an error. Knows nothing of why a sample is complete.
+"""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import BinaryIO
+
+from hfprep.records import Utterance
+from hfprep.store import atomic
+from hfprep.store.layout import PROGRESS, TRAIN, VAL, NpyOutput, is_validation, json_line, record_of
+from hfprep.store.state import SampleState, State
+
+STAYING = atomic.TEMPORARY[1]
+
+
+@dataclass(slots=True)
+class Listed:
+    """What the manifests list."""
+
+    train: int = 0
+    val: int = 0
+    seconds: float = 0.0
+    overlong_text: int = 0
+    overlong_codes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListingOptions:
+    """The share of ids that goes to validation, and the model's positions, beyond which samples are counted."""
+
+    val_ratio: float
+    max_text_tokens: int
+    max_codes: int
+
+
+class Listing:
+    """Replaces both manifests and the progress file by what was added while in the `with` block; nothing on errors.
+
+    When the ratio has changed, samples that move from one split to the other leave the first manifest before they
+    enter the second, so that no id is ever in both, however often the change is interrupted. Samples over the
+    model's positions are listed, and counted.
+    """
+
+    def __init__(self, output: NpyOutput, state: State, options: ListingOptions) -> None:
+        self.output = output
+        self.state = state
+        self.options = options
+        self.listed = Listed()
+        self._stack = contextlib.ExitStack()
+        # Splits are nested: what is not in validation at the largest ratio that the files may have is in no
+        # validation file. Files of unknown ratio may hold anything.
+        known = state.get("largest_val_ratio")
+        earlier = known if known is not None else 1.0 if (output.root / VAL).exists() else options.val_ratio
+        self._largest_ratio = max(earlier, options.val_ratio)
+        self._moving = earlier != options.val_ratio
+
+    def __enter__(self) -> "Listing":
+        self._stack.push(self._keep_ratio(self.options.val_ratio))  # all of this ends in the reverse of this order
+        self._progress = self._open(PROGRESS)
+        self._train = self._open(TRAIN)
+        self._val = self._open(VAL)
+        self._staying = self._open(TRAIN, STAYING) if self._moving else None
+        self._stack.push(self._keep_ratio(self._largest_ratio))
+        return self
+
+    def _open(self, name: str, temporary: str = atomic.TEMPORARY[0]) -> BinaryIO:
+        return self._stack.enter_context(atomic.replacing(self.output.root / name, temporary))
+
+    def _keep_ratio(self, ratio: float) -> Callable[..., None]:
+        def keep(kind: type[BaseException] | None, *_: object) -> None:
+            if kind is None:
+                self.state.put("largest_val_ratio", ratio)
+
+        return keep
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, traceback)
+
+    def add(self, utterance: Utterance, sample: SampleState) -> None:
+        """List a complete sample; in the manifest's order."""
+        options, listed = self.options, self.listed
+        line = json_line(record_of(utterance, sample))
+        validation = is_validation(utterance.id, options.val_ratio)
+        with atomic.explained(self.output.root):
+            self._progress.write(utterance.id.encode() + b"\n")
+            (self._val if validation else self._train).write(line)
+            if self._staying is not None and not is_validation(utterance.id, self._largest_ratio):
+                self._staying.write(line)
+        listed.train += not validation
+        listed.val += validation
+        listed.seconds += sample.seconds or 0.0
+        listed.overlong_text += (sample.text_len or 0) > options.max_text_tokens
+        listed.overlong_codes += (sample.code_len or 0) > options.max_codes
