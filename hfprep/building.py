@@ -187,7 +187,7 @@ class _Run:
     def plan(self, stop: StopSignals) -> Plan:
         """Hold the manifest against what is finished, and list exactly that."""
         config, settings = self.config, self.inputs.settings(self.config)
-        earlier = self.state.get("settings") or []
+        earlier = self.earlier_settings()
         differences = settings.differences(earlier)
         for line in differences:
             log.warning("changed since finished samples were computed: %s", line)
@@ -216,9 +216,16 @@ class _Run:
             log.info("%d lines: %d to compute, %d finished already, %d rejected so far, %d capped",
                      counts.lines_read, counts.pending, counts.reused, counts.rejected, counts.capped)  # fmt: skip
             if settings.groups() not in earlier:
-                self.state.put("settings", [*earlier, settings.groups()])
+                self.state.put("settings_begun", [*earlier[1:], settings.groups()] if earlier else [])
+            if not earlier:
+                self.state.put("settings", settings.groups())
         self.list_rejected()
         return plan
+
+    def earlier_settings(self) -> list[dict[str, dict[str, str]]]:
+        """All settings under which samples may have been computed: the last complete run's, and interrupted ones."""
+        last = self.state.get("settings")
+        return [] if last is None else [last, *(self.state.get("settings_begun") or [])]
 
     def listing(self) -> Listing:
         """What replaces manifests and progress file; its counts are this run's from now on."""
@@ -300,7 +307,8 @@ class _Run:
             self.list_rejected()
         summary = self.summary(interrupted_by)
         if not summary.pending:
-            self.state.put("settings", [self.inputs.settings(self.config).groups()])
+            self.state.put("settings", self.inputs.settings(self.config).groups())
+            self.state.put("settings_begun", [])
         write_stats(self.output.root / STATS, self.stats(summary))
         return summary
 

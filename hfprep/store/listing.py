@@ -60,21 +60,23 @@ class Listing:
         self._moving = earlier != options.val_ratio
 
     def __enter__(self) -> "Listing":
-        self._stack.push(self._keep_ratio(self.options.val_ratio))  # all of this ends in the reverse of this order
+        # All of this ends in the reverse of this order.
+        self._stack.push(self._keep(val_ratio=self.options.val_ratio, largest_val_ratio=self.options.val_ratio))
         self._progress = self._open(PROGRESS)
         self._train = self._open(TRAIN)
         self._val = self._open(VAL)
         self._staying = self._open(TRAIN, STAYING) if self._moving else None
-        self._stack.push(self._keep_ratio(self._largest_ratio))
+        self._stack.push(self._keep(largest_val_ratio=self._largest_ratio))
         return self
 
     def _open(self, name: str, temporary: str = atomic.TEMPORARY[0]) -> BinaryIO:
         return self._stack.enter_context(atomic.replacing(self.output.root / name, temporary))
 
-    def _keep_ratio(self, ratio: float) -> Callable[..., None]:
+    def _keep(self, **values: float) -> Callable[..., None]:
         def keep(kind: type[BaseException] | None, *_: object) -> None:
             if kind is None:
-                self.state.put("largest_val_ratio", ratio)
+                for key, value in values.items():
+                    self.state.put(key, value)
 
         return keep
 
