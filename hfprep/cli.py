@@ -16,6 +16,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from hfprep.commands import trust
 from hfprep.config import BuildConfig
 from hfprep.errors import HfprepError
 
@@ -26,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _REQUIRED = ("manifest", "output_dir")
+trust.register(app)
 
 
 def options_of(config: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
