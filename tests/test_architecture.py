@@ -27,6 +27,7 @@ LEVELS = (
     {"logs", "planning", "progress"},
     {"engines"},
     {"building"},
+    {"doctor", "download", "preflight", "verify"},
     {"loading"},
     {"report", "summary"},
     {"demo"},
