@@ -44,9 +44,13 @@ def codebook_use(paths: Iterable[Path], size: int) -> dict[str, Any]:
         for block in _blocks(paths, 4096):
             for codes in pool.map(np.load, block):
                 counts += np.bincount(codes, minlength=size)[:size]
+    return {"size": size, "used": int((counts > 0).sum()), "perplexity": perplexity(counts)}
+
+
+def perplexity(counts: np.ndarray) -> float:
+    """exp of the entropy of frequencies, int64 (codebook rows,): as many equally frequent rows are as uncertain."""
     shares = counts[counts > 0] / max(1, counts.sum())
-    entropy = -float((shares * np.log(shares)).sum())
-    return {"size": size, "used": int((counts > 0).sum()), "perplexity": round(math.exp(entropy), 3)}
+    return round(math.exp(-float((shares * np.log(shares)).sum())), 3)
 
 
 def _blocks(paths: Iterable[Path], length: int) -> Iterable[list[Path]]:

@@ -1,0 +1,10 @@
+"""The commands that look before and after a build, gathered for the program."""
+
+import typer
+
+from hfprep.commands.verify import verify
+
+
+def register(app: typer.Typer) -> None:
+    """Give the program these commands."""
+    app.command("verify")(verify)

@@ -1,0 +1,61 @@
+"""What each batch of the builds in an output took, as JSON lines: for the report, never for a decision.
+
+Gives `Timeline` to append to and `read_timeline`. A line: `time` (seconds since 1970), `rows`, `rejected`, `frames`,
+`padded_frames`, `audio_seconds`, `out_of_memory_events`; a build starts with {"time": ..., "start": true}.
+"""
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from hfprep.store import atomic
+
+TIMELINE = "batches.jsonl"
+MAX_BYTES = 8 << 20  # some 60,000 batches; beyond, every second line of what is there is dropped at the next start
+
+
+class Timeline:
+    """Appends one line a batch; a context manager. What is lost with a killed process are lines of this file only."""
+
+    def __init__(self, private: Path) -> None:
+        self.path = private / TIMELINE
+
+    def __enter__(self) -> "Timeline":
+        with atomic.explained(self.path):
+            if self.path.is_file() and self.path.stat().st_size > MAX_BYTES:
+                lines = self.path.read_bytes().splitlines(keepends=True)
+                atomic.write_lines(self.path, (line for n, line in enumerate(lines) if n % 2 or b'"start"' in line))
+            self._stream = open(self.path, "a", encoding="utf-8")
+        self.add(start=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with atomic.explained(self.path):
+            self._stream.close()
+
+    def add(self, **values: Any) -> None:
+        """Append one line with the present time."""
+        with atomic.explained(self.path):
+            self._stream.write(json.dumps({"time": round(time.time(), 3), **values}) + "\n")
+            self._stream.flush()
+
+
+def read_timeline(private: Path) -> list[dict[str, Any]]:
+    """All whole lines; an empty list where there is no file."""
+    try:
+        lines = (private / TIMELINE).read_bytes().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("time"), int | float):
+            found.append(row)
+    return found

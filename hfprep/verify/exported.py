@@ -1,0 +1,180 @@
+"""Everything that can be checked of an exported set (Arrow, WebDataset): shards, records, arrays, counts.
+
+Takes the set's folder, gives `Findings` and, for a repair, the shard files that are broken. Changes nothing.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hfprep.errors import StoreError
+from hfprep.exporters.arrow import STATE_FILE, ArrowSet, ArrowSplit
+from hfprep.exporters.samples import LATENTS, SPLITS, SampleSet, Split
+from hfprep.exporters.webdataset import INDEX, WebDatasetSet, WebDatasetSplit
+from hfprep.records import COLUMNS
+from hfprep.store.fingerprints import sha256_file
+from hfprep.store.layout import VAL, is_validation
+from hfprep.verify.arrays import Bounds, check_array
+from hfprep.verify.faults import FaultKind, Findings
+from hfprep.verify.listing import LENGTHS, record_problem
+
+UNREADABLE = (StoreError, OSError, ValueError, KeyError, IndexError, TypeError, EOFError, MemoryError)
+SHAPES_SAMPLED = 101
+
+
+@dataclass
+class ExportedCheck:
+    """Checks one exported set."""
+
+    source: SampleSet
+    workers: int
+    vocab_size: int | None
+    findings: Findings = field(default_factory=Findings)
+    counts: dict[str, int] = field(default_factory=dict)
+    split_of: dict[str, str] = field(default_factory=dict)
+    broken_files: set[str] = field(default_factory=set)
+
+    def run(self) -> Findings:
+        """Check every shard and every sample."""
+        stats = self._stats()
+        for name in SPLITS:
+            self.counts[name] = 0
+            for file, split in self._shards(name):
+                self._check_split(name, file, split, stats)
+        if stats:
+            expected = {"train": stats.get("train"), "validation": stats.get("val")}
+            for name, count in self.counts.items():
+                if expected[name] != count and not self.broken_files:
+                    message = f"the build that it was made from listed {expected[name]} samples, here are {count}"
+                    self.findings.add(FaultKind.STATS_DISAGREE, name, message)
+        self._check_unlisted()
+        return self.findings
+
+    def _stats(self) -> dict[str, Any]:
+        try:
+            return self.source.origin.stats or {}
+        except UNREADABLE as error:
+            self.findings.add(FaultKind.FILE_INVALID, "provenance", f"cannot be read: {error}")
+            return {}
+
+    def _shards(self, name: str) -> Iterator[tuple[str, Split]]:
+        """The readable parts of a split with the file that each lies in; the others become faults."""
+        if isinstance(self.source, WebDatasetSet):
+            yield from self._tar_shards(self.source, name)
+            return
+        try:
+            split = self.source.split(name)
+            assert isinstance(split, ArrowSplit)
+            yield name, split
+        except UNREADABLE as error:
+            self._broken(name, FaultKind.ARTIFACT_UNREADABLE, str(error))
+
+    def _tar_shards(self, source: WebDatasetSet, name: str) -> Iterator[tuple[str, Split]]:
+        shards = source.index.get("splits", {}).get(name, {}).get("shards", [])
+        with ThreadPoolExecutor(self.workers) as pool:
+            sums = list(pool.map(lambda shard: _sha256(source.root / shard["name"]), shards))
+        for shard, found in zip(shards, sums, strict=True):
+            file = shard["name"]
+            if found is None:
+                self._broken(file, FaultKind.FILE_MISSING, "there is no such shard; export or fetch it again")
+            elif found != shard.get("sha256"):
+                message = f"its SHA-256 is {found}, but {INDEX} says {shard.get('sha256')}; export or fetch it again"
+                self._broken(file, FaultKind.CHECKSUM, message)
+            if found is None:
+                continue
+            try:
+                yield file, WebDatasetSplit(source.root, [shard])
+            except UNREADABLE as error:
+                self._broken(file, FaultKind.ARTIFACT_UNREADABLE, str(error))
+
+    def _broken(
+        self, file: str, kind: FaultKind, message: str, sample_id: str | None = None, column: str | None = None
+    ) -> None:
+        self.broken_files.add(file)
+        self.findings.add(kind, file, message, sample_id=sample_id, column=column)
+
+    def _check_split(self, name: str, file: str, split: Split, stats: dict[str, Any]) -> None:
+        bounds = self._usual_shapes(split, stats)
+        val_ratio = stats.get("settings", {}).get("val_ratio")
+        for index in range(len(split)):
+            self.counts[name] += 1
+            where = f"{file}#{index}"
+            try:
+                sample = split.sample(index)
+            except UNREADABLE as error:
+                self._broken(file, FaultKind.ARTIFACT_UNREADABLE, f"sample {index}: {error}", self._id(split, index))
+                continue
+            record = sample.entry.record
+            problem = record_problem(record)
+            if problem:
+                self._broken(file, FaultKind.RECORD_INVALID, f"sample {index}: {problem}")
+                continue
+            self._place(name, where, record["id"], val_ratio)
+            for column, array in sample.arrays.items():
+                dtypes = tuple(map(np.dtype, ("float32", "float16"))) if column in LATENTS else (COLUMNS[column].dtype,)
+                for kind, message in check_array(array, column, bounds, record.get(LENGTHS.get(column, "")), dtypes):
+                    self._broken(file, kind, f"{column}: {message}", record["id"], column)
+
+    @staticmethod
+    def _id(split: Split, index: int) -> str | None:
+        try:
+            return split.entry(index).id
+        except UNREADABLE:
+            return None
+
+    def _usual_shapes(self, split: Split, stats: dict[str, Any]) -> Bounds:
+        shapes: Counter[tuple[int, ...]] = Counter()
+        for index in range(min(SHAPES_SAMPLED, len(split))):
+            try:
+                shapes[split.sample(index).arrays["condition"].shape] += 1
+            except UNREADABLE:
+                continue
+        codebook = stats.get("codebook", {}).get("size")
+        if not shapes or len(shape := shapes.most_common(1)[0][0]) != 2:
+            return Bounds(codebook, self.vocab_size)
+        return Bounds(codebook, self.vocab_size, model_dim=shape[1], condition_len=shape[0])
+
+    def _place(self, name: str, where: str, sample_id: str, val_ratio: float | None) -> None:
+        earlier = self.split_of.setdefault(sample_id, where)
+        if earlier is not where:
+            both = earlier.partition("#")[0] != where.partition("#")[0]
+            kind = FaultKind.IN_BOTH_SPLITS if both else FaultKind.DUPLICATE_ID
+            self.findings.add(kind, where, f"the id stands at {earlier} too", sample_id=sample_id)
+        if val_ratio is not None and is_validation(sample_id, val_ratio) != (name == SPLITS[1]):
+            message = f"with a val ratio of {val_ratio} the id belongs into the other split ({VAL} or not)"
+            self.findings.add(FaultKind.WRONG_SPLIT, where, message, sample_id=sample_id)
+
+    def _check_unlisted(self) -> None:
+        root = self.source.root
+        listed = set(_listed_files(self.source))
+        pattern = "*.arrow" if isinstance(self.source, ArrowSet) else "*.tar"
+        for path in sorted(root.rglob(pattern)):
+            name = path.relative_to(root).as_posix()
+            if name not in listed and not name.startswith("."):
+                self.findings.add(FaultKind.UNLISTED_FILE, name, "a shard that nothing lists")
+
+
+def _listed_files(source: SampleSet) -> Iterator[str]:
+    if isinstance(source, WebDatasetSet):
+        for split in source.index.get("splits", {}).values():
+            yield from (shard["name"] for shard in split.get("shards", []))
+        return
+    for name in SPLITS:
+        try:
+            files = json.loads((source.root / name / STATE_FILE).read_bytes())["_data_files"]
+            yield from (f"{name}/{item['filename']}" for item in files)
+        except UNREADABLE:
+            continue
+
+
+def _sha256(path: Path) -> str | None:
+    try:
+        return sha256_file(path)
+    except OSError:
+        return None

@@ -1,0 +1,41 @@
+"""The state of an output, read without changing anything: no lock is taken, no damaged file is set aside."""
+
+import dataclasses
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from hfprep.store.state import SampleState
+
+_COLUMNS = ", ".join(item.name for item in dataclasses.fields(SampleState))
+_SELECT = f"SELECT {_COLUMNS} FROM samples WHERE id = ?"
+
+
+class StateReader:
+    """Reads the database at `path`; sqlite3.DatabaseError, at once, where SQLite's own check finds damage."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        try:
+            found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if found != "ok":
+                raise sqlite3.DatabaseError(str(found))
+            self.sample("")
+            self.get("version")
+        except BaseException:
+            self._db.close()
+            raise
+
+    def close(self) -> None:
+        self._db.close()
+
+    def get(self, key: str) -> Any:
+        """A value that the build keeps under `key`, None where there is none."""
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def sample(self, sample_id: str) -> SampleState | None:
+        """What the state holds of a sample."""
+        row = self._db.execute(_SELECT, (sample_id,)).fetchone()
+        return None if row is None else SampleState(*row)
