@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from hfprep.engines.messages import Assignment, Batch, Failed, Finished, LogLine, WorkerSetup
 from hfprep.engines.shards import Shard, ShardQueue, cut
 from hfprep.engines.spec import BatchCost, ExtractorSpec, Sink
-from hfprep.engines.worker import Assignment, Batch, Failed, Finished, LogLine, WorkerSetup
 from hfprep.errors import HfprepError, Reason, StopRequested
 from hfprep.planning import Plan
 from hfprep.records import Rejection

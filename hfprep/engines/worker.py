@@ -9,72 +9,19 @@ import logging
 import os
 import sys
 import threading
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import datasets
 
 from hfprep.engines.local import map_rows
-from hfprep.engines.spec import BatchCost, ExtractorSpec, cost_of
+from hfprep.engines.messages import Assignment, Batch, Failed, Finished, LogLine, WorkerSetup
+from hfprep.engines.spec import cost_of
 from hfprep.errors import HfprepError, StopRequested
 from hfprep.features import BatchResult, DeviceError
 from hfprep.records import Features, Rejection
-from hfprep.store.layout import PlannedRow, Stage, Staged
+from hfprep.store.layout import PlannedRow, Stage
 from hfprep.store.writer import BackgroundWriter
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """A shard of the plan: positions of rows in the plan's Arrow file."""
-
-    shard: int
-    rows: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """A computed and staged batch of a shard."""
-
-    shard: int
-    staged: list[Staged]
-    rejections: list[Rejection]
-    cost: BatchCost
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A shard of which everything has been reported; None stands for "ready for the first one"."""
-
-    shard: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """An error that ends the run (`fatal`) or only this process."""
-
-    error: Exception
-    fatal: bool
-
-
-@dataclass(frozen=True, slots=True)
-class LogLine:
-    """A log record on its way to the driver."""
-
-    level: int
-    name: str
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerSetup:
-    """The first message to a worker."""
-
-    spec: ExtractorSpec
-    device: str
-    plan: Path
-    folder: Path
 
 
 class _Outbox:
