@@ -7,6 +7,7 @@ from hfprep.errors import CheckpointError, ConfigError, HfprepError, Reason, Rej
 
 if TYPE_CHECKING:
     from hfprep.building import Summary, build
+    from hfprep.loading import LengthBucketedBatchSampler, collate, load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -14,14 +15,23 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "HfprepError",
+    "LengthBucketedBatchSampler",
     "Reason",
     "RejectedSample",
     "StoreError",
     "Summary",
     "build",
+    "collate",
+    "load",
 ]
 
-_LAZY = {"build": "hfprep.building", "Summary": "hfprep.building"}
+_LAZY = {
+    "LengthBucketedBatchSampler": "hfprep.loading",
+    "Summary": "hfprep.building",
+    "build": "hfprep.building",
+    "collate": "hfprep.loading",
+    "load": "hfprep.loading",
+}
 
 
 def __getattr__(name: str) -> Any:

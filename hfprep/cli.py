@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from hfprep.commands import trust
+from hfprep.commands import formats, trust
 from hfprep.config import BuildConfig
 from hfprep.errors import HfprepError
 
@@ -27,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _REQUIRED = ("manifest", "output_dir")
+formats.register(app)
 trust.register(app)
 
 

@@ -5,6 +5,7 @@ keeps two exports apart, and leaves nothing behind.
 """
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from hfprep.errors import ConfigError, StoreError
 from hfprep.store import atomic
 
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
@@ -63,12 +65,26 @@ def appearing_folder(target: Path, replaceable: Callable[[Path], bool]) -> Itera
             for path, _, _ in os.walk(folder, topdown=False):
                 atomic.sync_folder(path)
             _check_target(target, replaceable)
-            if target.exists():
+            if target.exists() and not _exchange(folder, target):
                 shutil.rmtree(former, ignore_errors=True)
                 os.rename(target, former)
-            atomic.rename(folder, target)
+            if not target.exists():
+                atomic.rename(folder, target)
             atomic.sync_folder(target.parent)
-            shutil.rmtree(former, ignore_errors=True)
+            for leftover in (folder, former):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two names change places in one step; False where the system or the file system cannot."""
+    atomic.observe("before-rename", other)
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    done: int = call(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE)
+    atomic.observe("after-rename", other)
+    return done == 0
 
 
 def _check_target(target: Path, replaceable: Callable[[Path], bool]) -> None:

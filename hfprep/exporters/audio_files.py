@@ -1,0 +1,14 @@
+"""Where the audio of a finished output lies: its records hold the source manifest's own, possibly relative, paths."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from hfprep.exporters.npy import read_state_value
+from hfprep.manifest import AudioFinder
+
+
+def audio_finder(output: Path, audio_root: Path | None) -> Callable[[str], str]:
+    """How a record's audio path is found: from `audio_root`, else as the build found it, else from the output."""
+    manifest = None if audio_root is not None else read_state_value(output, "manifest")
+    finder = AudioFinder(Path(manifest) if manifest else (audio_root or output) / "manifest.jsonl")
+    return finder.find
