@@ -151,7 +151,8 @@ PIECES = ["a", "é", ".", "..", "/", ".npy", "\\", "\n", "\0", "\x7f", " ", ":"]
 @given(st.lists(st.sampled_from(PIECES), max_size=6).map("".join))
 def test_reader_and_schema_agree_on_an_id(sample_id: str) -> None:
     try:
-        valid = check_id(sample_id) == sample_id
+        check_id(sample_id)
+        valid = True
     except RejectedSample:
         valid = False
     assert (faults("manifest", RIGHT | {"id": sample_id}) == []) is valid
