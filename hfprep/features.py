@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from hfprep.audio.decode import load_waveform, read_header
-from hfprep.audio.input_features import FEATURE_DIM, extract_input_features
+from hfprep.audio.input_features import FEATURE_DIM, extract_input_features, num_input_frames
 from hfprep.batching import BatchLimits, FrameBudget, batches, padded_frames
 from hfprep.errors import HfprepError, Reason, RejectedSample
 from hfprep.models.feature_model import FeatureModel
@@ -123,7 +123,10 @@ class FeatureExtractor:
         self.fallback = fallback
         self.budget = FrameBudget(settings.limits.max_frames)
         self.out_of_memory_events = 0
-        self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="hfprep-load")
+        # One thread each for torch in a loading thread, or every one of them would open a team of its own to resample.
+        self._pool = ThreadPoolExecutor(
+            settings.workers, "hfprep-load", initializer=torch.set_num_threads, initargs=(1,)
+        )
 
     def close(self) -> None:
         """Stop the loading threads."""
@@ -188,8 +191,8 @@ class FeatureExtractor:
             if task.need & Need.AUDIO:
                 waveform = load_waveform(utterance.path, via=self.settings.via_sampling_rate)
                 seconds = waveform.seconds
+                self._check_frames(num_input_frames(len(waveform.samples)))
                 features = extract_input_features(waveform.samples)
-                self._check_frames(len(features))
             return Loaded(task, text_ids, features, seconds)
         except RejectedSample as error:
             return task, _reject(task, error.reason, error.message)
