@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,33 +16,32 @@ from typing import Any
 import datasets
 
 from hfprep.audio.decode import TARGET_SAMPLING_RATE
-from hfprep.audio.input_features import check_preprocessor
 from hfprep.config import BuildConfig
 from hfprep.devices import choose_workers
 from hfprep.engines.local import run_local
 from hfprep.engines.processes import choose_num_processes, run_processes, threads_per_process
 from hfprep.engines.spec import BatchCost, ExtractorSpec, Sink
 from hfprep.errors import ConfigError, StopRequested
+from hfprep.exporters.build_formats import export_formats, forget_exports, keep_extra_fields
+from hfprep.inputs import PRECISION, Inputs, find_inputs
 from hfprep.logs import log_to_file
 from hfprep.model_config import ModelConfig
-from hfprep.models.locate import ModelFiles, locate
+from hfprep.parts import withdraw_part
 from hfprep.planning import Plan, PlanCounts, Planner, PlanOptions
 from hfprep.progress import BuildProgress, Tally
 from hfprep.records import Need, Rejection
 from hfprep.signals import StopSignals, stop_on_signals
 from hfprep.store.atomic import write_lines
-from hfprep.store.fingerprints import FileHashes, Fingerprinter, Settings, digest
+from hfprep.store.fingerprints import Fingerprinter
 from hfprep.store.layout import PROGRESS, REJECTED, STATS, NpyOutput, Publisher, Staged, json_line
 from hfprep.store.listing import Listed, Listing, ListingOptions
 from hfprep.store.lock import OutputLock
 from hfprep.store.state import State
 from hfprep.store.statistics import codebook_use, package_versions, write_stats
 from hfprep.store.timeline import Timeline
-from hfprep.text.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
 
-PRECISION = "fp32"
 SECONDS_PER_HOUR = 3600.0
 
 
@@ -70,30 +69,6 @@ class Summary:
     interrupted_by: int | None = None
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """The models of a build, found and identified, not yet loaded."""
-
-    files: ModelFiles
-    model_config: ModelConfig
-    tokenizer: TextTokenizer
-    sha256: dict[str, str]
-
-    def settings(self, config: BuildConfig) -> Settings:
-        """What the numbers depend on besides rows and audio."""
-        sha256, model = self.sha256, self.model_config
-        semantic = {name: value for name, value in sha256.items() if name.startswith(("semantic_model", "w2v_stat"))}
-        semantic |= {"audio_sr": str(config.audio_sr), "precision": PRECISION}
-        architecture = (
-            digest(dataclasses.asdict(model.condition)).hex() + digest(dataclasses.asdict(model.emotion)).hex()
-        )
-        return Settings(
-            text={"tokenizer": sha256["tokenizer"], "normalizer": self.tokenizer.normalizer.fingerprint()},
-            codes=semantic | {"semantic_codec": sha256["semantic_codec"]},
-            latents=semantic | {"gpt_checkpoint": sha256["gpt_checkpoint"], "conditioners": architecture},
-        )
-
-
 def build(config: BuildConfig) -> Summary:
     """Compute every missing feature of a manifest into `config.output_dir`, or continue there.
 
@@ -113,14 +88,20 @@ def build(config: BuildConfig) -> Summary:
         state = State(output.private / "state.sqlite", output.work / "scan.sqlite")
         stack.callback(state.close)
         state.put("paths", _paths(config))
+        withdraw_part(output)
         run = _Run(config, output, state, inputs, started)
         try:
             plan = run.plan(stop)
         except StopRequested:
             log.warning("stopped as asked while the manifest was being read; nothing has changed")
             return run.summary(stop.signal)
+        if run.counts.pending:
+            forget_exports(state)
         run.compute(plan, stop)
-        return run.finish(plan, stop.signal)
+        summary = run.finish(plan, stop.signal)
+        if not summary.pending:
+            export_formats(output.root, state, config.formats)
+        return summary
 
 
 def _paths(config: BuildConfig) -> dict[str, str | None]:
@@ -133,39 +114,21 @@ def _paths(config: BuildConfig) -> dict[str, str | None]:
     return found | {"folder": str(Path.cwd())}
 
 
-def _named_files(files: ModelFiles, tokenizer: Path) -> dict[str, Path]:
-    """Every file whose content the numbers depend on, under the name that stats.json gives it."""
-    return {
-        "tokenizer": tokenizer,
-        "config": files.config,
-        "gpt_checkpoint": files.gpt_checkpoint,
-        "w2v_stat": files.w2v_stat,
-        "semantic_codec": files.semantic_codec,
-        "semantic_model/config.json": files.semantic_config,
-    } | {f"semantic_model/{path.name}": path for path in files.semantic_weights}
-
-
-def find_inputs(config: BuildConfig, output: NpyOutput) -> Inputs:
-    """Find and check everything but the weights themselves."""
-    files = locate(
-        models=config.models,
-        config=config.config,
-        gpt_checkpoint=config.gpt_checkpoint,
-        semantic_model=config.semantic_model,
-        semantic_codec=config.semantic_codec,
+def plan_options(config: BuildConfig, model: ModelConfig, differences: Sequence[str] = ()) -> PlanOptions:
+    """What of a config decides which rows are taken and what of them is reused."""
+    return PlanOptions(
+        settings_changes=tuple(differences),
+        language=config.language,
+        max_samples=config.max_samples,
+        part=config.part,
+        skip_existing=config.skip_existing,
+        hash_audio=config.hash_audio,
+        refuse_changes=config.on_change == "refuse",
+        workers=choose_workers(config.workers),
+        max_text_tokens=model.max_text_tokens if config.drop_overlong else None,
+        max_codes=model.max_mel_tokens if config.drop_overlong else None,
+        model_dim=model.model_dim,
     )
-    model_config = ModelConfig.read(files.config)
-    check_preprocessor(files.preprocessor_config)
-    tokenizer_path = config.tokenizer_path
-    tokenizer = TextTokenizer(tokenizer_path)
-    if tokenizer.vocab_size > model_config.number_text_tokens:
-        raise ConfigError(
-            f"--tokenizer {str(tokenizer_path)!r} has {tokenizer.vocab_size} tokens, but the checkpoint has only "
-            f"{model_config.number_text_tokens} (gpt.number_text_tokens in {model_config.path}); use the tokenizer it "
-            "was trained with, or extend the checkpoint first"
-        )
-    hashes = FileHashes(output.private / "sha256.json")
-    return Inputs(files, model_config, tokenizer, hashes.sha256(_named_files(files, tokenizer_path)))
 
 
 class _Run:
@@ -194,24 +157,12 @@ class _Run:
         if self.output.occupied() and self.state.is_empty() and not config.skip_existing:
             log.warning("%s holds artifacts of unknown origin; they are computed again (--skip-existing adopts them)",
                         self.output.root)  # fmt: skip
-        model = self.inputs.model_config
-        options = PlanOptions(
-            settings_changes=tuple(differences),
-            language=config.language,
-            max_samples=config.max_samples,
-            skip_existing=config.skip_existing,
-            hash_audio=config.hash_audio,
-            refuse_changes=config.on_change == "refuse",
-            workers=self.workers,
-            max_text_tokens=model.max_text_tokens if config.drop_overlong else None,
-            max_codes=model.max_mel_tokens if config.drop_overlong else None,
-            model_dim=model.model_dim,
-        )
+        options = plan_options(config, self.inputs.model_config, differences)
         with self.listing() as listing:
             planner = Planner(self.output, self.state, Fingerprinter(settings), options, listing)
             counts = self.counts = planner.counts
             plan = planner.plan(config.manifest, stop=lambda: stop.signal is not None)
-            if not counts.lines_read:
+            if not counts.lines_read and config.part is None:
                 raise ConfigError(f"--manifest {str(config.manifest)!r} is empty; give one JSON object a line")
             log.info("%d lines: %d to compute, %d finished already, %d rejected so far, %d capped",
                      counts.lines_read, counts.pending, counts.reused, counts.rejected, counts.capped)  # fmt: skip
@@ -219,6 +170,7 @@ class _Run:
                 self.state.put("settings_begun", [*earlier[1:], settings.groups()] if earlier else [])
             if not earlier:
                 self.state.put("settings", settings.groups())
+        keep_extra_fields(self.output.root, plan.dataset.data.table)
         self.list_rejected()
         return plan
 

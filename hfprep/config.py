@@ -11,6 +11,7 @@ from typing import Any
 
 from hfprep.errors import ConfigError
 
+FORMATS = ("npy", "arrow", "webdataset")
 ON_CHANGE = ("recompute", "refuse")
 
 
@@ -44,6 +45,7 @@ class BuildConfig:
     drop_overlong: bool = option(False, "Reject samples over the model's text or code positions (else: only counted).")
     hash_audio: bool = option(False, "Tell changed audio by its content rather than by size and mtime.")
     on_change: str = option("recompute", "recompute or refuse, when what finished samples depend on has changed.")
+    format: str = option("npy", "Formats, with commas: npy, and also arrow, webdataset (in folders of the output).")
     log_json: bool = option(False, "Log lines as JSON objects.")
 
     def __post_init__(self) -> None:
@@ -59,6 +61,12 @@ class BuildConfig:
         self._require(self.num_processes >= 0, "num_processes", "0 (automatic) or a positive number")
         self._require(self.audio_sr > 0, "audio_sr", "a sampling rate in Hz, such as 16000 or 24000")
         self._require(self.max_samples is None or self.max_samples > 0, "max_samples", "a positive number")
+        self._require(
+            set(self.formats) <= set(FORMATS) and "npy" in self.formats,
+            "format",
+            f"npy, with commas also {' and '.join(FORMATS[1:])}; a build works in the npy layout, so npy is always one "
+            "(to keep only another: export it, then remove the npy output)",
+        )
         self._require(self.on_change in ON_CHANGE, "on_change", " or ".join(ON_CHANGE))
         self._require(
             re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None, "device", "auto, cpu, cuda or cuda:N"
@@ -67,6 +75,11 @@ class BuildConfig:
     def _require(self, holds: bool, name: str, allowed: str) -> None:
         if not holds:
             raise ConfigError(f"{flag(name)} is {str(getattr(self, name))!r}; it must be {allowed}")
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats asked for."""
+        return tuple(name.strip() for name in self.format.split(","))
 
     @property
     def tokenizer_path(self) -> Path:

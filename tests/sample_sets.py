@@ -43,6 +43,7 @@ def make_output(
     *,
     ids: tuple[str, ...] = AWKWARD_IDS,
     extra: bool = True,
+    dim: int = DIM,
     change: Callable[[dict[str, Any], int], dict[str, Any]] = lambda record, _: record,
     line_of: Callable[[dict[str, Any]], bytes] = json_line,
 ) -> Path:
@@ -54,8 +55,8 @@ def make_output(
         arrays = {
             "text_ids": random.integers(0, 99, 3 + number % 40, dtype=np.int32),
             "codes": random.integers(0, 8192, 5 + 7 * number % 31, dtype=np.int32),
-            "condition": random.standard_normal((ROWS, DIM)).astype(np.float32),
-            "emo_vec": random.standard_normal(DIM).astype(np.float32),
+            "condition": random.standard_normal((ROWS, dim)).astype(np.float32),
+            "emo_vec": random.standard_normal(dim).astype(np.float32),
         }
         utterance = Utterance(
             line=number + 1,

@@ -8,8 +8,6 @@ from hfprep.exporters.npy import NpySet, is_npy_output
 from hfprep.exporters.samples import SampleSet
 from hfprep.exporters.webdataset import WebDatasetSet, is_webdataset
 
-FORMATS = ("npy", "arrow", "webdataset")
-
 
 def open_set(path: Path) -> SampleSet:
     """The finished sample set in a folder, of whichever format; StoreError where there is none."""

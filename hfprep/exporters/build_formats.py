@@ -1,0 +1,68 @@
+"""The other formats of a build: kept beside its npy layout, exported again when, and only when, that has changed."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hfprep.exporters.arrow_writer import export_arrow
+from hfprep.exporters.extra_fields import extra_path, write_extra_fields
+from hfprep.exporters.formats import open_set
+from hfprep.exporters.samples import NO_EXTRA, SampleSet
+from hfprep.exporters.webdataset_writer import export_webdataset
+from hfprep.store.fingerprints import sha256_file
+from hfprep.store.layout import STATS, TRAIN, VAL
+from hfprep.store.state import State
+
+log = logging.getLogger(__name__)
+
+EXPORTED = "exports"
+CHUNK_ROWS = 4096
+_EXPORTS: dict[str, Callable[[SampleSet, Path], dict[str, int]]] = {
+    "arrow": export_arrow,
+    "webdataset": export_webdataset,
+}
+
+
+def keep_extra_fields(root: Path, rows: pa.Table) -> None:
+    """Keep the source manifest's other fields of all planned rows (columns id and extra) for exports to come."""
+    if pc.all(pc.equal(rows.column("extra"), NO_EXTRA)).as_py() is not False:
+        extra_path(root).unlink(missing_ok=True)
+        return
+    batches = rows.select(["id", "extra"]).to_batches(max_chunksize=CHUNK_ROWS)
+    columns = (zip(*(column.to_pylist() for column in batch.columns), strict=True) for batch in batches)
+    write_extra_fields(root, chain.from_iterable(columns))
+
+
+def forget_exports(state: State) -> None:
+    """Say that features are about to change, so that no export of them counts as up to date."""
+    if state.get(EXPORTED):
+        state.put(EXPORTED, {})
+
+
+def export_formats(root: Path, state: State, formats: tuple[str, ...]) -> None:
+    """Bring root/arrow and root/webdataset, where asked for, up to date with the finished npy layout in `root`."""
+    present = _digest(root)
+    for name in formats:
+        export = _EXPORTS.get(name)
+        done: dict[str, Any] = state.get(EXPORTED) or {}
+        if export is None or (done.get(name) == present and (root / name).is_dir()):
+            continue
+        log.info("writing %s", root / name)
+        export(open_set(root), root / name)
+        state.put(EXPORTED, done | {name: present})
+
+
+def _digest(root: Path) -> str:
+    """What an export shows of an output, besides the arrays themselves."""
+    stats = json.loads((root / STATS).read_bytes())
+    files = [root / TRAIN, root / VAL, extra_path(root)]
+    parts = [sha256_file(path) if path.is_file() else "" for path in files]
+    parts.append(json.dumps([stats.get(name) for name in ("sha256", "versions")], sort_keys=True))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
