@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import datasets
 import numpy as np
@@ -21,6 +21,7 @@ from hfprep.audio.decode import load_waveform, read_header
 from hfprep.audio.input_features import FEATURE_DIM, extract_input_features, num_input_frames
 from hfprep.batching import BatchLimits, FrameBudget, batches, padded_frames
 from hfprep.errors import HfprepError, Reason, RejectedSample
+from hfprep.intake import Failure, Loaded, SampleLimits, Task, Tokenizer, load_sample, reject
 from hfprep.models.feature_model import FeatureModel
 from hfprep.prefetch import prefetch
 from hfprep.records import COLUMNS, Features, Need, Rejection, Utterance
@@ -32,40 +33,10 @@ DECODE_BYTES_PER_SECOND = 16000 * 4 * 12  # waveform, its float64 frames and spe
 LOADING_PER_WORKER = 4
 TEXT_ONLY_BYTES = 1 << 14
 TEXT_ONLY_BATCH = 256
-OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "bad_alloc")
-BROKEN_DEVICE_TEXTS = ("CUDA error", "device-side assert", "CUDNN_STATUS_EXECUTION_FAILED")
 
 
 class DeviceError(HfprepError):
     """The accelerator stopped working: no further batch can run in this process."""
-
-
-class Tokenizer(Protocol):
-    """What turns a text into token ids."""
-
-    def encode(self, text: str, language: str | None) -> np.ndarray: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One utterance and the groups of columns that are wanted of it."""
-
-    utterance: Utterance
-    need: Need = Need.ALL
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A task after its threads' work: input_features is float32 (num_frames, 160), None where no audio is needed."""
-
-    task: Task
-    text_ids: np.ndarray | None
-    input_features: np.ndarray | None
-    seconds: float | None
-
-    @property
-    def num_frames(self) -> int:
-        return 0 if self.input_features is None else len(self.input_features)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,26 +151,21 @@ class FeatureExtractor:
 
     def _load(self, task: Task) -> Loaded | tuple[Task, Rejection]:
         """Tokenise and decode one task; runs in a thread."""
-        utterance = task.utterance
-        foreseen, what = Reason.TEXT_FAILED, "text"
-        try:
-            text_ids = seconds = features = None
-            if task.need & Need.TEXT:
-                text_ids = self.tokenizer.encode(utterance.text, utterance.language)
-                check_length(Reason.TEXT_TOO_LONG, len(text_ids), self.settings.max_text_tokens)
-            foreseen, what = Reason.AUDIO_UNREADABLE, utterance.path
-            if task.need & Need.AUDIO:
-                waveform = load_waveform(utterance.path, via=self.settings.via_sampling_rate)
-                seconds = waveform.seconds
-                self._check_frames(num_input_frames(len(waveform.samples)))
-                features = extract_input_features(waveform.samples)
-            return Loaded(task, text_ids, features, seconds)
-        except RejectedSample as error:
-            return task, _reject(task, error.reason, error.message)
-        except Exception as error:  # noqa: BLE001 - a sample nobody foresaw must not end the run; the error is kept
-            failure = _Failure.of(error)
-            reason = Reason.OUT_OF_MEMORY if failure.out_of_memory else foreseen
-            return task, _reject(task, reason, f"while reading {what}: {failure.message}")
+        limits = None if self.model is None else SampleLimits(
+            min_frames=self.model.min_frames,
+            max_frames=self.model.max_frames,
+            max_text_tokens=self.settings.max_text_tokens,
+            max_codes=self.settings.max_codes,
+        )  # fmt: skip
+        if limits is None and task.need & Need.AUDIO:
+            raise ValueError("model is None, but audio features are wanted; give a FeatureModel")
+        limits = limits or SampleLimits(max_text_tokens=self.settings.max_text_tokens)
+        return load_sample(task, self.tokenizer, self._read_audio, limits)
+
+    def _read_audio(self, path: str, check_frames: Callable[[int], None]) -> tuple[np.ndarray, float]:
+        waveform = load_waveform(path, via=self.settings.via_sampling_rate)
+        check_frames(num_input_frames(len(waveform.samples)))
+        return extract_input_features(waveform.samples), waveform.seconds
 
     def _without_rejections(
         self, loaded: Iterator[Loaded | tuple[Task, Rejection]], refused: list[tuple[Task, Features | Rejection]]
@@ -215,18 +181,6 @@ class FeatureExtractor:
             else:
                 yield item
 
-    def _check_frames(self, num_frames: int) -> None:
-        if self.model is None:
-            raise ValueError("model is None, but audio features are wanted; give a FeatureModel")
-        if num_frames < self.model.min_frames:
-            message = f"the clip has {num_frames} frames of 20 ms; the models need {self.model.min_frames}"
-            raise RejectedSample(Reason.AUDIO_TOO_SHORT, message)
-        if num_frames > self.model.max_frames:
-            limit = self.model.max_frames
-            message = f"the clip has {num_frames} frames of 20 ms; the position table ends at {limit}; cut the clip"
-            raise RejectedSample(Reason.AUDIO_TOO_LONG, message)
-        check_length(Reason.CODES_TOO_LONG, num_frames, self.settings.max_codes)
-
     def _run(self, batch: list[Loaded], refused: list[tuple[Task, Features | Rejection]]) -> BatchResult:
         started = time.perf_counter()
         outcomes = refused + self._compute(batch)
@@ -240,13 +194,13 @@ class FeatureExtractor:
         try:
             outcomes = self._forward(batch, self.model)
         except Exception as error:  # noqa: BLE001 - sorted by kind in `_after_failure`, which keeps the error
-            failure = _Failure.of(error)
+            failure = Failure.of(error)
         if failure is None:  # outside of the except block: its traceback would keep the failed batch's tensors alive
             self.budget.fitted(padded_frames(batch))
             return outcomes
         return self._after_failure(batch, failure)
 
-    def _after_failure(self, batch: list[Loaded], failure: "_Failure") -> list[tuple[Task, Features | Rejection]]:
+    def _after_failure(self, batch: list[Loaded], failure: "Failure") -> list[tuple[Task, Features | Rejection]]:
         if failure.device_broken:
             raise DeviceError(
                 f"the device failed: {failure.message}; run the same command again, finished work is kept"
@@ -261,22 +215,22 @@ class FeatureExtractor:
         if len(batch) > 1:
             log.warning("a batch of %d failed (%s); running its samples one by one", len(batch), failure.message)
             return [outcome for item in batch for outcome in self._compute([item])]
-        return [(batch[0].task, _reject(batch[0].task, Reason.COMPUTE_FAILED, failure.message))]
+        return [(batch[0].task, reject(batch[0].task, Reason.COMPUTE_FAILED, failure.message))]
 
-    def _compute_on_cpu(self, item: Loaded, failure: "_Failure") -> tuple[Task, Features | Rejection]:
+    def _compute_on_cpu(self, item: Loaded, failure: "Failure") -> tuple[Task, Features | Rejection]:
         """One more try for a lone sample: with the model on the CPU, or there again with the memory now free."""
         assert self.model is not None
         try:
             return self._forward([item], self.model if self.fallback is None else self.fallback())[0]
         except Exception as error:  # noqa: BLE001 - becomes this sample's rejection
-            on_cpu = _Failure.of(error)
+            on_cpu = Failure.of(error)
         self._free_memory()
         reason = Reason.OUT_OF_MEMORY if on_cpu.out_of_memory else Reason.COMPUTE_FAILED
-        return item.task, _reject(
+        return item.task, reject(
             item.task, reason, f"alone on the device: {failure.message}; on the CPU: {on_cpu.message}"
         )
 
-    def _note_out_of_memory(self, batch: list[Loaded], failure: "_Failure") -> None:
+    def _note_out_of_memory(self, batch: list[Loaded], failure: "Failure") -> None:
         size = padded_frames(batch)
         self.out_of_memory_events += 1
         self.budget.failed(size)
@@ -333,37 +287,8 @@ class FeatureExtractor:
         wanted = {name: value for name, value in computed.items() if COLUMNS[name].need & task.need}
         for name, value in wanted.items():
             if value is not None and not np.isfinite(value).all():
-                return task, _reject(task, Reason.COMPUTE_FAILED, f"{name} holds NaN or infinite values")
+                return task, reject(task, Reason.COMPUTE_FAILED, f"{name} holds NaN or infinite values")
         return task, Features(text_ids=item.text_ids, seconds=item.seconds, **wanted)
-
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    """An exception without its traceback, which would keep a failed batch's tensors alive."""
-
-    message: str
-    out_of_memory: bool
-    device_broken: bool
-
-    @classmethod
-    def of(cls, error: Exception) -> "_Failure":
-        message = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:400]
-        out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-            isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
-        )
-        device_broken = isinstance(error, RuntimeError) and any(text in str(error) for text in BROKEN_DEVICE_TEXTS)
-        return cls(message, out_of_memory, device_broken and not out_of_memory)
-
-
-def check_length(reason: Reason, length: int, limit: int | None) -> None:
-    """Raise RejectedSample where a sample's text ids or codes are more than the model has positions for."""
-    what = "text ids" if reason is Reason.TEXT_TOO_LONG else "codes"
-    if limit is not None and length > limit:
-        raise RejectedSample(reason, f"{length} {what}; the model has positions for {limit} (--drop-overlong)")
-
-
-def _reject(task: Task, reason: Reason, message: str) -> Rejection:
-    return Rejection(task.utterance.line, task.utterance.id, reason, message)
 
 
 def _held_bytes(item: Loaded | tuple[Task, Rejection]) -> int:

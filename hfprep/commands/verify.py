@@ -1,9 +1,12 @@
 """`python -m hfprep verify`: is a finished output whole and right."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from hfprep.verify.checking import Verdict
 
 
 def verify(
@@ -44,6 +47,12 @@ def verify(
             semantic_codec=semantic_codec,
         )
     )
+    show(verdict, output_dir)
+    raise typer.Exit(1 if verdict.faults else 0)
+
+
+def show(verdict: "Verdict", output_dir: Path) -> None:
+    """Print a line for each fault, then what was done, noted and compared."""
     for fault in verdict.faults:
         typer.echo(fault.line())
     for action in verdict.repairs:
@@ -59,4 +68,3 @@ def verify(
     typer.echo(f"{output_dir}: {verdict.format}, {verdict.samples} samples, {len(verdict.faults)} faults")
     if verdict.repairs:
         typer.echo("Now run the build command again: it makes what was moved aside, and only that.")
-    raise typer.Exit(1 if verdict.faults else 0)

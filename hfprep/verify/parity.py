@@ -17,7 +17,7 @@ from hfprep.building import Inputs
 from hfprep.devices import choose_workers
 from hfprep.engines.spec import ExtractorSpec
 from hfprep.errors import ConfigError
-from hfprep.features import Task
+from hfprep.intake import Task
 from hfprep.manifest import AudioFinder
 from hfprep.records import COLUMNS, Features, Rejection, Utterance, artifact_path
 from hfprep.verify.faults import FaultKind, Findings

@@ -1,0 +1,131 @@
+"""One sample before the models: its text ids and input features, or the reason why it cannot be used.
+
+Gives `load_sample`, which a build and a check share, so that both reject the same samples for the same reasons. Takes
+the tokenizer and the function that reads audio. Knows nothing of batches or models.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from hfprep.errors import Reason, RejectedSample
+from hfprep.records import Need, Rejection, Utterance
+
+OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "bad_alloc")
+BROKEN_DEVICE_TEXTS = ("CUDA error", "device-side assert", "CUDNN_STATUS_EXECUTION_FAILED")
+
+
+ReadAudio = Callable[[str, Callable[[int], None]], tuple[np.ndarray, float]]
+
+
+class Tokenizer(Protocol):
+    """What turns a text into token ids."""
+
+    def encode(self, text: str, language: str | None) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One utterance and the groups of columns that are wanted of it."""
+
+    utterance: Utterance
+    need: Need = Need.ALL
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A task after its threads' work: input_features is float32 (num_frames, 160), None where no audio is needed."""
+
+    task: Task
+    text_ids: np.ndarray | None
+    input_features: np.ndarray | None
+    seconds: float | None
+
+    @property
+    def num_frames(self) -> int:
+        return 0 if self.input_features is None else len(self.input_features)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An exception without its traceback, which would keep a failed batch's tensors alive."""
+
+    message: str
+    out_of_memory: bool
+    device_broken: bool
+
+    @classmethod
+    def of(cls, error: Exception) -> "Failure":
+        message = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:400]
+        out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+            isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
+        )
+        device_broken = isinstance(error, RuntimeError) and any(text in str(error) for text in BROKEN_DEVICE_TEXTS)
+        return cls(message, out_of_memory, device_broken and not out_of_memory)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleLimits:
+    """Frames of 20 ms that the models can take, and lengths beyond which a sample is rejected (None: no bound)."""
+
+    min_frames: int = 0
+    max_frames: int | None = None
+    max_text_tokens: int | None = None
+    max_codes: int | None = None
+
+    def check_text(self, length: int) -> None:
+        """Raise RejectedSample where there are more text ids than positions."""
+        check_length(Reason.TEXT_TOO_LONG, length, self.max_text_tokens)
+
+    def check_frames(self, num_frames: int) -> None:
+        """Raise RejectedSample where a clip is too short or too long for the models, or for the code positions."""
+        if num_frames < self.min_frames:
+            message = f"the clip has {num_frames} frames of 20 ms; the models need {self.min_frames}"
+            raise RejectedSample(Reason.AUDIO_TOO_SHORT, message)
+        if self.max_frames is not None and num_frames > self.max_frames:
+            limit = self.max_frames
+            message = f"the clip has {num_frames} frames of 20 ms; the position table ends at {limit}; cut the clip"
+            raise RejectedSample(Reason.AUDIO_TOO_LONG, message)
+        check_length(Reason.CODES_TOO_LONG, num_frames, self.max_codes)
+
+
+def check_length(reason: Reason, length: int, limit: int | None) -> None:
+    """Raise RejectedSample where a sample's text ids or codes are more than the model has positions for."""
+    what = "text ids" if reason is Reason.TEXT_TOO_LONG else "codes"
+    if limit is not None and length > limit:
+        raise RejectedSample(reason, f"{length} {what}; the model has positions for {limit} (--drop-overlong)")
+
+
+def load_sample(
+    task: Task, tokenizer: Tokenizer, read_audio: ReadAudio, limits: SampleLimits
+) -> Loaded | tuple[Task, Rejection]:
+    """What is needed of a sample before the models, or why it cannot be used; the one place that decides this.
+
+    `read_audio(path, check_frames)` gives an array with a row for each frame, float32 (num_frames, 160), and the
+    file's seconds; it calls `check_frames` as soon as it knows how many frames there are.
+    """
+    utterance = task.utterance
+    foreseen, what = Reason.TEXT_FAILED, "text"
+    try:
+        text_ids = seconds = features = None
+        if task.need & Need.TEXT:
+            text_ids = tokenizer.encode(utterance.text, utterance.language)
+            limits.check_text(len(text_ids))
+        foreseen, what = Reason.AUDIO_UNREADABLE, utterance.path
+        if task.need & Need.AUDIO:
+            features, seconds = read_audio(utterance.path, limits.check_frames)
+        return Loaded(task, text_ids, features, seconds)
+    except RejectedSample as error:
+        return task, reject(task, error.reason, error.message)
+    except Exception as error:  # noqa: BLE001 - a sample nobody foresaw must not end the run; the error is kept
+        failure = Failure.of(error)
+        reason = Reason.OUT_OF_MEMORY if failure.out_of_memory else foreseen
+        return task, reject(task, reason, f"while reading {what}: {failure.message}")
+
+
+def reject(task: Task, reason: Reason, message: str) -> Rejection:
+    """The rejection of a task's utterance."""
+    return Rejection(task.utterance.line, task.utterance.id, reason, message)
