@@ -21,7 +21,7 @@ import pyarrow as pa
 from hfprep.audio.decode import TARGET_SAMPLING_RATE, read_header
 from hfprep.audio.input_features import num_input_frames
 from hfprep.errors import Reason, RejectedSample, StopRequested, StoreError
-from hfprep.features import check_length
+from hfprep.intake import check_length
 from hfprep.manifest import AudioFinder, ManifestReader, parse_line
 from hfprep.records import COLUMNS, Need, Rejection, Utterance
 from hfprep.store.atomic import explained
