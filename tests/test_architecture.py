@@ -20,7 +20,7 @@ LEVELS = (
     {"text"},
     {"audio"},
     {"models"},
-    {"batching", "devices", "prefetch"},
+    {"batching", "devices", "intake", "prefetch"},
     {"features"},
     {"store"},
     {"exporters"},
