@@ -26,7 +26,7 @@ from hfprep.exporters.build_formats import export_formats, forget_exports, keep_
 from hfprep.inputs import PRECISION, Inputs, find_inputs
 from hfprep.logs import log_to_file
 from hfprep.model_config import ModelConfig
-from hfprep.parts import withdraw_part
+from hfprep.parts import part_facts, withdraw_part, write_part
 from hfprep.planning import Plan, PlanCounts, Planner, PlanOptions
 from hfprep.progress import BuildProgress, Tally
 from hfprep.records import Need, Rejection
@@ -101,6 +101,8 @@ def build(config: BuildConfig) -> Summary:
         summary = run.finish(plan, stop.signal)
         if not summary.pending:
             export_formats(output.root, state, config.formats)
+            if config.part is not None:
+                write_part(output, plan.path, part_facts(config, inputs))
         return summary
 
 

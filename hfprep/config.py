@@ -15,6 +15,30 @@ FORMATS = ("npy", "arrow", "webdataset")
 ON_CHANGE = ("recompute", "refuse")
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of `count` parts of a manifest, `index` counting from 0: every count-th line, so that all are alike."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Part":
+        """The part that "3/16" stands for; ConfigError where it stands for none."""
+        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        if found is None or not int(found[1]) < int(found[2]):
+            allowed = "INDEX/COUNT with INDEX from 0 to COUNT - 1, such as 0/16 for the first of sixteen parts"
+            raise ConfigError(f"--shard is {text!r}; it must be {allowed}")
+        return cls(int(found[1]), int(found[2]))
+
+    def holds(self, line: int) -> bool:
+        """Whether a manifest line, counted from 1, belongs to this part."""
+        return (line - 1) % self.count == self.index
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+
 def option(default: Any, text: str) -> Any:
     """A dataclass field whose help text the command line shows."""
     return field(default=default, metadata={"help": text})
@@ -37,6 +61,8 @@ class BuildConfig:
     batch_size: int = option(0, "Samples a batch at most; 0: by the device's memory.")
     workers: int = option(0, "Threads that decode audio; 0: one a CPU core.")
     num_processes: int = option(0, "Processes on this machine; 0: one a GPU, else one.")
+    shard: str | None = option(None, "Do one part of the manifest: 0/16 to 15/16; `merge` joins the outputs.")
+    dry_run: bool = option(False, "Say what would be done, and by whom, without loading a model.")
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
     audio_sr: int = option(16000, "16000: straight to 16 kHz; another rate (24000): through it, as older scripts did.")
     max_samples: int | None = option(None, "Take only the first N valid rows.")
@@ -61,6 +87,8 @@ class BuildConfig:
         self._require(self.num_processes >= 0, "num_processes", "0 (automatic) or a positive number")
         self._require(self.audio_sr > 0, "audio_sr", "a sampling rate in Hz, such as 16000 or 24000")
         self._require(self.max_samples is None or self.max_samples > 0, "max_samples", "a positive number")
+        if self.shard is not None:
+            Part.parse(self.shard)
         self._require(
             set(self.formats) <= set(FORMATS) and "npy" in self.formats,
             "format",
@@ -75,6 +103,11 @@ class BuildConfig:
     def _require(self, holds: bool, name: str, allowed: str) -> None:
         if not holds:
             raise ConfigError(f"{flag(name)} is {str(getattr(self, name))!r}; it must be {allowed}")
+
+    @property
+    def part(self) -> Part | None:
+        """The part of the manifest that `shard` names."""
+        return None if self.shard is None else Part.parse(self.shard)
 
     @property
     def formats(self) -> tuple[str, ...]:

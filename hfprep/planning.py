@@ -13,21 +13,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import datasets
 import pyarrow as pa
 
 from hfprep.audio.decode import TARGET_SAMPLING_RATE, read_header
 from hfprep.audio.input_features import num_input_frames
+from hfprep.config import Part
 from hfprep.errors import Reason, RejectedSample, StopRequested, StoreError
 from hfprep.intake import check_length
-from hfprep.manifest import AudioFinder, ManifestReader, parse_line
+from hfprep.manifest import AudioFinder, ManifestReader, NoLookup, parse_line
 from hfprep.records import COLUMNS, Need, Rejection, Utterance
 from hfprep.store.atomic import explained
 from hfprep.store.fingerprints import AudioIdentity, Fingerprinter, Fingerprints, source_of
 from hfprep.store.layout import NpyOutput, PlannedRow
-from hfprep.store.listing import Listing
 from hfprep.store.state import GROUPS, SampleState, State
 
 log = logging.getLogger(__name__)
@@ -70,6 +70,7 @@ class PlanOptions:
 
     language: str | None = None
     max_samples: int | None = None
+    part: Part | None = None
     skip_existing: bool = False
     hash_audio: bool = False
     refuse_changes: bool = False
@@ -128,11 +129,17 @@ def planned_row(row: dict[str, Any]) -> PlannedRow:
     return PlannedRow(utterance, fingerprints, audio, Need(row["need"]))
 
 
+class Lister(Protocol):
+    """Is told of every complete sample, in the manifest's order."""
+
+    def add(self, utterance: Utterance, sample: SampleState) -> None: ...
+
+
 class Planner:
     """Scans a manifest and decides, row by row, what is finished already."""
 
     def __init__(
-        self, output: NpyOutput, state: State, fingerprinter: Fingerprinter, options: PlanOptions, listing: Listing
+        self, output: NpyOutput, state: State, fingerprinter: Fingerprinter, options: PlanOptions, listing: Lister
     ) -> None:
         self.output = output
         self.state = state
@@ -161,23 +168,27 @@ class Planner:
     def _valid_rows(self, manifest: Path) -> Iterator[Utterance]:
         """Rows that can be read and whose id is new, up to the cap; everything else is rejected or counted."""
         reader = ManifestReader(manifest, self.options.language)
-        finder = AudioFinder(manifest)
-        counts = self.counts
+        here, elsewhere = AudioFinder(manifest), NoLookup(manifest)
+        counts, part = self.counts, self.options.part
         taken = 0
         for number, raw in reader.lines():
-            counts.lines_read += 1
+            mine = part is None or part.holds(number)
+            counts.lines_read += mine
             if taken == self.options.max_samples:
-                counts.capped += 1
+                counts.capped += mine
                 continue
-            row = parse_line(number, raw, finder, self.options.language)
+            # Lines of other parts are read too: a duplicate id and --max-samples are matters of the whole manifest.
+            row = parse_line(number, raw, here if mine else elsewhere, self.options.language)
             if isinstance(row, Utterance) and not self.state.first_sight(row.id):
                 message = f"id {row.id!r} stands on an earlier line already; give each row its own"
                 row = Rejection(number, row.id, Reason.DUPLICATE_ID, message)
             if isinstance(row, Rejection):
-                self._reject(row)
+                if mine:
+                    self._reject(row)
                 continue
             taken += 1
-            yield row
+            if mine:
+                yield row
 
     def _reject(self, rejection: Rejection) -> None:
         self.state.reject(rejection)

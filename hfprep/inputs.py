@@ -1,0 +1,78 @@
+"""The model files of a build: found, checked and identified, not yet loaded.
+
+Takes a BuildConfig; gives `Inputs`, from which the settings that numbers depend on follow. Reads no weights.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from hfprep.audio.input_features import check_preprocessor
+from hfprep.config import BuildConfig
+from hfprep.errors import ConfigError
+from hfprep.model_config import ModelConfig
+from hfprep.models.locate import ModelFiles, locate
+from hfprep.store.fingerprints import FileHashes, Settings, digest
+from hfprep.store.layout import NpyOutput
+from hfprep.text.tokenizer import TextTokenizer
+
+PRECISION = "fp32"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The models of a build, found and identified, not yet loaded."""
+
+    files: ModelFiles
+    model_config: ModelConfig
+    tokenizer: TextTokenizer
+    sha256: dict[str, str]
+
+    def settings(self, config: BuildConfig) -> Settings:
+        """What the numbers depend on besides rows and audio."""
+        sha256, model = self.sha256, self.model_config
+        semantic = {name: value for name, value in sha256.items() if name.startswith(("semantic_model", "w2v_stat"))}
+        semantic |= {"audio_sr": str(config.audio_sr), "precision": PRECISION}
+        architecture = (
+            digest(dataclasses.asdict(model.condition)).hex() + digest(dataclasses.asdict(model.emotion)).hex()
+        )
+        return Settings(
+            text={"tokenizer": sha256["tokenizer"], "normalizer": self.tokenizer.normalizer.fingerprint()},
+            codes=semantic | {"semantic_codec": sha256["semantic_codec"]},
+            latents=semantic | {"gpt_checkpoint": sha256["gpt_checkpoint"], "conditioners": architecture},
+        )
+
+
+def _named_files(files: ModelFiles, tokenizer: Path) -> dict[str, Path]:
+    """Every file whose content the numbers depend on, under the name that stats.json gives it."""
+    return {
+        "tokenizer": tokenizer,
+        "config": files.config,
+        "gpt_checkpoint": files.gpt_checkpoint,
+        "w2v_stat": files.w2v_stat,
+        "semantic_codec": files.semantic_codec,
+        "semantic_model/config.json": files.semantic_config,
+    } | {f"semantic_model/{path.name}": path for path in files.semantic_weights}
+
+
+def find_inputs(config: BuildConfig, output: NpyOutput) -> Inputs:
+    """Find and check everything but the weights themselves."""
+    files = locate(
+        models=config.models,
+        config=config.config,
+        gpt_checkpoint=config.gpt_checkpoint,
+        semantic_model=config.semantic_model,
+        semantic_codec=config.semantic_codec,
+    )
+    model_config = ModelConfig.read(files.config)
+    check_preprocessor(files.preprocessor_config)
+    tokenizer_path = config.tokenizer_path
+    tokenizer = TextTokenizer(tokenizer_path)
+    if tokenizer.vocab_size > model_config.number_text_tokens:
+        raise ConfigError(
+            f"--tokenizer {str(tokenizer_path)!r} has {tokenizer.vocab_size} tokens, but the checkpoint has only "
+            f"{model_config.number_text_tokens} (gpt.number_text_tokens in {model_config.path}); use the tokenizer it "
+            "was trained with, or extend the checkpoint first"
+        )
+    hashes = FileHashes(output.private / "sha256.json")
+    return Inputs(files, model_config, tokenizer, hashes.sha256(_named_files(files, tokenizer_path)))
