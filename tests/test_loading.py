@@ -1,0 +1,236 @@
+"""The loader: the same samples in the same order from every format, and batches as the trainer takes them."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, DistributedSampler
+
+import hfprep
+from hfprep.errors import ConfigError, StoreError
+from hfprep.exporters.arrow_writer import ArrowOptions, export_arrow
+from hfprep.exporters.formats import open_set
+from hfprep.exporters.webdataset_writer import WebDatasetOptions, export_webdataset
+from hfprep.loading import FeatureDataset, LengthBucketedBatchSampler
+from tests.sample_sets import AWKWARD_IDS, DIM, ROWS, make_output
+
+FORMATS = ("npy", "arrow", "webdataset")
+TRAIN_IDS = [sample_id for number, sample_id in enumerate(AWKWARD_IDS) if number % 3 != 2]
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same set in every format, in several shards."""
+    root = tmp_path_factory.mktemp("sets")
+    source = open_set(make_output(root / "npy"))
+    export_arrow(source, root / "arrow", ArrowOptions(max_shard_bytes=2000))
+    export_webdataset(source, root / "webdataset", WebDatasetOptions(max_shard_samples=3))
+    return {name: root / name for name in FORMATS}
+
+
+def assert_equal(one: object, other: object) -> None:
+    assert isinstance(one, dict)
+    assert isinstance(other, dict)
+    assert list(one) == list(other)
+    for name in one:
+        if isinstance(one[name], torch.Tensor):
+            assert one[name].dtype == other[name].dtype
+            assert torch.equal(one[name], other[name]), name
+        else:
+            assert one[name] == other[name], name
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_samples_and_order_are_those_of_the_manifest(sets: dict[str, Path], name: str) -> None:
+    data = hfprep.load(sets[name], "train")
+    assert isinstance(data, FeatureDataset)
+    assert [data[index]["id"] for index in range(len(data))] == TRAIN_IDS
+    sample_id = TRAIN_IDS[3]
+    item = data[3]
+    expected = {column: np.load(sets["npy"] / column / f"{sample_id}.npy") for column in
+                ("text_ids", "codes", "condition", "emo_vec")}  # fmt: skip
+    for column, array in expected.items():
+        np.testing.assert_array_equal(item[column].numpy(), array)
+    assert {column: item[column].dtype for column in expected} == {
+        "text_ids": torch.int64, "codes": torch.int64, "condition": torch.float32, "emo_vec": torch.float32,
+    }  # fmt: skip
+    assert data.code_lengths.tolist() == [len(data[index]["codes"]) for index in range(len(data))]
+    assert data.text_lengths.tolist() == [len(data[index]["text_ids"]) for index in range(len(data))]
+    assert data.record(3) == hfprep.load(sets["npy"]).record(3)
+    assert data[-1]["id"] == TRAIN_IDS[-1]
+    with pytest.raises(IndexError):
+        data[len(data)]
+    for split in ("validation", "val"):
+        assert len(hfprep.load(sets[name], split)) == len(AWKWARD_IDS) - len(TRAIN_IDS)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("name", FORMATS[1:])
+def test_batches_are_the_same_from_every_format(sets: dict[str, Path], name: str, workers: int) -> None:
+    """Shuffled by torch with a seed, in worker processes too."""
+
+    def batches(path: Path, num_workers: int) -> list[dict[str, object]]:
+        generator = torch.Generator().manual_seed(5)
+        loader = DataLoader(
+            hfprep.load(path), batch_size=3, shuffle=True, generator=generator, collate_fn=hfprep.collate,
+            num_workers=num_workers,
+        )  # fmt: skip
+        return list(loader)
+
+    expected = batches(sets["npy"], 0)
+    assert [sample_id for batch in expected for sample_id in batch["ids"]] != TRAIN_IDS  # type: ignore[attr-defined]
+    for one, other in zip(batches(sets[name], workers), expected, strict=True):
+        assert_equal(one, other)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_data_set_can_be_pickled_to_workers(sets: dict[str, Path], name: str) -> None:
+    data = hfprep.load(sets[name])
+    first = data[0]
+    copy = pickle.loads(pickle.dumps(data))
+    assert_equal(copy[0], first)
+    assert_equal(copy[5], data[5])
+
+
+def test_distributed_ranks_share_the_samples(sets: dict[str, Path]) -> None:
+    seen = []
+    for rank in range(2):
+        data = hfprep.load(sets["arrow"])
+        sampler: DistributedSampler[int] = DistributedSampler(data, num_replicas=2, rank=rank, shuffle=True, seed=3)
+        loader = DataLoader(data, batch_size=2, sampler=sampler, collate_fn=hfprep.collate)
+        seen.append([sample_id for batch in loader for sample_id in batch["ids"]])
+    assert len(seen[0]) == len(seen[1]) == 4
+    assert sorted(seen[0] + seen[1]) == sorted(TRAIN_IDS)
+
+
+def test_collate_pads_with_zeros_and_gives_lengths() -> None:
+    samples = [
+        {"id": "a", "language": "en", "text_ids": torch.tensor([1, 2, 3]), "codes": torch.tensor([4]),
+         "condition": torch.ones(ROWS, DIM), "emo_vec": torch.full((DIM,), 2.0)},
+        {"id": "b", "language": None, "text_ids": torch.tensor([5]), "codes": torch.tensor([6, 7]),
+         "condition": torch.zeros(ROWS, DIM), "emo_vec": torch.full((DIM,), 3.0)},
+    ]  # fmt: skip
+    batch = hfprep.collate(samples)
+    assert sorted(batch) == [
+        "code_lengths", "codes", "condition", "condition_lengths", "emo_vec", "ids", "languages", "text_ids",
+        "text_lengths",
+    ]  # fmt: skip
+    assert batch["ids"] == ["a", "b"]
+    assert batch["languages"] == ["en", None]
+    assert batch["text_ids"].tolist() == [[1, 2, 3], [5, 0, 0]]
+    assert batch["codes"].tolist() == [[4, 0], [6, 7]]
+    assert batch["text_lengths"].tolist() == [3, 1]
+    assert batch["code_lengths"].tolist() == [1, 2]
+    assert batch["condition_lengths"].tolist() == [ROWS, ROWS]
+    assert batch["condition"].shape == (2, ROWS, DIM)
+    assert batch["emo_vec"].tolist() == [[2.0] * DIM, [3.0] * DIM]
+    assert {batch[name].dtype for name in ("text_ids", "codes", "text_lengths", "code_lengths")} == {torch.int64}
+    with pytest.raises(ValueError, match="samples is empty"):
+        hfprep.collate([])
+
+
+def test_a_length_that_is_not_the_records_is_an_error(tmp_path: Path) -> None:
+    source = make_output(tmp_path / "out", ids=("a", "b"))
+    np.save(source / "text_ids" / "b.npy", np.zeros(9, np.int32))
+    data = hfprep.load(source)
+    assert data[0]["id"] == "a"
+    with pytest.raises(StoreError, match="'b': text_ids is of length 9, but the record's text_len is 4"):
+        data[1]
+
+
+def test_float16_latents_are_loaded_as_float32(tmp_path: Path) -> None:
+    source = make_output(tmp_path / "out", ids=("a", "b"))
+    export_arrow(open_set(source), tmp_path / "arrow", ArrowOptions(dtype="float16"))
+    item = hfprep.load(tmp_path / "arrow")[0]
+    assert item["condition"].dtype == item["emo_vec"].dtype == torch.float32
+    np.testing.assert_allclose(item["condition"].numpy(), np.load(source / "condition" / "a.npy"), rtol=1e-3, atol=1e-6)
+
+
+def test_a_damaged_shard_is_named(sets: dict[str, Path], tmp_path: Path) -> None:
+    export_webdataset(open_set(sets["npy"]), tmp_path / "shards")
+    with open(tmp_path / "shards" / "train-000000.tar", "ab") as stream:
+        stream.write(b"more")
+    with pytest.raises(StoreError, match=r"train-000000\.tar has \d+ bytes instead of \d+"):
+        hfprep.load(tmp_path / "shards")
+
+
+def test_what_cannot_be_loaded_is_said(tmp_path: Path, sets: dict[str, Path]) -> None:
+    with pytest.raises(StoreError, match="not a Hub data set id"):
+        hfprep.load(tmp_path / "missing")
+    with pytest.raises(ConfigError, match="split is 'test'"):
+        hfprep.load(sets["npy"], "test")
+    with pytest.raises(StoreError, match="the Hub data set of that name failed"):
+        hfprep.load("nobody/nothing")
+
+
+LENGTHS = np.random.default_rng(1).integers(1, 400, 997)
+
+
+def test_buckets_hold_every_sample_once_and_like_with_like() -> None:
+    sampler = LengthBucketedBatchSampler(LENGTHS, batch_size=8, seed=3)
+    batches = list(sampler)
+    assert len(sampler) == len(batches)
+    assert sorted(index for batch in batches for index in batch) == list(range(997))
+    padded = sum(len(batch) * LENGTHS[batch].max() for batch in batches)
+    assert LENGTHS.sum() / padded > 0.95
+    in_order = np.array_split(LENGTHS, 125)
+    assert LENGTHS.sum() / sum(len(part) * part.max() for part in in_order) < 0.65
+
+
+def test_buckets_depend_on_seed_and_epoch_alone() -> None:
+    def order(seed: int, epoch: int) -> list[list[int]]:
+        sampler = LengthBucketedBatchSampler(LENGTHS, batch_size=8, seed=seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(0, 1) == order(0, 1)
+    assert order(0, 1) != order(0, 2)
+    assert order(0, 1) != order(1, 1)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+def test_ranks_get_as_many_batches_each(world_size: int, drop_last: bool) -> None:
+    ranks = [
+        list(LengthBucketedBatchSampler(LENGTHS, batch_size=8, rank=rank, world_size=world_size, drop_last=drop_last))
+        for rank in range(world_size)
+    ]
+    assert len({len(batches) for batches in ranks}) == 1
+    seen = [index for batches in ranks for batch in batches for index in batch]
+    if drop_last:
+        assert len(seen) == len(set(seen))
+        assert {len(batch) for batches in ranks for batch in batches} == {8}
+        assert len(seen) > 997 - 8 * world_size - 8
+    else:
+        assert set(seen) == set(range(997))
+        assert len(seen) < 997 + 8 * world_size
+
+
+def test_buckets_keep_to_the_frames() -> None:
+    batches = list(LengthBucketedBatchSampler(LENGTHS, batch_size=64, max_frames=1000))
+    assert sorted(index for batch in batches for index in batch) == list(range(997))
+    assert max(len(batch) * LENGTHS[batch].max() for batch in batches) <= 1000
+    alone = list(LengthBucketedBatchSampler([5, 2000], batch_size=4, max_frames=1000))
+    assert sorted(alone) == [[0], [1]]
+
+
+def test_buckets_without_shuffling_keep_the_pools_in_order() -> None:
+    sampler = LengthBucketedBatchSampler([3, 1, 2, 9, 8, 7], batch_size=1, bucket_batches=3, shuffle=False)
+    assert list(sampler) == [[1], [2], [0], [5], [4], [3]]
+
+
+def test_bad_sampler_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        LengthBucketedBatchSampler([1], batch_size=0)
+    with pytest.raises(ValueError, match="rank is 2; it must be from 0 to 1"):
+        LengthBucketedBatchSampler([1], batch_size=1, rank=2, world_size=2)
+    assert list(LengthBucketedBatchSampler([], batch_size=2)) == []
+
+
+def test_a_data_loader_takes_the_sampler(sets: dict[str, Path]) -> None:
+    data = hfprep.load(sets["webdataset"])
+    sampler = LengthBucketedBatchSampler(data.code_lengths, batch_size=3)
+    loader = DataLoader(data, batch_sampler=sampler, collate_fn=hfprep.collate)
+    assert sorted(sample_id for batch in loader for sample_id in batch["ids"]) == sorted(TRAIN_IDS)
