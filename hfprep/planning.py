@@ -222,13 +222,7 @@ class Planner:
 
     def _inspect(self, utterance: Utterance, known: SampleState | None) -> "_Inspected":
         """Everything about one row that needs the file system; runs in a thread."""
-        try:
-            identity = AudioIdentity.of(utterance.path, by_content=self.options.hash_audio)
-        except (FileNotFoundError, NotADirectoryError):
-            message = f"there is no file {utterance.path}; correct `audio` or restore the file"
-            raise RejectedSample(Reason.AUDIO_MISSING, message) from None
-        except OSError as error:
-            raise RejectedSample(Reason.AUDIO_UNREADABLE, f"{utterance.path}: {error.strerror or error}") from error
+        identity = identify_audio(utterance.path, by_content=self.options.hash_audio)
         if known is not None:
             return _Inspected(identity, known, self.output.incomplete(utterance.id, known), {})
         adopted = self._adoptable(utterance) if self.options.skip_existing else {}
@@ -345,6 +339,17 @@ class Planner:
             f"what finished samples depend on has changed, and --on-change is refuse:\n  {lines}\n"
             "run with --on-change recompute to redo them, or with another --output-dir"
         )
+
+
+def identify_audio(path: str, *, by_content: bool) -> AudioIdentity:
+    """Which file is there at `path`; RejectedSample where there is none or it cannot be looked at."""
+    try:
+        return AudioIdentity.of(path, by_content=by_content)
+    except (FileNotFoundError, NotADirectoryError):
+        message = f"there is no file {path}; correct `audio` or restore the file"
+        raise RejectedSample(Reason.AUDIO_MISSING, message) from None
+    except OSError as error:
+        raise RejectedSample(Reason.AUDIO_UNREADABLE, f"{path}: {error.strerror or error}") from error
 
 
 @dataclass(frozen=True, slots=True)
