@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from hfprep.commands import formats, trust
+from hfprep.commands import formats, scale, trust
 from hfprep.config import BuildConfig
 from hfprep.errors import HfprepError
 
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 _REQUIRED = ("manifest", "output_dir")
 formats.register(app)
+scale.register(app)
 trust.register(app)
 
 
@@ -64,6 +65,10 @@ def every_command() -> None:
 def build(config: BuildConfig) -> None:
     """Compute all features of a manifest; run the same command again to continue."""
     _log_to_stderr(as_json=config.log_json)
+    if config.dry_run:
+        from hfprep.commands.plan import show_plan
+
+        raise typer.Exit(show_plan(config))
     raise typer.Exit(run_build(config))
 
 
@@ -104,7 +109,7 @@ def run_build(config: BuildConfig) -> int:
     if summary.interrupted_by is not None:
         print(f"Interrupted; {summary.pending} lines are left. Run the same command again to continue.")
         return 128 + summary.interrupted_by
-    if not summary.accepted:
+    if not summary.accepted and (summary.lines_read or config.part is None):
         print(f"No sample was accepted; see {summary.output_dir / 'rejected.jsonl'}.", file=sys.stderr)
         return 1
     if config.strict and summary.rejected:
