@@ -143,7 +143,9 @@ class State:
         return None if row is None else json.loads(row[0])
 
     def put(self, key: str, value: Any) -> None:
-        """Store a JSON value under `key`."""
+        """Store a JSON value under `key`; writes nothing where it is there already."""
+        if self.get(key) == value:
+            return
         with self._explained():
             self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
 

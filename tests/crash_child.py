@@ -1,0 +1,266 @@
+"""A real build in a child process of its own that dies, fails or is signalled where a test says.
+
+Run as a program this is a fork server: it imports everything once, then forks one child for each request, so that a
+trial costs what its build costs. A request is one line of JSON on standard input, an answer one line on standard
+output. `CrashServer` is the test's side of it. Knows nothing of what a build should leave behind.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+COLUMN_FOLDERS = ("text_ids", "codes", "condition", "emo_vec")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """What happens to a child, and when: at the nth time a point is reached for a kind of file, or after a while.
+
+    `do`: "kill" (SIGKILL), the name of another signal, or an errno name, which is raised there. `point` "" is any
+    point, `kind` "" any file. Without `after_seconds` and `nth` nothing happens.
+    """
+
+    do: str = "kill"
+    point: str = ""
+    kind: str = ""
+    nth: int = 0
+    after_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a child ended: exit status (negative: the signal), what it printed, and what it had computed by then."""
+
+    status: int
+    stdout: str
+    stderr: str
+    computed: list[str]
+    points: list[tuple[str, str]]
+    seconds: float
+
+
+class CrashServer:
+    """Runs builds in children of the fork server; a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+
+    def __enter__(self) -> "CrashServer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+    def run(self, arguments: Sequence[object], fault: Fault | None = None, **patches: Any) -> Ended:
+        """One `hfprep` command with these arguments, in a fresh child."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        request = {"arguments": [str(word) for word in arguments], "fault": asdict(fault or Fault()), **patches}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, "the fork server has ended"
+        status, seconds = json.loads(answer)
+        points = [(point, kind) for point, kind in (line.split("\t") for line in self._text("points").splitlines())]
+        return Ended(
+            status, self._text("stdout"), self._text("stderr"), self._text("computed").splitlines(), points, seconds
+        )
+
+    def _text(self, name: str) -> str:
+        return (self.folder / name).read_text(encoding="utf-8")
+
+
+def kind_of(output: str, path: str) -> str:
+    """The kind of file that a point was reached for: a column, "stage", or the file's own name."""
+    relative = os.path.relpath(path, output)
+    first = relative.split(os.sep)[0]
+    if first in COLUMN_FOLDERS:
+        return first
+    return "stage" if "work" in relative.split(os.sep) else relative
+
+
+class _Saboteur:
+    """Counts the points that are reached and does what the fault says at its place."""
+
+    def __init__(self, output: str, fault: Fault, log: Path) -> None:
+        self.output = output
+        self.fault = fault
+        self.reached: Counter[str] = Counter()
+        self.log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def observe(self, point: str, path: str) -> None:
+        kind = kind_of(self.output, path)
+        os.write(self.log, f"{point}\t{kind}\n".encode())
+        fault = self.fault
+        if fault.point in ("", point) and fault.kind in ("", kind) and fault.nth:
+            self.reached["here"] += 1
+            if self.reached["here"] == fault.nth:
+                self.strike(path)
+
+    def strike(self, path: str) -> None:
+        do = self.fault.do
+        if do == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif do.startswith("SIG"):
+            os.kill(os.getpid(), getattr(signal, do))
+        else:
+            import errno
+
+            number = getattr(errno, do)
+            raise OSError(number, os.strerror(number), path)
+
+
+@contextlib.contextmanager
+def _into(path: Path, stream: Any) -> Iterator[None]:
+    """Send a standard stream into a file, below Python's own buffers too."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+    os.dup2(descriptor, stream.fileno())
+    yield
+
+
+def _torn_appends() -> None:
+    """Let appends reach the disk in two pieces, with a point in between."""
+    from hfprep.store import atomic
+
+    whole = atomic.write_all
+
+    def in_two(descriptor: int, data: bytes) -> None:
+        middle = len(data) // 2
+        whole(descriptor, data[:middle])
+        atomic.observe("mid-append", os.readlink(f"/proc/self/fd/{descriptor}"))
+        whole(descriptor, data[middle:])
+
+    atomic.write_all = in_two
+
+
+def _log_computed(path: Path) -> None:
+    """Note the id of every sample that the models have been run over."""
+    from hfprep.features import FeatureExtractor
+
+    forward = FeatureExtractor._forward
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def noted(self: FeatureExtractor, batch: list[Any], model: Any) -> Any:
+        outcomes = forward(self, batch, model)
+        os.write(descriptor, "".join(f"{item.task.utterance.id}\n" for item in batch).encode())
+        return outcomes
+
+    FeatureExtractor._forward = noted  # type: ignore[method-assign]
+
+
+def _limit_file_size(limit: int) -> None:
+    """Let every write beyond so many bytes of a file fail with EFBIG, as a full disk would with ENOSPC."""
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
+def _child(folder: Path, request: dict[str, Any]) -> int:
+    from hfprep import cli
+    from hfprep.store import atomic
+
+    arguments = request["arguments"]
+    fault = Fault(**request["fault"])
+    output = arguments[arguments.index("--output-dir") + 1]
+    with _into(folder / "stdout", sys.stdout), _into(folder / "stderr", sys.stderr):
+        atomic.set_observer(_Saboteur(output, fault, folder / "points").observe)
+        _torn_appends()
+        _log_computed(folder / "computed")
+        if request.get("max_file_bytes"):
+            _limit_file_size(request["max_file_bytes"])
+        for name, code in request.get("patches", {}).items():
+            exec(compile(code, name, "exec"), {})
+        sys.argv = ["hfprep", *arguments]
+        try:
+            cli.main()
+        except SystemExit as end:
+            return int(end.code or 0)
+        except BaseException:  # noqa: BLE001 - whatever it is, the test is told by status and trace
+            traceback.print_exc()
+            return 99
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+    return 0
+
+
+def _warm_up(folder: Path) -> None:
+    """One build in this process, so that its children need not import, open and fill caches again.
+
+    Tokenizer and models are kept for them: opening these costs more than all that is tried here.
+    """
+    import functools
+
+    import torch
+
+    from hfprep import BuildConfig, building
+    from hfprep.engines import spec
+
+    torch.set_num_threads(1)
+    tokenizer = functools.cache(spec.TextTokenizer)
+    load = functools.cache(spec.FeatureModel.load)
+    building.TextTokenizer = spec.TextTokenizer = tokenizer  # type: ignore[misc,assignment,attr-defined]
+    spec.FeatureModel.load = load  # type: ignore[method-assign]
+    golden = Path(__file__).resolve().parent / "golden-small"
+    manifest, models = golden / "manifest.jsonl", golden / "checkpoints"
+    building.build(BuildConfig(manifest=manifest, models=models, output_dir=folder / "warm", workers=1, max_samples=2))
+
+
+def _serve(folder: Path) -> None:
+    _warm_up(folder)
+    for line in sys.stdin:
+        request = json.loads(line)
+        for name in ("stdout", "stderr", "computed", "points"):
+            (folder / name).write_bytes(b"")
+        started = time.monotonic()
+        pid = os.fork()
+        if pid == 0:
+            status = 98
+            try:
+                status = _child(folder, request)
+            finally:
+                os._exit(status)
+        after = request["fault"]["after_seconds"]
+        if after is not None:
+            _kill_later(pid, after, request["fault"]["do"])
+        _, code = os.waitpid(pid, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        answer = [os.waitstatus_to_exitcode(code), time.monotonic() - started]
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+def _kill_later(pid: int, seconds: float, do: str) -> None:
+    number = signal.SIGKILL if do == "kill" else getattr(signal, do)
+
+    def strike(_number: int, _frame: FrameType | None) -> None:
+        os.kill(pid, number)
+
+    signal.signal(signal.SIGALRM, strike)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+if __name__ == "__main__":
+    _serve(Path(sys.argv[1]))
