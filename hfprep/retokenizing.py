@@ -189,7 +189,7 @@ class _Retokenizing:
 
     def remember(self, state: State, lengths: Path) -> None:
         """Tell the build that the text ids are finished under the new tokenizer."""
-        text = {"tokenizer": self.tokenizer.model_sha256, "normalizer": self.tokenizer.fingerprint()}
+        text = {"tokenizer": self.tokenizer.model_sha256, "normalizer": self.tokenizer.normalizer.fingerprint()}
         settings = Settings(text=text, codes={}, latents={})
         fingerprinter = Fingerprinter(settings)
         with open(lengths, "rb") as stream, state.transaction():
