@@ -2,9 +2,11 @@
 
 import typer
 
+from hfprep.commands.check import check
 from hfprep.commands.verify import verify
 
 
 def register(app: typer.Typer) -> None:
     """Give the program these commands."""
+    app.command("check")(check)
     app.command("verify")(verify)

@@ -1,0 +1,272 @@
+"""check: what it foretells is what a build does; what it counts is what is there."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import HealthCheck, given, settings
+from typer.testing import CliRunner
+
+from hfprep.building import build
+from hfprep.cli import app
+from hfprep.config import BuildConfig
+from hfprep.demo.dataset import DemoDataset, make_dataset
+from hfprep.errors import ConfigError, Reason
+from hfprep.preflight import scan
+from hfprep.preflight.estimates import PUBLISHED_MULTIPLICATIONS, multiplications_per_frame
+from hfprep.preflight.inspecting import frames_of_header
+from hfprep.preflight.scan import CheckOptions, check
+
+ONLY_DECODING_SHOWS = {"truncated_flac", "nan_samples"}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoDataset:
+    return make_dataset(tmp_path_factory.mktemp("demo"), num_samples=8, max_seconds=1.5)
+
+
+@pytest.fixture(scope="module")
+def models(golden_small: Path) -> Path:
+    return golden_small / "checkpoints"
+
+
+def rejected_by_build(output: Path) -> dict[int, str]:
+    rows = map(json.loads, (output / "rejected.jsonl").read_text().splitlines())
+    return {row["line"]: row["reason"] for row in rows}
+
+
+def rejected_by_check(options: CheckOptions) -> dict[int, str]:
+    return {line: reason.value for line, reason in check(options).rejected_lines.items()}
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return path
+
+
+def tone(path: Path, seconds: float, rate: int = 16000, channels: int = 1) -> str:
+    wave = 0.1 * np.sin(np.arange(round(seconds * rate)) * 0.05)
+    soundfile.write(path, np.stack([wave] * channels, axis=1), rate)
+    return path.name
+
+
+@pytest.mark.parametrize("drop_overlong", [False, True])
+def test_foretells_the_demo_s_rejections(demo: DemoDataset, models: Path, tmp_path: Path, drop_overlong: bool) -> None:
+    config = BuildConfig(
+        manifest=demo.manifest, output_dir=tmp_path, models=models, device="cpu", drop_overlong=drop_overlong
+    )
+    build(config)
+    options = CheckOptions(manifest=demo.manifest, models=models, decode=True, drop_overlong=drop_overlong)
+    found = rejected_by_check(options)
+    assert found == rejected_by_build(tmp_path)
+    assert len(found) >= len(demo.rejected) > 10
+    if not drop_overlong:
+        assert found == {line: reason.value for line, reason in demo.rejected.items()}
+
+
+def test_headers_alone_miss_only_what_decoding_shows(demo: DemoDataset, models: Path) -> None:
+    rows = demo.manifest.read_bytes().splitlines()
+    whole = rejected_by_check(CheckOptions(manifest=demo.manifest, models=models, decode=True))
+    headers = rejected_by_check(CheckOptions(manifest=demo.manifest, models=models))
+    missed = {json.loads(rows[line - 1])["id"] for line in whole.keys() - headers.keys()}
+    assert missed == ONLY_DECODING_SHOWS
+    assert headers.items() <= whole.items()
+
+
+# Lines that a person, a script or a disk might produce, good and bad ones mixed.
+AUDIO = st.sampled_from(["good.wav", "./good.wav", "short.wav", "gone.wav", "letter.wav", ".", "", "long.wav", "\0"])
+ANYTHING = st.one_of(st.none(), st.booleans(), st.integers(-3, 10**20), st.floats(), st.text(max_size=5), st.just([]))
+FIELDS = {
+    "id": st.one_of(
+        st.text(max_size=4), st.integers(0, 5), st.sampled_from(["a", "b", "a/b", "../a", "x.npy/y"]), ANYTHING
+    ),
+    "text": st.one_of(
+        st.sampled_from(["Hello there.", "你好", "  ", "\u3000", "...", "a", "1.5"]), st.text(max_size=6), ANYTHING
+    ),
+    "audio": st.one_of(AUDIO, ANYTHING),
+}
+OPTIONAL = {
+    "speaker": st.one_of(st.sampled_from(["s", ""]), ANYTHING),
+    "language": st.one_of(st.sampled_from(["en", "zh", "xx"]), ANYTHING),
+    "duration": ANYTHING,
+}
+ROWS = st.fixed_dictionaries(FIELDS, optional=OPTIONAL)
+GOOD_ROWS = st.builds(
+    lambda row, name: row | {"id": name, "text": "Good day", "audio": "good.wav"}, ROWS, st.text("abc/", max_size=3)
+)
+LINES = st.one_of(
+    ROWS.map(lambda row: json.dumps(row).encode()),
+    GOOD_ROWS.map(lambda row: json.dumps(row).encode()),
+    ROWS.map(lambda row: json.dumps(row).encode()[:-3]),
+    ROWS.map(lambda row: json.dumps(dict(list(row.items())[1:])).encode()),
+    st.binary(max_size=8).map(lambda data: data.replace(b"\n", b"")),
+)
+
+
+@pytest.fixture(scope="module")
+def fuzz_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fuzz")
+    tone(folder / "good.wav", 0.3)
+    tone(folder / "short.wav", 0.03)
+    tone(folder / "long.wav", 201.0)
+    (folder / "letter.wav").write_text("Dear Sir or Madam")
+    return folder
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(lines=st.lists(LINES, min_size=20, max_size=60))
+def test_foretells_a_build_s_rejections_of_fuzzed_manifests(
+    lines: list[bytes], fuzz_folder: Path, models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    manifest = fuzz_folder / "manifest.jsonl"
+    manifest.write_bytes(b"\n".join([b"{}", *lines]))
+    output = tmp_path_factory.mktemp("out")
+    build(BuildConfig(manifest=manifest, output_dir=output, models=models, device="cpu"))
+    assert rejected_by_check(CheckOptions(manifest=manifest, models=models, decode=True)) == rejected_by_build(output)
+
+
+def test_counts_by_hand(tmp_path: Path, models: Path) -> None:
+    (tmp_path / "a").mkdir()
+    rows = [
+        {"id": "one", "text": "Hello", "audio": tone(tmp_path / "1.wav", 2.0), "speaker": "x", "language": "en"},
+        {"id": "two", "text": "Hello \u2603", "audio": tone(tmp_path / "2.wav", 1.0, 24000, 2), "duration": 3.0},
+        {"id": "six", "text": "Hello", "audio": tone(tmp_path / "3.flac", 3.0), "speaker": "x", "language": "en"},
+        {"id": "ten", "text": "Hello", "audio": tone(tmp_path / "4.wav", 5.0), "speaker": "y"},
+        {"id": "six", "text": "Hello", "audio": "1.wav"},
+    ]
+    found = check(CheckOptions(manifest=write(tmp_path / "m.jsonl", rows), models=models)).findings
+    assert (found.lines_read, found.accepted, dict(found.rejected)) == (5, 4, {Reason.DUPLICATE_ID: 1})
+    assert found.hours == pytest.approx(11 / 3600)
+    assert {name: (share.samples, share.seconds) for name, share in found.speakers.items()} == {
+        "x": (2, 5.0),
+        "y": (1, 5.0),
+        "(none)": (1, 1.0),
+    }
+    assert {name: share.samples for name, share in found.languages.items()} == {"en": 2, "(none)": 2}
+    assert dict(found.sampling_rates) == {16000: 3, 24000: 1}
+    assert dict(found.channels) == {1: 3, 2: 1}
+    assert dict(found.formats) == {"WAV": 3, "FLAC": 1}
+    assert found.frames.most == 249  # (80,000 - 400) // 160 + 1 = 498 frames of 10 ms, stacked two by two
+    assert found.over_codes == [("ten", 249)]  # golden-small's model has 200 positions
+    assert found.unknown_tokens == 1
+    assert dict(found.unknown_characters) == {"\u2603": 1}
+    assert found.unknown_examples["\u2603"] == ("two", "Hello \u2603")
+    assert [(name, said) for name, said, _ in found.wrong_durations] == [("two", 3.0)]
+    assert found.wrong_duration_count == 1
+
+
+def test_max_samples_caps_as_in_a_build(demo: DemoDataset, models: Path, tmp_path: Path) -> None:
+    summary = build(
+        BuildConfig(manifest=demo.manifest, output_dir=tmp_path, models=models, device="cpu", max_samples=9)
+    )
+    found = check(CheckOptions(manifest=demo.manifest, models=models, max_samples=9, decode=True)).findings
+    assert found.capped == summary.capped > 0
+    assert (found.lines_read, found.accepted) == (summary.lines_read, summary.accepted)
+
+
+def test_disk_is_what_a_build_takes(demo: DemoDataset, models: Path, tmp_path: Path) -> None:
+    build(BuildConfig(manifest=demo.manifest, output_dir=tmp_path, models=models, device="cpu"))
+    taken = sum(path.stat().st_blocks * 512 for path in tmp_path.rglob("*.npy"))
+    found = check(CheckOptions(manifest=demo.manifest, models=models, decode=True)).findings
+    assert taken <= found.disk_bytes <= 1.5 * taken
+
+
+def test_processes_find_what_one_finds(demo: DemoDataset, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = check(CheckOptions(manifest=demo.manifest, models=models))
+    monkeypatch.setattr(scan, "FEW_ROWS", 10)
+    monkeypatch.setattr(scan, "CHUNK_ROWS", 3)
+    together = check(CheckOptions(manifest=demo.manifest, models=models, workers=2))
+    assert together.findings == alone.findings
+    assert together.rejected_lines == alone.rejected_lines
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_fix_writes_what_a_build_takes(demo: DemoDataset, models: Path, tmp_path: Path, elsewhere: bool) -> None:
+    fixed = tmp_path / "deep" / "down" / "fixed.jsonl" if elsewhere else demo.folder / "fixed.jsonl"
+    check(CheckOptions(manifest=demo.manifest, models=models, decode=True, fix=fixed))
+    summary = build(BuildConfig(manifest=fixed, output_dir=tmp_path / "out", models=models, device="cpu"))
+    assert summary.rejected == {}
+    assert summary.accepted == len(demo.accepted_ids)
+    original = demo.manifest.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines(keepends=True)
+    kept = fixed.read_bytes().splitlines(keepends=True)
+    assert all(line in original for line in kept) is not elsewhere
+    again = check(CheckOptions(manifest=fixed, models=models, decode=True))
+    assert not again.rejected_lines
+
+
+def test_without_tokenizer_texts_are_left_alone(demo: DemoDataset) -> None:
+    found = check(CheckOptions(manifest=demo.manifest)).findings
+    assert found.tokens.total == 0
+    assert found.accepted
+    assert found.positions.max_codes == 1815
+    assert found.positions.max_text_tokens == 600
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rate", "via"), [(1.0, 16000, None), (0.73, 44100, None), (0.51, 8000, None), (0.73, 44100, 24000)]
+)
+def test_frames_of_a_header_are_those_of_the_audio(tmp_path: Path, seconds: float, rate: int, via: int | None) -> None:
+    from hfprep.audio.decode import load_waveform, read_header
+    from hfprep.audio.input_features import num_input_frames
+
+    path = tmp_path / "x.wav"
+    tone(path, seconds, rate)
+    header = read_header(path)
+    exact = num_input_frames(len(load_waveform(path, via=via).samples))
+    assert frames_of_header(header.seconds, header.sampling_rate, via) == exact
+
+
+def test_multiplications_of_the_published_models() -> None:
+    from hfprep.model_config import ConditionConfig, ModelConfig, SemanticCodecConfig
+
+    def branch(linear_units: int, num_blocks: int) -> ConditionConfig:
+        return ConditionConfig(
+            output_size=512, linear_units=linear_units, attention_heads=8, num_blocks=num_blocks, perceiver_mult=2
+        )
+
+    codec = SemanticCodecConfig(
+        codebook_size=8192,
+        hidden_size=1024,
+        codebook_dim=8,
+        vocos_dim=384,
+        vocos_intermediate_dim=2048,
+        vocos_num_layers=12,
+    )
+    config = ModelConfig(
+        path=Path("config.yaml"), model_dim=1280, max_mel_tokens=1815, max_text_tokens=600, number_text_tokens=12000,
+        condition=branch(2048, 6), emotion=branch(1024, 4), semantic_codec=codec, w2v_stat="x",
+    )  # fmt: skip
+    assert multiplications_per_frame(config, None) == pytest.approx(PUBLISHED_MULTIPLICATIONS, rel=0.05)
+
+
+def test_errors_come_before_any_line(tmp_path: Path, models: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        check(CheckOptions(manifest=tmp_path / "none.jsonl"))
+    empty = write(tmp_path / "empty.jsonl", [])
+    with pytest.raises(ConfigError, match="is empty"):
+        check(CheckOptions(manifest=empty, fix=tmp_path / "fixed.jsonl"))
+    assert not (tmp_path / "fixed.jsonl").exists()
+    with pytest.raises(ConfigError, match="tokenizer"):
+        check(CheckOptions(manifest=empty, tokenizer=tmp_path / "bpe.model"))
+
+
+@pytest.fixture
+def runner() -> CliRunner:
+    return CliRunner()
+
+
+def test_exit_status_says_whether_a_build_would_reject(
+    runner: CliRunner, demo: DemoDataset, models: Path, tmp_path: Path
+) -> None:
+    fixed = tmp_path / "fixed.jsonl"
+    bad = runner.invoke(app, ["check", str(demo.manifest), "--models", str(models), "--decode", "--fix", str(fixed)])
+    assert bad.exit_code == 1, bad.output
+    assert "audio_not_finite" in bad.output
+    assert "U+" in bad.output
+    good = runner.invoke(app, ["check", str(fixed), "--models", str(models), "--decode"])
+    assert good.exit_code == 0, good.output
+    assert "would reject" not in good.output
