@@ -35,15 +35,19 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_the_folder_holds_these_schemas_alone() -> None:
-    assert sorted(path.name for path in SCHEMAS.iterdir()) == sorted(f"{name}.schema.json" for name in NAMES)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_schemas_are_valid_and_describe_every_field(name: str) -> None:
+@pytest.mark.parametrize("path", sorted(SCHEMAS.iterdir()), ids=lambda path: path.name)
+def test_every_schema_is_valid_and_named_after_its_file(path: Path) -> None:
+    name = path.name.removesuffix(".schema.json")
     document = schema(name)
     Draft202012Validator.check_schema(document)
     assert document["$id"] == f"urn:hfprep:schema:{name}"
+    assert document["title"]
+    assert document["description"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_schemas_describe_every_field(name: str) -> None:
+    document = schema(name)
     assert set(document["required"]) <= set(document["properties"])
     for field, description in document["properties"].items():
         assert description.get("title"), f"{name}: {field} has no title"
