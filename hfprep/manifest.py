@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from hfprep.errors import ConfigError, Reason, RejectedSample
 from hfprep.records import Rejection, Utterance
+from hfprep.references import moved, parse_reference
 
 MAX_NAME_BYTES = 255  # one path component, on every common Linux file system
 MAX_ID_BYTES = 3000  # leaves room for the output directory within PATH_MAX (4096)
@@ -21,6 +22,8 @@ KNOWN_FIELDS = frozenset({"id", "text", "audio", "speaker", "language", "duratio
 _NPY_SUFFIX_BYTES = len(".npy")
 UTF8_MARK = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+RawRow = bytes | dict[str, Any] | RejectedSample  # a line, a row that was read already, or why it could not be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +61,39 @@ def open_manifest(path: Path) -> BinaryIO:
     return stream
 
 
+def folder_of(manifest: Path) -> str:
+    """The folder that a manifest lies in, absolute; a manifest that is a folder (or FOLDER:SPLIT) is it itself."""
+    path = os.path.abspath(manifest)
+    beside_split = path.rpartition(":")[0]
+    return next((place for place in (path, beside_split) if place and os.path.isdir(place)), os.path.dirname(path))
+
+
 class AudioFinder:
-    """Finds audio files: absolute, or relative to the working directory, the manifest's folder, or its parent."""
+    """Finds audio files: absolute, or relative to the working directory, the manifest's folder, or its parent.
+
+    A clip inside another file (see `references`) is looked for beside the manifest first: such names are the input's
+    own, and the file of the same name in the working directory may be another's.
+    """
 
     def __init__(self, manifest: Path) -> None:
-        folder = os.path.dirname(os.path.abspath(manifest))
-        self.roots = tuple(dict.fromkeys((os.getcwd(), folder, os.path.dirname(folder))))
+        folder = folder_of(manifest)
+        parent = os.path.dirname(folder)
+        self.roots = tuple(dict.fromkeys((os.getcwd(), folder, parent)))
+        self.container_roots = tuple(dict.fromkeys((folder, parent, os.getcwd())))
 
     def find(self, audio: str) -> str:
         """The first candidate that exists; the candidate beside the manifest where none does."""
-        if os.path.isabs(audio):
-            return audio
-        candidates = [os.path.join(root, audio) for root in self.roots]
-        return next((path for path in candidates if os.path.exists(path)), candidates[min(1, len(candidates) - 1)])
+        reference = parse_reference(audio)
+        if reference is not None:
+            return moved(reference, _first_existing(reference.file, self.container_roots, 0))
+        return _first_existing(audio, self.roots, min(1, len(self.roots) - 1))
+
+
+def _first_existing(path: str, roots: tuple[str, ...], otherwise: int) -> str:
+    if os.path.isabs(path):
+        return path
+    candidates = [os.path.join(root, path) for root in roots]
+    return next((candidate for candidate in candidates if os.path.exists(candidate)), candidates[otherwise])
 
 
 class NoLookup(AudioFinder):
@@ -81,11 +104,11 @@ class NoLookup(AudioFinder):
         return audio
 
 
-def parse_line(number: int, raw: bytes, finder: AudioFinder, language: str | None) -> Utterance | Rejection:
-    """One manifest line as an `Utterance`, or the `Rejection` that says what is wrong with it."""
+def parse_line(number: int, raw: RawRow, finder: AudioFinder, language: str | None) -> Utterance | Rejection:
+    """One manifest line (or row) as an `Utterance`, or the `Rejection` that says what is wrong with it."""
     sample_id: str | None = None
     try:
-        row = _parse_object(raw)
+        row = parse_object(raw)
         sample_id = _read_id(row)
         check_id(sample_id)
         text, audio = _read_text(row, "text"), _read_text(row, "audio")
@@ -109,7 +132,12 @@ def parse_line(number: int, raw: bytes, finder: AudioFinder, language: str | Non
         return Rejection(number, sample_id, error.reason, error.message)
 
 
-def _parse_object(raw: bytes) -> dict[str, Any]:
+def parse_object(raw: RawRow) -> dict[str, Any]:
+    """The object that a line holds. Raises RejectedSample."""
+    if isinstance(raw, RejectedSample):
+        raise raw
+    if isinstance(raw, dict):
+        return raw
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -14,11 +14,12 @@ PACKAGE = Path(__file__).resolve().parent.parent / "hfprep"
 # From the bottom up; a room imports only from the levels before its own, and from itself.
 LEVELS = (
     {"errors"},
-    {"records"},
-    {"config", "model_config"},
+    {"records", "references"},
+    {"config", "field_map", "model_config"},
     {"manifest"},
     {"text"},
     {"audio"},
+    {"sources"},
     {"models"},
     {"batching", "devices", "intake", "prefetch"},
     {"features"},

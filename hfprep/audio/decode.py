@@ -1,24 +1,26 @@
 """Audio file -> mono samples at 16 kHz, or the reason why the file cannot be used.
 
-Gives `read_header` (length, rate and channels, cheaply) and `load_waveform`. Takes a path; reads wav, flac, ogg, opus,
-mp3 and what else libsndfile knows, and hands other containers (m4a, webm, aac...) to the ffmpeg program where it is
-installed. Knows nothing of manifests or of the features computed from the samples.
+Gives `read_header` (length, rate and channels, cheaply) and `load_waveform`. Takes a path, or the string that stands
+for a clip inside another file (see `references`). Reads wav, flac, ogg, opus, mp3 and what else libsndfile knows, and
+hands other containers (m4a, webm, aac...) to the ffmpeg program where it is installed. Knows nothing of manifests or of
+the features computed from the samples.
 """
 
 import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import soundfile
 
 from hfprep.audio import ffmpeg
+from hfprep.audio.containers import readable_path
 from hfprep.audio.resample import resample
 from hfprep.audio.truncation import cut_chunk, cut_stream
 from hfprep.errors import Reason, RejectedSample
+from hfprep.references import suffix_of
 
 TARGET_SAMPLING_RATE = 16_000  # Hz, what w2v-bert-2.0 hears
 MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 1_000, 768_000  # Hz; beyond, the header is damaged
@@ -106,8 +108,20 @@ _Found = TypeVar("_Found")
 
 def _read_with(name: str, by_soundfile: Callable[[str], _Found], by_ffmpeg: Callable[[str, str], _Found]) -> _Found:
     """Use libsndfile, or ffmpeg for the containers that libsndfile does not know, and map their errors to ours."""
+    with readable_path(name) as path:
+        try:
+            return _read_file(path, suffix_of(name), by_soundfile, by_ffmpeg)
+        except RejectedSample as error:
+            if path == name:
+                raise
+            raise RejectedSample(error.reason, error.message.replace(path, name)) from error
+
+
+def _read_file(
+    name: str, suffix: str, by_soundfile: Callable[[str], _Found], by_ffmpeg: Callable[[str, str], _Found]
+) -> _Found:
     start = _first_bytes(name)
-    container = _foreign_container(name, start)
+    container = _foreign_container(suffix, start)
     try:
         if container is None:
             return by_soundfile(name)
@@ -141,12 +155,11 @@ def _first_bytes(name: str) -> bytes:
         raise _unreadable(name, getattr(error, "strerror", None) or str(error)) from error
 
 
-def _foreign_container(name: str, start: bytes) -> str | None:
+def _foreign_container(suffix: str, start: bytes) -> str | None:
     """Name of a container that libsndfile does not read, by signature or else by suffix; None if it may read it."""
     for offset, signature, container in CONTAINER_SIGNATURES:
         if start[offset : offset + len(signature)] == signature:
             return container
-    suffix = Path(name).suffix.lower()
     return suffix[1:] if suffix in CONTAINER_SUFFIXES and not _known_to_soundfile(start) else None
 
 

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hfprep.audio.containers import read_clip
 from hfprep.errors import CheckpointError
 from hfprep.records import Need, Utterance
+from hfprep.references import ByteRange, parse_reference
 from hfprep.store.atomic import write_bytes
 
 # Raise the number of a group when hfprep's own computation of it changes its results.
@@ -31,7 +33,10 @@ def digest(value: Any) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class AudioIdentity:
-    """What tells one audio file from another: size and mtime, or with `--hash-audio` its content."""
+    """What tells one audio file from another: size and mtime, or with `--hash-audio` its content.
+
+    A clip inside another file goes by its length and that file's mtime; where in the file it is, its name says.
+    """
 
     size: int
     mtime_ns: int
@@ -40,8 +45,13 @@ class AudioIdentity:
     @classmethod
     def of(cls, path: str, *, by_content: bool) -> "AudioIdentity":
         """Look at the file at `path`; OSError where there is none."""
-        status = os.stat(path)
-        return cls(status.st_size, status.st_mtime_ns, sha256_file(Path(path)) if by_content else None)
+        reference = parse_reference(path)
+        if reference is None:
+            status = os.stat(path)
+            return cls(status.st_size, status.st_mtime_ns, sha256_file(Path(path)) if by_content else None)
+        status = os.stat(reference.file)
+        size = reference.length if isinstance(reference, ByteRange) else status.st_size
+        return cls(size, status.st_mtime_ns, hashlib.sha256(read_clip(path)).hexdigest() if by_content else None)
 
     def key(self) -> bytes:
         return (self.sha256 or f"{self.size}:{self.mtime_ns}").encode()

@@ -1,0 +1,87 @@
+"""Audio that is not a file of its own: how a clip inside a tar, Arrow or Parquet file is written down as a string.
+
+`FILE#NAME@OFFSET+LENGTH` is a range of bytes of a file, `FILE#NAME@COLUMN[ROW]` a cell of a Parquet file (rows count
+from 0). NAME is the clip's own name, for people and for its suffix; it may be empty. Such strings stand wherever a
+path of an audio file may stand. Reads no file.
+"""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+_RANGE = re.compile(r"(?P<file>.+)#(?P<name>[^#@]*)@(?P<offset>\d+)\+(?P<length>\d+)", re.DOTALL)
+_CELL = re.compile(r"(?P<file>.+\.(?:parquet|pq))#(?P<name>[^#@]*)@(?P<column>[^#@]+)\[(?P<row>\d+)\]", re.DOTALL)
+_RESERVED = re.compile(r"[%#@\x00-\x1f\x7f]")
+_ESCAPED = re.compile(r"%([0-9A-F]{2})")
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRange:
+    """`length` bytes of `file` from `offset`: a member of a tar, a value in an Arrow file."""
+
+    file: str
+    name: str
+    offset: int
+    length: int
+
+    def __str__(self) -> str:
+        return f"{self.file}#{_escape(self.name)}@{self.offset}+{self.length}"
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetCell:
+    """One value of a column of bytes (or of an Audio column) of a Parquet file; `row` counts from 0."""
+
+    file: str
+    name: str
+    column: str
+    row: int
+
+    def __str__(self) -> str:
+        return f"{self.file}#{_escape(self.name)}@{_escape(self.column)}[{self.row}]"
+
+
+Reference = ByteRange | ParquetCell
+
+
+def parse_reference(audio: str) -> Reference | None:
+    """The clip inside another file that a string stands for; None where it is an ordinary path."""
+    if "#" not in audio:
+        return None
+    if found := _RANGE.fullmatch(audio):
+        return ByteRange(found["file"], _unescape(found["name"]), int(found["offset"]), int(found["length"]))
+    if found := _CELL.fullmatch(audio):
+        return ParquetCell(found["file"], _unescape(found["name"]), _unescape(found["column"]), int(found["row"]))
+    return None
+
+
+def file_of(audio: str) -> str:
+    """The file that has to be there for an audio to be read: the path itself, or the one that holds the clip."""
+    reference = parse_reference(audio)
+    return audio if reference is None else reference.file
+
+
+def moved(reference: Reference, file: str) -> str:
+    """The same clip with its file at another path, as a string."""
+    return str(dataclasses.replace(reference, file=file))
+
+
+def name_of(audio: str) -> str:
+    """The name of a clip without folders and suffix: "a" of "wavs/a.wav" and of "x.tar#b/a.wav@512+10"."""
+    reference = parse_reference(audio)
+    return PurePosixPath(audio if reference is None else reference.name).stem
+
+
+def suffix_of(audio: str) -> str:
+    """The suffix of a clip's own name, in lower case: ".wav"."""
+    reference = parse_reference(audio)
+    return PurePosixPath(audio if reference is None else reference.name).suffix.lower()
+
+
+def _escape(name: str) -> str:
+    return _RESERVED.sub(lambda found: f"%{ord(found[0]):02X}", name)
+
+
+def _unescape(name: str) -> str:
+    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), name)
