@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_samples_and_order_are_those_of_the_manifest(sets: dict[str, Path], name
 def test_batches_are_the_same_from_every_format(sets: dict[str, Path], name: str, workers: int) -> None:
     """Shuffled by torch with a seed, in worker processes too."""
 
-    def batches(path: Path, num_workers: int) -> list[dict[str, object]]:
+    def batches(path: Path, num_workers: int) -> list[dict[str, Any]]:
         generator = torch.Generator().manual_seed(5)
         loader = DataLoader(
             hfprep.load(path), batch_size=3, shuffle=True, generator=generator, collate_fn=hfprep.collate,
@@ -80,7 +81,7 @@ def test_batches_are_the_same_from_every_format(sets: dict[str, Path], name: str
         return list(loader)
 
     expected = batches(sets["npy"], 0)
-    assert [sample_id for batch in expected for sample_id in batch["ids"]] != TRAIN_IDS  # type: ignore[attr-defined]
+    assert [sample_id for batch in expected for sample_id in batch["ids"]] != TRAIN_IDS
     for one, other in zip(batches(sets[name], workers), expected, strict=True):
         assert_equal(one, other)
 
@@ -106,7 +107,7 @@ def test_distributed_ranks_share_the_samples(sets: dict[str, Path]) -> None:
 
 
 def test_collate_pads_with_zeros_and_gives_lengths() -> None:
-    samples = [
+    samples: list[dict[str, Any]] = [
         {"id": "a", "language": "en", "text_ids": torch.tensor([1, 2, 3]), "codes": torch.tensor([4]),
          "condition": torch.ones(ROWS, DIM), "emo_vec": torch.full((DIM,), 2.0)},
         {"id": "b", "language": None, "text_ids": torch.tensor([5]), "codes": torch.tensor([6, 7]),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError
 
 from hfprep.errors import ConfigError, StoreError
 from hfprep.exporters.arrow_writer import MAX_SHARD_BYTES, ArrowOptions, export_arrow
@@ -23,6 +23,13 @@ from hfprep.exporters.webdataset_writer import WebDatasetOptions, export_webdata
 LOGIN = "hf auth login"
 CARD = "README.md"
 PUSH_FORMATS = ("arrow", "webdataset")
+# What a failed transfer raises besides the Hub's own answers: the library's HTTP client where there is no connection,
+# and the library itself (RuntimeError) for a file.
+FAILURES: tuple[type[Exception], ...] = (
+    OSError,
+    RuntimeError,
+    *(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"),
+)
 UNAUTHORIZED = {401, 403}
 # What an earlier push left in the repository and this one does not bring goes, whichever format it was in.
 STALE = ["train/*", "validation/*", "*.tar", "index.json", "dataset_dict.json"]
@@ -66,7 +73,7 @@ def push(source: Path, repo: str, options: PushOptions | None = None, *, token: 
         )
     except HfHubHTTPError as error:
         raise StoreError(_explanation(error, repo)) from error
-    except (OfflineModeIsEnabled, OSError) as error:
+    except FAILURES as error:
         raise StoreError(f"pushing to {repo} failed: {error}; push again to resume") from error
     shutil.rmtree(folder)
     return str(made)

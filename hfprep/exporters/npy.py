@@ -5,7 +5,6 @@ that equals, byte for byte, the one that a set was made from.
 """
 
 import json
-import os
 import sqlite3
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +20,7 @@ import numpy as np
 from hfprep.errors import StoreError
 from hfprep.exporters.extra_fields import extra_path, read_extra_fields, write_extra_fields
 from hfprep.exporters.folders import appearing_folder
+from hfprep.exporters.positioned import PositionedFile
 from hfprep.exporters.samples import (
     LATENTS,
     SPLITS,
@@ -48,7 +48,7 @@ class LineFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._offsets = array("q", [0])
-        self._descriptor: int | None = None
+        self._file = PositionedFile(path)
         try:
             with open(path, "rb") as stream:
                 for line in stream:
@@ -61,17 +61,8 @@ class LineFile:
 
     def line(self, index: int) -> bytes:
         """The bytes of a line, with its newline."""
-        if self._descriptor is None:
-            self._descriptor = os.open(self.path, os.O_RDONLY)
         start, end = self._offsets[index], self._offsets[index + 1]
-        return os.pread(self._descriptor, end - start, start)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_descriptor": None}
-
-    def __del__(self) -> None:
-        if getattr(self, "_descriptor", None) is not None:
-            os.close(self._descriptor)  # type: ignore[arg-type]
+        return self._file.read(start, end - start)
 
 
 class NpySplit(Split):

@@ -6,7 +6,6 @@ read by position.
 
 import io
 import json
-import os
 import re
 from array import array
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from hfprep.errors import StoreError
+from hfprep.exporters.positioned import PositionedFile
 from hfprep.exporters.samples import METADATA, Entry, Origin, Sample, SampleSet, Split, checked, entry_from
 from hfprep.records import COLUMNS
 
@@ -61,27 +61,8 @@ def _entry(values: dict[str, Any], exact_line: str, extra: str) -> Entry:
     return entry_from(metadata, exact_line or None, extra)
 
 
-class TarFile:
-    """A shard, read by position; opened when first needed, in each process for itself."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._descriptor: int | None = None
-
-    def read(self, offset: int, size: int) -> bytes:
-        if self._descriptor is None:
-            try:
-                self._descriptor = os.open(self.path, os.O_RDONLY)
-            except OSError as error:
-                raise StoreError(f"{self.path} cannot be read: {error.strerror or error}") from error
-        return os.pread(self._descriptor, size, offset)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_descriptor": None}
-
-    def __del__(self) -> None:
-        if getattr(self, "_descriptor", None) is not None:
-            os.close(self._descriptor)  # type: ignore[arg-type]
+class TarFile(PositionedFile):
+    """A shard, read by position."""
 
     def header(self, offset: int) -> tuple[bytes, int]:
         """Name and size of the member whose header stands at `offset`; an empty name at the end."""
