@@ -6,8 +6,8 @@ process. Knows nothing of manifests or of the output layout.
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -43,6 +43,22 @@ class Sink(Protocol):
     def __call__(self, staged: list[Staged], rejections: list[Rejection], cost: BatchCost) -> None: ...
 
 
+class Models:
+    """Feature models by their files and device, each loaded once however many extractors use it."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[tuple[ModelFiles, str], FeatureModel] = {}
+
+    def load(self, files: ModelFiles, model_config: ModelConfig, device: torch.device) -> FeatureModel:
+        """The model of these files on a device. Raises ConfigError or CheckpointError."""
+        key = (files, str(device))
+        if key not in self._loaded:
+            started = time.monotonic()
+            self._loaded[key] = FeatureModel.load(files, model_config, device=device)
+            log.info("models loaded on %s in %.1f s", device, time.monotonic() - started)
+        return self._loaded[key]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExtractorSpec:
     """How to open a `FeatureExtractor`, here or in another process."""
@@ -58,8 +74,12 @@ class ExtractorSpec:
     drop_overlong: bool = False
     threads: int | None = None
 
-    def open(self, device: str | None = None) -> FeatureExtractor:
-        """Load the tokenizer and, where audio is wanted, the models. Raises ConfigError or CheckpointError."""
+    def open(self, device: str | None = None, *, models: Models | None = None) -> FeatureExtractor:
+        """Load the tokenizer and, where audio is wanted, the models (from `models`, where they are loaded already).
+
+        Raises ConfigError or CheckpointError.
+        """
+        models = models or Models()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         place = choose_device(device or self.device)
@@ -73,11 +93,9 @@ class ExtractorSpec:
         )
         model, fallback = None, None
         if self.with_audio:
-            started = time.monotonic()
-            model = FeatureModel.load(self.files, self.model_config, device=place)
-            log.info("models loaded on %s in %.1f s", place, time.monotonic() - started)
+            model = models.load(self.files, self.model_config, place)
             if place.type != "cpu":
-                fallback = loaded_once(lambda: FeatureModel.load(self.files, self.model_config, device="cpu"))
+                fallback = partial(models.load, self.files, self.model_config, torch.device("cpu"))
         return FeatureExtractor(TextTokenizer(self.tokenizer), model, settings, fallback=fallback)
 
 
@@ -85,15 +103,3 @@ def cost_of(result: BatchResult, audio_seconds: float, out_of_memory_events: int
     """The cost of a computed batch."""
     frames, padded = result.num_frames, result.padded_frames
     return BatchCost(len(result.outcomes), frames, padded, audio_seconds, out_of_memory_events)
-
-
-def loaded_once(load: Callable[[], FeatureModel]) -> Callable[[], FeatureModel]:
-    """A function that loads at its first call and gives the same model ever after."""
-    loaded: list[FeatureModel] = []
-
-    def get() -> FeatureModel:
-        if not loaded:
-            loaded.append(load())
-        return loaded[0]
-
-    return get
