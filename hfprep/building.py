@@ -249,10 +249,26 @@ class _Run:
             drop_overlong=config.drop_overlong,
             threads=threads_per_process(num_processes) if num_processes > 1 else None,
         )
-        if num_processes == 1:
+        if config.engine == "ray":
+            self.run_on_ray(spec, plan, sink, stop)
+        elif num_processes == 1:
             run_local(spec, pending, sink, work=work, stop=stop)
         else:
             run_processes(spec, plan, sink, work=work, num_processes=num_processes, stop=stop)
+
+    def run_on_ray(self, spec: ExtractorSpec, plan: Plan, sink: Sink, stop: Callable[[], bool]) -> None:
+        """Give the pending rows to a Ray cluster; each worker has --workers CPUs (one if left open)."""
+        from hfprep.engines.ray import RayOptions, run_ray
+
+        config, cpus = self.config, self.config.workers or 1
+        spec = dataclasses.replace(spec, workers=cpus, threads=cpus)
+        options = RayOptions(
+            address=config.ray_address,
+            num_workers=config.num_processes,
+            num_gpus_per_worker=config.num_gpus_per_worker,
+            num_cpus_per_worker=cpus,
+        )
+        run_ray(spec, plan, sink, work=self.output.work / "ray", options=options, stop=stop)
 
     def finish(self, plan: Plan, interrupted_by: int | None) -> Summary:
         """Replace the running files by final ones and sum up."""

@@ -136,6 +136,7 @@ def _log_to_stderr(*, as_json: bool) -> None:
 def main() -> None:
     """Entry point of `hfprep` and `python -m hfprep`: errors that hfprep raises on purpose are printed, not traced."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that a build starts reports to nobody
     try:
         app()
     except HfprepError as error:

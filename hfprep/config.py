@@ -13,6 +13,7 @@ from hfprep.errors import ConfigError
 
 FORMATS = ("npy", "arrow", "webdataset")
 ON_CHANGE = ("recompute", "refuse")
+ENGINES = ("local", "ray")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,9 @@ class BuildConfig:
     num_processes: int = option(0, "Processes on this machine; 0: one a GPU, else one.")
     shard: str | None = option(None, "Do one part of the manifest: 0/16 to 15/16; `merge` joins the outputs.")
     dry_run: bool = option(False, "Say what would be done, and by whom, without loading a model.")
+    engine: str = option("local", "local: this machine; ray: a Ray cluster (pip install 'hfprep[ray]').")
+    ray_address: str | None = option(None, "Address of the Ray cluster, such as auto or HOST:PORT; default: start one.")
+    num_gpus_per_worker: float | None = option(None, "GPUs a Ray worker, 0.5 for two on one; default: 1 where any.")
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
     audio_sr: int = option(16000, "16000: straight to 16 kHz; another rate (24000): through it, as older scripts did.")
     max_samples: int | None = option(None, "Take only the first N valid rows.")
@@ -87,6 +91,9 @@ class BuildConfig:
         self._require(self.num_processes >= 0, "num_processes", "0 (automatic) or a positive number")
         self._require(self.audio_sr > 0, "audio_sr", "a sampling rate in Hz, such as 16000 or 24000")
         self._require(self.max_samples is None or self.max_samples > 0, "max_samples", "a positive number")
+        self._require(self.engine in ENGINES, "engine", " or ".join(ENGINES))
+        gpus = self.num_gpus_per_worker
+        self._require(gpus is None or gpus >= 0, "num_gpus_per_worker", "0 or a positive number")
         if self.shard is not None:
             Part.parse(self.shard)
         self._require(

@@ -5,7 +5,7 @@ durable batch by batch although `datasets.map` itself keeps nothing of a map tha
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,22 @@ def run_local(
         writer.flush()
 
 
+def run_rows(
+    rows: list[dict[str, Any]], extractor: FeatureExtractor
+) -> Generator[tuple[list[tuple[PlannedRow, Features]], list[Rejection], BatchResult], None, None]:
+    """Run the extractor over rows of the plan: what was computed, what was rejected, and the whole, batch by batch."""
+    planned = {row["line"]: planned_row(row) for row in rows}
+    with contextlib.closing(extractor.extract([Task(row.utterance, row.need) for row in planned.values()])) as results:
+        for result in results:
+            computed, rejections = [], []
+            for task, outcome in result.outcomes:
+                if isinstance(outcome, Features):
+                    computed.append((planned[task.utterance.line], outcome))
+                else:
+                    rejections.append(outcome)
+            yield computed, rejections, result
+
+
 def map_rows(
     pending: datasets.Dataset, extractor: FeatureExtractor, deliver: Deliver, *, cache_file: Path
 ) -> datasets.Dataset:
@@ -66,18 +82,11 @@ def map_rows(
     """
 
     def process(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        rows = [planned_row(dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
-        by_line = {row.utterance.line: row for row in rows}
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         rejected: dict[int, str] = {}
-        with contextlib.closing(extractor.extract([Task(row.utterance, row.need) for row in rows])) as results:
-            for result in results:
-                computed, rejections = [], []
-                for task, outcome in result.outcomes:
-                    if isinstance(outcome, Features):
-                        computed.append((by_line[task.utterance.line], outcome))
-                    else:
-                        rejections.append(outcome)
-                        rejected[outcome.line] = outcome.reason.value
+        with contextlib.closing(run_rows(rows, extractor)) as batches:
+            for computed, rejections, result in batches:
+                rejected |= {rejection.line: rejection.reason.value for rejection in rejections}
                 deliver(computed, rejections, result)
         return {"id": columns["id"], "rejected": [rejected.get(line) for line in columns["line"]]}
 
