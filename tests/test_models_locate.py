@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -247,3 +249,12 @@ def test_an_index_cannot_point_outside(models: Path) -> None:
     (models / "w2v-bert-2.0/model.safetensors.index.json").write_text("[]")
     with pytest.raises(CheckpointError, match="index"):
         locate(models=models)
+
+
+def test_finding_files_needs_no_torch(models: Path) -> None:
+    code = (
+        "import sys; from hfprep.models.locate import locate; locate(models=sys.argv[1]); "
+        "print(sorted({'torch', 'transformers', 'datasets'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, models], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -15,13 +15,19 @@ from torch.nn import functional as F
 
 from hfprep.model_config import ConditionConfig
 from hfprep.models.masking import FrameMask, KeyMask, TimeMask
-from hfprep.models.operators import DepthwiseConvolution, Linear, PointwiseConvolution, join_heads, split_heads
+from hfprep.models.operators import DepthwiseConvolution, Linear, PointwiseConvolution, join_heads, linear, split_heads
 
 KERNEL_SIZE = 15
 POSITION_ROWS = 5000
-# The convolution's output is C channels wide per frequency, so a clip of 5 s would take 130 MB at once: it is made and
-# consumed a few channels at a time. This is the number of floats that such a piece may hold.
-SUBSAMPLING_PIECE = 1 << 21
+
+
+def subsampling_piece(device: torch.device) -> tuple[int, int]:
+    """How many channels and frames of the subsampling convolution's output exist at once.
+
+    The whole of it would take 130 MB for a clip of 5 s. On a CPU a piece (8 MB) and the weights that it meets (16 MB)
+    stay in the cache; elsewhere fewer, larger pieces keep a device busy.
+    """
+    return (16, 256) if device.type == "cpu" else (64, 4096)
 
 
 class Subsampling(nn.Module):
@@ -41,11 +47,14 @@ class Subsampling(nn.Module):
         patches = self._patches(x)  # (B * T', 10, F)
         kernels = torch.cat([self.conv_weight.flatten(1), self.conv_bias[:, None]], dim=1)  # (C, 10)
         out = self.out_bias.repeat(patches.shape[0], 1)  # (B * T', C)
-        step = min(channels, max(1, SUBSAMPLING_PIECE // (patches.shape[0] * width)))
+        step, rows = subsampling_piece(x.device)
         for first in range(0, channels, step):
-            piece = torch.matmul(kernels[first : first + step], patches).relu_()  # (B * T', step, F)
-            columns = self.out_weight[:, first * width : (first + step) * width]
-            out.addmm_(piece.flatten(1), columns.t())
+            kernel = kernels[first : first + step]
+            # One copy of these columns serves all frames: products read contiguous weights much faster.
+            columns = self.out_weight[:, first * width : (first + step) * width].contiguous()
+            for frames, sums in zip(patches.split(rows), out.split(rows), strict=True):
+                maps = torch.matmul(kernel, frames).relu_()  # (rows, step, F)
+                sums += linear(maps.flatten(1), columns)
         return out.mul_(math.sqrt(channels)).view(x.shape[0], -1, channels)
 
     def _patches(self, x: Tensor) -> Tensor:

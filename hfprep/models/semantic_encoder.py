@@ -8,6 +8,7 @@ Knows nothing of checkpoint files. Source: Seamless Communication 2023; transfor
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -26,8 +27,14 @@ if TYPE_CHECKING:
     from transformers import Wav2Vec2BertConfig
 
 NUM_LAYERS = 17
-# The positional bias is made for a few queries at a time; this is the number of floats that a piece may hold.
-BIAS_PIECE = 1 << 23
+
+
+def bias_piece(device: torch.device) -> int:
+    """How many numbers of the positional bias (clips x heads x queries x keys) exist at once: 400 MB for all of a
+    clip of 50 s. On a CPU a piece stays in the cache; elsewhere larger pieces keep a device busy.
+    """
+    return 1 << 21 if device.type == "cpu" else 1 << 27
+
 
 # What the published models have, and the only thing that is computed here.
 _REQUIRED: dict[str, tuple[Any, ...]] = {
@@ -141,14 +148,24 @@ class RelativeKeyAttention(nn.Module):
         table = self.distance_embedding.weight / math.sqrt(query.shape[-1])
         key_bias = self.key_mask(attention_mask)
         attended = torch.empty_like(query)  # keeps the strides of a view of (B, T, D)
-        step = min(frames, max(1, BIAS_PIECE // (batch * self.num_heads * frames)))
-        for first in range(0, frames, step):
-            piece = query[:, :, first : first + step]
+        clips, queries = self._piece(query)
+        for clip, first in itertools.product(range(0, batch, clips), range(0, frames, queries)):
+            these = slice(clip, clip + clips)
+            piece = query[these, :, first : first + queries]
             bias = relative_bias(piece, table, left=self.left, first=first, num_keys=frames)
             if key_bias is not None:
-                bias = bias + key_bias
-            attended[:, :, first : first + step] = F.scaled_dot_product_attention(piece, key, value, attn_mask=bias)
+                bias = bias + key_bias[these]
+            attended[these, :, first : first + queries] = F.scaled_dot_product_attention(
+                piece, key[these], value[these], attn_mask=bias
+            )
         return self.linear_out(join_heads(attended)), None
+
+    def _piece(self, query: Tensor) -> tuple[int, int]:
+        """How many clips, and how many of their queries, attend at once."""
+        batch, heads, frames, _ = query.shape
+        piece = bias_piece(query.device)
+        clips = min(batch, max(1, piece // (heads * frames * frames)))
+        return clips, min(frames, max(1, piece // (clips * heads * frames)))
 
 
 class CausalConvolution(nn.Module):
