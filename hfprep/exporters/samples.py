@@ -40,11 +40,16 @@ METADATA: dict[str, type] = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A sample's manifest record; `line` is its exact line, `extra` the source manifest's other fields as JSON."""
+    """A sample's manifest record, its line where that is not how hfprep writes it, and other fields as JSON."""
 
     record: dict[str, Any]
-    line: bytes
+    written: bytes | None = None
     extra: str = NO_EXTRA
+
+    @property
+    def line(self) -> bytes:
+        """The exact manifest line."""
+        return json_line(self.record) if self.written is None else self.written
 
     @property
     def id(self) -> str:
@@ -147,8 +152,7 @@ def entry_from(metadata: Mapping[str, Any], exact_line: str | None, extra: str) 
     """An entry from what Arrow and WebDataset keep of it: the opposite of `metadata` and `exact_line`."""
     if exact_line:
         return parse_entry(exact_line.encode("utf-8"), extra)
-    record = record_of(metadata)
-    return Entry(record, json_line(record), extra)
+    return Entry(record_of(metadata), None, extra)
 
 
 def parse_entry(line: bytes, extra: str = NO_EXTRA) -> Entry:

@@ -4,7 +4,6 @@ Needs the index that hfprep writes beside the shards. Members are found by readi
 read by position.
 """
 
-import io
 import json
 import re
 from array import array
@@ -13,9 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hfprep.errors import StoreError
+from hfprep.exporters.npy_bytes import parse_npy
 from hfprep.exporters.positioned import PositionedFile
 from hfprep.exporters.samples import METADATA, Entry, Origin, Sample, SampleSet, Split, checked, entry_from
 from hfprep.records import COLUMNS
@@ -61,15 +59,19 @@ def _entry(values: dict[str, Any], exact_line: str, extra: str) -> Entry:
     return entry_from(metadata, exact_line or None, extra)
 
 
+def parse_header(block: bytes) -> tuple[bytes, int]:
+    """Name and size of a tar member; an empty name at the end of the archive."""
+    name = block[:100].rstrip(b"\0")
+    return name, int(block[124:135], 8) if name else 0
+
+
 class TarFile(PositionedFile):
     """A shard, read by position."""
 
     def header(self, offset: int) -> tuple[bytes, int]:
         """Name and size of the member whose header stands at `offset`; an empty name at the end."""
-        block = self.read(offset, BLOCK)
-        name = block[:100].rstrip(b"\0")
         try:
-            return name, int(block[124:135], 8) if name else 0
+            return parse_header(self.read(offset, BLOCK))
         except ValueError:
             raise StoreError(f"{self.path} is damaged at byte {offset}; export it again") from None
 
@@ -86,6 +88,7 @@ class WebDatasetSplit(Split):
         self._files: list[TarFile] = []
         self._shard = array("i")
         self._offset = array("q")
+        self._sizes = [int(shard["bytes"]) for shard in shards]
         for number, shard in enumerate(shards):
             path = root / shard["name"]
             size = path.stat().st_size if path.is_file() else -1
@@ -116,35 +119,39 @@ class WebDatasetSplit(Split):
     def __len__(self) -> int:
         return len(self._offset)
 
-    def _members(self, index: int) -> Iterator[tuple[str, TarFile, int, int]]:
-        file, offset = self._files[self._shard[index]], self._offset[index]
-        for wanted in MEMBERS:
-            name, size = file.header(offset)
+    def _read(self, index: int, members: tuple[str, ...]) -> dict[str, memoryview]:
+        """The first members of a sample, by name, in one read."""
+        file, start = self._files[self._shard[index]], self._offset[index]
+        data = memoryview(file.read(start, self._end(index) - start))
+        found, offset = {}, 0
+        for wanted in members:
+            name, size = parse_header(bytes(data[offset : offset + BLOCK]))
             member = name.partition(b".")[2].decode()
             if member != wanted:
                 raise StoreError(f"{file.path} has {member or 'nothing'} where {wanted} should be; export it again")
-            yield member, file, offset + BLOCK, size
+            found[member] = data[offset + BLOCK : offset + BLOCK + size]
             offset += BLOCK + _padded(size)
+        return found
+
+    def _end(self, index: int) -> int:
+        """Where the next sample starts, or the shard ends."""
+        last = index + 1 == len(self) or self._shard[index + 1] != self._shard[index]
+        return self._sizes[self._shard[index]] if last else self._offset[index + 1]
 
     def entry(self, index: int) -> Entry:
-        _, file, start, size = next(self._members(index))
-        return self._parse(file.read(start, size))
+        return self._parse(self._read(index, MEMBERS[:1])["json"])
 
     @staticmethod
-    def _parse(data: bytes) -> Entry:
-        values = json.loads(data)
+    def _parse(data: memoryview) -> Entry:
+        values = json.loads(bytes(data))
         return _entry(values, values[EXACT_LINE], values[EXTRA])
 
     def sample(self, index: int) -> Sample:
-        members = {name: file.read(start, size) for name, file, start, size in self._members(index)}
+        members = self._read(index, MEMBERS)
+        where = str(self._files[self._shard[index]].path)
         entry = self._parse(members["json"])
-        arrays = {name: _read_npy(members[f"{name}.npy"]) for name in COLUMNS}
-        return checked(Sample(entry, arrays), str(self._files[self._shard[index]].path))
-
-
-def _read_npy(data: bytes) -> np.ndarray:
-    loaded: np.ndarray = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    return loaded
+        arrays = {name: parse_npy(members[f"{name}.npy"], entry.id, where) for name in COLUMNS}
+        return checked(Sample(entry, arrays), where)
 
 
 class WebDatasetSet(SampleSet):
