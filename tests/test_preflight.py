@@ -131,7 +131,7 @@ def test_foretells_a_build_s_rejections_of_fuzzed_manifests(
 
 def test_counts_by_hand(tmp_path: Path, models: Path) -> None:
     (tmp_path / "a").mkdir()
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"id": "one", "text": "Hello", "audio": tone(tmp_path / "1.wav", 2.0), "speaker": "x", "language": "en"},
         {"id": "two", "text": "Hello \u2603", "audio": tone(tmp_path / "2.wav", 1.0, 24000, 2), "duration": 3.0},
         {"id": "six", "text": "Hello", "audio": tone(tmp_path / "3.flac", 3.0), "speaker": "x", "language": "en"},
@@ -246,7 +246,8 @@ def test_multiplications_of_the_published_models() -> None:
 def test_errors_come_before_any_line(tmp_path: Path, models: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         check(CheckOptions(manifest=tmp_path / "none.jsonl"))
-    empty = write(tmp_path / "empty.jsonl", [])
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
     with pytest.raises(ConfigError, match="is empty"):
         check(CheckOptions(manifest=empty, fix=tmp_path / "fixed.jsonl"))
     assert not (tmp_path / "fixed.jsonl").exists()

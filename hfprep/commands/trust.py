@@ -3,6 +3,7 @@
 import typer
 
 from hfprep.commands.check import check
+from hfprep.commands.doctor import doctor, download
 from hfprep.commands.verify import verify
 
 
@@ -10,3 +11,5 @@ def register(app: typer.Typer) -> None:
     """Give the program these commands."""
     app.command("check")(check)
     app.command("verify")(verify)
+    app.command("doctor")(doctor)
+    app.command("download")(download)

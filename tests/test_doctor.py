@@ -1,0 +1,284 @@
+"""doctor names what is wrong with its remedy; download fetches, goes on after a break, and refuses other bytes."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from hfprep import doctor
+from hfprep.cli import app
+from hfprep.doctor import Level, examine
+from hfprep.download import SOURCES
+from hfprep.models.locate import locate
+
+
+def commit_of(repository: str) -> str:
+    """Each repository has a revision of its own."""
+    return hashlib.sha1(repository.encode()).hexdigest()
+
+
+@pytest.fixture
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "DISK_PROBE_BYTES", 1 << 16)
+
+
+def find(topic: str, **arguments: Path) -> list[doctor.Finding]:
+    return [finding for finding in examine(**arguments) if finding.topic == topic]
+
+
+@pytest.mark.usefixtures("quick_disk")
+def test_everything_is_looked_at_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    topics = [finding.topic for finding in examine(folder=tmp_path / "not" / "yet")]
+    assert set(topics) == {"Python", "packages", "devices", "CPU", "ffmpeg", "disk", "hub cache", "models"}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("quick_disk")
+def test_problems_come_first_with_their_remedies(tmp_path: Path, golden_small: Path) -> None:
+    models = Path(shutil.copytree(golden_small / "checkpoints", tmp_path / "models"))
+    (models / "gpt.pth").unlink()
+    (models / "w2v-bert-2.0" / "model.safetensors").unlink()
+    findings = examine(folder=tmp_path, models=models)
+    assert [finding.level for finding in findings] == sorted(finding.level for finding in findings)
+    first = findings[0]
+    assert (first.level, first.topic) == (Level.PROBLEM, "models")
+    assert "gpt.pth" in first.found
+    assert "w2v-bert-2.0/model.safetensors" in first.found
+    assert f"hfprep download {models}" in first.remedy
+    assert all(finding.remedy for finding in findings if finding.level != Level.FINE)
+
+
+@pytest.mark.usefixtures("quick_disk")
+def test_models_that_are_there_are_fine(tmp_path: Path, golden_small: Path) -> None:
+    found = find("models", folder=tmp_path, models=golden_small / "checkpoints")
+    assert [finding.level for finding in found] == [Level.FINE]
+    assert "codebook of 128" in found[0].found
+
+
+@pytest.mark.usefixtures("quick_disk")
+def test_models_that_are_not_cached_are_named_with_the_command(tmp_path: Path) -> None:
+    found = find("models", folder=tmp_path)
+    assert len(found) == 3
+    assert all("hfprep download" in finding.remedy for finding in found)
+    assert {source.repository for source in SOURCES} == {finding.found.split()[0] for finding in found}
+
+
+@pytest.mark.usefixtures("quick_disk")
+def test_missing_and_old_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ["numpy>=999", "a-package-that-is-not>=1", 'ray>=2; extra == "ray"', "typer>=0.1"]
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: wanted)
+    problems = [finding for finding in find("packages", folder=tmp_path) if finding.level == Level.PROBLEM]
+    assert [(item.found.split()[0], item.remedy) for item in problems] == [
+        ("numpy", "pip install 'numpy>=999'"),
+        ("a-package-that-is-not", "pip install 'a-package-that-is-not>=1'"),
+    ]
+
+
+@pytest.mark.usefixtures("quick_disk")
+def test_ffmpeg_and_a_gpu_that_torch_does_not_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    programs = {"nvidia-smi": "/usr/bin/nvidia-smi"}
+    monkeypatch.setattr(doctor.shutil, "which", programs.get)
+    (ffmpeg,) = find("ffmpeg", folder=tmp_path)
+    assert ffmpeg.level == Level.WARNING
+    assert "install ffmpeg" in ffmpeg.remedy
+    (device,) = find("devices", folder=tmp_path)
+    assert device.level == Level.PROBLEM
+
+
+@pytest.mark.usefixtures("quick_disk")
+def test_gpus_with_the_batch_size_that_would_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Card:
+        name, total_memory = "Card", 24 << 30
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Card)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: ((20 << 30, 1 << 30)[index], 24 << 30))
+    found = {finding.found.split()[0]: finding for finding in find("devices", folder=tmp_path)}
+    assert "batch size 16" in found["cuda:0"].found
+    assert found["cuda:0"].level == Level.FINE
+    assert found["cuda:1"].level == Level.WARNING
+
+
+@pytest.mark.usefixtures("quick_disk")
+def test_a_disk_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, data: bytes) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(doctor, "_write", refuse)
+    worst = find("disk", folder=tmp_path)[0]
+    assert worst.level == Level.PROBLEM
+    assert "Read-only" in worst.found
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("quick_disk")
+def test_the_command_s_exit_status(tmp_path: Path, golden_small: Path) -> None:
+    runner = CliRunner()
+    fine = runner.invoke(app, ["doctor", "--output-dir", str(tmp_path), "--models", str(golden_small / "checkpoints")])
+    assert fine.exit_code == 0, fine.output
+    wrong = runner.invoke(app, ["doctor", "--output-dir", str(tmp_path), "--models", str(tmp_path)])
+    assert wrong.exit_code == 1
+    assert wrong.output.index("problem") < wrong.output.index("ok")
+
+
+class Hub(ThreadingHTTPServer):
+    """As much of the hub's interface as fetching a snapshot takes, over the files of golden-small."""
+
+    def __init__(self, checkpoints: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files = {
+            (source.repository, name): (checkpoints / source.folder / name).read_bytes()
+            for source in SOURCES
+            for name in source.patterns
+        }
+        self.bodies: Counter[str] = Counter()
+        self.ranges: list[str] = []
+        self.break_after: dict[str, int] = {}
+        self.claimed: dict[str, str] = {}
+
+    def hash(self, repository: str, name: str) -> str:
+        return self.claimed.get(name) or hashlib.sha256(self.files[repository, name]).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, *, body: bool) -> None:
+        path = self.path.partition("?")[0].strip("/")
+        if path.startswith("api/models/"):
+            repository = "/".join(path.split("/")[2:4])
+            if "/tree/" in path:
+                entries = [
+                    {"type": "file", "oid": "0" * 40, "size": len(data), "path": name}
+                    | {"lfs": {"size": len(data), "oid": self.server.hash(repo, name), "pointerSize": 100}}
+                    for (repo, name), data in self.server.files.items()
+                    if repo == repository
+                ]
+                self.reply(json.dumps(entries).encode(), {}, body)
+                return
+            siblings = [
+                {"rfilename": name, "size": len(data), "blobId": "0" * 40}
+                | ({"lfs": {"size": len(data), "sha256": self.server.hash(repo, name), "pointerSize": 100}})
+                for (repo, name), data in self.server.files.items()
+                if repo == repository
+            ]
+            self.reply(
+                json.dumps({"id": repository, "sha": commit_of(repository), "siblings": siblings}).encode(), {}, body
+            )
+            return
+        parts = path.split("/")
+        repository, name = "/".join(parts[:2]), "/".join(parts[4:])
+        if (repository, name) not in self.server.files:
+            self.send_error(404)
+            return
+        data = self.server.files[repository, name]
+        etag = hashlib.sha256(data).hexdigest()
+        headers = {"X-Repo-Commit": commit_of(repository), "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
+        self.reply(data, headers, body, name)
+
+    def reply(self, data: bytes, headers: dict[str, str], body: bool, name: str = "") -> None:
+        wanted, start = self.headers.get("Range"), 0
+        if wanted and body:
+            start = int(wanted.removeprefix("bytes=").partition("-")[0])
+            self.server.ranges.append(f"{name}:{start}")
+            headers = headers | {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
+        self.send_response(206 if start else 200)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        if not body:
+            return
+        self.server.bodies[name] += bool(name)
+        stop = self.server.break_after.get(name)
+        self.wfile.write(data[start:stop])
+        if stop is not None:
+            self.close_connection = True
+
+
+@pytest.fixture
+def hub(golden_small: Path) -> Iterator[Hub]:
+    server = Hub(golden_small / "checkpoints")
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def run_download(hub: Hub, target: Path) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
+    environment |= {
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "5",
+    }
+    command = [sys.executable, "-m", "hfprep", "download", str(target)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+
+
+def test_download_fills_a_folder_that_a_build_takes(hub: Hub, tmp_path: Path, golden_small: Path) -> None:
+    target = tmp_path / "models"
+    result = run_download(hub, target)
+    assert result.returncode == 0, result.stderr
+    assert f"--models {target}" in result.stdout
+    found = locate(models=target)
+    assert found.gpt_checkpoint.read_bytes() == (golden_small / "checkpoints" / "gpt.pth").read_bytes()
+    assert found.semantic_codec == target / "semantic_codec" / "model.safetensors"
+    assert (target / "bpe.model").is_file()
+    fetched = hub.bodies.copy()
+    assert run_download(hub, target).returncode == 0
+    assert hub.bodies == fetched, "what is there is not fetched again"
+
+
+def test_download_goes_on_with_what_is_missing(hub: Hub, tmp_path: Path) -> None:
+    """Within a file it is the hub library that goes on, in steps of 10 MB: no file here is that large."""
+    hub.break_after["model.safetensors"] = 100_000
+    broken = run_download(hub, tmp_path)
+    assert broken.returncode == 1
+    assert "facebook/w2v-bert-2.0 could not be fetched" in broken.stderr
+    assert "run the same command again" in broken.stderr
+    assert "Traceback" not in broken.stderr
+    hub.break_after.clear()
+    assert run_download(hub, tmp_path).returncode == 0
+    assert hub.bodies["gpt.pth"] == 1
+    assert locate(models=tmp_path).semantic_weights == (tmp_path / "w2v-bert-2.0" / "model.safetensors",)
+
+
+def test_download_refuses_other_bytes_than_the_hub_s(hub: Hub, tmp_path: Path) -> None:
+    hub.claimed["bpe.model"] = "f" * 64
+    result = run_download(hub, tmp_path)
+    assert result.returncode == 1
+    assert "bpe.model has the SHA-256" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_download_without_a_hub_says_what_to_do(hub: Hub, tmp_path: Path) -> None:
+    hub.files.clear()
+    result = run_download(hub, tmp_path)
+    assert result.returncode == 1
+    assert "IndexTeam/IndexTTS-2" in result.stderr
+    assert "Traceback" not in result.stderr
