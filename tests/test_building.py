@@ -31,8 +31,8 @@ def build(golden_small: Path, tmp_path: Path) -> Build:
         if rows is not None:
             manifest = tmp_path / "manifest.jsonl"
             manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        defaults = {"models": golden_small / "checkpoints", "output_dir": tmp_path / "out", "val_ratio": 0.3}
-        return hfprep.build(hfprep.BuildConfig(manifest=manifest, **(defaults | options)))
+        values: dict[str, Any] = {"models": golden_small / "checkpoints", "output_dir": tmp_path / "out"}
+        return hfprep.build(hfprep.BuildConfig(manifest=manifest, **(values | {"val_ratio": 0.3} | options)))
 
     return run
 
