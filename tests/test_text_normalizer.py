@@ -80,6 +80,21 @@ def test_text_that_the_grammar_makes_nothing_of(normalizer: TextNormalizer, lang
     assert rejected.value.reason is Reason.TEXT_FAILED
 
 
+@pytest.mark.parametrize(("language", "word"), [("en", "word 5 "), ("zh", "第5个")])
+def test_text_far_too_long_for_a_grammar(normalizer: TextNormalizer, language: str, word: str) -> None:
+    with pytest.raises(RejectedSample, match="has 7000 characters") as rejected:
+        normalizer.normalize((word * 4000)[:7000].replace(" ", "_"), language)
+    assert rejected.value.reason is Reason.TEXT_TOO_LONG
+
+
+@pytest.mark.parametrize(
+    ("language", "word"), [("en", "word, "), ("zh", "没有数字"), ("ja", "数 5 "), ("am", "ሰላም 5 ")]
+)
+def test_other_text_may_be_long(normalizer: TextNormalizer, language: str, word: str) -> None:
+    text = (word * 10_000).strip()
+    assert normalizer.normalize(text, language) == text
+
+
 def test_a_grammar_that_returns_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(normalizer_module.EnglishGrammar, "normalize", lambda *_: "")
     with pytest.raises(RejectedSample, match="made nothing of 'fifty 50'") as rejected:
@@ -111,3 +126,13 @@ def test_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
         fingerprints.append(TextNormalizer().fingerprint())
     assert len(set(fingerprints)) == 3
     assert "WeTextProcessing 1.0.4.1" in fingerprints[0]
+
+
+def test_fingerprint_of_other_grammars(tmp_path: Path) -> None:
+    names = [f"{language}_tn_{step}.fst" for language in ("en", "zh") for step in ("tagger", "verbalizer")]
+    fingerprints = set()
+    for content in (b"a", b"b"):
+        for name in names:
+            (tmp_path / name).write_bytes(content)
+        fingerprints.add(TextNormalizer(grammar_dir=tmp_path).fingerprint())
+    assert len(fingerprints) == 2

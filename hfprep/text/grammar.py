@@ -9,7 +9,6 @@ A grammar is two transducers. The tagger cuts a text into `name { key: "value" .
 into the order in which they are spoken; the verbalizer writes the tokens out.
 """
 
-import hashlib
 import importlib.metadata
 import importlib.util
 import re
@@ -177,11 +176,3 @@ def grammar_folder() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(f"{PACKAGE} {found} is installed without its package tn: pip install {_REQUIREMENT}")
     return Path(spec.submodule_search_locations[0])
-
-
-def grammar_fingerprint(folder: Path, prefix: str) -> str:
-    """Return the SHA-256 over a grammar's files, in hexadecimal."""
-    digest = hashlib.sha256()
-    for step in ("tagger", "verbalizer"):
-        digest.update((folder / f"{prefix}_{step}.fst").read_bytes())
-    return digest.hexdigest()

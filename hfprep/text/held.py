@@ -16,7 +16,8 @@ _FINALS = "|".join(
 )
 # The look-behind sees capitals too, since the whole pattern ignores case: neither beta1 nor BETA1 is pinyin.
 TONED_PINYIN = re.compile(rf"(?<![a-z])(?:(?:[zcs]h|[bpmfdtnlgkhjqxzcsryw])?(?:{_FINALS})|ng|er)[1-5]", re.IGNORECASE)
-_NAME = re.compile("[\u4e00-\u9fff]+(?:[-·—][\u4e00-\u9fff]+){1,2}")
+# The look-behind changes no match; without it a long text without names would take quadratic time.
+_NAME = re.compile("(?<![\u4e00-\u9fff])[\u4e00-\u9fff]+(?:[-·—][\u4e00-\u9fff]+){1,2}")
 _AFTER_JQX = re.compile(r"([jqx])[uü](n|e|an)?(?=[1-5])", re.IGNORECASE)
 
 

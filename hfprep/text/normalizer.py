@@ -5,6 +5,7 @@ Gives `clean`, `detect_language` and `TextNormalizer`, whose `normalize` follows
 hint. Does not know tokens, manifests or audio.
 """
 
+import hashlib
 import re
 import threading
 import unicodedata
@@ -40,6 +41,9 @@ _AMHARIC_LABEL = re.compile(r"^\s*ተናጋሪ\s*\d+\s*[:：]\s*")
 _CONTRACTED_IS = re.compile(r"(what|where|who|which|how|t?here|it|s?he|that|this)'s", re.IGNORECASE)
 # How many capitalised chunks (English) and characters (Chinese) are remembered: some ten megabytes when full.
 _CHUNK_CACHE = 20_000
+# The grammars take some 180 kB and a millisecond for each character. The models have 600 positions for text: what is
+# longer than this is far beyond them, and could take the memory of everything else.
+_LONGEST_FOR_GRAMMAR = 5000
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _WHITE_SPACE = re.compile(r"\s+")
 
@@ -73,8 +77,8 @@ class TextNormalizer:
     def normalize(self, text: str, language_hint: str | None = None) -> str:
         """Return the normalised form of a cleaned text; "" only where nothing but white space and labels is in it.
 
-        Raises RejectedSample (text_failed) where the text is no valid Unicode or the grammar has no reading of it, and
-        ConfigError where a grammar that it needs is not installed.
+        Raises RejectedSample, text_failed where the text is no valid Unicode or the grammar has no reading of it,
+        text_too_long where it is far too long for the grammar; ConfigError where a grammar is not installed.
         """
         surrogate = _SURROGATE.search(text)
         if surrogate:
@@ -96,7 +100,8 @@ class TextNormalizer:
 
     def fingerprint(self) -> str:
         """Return what the normalised texts depend on besides the text: the rules' version, the grammars and Unicode."""
-        return f"rules {NORMALIZER_VERSION}, {PACKAGE} {VERSION}, Unicode {unicodedata.unidata_version}"
+        grammars = f"{PACKAGE} {VERSION}" if self.grammar_dir is None else f"grammars {_sha256(self.grammar_dir)}"
+        return f"rules {NORMALIZER_VERSION}, {grammars}, Unicode {unicodedata.unidata_version}"
 
     def _spoken(self, grammar: Callable[[str], str], text: str, language: str) -> str:
         text = _CONTRACTED_IS.sub(r"\1 is", text)
@@ -128,6 +133,14 @@ def _rebuild(grammar_dir: Path | None, cache_size: int) -> TextNormalizer:
     return TextNormalizer(grammar_dir=grammar_dir, cache_size=cache_size)
 
 
+def _sha256(grammar_dir: Path) -> str:
+    digest = hashlib.sha256()
+    for grammar in (EnglishGrammar(grammar_dir), ChineseGrammar(grammar_dir)):
+        for path in grammar.files:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def _english(grammar: EnglishGrammar, cache_size: int) -> Callable[[str], str]:
     """The grammar behind its fast path and its memory."""
     plain = PlainEnglish(grammar, cache_size=_CHUNK_CACHE)
@@ -135,7 +148,7 @@ def _english(grammar: EnglishGrammar, cache_size: int) -> Callable[[str], str]:
 
     def spoken(text: str) -> str:
         tokens = plain.tokens(text)
-        return remembered(text) if tokens is None else grammar.verbalize(tokens)
+        return remembered(_readable(text)) if tokens is None else grammar.verbalize(tokens)
 
     return spoken
 
@@ -147,9 +160,19 @@ def _chinese(grammar: ChineseGrammar, cache_size: int) -> Callable[[str], str]:
 
     def spoken(text: str) -> str:
         result = plain.spoken(text)
-        return remembered(text) if result is None else result
+        return remembered(_readable(text)) if result is None else result
 
     return lambda text: around(text.rstrip(), spoken)
+
+
+def _readable(text: str) -> str:
+    if len(text) > _LONGEST_FOR_GRAMMAR:
+        raise RejectedSample(
+            Reason.TEXT_TOO_LONG,
+            f"the text has {len(text)} characters; one with numbers or symbols can have {_LONGEST_FOR_GRAMMAR}. "
+            "Cut the sample into sentences",
+        )
+    return text
 
 
 def _tidy(text: str, form: Literal["NFC", "NFKC"]) -> str:
