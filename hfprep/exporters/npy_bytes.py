@@ -2,6 +2,7 @@
 
 import functools
 import io
+import math
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ def parse_npy(data: memoryview | bytes, sample_id: str, where: str) -> np.ndarra
         dtype, shape, fortran = _header(bytes(data[len(PREFIX) : start]))
         if dtype.hasobject or fortran:
             raise ValueError(f"it holds {dtype}" + (" by columns" if fortran else ""))
-        count = int(np.prod(shape, dtype=np.int64))
+        count = math.prod(shape)
         if len(data) - start != count * dtype.itemsize:
             raise ValueError(f"it has {len(data) - start} bytes instead of {count * dtype.itemsize}")
         return np.frombuffer(data, dtype, count, start).reshape(shape)
