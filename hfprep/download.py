@@ -54,7 +54,7 @@ def download(target: Path, *, report: Callable[[str], None] = lambda _: None) ->
         report(f"{source.repository}: {', '.join(source.patterns)}")
         try:
             hashes = _fetch(source, target / source.folder)
-        except Exception as error:  # noqa: BLE001 - whichever network library the hub's own uses, its errors come through
+        except Exception as error:  # whichever network library the hub's own uses, its errors come through
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise CheckpointError(
                 f"{source.repository} could not be fetched: {first}; check the network (and HF_ENDPOINT, HF_TOKEN), "
