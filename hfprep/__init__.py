@@ -3,10 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 from hfprep.config import BuildConfig
+from hfprep.data_sets import config_of_each
 from hfprep.errors import CheckpointError, ConfigError, HfprepError, Reason, RejectedSample, StoreError
 
 if TYPE_CHECKING:
     from hfprep.building import Summary, build
+    from hfprep.building_many import ManySummary, build_many
     from hfprep.loading import LengthBucketedBatchSampler, collate, load
 
 __version__ = "0.1.0"
@@ -16,19 +18,24 @@ __all__ = [
     "ConfigError",
     "HfprepError",
     "LengthBucketedBatchSampler",
+    "ManySummary",
     "Reason",
     "RejectedSample",
     "StoreError",
     "Summary",
     "build",
+    "build_many",
     "collate",
+    "config_of_each",
     "load",
 ]
 
 _LAZY = {
     "LengthBucketedBatchSampler": "hfprep.loading",
+    "ManySummary": "hfprep.building_many",
     "Summary": "hfprep.building",
     "build": "hfprep.building",
+    "build_many": "hfprep.building_many",
     "collate": "hfprep.loading",
     "load": "hfprep.loading",
 }

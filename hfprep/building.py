@@ -20,7 +20,7 @@ from hfprep.config import BuildConfig
 from hfprep.devices import choose_workers
 from hfprep.engines.local import run_local
 from hfprep.engines.processes import choose_num_processes, run_processes, threads_per_process
-from hfprep.engines.spec import BatchCost, ExtractorSpec, Sink
+from hfprep.engines.spec import BatchCost, ExtractorSpec, Models, Sink
 from hfprep.errors import ConfigError, StopRequested
 from hfprep.exporters.build_formats import export_formats, forget_exports, keep_extra_fields
 from hfprep.inputs import PRECISION, Inputs, find_inputs
@@ -69,14 +69,24 @@ class Summary:
     interrupted_by: int | None = None
 
 
-def build(config: BuildConfig) -> Summary:
+@dataclass
+class Shared:
+    """What the builds of one run have in common: the models, found by the first and loaded when one needs them."""
+
+    inputs: Inputs | None = None
+    models: Models = field(default_factory=Models)
+
+
+def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
     """Compute every missing feature of a manifest into `config.output_dir`, or continue there.
 
     Raises ConfigError, CheckpointError or StoreError before any audio is read where the options, the models or the
-    output directory are wrong; bad samples raise nothing, they are in rejected.jsonl.
+    output directory are wrong; bad samples raise nothing, they are in rejected.jsonl. Builds with the same models may
+    have them `shared`.
     """
     started = time.monotonic()
     datasets.disable_progress_bars()
+    shared = shared or Shared()
     output = NpyOutput(config.output_dir)
     with ExitStack() as stack:
         stack.enter_context(OutputLock(output.private / "lock"))
@@ -84,12 +94,12 @@ def build(config: BuildConfig) -> Summary:
         stop = stack.enter_context(stop_on_signals())
         output.reset_work()
         stack.callback(output.remove_work)
-        inputs = find_inputs(config, output)
+        inputs = shared.inputs = shared.inputs or find_inputs(config, output)
         state = State(output.private / "state.sqlite", output.work / "scan.sqlite")
         stack.callback(state.close)
         state.put("paths", _paths(config))
         withdraw_part(output)
-        run = _Run(config, output, state, inputs, started)
+        run = _Run(config, output, state, inputs, shared.models, started)
         try:
             plan = run.plan(stop)
         except StopRequested:
@@ -123,6 +133,7 @@ def plan_options(config: BuildConfig, model: ModelConfig, differences: Sequence[
         language=config.language,
         max_samples=config.max_samples,
         part=config.part,
+        fields=config.field_map,
         skip_existing=config.skip_existing,
         hash_audio=config.hash_audio,
         refuse_changes=config.on_change == "refuse",
@@ -136,11 +147,14 @@ def plan_options(config: BuildConfig, model: ModelConfig, differences: Sequence[
 class _Run:
     """The steps of one build, in the order in which `build` takes them."""
 
-    def __init__(self, config: BuildConfig, output: NpyOutput, state: State, inputs: Inputs, started: float) -> None:
+    def __init__(
+        self, config: BuildConfig, output: NpyOutput, state: State, inputs: Inputs, models: Models, started: float
+    ) -> None:
         self.config = config
         self.output = output
         self.state = state
         self.inputs = inputs
+        self.models = models
         self.started = started
         self.workers = choose_workers(config.workers)
         self.via = None if config.audio_sr == TARGET_SAMPLING_RATE else config.audio_sr
@@ -252,7 +266,7 @@ class _Run:
         if config.engine == "ray":
             self.run_on_ray(spec, plan, sink, stop)
         elif num_processes == 1:
-            run_local(spec, pending, sink, work=work, stop=stop)
+            run_local(spec, pending, sink, work=work, stop=stop, models=self.models)
         else:
             run_processes(spec, plan, sink, work=work, num_processes=num_processes, stop=stop)
 
@@ -311,7 +325,7 @@ class _Run:
     def stats(self, summary: Summary) -> dict[str, Any]:
         """The content of stats.json."""
         config, inputs = self.config, self.inputs
-        paths = (self.output.artifact("codes", sample_id) for sample_id in self.listed_ids())
+        paths = (f"{self.output.root}/codes/{sample_id}.npy" for sample_id in self.listed_ids())
         names = ("audio_sr", "batch_size", "drop_overlong", "hash_audio", "language", "max_samples", "val_ratio")
         return {
             "total": summary.accepted,

@@ -17,7 +17,9 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from hfprep.commands import formats, scale, trust
-from hfprep.config import BuildConfig
+from hfprep.commands.many import run_many
+from hfprep.config import BuildConfig, flag
+from hfprep.data_sets import ManyOptions, config_of_each
 from hfprep.errors import HfprepError
 
 app = typer.Typer(
@@ -26,26 +28,27 @@ app = typer.Typer(
     help="From a manifest of speech to IndexTTS-2 training features.",
     pretty_exceptions_enable=False,
 )
-_REQUIRED = ("manifest", "output_dir")
+_NOT_WITH_DATASET = ("manifest", "output_dir")
 formats.register(app)
 scale.register(app)
 trust.register(app)
 
 
-def options_of(config: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one option for each field of a config dataclass; it is called with the config."""
+def options_of(*configs: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one option for each field of the config dataclasses; it is called with their values."""
 
-    def decorate(command: Callable[[Any], None]) -> Callable[..., None]:
-        hints = get_type_hints(config)
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
         parameters = []
-        for item in dataclasses.fields(config):
-            annotation = operator.getitem(Annotated, (hints[item.name], typer.Option(help=item.metadata["help"])))
-            default = inspect.Parameter.empty if item.name in _REQUIRED else item.default
-            kind = inspect.Parameter.KEYWORD_ONLY
-            parameters.append(inspect.Parameter(item.name, kind, default=default, annotation=annotation))
+        for config in configs:
+            hints = get_type_hints(config)
+            for item in dataclasses.fields(config):
+                annotation = operator.getitem(Annotated, (hints[item.name], typer.Option(help=item.metadata["help"])))
+                default = None if item.name in _NOT_WITH_DATASET else item.default
+                kind = inspect.Parameter.KEYWORD_ONLY
+                parameters.append(inspect.Parameter(item.name, kind, default=default, annotation=annotation))
 
         def call(**values: Any) -> None:
-            command(config(**values))
+            command(**values)
 
         call.__name__, call.__doc__ = command.__name__, command.__doc__
         call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -61,15 +64,28 @@ def every_command() -> None:
 
 
 @app.command()
-@options_of(BuildConfig)
-def build(config: BuildConfig) -> None:
-    """Compute all features of a manifest; run the same command again to continue."""
-    _log_to_stderr(as_json=config.log_json)
-    if config.dry_run:
+@options_of(BuildConfig, ManyOptions)
+def build(dataset: list[str] | None, output_root: Path, **options: Any) -> None:
+    """Compute all features of a manifest, or of several; run the same command again to continue."""
+    _log_to_stderr(as_json=options["log_json"])
+    if dataset:
+        configs = config_of_each(dataset, output_root, **options)
+    else:
+        if output_root != Path():
+            raise typer.BadParameter(
+                "it goes with --dataset; with --manifest, use --output-dir", param_hint="--output-root"
+            )
+        for name in _NOT_WITH_DATASET:
+            if options[name] is None:
+                raise typer.BadParameter(
+                    "it is missing (or use --dataset, for several data sets)", param_hint=flag(name)
+                )
+        configs = [BuildConfig(**options)]
+    if options["dry_run"]:
         from hfprep.commands.plan import show_plan
 
-        raise typer.Exit(show_plan(config))
-    raise typer.Exit(run_build(config))
+        raise typer.Exit(max([show_plan(config) for config in configs]))
+    raise typer.Exit(run_many(configs) if dataset else run_build(configs[0]))
 
 
 @app.command()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hfprep.errors import ConfigError
+from hfprep.field_map import FieldMap
 
 FORMATS = ("npy", "arrow", "webdataset")
 ON_CHANGE = ("recompute", "refuse")
@@ -49,8 +50,9 @@ def option(default: Any, text: str) -> Any:
 class BuildConfig:
     """One build. Paths may be str or Path; model paths are needed unless `models` names a folder of them."""
 
-    manifest: Path = option(Path(), "JSONL manifest: id, text, audio; optional speaker, language, duration.")
+    manifest: Path = option(Path(), "JSONL: id, text, audio (or CSV, Parquet, tars, a data set: docs/inputs.md).")
     output_dir: Path = option(Path(), "Where the features go; a rerun continues there.")
+    map: str | None = option(None, "Names of fields: text=sentence,audio=path,id=utt; id=@line: row numbers.")
     tokenizer: Path | None = option(None, "SentencePiece model (bpe.model).")
     config: Path | None = option(None, "config.yaml of the IndexTTS-2 checkpoint.")
     gpt_checkpoint: Path | None = option(None, "gpt.pth of the IndexTTS-2 checkpoint.")
@@ -96,6 +98,7 @@ class BuildConfig:
         self._require(gpus is None or gpus >= 0, "num_gpus_per_worker", "0 or a positive number")
         if self.shard is not None:
             Part.parse(self.shard)
+        FieldMap.parse(self.map)
         self._require(
             set(self.formats) <= set(FORMATS) and "npy" in self.formats,
             "format",
@@ -115,6 +118,11 @@ class BuildConfig:
     def part(self) -> Part | None:
         """The part of the manifest that `shard` names."""
         return None if self.shard is None else Part.parse(self.shard)
+
+    @property
+    def field_map(self) -> FieldMap:
+        """Which field of the input stands for which of ours."""
+        return FieldMap.parse(self.map)
 
     @property
     def formats(self) -> tuple[str, ...]:

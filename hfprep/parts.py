@@ -18,13 +18,13 @@ from hfprep.config import BuildConfig, Part
 from hfprep.errors import ConfigError, StoreError
 from hfprep.inputs import Inputs
 from hfprep.planning import planned_row
+from hfprep.sources.opening import rows_sha256
 from hfprep.store import atomic
-from hfprep.store.fingerprints import sha256_file
 from hfprep.store.layout import NpyOutput, PlannedRow
 
 PART_FORMAT = 1
 RECORD, ROWS = "part.json", "part-rows.arrow"
-SETTINGS = ("language", "max_samples", "val_ratio", "drop_overlong", "hash_audio")
+SETTINGS = ("language", "map", "max_samples", "val_ratio", "drop_overlong", "hash_audio")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def part_facts(config: BuildConfig, inputs: Inputs) -> PartFacts:
     return PartFacts(
         part=config.part,
         manifest=str(config.manifest),
-        manifest_sha256=sha256_file(config.manifest),
+        manifest_sha256=rows_sha256(config.manifest, config.field_map),
         models=inputs.sha256,
         numerics=numerics,
         settings={name: getattr(config, name) for name in SETTINGS},

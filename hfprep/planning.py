@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -22,9 +23,12 @@ from hfprep.audio.decode import TARGET_SAMPLING_RATE, read_header
 from hfprep.audio.input_features import num_input_frames
 from hfprep.config import Part
 from hfprep.errors import Reason, RejectedSample, StopRequested, StoreError
+from hfprep.field_map import FieldMap
 from hfprep.intake import check_length
-from hfprep.manifest import AudioFinder, ManifestReader, NoLookup, parse_line
+from hfprep.manifest import AudioFinder, NoLookup, parse_line
 from hfprep.records import COLUMNS, Need, Rejection, Utterance
+from hfprep.references import parse_reference
+from hfprep.sources.opening import open_source
 from hfprep.store.atomic import explained
 from hfprep.store.fingerprints import AudioIdentity, Fingerprinter, Fingerprints, source_of
 from hfprep.store.layout import NpyOutput, PlannedRow
@@ -38,6 +42,7 @@ CHUNK_ROWS = 4096
 SHOWN_CHANGES = 5
 INSPECTED_TOGETHER = 256  # rows that one thread looks up at a time
 UTTERANCE_FIELDS = tuple(item.name for item in dataclasses.fields(Utterance))
+_fields_of = operator.attrgetter(*UTTERANCE_FIELDS)
 ROWS_SCHEMA = pa.schema(
     [
         ("line", pa.int64()),
@@ -71,6 +76,7 @@ class PlanOptions:
     language: str | None = None
     max_samples: int | None = None
     part: Part | None = None
+    fields: FieldMap = field(default_factory=FieldMap)
     skip_existing: bool = False
     hash_audio: bool = False
     refuse_changes: bool = False
@@ -167,11 +173,11 @@ class Planner:
 
     def _valid_rows(self, manifest: Path) -> Iterator[Utterance]:
         """Rows that can be read and whose id is new, up to the cap; everything else is rejected or counted."""
-        reader = ManifestReader(manifest, self.options.language)
+        source = open_source(manifest, self.options.fields)
         here, elsewhere = AudioFinder(manifest), NoLookup(manifest)
         counts, part = self.counts, self.options.part
         taken = 0
-        for number, raw in reader.lines():
+        for number, raw in source.lines():
             mine = part is None or part.holds(number)
             counts.lines_read += mine
             if taken == self.options.max_samples:
@@ -263,14 +269,17 @@ class Planner:
             sample = self.state.sample(utterance.id)
         counts = self.counts
         if sample is not None:
-            self._check_lengths(sample, ~need)
+            if self.options.max_text_tokens is not None or self.options.max_codes is not None:
+                self._check_lengths(sample, ~need)
             if not need:
                 self.listing.add(utterance, sample)
         counts.rows += 1
-        counts.need |= need
-        counts.pending += bool(need)
-        counts.reused += not need
-        fields = (getattr(utterance, name) for name in UTTERANCE_FIELDS)
+        if need:
+            counts.need |= need
+            counts.pending += 1
+        else:
+            counts.reused += 1
+        fields = _fields_of(utterance)
         prints = (fingerprints.text, fingerprints.codes, fingerprints.latents)
         return (*fields, *prints, identity.size, identity.mtime_ns, identity.sha256, int(need))
 
@@ -279,6 +288,8 @@ class Planner:
     ) -> Need:
         """The groups of a known sample that have to be computed."""
         missing = sample.missing(fingerprints)
+        if not missing and not found.incomplete:
+            return missing
         stale = missing & sample.finished()
         if stale & Need.AUDIO:
             same = self._seen_otherwise(utterance, sample, found.identity, fingerprints) & stale
@@ -293,8 +304,10 @@ class Planner:
         self, utterance: Utterance, sample: SampleState, identity: AudioIdentity, fingerprints: Fingerprints
     ) -> Need:
         """The groups that are what is wanted, only fingerprinted before --hash-audio was switched on or off."""
-        earlier = identity.known_by(json.loads(sample.source or "{}"))
-        if earlier is None:
+        source = json.loads(sample.source or "{}")
+        earlier = identity.known_by(source)
+        # Two clips inside one file have its mtime, and may be of one length: they are the same only by their place.
+        if earlier is None or (parse_reference(utterance.audio) and source.get("audio") != utterance.audio):
             return Need.NOTHING
         same = Need.AUDIO & ~sample.missing(self.fingerprinter.of(utterance, earlier))
         wanted = fingerprints.by_need()

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "hfprep"
 LEVELS = (
     {"errors"},
     {"records", "references"},
-    {"config", "field_map", "model_config"},
+    {"config", "data_sets", "field_map", "model_config"},
     {"manifest"},
     {"text"},
     {"audio"},
@@ -28,7 +28,7 @@ LEVELS = (
     {"pairs", "retokenizing"},
     {"inputs", "logs", "planning", "progress", "signals"},
     {"engines", "parts"},
-    {"building"},
+    {"building", "building_many"},
     {"doctor", "download", "dry_run", "merging", "preflight", "verify"},
     {"loading"},
     {"report", "summary"},

@@ -21,11 +21,12 @@ TEXT_WIDTH = 60
 
 
 def check(
-    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="JSONL manifest.")],
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="Manifest, of any form that build takes.")],
     tokenizer: Annotated[Path | None, typer.Option(help="SentencePiece model; without it texts are skipped.")] = None,
     models: Annotated[Path | None, typer.Option(help="Folder with all model files: tokenizer and limits.")] = None,
     config: Annotated[Path | None, typer.Option(help="config.yaml: the model's limits.")] = None,
     language: Annotated[str | None, typer.Option(help="Language of all rows, as for build.")] = None,
+    map_: Annotated[str | None, typer.Option("--map", help="Names of fields, as for build.")] = None,
     audio_sr: Annotated[int, typer.Option(help="As for build.")] = 16000,
     max_samples: Annotated[int | None, typer.Option(min=1, help="As for build.")] = None,
     drop_overlong: Annotated[bool, typer.Option("--drop-overlong", help="As for build.")] = False,
@@ -46,6 +47,7 @@ def check(
         models=models,
         config=config,
         language=language,
+        map=map_,
         audio_sr=audio_sr,
         max_samples=max_samples,
         drop_overlong=drop_overlong,

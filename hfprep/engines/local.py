@@ -11,7 +11,8 @@ from typing import Any
 
 import datasets
 
-from hfprep.engines.spec import ExtractorSpec, Sink, cost_of
+from hfprep.engines.spec import ExtractorSpec, Models, Sink, cost_of
+from hfprep.engines.spool import by_its_own_name, spooled
 from hfprep.errors import StopRequested
 from hfprep.features import BatchResult, FeatureExtractor, Task
 from hfprep.planning import planned_row
@@ -27,15 +28,21 @@ Deliver = Callable[[list[tuple[PlannedRow, Features]], list[Rejection], BatchRes
 
 
 def run_local(
-    spec: ExtractorSpec, pending: datasets.Dataset, sink: Sink, *, work: Path, stop: Callable[[], bool] = lambda: False
+    spec: ExtractorSpec,
+    pending: datasets.Dataset,
+    sink: Sink,
+    *,
+    work: Path,
+    stop: Callable[[], bool] = lambda: False,
+    models: Models | None = None,
 ) -> None:
-    """Compute every pending row in this process.
+    """Compute every pending row in this process, with `models` that may be loaded already.
 
     `sink` runs in a thread of its own while the next batch computes. Raises StopRequested after the batch in
     flight once `stop()` is true, and whatever the sink raises.
     """
     with contextlib.ExitStack() as stack:
-        extractor = spec.open()
+        extractor = spec.open(models=models)
         stage, writer = Stage(work / "stage"), BackgroundWriter()
         for closing in (stage.close, writer.close, extractor.close):
             stack.callback(closing)
@@ -58,19 +65,29 @@ def run_local(
 
 
 def run_rows(
-    rows: list[dict[str, Any]], extractor: FeatureExtractor
+    rows: list[dict[str, Any]], extractor: FeatureExtractor, *, spool: Path | None = None
 ) -> Generator[tuple[list[tuple[PlannedRow, Features]], list[Rejection], BatchResult], None, None]:
-    """Run the extractor over rows of the plan: what was computed, what was rejected, and the whole, batch by batch."""
+    """Run the extractor over rows of the plan: what was computed, what was rejected, and the whole, batch by batch.
+
+    With `spool`, a file that may be written meanwhile, clips inside Parquet files are read in their order.
+    """
     planned = {row["line"]: planned_row(row) for row in rows}
-    with contextlib.closing(extractor.extract([Task(row.utterance, row.need) for row in planned.values()])) as results:
-        for result in results:
-            computed, rejections = [], []
-            for task, outcome in result.outcomes:
-                if isinstance(outcome, Features):
-                    computed.append((planned[task.utterance.line], outcome))
-                else:
-                    rejections.append(outcome)
-            yield computed, rejections, result
+    with contextlib.ExitStack() as stack:
+        every = list(planned.values())
+        parts = None if spool is None else stack.enter_context(contextlib.closing(spooled(every, spool)))
+        for part in parts or [every]:
+            used = {row.utterance.line: row for row in part}
+            results = extractor.extract([Task(row.utterance, row.need) for row in part])
+            stack.callback(results.close)
+            for result in results:
+                computed, rejections = [], []
+                for task, outcome in result.outcomes:
+                    line = task.utterance.line
+                    if isinstance(outcome, Features):
+                        computed.append((planned[line], outcome))
+                    else:
+                        rejections.append(by_its_own_name(outcome, planned[line], used[line]))
+                yield computed, rejections, result
 
 
 def map_rows(
@@ -84,7 +101,7 @@ def map_rows(
     def process(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         rejected: dict[int, str] = {}
-        with contextlib.closing(run_rows(rows, extractor)) as batches:
+        with contextlib.closing(run_rows(rows, extractor, spool=cache_file.with_suffix(".spool"))) as batches:
             for computed, rejections, result in batches:
                 rejected |= {rejection.line: rejection.reason.value for rejection in rejections}
                 deliver(computed, rejections, result)

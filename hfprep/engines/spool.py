@@ -5,7 +5,7 @@ order of the file and kept beside the work, at most `MAX_SPOOL_BYTES` at a time;
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,7 +19,7 @@ from hfprep.store.layout import PlannedRow
 MAX_SPOOL_BYTES = 1 << 29
 
 
-def spooled(rows: Sequence[PlannedRow], spool: Path) -> Iterator[list[PlannedRow]]:
+def spooled(rows: Sequence[PlannedRow], spool: Path) -> Generator[list[PlannedRow], None, None]:
     """The rows in parts, each with all its audio at hand; the file `spool` holds one part's clips and then goes.
 
     A cell that cannot be read stays what it is: whoever reads it next finds out why.

@@ -20,8 +20,9 @@ from pathlib import Path
 from hfprep.audio.decode import TARGET_SAMPLING_RATE
 from hfprep.devices import choose_device, choose_workers
 from hfprep.errors import ConfigError, HfprepError, Reason
+from hfprep.field_map import FieldMap
 from hfprep.intake import SampleLimits
-from hfprep.manifest import AudioFinder, ManifestReader, parse_line
+from hfprep.manifest import AudioFinder, RawRow, parse_line, parse_object
 from hfprep.model_config import ModelConfig
 from hfprep.models.checkpoints import NUM_LATENTS, POSITION_ROWS
 from hfprep.models.feature_model import MIN_FRAMES
@@ -29,6 +30,7 @@ from hfprep.preflight.estimates import PUBLISHED_MULTIPLICATIONS, Estimate, esti
 from hfprep.preflight.findings import Preflight
 from hfprep.preflight.inspecting import Inspection, Inspector, InspectorSettings, inspect_in_process, start_process
 from hfprep.records import Rejection, Utterance
+from hfprep.sources.opening import open_source
 from hfprep.store import atomic
 from hfprep.text.tokenizer import TextTokenizer
 
@@ -39,7 +41,7 @@ TIMED_FILES = 8
 # The published IndexTTS-2 model, where no config is given.
 PUBLISHED_TEXT_TOKENS, PUBLISHED_CODES, PUBLISHED_MODEL_DIM = 600, 1815, 1280
 
-Outcome = tuple[int, bytes, Utterance | None, Inspection | Rejection]
+Outcome = tuple[int, RawRow, Utterance | None, Inspection | Rejection]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,7 @@ class CheckOptions:
     models: Path | None = None
     config: Path | None = None
     language: str | None = None
+    map: str | None = None
     audio_sr: int = TARGET_SAMPLING_RATE
     max_samples: int | None = None
     drop_overlong: bool = False
@@ -159,11 +162,11 @@ def _outcomes(
     yield from _in_order(pool, inspect, chain(first, lines), WAITING_CHUNKS * workers)
 
 
-def _lines(options: CheckOptions, findings: Preflight) -> Iterator[tuple[int, bytes, Utterance | Rejection]]:
+def _lines(options: CheckOptions, findings: Preflight) -> Iterator[tuple[int, RawRow, Utterance | Rejection]]:
     """Every line up to the cap, parsed; an id that has been seen is a rejection, as in a build."""
-    reader, finder = ManifestReader(options.manifest, options.language), AudioFinder(options.manifest)
+    source, finder = open_source(options.manifest, FieldMap.parse(options.map)), AudioFinder(options.manifest)
     seen: set[str] = set()
-    for number, raw in reader.lines():
+    for number, raw in source.lines():
         findings.lines_read += 1
         if options.max_samples is not None and len(seen) >= options.max_samples:
             findings.capped += 1
@@ -180,10 +183,10 @@ def _lines(options: CheckOptions, findings: Preflight) -> Iterator[tuple[int, by
 def _in_order(
     pool: Executor,
     inspect: Callable[[list[Utterance]], list[Inspection | Rejection]],
-    lines: Iterator[tuple[int, bytes, Utterance | Rejection]],
+    lines: Iterator[tuple[int, RawRow, Utterance | Rejection]],
     max_waiting: int,
 ) -> Iterator[Outcome]:
-    waiting: deque[tuple[list[tuple[int, bytes, Utterance | Rejection]], Future[list[Inspection | Rejection]]]] = (
+    waiting: deque[tuple[list[tuple[int, RawRow, Utterance | Rejection]], Future[list[Inspection | Rejection]]]] = (
         deque()
     )
     while True:
@@ -213,11 +216,13 @@ def _inspect_here(
     return [inspector.inspect(row) for row in rows]
 
 
-def _clean_line(raw: bytes, utterance: Utterance, finder: AudioFinder) -> bytes:
+def _clean_line(raw: RawRow, utterance: Utterance, finder: AudioFinder) -> bytes:
     """The line as it stands; with an absolute `audio` where the new manifest's place would not lead to the file."""
-    if finder.find(utterance.audio) == utterance.path or _same_file(finder.find(utterance.audio), utterance.path):
+    found = finder.find(utterance.audio)
+    stands = found == utterance.path or _same_file(found, utterance.path)
+    if stands and isinstance(raw, bytes):
         return raw.rstrip(b"\r\n") + b"\n"
-    row = json.loads(raw) | {"audio": os.path.abspath(utterance.path)}
+    row = parse_object(raw) | ({} if stands else {"audio": os.path.abspath(utterance.path)})
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 

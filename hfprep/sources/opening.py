@@ -1,6 +1,8 @@
 """`--manifest` -> the reader of its format, told by what is there: a file's suffix, or what lies in a folder."""
 
 import glob
+import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -51,6 +53,18 @@ def open_source(manifest: Path, fields: FieldMap) -> Source:
         return open_hub(found["repository"], found["config"], found["split"], fields)
     open_manifest(manifest).close()  # raises: there is no such file
     return JsonLines(manifest, fields)
+
+
+def rows_sha256(manifest: Path, fields: FieldMap) -> str:
+    """What tells one manifest from another: of a JSONL, CSV or TSV file its content, else the hash of all rows."""
+    if manifest.is_file() and manifest.suffix.lower() not in (".tar", *PARQUET_SUFFIXES):
+        with open(manifest, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for number, raw in open_source(manifest, fields).lines():
+        row = raw if isinstance(raw, dict) else str(raw)
+        digest.update(json.dumps([number, row], ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def _open_file(path: Path, fields: FieldMap) -> Source:
