@@ -242,9 +242,7 @@ def test_memory_does_not_grow_with_the_number_of_samples(tmp_path: Path, export:
 
     peaks = []
     for count in (300, 1500):
-        source = make_output(
-            tmp_path / f"out-{count}", ids=tuple(f"{number:06d}" for number in range(count)), dim=512
-        )
+        source = make_output(tmp_path / f"out-{count}", ids=tuple(f"{number:06d}" for number in range(count)), dim=512)
         tracemalloc.start()
         export(source, tmp_path / f"exported-{count}")
         peaks.append(tracemalloc.get_traced_memory()[1])
