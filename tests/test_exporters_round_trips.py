@@ -12,7 +12,7 @@ import pytest
 
 from hfprep.errors import ConfigError, StoreError
 from hfprep.exporters.arrow_writer import ArrowOptions, export_arrow
-from hfprep.exporters.extra_fields import read_extra_fields
+from hfprep.exporters.extra_fields import read_extra_fields, write_extra_fields
 from hfprep.exporters.folders import appearing_folder, parse_size, unfinished_name
 from hfprep.exporters.formats import open_set
 from hfprep.exporters.npy import export_npy
@@ -249,6 +249,16 @@ def test_memory_does_not_grow_with_the_number_of_samples(tmp_path: Path, export:
         tracemalloc.stop()
     size = sum(len(data) for name, data in public_files(tmp_path / "out-1500").items() if "/" in name)
     assert peaks[1] - peaks[0] < size / 4
+
+
+def test_half_a_surrogate_pair_in_another_field_is_kept(tmp_path: Path, export: Export) -> None:
+    source = make_output(tmp_path / "out", ids=("a", "b"))
+    write_extra_fields(source, [("a", '{"note": "\\ud800", "other": "ü"}'), ("b", '{"note": "fine"}')])
+    export(source, tmp_path / "exported")
+    export_npy(open_set(tmp_path / "exported"), tmp_path / "back")
+    assert extras_of(tmp_path / "back") == extras_of(source) == {
+        "a": '{"note": "\\ud800", "other": "ü"}', "b": '{"note": "fine"}',
+    }  # fmt: skip
 
 
 def test_the_columns_are_all_there() -> None:

@@ -65,7 +65,7 @@ class ExtraColumn:
         if value is None:
             return None
         if self.dtype == "string":
-            return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            return value if isinstance(value, str) and _encodable(value) else json_text(value)
         return float(value) if self.dtype == "float64" else value
 
 
@@ -96,7 +96,17 @@ class ExtraColumns:
 def rebuilt(columns: Iterable[ExtraColumn], values: Mapping[str, Any]) -> str:
     """The JSON object that typed columns give back; not always the one that they were made from."""
     extra = {column.field: values[column.name] for column in columns if values[column.name] is not None}
-    return json.dumps(extra, ensure_ascii=False) if extra else NO_EXTRA
+    return json_text(extra) if extra else NO_EXTRA
+
+
+def json_text(value: Any) -> str:
+    """A value as JSON that can be written as UTF-8: letters as they are, unless one is half of a surrogate pair."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if _encodable(text) else json.dumps(value)
+
+
+def _encodable(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _kind(value: Any) -> str:

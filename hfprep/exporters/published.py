@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+from hfprep.exporters.extra_fields import json_text
 from hfprep.exporters.samples import NO_EXTRA, Entry, Origin, Sample, SampleSet, Split, entry_from
 
 _LOCAL = re.compile(r"(/|~|[A-Za-z]:[\\/]|\\\\|file:)|\.\.([/\\]|$)")
@@ -78,5 +79,5 @@ def _published(entry: Entry) -> Entry:
     metadata["audio_path"] = _public_text(metadata["audio_path"] or "")
     extra = entry.extra
     if extra != NO_EXTRA:
-        extra = json.dumps(public_value(json.loads(extra)), ensure_ascii=False)
+        extra = json_text(public_value(json.loads(extra)))
     return entry_from(metadata, None, extra)
