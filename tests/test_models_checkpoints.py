@@ -96,6 +96,8 @@ def test_each_needed_tensor_is_missed_and_measured(
     published: dict[str, Shapes], expected: dict[str, Shapes], file: str
 ) -> None:
     for name, shape in expected[file].items():
+        if ".layers." in name and ".layers.16." not in name and file == SEMANTIC_FILE:
+            continue  # seventeen equal layers: the last stands for all
         tensors = meta(published[file])
         del tensors[name]
         with pytest.raises(CheckpointError, match=rf"missing \(1\):\s+{re.escape(name)} "):

@@ -9,6 +9,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
 from hfprep.errors import CheckpointError, ConfigError
 from hfprep.models.locate import ModelFiles, locate
@@ -30,15 +31,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty hub cache, and a hub that is offline; any way to the network is an error."""
     folder = tmp_path / "hub"
     folder.mkdir()
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     return folder
 
 
 @pytest.fixture
 def downloads(monkeypatch: pytest.MonkeyPatch, cache: Path) -> list[dict[str, Any]]:
     """A hub that is online as far as the library knows; every request that would leave is kept, and fails."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     requests: list[dict[str, Any]] = []
     cached_only = huggingface_hub.snapshot_download
 

@@ -185,6 +185,7 @@ def _from_hub(
 ) -> Path | None:
     """The snapshot folder of a hub repository that holds what matches `patterns`; fetched only if not cached."""
     import huggingface_hub
+    from huggingface_hub import constants
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
@@ -196,13 +197,13 @@ def _from_hub(
     except LocalEntryNotFoundError:
         pass  # not cached, or not all of it: ask the hub
     command = f"hf download {repository} {_command_patterns(patterns)}"
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE:
         missing.add(f"{repository} (hub)", f"it is not cached and the hub is set offline; get it with: {command}")
         return None
     try:
         fetched = Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(patterns)))
     except (OSError, EntryNotFoundError) as exc:  # the hub's own errors are OSErrors
-        missing.add(f"{repository} (hub)", f"it is not cached and could not be fetched ({_first_line(exc)}): {command}")
+        missing.add(f"{repository} (hub)", f"it is not cached and could not be fetched ({_first_line(exc)}); get it with: {command}")
         return None
     if not complete(fetched):
         missing.add(f"{repository} (hub)", f"the repository does not hold {', '.join(patterns)}")
