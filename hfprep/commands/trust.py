@@ -4,6 +4,7 @@ import typer
 
 from hfprep.commands.check import check
 from hfprep.commands.doctor import doctor, download
+from hfprep.commands.report import report
 from hfprep.commands.verify import verify
 
 
@@ -11,5 +12,6 @@ def register(app: typer.Typer) -> None:
     """Give the program these commands."""
     app.command("check")(check)
     app.command("verify")(verify)
+    app.command("report")(report)
     app.command("doctor")(doctor)
     app.command("download")(download)
