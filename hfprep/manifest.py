@@ -7,6 +7,7 @@ never stops the reading. Looks audio files up but never opens them; knows nothin
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ MAX_ID_BYTES = 3000  # leaves room for the output directory within PATH_MAX (409
 KNOWN_FIELDS = frozenset({"id", "text", "audio", "speaker", "language", "duration"})
 _NPY_SUFFIX_BYTES = len(".npy")
 UTF8_MARK = b"\xef\xbb\xbf"
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 RawRow = bytes | dict[str, Any] | RejectedSample  # a line, a row that was read already, or why it could not be read
@@ -92,8 +94,11 @@ class AudioFinder:
 def _first_existing(path: str, roots: tuple[str, ...], otherwise: int) -> str:
     if os.path.isabs(path):
         return path
-    candidates = [os.path.join(root, path) for root in roots]
-    return next((candidate for candidate in candidates if os.path.exists(candidate)), candidates[otherwise])
+    for root in roots:
+        candidate = os.path.join(root, path)
+        if os.path.exists(candidate):
+            return candidate
+    return os.path.join(roots[otherwise], path)
 
 
 class NoLookup(AudioFinder):
@@ -218,7 +223,7 @@ def check_id(sample_id: str) -> None:
     problem = None
     if not sample_id or any(part in ("", ".", "..") for part in parts):
         problem = "it is empty, absolute, or has an empty, '.' or '..' component"
-    elif any(ord(character) < 32 or ord(character) == 127 for character in sample_id):
+    elif _CONTROL_CHARACTER.search(sample_id):
         problem = "it holds a control character"
     elif any(part.endswith(".npy") for part in parts[:-1]):
         problem = "a folder in it is named like an artifact (.npy)"
