@@ -97,7 +97,6 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
         inputs = shared.inputs = shared.inputs or find_inputs(config, output)
         state = State(output.private / "state.sqlite", output.work / "scan.sqlite")
         stack.callback(state.close)
-        state.put("paths", _paths(config))
         withdraw_part(output)
         run = _Run(config, output, state, inputs, shared.models, started)
         try:
@@ -105,6 +104,7 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
         except StopRequested:
             log.warning("stopped as asked while the manifest was being read; nothing has changed")
             return run.summary(stop.signal)
+        state.put("paths", _paths(config))
         if run.counts.pending:
             forget_exports(state)
         run.compute(plan, stop)

@@ -5,13 +5,14 @@ is the `datasets.Dataset` that everything after this maps over. Opens no audio, 
 """
 
 import dataclasses
+import gc
 import itertools
 import json
 import logging
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -19,14 +20,13 @@ from typing import Any, Protocol, TypeVar
 import datasets
 import pyarrow as pa
 
-from hfprep.audio.decode import TARGET_SAMPLING_RATE, read_header
-from hfprep.audio.input_features import num_input_frames
 from hfprep.config import Part
 from hfprep.errors import Reason, RejectedSample, StopRequested, StoreError
 from hfprep.field_map import FieldMap
+from hfprep.inspection import Inspected, Inspector
 from hfprep.intake import check_length
 from hfprep.manifest import AudioFinder, NoLookup, parse_line
-from hfprep.records import COLUMNS, Need, Rejection, Utterance
+from hfprep.records import Need, Rejection, Utterance
 from hfprep.references import parse_reference
 from hfprep.sources.opening import open_source
 from hfprep.store.atomic import explained
@@ -113,9 +113,10 @@ class Plan:
         self.counts = counts
 
     def chunks(self) -> Iterator[list[PlannedRow]]:
-        """Every valid row, in order, some thousand at a time."""
-        for batch in self.dataset.data.table.to_batches(max_chunksize=CHUNK_ROWS):
-            yield [planned_row(row) for row in batch.to_pylist()]
+        """Every valid row, in order, some thousand at a time; read, not mapped, so that no memory is kept."""
+        with pa.OSFile(str(self.path)) as source, pa.ipc.open_stream(source) as batches:
+            for batch in batches:
+                yield [planned_row(row) for row in batch.to_pylist()]
 
     def pending_positions(self) -> list[int]:
         """Positions in `dataset` of the rows of which something has yet to be computed."""
@@ -152,6 +153,9 @@ class Planner:
         self.fingerprinter = fingerprinter
         self.options = options
         self.listing = listing
+        self.inspector = Inspector(
+            output=output, hash_audio=options.hash_audio, adopt=options.skip_existing, model_dim=options.model_dim
+        )
         self.counts = PlanCounts()
 
     def plan(self, manifest: Path, *, stop: Callable[[], bool] = lambda: False) -> Plan:
@@ -162,6 +166,7 @@ class Planner:
         path = self.output.work / "rows.arrow"
         with ExitStack() as stack:
             stack.enter_context(explained(path))
+            stack.enter_context(_no_garbage_collection())
             pool = stack.enter_context(ThreadPoolExecutor(self.options.workers))
             sink = stack.enter_context(pa.OSFile(str(path), "wb"))
             writer = stack.enter_context(pa.ipc.new_stream(sink, ROWS_SCHEMA))
@@ -205,7 +210,7 @@ class Planner:
         rows = []
         with self.state.transaction():
             known = zip(chunk, self.state.samples(utterance.id for utterance in chunk), strict=True)
-            inspected = pool.map(self._inspect_all, _chunks(known, INSPECTED_TOGETHER))
+            inspected = pool.map(self.inspector.inspect, _chunks(known, INSPECTED_TOGETHER))
             for utterance, found in zip(chunk, itertools.chain.from_iterable(inspected), strict=True):
                 try:
                     rows.append(self._decide(utterance, found))
@@ -217,45 +222,7 @@ class Planner:
         arrays = [pa.array(values, item.type) for values, item in zip(columns, ROWS_SCHEMA, strict=True)]
         return pa.record_batch(arrays, schema=ROWS_SCHEMA)
 
-    def _inspect_all(self, rows: Sequence[tuple[Utterance, SampleState | None]]) -> "list[_Inspected | RejectedSample]":
-        found: list[_Inspected | RejectedSample] = []
-        for utterance, known in rows:
-            try:
-                found.append(self._inspect(utterance, known))
-            except RejectedSample as error:
-                found.append(error)
-        return found
-
-    def _inspect(self, utterance: Utterance, known: SampleState | None) -> "_Inspected":
-        """Everything about one row that needs the file system; runs in a thread."""
-        identity = identify_audio(utterance.path, by_content=self.options.hash_audio)
-        if known is not None:
-            return _Inspected(identity, known, self.output.incomplete(utterance.id, known), {})
-        adopted = self._adoptable(utterance) if self.options.skip_existing else {}
-        return _Inspected(identity, None, Need.NOTHING, adopted)
-
-    def _adoptable(self, utterance: Utterance) -> dict[str, Any]:
-        """Lengths of the artifacts on disk that count as done; of audio columns only where the codes fit the audio."""
-        shapes = {name: self.output.read_shape(name, utterance.id) for name in COLUMNS}
-        values: dict[str, Any] = {}
-        if shapes["text_ids"] and shapes["text_ids"][0]:
-            values |= {"text": True, "text_len": shapes["text_ids"][0]}
-        codes, condition, emo_vec = shapes["codes"], shapes["condition"], shapes["emo_vec"]
-        width = self.options.model_dim
-        if codes and condition and emo_vec and condition[1:] == emo_vec and width in (None, emo_vec[0]):
-            try:
-                header = read_header(utterance.path)
-            except RejectedSample:
-                return values
-            expected = num_input_frames(round(header.seconds * TARGET_SAMPLING_RATE))
-            if abs(codes[0] - expected) <= 1:
-                values |= {"codes": True, "latents": True, "code_len": codes[0], "seconds": header.seconds}
-                values |= {"condition_len": condition[0], "model_dim": condition[1]}
-            else:
-                values["mended"] = True
-        return values
-
-    def _decide(self, utterance: Utterance, found: "_Inspected | RejectedSample") -> tuple[Any, ...]:
+    def _decide(self, utterance: Utterance, found: Inspected | RejectedSample) -> tuple[Any, ...]:
         """One line of the plan; lists what is complete, notes in the state what was adopted or is not on disk."""
         if isinstance(found, RejectedSample):
             raise found
@@ -283,11 +250,11 @@ class Planner:
         prints = (fingerprints.text, fingerprints.codes, fingerprints.latents)
         return (*fields, *prints, identity.size, identity.mtime_ns, identity.sha256, int(need))
 
-    def _missing(
-        self, utterance: Utterance, sample: SampleState, found: "_Inspected", fingerprints: Fingerprints
-    ) -> Need:
+    def _missing(self, utterance: Utterance, sample: SampleState, found: Inspected, fingerprints: Fingerprints) -> Need:
         """The groups of a known sample that have to be computed."""
         missing = sample.missing(fingerprints)
+        if found.identity.sha256 and not missing & Need.AUDIO:
+            self._keep_source(utterance, sample, found.identity)
         if not missing and not found.incomplete:
             return missing
         stale = missing & sample.finished()
@@ -299,6 +266,12 @@ class Planner:
         if found.incomplete:
             self.state.begin([(utterance.id, found.incomplete)])
         return missing | found.incomplete
+
+    def _keep_source(self, utterance: Utterance, sample: SampleState, identity: AudioIdentity) -> None:
+        """Note under which mtime a content was seen again, for runs without --hash-audio."""
+        source = source_of(utterance, identity)
+        if sample.source != source:
+            self.state.adopt(utterance.id, {"source": source})
 
     def _seen_otherwise(
         self, utterance: Utterance, sample: SampleState, identity: AudioIdentity, fingerprints: Fingerprints
@@ -354,25 +327,16 @@ class Planner:
         )
 
 
-def identify_audio(path: str, *, by_content: bool) -> AudioIdentity:
-    """Which file is there at `path`; RejectedSample where there is none or it cannot be looked at."""
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Spare the collector a million short-lived objects without cycles; it would walk all of torch again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
     try:
-        return AudioIdentity.of(path, by_content=by_content)
-    except (FileNotFoundError, NotADirectoryError):
-        message = f"there is no file {path}; correct `audio` or restore the file"
-        raise RejectedSample(Reason.AUDIO_MISSING, message) from None
-    except OSError as error:
-        raise RejectedSample(Reason.AUDIO_UNREADABLE, f"{path}: {error.strerror or error}") from error
-
-
-@dataclass(frozen=True, slots=True)
-class _Inspected:
-    """What the file system says of one row."""
-
-    identity: AudioIdentity
-    known: SampleState | None
-    incomplete: Need
-    adopted: dict[str, Any]
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _chunks(items: Iterable[Item], length: int) -> Iterator[list[Item]]:

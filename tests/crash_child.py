@@ -215,13 +215,13 @@ def _warm_up(folder: Path) -> None:
 
     import torch
 
-    from hfprep import BuildConfig, building
+    from hfprep import BuildConfig, building, inputs
     from hfprep.engines import spec
 
     torch.set_num_threads(1)
     tokenizer = functools.cache(spec.TextTokenizer)
     load = functools.cache(spec.FeatureModel.load)
-    building.TextTokenizer = spec.TextTokenizer = tokenizer  # type: ignore[misc,assignment,attr-defined]
+    inputs.TextTokenizer = spec.TextTokenizer = tokenizer  # type: ignore[misc,assignment]
     spec.FeatureModel.load = load  # type: ignore[method-assign]
     golden = Path(__file__).resolve().parent / "golden-small"
     manifest, models = golden / "manifest.jsonl", golden / "checkpoints"

@@ -26,7 +26,7 @@ LEVELS = (
     {"store"},
     {"exporters"},
     {"pairs", "retokenizing"},
-    {"inputs", "logs", "planning", "progress", "signals"},
+    {"inputs", "inspection", "logs", "planning", "progress", "signals"},
     {"engines", "parts"},
     {"building", "building_many"},
     {"doctor", "download", "dry_run", "merging", "preflight", "verify"},

@@ -14,8 +14,8 @@ import torch
 from hfprep.audio.decode import TARGET_SAMPLING_RATE, load_waveform, read_header
 from hfprep.audio.input_features import extract_input_features, num_input_frames
 from hfprep.errors import RejectedSample
+from hfprep.inspection import identify_audio
 from hfprep.intake import Loaded, SampleLimits, Task, load_sample, reject
-from hfprep.planning import identify_audio
 from hfprep.records import Need, Rejection, Utterance
 from hfprep.text.tokenizer import TextTokenizer, Tokenized
 

@@ -90,11 +90,11 @@ class Listing:
         options, listed = self.options, self.listed
         line = json_line(record_of(utterance, sample))
         validation = is_validation(utterance.id, options.val_ratio)
-        with atomic.explained(self.output.root):
-            self._progress.write(utterance.id.encode() + b"\n")
-            (self._val if validation else self._train).write(line)
-            if self._staying is not None and not is_validation(utterance.id, self._largest_ratio):
-                self._staying.write(line)
+        # An OSError here passes through the files' own blocks, which explain it.
+        self._progress.write(utterance.id.encode() + b"\n")
+        (self._val if validation else self._train).write(line)
+        if self._staying is not None and not is_validation(utterance.id, self._largest_ratio):
+            self._staying.write(line)
         listed.train += not validation
         listed.val += validation
         listed.seconds += sample.seconds or 0.0

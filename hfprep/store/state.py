@@ -6,13 +6,13 @@ than the disk holds. SQLite gives the transactions; memory does not grow with th
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hfprep.errors import Reason, StoreError
 from hfprep.records import Need, Rejection
@@ -34,12 +34,13 @@ CREATE TABLE scanned (id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE rejected (line INTEGER PRIMARY KEY, id TEXT, reason TEXT NOT NULL, message TEXT NOT NULL);
 """
 _SAMPLE_COLUMNS = "text, codes, latents, text_len, code_len, condition_len, model_dim, seconds, source"
-_SELECT_SAMPLE = f"SELECT {_SAMPLE_COLUMNS} FROM samples WHERE id = ?"
+_SELECT_SAMPLES = f"SELECT id, {_SAMPLE_COLUMNS} FROM samples WHERE id IN (SELECT value FROM json_each(?))"
+SELECTED_TOGETHER = 512
+_TEXT, _CODES, _LATENTS = int(Need.TEXT), int(Need.CODES), int(Need.LATENTS)  # arithmetic on flags is slow
 GROUPS = {Need.TEXT: "text", Need.CODES: "codes", Need.LATENTS: "latents"}
 
 
-@dataclass(frozen=True, slots=True)
-class SampleState:
+class SampleState(NamedTuple):
     """What the database holds of one sample; a group that is not finished has no fingerprint."""
 
     text: bytes | None
@@ -58,20 +59,17 @@ class SampleState:
 
     def missing(self, wanted: Fingerprints) -> Need:
         """The groups whose stored fingerprint is not the wanted one."""
-        need = Need.NOTHING
-        have = self.by_need()
-        for group, value in wanted.by_need().items():
-            if have[group] != value:
-                need |= group
-        return need
+        return Need(
+            _TEXT * (self.text != wanted.text)
+            + _CODES * (self.codes != wanted.codes)
+            + _LATENTS * (self.latents != wanted.latents)
+        )
 
     def finished(self) -> Need:
         """The groups that are finished under some fingerprint."""
-        need = Need.NOTHING
-        for group, value in self.by_need().items():
-            if value is not None:
-                need |= group
-        return need
+        return Need(
+            _TEXT * (self.text is not None) + _CODES * (self.codes is not None) + _LATENTS * (self.latents is not None)
+        )
 
 
 class State:
@@ -115,10 +113,13 @@ class State:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            advice = "check that its disk has room and can be written, then run the same command again"
-            if "malformed" in str(error) or "not a database" in str(error):
-                advice = "move it away and run the same command again (with --skip-existing to adopt what is on disk)"
-            raise StoreError(f"the state in {self.path} cannot be used: {error}; {advice}") from error
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> StoreError:
+        advice = "check that its disk has room and can be written, then run the same command again"
+        if "malformed" in str(error) or "not a database" in str(error):
+            advice = "move it away and run the same command again (with --skip-existing to adopt what is on disk)"
+        return StoreError(f"the state in {self.path} cannot be used: {error}; {advice}")
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -154,11 +155,13 @@ class State:
         return next(self.samples([sample_id]))
 
     def samples(self, sample_ids: Iterable[str]) -> Iterator[SampleState | None]:
-        """What is known of each of these samples."""
-        with self._explained():
-            for sample_id in sample_ids:
-                row = self._db.execute(_SELECT_SAMPLE, (sample_id,)).fetchone()
-                yield None if row is None else SampleState(*row)
+        """What is known of each of these samples, in their order."""
+        source = iter(sample_ids)
+        while block := list(itertools.islice(source, SELECTED_TOGETHER)):
+            with self._explained():
+                rows = self._db.execute(_SELECT_SAMPLES, (json.dumps(block),)).fetchall()
+            known = {row[0]: SampleState(*row[1:]) for row in rows}
+            yield from map(known.get, block)
 
     def is_empty(self) -> bool:
         """Whether nothing is known of any sample."""
@@ -167,8 +170,10 @@ class State:
 
     def first_sight(self, sample_id: str) -> bool:
         """True the first time an id is seen in this scan, False for a duplicate."""
-        with self._explained():
+        try:
             return self._scan.execute("INSERT OR IGNORE INTO scanned VALUES (?)", (sample_id,)).rowcount == 1
+        except sqlite3.Error as error:
+            raise self._failure(error) from error
 
     def reject(self, rejection: Rejection) -> None:
         """Keep a rejection; a line has one."""
