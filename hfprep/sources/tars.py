@@ -39,10 +39,10 @@ class Tars:
     fields: FieldMap
 
     def lines(self) -> Iterator[tuple[int, RawRow]]:
-        """Number and row of each sample; a damaged tar gives one more, which says so, in place of its rest."""
+        """Number and row of each sample; one that says so comes in place of all from where a tar is damaged."""
         number = 0
         for path in self.paths:
-            members = _members(path)
+            members, key = _members(path), ""
             try:
                 for key, group in itertools.groupby(members, key=lambda member: member.key):
                     sample = list(group)
@@ -50,7 +50,7 @@ class Tars:
                     yield number, self._row(number, path, key, sample)
             except tarfile.ReadError as error:
                 number += 1
-                message = f"{path}: {error}; samples after that are not read"
+                message = f"{path}: {error}, at or after sample {key!r}; that one and the rest of the tar are not read"
                 yield number, RejectedSample(Reason.AUDIO_UNREADABLE, message)
             except OSError as error:
                 raise ConfigError(f"{self.where}: {path} cannot be read: {error.strerror or error}") from error
