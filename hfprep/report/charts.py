@@ -19,7 +19,7 @@ BARS = 20
 BINS = 60
 MOST_USED = 30
 HEIGHT = 260
-INK = "#0072b2"
+INK = "#3d8fd1"  # stands out from white and from near black
 NONE_COLOUR = "#8a8a8a"
 SHOW_ROW = CustomJS(
     args={}, code="window.hfprep.show('samples', cb_data.source.data['row'][cb_data.source.selected.indices[0]])"
@@ -46,6 +46,7 @@ def bars(title: str, names: Sequence[str], values: Sequence[float], unit: str, d
     chart.height = max(HEIGHT // 2, 60 + 24 * len(unique))
     chart.hbar(y="name", right="value", height=0.75, source=source, color=INK)
     chart.add_tools(HoverTool(tooltips=[("", "@name"), (unit, "@value{0,0.[00]}"), ("", "@details")]))
+    chart.ygrid.visible = False
     return chart
 
 
@@ -58,7 +59,9 @@ def group_bars(kind: str, groups: dict[str, Group]) -> figure:
         shown.append((f"{len(rest)} more", others))
     hours = [group.seconds / 3600 for _, group in shown]
     details = [f"{group.samples:,} samples" for _, group in shown]
-    return bars(f"Hours by {kind}", [name for name, _ in shown], hours, "hours", details)
+    chart = bars(f"Hours by {kind}", [name for name, _ in shown], hours, "hours", details)
+    chart.xaxis.formatter = NumeralTickFormatter(format="0,0.[000]")
+    return chart
 
 
 def histogram(title: str, values: np.ndarray, unit: str, limit: int | None = None) -> figure:
@@ -96,10 +99,13 @@ def emotion_map(found: Collected, by: str) -> figure:
     source = ColumnDataSource(_row_columns(found) | {
         "x": places[:, 0], "y": places[:, 1], "colour": colours([row[by] for row in found.points.rows]),
     })  # fmt: skip
-    title = f"Emotion vectors by {by} (main directions: {shares[0]:.0%} and {shares[1]:.0%} of the variance)"
-    chart = new_figure(title, "first direction", "second direction")
+    axes = [
+        f"{name} direction, {share:.0%} of the variance"
+        for name, share in zip(("first", "second"), shares, strict=True)
+    ]
+    chart = new_figure(f"Emotion vectors by {by} (click a point)", *axes)
     chart.height = 420
-    _scatter(chart, source, "x", "y", "colour")
+    _scatter(chart, source, "x", "y", "colour", legend=by)
     return chart
 
 
@@ -124,7 +130,7 @@ def similarity_strip(found: Collected) -> figure:
         "x": similarity[keep], "y": [(speakers[at], offset) for at, offset in zip(keep, jitter, strict=True)],
         "similarity": similarity[keep],
     })  # fmt: skip
-    chart = new_figure("Conditioning latents: likeness to the speaker's mean (click a point)", "cosine", "",
+    chart = new_figure("Conditioning latents (click a point)", "cosine with the speaker's mean", "",
                        y_range=FactorRange(factors=shown[::-1]))  # fmt: skip
     chart.height = max(200, 80 + 26 * len(shown))
     _scatter(chart, source, "x", "y", INK, extra=[("cosine", "@similarity{0.0000}")])
@@ -230,10 +236,20 @@ def _row_columns(found: Collected) -> dict[str, list[Any]]:
 
 
 def _scatter(
-    chart: figure, source: ColumnDataSource, x: str, y: str, colour: str, extra: Sequence[tuple[str, str]] = ()
+    chart: figure,
+    source: ColumnDataSource,
+    x: str,
+    y: str,
+    colour: str,
+    extra: Sequence[tuple[str, str]] = (),
+    legend: str | None = None,
 ) -> None:
     """Points that tell who they are when hovered over, and show their row when clicked."""
-    chart.scatter(x, y, source=source, size=6, color=colour, alpha=0.6, nonselection_alpha=0.4, name="points")
+    few = legend is not None and len(set(source.data[legend])) <= len(Colorblind8)
+    named: dict[str, Any] = {"legend_group": legend} if few else {}
+    chart.scatter(x, y, source=source, size=7, color=colour, alpha=0.7, nonselection_alpha=0.4, name="points", **named)
+    if few:
+        chart.add_layout(chart.legend[0], "right")
     tips = [("id", "@id"), ("speaker", "@speaker"), ("language", "@language"), ("seconds", "@seconds"), *extra]
     chart.add_tools(HoverTool(tooltips=tips), TapTool(callback=SHOW_ROW.clone()))
 

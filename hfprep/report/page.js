@@ -20,6 +20,11 @@ window.hfprep = (() => {
           if (axis.group_text_color !== undefined) axis.group_text_color = soft;
           for (const part of ["axis_line_color", "major_tick_line_color", "minor_tick_line_color"]) axis[part] = line;
         }
+        for (const legend of chart.right.filter((model) => model.type === "Legend")) {
+          legend.label_text_color = soft;
+          legend.background_fill_color = ground;
+          legend.border_line_color = null;
+        }
         for (const grid of chart.center.filter((model) => model.type === "Grid")) grid.grid_line_color = line;
       }
     }

@@ -24,7 +24,7 @@ POLICY = (
     "img-src data: blob:; font-src data:; media-src file:; connect-src 'none'"
 )
 TEXT_POSITIONS, CODE_POSITIONS = 600, 1815  # of the published model
-WORST_CHARACTERS = 40
+WORST_CHARACTERS = 24
 REJECTED_SHOWN = 60
 
 

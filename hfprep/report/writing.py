@@ -16,7 +16,7 @@ def write_report(root: Path, target: Path, *, with_audio: bool = False) -> int:
     try:
         from hfprep.report.page import render
     except ModuleNotFoundError as error:
-        if error.name != "bokeh":
+        if (error.name or "").partition(".")[0] != "bokeh":
             raise
         raise ConfigError("a report needs the bokeh package: pip install 'hfprep[report]'") from error
     page = render(collect(root, with_audio=with_audio)).encode("utf-8", "replace")
