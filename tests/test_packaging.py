@@ -95,7 +95,7 @@ def test_the_lock_holds_every_dependency_at_a_version_that_the_project_allows() 
     pins = {entry.partition("==")[0]: Version(str(Requirement(entry).specifier)[2:]) for entry in locked()}
     metadata = project()
     extras = metadata["project"]["optional-dependencies"]
-    installed = extras["dev"] + extras["docs"]
+    installed = extras["dev"] + extras["docs"] + extras["report"]
     wanted = [*metadata["project"]["dependencies"], *installed, *metadata["build-system"]["requires"]]
     for requirement in map(Requirement, wanted):
         name = canonicalize_name(requirement.name)
