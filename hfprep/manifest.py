@@ -131,10 +131,16 @@ def parse_line(number: int, raw: RawRow, finder: AudioFinder, language: str | No
             speaker=_read_label(row, "speaker"),
             language=language or _read_label(row, "language"),
             duration=_read_duration(row),
-            extra=json.dumps(extra, ensure_ascii=False) if extra else "{}",
+            extra=_dump_extra(extra),
         )
     except RejectedSample as error:
         return Rejection(number, sample_id, error.reason, error.message)
+
+
+def _dump_extra(extra: dict[str, Any]) -> str:
+    """The fields as JSON; half a surrogate pair, which has no bytes, stays an escape."""
+    text = json.dumps(extra, ensure_ascii=False)
+    return text if _is_encodable(text) else json.dumps(extra)
 
 
 def parse_object(raw: RawRow) -> dict[str, Any]:
@@ -168,12 +174,18 @@ def _is_number(value: Any, *kinds: type) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool)
 
 
-def _encodable(name: str, value: str) -> str:
+def _is_encodable(text: str) -> bool:
     try:
-        value.encode("utf-8")
+        text.encode("utf-8")
     except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _encodable(name: str, value: str) -> str:
+    if not _is_encodable(value):
         reason = Reason.INVALID_ID if name == "id" else Reason.INVALID_FIELD
-        raise RejectedSample(reason, f"{name} holds half of a surrogate pair; save the text as UTF-8") from None
+        raise RejectedSample(reason, f"{name} holds half of a surrogate pair; save the text as UTF-8")
     return value
 
 

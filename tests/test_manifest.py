@@ -122,6 +122,13 @@ def test_lines_count_from_one_and_blank_ones_are_no_lines(tmp_path: Path) -> Non
     ]
 
 
+def test_half_a_surrogate_in_another_field_is_kept_as_an_escape(tmp_path: Path) -> None:
+    item = read_one(tmp_path, GOOD | {"note": "\ud800", "\udc00": "é"})
+    assert isinstance(item, Utterance)
+    assert json.loads(item.extra) == {"note": "\ud800", "\udc00": "é"}
+    item.extra.encode("utf-8")
+
+
 def test_the_runs_language_goes_before_the_rows_own(tmp_path: Path) -> None:
     (item,) = read(tmp_path, GOOD | {"language": "en"}, language="am")
     assert isinstance(item, Utterance)
