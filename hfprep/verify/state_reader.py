@@ -1,6 +1,5 @@
 """The state of an output, read without changing anything: no lock is taken, no damaged file is set aside."""
 
-import dataclasses
 import json
 import sqlite3
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from hfprep.store.state import SampleState
 
-_COLUMNS = ", ".join(item.name for item in dataclasses.fields(SampleState))
+_COLUMNS = ", ".join(SampleState.__annotations__)
 _SELECT = f"SELECT {_COLUMNS} FROM samples WHERE id = ?"
 
 
