@@ -16,7 +16,9 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from hfprep.bench.config import BenchConfig
 from hfprep.commands import formats, scale, trust
+from hfprep.commands.bench import bench
 from hfprep.commands.many import run_many
 from hfprep.config import BuildConfig, flag
 from hfprep.data_sets import ManyOptions, config_of_each
@@ -86,6 +88,9 @@ def build(dataset: list[str] | None, output_root: Path, **options: Any) -> None:
 
         raise typer.Exit(max([show_plan(config) for config in configs]))
     raise typer.Exit(run_many(configs) if dataset else run_build(configs[0]))
+
+
+app.command("bench")(options_of(BenchConfig)(bench))
 
 
 @app.command()

@@ -33,6 +33,7 @@ LEVELS = (
     {"loading"},
     {"report", "summary"},
     {"demo"},
+    {"bench"},
     {"cli", "commands"},
 )
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -1,0 +1,145 @@
+"""hfprep beside the baseline: makes models and clips, runs both in turns, and works out what is compared.
+
+Gives `compare`. Every turn is a process of its own, so that none profits from what another
+loaded or counts its memory. Shares are of the best matrix-product rate measured at the end of any turn.
+"""
+
+import dataclasses
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hfprep.audio.input_features import num_input_frames
+from hfprep.bench.arithmetic import STAGES, needed_flops
+from hfprep.bench.config import BASELINE, BUILD, BenchConfig
+from hfprep.bench.corpus import make_corpus
+from hfprep.bench.turn import Job
+from hfprep.demo.model_set import SEMANTIC_FOLDER, Size, make_model_set
+from hfprep.errors import ConfigError, HfprepError
+from hfprep.model_config import ModelConfig
+from hfprep.models.semantic_encoder import SemanticEncoderConfig
+
+TARGET_RATE = 16_000
+ALL_STAGES = ("text", "decode", "features", *STAGES, "writing")
+TAIL = 2000  # characters of a failed turn's output that are shown
+
+
+def compare(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
+    """Run the comparison; `say` is told what happens. Gives what `--json` keeps.
+
+    Raises HfprepError with the end of its output where a turn fails.
+    """
+    say("making models and clips")
+    size: Size = "small" if config.quick else "published"
+    models = make_model_set(config.folder / f"models-{size}", size=size)
+    num_clips, seconds = config.corpus
+    manifest = make_corpus(config.folder / "clips", num_clips=num_clips, seconds=seconds)
+    results = []
+    for number in range(config.rounds):
+        for kind, batch_size in config.turns():
+            say(f"round {number + 1} of {config.rounds}: {kind}, batch size {batch_size or 'automatic'}")
+            results.append(_take_turn(config, kind, batch_size, models, manifest))
+    return evaluate(config, results, needed(models, manifest))
+
+
+def needed(models: Path, manifest: Path) -> dict[str, Any]:
+    """What the clips of a manifest need: samples, frames, seconds of audio, FLOPs by stage."""
+    import soundfile
+
+    model_config = ModelConfig.read(models / "config.yaml")
+    semantic = SemanticEncoderConfig.read(models / SEMANTIC_FOLDER / "config.json")
+    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+    headers = [soundfile.info(manifest.parent / row["audio"]) for row in rows]
+    lengths = [num_input_frames(-(-header.frames * TARGET_RATE // header.samplerate)) for header in headers]
+    flops = [needed_flops(length, model_config, semantic) for length in lengths]
+    return {
+        "samples": len(rows),
+        "frames": sum(lengths),
+        "audio_seconds": sum(header.duration for header in headers),
+        "flops": {stage: sum(clip[stage].all for clip in flops) for stage in STAGES},
+    }
+
+
+def _take_turn(config: BenchConfig, kind: str, batch_size: int, models: Path, manifest: Path) -> dict[str, Any]:
+    number = len(list(config.folder.glob("turn-*")))
+    folder = config.folder / f"turn-{time.strftime('%Y%m%d-%H%M%S')}-{number:03d}"
+    folder.mkdir()
+    job_file, result_file = folder / "job.json", folder / "result.json"
+    job = Job(
+        kind=kind,
+        models=str(models),
+        manifest=str(manifest),
+        output=str(folder / "output"),
+        batch_size=batch_size,
+        device=config.device,
+        precision=config.precision,
+        asked=time.time(),
+    )
+    job_file.write_text(json.dumps(dataclasses.asdict(job)), encoding="utf-8")
+    command = [sys.executable, "-m", "hfprep.bench.turn", str(job_file), str(result_file)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    (folder / "log.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
+    if done.returncode or not result_file.is_file():
+        raise HfprepError(
+            f"the turn of {kind} failed with status {done.returncode}; its end (the rest is in {folder / 'log.txt'}):\n"
+            f"{(done.stdout + done.stderr)[-TAIL:]}"
+        )
+    result: dict[str, Any] = json.loads(result_file.read_text(encoding="utf-8"))
+    return result
+
+
+def evaluate(config: BenchConfig, turns: list[dict[str, Any]], needs: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a comparison from its turns and from what the clips need."""
+    best = {
+        kind: min((turn for turn in turns if turn["kind"] == kind), key=lambda turn: turn["seconds"], default=None)
+        for kind in (BASELINE, BUILD)
+    }
+    rate = max(turn["matrix_rate"]["fp32"] for turn in turns)
+    ours, theirs = best[BUILD], best[BASELINE]
+    if ours is None:
+        raise ConfigError("--batch-sizes is empty; give at least one (0: automatic)")
+    share = _shares(ours, needs, rate)
+    found = {
+        "machine": {"processor": platform.processor() or platform.machine(), "threads": ours["threads"]},
+        "config": {name: str(value) for name, value in dataclasses.asdict(config).items() if name != "folder"},
+        "needs": needs,
+        "matrix_rate": rate,
+        "model_share_of_peak": share["model"],
+        "stage_share_of_peak": share,
+        "startup_seconds": ours["startup_seconds"],
+        "padding_share": _padding(ours),
+        "hfprep": ours,
+        "baseline": theirs,
+        "turns": turns,
+    }
+    if theirs is not None:
+        found |= {
+            "speedup": theirs["seconds"] / ours["seconds"],
+            "speedup_without_startup": _computing(theirs) / _computing(ours),
+            "memory_ratio": ours["peak_memory_bytes"] / theirs["peak_memory_bytes"],
+            "baseline_share_of_peak": _shares(theirs, needs, rate),
+            "baseline_padding_share": _padding(theirs),
+        }
+    return found
+
+
+def _shares(turn: dict[str, Any], needs: dict[str, Any], rate: float) -> dict[str, float]:
+    """Needed operations a second as a share of the matrix rate, by model stage and for all of them."""
+    seconds = {stage: turn["stages"][stage] for stage in STAGES}
+    shares = {stage: needs["flops"][stage] / seconds[stage] / rate for stage in STAGES}
+    return shares | {"model": sum(needs["flops"].values()) / sum(seconds.values()) / rate}
+
+
+def _computing(turn: dict[str, Any]) -> float:
+    seconds: float = turn["seconds"] - turn["startup_seconds"]
+    return seconds
+
+
+def _padding(turn: dict[str, Any]) -> float:
+    share: float = 1 - turn["frames"] / turn["padded_frames"]
+    return share

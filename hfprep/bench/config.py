@@ -1,0 +1,56 @@
+"""What a comparison is asked to do: `BenchConfig`. The command line takes its flags from the fields."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hfprep.config import option
+from hfprep.errors import ConfigError
+
+BASELINE, BUILD = "baseline", "hfprep"
+QUICK_CORPUS = (6, (0.5, 2.0))
+QUICK_BASELINE = "4"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """A comparison; the command line takes its flags from these fields."""
+
+    folder: Path = option(Path("bench"), "Working folder: models (3.8 GB), clips, outputs; models stay for a rerun.")
+    quick: bool = option(
+        False, "Small models, for a check of the counts alone; six clips of 0.5 to 2 s, baseline batch size 4."
+    )
+    clips: int = option(16, "Number of clips.")
+    min_seconds: float = option(2.0, "Length of the shortest clips.")
+    max_seconds: float = option(14.0, "Length of the longest clips.")
+    baseline_batch_sizes: str = option("1,8", "Batch sizes of the baseline, with commas; empty: hfprep alone.")
+    batch_sizes: str = option("0", "Batch sizes of hfprep, with commas (0: automatic).")
+    precision: str = option("fp32", "Precision of hfprep's model stages.")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N, for both.")
+    rounds: int = option(1, "How often each takes its turn; the fastest turn counts.")
+    json: Path | None = option(None, "Write all figures there as JSON.")
+
+    def __post_init__(self) -> None:
+        if self.clips < 1 or self.rounds < 1:
+            raise ConfigError(f"--clips is {self.clips} and --rounds is {self.rounds}; both must be at least 1")
+        if not 0.1 <= self.min_seconds <= self.max_seconds:
+            raise ConfigError(
+                f"--min-seconds is {self.min_seconds} and --max-seconds is {self.max_seconds}; the least must be from "
+                "0.1 up, and not above the most"
+            )
+        list(self.turns())
+
+    @property
+    def corpus(self) -> tuple[int, tuple[float, float]]:
+        """Number of clips, and the range of their seconds."""
+        return QUICK_CORPUS if self.quick else (self.clips, (self.min_seconds, self.max_seconds))
+
+    def turns(self) -> Iterator[tuple[str, int]]:
+        """Kind and batch size of every turn, in order. Raises ConfigError."""
+        baseline = QUICK_BASELINE if self.quick and self.baseline_batch_sizes else self.baseline_batch_sizes
+        kinds = ((BASELINE, baseline, 1), (BUILD, self.batch_sizes, 0))
+        for kind, text, least in kinds:
+            for size in filter(None, text.split(",")):
+                if not size.strip().isdigit() or int(size) < least:
+                    raise ConfigError(f"batch sizes {text!r}: each must be a whole number of at least {least}")
+                yield kind, int(size)

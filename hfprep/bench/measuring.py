@@ -1,0 +1,117 @@
+"""Seconds by stage, the machine's matrix-product rate, and the memory of this process.
+
+Gives `Stopwatch`, `matrix_rate` and `peak_memory`. Knows nothing of what is measured.
+"""
+
+import contextlib
+import resource
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hfprep.models.operators import linear
+
+MATRIX_SIDE = 2048
+MATRIX_SECONDS = 1.0
+MATRIX_LEAST = 5  # products, at least
+KIB = 1 << 10
+
+
+class Stopwatch:
+    """Adds up what each stage takes; threads may use it at once, and their seconds then add up, too."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._lock = threading.Lock()
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    def add(self, stage: str, seconds: float) -> None:
+        with self._lock:
+            self._seconds[stage] += seconds
+
+    @contextlib.contextmanager
+    def measuring(self, stage: str) -> Iterator[None]:
+        """Time a block on the processor's clock."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(stage, time.perf_counter() - started)
+
+    def timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, timed."""
+
+        def call(*args: Any, **options: Any) -> Any:
+            with self.measuring(stage):
+                return function(*args, **options)
+
+        return call
+
+    def watch(self, stage: str, module: nn.Module) -> None:
+        """Time every call of a module; on a GPU by events in its stream, so that nothing waits for them."""
+        begun: list[Any] = []
+
+        def mark() -> Any:
+            if not self._cuda:
+                return time.perf_counter()
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            return event
+
+        def before(*_: Any) -> None:
+            begun.append(mark())
+
+        def after(*_: Any) -> None:
+            start, end = begun.pop(), mark()
+            if self._cuda:
+                self._events.append((stage, start, end))
+            else:
+                self.add(stage, end - start)
+
+        module.register_forward_pre_hook(before)
+        module.register_forward_hook(after)
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by stage so far; waits for the GPU."""
+        if self._events:
+            torch.cuda.synchronize()
+        for stage, start, end in self._events:
+            self.add(stage, start.elapsed_time(end) / 1000)
+        self._events.clear()
+        return dict(self._seconds)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+    """Operations a second of the best of some 2048-cube products: torch's own, and the one that the models use."""
+    left, right = (torch.randn(MATRIX_SIDE, MATRIX_SIDE, device=device).to(dtype) for _ in range(2))
+    best, count, begun = float("inf"), 0, time.perf_counter()
+    while count < 2 * MATRIX_LEAST or time.perf_counter() - begun < MATRIX_SECONDS:
+        product = (torch.mm, linear)[count % 2]
+        _wait(device)
+        started = time.perf_counter()
+        product(left, right)
+        _wait(device)
+        best, count = min(best, time.perf_counter() - started), count + 1
+    return 2 * MATRIX_SIDE**3 / best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory() -> int:
+    """The most bytes of memory that this process has held: mapped weights that it has read count, too."""
+    try:
+        # Not getrusage: its value survives exec, so a child would start from its parent's.
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return next(int(line.split()[1]) * KIB for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB

@@ -1,0 +1,151 @@
+"""One turn of a comparison, in a process of its own: the baseline, or a build of hfprep.
+
+`python -m hfprep.bench.turn JOB RESULT` reads a `Job` from one JSON file and writes what it measured to another:
+samples, frames, padded_frames, seconds (since the process was asked for), startup_seconds (of these, until the first
+batch could begin), stages (seconds by stage; of threads, the sum), peak_memory_bytes, matrix_rate.
+"""
+
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from hfprep.bench.config import BASELINE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to run, and when it was asked for (seconds since 1970)."""
+
+    kind: str
+    models: str
+    manifest: str
+    output: str
+    batch_size: int
+    device: str
+    precision: str
+    asked: float
+
+
+@dataclass
+class _Start:
+    """When the first batch could begin."""
+
+    asked: float
+    seconds: float | None = None
+
+    def done(self) -> None:
+        if self.seconds is None:
+            self.seconds = time.time() - self.asked
+
+
+def run_turn(job: Job) -> dict[str, Any]:
+    """Do the job here and measure it."""
+    import torch
+
+    from hfprep.bench.measuring import Stopwatch, matrix_rate, peak_memory
+    from hfprep.devices import choose_device
+
+    device = choose_device(job.device)
+    watch, start = Stopwatch(device), _Start(job.asked)
+    baseline = job.kind == BASELINE
+    counts = _run_baseline(job, device, watch, start) if baseline else _run_build(job, watch, start)
+    seconds = time.time() - job.asked
+    stages = watch.seconds()
+    memory = peak_memory()
+    device_memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    rates = {"fp32": matrix_rate(device)}
+    if device.type == "cuda":
+        rates["bf16"] = matrix_rate(device, torch.bfloat16)
+    return {
+        **dataclasses.asdict(job),
+        **counts,
+        "seconds": seconds,
+        "startup_seconds": start.seconds,
+        "stages": stages,
+        "peak_memory_bytes": memory,
+        "peak_device_memory_bytes": device_memory,
+        "threads": torch.get_num_threads(),
+        "matrix_rate": rates,
+    }
+
+
+def _run_baseline(job: Job, device: Any, watch: Any, start: _Start) -> dict[str, int]:
+    from hfprep.bench.baseline import Baseline, run_baseline
+    from hfprep.model_config import ModelConfig
+    from hfprep.models.locate import locate
+
+    files = locate(models=Path(job.models), config=None, gpt_checkpoint=None, semantic_model=None, semantic_codec=None)
+    baseline = Baseline(files, ModelConfig.read(files.config), Path(job.models) / "bpe.model", device)
+    return run_baseline(
+        baseline, Path(job.manifest), Path(job.output), batch_size=job.batch_size, watch=watch, loaded=start.done
+    )
+
+
+def _run_build(job: Job, watch: Any, start: _Start) -> dict[str, int]:
+    from hfprep.building import build
+    from hfprep.config import BuildConfig
+
+    config = BuildConfig(
+        manifest=Path(job.manifest),
+        output_dir=Path(job.output),
+        models=Path(job.models),
+        batch_size=job.batch_size,
+        device=job.device,
+    )
+    with _timed_build(watch, start):
+        summary = build(config)
+    tally = summary.tally
+    return {"samples": summary.accepted, "frames": tally.frames, "padded_frames": tally.padded_frames}
+
+
+@contextlib.contextmanager
+def _timed_build(watch: Any, start: _Start) -> Iterator[None]:
+    """Time the steps of builds meanwhile, where they are called."""
+    from hfprep import features
+    from hfprep.models.feature_model import FeatureModel
+    from hfprep.store.fingerprints import FileHashes
+    from hfprep.store.layout import Publisher, Stage
+    from hfprep.text.tokenizer import TextTokenizer
+
+    load = FeatureModel.load
+
+    def load_watched(*args: Any, **options: Any) -> FeatureModel:
+        with watch.measuring("loading"):
+            model = load(*args, **options)
+        watch.watch("semantic encoder", model.semantic_encoder)
+        watch.watch("codec", model.semantic_codec)
+        watch.watch("conditioners", model.conditioner)
+        watch.watch("conditioners", model.emotion_conditioner)
+        start.done()
+        return model
+
+    steps: tuple[tuple[Any, str, str], ...] = (
+        (features, "load_waveform", "decode"),
+        (features, "extract_input_features", "features"),
+        (TextTokenizer, "encode", "text"),
+        (Stage, "write", "writing"),
+        (Publisher, "publish", "writing"),
+        (FileHashes, "sha256", "hashing"),
+    )
+    with contextlib.ExitStack() as stack:
+        for owner, name, stage in steps:
+            stack.enter_context(mock.patch.object(owner, name, _timed(watch, stage, getattr(owner, name))))
+        stack.enter_context(mock.patch.object(FeatureModel, "load", load_watched))
+        yield
+
+
+def _timed(watch: Any, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    timed: Callable[..., Any] = watch.timed(stage, function)
+    return timed
+
+
+if __name__ == "__main__":
+    asked = Job(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    Path(sys.argv[2]).write_text(json.dumps(run_turn(asked)), encoding="utf-8")

@@ -1,0 +1,97 @@
+"""`bench`: hfprep beside the obvious pipeline, on random models of the published sizes."""
+
+import json
+import sys
+from typing import Any
+
+import typer
+
+from hfprep.bench.config import BenchConfig
+
+STAGE_NOTE = "in threads beside the models"
+
+
+def bench(**options: Any) -> None:
+    """Measure hfprep against the obvious pipeline, on RANDOM models of the published sizes."""
+    from hfprep.bench.comparing import compare
+
+    config = BenchConfig(**options)
+    found = compare(config, lambda line: print(line, file=sys.stderr, flush=True))
+    if config.json is not None:
+        config.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    _show(found)
+    wrong = count_faults(found)
+    for line in wrong:
+        print(f"bench: {line}", file=sys.stderr)
+    raise typer.Exit(1 if wrong else 0)
+
+
+def count_faults(found: dict[str, Any]) -> list[str]:
+    """Where a turn's counts are not what the clips need, one line each."""
+    return [
+        f"{turn['kind']} at batch size {turn['batch_size']}: {turn[name]} {name}, not {found['needs'][name]}"
+        for turn in found["turns"]
+        for name in ("samples", "frames")
+        if turn[name] != found["needs"][name]
+    ]
+
+
+def _show(found: dict[str, Any]) -> None:
+    """Print the tables of stages and of the whole."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    console.print(_stage_table(found))
+    console.print(_turn_table(found))
+    needs = found["needs"]
+    print(f"{needs['samples']} clips, {needs['audio_seconds']:.1f} s, {needs['frames']} frames, "
+          f"{sum(needs['flops'].values()) / 1e12:.3f} TFLOP needed; matrix products: "
+          f"{found['matrix_rate'] / 1e9:.0f} GFLOP/s")  # fmt: skip
+    for name in ("speedup", "speedup_without_startup", "model_share_of_peak", "memory_ratio", "startup_seconds",
+                 "padding_share"):  # fmt: skip
+        if name in found:
+            print(f"{name}: {found[name]:.3f}")
+
+
+def _stage_table(found: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    from hfprep.bench.comparing import ALL_STAGES
+
+    ours, theirs = found["hfprep"], found["baseline"]
+    table = Table(title=f"Stages (hfprep: text, decode, features, writing {STAGE_NOTE})")
+    for name in ("stage", "TFLOP needed", "baseline s", "of rate", "hfprep s", "of rate", "ratio"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for stage in ALL_STAGES:
+        flops = found["needs"]["flops"].get(stage)
+        before = theirs["stages"].get(stage) if theirs else None
+        after = ours["stages"].get(stage, 0.0)
+        table.add_row(
+            stage,
+            f"{flops / 1e12:.3f}" if flops else "",
+            f"{before:.2f}" if before is not None else "",
+            f"{found['baseline_share_of_peak'][stage]:.0%}" if flops and theirs else "",
+            f"{after:.2f}",
+            f"{found['stage_share_of_peak'][stage]:.0%}" if flops else "",
+            f"{before / after:.2f}" if before is not None and after else "",
+        )
+    return table
+
+
+def _turn_table(found: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(title="Turns")
+    for name in ("turn", "batch", "seconds", "start-up s", "padding", "peak memory GB", "matrix GFLOP/s"):
+        table.add_column(name, justify="left" if name == "turn" else "right")
+    for turn in found["turns"]:
+        table.add_row(
+            turn["kind"],
+            str(turn["batch_size"] or "auto"),
+            f"{turn['seconds']:.1f}",
+            f"{turn['startup_seconds']:.1f}",
+            f"{1 - turn['frames'] / turn['padded_frames']:.1%}",
+            f"{turn['peak_memory_bytes'] / 1e9:.2f}",
+            f"{turn['matrix_rate']['fp32'] / 1e9:.0f}",
+        )
+    return table

@@ -1,0 +1,177 @@
+"""The comparison's counts: operations against torch's own counter, and a quick run whose every count is known."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
+
+from hfprep.bench.arithmetic import STAGES, needed_flops
+from hfprep.bench.comparing import evaluate
+from hfprep.bench.config import BenchConfig
+from hfprep.bench.measuring import Stopwatch, matrix_rate, peak_memory
+from hfprep.cli import app
+from hfprep.errors import ConfigError
+from hfprep.model_config import ConditionConfig, ModelConfig, SemanticCodecConfig
+from hfprep.models import operators
+from hfprep.models.feature_model import FeatureModel
+from hfprep.models.locate import locate
+from hfprep.models.semantic_encoder import SemanticEncoderConfig
+
+PUBLISHED = ModelConfig(
+    path=Path("config.yaml"), model_dim=1280, max_mel_tokens=1815, max_text_tokens=600, number_text_tokens=12_000,
+    condition=ConditionConfig(output_size=512, linear_units=2048, attention_heads=8, num_blocks=6, perceiver_mult=2),
+    emotion=ConditionConfig(output_size=512, linear_units=1024, attention_heads=4, num_blocks=4, perceiver_mult=2),
+    semantic_codec=SemanticCodecConfig(
+        codebook_size=8192, hidden_size=1024, codebook_dim=8, vocos_dim=384, vocos_intermediate_dim=2048,
+        vocos_num_layers=12,
+    ),
+    w2v_stat="wav2vec2bert_stats.pt",
+)  # fmt: skip
+
+
+def counted(model: FeatureModel, num_frames: int) -> dict[str, int]:
+    """Operations of matrix products, attention and dense convolutions by torch's own counter, for one clip."""
+    parts = {
+        "semantic encoder": (model.semantic_encoder,), "codec": (model.semantic_codec,),
+        "conditioners": (model.conditioner, model.emotion_conditioner),
+    }  # fmt: skip
+    found = dict.fromkeys(STAGES, 0)
+    for stage, modules in parts.items():
+        for module in modules:
+            counters: list[FlopCounterMode] = []
+
+            def begin(*_: Any, into: list[FlopCounterMode] = counters) -> None:
+                into.append(FlopCounterMode(display=False))
+                into[-1].__enter__()
+
+            def end(*_: Any, into: list[FlopCounterMode] = counters, stage: str = stage) -> None:
+                into[-1].__exit__(None, None, None)
+                found[stage] += into[-1].get_total_flops()
+
+            module.register_forward_pre_hook(begin)
+            module.register_forward_hook(end)
+    model(torch.randn(1, num_frames, 160), torch.tensor([num_frames]))
+    return found
+
+
+@pytest.mark.parametrize("num_frames", [11, 64])
+def test_needed_operations_are_those_of_torch_s_counter(
+    golden_small: Path, num_frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The counter knows torch's own products only, and attention as two products.
+    monkeypatch.setattr(operators, "_has_onednn_linear", lambda: False)
+    models = golden_small / "checkpoints"
+    files = locate(models=models, config=None, gpt_checkpoint=None, semantic_model=None, semantic_codec=None)
+    config, semantic = ModelConfig.read(files.config), SemanticEncoderConfig.read(files.semantic_config)
+    model = FeatureModel.load(files, config)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        found = counted(model, num_frames)
+    needed = {stage: flops.products for stage, flops in needed_flops(num_frames, config, semantic).items()}
+    # What is the same for every clip is not needed for each: the positions' keys, and their score with the bias. The
+    # bias of the subsampling convolution is a tenth input in our product.
+    frames, width = (num_frames - 1) // 2, (semantic.hidden_size - 1) // 2
+    for branch in (config.condition, config.emotion):
+        channels = branch.output_size
+        needed["conditioners"] += branch.num_blocks * 2 * frames * channels * (channels + 1)
+        needed["conditioners"] += 2 * frames * width * channels
+    # Of the 73 distances, a short clip meets fewer; the product is with all of them.
+    assert found == needed
+
+
+def test_published_models_need_what_their_weights_say() -> None:
+    """By hand for one second: 17 layers of 24.12 M weights, two branches of 134 M weights at half the rate, and so on."""
+    semantic = SemanticEncoderConfig.from_values({})
+    flops = {stage: found.all / 50 for stage, found in needed_flops(50, PUBLISHED, semantic).items()}
+    layer = 2 * (4 * 1024 * 4096 + 7 * 1024**2 + 2 * 50 * 1024 + 73 * 1024 + 31 * 1024)
+    assert flops["semantic encoder"] == 17 * layer + 2 * 160 * 1024
+    blocks = 12 * (2 * 384 * 2048 + 7 * 384)
+    assert flops["codec"] == 2 * (7 * 1024 * 384 + blocks + 384 * 1024 + 8 * 1024 + 8 * 8192)
+    assert 0.27e9 < flops["conditioners"] < 0.36e9  # the first product of each alone: 2 * 134e6 / 2
+    assert sum(flops.values()) == pytest.approx(1.15e9, rel=0.05)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("bench")
+    figures = folder / "figures.json"
+    result = CliRunner().invoke(app, ["bench", "--quick", "--folder", str(folder / "work"), "--json", str(figures)])
+    assert result.exit_code == 0, result.output
+    assert "semantic encoder" in result.output
+    return {**json.loads(figures.read_text()), "folder": folder / "work"}
+
+
+def test_quick_run_counts_what_there_is(quick: dict[str, Any]) -> None:
+    baseline, build = quick["baseline"], quick["hfprep"]
+    needs = quick["needs"]
+    assert needs["samples"] == baseline["samples"] == build["samples"] == 6
+    assert needs["frames"] == baseline["frames"] == build["frames"]
+    ours = [len(np.load(path)) for path in sorted((Path(build["output"]) / "codes").glob("*.npy"))]
+    assert sum(ours) == needs["frames"]
+    # The baseline, four a batch in the manifest's order, stores every clip at its batch's longest.
+    theirs = [len(np.load(path)) for path in sorted((Path(baseline["output"]) / "codes").glob("*.npy"))]
+    longest = [max(ours[:4]), max(ours[4:])]
+    assert sum(theirs) == baseline["padded_frames"]
+    # The feature extractor pads to an even number of 10 ms frames, so a batch may be one frame longer than its clips.
+    assert all(0 <= found - expected <= 1 for found, expected in zip([theirs[0], theirs[4]], longest, strict=True))
+    assert quick["padding_share"] == 0
+    assert quick["baseline_padding_share"] == pytest.approx(1 - sum(ours) / sum(theirs))
+
+
+def test_quick_run_keeps_its_figures(quick: dict[str, Any]) -> None:
+    for name in ("speedup", "model_share_of_peak", "memory_ratio", "startup_seconds", "matrix_rate"):
+        assert quick[name] > 0
+    assert set(quick["needs"]["flops"]) == set(STAGES)
+    assert {"text", "decode", "features", "writing", *STAGES} <= set(quick["hfprep"]["stages"])
+    assert {"text", "decode", "features", "writing", *STAGES} <= set(quick["baseline"]["stages"])
+
+
+def test_shares_follow_from_seconds() -> None:
+    """2 TFLOP in 4 s at 1 TFLOP/s are half of what is possible; the fastest turn of each kind counts."""
+    stages = dict(zip(STAGES, (2.0, 1.0, 1.0), strict=True))
+    turn = {
+        "stages": stages, "matrix_rate": {"fp32": 1e12}, "seconds": 10.0, "startup_seconds": 2.0, "threads": 1,
+        "frames": 90, "padded_frames": 100, "peak_memory_bytes": 300, "peak_device_memory_bytes": None,
+    }  # fmt: skip
+    turns = [
+        {**turn, "kind": "hfprep"},
+        {**turn, "kind": "hfprep", "seconds": 11.0, "peak_memory_bytes": 5},
+        {**turn, "kind": "baseline", "seconds": 40.0, "startup_seconds": 8.0, "peak_memory_bytes": 600},
+        {**turn, "kind": "baseline", "seconds": 30.0, "startup_seconds": 6.0, "peak_memory_bytes": 500},
+    ]
+    needs = {"flops": dict(zip(STAGES, (1e12, 5e11, 5e11), strict=True))}
+    found = evaluate(BenchConfig(), turns, needs)
+    assert found["model_share_of_peak"] == 0.5
+    assert found["stage_share_of_peak"]["semantic encoder"] == 0.5
+    assert (found["speedup"], found["speedup_without_startup"], found["memory_ratio"]) == (3.0, 3.0, 0.6)
+    assert found["padding_share"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    "options", [{"clips": 0}, {"rounds": 0}, {"min_seconds": 5.0, "max_seconds": 4.0}, {"baseline_batch_sizes": "0"}]
+)
+def test_impossible_comparisons_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        BenchConfig(**options)
+
+
+def test_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Stopwatch(torch.device("cpu"))
+    module = torch.nn.Linear(2, 2)
+    watch.watch("product", module)
+    module(torch.ones(1, 2))
+    assert watch.timed("sum", sum)([1, 2]) == 3
+    watch.add("sum", 5.0)
+    assert watch.seconds()["product"] > 0
+    assert 5 < watch.seconds()["sum"] < 6
+    monkeypatch.setattr("hfprep.bench.measuring.MATRIX_SIDE", 64)
+    monkeypatch.setattr("hfprep.bench.measuring.MATRIX_SECONDS", 0.0)
+    assert matrix_rate(torch.device("cpu")) > 1e6
+    before = peak_memory()
+    block = np.ones(64 << 20, np.uint8)
+    assert peak_memory() >= before
+    assert peak_memory() > block.nbytes
