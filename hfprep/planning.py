@@ -89,7 +89,7 @@ class PlanOptions:
 
 @dataclass
 class PlanCounts:
-    """What the scan of a manifest found. lines_read = rows + rejected + capped."""
+    """What the scan of a manifest found. lines_read = rows + rejected + capped, of this part if there are parts."""
 
     lines_read: int = 0
     rows: int = 0

@@ -108,7 +108,9 @@ class Actor:
             return Reported([position_of[line] for line in lines], staged, rejections, cost)
 
         try:
-            for computed, rejections, result in run_rows(selected.to_list(), self.extractor):
+            for computed, rejections, result in run_rows(
+                selected.to_list(), self.extractor, spool=self.stage.folder / "clips"
+            ):
                 staging = self.writer.submit(self.stage.write, computed)
                 if waiting is not None:
                     yield report(*waiting)
