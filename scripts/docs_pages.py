@@ -1,0 +1,295 @@
+"""Writes the reference pages of the documentation from what they are about, while MkDocs builds the site.
+
+Gives `command_page` (from the command line itself), `formats_page` (from schemas/) and `messages_page` (from the
+places in the code that raise), and `on_files`, through which MkDocs takes them. No fact stands here a second time.
+"""
+
+import ast
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+SCHEMA_ORDER = ("manifest", "record", "rejected", "stats", "pair-record", "webdataset-index")
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """MkDocs' hook: add the generated pages to those that lie in docs/."""
+    from mkdocs.structure.files import File
+
+    pages = {
+        "reference/commands.md": command_page(),
+        "reference/formats.md": formats_page(ROOT / "schemas"),
+        "reference/errors.md": messages_page(ROOT / "hfprep"),
+    }
+    for path, content in pages.items():
+        files.append(File.generated(config, path, content=content))
+    return files
+
+
+def cell(text: str) -> str:
+    """Text that stands for itself in a table's cell."""
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;").replace("\n", " ")
+    return re.sub(r"([*_`])", r"\\\1", escaped)
+
+
+def code(text: str) -> str:
+    """Text as code in a table's cell; a backtick in it ends no code, and a bar no cell."""
+    fence = "``" if "`" in text else "`"
+    pad = " " if "`" in text else ""
+    return f"{fence}{pad}{text}{pad}{fence}".replace("|", r"\|").replace("\n", " ")
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """The lines of a table."""
+    names = list(head)
+    lines = [" | ".join(names), " | ".join("---" for _ in names), *(" | ".join(row) for row in rows)]
+    return [*(f"| {line} |" for line in lines), ""]
+
+
+# Commands
+
+
+def command_page() -> str:
+    """Every command of the program with its arguments, options and defaults."""
+    import typer
+
+    from hfprep.cli import app
+
+    program = typer.main.get_command(app)
+    lines = ["# Commands", "", "Each is called as `python -m hfprep COMMAND`, or `hfprep COMMAND`.", ""]
+    for name, command in sorted(program.commands.items()):  # type: ignore[attr-defined]
+        lines += _command(name, command)
+    return "\n".join(lines)
+
+
+def _command(name: str, command: Any) -> Iterator[str]:
+    arguments = [item for item in command.params if item.param_type_name == "argument"]
+    options = [item for item in command.params if item.param_type_name == "option" and item.name != "help"]
+    places = [_place(item) if item.required else f"[{_place(item)}]" for item in arguments]
+    yield from (f"## {name}", "", (command.help or "").strip(), "")
+    yield from ("```text", " ".join(["python -m hfprep", name, *places, *(["[OPTIONS]"] if options else [])]), "```", "")
+    if arguments:
+        rows = [(code(_place(item)), _default(item), cell(item.help or "")) for item in arguments]
+        yield from table(("argument", "default", "meaning"), rows)
+    if options:
+        rows = [(code(_flag(item)), _default(item), cell(item.help or "")) for item in options]
+        yield from table(("option", "default", "meaning"), rows)
+
+
+def _place(item: Any) -> str:
+    return str(item.metavar or item.name.upper())
+
+
+def _flag(item: Any) -> str:
+    return ", ".join(sorted(item.opts, key=len))
+
+
+def _default(item: Any) -> str:
+    if item.required:
+        return "must be given"
+    if isinstance(item.default, bool) or item.default in (None, ()) or str(item.default) == "":
+        return ""
+    return code(str(item.default))
+
+
+# Files
+
+
+def formats_page(folder: Path) -> str:
+    """Every file format that has a schema, field by field."""
+    paths = {path.name.removesuffix(".schema.json"): path for path in folder.glob("*.schema.json")}
+    lines = [
+        "# Files", "",
+        "What hfprep reads and writes, field by field, from the JSON Schemas in `schemas/` that the tests hold every "
+        "output to.", "",
+    ]  # fmt: skip
+    for name in [*SCHEMA_ORDER, *sorted(set(paths) - set(SCHEMA_ORDER))]:
+        schema = json.loads(paths[name].read_text(encoding="utf-8"))
+        lines += [f"## {schema['title']} {{#{name}}}", "", cell(schema["description"]), ""]
+        lines += [f"Schema: `schemas/{paths[name].name}`", ""]
+        lines += _fields(schema, schema, prefix="")
+        lines += _choices(schema)
+    return "\n".join(lines)
+
+
+def _fields(schema: dict[str, Any], root: dict[str, Any], *, prefix: str) -> list[str]:
+    return table(("field", "", "type", "meaning"), _field_rows(schema, root, prefix=prefix))
+
+
+def _field_rows(schema: dict[str, Any], root: dict[str, Any], *, prefix: str) -> Iterator[tuple[str, str, str, str]]:
+    required = set(schema.get("required", ()))
+    for name, field in schema.get("properties", {}).items():
+        resolved = _resolve(field, root)
+        presence = "required" if name in required else "optional"
+        yield code(prefix + name), presence, cell(_type(resolved)), _meaning(resolved)
+        inner = _resolve(resolved.get("items", resolved), root)
+        if "properties" in inner:
+            yield from _field_rows(inner, root, prefix=f"{prefix}{name}{'[]' if inner is not resolved else ''}.")
+
+
+def _resolve(field: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
+    """A field with what its $ref names put in."""
+    if "$ref" not in field:
+        return field
+    target: Any = root
+    for part in field["$ref"].removeprefix("#/").split("/"):
+        target = target[part]
+    return {**target, **{key: value for key, value in field.items() if key != "$ref"}}
+
+
+def _type(field: dict[str, Any]) -> str:
+    if "const" in field:
+        return json.dumps(field["const"])
+    choices = field.get("enum") or [choice["const"] for choice in field.get("oneOf", ()) if "const" in choice]
+    if 0 < len(choices) <= 4:
+        return " or ".join(map(json.dumps, choices))
+    if choices:
+        return "one of those below"
+    kinds = field.get("type", "any")
+    return kinds if isinstance(kinds, str) else " or ".join(kinds)
+
+
+def _meaning(field: dict[str, Any]) -> str:
+    parts = [field.get("description", "")]
+    if "minimum" in field and field["minimum"] != 0:
+        parts.append(f"At least {field['minimum']}.")
+    text = cell(" ".join(part for part in parts if part))
+    if "examples" in field:
+        text += " For example " + ", ".join(code(json.dumps(value)) for value in field["examples"]) + "."
+    if "pattern" in field and len(field["pattern"]) < 40:
+        text += f" Matches {code(field['pattern'])}."
+    return text.strip()
+
+
+def _choices(schema: dict[str, Any]) -> list[str]:
+    """A table for each field that has a list of described values; reasons lead to their remedies."""
+    lines: list[str] = []
+    for name, field in schema.get("properties", {}).items():
+        choices = [choice for choice in field.get("oneOf", ()) if "const" in choice]
+        if choices:
+            lines += [f"Values of `{name}`, each with its remedy:", ""]
+            links = [f"[{code(choice['const'])}](../troubleshooting.md#{choice['const']})" for choice in choices]
+            rows = [(link, cell(choice["description"])) for link, choice in zip(links, choices, strict=True)]
+            lines += table((name, "meaning"), rows)
+    return lines
+
+
+# Messages
+
+
+@dataclass(frozen=True)
+class Message:
+    """One place in the code that raises: the error's class, a rejection's reason, and the message's form."""
+
+    module: str
+    line: int
+    error: str
+    reason: str | None
+    form: str
+
+
+GROUPS = (
+    ("ConfigError", "An option, a path or a value in config.yaml is wrong. Nothing was computed, nothing has changed."),
+    ("CheckpointError", "A model file is missing, incomplete, or of an architecture that hfprep does not compute."),
+    ("StoreError", "A folder cannot be used as asked; what is on disk stays as it was."),
+    ("HfprepError", "The run cannot go on. What is finished is kept: run the same command again."),
+    ("ValueError", "A Python call was given a value that it cannot take."),
+)  # fmt: skip
+OTHERS = {"DeviceError": "HfprepError"}
+
+
+def messages_page(package: Path) -> str:
+    """Every message that hfprep can end with or reject a sample with."""
+    found = list(messages(package))
+    lines = [
+        "# Messages", "",
+        "Every message of hfprep, from the code; `{...}` stands for what is filled in. A message names the thing, its "
+        "value and the next step. [Troubleshooting](../troubleshooting.md) says more of those that are met most.", "",
+        "## Reasons of rejected lines", "",
+    ]  # fmt: skip
+    rejections = [item for item in found if item.error == "RejectedSample"]
+    rows = [(_reason(item.reason), code(item.form)) for item in sorted(rejections, key=lambda x: x.reason or "~")]
+    lines += table(("reason", "message"), dict.fromkeys(rows))
+    for name, meaning in GROUPS:
+        group = [item for item in found if OTHERS.get(item.error, item.error) == name]
+        lines += [f"## {name}", "", meaning, ""]
+        lines += table(("message", "module"), dict.fromkeys((code(item.form), code(item.module)) for item in group))
+    return "\n".join(lines)
+
+
+def _reason(reason: str | None) -> str:
+    return f"[{code(reason)}](../troubleshooting.md#{reason})" if reason else "any"
+
+
+def messages(package: Path) -> Iterator[Message]:
+    """Each place that makes one of hfprep's errors, in the order of modules and lines."""
+    classes = {name for name, _ in GROUPS} | {"RejectedSample", *OTHERS}
+    for path in sorted(package.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        module = path.relative_to(package.parent).as_posix()
+        found = []
+        for function in [tree, *(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))]:
+            for node in _own_nodes(function):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in classes:
+                    found.append(_message(node, node.func.id, function, module))
+        yield from sorted((item for item in found if item is not None), key=lambda item: item.line)
+
+
+def _own_nodes(function: ast.AST) -> Iterator[ast.AST]:
+    """What stands in a function (or module), apart from the functions inside it."""
+    for child in ast.iter_child_nodes(function):
+        if not isinstance(child, ast.FunctionDef):
+            yield child
+            yield from _own_nodes(child)
+
+
+def _message(call: ast.Call, error: str, function: ast.AST, module: str) -> Message | None:
+    arguments = list(call.args)
+    if not arguments:
+        return None
+    reason = None
+    if error == "RejectedSample":
+        first = arguments.pop(0)
+        reason = first.attr.lower() if isinstance(first, ast.Attribute) and first.attr.isupper() else None
+    text = _form(arguments[0], function)
+    return Message(module, call.lineno, error, reason, re.sub(r"\s+", " ", text).strip())
+
+
+def _form(node: ast.expr, function: ast.AST) -> str:
+    """The text that an expression makes, with {name} for what is only known when it runs."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_form(part, function) for part in node.values)
+    if isinstance(node, ast.FormattedValue):
+        return "{" + _name(node.value) + "}"
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return _form(node.left, function) + _form(node.right, function)
+    if isinstance(node, ast.Name):
+        values = [
+            item.value
+            for item in _own_nodes(function)
+            if isinstance(item, ast.Assign) and any(isinstance(x, ast.Name) and x.id == node.id for x in item.targets)
+        ]
+        forms = dict.fromkeys(_form(value, function) for value in values if not isinstance(value, ast.Name))
+        return " / ".join(forms) or "{" + node.id + "}"
+    return "{" + _name(node) + "}"
+
+
+def _name(node: ast.expr) -> str:
+    """A word for a value: the last name in the expression that gives it."""
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Subscript):
+        return _name(node.value)
+    if isinstance(node, ast.BoolOp | ast.IfExp):
+        return _name(node.values[-1] if isinstance(node, ast.BoolOp) else node.body)
+    if isinstance(node, ast.Call) and node.args:
+        return _name(node.args[0])
+    return "..."
