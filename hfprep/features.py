@@ -190,6 +190,8 @@ class FeatureExtractor:
     def _compute(self, batch: list[Loaded]) -> list[tuple[Task, Features | Rejection]]:
         """Outcomes of a batch, in its order: halves after running out of memory, singles after any other error."""
         assert self.model is not None
+        if len(batch) > 1 and not self.budget.allows(padded_frames(batch)):  # its sibling has just shown that
+            return self._compute_halves(batch)
         failure = None
         try:
             outcomes = self._forward(batch, self.model)
@@ -209,13 +211,16 @@ class FeatureExtractor:
             self._free_memory()
             self._note_out_of_memory(batch, failure)
             if len(batch) > 1:
-                middle = len(batch) // 2
-                return self._compute(batch[:middle]) + self._compute(batch[middle:])
+                return self._compute_halves(batch)
             return [self._compute_on_cpu(batch[0], failure)]
         if len(batch) > 1:
             log.warning("a batch of %d failed (%s); running its samples one by one", len(batch), failure.message)
             return [outcome for item in batch for outcome in self._compute([item])]
         return [(batch[0].task, reject(batch[0].task, Reason.COMPUTE_FAILED, failure.message))]
+
+    def _compute_halves(self, batch: list[Loaded]) -> list[tuple[Task, Features | Rejection]]:
+        middle = len(batch) // 2
+        return self._compute(batch[:middle]) + self._compute(batch[middle:])
 
     def _compute_on_cpu(self, item: Loaded, failure: "Failure") -> tuple[Task, Features | Rejection]:
         """One more try for a lone sample: with the model on the CPU, or there again with the memory now free."""
@@ -234,7 +239,9 @@ class FeatureExtractor:
         size = padded_frames(batch)
         self.out_of_memory_events += 1
         self.budget.failed(size)
-        next_step = f"two halves of {len(batch) // 2}+" if len(batch) > 1 else "the CPU"
+        halves = f"halves of {len(batch) // 2} and {len(batch) - len(batch) // 2}"
+        alone = "once more alone" if self.fallback is None else "alone on the CPU"
+        next_step = halves if len(batch) > 1 else alone
         log.warning(
             "out of memory at %d samples x %d frames = %d padded frames; next: %s (%s)",
             len(batch), size // len(batch), size, next_step, failure.message,

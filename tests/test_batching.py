@@ -1,0 +1,163 @@
+"""How many samples go together: hand-computed batches and limits."""
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hfprep.batching import (
+    GIB,
+    MAX_PATIENCE,
+    BatchLimits,
+    FrameBudget,
+    batch_size_for_memory,
+    batches,
+    padded_frames,
+)
+
+
+@dataclass(frozen=True)
+class Clip:
+    num_frames: int
+
+
+def lengths(found: list[list[Clip]]) -> list[list[int]]:
+    return [[clip.num_frames for clip in batch] for batch in found]
+
+
+@pytest.mark.parametrize(
+    ("gib", "size"),
+    [
+        (80, 24),
+        (39.4, 24),
+        (24, 16),
+        (23.6, 16),
+        (16, 8),
+        (15, 8),
+        (12, 6),
+        (11.2, 6),
+        (8, 4),
+        (7.6, 4),
+        (6, 2),
+        (2, 2),
+    ],
+)
+def test_batch_size_follows_the_table(gib: float, size: int) -> None:
+    assert batch_size_for_memory(int(gib * GIB)) == size
+
+
+def test_the_users_own_batch_size_stands_and_the_cpu_takes_one() -> None:
+    assert BatchLimits.choose(5, 80 * GIB) == BatchLimits(5, None)
+    assert BatchLimits.choose(0, None) == BatchLimits(1, None)
+    assert BatchLimits.choose(0, 16 * GIB) == BatchLimits(8 * 16, 8 * 750)
+
+
+def test_batches_keep_order_and_stay_within_rows_and_frames() -> None:
+    clips = [Clip(n) for n in (100, 90, 60, 40, 30, 30, 20, 10)]
+    assert lengths(list(batches(clips, BatchLimits(3, None), FrameBudget()))) == [[100, 90, 60], [40, 30, 30], [20, 10]]
+    by_frames = list(batches(clips, BatchLimits(99, None), FrameBudget(200)))
+    assert lengths(by_frames) == [[100, 90], [60, 40, 30], [30, 20, 10]]  # 2 x 100, 3 x 60, 3 x 30
+
+
+def test_a_longer_clip_than_the_budget_goes_alone() -> None:
+    clips = [Clip(n) for n in (500, 10, 10)]
+    assert lengths(list(batches(clips, BatchLimits(9, None), FrameBudget(100)))) == [[500], [10, 10]]
+
+
+def test_the_budget_is_asked_while_batches_are_made() -> None:
+    """What a batch taught holds for the next one, although the clips were queued before."""
+    budget = FrameBudget()
+    made = batches([Clip(100) for _ in range(9)], BatchLimits(4, None), budget)
+    assert len(next(made)) == 4
+    budget.failed(400)
+    assert [len(batch) for batch in made] == [2, 2, 1]
+
+
+@given(st.lists(st.integers(1, 300), max_size=40), st.integers(1, 9), st.integers(1, 2000))
+def test_no_clip_is_lost_and_no_bound_broken(sizes: list[int], rows: int, frames: int) -> None:
+    clips = [Clip(n) for n in sizes]
+    found = list(batches(clips, BatchLimits(rows, None), FrameBudget(frames)))
+    assert [clip for batch in found for clip in batch] == clips
+    assert all(len(batch) <= rows and (len(batch) == 1 or padded_frames(batch) <= frames) for batch in found)
+
+
+def test_a_failure_halves_and_growth_stops_below_what_failed() -> None:
+    budget = FrameBudget(16_000, patience=2)
+    budget.failed(16_000)
+    assert budget.limit == 8_000
+    for _ in range(4):
+        budget.fitted(8_000)
+    assert budget.limit == 8_000 + 1_000 + 1_125  # two steps of an eighth
+    for _ in range(20):
+        budget.fitted(budget.limit)
+        if budget.limit == 15_999:
+            break
+    assert budget.limit == 15_999
+
+
+def test_what_has_fitted_is_remembered() -> None:
+    budget = FrameBudget(12_000)
+    budget.fitted(9_000)
+    budget.failed(12_000)
+    assert budget.limit == 9_000  # not 6,000: 9,000 is known to fit
+    budget.failed(9_000)
+    assert budget.limit == 4_500  # and now it is known that it does not always
+
+
+def test_short_batches_stay_large_where_long_ones_start_small() -> None:
+    budget = FrameBudget()
+    budget.failed(16 * 1500)
+    assert budget.limit == 12_000
+    long = next(batches([Clip(1500) for _ in range(64)], BatchLimits(16, None), budget))
+    short = next(batches([Clip(150) for _ in range(64)], BatchLimits(16, None), budget))
+    assert (len(long), len(short)) == (8, 16)
+
+
+def test_small_batches_are_no_reason_to_grow() -> None:
+    budget = FrameBudget(1000, patience=1)
+    budget.failed(1000)
+    for _ in range(100):
+        budget.fitted(200)
+    assert budget.limit == 500
+
+
+def test_memory_that_was_short_for_a_while_does_not_cost_for_ever() -> None:
+    """After the limit has proved itself just below what failed, it is tried beyond."""
+    budget = FrameBudget(10_000, patience=2)
+    for size in (10_000, 5_000, 2_500, 1_250):
+        budget.failed(size)
+    for _ in range(200):
+        budget.fitted(budget.limit or 0)
+    assert budget.limit == 10_000
+
+
+def test_a_lone_clip_that_fits_says_as_much_for_many_short_ones() -> None:
+    budget = FrameBudget(10_000)
+    budget.failed(1_000)
+    assert budget.limit == 500
+    budget.fitted(3_000)
+    assert budget.limit == 3_000
+
+
+def test_trials_that_fail_become_rarer() -> None:
+    """A limit of 7,999 frames for ever: the growing budget must not fail at it every few batches."""
+    budget = FrameBudget(16_000, patience=4)
+    failures = 0
+    for _ in range(20_000):
+        if budget.limit is not None and budget.limit >= 8_000:
+            budget.failed(budget.limit)
+            failures += 1
+        else:
+            budget.fitted(budget.limit or 0)
+    assert budget.patience == MAX_PATIENCE
+    assert failures < 30
+    assert budget.limit is not None
+    assert budget.limit > 7_000
+
+
+def test_without_any_failure_nothing_is_limited() -> None:
+    budget = FrameBudget()
+    for size in (10, 10**9):
+        budget.fitted(size)
+        assert budget.allows(10**12)

@@ -1,0 +1,451 @@
+"""Memory that runs out at any step, at any size: no sample is lost, and what cannot be computed says why.
+
+Most tests drive the real `FeatureExtractor` with a small stand-in for the models whose steps fail on purpose; the last
+ones make steps of the real models fail inside real builds.
+"""
+
+import gc
+import json
+import logging
+import random
+import shutil
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import hfprep
+from hfprep.batching import BatchLimits
+from hfprep.errors import Reason
+from hfprep.features import DeviceError, ExtractorSettings, FeatureExtractor
+from hfprep.intake import Task
+from hfprep.models.conditioner import Conditioner, EmotionConditioner
+from hfprep.models.feature_model import FeatureModel, FeatureTensors
+from hfprep.models.semantic_codec import SemanticCodec
+from hfprep.models.semantic_encoder import SemanticEncoder
+from hfprep.records import Features, Rejection, Utterance
+
+STEPS = ("semantic_encoder", "semantic_codec", "conditioner", "emotion_conditioner", "to the device", "from the device")
+ERRORS: dict[str, Callable[[], Exception]] = {
+    "cuda": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "driver": lambda: RuntimeError("CUDA error: out of memory\nSome advice on kernels."),
+    "cublas": lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "cpu": lambda: RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:119] . DefaultCPUAllocator: can't allocate memory: ..."
+    ),
+    "python": lambda: MemoryError(),
+}
+Fails = Callable[[str, int, int], Exception | None]  # step, rows, padded frames -> what to raise
+
+
+class Fragile:
+    """Stands in for FeatureModel: every step may fail; each sample's numbers follow from its own frames alone."""
+
+    min_frames, max_frames = 1, 100_000
+
+    def __init__(self, fails: Fails = lambda *_: None) -> None:
+        self.fails = fails
+        self.tried: list[int] = []
+        self.batches: list[tuple[int, int]] = []
+        self.refs: list[weakref.ref[Tensor]] = []
+        self.leaked = 0
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def _step(self, name: str, like: Tensor) -> None:
+        error = self.fails(name, like.shape[0], like.shape[0] * like.shape[1])
+        if error is not None:
+            self.refs.append(weakref.ref(like))
+            raise error
+
+    def __call__(self, inputs: Tensor, lengths: Tensor, *, codes: bool, latents: bool) -> FeatureTensors:
+        self.leaked += sum(ref() is not None for ref in self.refs)
+        self.tried.append(len(inputs))
+        self._step("to the device", inputs)
+        self._step("semantic_encoder", inputs)
+        semantic = inputs.cumsum(1)
+        self._step("semantic_codec", semantic)
+        found = FeatureTensors(
+            codes=semantic[..., 0].round().long() if codes else None,
+            condition=self._latent("conditioner", semantic, lengths) if latents else None,
+            emo_vec=self._latent("emotion_conditioner", semantic, lengths)[:, 0] if latents else None,
+        )
+        self._step("from the device", semantic)
+        self.batches.append((inputs.shape[0], inputs.shape[0] * inputs.shape[1]))
+        return found
+
+    def _latent(self, step: str, semantic: Tensor, lengths: Tensor) -> Tensor:
+        self._step(step, semantic)
+        last = torch.stack([row[length - 1] for row, length in zip(semantic, lengths, strict=True)])
+        return last[:, None, :4].repeat(1, 2, 1)
+
+
+@dataclass
+class Bench:
+    """A FeatureExtractor over made-up clips of given lengths in frames."""
+
+    model: Fragile
+    lengths: list[int]
+    batch_size: int = 16
+    fallback: Fragile | None = None
+    max_frames: int | None = None
+    extractor: FeatureExtractor = field(init=False)
+
+    def __post_init__(self) -> None:
+        fallback = self.fallback
+        self.extractor = FeatureExtractor(
+            SimpleNamespace(encode=lambda text, _: np.array([len(text)], np.int32)),
+            cast(FeatureModel, self.model),
+            ExtractorSettings(limits=BatchLimits(self.batch_size, self.max_frames), workers=2),
+            fallback=None if fallback is None else lambda: cast(FeatureModel, fallback),
+        )
+        self.extractor._read_audio = self.read_audio  # type: ignore[method-assign]
+
+    def read_audio(self, path: str, check_frames: Callable[[int], None]) -> tuple[np.ndarray, float]:
+        number = int(path)
+        draw = np.random.default_rng(number)
+        return draw.standard_normal((self.lengths[number], 160)).astype(np.float32), self.lengths[number] / 50
+
+    def run(self) -> dict[str, Features | Rejection]:
+        """Outcomes by id; every task must have exactly one."""
+        tasks = [
+            Task(Utterance(line=n, id=f"clip-{n}", text="x" * n, audio=str(n), path=str(n), duration=length / 50))
+            for n, length in enumerate(self.lengths)
+        ]
+        found: list[tuple[str, Features | Rejection]] = []
+        for result in self.extractor.extract(tasks):
+            found += [(task.utterance.id, outcome) for task, outcome in result.outcomes]
+        self.extractor.close()
+        assert sorted(name for name, _ in found) == sorted(task.utterance.id for task in tasks)
+        return dict(found)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections() -> Iterator[None]:
+    """Each failure runs the garbage collector, which need not walk all of torch every time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+LENGTHS = [40 + 3 * (n * 7 % 16) for n in range(16)]
+
+
+@pytest.fixture(scope="module")
+def quiet() -> dict[str, Features]:
+    return accepted(Bench(Fragile(), LENGTHS).run())
+
+
+def accepted(found: dict[str, Features | Rejection]) -> dict[str, Features]:
+    rejected = {name: outcome for name, outcome in found.items() if isinstance(outcome, Rejection)}
+    assert not rejected
+    return cast(dict[str, Features], found)
+
+
+def assert_same(found: dict[str, Features], expected: dict[str, Features]) -> None:
+    assert found.keys() == expected.keys()
+    for name, features in expected.items():
+        for column, array in features.arrays().items():
+            np.testing.assert_array_equal(found[name].arrays()[column], array, err_msg=f"{name} {column}")
+
+
+def above(size: int, step: str, error: str = "cuda") -> Fails:
+    """Batches of more than `size` samples fail at one step."""
+    return lambda here, rows, _: ERRORS[error]() if here == step and rows > size else None
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("size", range(1, 17))
+def test_batches_above_a_size_fail_at_each_step(step: str, size: int, quiet: dict[str, Features]) -> None:
+    model = Fragile(above(size, step))
+    bench = Bench(model, LENGTHS)
+    assert_same(accepted(bench.run()), quiet)
+    assert max(rows for rows, _ in model.batches) <= size
+    assert model.leaked == 0
+    assert bench.extractor.out_of_memory_events == len(model.refs) == len(model.tried) - len(model.batches)
+    if size < 16:
+        assert len(model.refs) >= 1
+    if size == 1:  # 16, 8, 4, 2: the siblings of what failed are not tried at sizes known not to fit
+        assert bench.extractor.out_of_memory_events <= 8
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("step", ["semantic_encoder", "from the device"])
+def test_every_way_of_saying_it_counts(step: str, error: str, quiet: dict[str, Features]) -> None:
+    model = Fragile(above(3, step, error))
+    assert_same(accepted(Bench(model, LENGTHS).run()), quiet)
+    assert model.leaked == 0
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_failures_at_random_lose_nothing(seed: int, quiet: dict[str, Features]) -> None:
+    draw = random.Random(seed)
+    steps = draw.sample(STEPS, 2)
+
+    def fails(step: str, rows: int, _: int) -> Exception | None:
+        return ERRORS["cuda"]() if step in steps and draw.random() < 0.4 else None
+
+    model, fallback = Fragile(fails), Fragile()
+    assert_same(accepted(Bench(model, LENGTHS, fallback=fallback).run()), quiet)
+    assert model.leaked == 0
+
+
+def test_a_device_without_memory_leaves_all_to_the_cpu(quiet: dict[str, Features]) -> None:
+    model, fallback = Fragile(above(0, "semantic_encoder")), Fragile()
+    assert_same(accepted(Bench(model, LENGTHS, fallback=fallback).run()), quiet)
+    assert model.batches == []
+    assert [rows for rows, _ in fallback.batches] == [1] * 16
+
+
+@pytest.mark.parametrize("with_fallback", [True, False])
+def test_what_fits_nowhere_is_rejected_by_name(with_fallback: bool) -> None:
+    model = Fragile(above(0, "conditioner"))
+    found = Bench(model, LENGTHS, fallback=Fragile(above(0, "conditioner", "cpu")) if with_fallback else None).run()
+    assert len(found) == 16
+    for outcome in found.values():
+        assert isinstance(outcome, Rejection)
+        assert outcome.reason is Reason.OUT_OF_MEMORY
+        assert "OutOfMemoryError: CUDA out of memory" in outcome.message
+        assert ("can't allocate memory" in outcome.message) == with_fallback
+
+
+def test_only_the_sample_that_never_fits_is_rejected(quiet: dict[str, Features]) -> None:
+    """One long clip fits neither on the device nor on the CPU; its fifteen neighbours come through."""
+    lengths = [*LENGTHS[:7], 900, *LENGTHS[8:]]
+
+    def fails(step: str, _: int, frames: int) -> Exception | None:
+        return ERRORS["cuda"]() if step == "semantic_codec" and frames >= 900 else None
+
+    found = Bench(Fragile(fails), lengths, fallback=Fragile(fails)).run()
+    lost = found.pop("clip-7")
+    assert isinstance(lost, Rejection)
+    assert lost.reason is Reason.OUT_OF_MEMORY
+    assert_same(accepted(found), {name: value for name, value in quiet.items() if name != "clip-7"})
+
+
+def test_each_event_is_one_line_with_its_sizes(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench(Fragile(above(4, "semantic_encoder")), [50] * 16)
+    with caplog.at_level(logging.WARNING, logger="hfprep"):
+        bench.run()
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == bench.extractor.out_of_memory_events == 2
+    assert lines[0].startswith("out of memory at 16 samples x 50 frames = 800 padded frames; next: halves of 8 and 8")
+    assert lines[1].startswith("out of memory at 8 samples x 50 frames = 400 padded frames; next: halves of 4 and 4")
+
+
+def test_the_size_that_fitted_is_remembered_in_frames() -> None:
+    """After one failure long batches start small, short ones stay as large as the user asked."""
+    lengths = [300] * 32 + [30] * 32
+
+    def fails(step: str, _: int, frames: int) -> Exception | None:
+        return ERRORS["cuda"]() if step == "conditioner" and frames > 1500 else None
+
+    model = Fragile(fails)
+    bench = Bench(model, lengths)
+    accepted(bench.run())
+    assert bench.extractor.out_of_memory_events == 2  # at 4800 and 2400 frames, and never again
+    long = [rows for rows, frames in model.batches if frames >= 300 * rows]
+    assert long == [4] * 8
+    short = [rows for rows, frames in model.batches if frames == 30 * rows]
+    assert short == [16, 16]
+
+
+def test_memory_that_comes_back_is_used_again() -> None:
+    model = Fragile()
+    model.fails = lambda step, rows, _: ERRORS["cuda"]() if not model.batches and rows > 2 else None
+    bench = Bench(model, [50] * 400, max_frames=16 * 50)
+    bench.extractor.budget.patience = 2
+    accepted(bench.run())
+    sizes = [rows for rows, _ in model.batches]
+    assert sizes[0] == 2
+    assert max(sizes) == 16
+    assert sizes == sorted(sizes[:-1]) + sizes[-1:]
+
+
+def test_the_limit_of_one_window_holds_for_the_next() -> None:
+    """`datasets.map` calls the function once a window; what was learnt is kept in between."""
+    model = Fragile(above(2, "semantic_encoder"))
+    bench = Bench(model, [50] * 8)
+    tasks = [Task(Utterance(line=n, id=str(n), text="x", audio=str(n), path=str(n), duration=1.0)) for n in range(8)]
+    for _ in range(3):
+        assert sum(len(result.outcomes) for result in bench.extractor.extract(tasks)) == 8
+    assert bench.extractor.out_of_memory_events == 2
+    bench.extractor.close()
+
+
+# Errors that are not about memory
+
+
+def test_the_culprit_of_a_failing_batch_is_found(quiet: dict[str, Features], caplog: pytest.LogCaptureFixture) -> None:
+    class Allergic(Fragile):
+        def __call__(self, inputs: Tensor, lengths: Tensor, *, codes: bool, latents: bool) -> FeatureTensors:
+            if LENGTHS[5] in lengths.tolist():
+                raise ZeroDivisionError("cannot stand this clip\nand more")
+            return super().__call__(inputs, lengths, codes=codes, latents=latents)
+
+    model = Allergic()
+    with caplog.at_level(logging.WARNING, logger="hfprep"):
+        found = Bench(model, LENGTHS).run()
+    culprit = found.pop("clip-5")
+    assert isinstance(culprit, Rejection)
+    assert (culprit.reason, culprit.message) == (Reason.COMPUTE_FAILED, "ZeroDivisionError: cannot stand this clip")
+    assert_same(accepted(found), {name: value for name, value in quiet.items() if name != "clip-5"})
+    assert [rows for rows, _ in model.batches] == [1] * 15
+    assert "a batch of 16 failed (ZeroDivisionError" in caplog.text
+
+
+def test_numbers_that_are_not_finite_reject_their_own_sample(quiet: dict[str, Features]) -> None:
+    bench = Bench(Fragile(), LENGTHS)
+
+    def read_audio(path: str, check_frames: Callable[[int], None]) -> tuple[np.ndarray, float]:
+        features, seconds = bench.read_audio(path, check_frames)
+        features[-1, 1] = np.nan if path == "3" else features[-1, 1]
+        return features, seconds
+
+    bench.extractor._read_audio = read_audio  # type: ignore[method-assign]
+    found = bench.run()
+    lost = found.pop("clip-3")
+    assert isinstance(lost, Rejection)
+    assert (lost.reason, lost.message) == (Reason.COMPUTE_FAILED, "condition holds NaN or infinite values")
+    assert_same(accepted(found), {name: value for name, value in quiet.items() if name != "clip-3"})
+
+
+@pytest.mark.parametrize("words", ["CUDA error: device-side assert triggered", "CUDA error: an illegal memory access"])
+def test_a_broken_device_ends_the_run_by_name(words: str) -> None:
+    def fails(step: str, _: int, __: int) -> Exception | None:
+        return RuntimeError(words) if step == "semantic_encoder" else None
+
+    bench = Bench(Fragile(fails), LENGTHS)
+    with pytest.raises(DeviceError, match="run the same command again, finished work is kept"):
+        bench.run()
+    bench.extractor.close()
+
+
+def test_memory_short_while_decoding_is_tried_again(quiet: dict[str, Features]) -> None:
+    bench = Bench(Fragile(), LENGTHS)
+    failed: list[str] = []
+
+    def read_audio(path: str, check_frames: Callable[[int], None]) -> tuple[np.ndarray, float]:
+        if path in ("2", "9") and (path == "9" or path not in failed):
+            failed.append(path)
+            raise MemoryError
+        return bench.read_audio(path, check_frames)
+
+    bench.extractor._read_audio = read_audio  # type: ignore[method-assign]
+    found = bench.run()
+    lost = found.pop("clip-9")
+    assert sorted(failed) == ["2", "9", "9"]
+    assert isinstance(lost, Rejection)
+    assert lost.reason is Reason.OUT_OF_MEMORY
+    assert_same(accepted(found), {name: value for name, value in quiet.items() if name != "clip-9"})
+
+
+# The real models inside real builds
+
+
+MODEL_STEPS: dict[str, type[torch.nn.Module]] = {
+    "semantic_encoder": SemanticEncoder,
+    "semantic_codec": SemanticCodec,
+    "conditioner": Conditioner,
+    "emotion_conditioner": EmotionConditioner,
+}
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory, golden_small: Path) -> Iterator[Any]:
+    """Builds golden-small at batch size 8; the undisturbed one comes first."""
+    folder = tmp_path_factory.mktemp("builds")
+
+    def build(name: str) -> tuple[hfprep.Summary, Path]:
+        config = hfprep.BuildConfig(
+            manifest=golden_small / "manifest.jsonl",
+            models=golden_small / "checkpoints",
+            output_dir=folder / name,
+            batch_size=8,
+            val_ratio=0.3,
+        )
+        return hfprep.build(config), folder / name
+
+    build("quiet")
+    yield lambda name: build(name) if name != "quiet" else folder / "quiet"
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def fail_above(monkeypatch: pytest.MonkeyPatch, module: type[torch.nn.Module], size: int) -> None:
+    forward = module.forward
+
+    def failing(self: Any, inputs: Tensor, mask: Any) -> Any:
+        if len(inputs) > size:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return forward(self, inputs, mask)
+
+    monkeypatch.setattr(module, "forward", failing)
+
+
+@pytest.mark.parametrize(
+    ("step", "size"), [("semantic_encoder", 3), ("semantic_codec", 1), ("conditioner", 5), ("emotion_conditioner", 2)]
+)
+def test_a_real_build_comes_through(real: Any, step: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_above(monkeypatch, MODEL_STEPS[step], size)
+    summary, output = real(f"{step}-{size}")
+    quiet = real("quiet")
+    assert (summary.accepted, summary.rejected) == (8, {})
+    assert summary.out_of_memory_events > 0
+    assert json.loads((output / "stats.json").read_bytes())["out_of_memory_events"] == summary.out_of_memory_events
+    for name in ("train_manifest.jsonl", "val_manifest.jsonl", ".preprocessing_progress.txt"):
+        assert (output / name).read_bytes() == (quiet / name).read_bytes()
+    for expected in sorted(quiet.rglob("*.npy")):
+        ours, theirs = np.load(output / expected.relative_to(quiet)), np.load(expected)
+        if theirs.dtype == np.int32:
+            np.testing.assert_array_equal(ours, theirs)
+        else:
+            assert np.linalg.norm(ours - theirs) <= 1e-4 * np.linalg.norm(theirs)
+
+
+def test_a_real_build_that_never_fits_names_every_sample(real: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_above(monkeypatch, SemanticEncoder, 0)
+    summary, output = real("nothing-fits")
+    assert (summary.accepted, summary.rejected) == (0, {"out_of_memory": 8})
+    rejected = [json.loads(line) for line in (output / "rejected.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [record["line"] for record in rejected] == list(range(1, 9))
+    assert not list(output.rglob("*.npy"))
+    monkeypatch.undo()
+    summary, output = real("nothing-fits")
+    assert (summary.accepted, summary.rejected) == (8, {})
+
+
+def test_a_broken_device_keeps_finished_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, golden_small: Path
+) -> None:
+    forward, calls = SemanticEncoder.forward, 0
+
+    def breaking(self: Any, inputs: Tensor, mask: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return forward(self, inputs, mask)
+
+    monkeypatch.setattr(SemanticEncoder, "forward", breaking)
+    config = hfprep.BuildConfig(
+        manifest=golden_small / "manifest.jsonl",
+        models=golden_small / "checkpoints",
+        output_dir=tmp_path / "out",
+        batch_size=2,
+    )
+    with pytest.raises(hfprep.HfprepError, match="the device failed: RuntimeError: CUDA error"):
+        hfprep.build(config)
+    done = (tmp_path / "out" / ".preprocessing_progress.txt").read_text().split()
+    assert len(done) == 6  # three batches of two were computed, and are kept, the last one being written included
+    monkeypatch.undo()
+    summary = hfprep.build(config)
+    assert (summary.accepted, summary.reused, summary.tally.done) == (8, 6, 2)
