@@ -108,7 +108,7 @@ def _devices() -> Iterator[Finding]:
         remedy = "torch does not see the GPU: install a torch built for its driver's CUDA version"
         yield Finding(Level.PROBLEM, "devices", found, remedy)
     else:
-        yield Finding(Level.WARNING, "devices", found, "a GPU is some hundred times faster; fine for trying things out")
+        yield Finding(Level.WARNING, "devices", found, "fine for trying things out; a GPU is far faster")
 
 
 def _threads() -> Finding:
