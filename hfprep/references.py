@@ -67,16 +67,20 @@ def moved(reference: Reference, file: str) -> str:
     return str(dataclasses.replace(reference, file=file))
 
 
+def file_name_of(audio: str) -> str:
+    """The name of a clip without folders: "a.wav" of "wavs/a.wav" and of "x.tar#b/a.wav@512+10"."""
+    reference = parse_reference(audio)
+    return PurePosixPath(audio if reference is None else reference.name).name
+
+
 def name_of(audio: str) -> str:
     """The name of a clip without folders and suffix: "a" of "wavs/a.wav" and of "x.tar#b/a.wav@512+10"."""
-    reference = parse_reference(audio)
-    return PurePosixPath(audio if reference is None else reference.name).stem
+    return PurePosixPath(file_name_of(audio)).stem
 
 
 def suffix_of(audio: str) -> str:
     """The suffix of a clip's own name, in lower case: ".wav"."""
-    reference = parse_reference(audio)
-    return PurePosixPath(audio if reference is None else reference.name).suffix.lower()
+    return PurePosixPath(file_name_of(audio)).suffix.lower()
 
 
 def _escape(name: str) -> str:

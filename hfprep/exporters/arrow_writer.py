@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 import hfprep
-from hfprep.errors import ConfigError, StoreError
+from hfprep.audio.containers import read_clip
+from hfprep.errors import ConfigError, RejectedSample, StoreError
 from hfprep.exporters.arrow import (
     DICT_FILE,
     EXACT_EXTRA,
@@ -30,6 +31,7 @@ from hfprep.exporters.extra_fields import ExtraColumn, ExtraColumns, rebuilt
 from hfprep.exporters.folders import appearing_folder
 from hfprep.exporters.samples import DTYPES, LATENTS, METADATA, SPLITS, Entry, Origin, Sample, SampleSet
 from hfprep.records import COLUMNS
+from hfprep.references import file_name_of
 from hfprep.store import atomic
 
 MAX_SHARD_BYTES = 500 * 10**6
@@ -256,11 +258,11 @@ def _steps(count: int, width: int) -> pa.Array:
 
 
 def _audio(entry: Entry, find: Callable[[str], str]) -> dict[str, Any]:
-    path = Path(find(str(entry.record["audio_path"])))
+    audio = find(str(entry.record["audio_path"]))
     try:
-        return {"bytes": path.read_bytes(), "path": path.name}
-    except OSError as error:
+        return {"bytes": read_clip(audio), "path": file_name_of(audio)}
+    except (OSError, RejectedSample, pa.ArrowException) as error:
         raise StoreError(
-            f"sample {entry.id!r}: its audio {path} cannot be read: {error.strerror or error}; "
+            f"sample {entry.id!r}: its audio {audio} cannot be read: {getattr(error, 'strerror', None) or error}; "
             "say where it lies with --audio-root, or leave out --with-audio"
         ) from error
