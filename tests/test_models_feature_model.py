@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from hfprep.errors import CheckpointError
 from hfprep.model_config import ModelConfig
-from hfprep.models.feature_model import FeatureModel, exact_float32
+from hfprep.models.feature_model import FeatureModel
 from hfprep.models.locate import locate
 from hfprep.models.masking import FrameMask, KeyMask, TimeMask
+from hfprep.models.precision import computing
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GOLDEN = [
@@ -234,7 +235,7 @@ def test_tf32_is_off_inside_and_as_it_was_outside() -> None:
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        with exact_float32(torch.device("cuda")):
+        with computing("fp32", torch.device("cuda")):
             assert not torch.backends.cuda.matmul.allow_tf32
             assert not torch.backends.cudnn.allow_tf32
         assert torch.backends.cuda.matmul.allow_tf32

@@ -15,23 +15,40 @@ from torch.nn import functional as F
 
 from hfprep.model_config import ConditionConfig
 from hfprep.models.masking import FrameMask, KeyMask, TimeMask
-from hfprep.models.operators import DepthwiseConvolution, Linear, PointwiseConvolution, join_heads, linear, split_heads
+from hfprep.models.operators import (
+    DepthwiseConvolution,
+    Linear,
+    PointwiseConvolution,
+    by_rows,
+    join_heads,
+    linear,
+    row_pieces,
+    split_heads,
+)
+from hfprep.models.precision import attend
 
 KERNEL_SIZE = 15
 POSITION_ROWS = 5000
 
 
-def subsampling_piece(device: torch.device) -> tuple[int, int]:
-    """How many channels and frames of the subsampling convolution's output exist at once.
+def channels_per_piece(device: torch.device) -> int:
+    """How many channels of the subsampling convolution's output exist at once, for a piece of frames.
 
     The whole of it would take 130 MB for a clip of 5 s. On a CPU a piece (8 MB) and the weights that it meets (16 MB)
     stay in the cache; elsewhere fewer, larger pieces keep a device busy.
     """
-    return (16, 256) if device.type == "cpu" else (64, 4096)
+    return 16 if device.type == "cpu" else 64
+
+
+def frames_per_piece(frames: int, device: torch.device) -> tuple[int, int]:
+    """How many frames of it, and all frames rounded up to what the pieces need."""
+    return row_pieces(frames) if device.type == "cpu" else (4096, frames)
 
 
 class Subsampling(nn.Module):
     """Conv2d(1 -> C, 3x3, stride 2), ReLU, then a product over channels and frequencies; times sqrt(C)."""
+
+    PRODUCT_WEIGHTS = ("out_weight",)
 
     def __init__(self, input_size: int, channels: int) -> None:
         super().__init__()
@@ -44,28 +61,34 @@ class Subsampling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to (B, T', C). Unmasked: an output frame is real only if all its three inputs are."""
         channels, width = self.out_bias.shape[0], self.frequencies
-        patches = self._patches(x)  # (B * T', 10, F)
+        frames = x.shape[0] * ((x.shape[1] - 1) // 2)
+        size, rounded = frames_per_piece(frames, x.device)
+        patches = self._patches(x, rounded)
         kernels = torch.cat([self.conv_weight.flatten(1), self.conv_bias[:, None]], dim=1)  # (C, 10)
-        out = self.out_bias.repeat(patches.shape[0], 1)  # (B * T', C)
-        step, rows = subsampling_piece(x.device)
+        out = self.out_bias.repeat(rounded, 1)  # (B * T', C), rounded up
+        step = channels_per_piece(x.device)
         for first in range(0, channels, step):
             kernel = kernels[first : first + step]
             # One copy of these columns serves all frames: products read contiguous weights much faster.
             columns = self.out_weight[:, first * width : (first + step) * width].contiguous()
-            for frames, sums in zip(patches.split(rows), out.split(rows), strict=True):
-                maps = torch.matmul(kernel, frames).relu_()  # (rows, step, F)
+            for piece, sums in zip(patches.split(size), out.split(size), strict=True):
+                maps = torch.matmul(kernel, piece).relu_()  # (size, step, F)
                 sums += linear(maps.flatten(1), columns)
-        return out.mul_(math.sqrt(channels)).view(x.shape[0], -1, channels)
+        return out[:frames].mul_(math.sqrt(channels)).view(x.shape[0], -1, channels)
 
-    def _patches(self, x: Tensor) -> Tensor:
-        """(B, T, D) to (B * T', 10, F): the nine inputs of each output position, and ones for the bias."""
-        frames, width = (x.shape[1] - 1) // 2, self.frequencies
-        patches = x.new_ones(x.shape[0], frames, 10, width)
+    def _patches(self, x: Tensor, rounded: int) -> Tensor:
+        """(B, T, D) to (B * T', 10, F): the nine inputs of each output position, and ones for the bias.
+
+        There are `rounded` rows; those after the B * T' mean nothing.
+        """
+        batch, frames, width = x.shape[0], (x.shape[1] - 1) // 2, self.frequencies
+        rows = x.new_ones(rounded, 10, width)
+        patches = rows[: batch * frames].view(batch, frames, 10, width)
         for row in range(3):
             for column in range(3):
                 shifted = x[:, row : row + 2 * frames : 2, column : column + 2 * width : 2]
                 patches[:, :, 3 * row + column] = shifted[:, :frames, :width]
-        return patches.flatten(0, 1)
+        return rows
 
 
 class PositionalAttention(nn.Module):
@@ -99,7 +122,7 @@ class PositionalAttention(nn.Module):
         if key_bias is not None:
             bias = bias + key_bias  # (B, H, 1, T)
         bias = bias.expand(x.shape[0], -1, x.shape[1], -1)
-        return self.out(join_heads(F.scaled_dot_product_attention(query, key, value, attn_mask=bias)))
+        return self.out(join_heads(attend(query, key, value, bias)))
 
 
 class Convolution(nn.Module):
@@ -115,8 +138,14 @@ class Convolution(nn.Module):
         self.pointwise_out = PointwiseConvolution(channels, channels)
 
     def forward(self, x: Tensor, mask: FrameMask) -> Tensor:
-        gated = self.time_mask(F.glu(self.pointwise_in(x), dim=-1), mask)
-        return self.pointwise_out(F.silu(self.norm(self.depthwise(gated)), inplace=True))
+        gated = self.time_mask(by_rows(self._gate, x), mask)
+        return by_rows(self._project, self.depthwise(gated))
+
+    def _gate(self, rows: Tensor) -> Tensor:
+        return F.glu(self.pointwise_in(rows), dim=-1)
+
+    def _project(self, rows: Tensor) -> Tensor:
+        return self.pointwise_out(F.silu(self.norm(rows), inplace=True))
 
 
 class FeedForward(nn.Module):
@@ -128,7 +157,7 @@ class FeedForward(nn.Module):
         self.contract = Linear(units, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.contract(F.silu(self.expand(x), inplace=True))
+        return by_rows(lambda rows: self.contract(F.silu(self.expand(rows), inplace=True)), x)
 
 
 class ConformerBlock(nn.Module):

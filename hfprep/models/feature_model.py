@@ -7,8 +7,6 @@ samples or of what to do when memory runs out: every step is an attribute (`sema
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +17,7 @@ from hfprep.models.checkpoints import load_conditioners, load_semantic_codec, lo
 from hfprep.models.conditioner import Conditioner, EmotionConditioner
 from hfprep.models.locate import ModelFiles
 from hfprep.models.masking import FrameMask
+from hfprep.models.precision import careful, computing, lower_weights, require
 from hfprep.models.semantic_codec import SemanticCodec
 from hfprep.models.semantic_encoder import SemanticEncoder
 
@@ -49,6 +48,7 @@ class FeatureModel(nn.Module):
         conditioner: Conditioner,
         emotion_conditioner: EmotionConditioner,
         config: ModelConfig,
+        precision: str = "fp32",
     ) -> None:
         super().__init__()
         self.semantic_encoder = semantic_encoder
@@ -56,6 +56,7 @@ class FeatureModel(nn.Module):
         self.conditioner = conditioner
         self.emotion_conditioner = emotion_conditioner
         self.config = config
+        self.precision = precision
         self.min_frames = MIN_FRAMES
         rows = min(branch.conformer.position_table.shape[1] for branch in (conditioner, emotion_conditioner))
         # T' = (T - 1) // 2 must stay below the number of rows of the position table.
@@ -63,13 +64,23 @@ class FeatureModel(nn.Module):
         self.model_dim = config.model_dim
         self.num_condition_latents: int = conditioner.perceiver.latents.shape[0]
         self.eval().requires_grad_(False)
+        lower_weights((semantic_encoder, conditioner, emotion_conditioner), precision)
 
     @classmethod
-    def load(cls, files: ModelFiles, config: ModelConfig, *, device: str | torch.device = "cpu") -> FeatureModel:
-        """Load all parts from `files`; on a CPU the weights stay memory-mapped.
+    def load(
+        cls,
+        files: ModelFiles,
+        config: ModelConfig,
+        *,
+        device: str | torch.device = "cpu",
+        precision: str = "fp32",
+    ) -> FeatureModel:
+        """Load all parts from `files`, to compute in `precision`; in fp32 on a CPU the weights stay memory-mapped.
 
-        Raises CheckpointError where a file is not what `config` and the semantic model's config.json say.
+        Raises CheckpointError where a file is not what `config` and the semantic model's config.json say, and
+        ConfigError where the device cannot compute in that precision.
         """
+        require(precision, torch.device(device))
         encoder = load_semantic_encoder(files.semantic_config, files.semantic_weights, files.w2v_stat)
         codec = load_semantic_codec(files.semantic_codec, config)
         conditioner, emotion_conditioner = load_conditioners(
@@ -81,6 +92,7 @@ class FeatureModel(nn.Module):
             conditioner=conditioner,
             emotion_conditioner=emotion_conditioner,
             config=config,
+            precision=precision,
         )
         return model.to(device)
 
@@ -99,11 +111,15 @@ class FeatureModel(nn.Module):
         Raises ValueError for lengths out of range or a batch of another shape.
         """
         self._check(input_features, lengths)
-        with torch.inference_mode(), exact_float32(input_features.device):
-            mask = FrameMask.from_lengths(lengths, input_features.shape[1], input_features.device)
+        device = input_features.device
+        with torch.inference_mode(), computing(self.precision, device):
+            mask = FrameMask.from_lengths(lengths, input_features.shape[1], device)
             semantic = self.semantic_encoder(input_features, mask)
+            # A hair's breadth decides between two codes, and the codec is a twentieth of the work: nothing coarse here.
+            with computing(careful(self.precision, device), device):
+                found = self.semantic_codec(semantic, mask) if codes else None
             return FeatureTensors(
-                codes=self.semantic_codec(semantic, mask) if codes else None,
+                codes=found,
                 condition=self.conditioner(semantic, mask) if latents else None,
                 emo_vec=self.emotion_conditioner(semantic, mask) if latents else None,
             )
@@ -120,21 +136,3 @@ class FeatureModel(nn.Module):
                 f"lengths go from {shortest} to {longest} frames; they must lie between {self.min_frames} and "
                 f"{self.max_frames}, and within the batch's {input_features.shape[1]}"
             )
-
-
-@contextmanager
-def exact_float32(device: torch.device) -> Iterator[None]:
-    """On a CUDA device, keep TF32 out of float32 products and convolutions while the block runs.
-
-    Codes do not survive TF32 (relative errors of 1e-3 flip 2 to 4 % of them), and whatever else runs in the process
-    keeps its own setting.
-    """
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

@@ -6,21 +6,60 @@ Takes and gives plain tensors, frames last but one and channels last (B, T, C). 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from hfprep.models.precision import half_linear, in_parts, split_linear
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+# Rows of frames that a CPU computes at once: a piece and what is made of it stay in the cache, and a product of this
+# many rows already runs at full rate. The number of rows is rounded up to one of sixteen sizes, because oneDNN keeps
+# about 1 MB of compiled code for every shape of a product that it has met: over clips of all lengths that was 2 GB.
+ROWS_PER_PIECE = 256
+SIZES = 16
+
+
+def row_pieces(rows: int) -> tuple[int, int]:
+    """Into which pieces a CPU cuts this many rows: the size of a piece, and the rows rounded up to what they need."""
+    largest = ROWS_PER_PIECE * max(1, torch.get_num_threads() // 4)
+    quantum = largest // SIZES
+    pieces = -(-rows // largest)
+    size = -(-rows // (pieces * quantum)) * quantum
+    return size, -(-rows // quantum) * quantum
+
+
+def by_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply a function of single frames, (rows, I) to (rows, O), to all frames of x (..., I): (..., O).
+
+    On a CPU it sees a piece at a time, of one of a few sizes; elsewhere, all rows at once.
+    """
+    rows = x.flatten(0, -2)
+    if x.device.type != "cpu":
+        return function(rows).unflatten(0, x.shape[:-1])
+    size, rounded = row_pieces(rows.shape[0])
+    pieces = list(rows.split(size))
+    if rounded > rows.shape[0]:
+        pieces[-1] = F.pad(pieces[-1], (0, 0, 0, rounded - rows.shape[0]))
+    results = [function(piece) for piece in pieces]
+    joined = results[0] if len(results) == 1 else torch.cat(results)
+    return joined[: rows.shape[0]].unflatten(0, x.shape[:-1])
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., I) times weight (O, I) transposed, plus bias (O,): (..., O) float32.
 
     On a CPU oneDNN computes it where torch has it: torch's own float32 products go through MKL, which reaches half of
-    oneDNN's rate on AMD processors with AVX-512, and the same rate elsewhere. `weight` must be contiguous: oneDNN is
+    oneDNN's rate on AMD processors with AVX-512, and no more than it elsewhere. `weight` must be contiguous: oneDNN is
     slow beyond use on a slice of columns.
     """
     if x.device.type == "cpu" and x.dtype == torch.float32 and _has_onednn_linear():
-        return _onednn_linear(x, weight.contiguous(), bias)
+        weight = weight.contiguous()
+        return by_rows(lambda rows: _onednn_linear(rows, weight, bias), x)
     return F.linear(x, weight, bias)
 
 
@@ -38,12 +77,16 @@ def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 class Linear(nn.Linear):
     """An affine map by `linear`; parameters `weight` (O, I) and `bias` (O,) as in torch."""
 
+    PRODUCT_WEIGHTS = ("weight",)
+
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
 
 class PointwiseConvolution(nn.Module):
     """A convolution of kernel 1, computed as a product; `weight` (O, I, 1) as the checkpoints hold it."""
+
+    PRODUCT_WEIGHTS = ("weight",)
 
     def __init__(self, in_channels: int, out_channels: int, *, bias: bool = True) -> None:
         super().__init__()

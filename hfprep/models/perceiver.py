@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from hfprep.models.masking import FrameMask, KeyMask
 from hfprep.models.operators import Linear, join_heads, split_heads
+from hfprep.models.precision import attend
 
 HEAD_WIDTH = 64
 DEPTH = 2
@@ -26,9 +27,9 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         inner = num_heads * HEAD_WIDTH
-        self.query = Linear(width, inner, bias=False)
+        self.query = nn.Linear(width, inner, bias=False)
         self.key_value = Linear(width, 2 * inner, bias=False)
-        self.out = Linear(inner, width, bias=False)
+        self.out = nn.Linear(inner, width, bias=False)
         self.key_mask = KeyMask()
 
     def forward(self, latents: Tensor, context: Tensor, mask: FrameMask) -> Tensor:
@@ -39,7 +40,7 @@ class CrossAttention(nn.Module):
         bias = self.key_mask(mask)
         if bias is not None:
             bias = F.pad(bias, (latents.shape[1], 0)).expand(-1, self.num_heads, latents.shape[1], -1)
-        return self.out(join_heads(F.scaled_dot_product_attention(query, key, value, attn_mask=bias)))
+        return self.out(join_heads(attend(query, key, value, bias)))
 
 
 class GatedFeedForward(nn.Module):
@@ -48,8 +49,8 @@ class GatedFeedForward(nn.Module):
     def __init__(self, width: int, mult: int) -> None:
         super().__init__()
         inner = int(width * mult * 2 / 3)
-        self.expand = Linear(width, 2 * inner)
-        self.contract = Linear(inner, width)
+        self.expand = nn.Linear(width, 2 * inner)
+        self.contract = nn.Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.expand(x).chunk(2, dim=-1)

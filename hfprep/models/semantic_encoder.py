@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from hfprep.errors import CheckpointError
 from hfprep.models.masking import FrameMask, KeyMask
-from hfprep.models.operators import DepthwiseConvolution, Linear, PointwiseConvolution, join_heads, split_heads
+from hfprep.models.operators import DepthwiseConvolution, Linear, PointwiseConvolution, by_rows, join_heads, split_heads
+from hfprep.models.precision import attend
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2BertConfig
@@ -155,9 +156,7 @@ class RelativeKeyAttention(nn.Module):
             bias = relative_bias(piece, table, left=self.left, first=first, num_keys=frames)
             if key_bias is not None:
                 bias = bias + key_bias[these]
-            attended[these, :, first : first + queries] = F.scaled_dot_product_attention(
-                piece, key[these], value[these], attn_mask=bias
-            )
+            attended[these, :, first : first + queries] = attend(piece, key[these], value[these], bias)
         return self.linear_out(join_heads(attended)), None
 
     def _piece(self, query: Tensor) -> tuple[int, int]:
@@ -185,9 +184,13 @@ class CausalConvolution(nn.Module):
 
     def forward(self, hidden_states: Tensor, **_: object) -> Tensor:
         """(B, T, D) to (B, T, D)."""
-        gated = F.glu(self.pointwise_conv1(self.layer_norm(hidden_states)), dim=-1)
-        convolved = self.depthwise_layer_norm(self.depthwise_conv(gated))
-        return self.pointwise_conv2(F.silu(convolved, inplace=True))
+        return by_rows(self._project, self.depthwise_conv(by_rows(self._gate, hidden_states)))
+
+    def _gate(self, rows: Tensor) -> Tensor:
+        return F.glu(self.pointwise_conv1(self.layer_norm(rows)), dim=-1)
+
+    def _project(self, rows: Tensor) -> Tensor:
+        return self.pointwise_conv2(F.silu(self.depthwise_layer_norm(rows), inplace=True))
 
 
 class FeedForward(nn.Module):
@@ -199,7 +202,10 @@ class FeedForward(nn.Module):
         self.output_dense = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.output_dense(F.silu(self.intermediate_dense(hidden_states), inplace=True))
+        return by_rows(self._rows, hidden_states)
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        return self.output_dense(F.silu(self.intermediate_dense(rows), inplace=True))
 
 
 class SemanticEncoder(nn.Module):
