@@ -32,9 +32,7 @@ def build_process(demo: DemoDataset, models: Path, output: Path) -> "subprocess.
         "--models", str(models / "checkpoints"), "--val-ratio", "0.3", "--num-processes", "2",
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)
 
 
 def children_of(pid: int) -> list[int]:
