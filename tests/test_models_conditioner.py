@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from hfprep.model_config import ModelConfig
 from hfprep.models import conformer as conformer_module
+from hfprep.models import operators
 from hfprep.models.checkpoints import load_conditioners
 from hfprep.models.conditioner import Conditioner, EmotionConditioner
 from hfprep.models.conformer import Subsampling
@@ -65,7 +66,9 @@ def test_both_branches_equal_the_plain_ones(
 def test_subsampling_is_the_convolution_and_the_product_in_pieces(
     piece: tuple[int, int], frames: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conformer_module, "subsampling_piece", lambda _: piece)
+    monkeypatch.setattr(conformer_module, "channels_per_piece", lambda _: piece[0])
+    monkeypatch.setattr(operators, "ROWS_PER_PIECE", piece[1])
+    monkeypatch.setattr(operators, "SIZES", 1)
     layer = Subsampling(WIDTH, 8)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)

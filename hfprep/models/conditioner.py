@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from hfprep.model_config import ConditionConfig
 from hfprep.models.conformer import POSITION_ROWS, Conformer
 from hfprep.models.masking import FrameMask
-from hfprep.models.operators import Linear
 from hfprep.models.perceiver import Perceiver
 
 NUM_LATENTS = 32
@@ -66,8 +65,8 @@ class EmotionConditioner(nn.Module):
             num_heads=config.attention_heads,
             mult=config.perceiver_mult,
         )
-        self.project = Linear(emotion_width, model_dim)
-        self.out = Linear(model_dim, model_dim)
+        self.project = nn.Linear(emotion_width, model_dim)
+        self.out = nn.Linear(model_dim, model_dim)
 
     def forward(self, semantic: Tensor, mask: FrameMask) -> Tensor:
         encoded, mask = self.conformer(semantic, mask)

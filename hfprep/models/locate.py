@@ -203,7 +203,10 @@ def _from_hub(
     try:
         fetched = Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(patterns)))
     except (OSError, EntryNotFoundError) as exc:  # the hub's own errors are OSErrors
-        missing.add(f"{repository} (hub)", f"it is not cached and could not be fetched ({_first_line(exc)}); get it with: {command}")
+        missing.add(
+            f"{repository} (hub)",
+            f"it is not cached and could not be fetched ({_first_line(exc)}); get it with: {command}",
+        )
         return None
     if not complete(fetched):
         missing.add(f"{repository} (hub)", f"the repository does not hold {', '.join(patterns)}")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from hfprep.model_config import SemanticCodecConfig
 from hfprep.models.masking import FrameMask, TimeMask
-from hfprep.models.operators import DepthwiseConvolution, Linear, linear
+from hfprep.models.operators import DepthwiseConvolution, Linear, by_rows, linear, row_pieces
 
 KERNEL_SIZE = 7
 EPS = 1e-6
@@ -35,8 +35,10 @@ class ConvNeXtBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: FrameMask) -> Tensor:
         x = self.time_mask(x, mask)
-        hidden = F.gelu(self.expand(self.norm(self.depthwise(x))))
-        return torch.addcmul(x, self.contract(hidden), self.gamma)
+        return torch.addcmul(x, by_rows(self._rows, self.depthwise(x)), self.gamma)
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        return self.contract(F.gelu(self.expand(self.norm(rows))))
 
 
 class InputConvolution(nn.Module):
@@ -50,7 +52,15 @@ class InputConvolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to (B, T, C)."""
         margin = KERNEL_SIZE // 2
-        return F.conv1d(x.transpose(1, 2), self.weight, self.bias, padding=margin).transpose(1, 2)
+        if x.device.type != "cpu":
+            return F.conv1d(x.transpose(1, 2), self.weight, self.bias, padding=margin).transpose(1, 2)
+        windows = F.pad(x, (0, 0, margin, margin)).unfold(1, KERNEL_SIZE, 1)  # (B, T, D, 7), a view
+        weight = self.weight.flatten(1)  # (C, D * 7)
+        size, _ = row_pieces(x.shape[1])
+        clips = (
+            torch.cat([linear(piece.flatten(1), weight, self.bias) for piece in clip.split(size)]) for clip in windows
+        )
+        return torch.stack(list(clips))
 
 
 class Quantizer(nn.Module):
@@ -68,9 +78,9 @@ class Quantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) float32 to codes (B, T) int64."""
-        latents = F.normalize(linear(x, self.weight, self.bias), dim=-1).flatten(0, 1)
+        latents = F.normalize(F.linear(x, self.weight, self.bias), dim=-1).flatten(0, 1)
         step = max(1, SCORES_PIECE // self.codebook.shape[0])
-        codes = [linear(piece, self.codebook).argmax(dim=-1) for piece in latents.split(step)]
+        codes = [F.linear(piece, self.codebook).argmax(dim=-1) for piece in latents.split(step)]
         return torch.cat(codes).view(x.shape[:2])
 
 
