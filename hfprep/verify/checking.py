@@ -211,6 +211,7 @@ def _compare(options: VerifyOptions, records: list[dict[str, Any]], stored: Stor
         inputs=inputs,
         tokenizer=config.tokenizer_path,
         device=options.device,
+        precision=stats.get("precision", "fp32"),
         audio_sr=None if audio_sr == 16000 else audio_sr,
         finder=AudioFinder(manifest),
         folder=last.get("folder"),

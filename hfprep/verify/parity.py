@@ -1,6 +1,6 @@
 """The proof that batches did no harm: samples drawn at random, computed again alone, compared with what is stored.
 
-Takes the output, its models and N. In float32, one sample at a time. Codes and text ids must be equal; the vectors may
+Takes the output, its models and N. In the precision of the build, one sample at a time. Codes and text ids must be equal; the vectors may
 differ by what the order of float32 sums makes of them.
 """
 
@@ -67,6 +67,7 @@ def compare_alone(
     inputs: Inputs,
     tokenizer: Path,
     device: str,
+    precision: str,
     audio_sr: int | None,
     finder: AudioFinder,
     folder: str | None = None,
@@ -81,6 +82,7 @@ def compare_alone(
         tokenizer=tokenizer,
         with_audio=True,
         device=device,
+        precision=precision,
         batch_size=1,
         workers=choose_workers(0),
         via_sampling_rate=audio_sr,
