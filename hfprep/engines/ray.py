@@ -157,11 +157,12 @@ class _Driver:
         """One pass over these shards; gives how many samples had an outcome."""
         items = [{"rows": [int(row) for row in shard.rows]} for shard in shards]
         options = self.options
+        most = max(1, min(options.num_workers, len(items)))
         mapped = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             Actor,
             fn_constructor_args=(self.spec, str(self.plan.path.absolute()), str(self.folder.absolute())),
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(options.num_workers, len(items)))),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=most),
             num_cpus=options.num_cpus_per_worker,
             num_gpus=options.num_gpus_per_worker,
             ray_remote_args_fn=_actor_arguments,
