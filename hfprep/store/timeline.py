@@ -1,7 +1,8 @@
 """What each batch of the builds in an output took, as JSON lines: for the report, never for a decision.
 
 Gives `Timeline` to append to and `read_timeline`. A line: `time` (seconds since 1970), `rows`, `rejected`,
-`num_frames`, `padded_frames`, `audio_seconds`, `out_of_memory_events`; a build starts with {"time": ..., "start": true}.
+`num_frames`, `padded_frames`, `audio_seconds`, `out_of_memory_events`. A build starts with {"time": ..., "start":
+true}.
 """
 
 import json
