@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import shutil
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ PROGRESS, REJECTED, STATS = ".preprocessing_progress.txt", "rejected.jsonl", "st
 PRIVATE = ".hfprep"
 SPLIT_BUCKETS = 1_000_000
 IO_THREADS = 8
+_HEADER_LOCK = threading.Lock()  # numpy reads a header with `ast`, which CPython 3.11 can fail at in several threads
 _GROUP_BITS = {name: int(column.need) for name, column in COLUMNS.items()}  # arithmetic on flags is slow
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
@@ -139,7 +141,8 @@ class NpyOutput:
         """Shape of an artifact that is complete, readable and of the right dtype and rank, else None."""
         path = self.artifact(column, sample_id)
         try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            with _HEADER_LOCK:
+                array = np.load(path, mmap_mode="r", allow_pickle=False)
             right = array.dtype == COLUMNS[column].dtype and array.ndim == COLUMNS[column].ndim
             return array.shape if right and path.stat().st_size == npy_size(column, array.shape) else None
         except (OSError, ValueError, EOFError):
