@@ -237,7 +237,7 @@ def test_a_clip_decodes_as_its_file_does(inputs: Path, golden_small: Path, clips
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg program")
 def test_a_clip_that_only_ffmpeg_reads(tmp_path: Path, golden_small: Path) -> None:
     file = tmp_path / "c.m4a"
-    command = ["ffmpeg", "-loglevel", "error", "-i", golden_small / "audio" / "synth0.wav", file]
+    command = ["ffmpeg", "-loglevel", "error", "-i", str(golden_small / "audio" / "synth0.wav"), str(file)]
     subprocess.run(command, check=True, timeout=60)
     (tmp_path / "c.txt").write_text("words")
     with tarfile.open(tmp_path / "c.tar", "w") as archive:  # with the longer headers that times of real files ask for
