@@ -23,11 +23,12 @@ from hfprep.engines.processes import choose_num_processes, run_processes, thread
 from hfprep.engines.spec import BatchCost, ExtractorSpec, Models, Sink
 from hfprep.errors import ConfigError, StopRequested
 from hfprep.exporters.build_formats import export_formats, forget_exports, keep_extra_fields
-from hfprep.inputs import PRECISION, Inputs, find_inputs
+from hfprep.inputs import Inputs, find_inputs
 from hfprep.logs import log_to_file
 from hfprep.model_config import ModelConfig
 from hfprep.parts import part_facts, withdraw_part, write_part
 from hfprep.planning import Plan, PlanCounts, Planner, PlanOptions
+from hfprep.precision_choice import decide, measured
 from hfprep.progress import BuildProgress, Tally
 from hfprep.records import Need, Rejection
 from hfprep.signals import StopSignals, stop_on_signals
@@ -98,6 +99,7 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
         state = State(output.private / "state.sqlite", output.work / "scan.sqlite")
         stack.callback(state.close)
         withdraw_part(output)
+        config = decide(config, inputs, state)
         run = _Run(config, output, state, inputs, shared.models, started)
         try:
             plan = run.plan(stop)
@@ -257,6 +259,7 @@ class _Run:
             tokenizer=config.tokenizer_path,
             with_audio=bool(plan.counts.need & Need.AUDIO),
             device=config.device,
+            precision=config.precision,
             batch_size=config.batch_size,
             workers=max(1, self.workers // num_processes),
             via_sampling_rate=self.via,
@@ -335,7 +338,8 @@ class _Run:
             "gpt_checkpoint": str(config.gpt_checkpoint or inputs.files.gpt_checkpoint),
             "sha256": inputs.sha256,
             "versions": package_versions(),
-            "precision": PRECISION,
+            "precision": config.precision,
+            "code_agreement": measured(self.state, config.precision),
             "hours": round(summary.hours, 6),
             "lines_read": summary.lines_read,
             "accepted": summary.accepted,

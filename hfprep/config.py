@@ -15,6 +15,7 @@ from hfprep.field_map import FieldMap
 FORMATS = ("npy", "arrow", "webdataset")
 ON_CHANGE = ("recompute", "refuse")
 ENGINES = ("local", "ray")
+PRECISIONS = ("fp32", "exact", "tf32", "bf16", "fp16", "auto")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,8 @@ class BuildConfig:
     ray_address: str | None = option(None, "Address of the Ray cluster, such as auto or HOST:PORT; default: start one.")
     num_gpus_per_worker: float | None = option(None, "GPUs a Ray worker, 0.5 for two on one; default: 1 where any.")
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    precision: str = option("fp32", "fp32, exact (GPU: as good, faster), tf32, bf16, fp16; auto: by measuring.")
+    min_code_agreement: float = option(0.995, "Share of codes that another precision must compute as fp32 does.")
     audio_sr: int = option(16000, "16000: straight to 16 kHz; another rate (24000): through it, as older scripts did.")
     max_samples: int | None = option(None, "Take only the first N valid rows.")
     skip_existing: bool = option(False, "Adopt complete artifacts on disk that hfprep has no record of.")
@@ -94,6 +97,13 @@ class BuildConfig:
         self._require(self.audio_sr > 0, "audio_sr", "a sampling rate in Hz, such as 16000 or 24000")
         self._require(self.max_samples is None or self.max_samples > 0, "max_samples", "a positive number")
         self._require(self.engine in ENGINES, "engine", " or ".join(ENGINES))
+        self._require(self.precision in PRECISIONS, "precision", ", ".join(PRECISIONS[:-1]) + " or " + PRECISIONS[-1])
+        self._require(
+            self.precision != "auto" or (self.engine == "local" and self.shard is None),
+            "precision",
+            "a precision by name with --engine ray and with --shard: each machine would choose for itself",
+        )
+        self._require(0 < self.min_code_agreement <= 1, "min_code_agreement", "above 0, and not above 1")
         gpus = self.num_gpus_per_worker
         self._require(gpus is None or gpus >= 0, "num_gpus_per_worker", "0 or a positive number")
         if self.shard is not None:

@@ -32,6 +32,7 @@ from hfprep.errors import ConfigError, RejectedSample
 from hfprep.inputs import Inputs, find_inputs
 from hfprep.models.conditioner import NUM_LATENTS
 from hfprep.planning import Plan, PlanCounts, Planner
+from hfprep.precision_choice import without_measuring
 from hfprep.records import Need, Utterance
 from hfprep.store.fingerprints import Fingerprinter
 from hfprep.store.layout import NpyOutput, npy_size
@@ -111,6 +112,7 @@ def preview(config: BuildConfig) -> Preview:
         inputs = find_inputs(config, output)
         state = State(private / known.name)
         stack.callback(state.close)
+        config = without_measuring(config, inputs, state)
         options = plan_options(config, inputs.model_config)
         planner = Planner(output, state, Fingerprinter(inputs.settings(config)), options, _Unlisted())
         plan = planner.plan(config.manifest)

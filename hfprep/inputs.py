@@ -16,8 +16,6 @@ from hfprep.store.fingerprints import FileHashes, Settings, digest
 from hfprep.store.layout import NpyOutput
 from hfprep.text.tokenizer import TextTokenizer
 
-PRECISION = "fp32"
-
 
 @dataclass(frozen=True)
 class Inputs:
@@ -32,7 +30,7 @@ class Inputs:
         """What the numbers depend on besides rows and audio."""
         sha256, model = self.sha256, self.model_config
         semantic = {name: value for name, value in sha256.items() if name.startswith(("semantic_model", "w2v_stat"))}
-        semantic |= {"audio_sr": str(config.audio_sr), "precision": PRECISION}
+        semantic |= {"audio_sr": str(config.audio_sr), "precision": config.precision}
         architecture = (
             digest(dataclasses.asdict(model.condition)).hex() + digest(dataclasses.asdict(model.emotion)).hex()
         )

@@ -28,6 +28,7 @@ LEVELS = (
     {"pairs", "retokenizing"},
     {"inputs", "inspection", "logs", "planning", "progress", "signals"},
     {"engines", "parts"},
+    {"precision_choice"},
     {"building", "building_many"},
     {"doctor", "download", "dry_run", "merging", "preflight", "verify"},
     {"loading"},

@@ -98,6 +98,7 @@ def _run_build(job: Job, watch: Any, start: _Start) -> dict[str, int]:
         models=Path(job.models),
         batch_size=job.batch_size,
         device=job.device,
+        precision=job.precision,
     )
     with _timed_build(watch, start):
         summary = build(config)

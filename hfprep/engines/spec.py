@@ -15,7 +15,7 @@ import torch
 
 from hfprep.batching import BatchLimits
 from hfprep.devices import choose_device, device_memory
-from hfprep.features import BatchResult, ExtractorSettings, FeatureExtractor
+from hfprep.features import BatchResult, DeviceError, ExtractorSettings, FeatureExtractor
 from hfprep.model_config import ModelConfig
 from hfprep.models.feature_model import FeatureModel
 from hfprep.models.locate import ModelFiles
@@ -47,15 +47,23 @@ class Models:
     """Feature models by their files and device, each loaded once however many extractors use it."""
 
     def __init__(self) -> None:
-        self._loaded: dict[tuple[ModelFiles, str], FeatureModel] = {}
+        self._loaded: dict[tuple[ModelFiles, str, str], FeatureModel] = {}
 
-    def load(self, files: ModelFiles, model_config: ModelConfig, device: torch.device) -> FeatureModel:
-        """The model of these files on a device. Raises ConfigError or CheckpointError."""
-        key = (files, str(device))
+    def load(
+        self, files: ModelFiles, model_config: ModelConfig, device: torch.device, precision: str = "fp32"
+    ) -> FeatureModel:
+        """The model of these files on a device. Raises ConfigError, CheckpointError, DeviceError where it is full."""
+        key = (files, str(device), precision)
         if key not in self._loaded:
             started = time.monotonic()
-            self._loaded[key] = FeatureModel.load(files, model_config, device=device)
-            log.info("models loaded on %s in %.1f s", device, time.monotonic() - started)
+            try:
+                self._loaded[key] = FeatureModel.load(files, model_config, device=device, precision=precision)
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                raise DeviceError(
+                    f"the models do not fit into the memory of {device} that is free now ({error}); "
+                    "stop what else runs there, or use another --device, and run the same command again"
+                ) from error
+            log.info("models loaded on %s as %s in %.1f s", device, precision, time.monotonic() - started)
         return self._loaded[key]
 
 
@@ -68,6 +76,7 @@ class ExtractorSpec:
     tokenizer: Path
     with_audio: bool
     device: str = "auto"
+    precision: str = "fp32"
     batch_size: int = 0
     workers: int = 1
     via_sampling_rate: int | None = None
@@ -93,7 +102,7 @@ class ExtractorSpec:
         )
         model, fallback = None, None
         if self.with_audio:
-            model = models.load(self.files, self.model_config, place)
+            model = models.load(self.files, self.model_config, place, self.precision)
             if place.type != "cpu":
                 fallback = partial(models.load, self.files, self.model_config, torch.device("cpu"))
         return FeatureExtractor(TextTokenizer(self.tokenizer), model, settings, fallback=fallback)

@@ -31,13 +31,11 @@ TF32_DROPPED_BITS = 13  # of float32's 23 stored bits
 _mode: ContextVar[str] = ContextVar("hfprep-precision", default="fp32")
 
 
-def require(name: str, device: torch.device) -> None:
-    """Raise ConfigError where `device` cannot compute in the precision `name` (not auto)."""
+def require(name: str, device: torch.device, origin: str = "--precision is {name!r}") -> None:
+    """Raise ConfigError where `device` cannot compute in the precision `name` (not auto); `origin` says whose wish."""
     reason = _obstacle(name, device)
     if reason:
-        raise ConfigError(
-            f"--precision is {name!r}, but {reason}; use --precision fp32, or auto to see what is possible"
-        )
+        raise ConfigError(f"{origin.format(name=name)}, but {reason}; use --precision fp32, or another device")
 
 
 def candidates(device: torch.device) -> list[str]:

@@ -1,7 +1,7 @@
 """The proof that batches did no harm: samples drawn at random, computed again alone, compared with what is stored.
 
-Takes the output, its models and N. In the precision of the build, one sample at a time. Codes and text ids must be equal; the vectors may
-differ by what the order of float32 sums makes of them.
+Takes the output, its models and N. In the build's precision, one sample at a time. Codes and text ids must be equal;
+the vectors may differ by what the order of float32 sums makes of them.
 """
 
 import os

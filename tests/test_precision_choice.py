@@ -1,0 +1,142 @@
+"""--precision in builds: what is measured, chosen, kept, and held against the bound."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+import hfprep
+from hfprep import precision_choice
+from hfprep.dry_run import preview
+from hfprep.errors import ConfigError
+from hfprep.models import precision
+from hfprep.precision_choice import choose
+
+SCHEMA = Path(__file__).resolve().parent.parent / "schemas/stats.schema.json"
+
+
+def config_of(golden_small: Path, output: Path, **options: Any) -> hfprep.BuildConfig:
+    values: dict[str, Any] = {"manifest": golden_small / "manifest.jsonl", "models": golden_small / "checkpoints"}
+    return hfprep.BuildConfig(**values | {"output_dir": output, "val_ratio": 0.3} | options)
+
+
+def stats_of(output: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((output / "stats.json").read_text())
+    assert not list(Draft202012Validator(json.loads(SCHEMA.read_text())).iter_errors(found))
+    return found
+
+
+def result(agreement: float, frames_per_second: float) -> dict[str, float]:
+    return {"agreement": agreement, "frames_per_second": frames_per_second}
+
+
+def test_the_fastest_within_the_bound_is_chosen() -> None:
+    found = {"fp32": result(1.0, 100), "exact": result(0.999, 300), "tf32": result(0.97, 500), "bf16": result(0.7, 900)}
+    assert choose(found, 0.995) == "exact"
+    assert choose(found, 0.9995) == "fp32"
+    assert choose(found, 0.95) == "tf32"
+    assert choose(found | {"exact": result(0.999, 90)}, 0.995) == "fp32"
+
+
+def test_a_named_precision_is_measured_and_said(
+    golden_small: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "hfprep")
+    summary = hfprep.build(config_of(golden_small, tmp_path / "out", precision="bf16"))
+    assert summary.accepted == 8
+    stats = stats_of(tmp_path / "out")
+    assert stats["precision"] == "bf16"
+    measured = stats["code_agreement"]
+    assert measured["frames"] == len(frames(tmp_path / "out"))
+    assert measured["bound"] == 0.995
+    assert measured["modes"]["fp32"]["agreement"] == 1
+    assert 0.3 < measured["modes"]["bf16"]["agreement"] < 0.995
+    assert "% of codes as in fp32" in caplog.text
+    assert "keeps less than --min-code-agreement 0.995" in caplog.text
+    # The share that was measured is the share in the files, for all of them were measured.
+    hfprep.build(config_of(golden_small, tmp_path / "plain"))
+    plain, coarse = frames(tmp_path / "plain"), frames(tmp_path / "out")
+    equal = sum(one == other for one, other in zip(plain, coarse, strict=True)) / len(plain)
+    assert equal == pytest.approx(measured["modes"]["bf16"]["agreement"], abs=0.02)
+    assert stats_of(tmp_path / "plain")["code_agreement"] is None
+
+
+def frames(output: Path) -> list[int]:
+    import numpy as np
+
+    return [int(code) for path in sorted((output / "codes").glob("*.npy")) for code in np.load(path)]
+
+
+def test_auto_keeps_its_choice(golden_small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speed = {"fp32": 100.0, "bf16": 900.0}
+    calls: list[list[str]] = []
+
+    def measure(_inputs: Any, _device: Any, modes: list[str], _clips: Any) -> dict[str, dict[str, float]]:
+        calls.append(modes)
+        return {mode: result(1.0 if mode == "fp32" else 0.999, speed[mode]) for mode in ("fp32", *modes)}
+
+    monkeypatch.setattr(precision_choice, "_measure", measure)
+    monkeypatch.setattr(precision, "_fast_bf16", lambda: True)
+    config = config_of(golden_small, tmp_path / "out", precision="auto", max_samples=3)
+    assert preview(config).pending == 3
+    hfprep.build(config)
+    assert stats_of(tmp_path / "out")["precision"] == "bf16"
+    speed["bf16"] = 10.0  # on another day it would be slower
+    again = config_of(golden_small, tmp_path / "out", precision="auto")
+    assert preview(again).pending == 5
+    assert hfprep.build(again).reused == 3
+    stats = stats_of(tmp_path / "out")
+    assert (stats["precision"], stats["code_agreement"]["modes"]["bf16"]) == ("bf16", result(0.999, 900.0))
+    assert hfprep.build(config_of(golden_small, tmp_path / "out", precision="bf16")).reused == 8
+    assert calls == [["bf16"]]
+    # A precision by name is another wish: what the choice was based on does not hold for it.
+    assert preview(config_of(golden_small, tmp_path / "out")).pending == 8
+
+
+def test_auto_goes_on_as_an_output_was_begun(
+    golden_small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hfprep.build(config_of(golden_small, tmp_path / "out", max_samples=2))
+    monkeypatch.setattr(precision, "_fast_bf16", lambda: True)
+    monkeypatch.setattr(precision_choice, "_measure", lambda *_: pytest.fail("measured although fp32 was in force"))
+    assert hfprep.build(config_of(golden_small, tmp_path / "out", precision="auto", max_samples=3)).reused == 2
+
+
+def test_auto_is_fp32_on_a_cpu_without_fast_bf16(
+    golden_small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "_fast_bf16", lambda: False)
+    hfprep.build(config_of(golden_small, tmp_path / "out", precision="auto", max_samples=1))
+    stats = stats_of(tmp_path / "out")
+    assert (stats["precision"], stats["code_agreement"]) == ("fp32", None)
+
+
+def test_auto_really_measures(golden_small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On these models bf16 keeps far too few codes, however fast it is."""
+    monkeypatch.setattr(precision, "_fast_bf16", lambda: True)
+    hfprep.build(config_of(golden_small, tmp_path / "out", precision="auto", max_samples=1))
+    stats = stats_of(tmp_path / "out")
+    assert stats["precision"] == "fp32"
+    assert set(stats["code_agreement"]["modes"]) == {"fp32", "bf16"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"precision": "fp64"}, "--precision is 'fp64'; it must be fp32, exact"),
+        ({"precision": "auto", "engine": "ray"}, "a precision by name"),
+        ({"precision": "auto", "shard": "0/2"}, "a precision by name"),
+        ({"min_code_agreement": 0.0}, "--min-code-agreement is '0.0'"),
+    ],
+)
+def test_impossible_wishes_are_refused(golden_small: Path, options: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        config_of(golden_small, tmp_path / "out", **options)
+
+
+def test_a_precision_that_the_device_lacks_is_refused_before_any_audio(golden_small: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--precision is 'tf32', but cpu computes only"):
+        hfprep.build(config_of(golden_small, tmp_path / "out", precision="tf32", device="cpu"))
+    assert not (tmp_path / "out/codes").exists()
