@@ -37,10 +37,10 @@ def cell(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """Text as code in a table's cell; a backtick in it ends no code, and a bar no cell."""
+    """Text as code in a table's cell; a backtick in it does not end it (and a bar in code ends no cell)."""
     fence = "``" if "`" in text else "`"
     pad = " " if "`" in text else ""
-    return f"{fence}{pad}{text}{pad}{fence}".replace("|", r"\|").replace("\n", " ")
+    return f"{fence}{pad}{text}{pad}{fence}".replace("\n", " ")
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
@@ -71,7 +71,12 @@ def _command(name: str, command: Any) -> Iterator[str]:
     options = [item for item in command.params if item.param_type_name == "option" and item.name != "help"]
     places = [_place(item) if item.required else f"[{_place(item)}]" for item in arguments]
     yield from (f"## {name}", "", (command.help or "").strip(), "")
-    yield from ("```text", " ".join(["python -m hfprep", name, *places, *(["[OPTIONS]"] if options else [])]), "```", "")
+    yield from (
+        "```text",
+        " ".join(["python -m hfprep", name, *places, *(["[OPTIONS]"] if options else [])]),
+        "```",
+        "",
+    )
     if arguments:
         rows = [(code(_place(item)), _default(item), cell(item.help or "")) for item in arguments]
         yield from table(("argument", "default", "meaning"), rows)

@@ -1,0 +1,332 @@
+"""README.md and docs/: every example runs, every reason and error has its remedy, the site builds without a fault."""
+
+import io
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from typer.testing import CliRunner
+
+from hfprep import errors
+from hfprep.errors import HfprepError, Reason
+
+if TYPE_CHECKING:
+    from hfprep.demo.dataset import DemoDataset
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EXAMPLES = re.compile(r"(?:<!--([^>]*)-->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+RUN, TEXT = {"sh", "python"}, {"", "text", "json"}
+NOT_RUN, STATUS = "not run:", "exit status:"
+# An example that is not run says why, above itself; one more than these is to be on purpose.
+NOT_RUN_AT_MOST = 12
+# What `...` stands for in the examples: the options of one's own build.
+USUAL = ["--manifest", "data/manifest.jsonl", "--output-dir", "OUT", "--models", "checkpoints"]
+# What CI itself does, each time, before this test is reached; and what `world` does for all pages.
+DONE_ELSEWHERE = {("scripts/setup",), ("scripts/test",), ("scripts/demo",), ("python", "-m", "hfprep", "demo")}
+SHELL_WORDS = re.compile(r"[|&;<>$`]|^(?:for|while|if|export|cd)\b")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A block of a page that is to be run, with what the comment above it says."""
+
+    page: Path
+    line: int
+    kind: str
+    body: str
+    comment: str
+
+    @property
+    def not_run(self) -> bool:
+        return self.comment.startswith(NOT_RUN)
+
+    @property
+    def statuses(self) -> set[int]:
+        """The exit statuses that are right."""
+        if not self.comment.startswith(STATUS):
+            return {0}
+        return {int(number) for number in re.findall(r"\d+", self.comment.partition("(")[0])}
+
+    @property
+    def where(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def examples(page: Path) -> list[Example]:
+    text = page.read_text(encoding="utf-8")
+    return [
+        Example(page, text.count("\n", 0, match.start(2)) + 1, match[2], match[3], (match[1] or "").strip())
+        for match in EXAMPLES.finditer(text)
+        if match[2] not in TEXT
+    ]
+
+
+def quiet_run(arguments: list[str]) -> tuple[int, str]:
+    """Exit status and output of `python -m hfprep ARGUMENTS`, in this process."""
+    from hfprep import cli
+
+    result = CliRunner().invoke(cli.app, arguments)
+    if isinstance(result.exception, HfprepError):
+        return 1, f"{result.output}\nhfprep: {result.exception}"
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def commands(body: str) -> Iterator[str]:
+    """The commands of a shell block: a line each, or as many as a backslash or an open quote makes it."""
+    held = ""
+    for line in body.splitlines():
+        held += line + "\n"
+        try:
+            words = shlex.split(held, comments=True)
+        except ValueError:
+            continue
+        if line.endswith("\\"):
+            continue
+        if words:
+            yield held.strip().replace("\\\n", " ")
+        held = ""
+    assert not held.strip(), f"a quote is not closed: {held}"
+
+
+def run_command(command: str) -> tuple[int, str]:
+    words = shlex.split(command, comments=True)
+    if tuple(words) in DONE_ELSEWHERE:
+        return 0, ""
+    words = [new for word in words for new in (USUAL if word == "..." else [word])]
+    if words[:3] == ["python", "-m", "hfprep"] and not SHELL_WORDS.search(re.sub(r"'[^']*'|#.*", "", command)):
+        return quiet_run(words[3:])
+    assert words[0] not in {"pip", "apt-get", "hf", "git"}, f"{words[0]} changes this machine: mark it as not run"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["sh", "-euc", command], capture_output=True, text=True, timeout=120, env=os.environ | {"PATH": path}
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """One thread for torch: with more than there are idle cores, small products spend their time waiting."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the examples find in the folder that they are run in: what scripts/demo makes, and names that pages use."""
+    from hfprep.demo.dataset import make_dataset
+    from hfprep.demo.tokenizer import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("docs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        status, output = quiet_run(["demo", "--num-samples", "4"])
+        assert status == 0, output
+        made = make_dataset("data", num_samples=4, max_seconds=1.0)
+        _with_speakers(made)
+        make_dataset("data_ja", num_samples=2, max_seconds=1.0, bad_lines=False)
+        os.symlink("demo/models-RANDOM", "checkpoints")
+        status, output = quiet_run(["build", *USUAL])
+        assert status == 0, output
+        Path("NEW.model").write_bytes(train_tokenizer())
+        for command in (["export-arrow", "OUT", "DATASET"], ["export-webdataset", "OUT", "SHARDS"]):
+            status, output = quiet_run(command)
+            assert status == 0, output
+    return folder
+
+
+def _with_speakers(made: "DemoDataset") -> None:
+    """Give the special lines that are to be accepted a speaker, as pairs need."""
+    lines = made.manifest.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        if number not in made.rejected and b'"speaker"' not in line:
+            lines[number - 1] = line.replace(b"{", b'{"speaker": "tenor", ', 1)
+    made.manifest.write_bytes(b"".join(lines))
+
+
+def hub_cache(folder: Path, models: Path) -> None:
+    """Make a Hub cache that holds the demo's models under the names of the published ones."""
+    for name, source in (("facebook--w2v-bert-2.0", models / "w2v-bert-2.0"), ("amphion--MaskGCT", models)):
+        snapshot = folder / f"models--{name}" / "snapshots" / "0"
+        wanted = source if source != models else models / "semantic_codec"
+        shutil.copytree(wanted, snapshot if source != models else snapshot / "semantic_codec")
+        (folder / f"models--{name}" / "refs").mkdir()
+        (folder / f"models--{name}" / "refs" / "main").write_text("0")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if examples(page)], ids=lambda page: page.name)
+def test_the_examples_run(page: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "here"
+    shutil.copytree(world, folder, symlinks=True)
+    hub_cache(tmp_path / "hub", folder / "demo" / "models-RANDOM")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for example in examples(page):
+        if example.not_run:
+            continue
+        if example.kind == "python":
+            program = compile("\n" * example.line + example.body, str(page), "exec")
+            with redirect_stdout(io.StringIO()):
+                exec(program, names)
+            continue
+        for command in commands(example.body):
+            status, output = run_command(command)
+            assert status in example.statuses, f"{example.where}: {command}\nexit status {status}\n{output}"
+
+
+def test_what_is_not_run_says_why_and_is_little() -> None:
+    every = [example for page in PAGES for example in examples(page)]
+    left_out = [example for example in every if example.not_run]
+    assert all(len(example.comment) > len(NOT_RUN) + 5 for example in left_out)
+    where = [f"{example.where}: {example.comment}" for example in left_out]
+    assert len(left_out) <= NOT_RUN_AT_MOST, "\n".join(where)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_is_of_a_kind_that_is_known(page: Path) -> None:
+    """A block of another kind (bash, console, py) would not be run, and nobody would notice."""
+    text = page.read_text(encoding="utf-8")
+    found = EXAMPLES.findall(text)
+    assert {kind for _, kind, _ in found} <= RUN | TEXT
+    assert len(re.findall(r"^```", text, re.MULTILINE)) == 2 * len(found)
+    for comment, _, _ in found:
+        if comment.strip():
+            assert comment.strip().startswith((NOT_RUN, STATUS)), comment
+
+
+def test_every_reason_has_its_remedy() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^### (\w+)\n+(.*?)(?=^##)", text, re.MULTILINE | re.DOTALL))
+    assert {reason.value for reason in Reason} <= set(sections)
+    assert all(len(sections[reason.value].split()) >= 10 for reason in Reason)
+
+
+def test_every_kind_of_error_has_its_remedies() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    for name, kind in vars(errors).items():
+        if isinstance(kind, type) and issubclass(kind, HfprepError) and kind is not HfprepError:
+            assert name in text, f"docs/troubleshooting.md does not speak of {name}"
+
+
+# The site
+
+
+@pytest.fixture(scope="module")
+def generated() -> Any:
+    """The program that writes the reference pages."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("docs_pages", ROOT / "scripts" / "docs_pages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["docs_pages"] = module  # its dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_troubleshooting_quotes_messages_that_exist(generated: Any) -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    known = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "hfprep").rglob("*.py"))
+    known = re.sub(r'"\s*\n\s*f?"', "", known)  # a literal that goes on in the next line
+    quoted = re.findall(r"^\| `([^`]+)`", text, re.MULTILINE)
+    assert len(quoted) > 50
+    missing = [message for message in quoted if message.removesuffix(" ...") not in known]
+    assert not missing
+
+
+def test_the_page_of_messages_has_every_place_that_raises(generated: Any) -> None:
+    """Counted a second way, by text: what is raised or made with arguments, of each class."""
+    found = Counter((item.module, item.error) for item in generated.messages(ROOT / "hfprep"))
+    classes = "ConfigError|CheckpointError|StoreError|HfprepError|DeviceError|RejectedSample"
+    counted: Counter[tuple[str, str]] = Counter()
+    for path in (ROOT / "hfprep").rglob("*.py"):
+        # apart from definitions and docstrings
+        for name in re.findall(rf"(?<!class )(?<!Raise )\b({classes})\((?=[^)])", path.read_text(encoding="utf-8")):
+            counted[path.relative_to(ROOT).as_posix(), name] += 1
+    assert {key: count for key, count in found.items() if key[1] != "ValueError"} == dict(counted)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built as CI and readers build it; any broken link is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+class _Links(HTMLParser):
+    """What a page loads by itself, and its ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+        self.ids: set[str] = set()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        values = dict(attributes)
+        if values.get("id"):
+            self.ids.add(str(values["id"]))
+        if tag in {"script", "img", "iframe", "source"} and values.get("src"):
+            self.loaded.append(str(values["src"]))
+        if tag == "link" and values.get("rel") in {"stylesheet", "preconnect", "icon", "preload"}:
+            self.loaded.append(str(values["href"]))
+
+
+def parsed(path: Path) -> _Links:
+    links = _Links()
+    links.feed(path.read_text(encoding="utf-8"))
+    return links
+
+
+def test_the_site_has_every_page_and_loads_nothing_from_elsewhere(site: Path) -> None:
+    names = [page.relative_to(ROOT / "docs").with_suffix(".html") for page in PAGES[1:]]
+    names += [Path("reference", name) for name in ("commands.html", "formats.html", "errors.html")]
+    for name in names:
+        loaded = parsed(site / name).loaded
+        assert loaded
+        assert not [link for link in loaded if link.startswith(("http:", "https:", "//"))]
+
+
+def test_the_reference_has_what_it_is_about(site: Path) -> None:
+    from hfprep.cli import app
+
+    assert {f"{reason.value}" for reason in Reason} <= parsed(site / "troubleshooting.html").ids
+    files = parsed(site / "reference" / "formats.html").ids
+    assert {path.name.removesuffix(".schema.json") for path in (ROOT / "schemas").iterdir()} <= files
+    registered = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert {"build", "check", "verify"} <= registered <= parsed(site / "reference" / "commands.html").ids
+    public = parsed(site / "reference" / "api.html").ids
+    import hfprep
+
+    assert {name for name in hfprep.__all__ if not any(name in item.split(".") for item in public)} == set()
+
+
+def test_tables_show_bars_and_backticks_as_they_are(site: Path) -> None:
+    text = (site / "reference" / "formats.html").read_text(encoding="utf-8")
+    assert "<code>^(train|validation)-[0-9]{6}\\.tar$</code>" in text
+    assert "<code>build --shard</code>" not in text
+    errors_page = (site / "reference" / "errors.html").read_text(encoding="utf-8")
+    assert "<code>no parts are given; name the output directories of all `build --shard` runs</code>" in errors_page
