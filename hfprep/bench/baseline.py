@@ -6,7 +6,6 @@ conditioning branches called on the padded batch as it is. It stores padding bes
 """
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,7 +92,7 @@ def _run_batch(baseline: Baseline, batch: Batch, folder: Path, output: Path, wat
     with watch.measuring("features"):
         inputs = baseline.features(waveforms)
     with torch.inference_mode():
-        started = _now(baseline.device)
+        started = _now(watch, baseline.device)
         semantic = baseline.encode(inputs)
         started = _lap(watch, "semantic encoder", started, baseline.device)
         padded = semantic.shape[0] * semantic.shape[1]
@@ -112,13 +111,13 @@ def _run_batch(baseline: Baseline, batch: Batch, folder: Path, output: Path, wat
     return int(inputs["attention_mask"].sum()), padded
 
 
-def _now(device: torch.device) -> float:
+def _now(watch: Stopwatch, device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return watch.clock()
 
 
 def _lap(watch: Stopwatch, stage: str, started: float, device: torch.device) -> float:
-    now = _now(device)
+    now = _now(watch, device)
     watch.add(stage, now - started)
     return now

@@ -78,6 +78,7 @@ def _take_turn(config: BenchConfig, kind: str, batch_size: int, models: Path, ma
         batch_size=batch_size,
         device=config.device,
         precision=config.precision,
+        threads=config.threads,
         asked=time.time(),
     )
     job_file.write_text(json.dumps(dataclasses.asdict(job)), encoding="utf-8")
@@ -121,6 +122,7 @@ def evaluate(config: BenchConfig, turns: list[dict[str, Any]], needs: dict[str, 
         found |= {
             "speedup": theirs["seconds"] / ours["seconds"],
             "speedup_without_startup": _computing(theirs) / _computing(ours),
+            "speedup_in_processor_time": theirs["processor_seconds"] / ours["processor_seconds"],
             "memory_ratio": ours["peak_memory_bytes"] / theirs["peak_memory_bytes"],
             "baseline_share_of_peak": _shares(theirs, needs, rate),
             "baseline_padding_share": _padding(theirs),

@@ -27,12 +27,18 @@ class BenchConfig:
     batch_sizes: str = option("0", "Batch sizes of hfprep, with commas (0: automatic).")
     precision: str = option("fp32", "Precision of hfprep's model stages.")
     device: str = option("auto", "auto, cpu, cuda or cuda:N, for both.")
+    threads: int = option(
+        0, "Threads of the models, 0: torch's choice. With 1, processor time is measured, not wall time."
+    )
     rounds: int = option(1, "How often each takes its turn; the fastest turn counts.")
     json: Path | None = option(None, "Write all figures there as JSON.")
 
     def __post_init__(self) -> None:
-        if self.clips < 1 or self.rounds < 1:
-            raise ConfigError(f"--clips is {self.clips} and --rounds is {self.rounds}; both must be at least 1")
+        if self.clips < 1 or self.rounds < 1 or self.threads < 0:
+            raise ConfigError(
+                f"--clips is {self.clips}, --rounds is {self.rounds} and --threads is {self.threads}; clips and rounds "
+                "must be at least 1, threads at least 0"
+            )
         if not 0.1 <= self.min_seconds <= self.max_seconds:
             raise ConfigError(
                 f"--min-seconds is {self.min_seconds} and --max-seconds is {self.max_seconds}; the least must be from "

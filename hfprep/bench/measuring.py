@@ -23,10 +23,19 @@ MATRIX_LEAST = 5  # products, at least
 KIB = 1 << 10
 
 
+Clock = Callable[[], float]
+
+
+def clock_for(threads: int) -> Clock:
+    """Wall time; for one thread, its processor time, which other programs on the machine lengthen less."""
+    return time.thread_time if threads == 1 else time.perf_counter
+
+
 class Stopwatch:
     """Adds up what each stage takes; threads may use it at once, and their seconds then add up, too."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, clock: Clock = time.perf_counter) -> None:
+        self.clock = clock
         self._cuda = device.type == "cuda"
         self._lock = threading.Lock()
         self._seconds: dict[str, float] = defaultdict(float)
@@ -38,12 +47,12 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def measuring(self, stage: str) -> Iterator[None]:
-        """Time a block on the processor's clock."""
-        started = time.perf_counter()
+        """Time a block."""
+        started = self.clock()
         try:
             yield
         finally:
-            self.add(stage, time.perf_counter() - started)
+            self.add(stage, self.clock() - started)
 
     def timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The same function, timed."""
@@ -60,7 +69,7 @@ class Stopwatch:
 
         def mark() -> Any:
             if not self._cuda:
-                return time.perf_counter()
+                return self.clock()
             event = torch.cuda.Event(enable_timing=True)
             event.record()
             return event
@@ -88,17 +97,17 @@ class Stopwatch:
         return dict(self._seconds)
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+def matrix_rate(device: torch.device, clock: Clock, dtype: torch.dtype = torch.float32) -> float:
     """Operations a second of the best of some 2048-cube products: torch's own, and the one that the models use."""
     left, right = (torch.randn(MATRIX_SIDE, MATRIX_SIDE, device=device).to(dtype) for _ in range(2))
     best, count, begun = float("inf"), 0, time.perf_counter()
     while count < 2 * MATRIX_LEAST or time.perf_counter() - begun < MATRIX_SECONDS:
         product = (torch.mm, linear)[count % 2]
         _wait(device)
-        started = time.perf_counter()
+        started = clock()
         product(left, right)
         _wait(device)
-        best, count = min(best, time.perf_counter() - started), count + 1
+        best, count = min(best, clock() - started), count + 1
     return 2 * MATRIX_SIDE**3 / best
 
 

@@ -2,7 +2,7 @@
 
 `python -m hfprep.bench.turn JOB RESULT` reads a `Job` from one JSON file and writes what it measured to another:
 samples, frames, padded_frames, seconds (since the process was asked for), startup_seconds (of these, until the first
-batch could begin), stages (seconds by stage; of threads, the sum), peak_memory_bytes, matrix_rate.
+batch could begin), processor_seconds, stages (seconds by stage; of threads, the sum), peak_memory_bytes, matrix_rate.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ class Job:
     batch_size: int
     device: str
     precision: str
+    threads: int
     asked: float
 
 
@@ -49,24 +50,29 @@ def run_turn(job: Job) -> dict[str, Any]:
     """Do the job here and measure it."""
     import torch
 
-    from hfprep.bench.measuring import Stopwatch, matrix_rate, peak_memory
+    from hfprep.bench.measuring import Stopwatch, clock_for, matrix_rate, peak_memory
     from hfprep.devices import choose_device
 
     device = choose_device(job.device)
-    watch, start = Stopwatch(device), _Start(job.asked)
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    clock = clock_for(job.threads)
+    watch, start = Stopwatch(device, clock), _Start(job.asked)
     baseline = job.kind == BASELINE
     counts = _run_baseline(job, device, watch, start) if baseline else _run_build(job, watch, start)
     seconds = time.time() - job.asked
+    processor_seconds = time.process_time()
     stages = watch.seconds()
     memory = peak_memory()
     device_memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    rates = {"fp32": matrix_rate(device)}
+    rates = {"fp32": matrix_rate(device, clock)}
     if device.type == "cuda":
-        rates["bf16"] = matrix_rate(device, torch.bfloat16)
+        rates["bf16"] = matrix_rate(device, clock, torch.bfloat16)
     return {
         **dataclasses.asdict(job),
         **counts,
         "seconds": seconds,
+        "processor_seconds": processor_seconds,
         "startup_seconds": start.seconds,
         "stages": stages,
         "peak_memory_bytes": memory,

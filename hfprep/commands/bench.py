@@ -8,6 +8,10 @@ import typer
 
 from hfprep.bench.config import BenchConfig
 
+KEY_FIGURES = (
+    "speedup", "speedup_without_startup", "speedup_in_processor_time", "model_share_of_peak", "memory_ratio",
+    "startup_seconds", "padding_share",
+)  # fmt: skip
 STAGE_NOTE = "in threads beside the models"
 
 
@@ -47,8 +51,7 @@ def _show(found: dict[str, Any]) -> None:
     print(f"{needs['samples']} clips, {needs['audio_seconds']:.1f} s, {needs['frames']} frames, "
           f"{sum(needs['flops'].values()) / 1e12:.3f} TFLOP needed; matrix products: "
           f"{found['matrix_rate'] / 1e9:.0f} GFLOP/s")  # fmt: skip
-    for name in ("speedup", "speedup_without_startup", "model_share_of_peak", "memory_ratio", "startup_seconds",
-                 "padding_share"):  # fmt: skip
+    for name in KEY_FIGURES:
         if name in found:
             print(f"{name}: {found[name]:.3f}")
 
