@@ -1,10 +1,12 @@
 """Writes the reference pages of the documentation from what they are about, while MkDocs builds the site.
 
-Gives `command_page` (from the command line itself), `formats_page` (from schemas/) and `messages_page` (from the
-places in the code that raise), and `on_files`, through which MkDocs takes them. No fact stands here a second time.
+Gives `command_page` (from the command line itself), `formats_page` (from schemas/), `messages_page` (from the places in
+the code that raise) and `options_table` (from BuildConfig), and the hooks through which MkDocs takes them: `on_files`
+and `on_page_markdown`. No fact stands here a second time.
 """
 
 import ast
+import dataclasses
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+OPTIONS_PLACE = "<!-- the options of BuildConfig -->"
 SCHEMA_ORDER = ("manifest", "record", "rejected", "stats", "pair-record", "webdataset-index")
 
 
@@ -28,6 +31,11 @@ def on_files(files: Any, config: Any) -> Any:
     for path, content in pages.items():
         files.append(File.generated(config, path, content=content))
     return files
+
+
+def on_page_markdown(markdown: str, **_context: Any) -> str:
+    """MkDocs' hook: put the table of options where a page wants it."""
+    return markdown.replace(OPTIONS_PLACE, options_table()) if OPTIONS_PLACE in markdown else markdown
 
 
 def cell(text: str) -> str:
@@ -99,6 +107,19 @@ def _default(item: Any) -> str:
     if isinstance(item.default, bool) or item.default in (None, ()) or str(item.default) == "":
         return ""
     return code(str(item.default))
+
+
+def options_table() -> str:
+    """Every field of BuildConfig with its type, default and meaning."""
+    from hfprep.config import BuildConfig
+
+    rows = []
+    for item in dataclasses.fields(BuildConfig):
+        kind = item.type if isinstance(item.type, str) else getattr(item.type, "__name__", str(item.type))
+        kind = kind if "|" not in str(item.type) else str(item.type)
+        default = "must be given" if item.default == Path() else code(repr(item.default))
+        rows.append((code(item.name), code(kind.replace("pathlib.", "")), default, cell(item.metadata["help"])))
+    return "\n".join(table(("field", "type", "default", "meaning"), rows))
 
 
 # Files

@@ -1,5 +1,7 @@
 """README.md and docs/: every example runs, every reason and error has its remedy, the site builds without a fault."""
 
+import functools
+import http.server
 import io
 import os
 import re
@@ -7,6 +9,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -330,3 +334,72 @@ def test_tables_show_bars_and_backticks_as_they_are(site: Path) -> None:
     assert "<code>build --shard</code>" not in text
     errors_page = (site / "reference" / "errors.html").read_text(encoding="utf-8")
     assert "<code>no parts are given; name the output directories of all `build --shard` runs</code>" in errors_page
+
+
+@pytest.fixture(scope="module")
+def served(site: Path) -> Iterator[str]:
+    """The site's address on a server of this machine."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_arguments: object) -> None:
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site)) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium; the tests are left out where there is none."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver = shutil.which("chromedriver")
+    if program is None or driver is None:
+        pytest.skip("there is no Chromium with its driver here: apt-get install chromium chromium-driver")
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "window-size=1280,1000"):
+        options.add_argument(f"--{argument}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chrome = webdriver.Chrome(options=options, service=Service(driver))
+    yield chrome
+    chrome.quit()
+
+
+def wait_for(browser: Any, script: str, seconds: float = 30.0) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := browser.execute_script(script):
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"nothing came of it in {seconds} s: {script}")
+
+
+def test_pages_open_in_a_browser_without_errors(browser: Any, served: str, site: Path) -> None:
+    for path in sorted(site.rglob("*.html")):
+        if path.name == "404.html":  # its links start from the root of a host
+            continue
+        browser.get(f"{served}/{path.relative_to(site).as_posix()}")
+        assert wait_for(browser, "return document.readyState == 'complete' && document.title")
+        wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert browser.execute_script(wide) <= 1, f"{path.name} is wider than the window"
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] in {"SEVERE", "WARNING"}]
+
+
+def test_the_site_can_be_searched_and_darkened(browser: Any, served: str) -> None:
+    browser.get(f"{served}/index.html")
+    light = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    wait_for(browser, "return document.querySelector('label.md-header__button[for^=__palette]:not([hidden])')").click()
+    dark = "return document.body.dataset.mdColorScheme == 'slate' && getComputedStyle(document.body).backgroundColor"
+    assert wait_for(browser, dark) != light
+    browser.execute_script("document.querySelector('#__search').click()")
+    box = wait_for(browser, "return document.querySelector('input.md-search__input')")
+    box.send_keys("audio_not_finite")
+    found = "[...document.querySelectorAll('.md-search-result__link')].map((link) => link.href)"
+    wait_for(browser, f"return {found}.some((link) => link.includes('troubleshooting.html#audio_not_finite'))")
