@@ -156,9 +156,11 @@ class Trials:
             assert len(again) <= 2 * batch_size, (index, again)
 
     def kill_and_continue(self, faults: Iterable[Fault], *options: object, kills: int = 4, exact: bool = False) -> int:
-        """Kill builds at each of the faults, up to `kills` times the same one, run each to its end, check all along.
+        """Strike builds with each of the faults, up to `kills` times the same one; run each to its end.
 
-        A fault that did not strike because too little was left to do strikes a fresh build. Gives the kills.
+        All checks are made all along. A fault that did not strike because too little was left to do strikes a fresh
+        build. A kill must end the process, an injected error must end it with a message and no traceback. Gives how
+        many struck.
         """
         struck = 0
         output, runs = self.fresh(), list[Ended]()
@@ -171,7 +173,7 @@ class Trials:
                 self._finish(output, runs, exact=exact)
                 output, runs = self.fresh(), []
                 continue
-            assert runs[-1].status == -9, (fault, runs[-1].status, runs[-1].stderr)
+            self._check_end(fault, runs[-1])
             struck += 1
             if output.exists():
                 self.check_after_kill(output, exact=exact)
@@ -185,6 +187,17 @@ class Trials:
         self.counts["kills"] += struck
         return struck
 
+    @staticmethod
+    def _check_end(fault: Fault, ended: Ended) -> None:
+        if fault.do == "kill":
+            assert ended.status == -9, (fault, ended.status, ended.stderr)
+            return
+        assert ended.status == 1, (fault, ended.status, ended.stderr)
+        assert "Traceback" not in ended.stderr, (fault, ended.stderr)
+        last = ended.stderr.splitlines()[-1]
+        assert last.startswith("hfprep: "), (fault, last)
+        assert "run the same command again" in last, (fault, last)
+
     def _finish(self, output: Path, runs: list[Ended], *, exact: bool) -> None:
         assert runs[-1].status == 0, runs[-1].stderr
         self.check_final(output, exact=exact)
@@ -193,8 +206,8 @@ class Trials:
         self.counts["runs"] += len(runs)
         shutil.rmtree(output)
 
-    def every_point(self, seed: int, per_point: int | None = None) -> list[Fault]:
-        """A kill at each named point, `per_point` times, at occurrences drawn at random; in the order of a run.
+    def every_point(self, seed: int, per_point: int | None = None, do: str = "kill") -> list[Fault]:
+        """A kill (or what `do` says) at each named point, `per_point` times, at random occurrences; in a run's order.
 
         Without `per_point` once at each, where the four columns, whose files are all written alike, count as one.
         """
@@ -206,7 +219,7 @@ class Trials:
                 continue
             seen.add(alike)
             chosen = draw.sample(range(1, count + 1), min(per_point or 1, count))
-            faults += [Fault(point=point, kind=kind, nth=nth) for nth in chosen]
+            faults += [Fault(do=do, point=point, kind=kind, nth=nth) for nth in chosen]
         return faults
 
     def random_moments(self, seed: int, number: int) -> list[Fault]:

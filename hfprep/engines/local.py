@@ -5,7 +5,7 @@ durable batch by batch although `datasets.map` itself keeps nothing of a map tha
 """
 
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import datasets
 
 from hfprep.engines.spec import ExtractorSpec, Models, Sink, cost_of
 from hfprep.engines.spool import by_its_own_name, spooled
-from hfprep.errors import StopRequested
+from hfprep.errors import HfprepError, StopRequested
 from hfprep.features import BatchResult, FeatureExtractor, Task
 from hfprep.planning import planned_row
 from hfprep.records import Features, Rejection
@@ -90,6 +90,22 @@ def run_rows(
                 yield computed, rejections, result
 
 
+@contextlib.contextmanager
+def _first_error() -> Iterator[None]:
+    """Raise what ended a `map`, not what `datasets` met when it closed its own file after that."""
+    try:
+        yield
+    except HfprepError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error.__context__
+        while cause is not None:
+            if isinstance(cause, (HfprepError, OSError)):
+                raise cause  # noqa: B904 - the later error is of no interest
+            cause = cause.__context__
+        raise
+
+
 def map_rows(
     pending: datasets.Dataset, extractor: FeatureExtractor, deliver: Deliver, *, cache_file: Path
 ) -> datasets.Dataset:
@@ -107,7 +123,7 @@ def map_rows(
                 deliver(computed, rejections, result)
         return {"id": columns["id"], "rejected": [rejected.get(line) for line in columns["line"]]}
 
-    with explained(cache_file):  # of all that happens here only the map's own file raises an OSError
+    with explained(cache_file), _first_error():  # of all that happens here only the map's own file raises an OSError
         return pending.map(
             process,
             batched=True,
