@@ -6,7 +6,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hfprep.models import operators
-from hfprep.models.operators import DepthwiseConvolution, PointwiseConvolution, join_heads, linear, split_heads
+from hfprep.models.operators import (
+    DepthwiseConvolution,
+    PointwiseConvolution,
+    by_rows,
+    join_heads,
+    linear,
+    row_pieces,
+    split_heads,
+)
 
 
 def relative(got: Tensor, wanted: Tensor) -> float:
@@ -74,3 +82,26 @@ def test_heads_are_runs_of_channels() -> None:
     assert heads.shape == (1, 3, 2, 2)
     assert heads[0, 1].tolist() == [[2, 3], [8, 9]]
     assert torch.equal(join_heads(heads), x)
+
+
+def test_rows_come_in_few_sizes_with_little_to_spare() -> None:
+    sizes = set()
+    for rows in range(1, 3000):
+        size, rounded = row_pieces(rows)
+        pieces = [min(size, rounded - first) for first in range(0, rounded, size)]
+        assert rows <= sum(pieces) < rows + 16 * max(1, torch.get_num_threads() // 4)
+        sizes.update(pieces)
+    assert len(sizes) == 16
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (7, 3), (256, 3), (257, 3), (2, 300, 3), (3, 5, 7, 3)])
+def test_by_rows_is_the_function_of_all_rows(shape: tuple[int, ...]) -> None:
+    seen = []
+
+    def double(rows: Tensor) -> Tensor:
+        seen.append(rows.shape[0])
+        return 2 * rows[:, :2]
+
+    x = torch.randn(shape)
+    assert torch.equal(by_rows(double, x), 2 * x[..., :2])
+    assert max(seen) <= 256 * max(1, torch.get_num_threads() // 4)
