@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from hfprep.errors import ConfigError
@@ -12,6 +13,7 @@ from hfprep.model_config import ModelConfig
 from hfprep.models import precision
 from hfprep.models.feature_model import FeatureModel
 from hfprep.models.locate import locate
+from hfprep.models.masking import FrameMask
 
 CPU = torch.device("cpu")
 
@@ -132,3 +134,29 @@ def test_what_16_bits_hold(golden_small: Path) -> None:
     assert halves == products - codec
     assert "conditioner.conformer.subsampling.out_weight" in halves
     assert sum(name.startswith("semantic_encoder.model.encoder.layers.16.") for name in halves) == 4 + 2 + 4
+
+
+@pytest.mark.parametrize("name", ["fp32", "exact", "tf32", "bf16", "fp16"])
+def test_a_gpu_would_take_every_step(name: str, golden_small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapes, types and devices on a GPU that need not be there; a tensor left on the CPU would end this."""
+    monkeypatch.setattr(precision, "_obstacle", lambda *_: None)
+    monkeypatch.setattr(FeatureModel, "_check", lambda *_: None)  # it reads numbers, and there are none
+    monkeypatch.setattr(FrameMask, "from_lengths", staticmethod(mask_without_numbers))
+    model = load(golden_small, name)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in model.modules():
+            for key, tensor in module.named_parameters(recurse=False):
+                there = torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+                setattr(module, key, torch.nn.Parameter(there, requires_grad=False))
+        tensors = model(torch.empty(3, 120, 160, device="cuda"), torch.tensor([120, 77, 50]))
+        assert tensors.codes is not None
+        assert (tensors.codes.shape, tensors.codes.device.type) == ((3, 120), "cuda")
+        for latents in (tensors.condition, tensors.emo_vec):
+            assert latents is not None
+            assert (latents.dtype, latents.device.type) == (torch.float32, "cuda")
+
+
+def mask_without_numbers(lengths: torch.Tensor, num_frames: int, device: torch.device) -> FrameMask:
+    padding = torch.zeros(len(lengths), num_frames, dtype=torch.bool, device=device)
+    key_bias = torch.zeros(padding.shape, device=device).masked_fill_(padding, float("-inf"))
+    return FrameMask(lengths, num_frames, padding[:, :, None], key_bias[:, None, None, :])
