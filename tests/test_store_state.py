@@ -1,0 +1,125 @@
+"""The database of what is finished: what it claims, what it forgets, and what becomes of a damaged one."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from hfprep.errors import Reason, StoreError
+from hfprep.records import Need, Rejection
+from hfprep.store.fingerprints import Fingerprints
+from hfprep.store.state import STATE_VERSION, State
+
+PRINTS = Fingerprints(b"t" * 16, b"c" * 16, b"l" * 16)
+SHAPES = {"text_ids": (5,), "codes": (50,), "condition": (32, 40), "emo_vec": (40,)}
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> State:
+    return State(tmp_path / "state.sqlite")
+
+
+def finish(state: State, sample_id: str, shapes: dict[str, tuple[int, ...]] = SHAPES) -> None:
+    state.finish(sample_id, shapes, 1.0, PRINTS, "{}")
+
+
+def test_a_finished_sample_is_known_with_its_lengths(state: State) -> None:
+    finish(state, "a")
+    sample = state.sample("a")
+    assert sample is not None
+    assert (sample.text_len, sample.code_len, sample.condition_len, sample.model_dim) == (5, 50, 32, 40)
+    assert (sample.finished(), sample.missing(PRINTS)) == (Need.ALL, Need.NOTHING)
+    assert sample.missing(Fingerprints(b"x" * 16, PRINTS.codes, b"y" * 16)) == Need.TEXT | Need.LATENTS
+
+
+def test_what_is_begun_does_not_count_until_it_is_finished(state: State) -> None:
+    finish(state, "a")
+    state.begin([("a", Need.CODES), ("b", Need.ALL)])
+    known, new = state.samples(["a", "b"])
+    assert known is not None
+    assert new is not None
+    assert (known.finished(), new.finished()) == (Need.TEXT | Need.LATENTS, Need.NOTHING)
+    assert known.missing(PRINTS) == Need.CODES
+    state.finish("a", {"codes": (7,)}, None, PRINTS, "{}")
+    again = state.sample("a")
+    assert again is not None
+    assert (again.finished(), again.code_len, again.text_len, again.seconds) == (Need.ALL, 7, 5, 1.0)
+
+
+def test_samples_come_in_the_order_asked_for(state: State) -> None:
+    ids = [f"speaker/{number}" for number in range(1500)]  # more than one block of a query
+    with state.transaction():
+        for sample_id in ids[::3]:
+            finish(state, sample_id)
+    found = list(state.samples(reversed(ids)))
+    assert [sample is not None for sample in found] == [number % 3 == 0 for number in reversed(range(1500))]
+    assert state.sample('odd "quotes" and ሰላም') is None
+
+
+def test_a_transaction_is_kept_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    state = State(tmp_path / "state.sqlite")
+
+    def half() -> None:
+        with state.transaction():
+            finish(state, "a")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        half()
+    assert state.is_empty()
+    with state.transaction():
+        finish(state, "b")
+    state.close()
+    assert State(tmp_path / "state.sqlite").sample("b") is not None
+
+
+def test_rejections_and_ids_seen_are_of_this_run_alone(tmp_path: Path) -> None:
+    first = State(tmp_path / "state.sqlite", tmp_path / "scan-1.sqlite")
+    assert [first.first_sight(name) for name in ("a", "b", "a")] == [True, True, False]
+    first.reject(Rejection(9, "a", Reason.DUPLICATE_ID, "again"))
+    first.reject(Rejection(2, None, Reason.INVALID_JSON, "what"))
+    first.reject(Rejection(2, "x", Reason.INVALID_JSON, "said better"))
+    assert [(item.line, item.id) for item in first.rejections()] == [(2, "x"), (9, "a")]
+    assert first.rejection_counts() == {"duplicate_id": 1, "invalid_json": 1}
+    first.close()
+    second = State(tmp_path / "state.sqlite", tmp_path / "scan-2.sqlite")
+    assert list(second.rejections()) == []
+    assert second.first_sight("a")
+
+
+def test_values_are_kept_as_json(state: State) -> None:
+    assert state.get("settings") is None
+    state.put("settings", {"text": {"tokenizer": "ß"}})
+    assert state.get("settings") == {"text": {"tokenizer": "ß"}}
+
+
+@pytest.mark.parametrize("content", [b"no database at all " * 300, b"SQLite format 3\0" + b"\xff" * 5000])
+def test_a_damaged_database_is_set_aside(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "state.sqlite"
+    path.write_bytes(content)
+    state = State(path)
+    assert state.is_empty()
+    assert (tmp_path / "state.sqlite.damaged").read_bytes() == content
+    assert "nothing counts as finished" in caplog.text
+
+
+def test_damage_found_later_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "state.sqlite"
+    state = State(path)
+    with state.transaction():
+        for number in range(3000):
+            finish(state, f"sample-{number:05d}")
+    state.close()
+    content = bytearray(path.read_bytes())
+    content[8192 : len(content) - 8192] = b"\xaa" * (len(content) - 16384)
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match="move it away and run the same command again"):
+        list(State(path).samples(f"sample-{number:05d}" for number in range(3000)))
+
+
+def test_another_version_is_refused(tmp_path: Path) -> None:
+    State(tmp_path / "state.sqlite").close()
+    with sqlite3.connect(tmp_path / "state.sqlite") as db:
+        db.execute("UPDATE meta SET value = ? WHERE key = 'version'", (str(STATE_VERSION + 1),))
+    with pytest.raises(StoreError, match=f"format {STATE_VERSION + 1}"):
+        State(tmp_path / "state.sqlite")

@@ -1,0 +1,70 @@
+"""The thread that publishes: in order, one batch behind, and silent after an error."""
+
+import logging
+import threading
+import time
+
+import pytest
+
+from hfprep.store.writer import BackgroundWriter
+
+
+def test_jobs_run_in_order_and_one_waits_at_most() -> None:
+    writer, done, gate = BackgroundWriter(), list[int](), threading.Event()
+
+    def job(number: int) -> None:
+        gate.wait(5)
+        done.append(number)
+
+    writer.submit(lambda: job(0))
+    blocked = threading.Thread(target=lambda: writer.submit(lambda: job(1)))
+    blocked.start()
+    time.sleep(0.05)
+    assert blocked.is_alive()  # a second batch is not taken before the first is on disk
+    gate.set()
+    blocked.join(5)
+    writer.submit(lambda: job(2))
+    writer.flush()
+    assert done == [0, 1, 2]
+    writer.close()
+
+
+def test_an_error_is_raised_at_the_next_call_and_every_one_after() -> None:
+    writer, done = BackgroundWriter(), list[str]()
+
+    def fail() -> None:
+        raise OSError("the disk is full")
+
+    writer.submit(fail)
+    for _ in range(3):
+        with pytest.raises(OSError, match="the disk is full"):
+            writer.submit(lambda: done.append("must not run"))
+    with pytest.raises(OSError, match="the disk is full"):
+        writer.flush()
+    writer.close()
+    assert done == []
+
+
+def test_closing_finishes_what_is_queued() -> None:
+    """After an error elsewhere, such as a broken device, what was computed is still written."""
+    writer, done = BackgroundWriter(), list[int]()
+
+    def slow() -> None:
+        time.sleep(0.05)
+        done.append(1)
+
+    writer.submit(slow)
+    writer.close()
+    assert done == [1]
+
+
+def test_an_error_that_nobody_waited_for_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    writer = BackgroundWriter()
+
+    def fail() -> None:
+        raise OSError("the disk is full")
+
+    writer.submit(fail)
+    with caplog.at_level(logging.ERROR, logger="hfprep"):
+        writer.close()
+    assert caplog.messages == ["the disk is full"]
