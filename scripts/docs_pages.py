@@ -230,11 +230,13 @@ OTHERS = {"DeviceError": "HfprepError"}
 
 def messages_page(package: Path) -> str:
     """Every message that hfprep can end with or reject a sample with."""
-    found = list(messages(package))
+    # What only passes on another message says nothing by itself.
+    found = [item for item in messages(package) if re.search(r"[a-z]", re.sub(r"\{[^}]*\}", "", item.form))]
     lines = [
         "# Messages", "",
-        "Every message of hfprep, from the code; `{...}` stands for what is filled in. A message names the thing, its "
-        "value and the next step. [Troubleshooting](../troubleshooting.md) says more of those that are met most.", "",
+        "What each place in the code says that ends a command or rejects a sample; `{...}` stands for what is filled "
+        "in. A message names the thing, its value and the next step. [Troubleshooting](../troubleshooting.md) says "
+        "more of those that are met most.", "",
         "## Reasons of rejected lines", "",
     ]  # fmt: skip
     rejections = [item for item in found if item.error == "RejectedSample"]
@@ -292,26 +294,35 @@ def _form(node: ast.expr, function: ast.AST) -> str:
     if isinstance(node, ast.JoinedStr):
         return "".join(_form(part, function) for part in node.values)
     if isinstance(node, ast.FormattedValue):
-        return "{" + _name(node.value) + "}"
+        known = len(_assigned(node.value, function)) == 1  # one of several says only what may stand there
+        return _form(node.value, function) if known else "{" + _name(node.value) + "}"
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return _form(node.left, function) + _form(node.right, function)
-    if isinstance(node, ast.Name):
-        values = [
-            item.value
-            for item in _own_nodes(function)
-            if isinstance(item, ast.Assign) and any(isinstance(x, ast.Name) and x.id == node.id for x in item.targets)
-        ]
-        forms = dict.fromkeys(_form(value, function) for value in values if not isinstance(value, ast.Name))
-        return " / ".join(forms) or "{" + node.id + "}"
+    joined = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "join"
+    value = next(iter(_assigned(node.args[0] if joined else node, function)[-1:]), None)
+    if isinstance(value, ast.List) and joined:
+        return " ".join(_form(part, function) for part in value.elts)
+    if isinstance(value, ast.JoinedStr) or (isinstance(value, ast.Constant) and isinstance(value.value, str)):
+        return _form(value, function)
     return "{" + _name(node) + "}"
+
+
+def _assigned(node: ast.expr, function: ast.AST) -> list[ast.expr]:
+    """What a local name was given before it is used here, in the order of lines."""
+    if not isinstance(node, ast.Name):
+        return []
+    found = [
+        (item.lineno, item.value)
+        for item in _own_nodes(function)
+        if isinstance(item, ast.Assign) and any(isinstance(x, ast.Name) and x.id == node.id for x in item.targets)
+    ]
+    return [value for line, value in sorted(found, key=lambda pair: pair[0]) if line < node.lineno]
 
 
 def _name(node: ast.expr) -> str:
     """A word for a value: the last name in the expression that gives it."""
-    if isinstance(node, ast.Attribute):
-        return node.attr
-    if isinstance(node, ast.Name):
-        return node.id
+    if isinstance(node, ast.Attribute | ast.Name):
+        return (node.attr if isinstance(node, ast.Attribute) else node.id).strip("_").lower()
     if isinstance(node, ast.Subscript):
         return _name(node.value)
     if isinstance(node, ast.BoolOp | ast.IfExp):
