@@ -23,7 +23,8 @@ os.environ |= {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
+    # Models this small wait for each other's threads longer than they compute.
+    "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     "COLUMNS": "120",  # what a terminal program prints does not depend on the window that pytest runs in
 }
 
