@@ -18,6 +18,7 @@ from hfprep.records import Rejection, Utterance
 from hfprep.references import moved, parse_reference
 
 MAX_NAME_BYTES = 255  # one path component, on every common Linux file system
+FOLDERS_REMEMBERED = 1024
 MAX_ID_BYTES = 3000  # leaves room for the output directory within PATH_MAX (4096)
 KNOWN_FIELDS = frozenset({"id", "text", "audio", "speaker", "language", "duration"})
 _NPY_SUFFIX_BYTES = len(".npy")
@@ -82,23 +83,36 @@ class AudioFinder:
         parent = os.path.dirname(folder)
         self.roots = tuple(dict.fromkeys((os.getcwd(), folder, parent)))
         self.container_roots = tuple(dict.fromkeys((folder, parent, os.getcwd())))
+        self._folders: dict[tuple[str, tuple[str, ...]], tuple[str, ...]] = {}
 
     def find(self, audio: str) -> str:
         """The first candidate that exists; the candidate beside the manifest where none does."""
         reference = parse_reference(audio)
         if reference is not None:
-            return moved(reference, _first_existing(reference.file, self.container_roots, 0))
-        return _first_existing(audio, self.roots, min(1, len(self.roots) - 1))
+            return moved(reference, self._first_existing(reference.file, self.container_roots, 0))
+        return self._first_existing(audio, self.roots, min(1, len(self.roots) - 1))
 
+    def _first_existing(self, path: str, roots: tuple[str, ...], otherwise: int) -> str:
+        if os.path.isabs(path):
+            return path
+        found = self._with_folder(os.path.dirname(path), roots)
+        if found == (roots[otherwise],):  # it is there or nowhere: whoever looks at the file will see
+            return os.path.join(roots[otherwise], path)
+        for root in found:
+            candidate = os.path.join(root, path)
+            if os.path.exists(candidate):
+                return candidate
+        return os.path.join(roots[otherwise], path)
 
-def _first_existing(path: str, roots: tuple[str, ...], otherwise: int) -> str:
-    if os.path.isabs(path):
-        return path
-    for root in roots:
-        candidate = os.path.join(root, path)
-        if os.path.exists(candidate):
-            return candidate
-    return os.path.join(roots[otherwise], path)
+    def _with_folder(self, folder: str, roots: tuple[str, ...]) -> tuple[str, ...]:
+        """Of these roots those that have such a folder: asked once a folder, not once a file."""
+        found = self._folders.get((folder, roots))
+        if found is None:
+            if len(self._folders) >= FOLDERS_REMEMBERED:
+                self._folders.clear()
+            found = tuple(root for root in roots if os.path.isdir(os.path.join(root, folder)))
+            self._folders[folder, roots] = found
+        return found
 
 
 class NoLookup(AudioFinder):
@@ -131,7 +145,7 @@ def parse_line(number: int, raw: RawRow, finder: AudioFinder, language: str | No
             speaker=_read_label(row, "speaker"),
             language=language or _read_label(row, "language"),
             duration=_read_duration(row),
-            extra=_dump_extra(extra),
+            extra=_dump_extra(extra) if extra else "{}",
         )
     except RejectedSample as error:
         return Rejection(number, sample_id, error.reason, error.message)
