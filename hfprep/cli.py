@@ -113,9 +113,15 @@ def demo(
           f"  {models}/   the model set; yours has the same layout\n"
           f"  {output}/   the features: text_ids/, codes/, condition/, emo_vec/, the manifests\n"
           f"  {output}/rejected.jsonl   what was rejected, and why\n\n"
-          f"Your own data:\n  python -m hfprep build --manifest YOURS.jsonl --output-dir OUT --models MODELS_DIR"
+          f"Your own data:\n  {_this_python()} -m hfprep build --manifest YOURS.jsonl --output-dir OUT --models DIR"
     )  # fmt: skip
     raise typer.Exit(status)
+
+
+def _this_python() -> str:
+    """How to call the Python that runs this from the working directory."""
+    python, here = Path(sys.executable), Path.cwd()
+    return str(python.relative_to(here)) if python.is_relative_to(here) else str(python)
 
 
 def run_build(config: BuildConfig) -> int:
