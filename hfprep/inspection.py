@@ -4,9 +4,12 @@ Takes rows and what the state knows of them; looks files up, and opens none but 
 Decides nothing, changes nothing; safe to use from several threads.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from pyarrow import fs
 
 from hfprep.audio.decode import TARGET_SAMPLING_RATE, read_header
 from hfprep.audio.input_features import num_input_frames
@@ -52,17 +55,41 @@ class Inspector:
     def inspect(self, rows: Sequence[tuple[Utterance, SampleState | None]]) -> list[Inspected | RejectedSample]:
         """What the disk says of each of these rows; a RejectedSample where the audio is not there."""
         found: list[Inspected | RejectedSample] = []
-        for utterance, known in rows:
+        for (utterance, known), files in zip(rows, self._look(rows), strict=True):
             try:
-                found.append(self._inspect(utterance, known))
+                found.append(self._inspect(utterance, known, files))
             except RejectedSample as error:
                 found.append(error)
         return found
 
-    def _inspect(self, utterance: Utterance, known: SampleState | None) -> Inspected:
-        identity = identify_audio(utterance.path, by_content=self.hash_audio)
+    def _look(self, rows: Sequence[tuple[Utterance, SampleState | None]]) -> Iterator[Sequence[fs.FileInfo] | None]:
+        """For each finished row its audio file and artifacts, looked up in one call that leaves Python to others.
+
+        None for other rows, and for all of them where a look fails: each is then looked at by itself.
+        """
+        paths = [
+            path
+            for utterance, known in rows
+            if known is not None
+            for path in (utterance.path, *self.output.artifacts(utterance.id))
+        ]
+        try:
+            infos = iter(fs.LocalFileSystem().get_file_info(paths))
+        except (OSError, ValueError):
+            return itertools.repeat(None, len(rows))
+        return (None if known is None else tuple(itertools.islice(infos, 1 + len(COLUMNS))) for _, known in rows)
+
+    def _inspect(
+        self, utterance: Utterance, known: SampleState | None, files: Sequence[fs.FileInfo] | None
+    ) -> Inspected:
+        size = None if files is None or self.hash_audio else files[0].size
+        if files is None or size is None:  # also where it is missing, and where it is a clip inside another file
+            identity = identify_audio(utterance.path, by_content=self.hash_audio)
+        else:
+            identity = AudioIdentity(size, files[0].mtime_ns)
         if known is not None:
-            return Inspected(identity, known, self.output.incomplete(utterance.id, known), {})
+            sizes = None if files is None else [file.size for file in files[1:]]
+            return Inspected(identity, known, self.output.incomplete(utterance.id, known, sizes), {})
         return Inspected(identity, None, Need.NOTHING, self._adoptable(utterance) if self.adopt else {})
 
     def _adoptable(self, utterance: Utterance) -> dict[str, Any]:

@@ -170,10 +170,10 @@ class Planner:
             pool = stack.enter_context(ThreadPoolExecutor(self.options.workers))
             sink = stack.enter_context(pa.OSFile(str(path), "wb"))
             writer = stack.enter_context(pa.ipc.new_stream(sink, ROWS_SCHEMA))
-            for chunk in _chunks(self._valid_rows(manifest), CHUNK_ROWS):
+            for chunk, inspected in self._inspected(manifest, pool):
                 if stop():
                     raise StopRequested
-                writer.write_batch(self._plan_chunk(chunk, pool))
+                writer.write_batch(self._plan_chunk(chunk, inspected))
         return Plan(path, self.counts)
 
     def _valid_rows(self, manifest: Path) -> Iterator[Utterance]:
@@ -205,12 +205,26 @@ class Planner:
         self.state.reject(rejection)
         self.counts.rejected += 1
 
-    def _plan_chunk(self, chunk: Sequence[Utterance], pool: ThreadPoolExecutor) -> pa.RecordBatch:
+    def _inspected(
+        self, manifest: Path, pool: ThreadPoolExecutor
+    ) -> Iterator[tuple[list[Utterance], Iterator[list[Inspected | RejectedSample]]]]:
+        """Chunks of valid rows with what the disk says of them; looked up while the chunk before is worked on."""
+        waiting = None
+        for chunk in _chunks(self._valid_rows(manifest), CHUNK_ROWS):
+            known = zip(chunk, self.state.samples(utterance.id for utterance in chunk), strict=True)
+            looking = (chunk, pool.map(self.inspector.inspect, _chunks(known, INSPECTED_TOGETHER)))
+            if waiting is not None:
+                yield waiting
+            waiting = looking
+        if waiting is not None:
+            yield waiting
+
+    def _plan_chunk(
+        self, chunk: Sequence[Utterance], inspected: Iterator[list[Inspected | RejectedSample]]
+    ) -> pa.RecordBatch:
         """The chunk's rows whose audio is there, as Arrow; changes to the state are kept in one transaction."""
         rows = []
         with self.state.transaction():
-            known = zip(chunk, self.state.samples(utterance.id for utterance in chunk), strict=True)
-            inspected = pool.map(self.inspector.inspect, _chunks(known, INSPECTED_TOGETHER))
             for utterance, found in zip(chunk, itertools.chain.from_iterable(inspected), strict=True):
                 try:
                     rows.append(self._decide(utterance, found))

@@ -143,6 +143,8 @@ def main() -> int:
         manifest, output = fabricate(work, arguments.rows)
         (work / "ready").touch()
     sys.stdout.write(f"{arguments.rows} finished samples made in {time.monotonic() - started:.0f} s\n")
+    for sample_id in NEW_ROWS:  # finished by an earlier measurement of a folder that was kept
+        (output / "codes" / f"{sample_id}.npy").unlink(missing_ok=True)
     good = True
     for what in ("a few new rows", "nothing new"):
         found = measure(manifest, output)

@@ -122,19 +122,23 @@ class NpyOutput:
         """Path of a sample's array."""
         return self.root / artifact_path(column, sample_id)
 
-    def incomplete(self, sample_id: str, state: SampleState) -> Need:
-        """The finished groups of which an artifact is missing or has not the size that its lengths ask for."""
+    def artifacts(self, sample_id: str) -> list[str]:
+        """Paths of a sample's arrays, in the order of `COLUMNS`."""
+        return [f"{self._root}/{name}/{sample_id}.npy" for name in COLUMNS]
+
+    def incomplete(self, sample_id: str, state: SampleState, sizes: Sequence[int | None] | None = None) -> Need:
+        """The finished groups of which an artifact is missing or has not the size that its lengths ask for.
+
+        `sizes` are those of `artifacts(sample_id)` (None: no such file), where somebody has looked already.
+        """
+        if sizes is None:
+            sizes = [_size_of(path) for path in self.artifacts(sample_id)]
         finished = int(state.finished())
         need = 0
-        for name, shape in expected_shapes(state).items():
+        for size, (name, shape) in zip(sizes, expected_shapes(state).items(), strict=True):
             group = _GROUP_BITS[name]
-            if group & finished:
-                try:
-                    size = os.stat(f"{self._root}/{name}/{sample_id}.npy").st_size
-                except OSError:
-                    size = -1
-                if size != npy_size(name, shape):
-                    need |= group
+            if group & finished and size != npy_size(name, shape):
+                need |= group
         return Need(need)
 
     def read_shape(self, column: str, sample_id: str) -> tuple[int, ...] | None:
@@ -153,8 +157,15 @@ class NpyOutput:
         return any((self.root / column).is_dir() for column in COLUMNS)
 
 
+def _size_of(path: str) -> int | None:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None
+
+
 def expected_shapes(state: SampleState) -> dict[str, tuple[int, ...]]:
-    """Shape of each artifact of a sample, by its lengths; -1 lengths never fit."""
+    """Shape of each artifact of a sample, by its lengths, in the order of `COLUMNS`."""
     dim = state.model_dim or 0
     return {
         "text_ids": (state.text_len or 0,),
