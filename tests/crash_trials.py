@@ -8,7 +8,7 @@ import json
 import random
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,7 @@ class Trials:
     manifest: Path = field(init=False)
     quiet: Path = field(init=False)
     quiet_run: Ended = field(init=False)
+    full_seconds: float = field(init=False)
     counts: Counter[str] = field(default_factory=Counter)
     number: int = 0
 
@@ -85,6 +86,7 @@ class Trials:
         self.quiet = self.folder / "quiet"
         self.quiet_run = self.build(self.quiet)
         assert self.quiet_run.status == 0, self.quiet_run.stderr
+        self.full_seconds = self.quiet_run.seconds
 
     def fresh(self) -> Path:
         """A name for an output directory that is not there yet."""
@@ -169,7 +171,8 @@ class Trials:
             if runs[-1].status == 0:
                 self._finish(output, runs, exact=exact)
                 output, runs = self.fresh(), [self.build(self.folder / f"out-{self.number}", fault, *options)]
-            if runs[-1].status == 0:  # a moment after the end
+            if runs[-1].status == 0:  # a moment after the end: the machine is faster now than it was
+                self.full_seconds = runs[-1].seconds
                 self._finish(output, runs, exact=exact)
                 output, runs = self.fresh(), []
                 continue
@@ -222,10 +225,11 @@ class Trials:
             faults += [Fault(do=do, point=point, kind=kind, nth=nth) for nth in chosen]
         return faults
 
-    def random_moments(self, seed: int, number: int) -> list[Fault]:
-        """Kills at random times within a quiet run's length."""
+    def random_moments(self, seed: int, number: int) -> Iterator[Fault]:
+        """Kills at random times within the length of an undisturbed run, as last seen."""
         draw = random.Random(seed)
-        return [Fault(after_seconds=draw.uniform(0.0, self.quiet_run.seconds)) for _ in range(number)]
+        for _ in range(number):
+            yield Fault(after_seconds=draw.uniform(0.0, self.full_seconds))
 
 
 def public_tree(output: Path) -> set[str]:

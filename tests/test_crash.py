@@ -68,7 +68,7 @@ def test_single_samples_come_out_byte_for_byte(trials: Trials) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_at_every_point_again_and_again(trials: Trials, seed: int, record_property: Recorder) -> None:
-    faults = trials.every_point(seed=10 + seed, per_point=4)
+    faults = trials.every_point(seed=10 + seed, per_point=2)
     random.Random(seed).shuffle(faults)
     struck = trials.kill_and_continue(faults, kills=1 + seed)
     record_property("kills at named points", f"{struck} of {len(faults)}")
