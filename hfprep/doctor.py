@@ -103,7 +103,7 @@ def _devices() -> Iterator[Finding]:
             yield Finding(Level.FINE, "devices", found)
     if count:
         return
-    found = f"no GPU in use (torch {torch.__version__}); the CPU computes"
+    found = f"no GPU in use (torch {torch.__version__}); the CPU computes, batch size {batch_size_for_memory(None)}"
     if shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists():
         remedy = "torch does not see the GPU: install a torch built for its driver's CUDA version"
         yield Finding(Level.PROBLEM, "devices", found, remedy)

@@ -47,9 +47,9 @@ def test_batch_size_follows_the_table(gib: float, size: int) -> None:
     assert batch_size_for_memory(int(gib * GIB)) == size
 
 
-def test_the_users_own_batch_size_stands() -> None:
+def test_the_users_own_batch_size_stands_and_the_cpu_takes_one() -> None:
     assert BatchLimits.choose(5, 80 * GIB) == BatchLimits(5, None)
-    assert BatchLimits.choose(0, None) == BatchLimits(16, 1200, 0.03)
+    assert BatchLimits.choose(0, None) == BatchLimits(1, None)
     assert BatchLimits.choose(0, 16 * GIB) == BatchLimits(8 * 16, 8 * 750)
 
 
@@ -58,13 +58,6 @@ def test_batches_keep_order_and_stay_within_rows_and_frames() -> None:
     assert lengths(list(batches(clips, BatchLimits(3, None), FrameBudget()))) == [[100, 90, 60], [40, 30, 30], [20, 10]]
     by_frames = list(batches(clips, BatchLimits(99, None), FrameBudget(200)))
     assert lengths(by_frames) == [[100, 90], [60, 40, 30], [30, 20, 10]]  # 2 x 100, 3 x 60, 3 x 30
-
-
-def test_a_batch_holds_no_more_padding_than_it_may() -> None:
-    clips = [Clip(n) for n in (100, 99, 96, 90, 90, 40)]
-    found = list(batches(clips, BatchLimits(9, None, 0.03), FrameBudget()))
-    assert lengths(found) == [[100, 99, 96], [90, 90], [40]]  # 5 of 300 frames are padding; with 90, 15 of 400 would be
-    assert lengths(list(batches(clips[::-1], BatchLimits(9, None, 0.03), FrameBudget())))[0] == [40]
 
 
 def test_a_longer_clip_than_the_budget_goes_alone() -> None:
