@@ -67,11 +67,11 @@ def test_what_is_loaded_counts_with_its_true_size(pool: ThreadPoolExecutor) -> N
     loaded = prefetch(
         [100] * 50, gauge.load, cost_bytes=lambda _: 1, size_bytes=len, pool=pool, max_bytes=250, max_loading=2
     )
-    next(loaded)
-    assert settled(gauge, started=3)
-    for _ in range(10):
+    for taken in range(1, 12):
         next(loaded)
-        assert gauge.started <= 15
+        time.sleep(0.01)
+        # Two are loaded (200 of 250 bytes), and two more may have been begun at 1 byte each.
+        assert gauge.started - taken <= 4
     assert gauge.most_loading <= 2
 
 
