@@ -63,13 +63,19 @@ def test_both_branches_equal_the_plain_ones(
 
 @pytest.mark.parametrize("piece", [(1, 1), (3, 4), (8, 14), (99, 99)])
 @pytest.mark.parametrize("frames", [3, 15, 16])
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
 def test_subsampling_is_the_convolution_and_the_product_in_pieces(
-    piece: tuple[int, int], frames: int, monkeypatch: pytest.MonkeyPatch
+    piece: tuple[int, int], frames: int, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conformer_module, "channels_per_piece", lambda _: piece[0])
-    monkeypatch.setattr(operators, "ROWS_PER_PIECE", piece[1])
+    channels, rows = piece
+    monkeypatch.setattr(conformer_module, "GPU_CHANNELS_PER_PIECE", channels)
+    monkeypatch.setattr(conformer_module, "CACHED_FRAMES", channels)
+    monkeypatch.setattr(conformer_module, "CPU_FRAMES_PER_PIECE", rows)
+    monkeypatch.setattr(operators, "ROWS_PER_PIECE", rows)
     monkeypatch.setattr(operators, "SIZES", 1)
     layer = Subsampling(WIDTH, 8)
+    if device == "gpu":
+        monkeypatch.setattr(layer, "_sums_on_cpu", layer._sums_on_gpu)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)
     x = torch.randn(2, frames, WIDTH)
@@ -77,6 +83,7 @@ def test_subsampling_is_the_convolution_and_the_product_in_pieces(
         maps = F.relu(F.conv2d(x[:, None], layer.conv_weight, layer.conv_bias, stride=2))
         wanted = F.linear(maps.transpose(1, 2).flatten(2), layer.out_weight, layer.out_bias) * 8**0.5
         torch.testing.assert_close(layer(x), wanted, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(layer(x), wanted, rtol=1e-4, atol=1e-3)  # its scratch has been used
 
 
 @pytest.mark.parametrize("length", [3, 4, 5, 6, 7])

@@ -55,6 +55,7 @@ class FeatureModel(nn.Module):
         self.semantic_codec = semantic_codec
         self.conditioner = conditioner
         self.emotion_conditioner = emotion_conditioner
+        emotion_conditioner.conformer.subsampling.scratch = conditioner.conformer.subsampling.scratch  # by turns
         self.config = config
         self.precision = precision
         self.min_frames = MIN_FRAMES

@@ -6,6 +6,7 @@ Takes and gives plain tensors, frames last but one and channels last (B, T, C). 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -23,10 +24,13 @@ ROWS_PER_PIECE = 256
 SIZES = 16
 
 
-def row_pieces(rows: int) -> tuple[int, int]:
-    """Into which pieces a CPU cuts this many rows: the size of a piece, and the rows rounded up to what they need."""
-    largest = ROWS_PER_PIECE * max(1, torch.get_num_threads() // 4)
-    quantum = largest // SIZES
+def row_pieces(rows: int, most: int | None = None) -> tuple[int, int]:
+    """Into which pieces a CPU cuts this many rows: the size of a piece, and the rows rounded up to what they need.
+
+    `most` is the size for up to seven threads, a multiple of what sizes are rounded to; None: ROWS_PER_PIECE.
+    """
+    scale = max(1, torch.get_num_threads() // 4)
+    largest, quantum = (most or ROWS_PER_PIECE) * scale, ROWS_PER_PIECE * scale // SIZES
     pieces = -(-rows // largest)
     size = -(-rows // (pieces * quantum)) * quantum
     return size, -(-rows // quantum) * quantum
@@ -75,6 +79,21 @@ def _has_onednn_linear() -> bool:
 def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product
+
+
+class Scratch:
+    """Room for an intermediate result that is written over by the next: the system gives fresh memory slowly."""
+
+    def __init__(self) -> None:
+        self._room: Tensor | None = None
+
+    def take(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """A tensor of that shape, of the type and on the device of `like`, with anything in it; until the next call."""
+        size = math.prod(shape)
+        room = self._room
+        if room is None or room.numel() < size or room.dtype != like.dtype or room.device != like.device:
+            room = self._room = like.new_empty(size)
+        return room[:size].view(shape)
 
 
 class Linear(nn.Linear):
