@@ -18,13 +18,14 @@ import numpy as np
 import torch
 
 from hfprep.audio.decode import load_waveform, read_header
-from hfprep.audio.input_features import FEATURE_DIM, extract_input_features, num_input_frames
+from hfprep.audio.input_features import extract_input_features, num_input_frames
 from hfprep.batching import BatchLimits, FrameBudget, batches, padded_frames
 from hfprep.errors import HfprepError, Reason, RejectedSample
 from hfprep.intake import Failure, Loaded, SampleLimits, Task, Tokenizer, load_sample, reject
 from hfprep.models.feature_model import FeatureModel
 from hfprep.prefetch import prefetch
 from hfprep.records import COLUMNS, Features, Need, Rejection, Utterance
+from hfprep.transfers import Download, padded_batch
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,10 @@ TEXT_ONLY_BYTES = 1 << 14
 TEXT_ONLY_BATCH = 256
 
 
+Outcome = tuple[Task, Features | Rejection]
+Pending = Callable[[], list[Outcome]]  # waits for what has been given to the device
+
+
 class DeviceError(HfprepError):
     """The accelerator stopped working: no further batch can run in this process."""
 
@@ -43,10 +48,20 @@ class DeviceError(HfprepError):
 class BatchResult:
     """What became of one batch: an outcome per task, and what it cost."""
 
-    outcomes: list[tuple[Task, Features | Rejection]]
+    outcomes: list[Outcome]
     num_frames: int = 0
     padded_frames: int = 0
     compute_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A batch that the device has been given, and the samples that were refused before it."""
+
+    batch: list[Loaded]
+    refused: list[Outcome]
+    pending: list[Pending]
+    started: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +109,9 @@ class FeatureExtractor:
         self.fallback = fallback
         self.budget = FrameBudget(settings.limits.max_frames)
         self.out_of_memory_events = 0
+        # A GPU gets the next batch before the results of the last are fetched, so that it never waits for the host.
+        self.looks_ahead = model is not None and model.device.type == "cuda"
+        self._collected_at = 0.0
         # One thread each for torch in a loading thread, or every one of them would open a team of its own to resample.
         self._pool = ThreadPoolExecutor(
             settings.workers, "hfprep-load", initializer=torch.set_num_threads, initargs=(1,)
@@ -142,10 +160,17 @@ class FeatureExtractor:
             max_bytes=self.settings.prefetch_bytes,
             max_loading=LOADING_PER_WORKER * self.settings.workers,
         )
-        refused: list[tuple[Task, Features | Rejection]] = []
+        refused: list[Outcome] = []
+        waiting: _Launched | None = None
         for batch in batches(self._without_rejections(loaded, refused), self.settings.limits, self.budget):
-            yield self._run(batch, refused)
+            launched: _Launched | None = self._launch(batch, refused)
             refused.clear()
+            if self.looks_ahead:
+                waiting, launched = launched, waiting
+            if launched is not None:
+                yield self._collect(launched)
+        if waiting is not None:
+            yield self._collect(waiting)
         if refused:
             yield BatchResult(list(refused))
 
@@ -168,7 +193,7 @@ class FeatureExtractor:
         return extract_input_features(waveform.samples), waveform.seconds
 
     def _without_rejections(
-        self, loaded: Iterator[Loaded | tuple[Task, Rejection]], refused: list[tuple[Task, Features | Rejection]]
+        self, loaded: Iterator[Loaded | tuple[Task, Rejection]], refused: list[Outcome]
     ) -> Iterator[Loaded]:
         """What was loaded; the rest goes to `refused`, after a second try where only memory was short."""
         for item in loaded:
@@ -181,28 +206,41 @@ class FeatureExtractor:
             else:
                 yield item
 
-    def _run(self, batch: list[Loaded], refused: list[tuple[Task, Features | Rejection]]) -> BatchResult:
+    def _launch(self, batch: list[Loaded], refused: list[Outcome]) -> _Launched:
         started = time.perf_counter()
-        outcomes = refused + self._compute(batch)
-        elapsed = time.perf_counter() - started
-        return BatchResult(outcomes, sum(x.num_frames for x in batch), padded_frames(batch), elapsed)
+        return _Launched(batch, list(refused), self._compute(batch), started)
 
-    def _compute(self, batch: list[Loaded]) -> list[tuple[Task, Features | Rejection]]:
+    def _collect(self, launched: _Launched) -> BatchResult:
+        computed = [outcome for pending in launched.pending for outcome in pending()]
+        now = time.perf_counter()
+        elapsed, self._collected_at = now - max(launched.started, self._collected_at), now
+        frames = sum(item.num_frames for item in launched.batch)
+        return BatchResult(launched.refused + computed, frames, padded_frames(launched.batch), elapsed)
+
+    def _compute(self, batch: list[Loaded]) -> list[Pending]:
         """Outcomes of a batch, in its order: halves after running out of memory, singles after any other error."""
         assert self.model is not None
         if len(batch) > 1 and not self.budget.allows(padded_frames(batch)):  # its sibling has just shown that
             return self._compute_halves(batch)
         failure = None
         try:
-            outcomes = self._forward(batch, self.model)
+            pending = self._forward(batch, self.model)
         except Exception as error:  # noqa: BLE001 - sorted by kind in `_after_failure`, which keeps the error
             failure = Failure.of(error)
         if failure is None:  # outside of the except block: its traceback would keep the failed batch's tensors alive
             self.budget.fitted(padded_frames(batch))
-            return outcomes
+            return [lambda: self._wait_for(pending, batch)]
         return self._after_failure(batch, failure)
 
-    def _after_failure(self, batch: list[Loaded], failure: "Failure") -> list[tuple[Task, Features | Rejection]]:
+    def _wait_for(self, pending: Pending, batch: list[Loaded]) -> list[Outcome]:
+        """What a device gives for a batch; if it fails on the way, what comes of trying again."""
+        try:
+            return pending()
+        except Exception as error:  # noqa: BLE001 - sorted by kind in `_after_failure`, which keeps the error
+            failure = Failure.of(error)
+        return [outcome for again in self._after_failure(batch, failure) for outcome in again()]
+
+    def _after_failure(self, batch: list[Loaded], failure: "Failure") -> list[Pending]:
         if failure.device_broken:
             raise DeviceError(
                 f"the device failed: {failure.message}; run the same command again, finished work is kept"
@@ -212,21 +250,23 @@ class FeatureExtractor:
             self._note_out_of_memory(batch, failure)
             if len(batch) > 1:
                 return self._compute_halves(batch)
-            return [self._compute_on_cpu(batch[0], failure)]
+            on_cpu = self._compute_on_cpu(batch[0], failure)
+            return [lambda: [on_cpu]]
         if len(batch) > 1:
             log.warning("a batch of %d failed (%s); running its samples one by one", len(batch), failure.message)
-            return [outcome for item in batch for outcome in self._compute([item])]
-        return [(batch[0].task, reject(batch[0].task, Reason.COMPUTE_FAILED, failure.message))]
+            return [pending for item in batch for pending in self._compute([item])]
+        rejection = reject(batch[0].task, Reason.COMPUTE_FAILED, failure.message)
+        return [lambda: [(batch[0].task, rejection)]]
 
-    def _compute_halves(self, batch: list[Loaded]) -> list[tuple[Task, Features | Rejection]]:
+    def _compute_halves(self, batch: list[Loaded]) -> list[Pending]:
         middle = len(batch) // 2
         return self._compute(batch[:middle]) + self._compute(batch[middle:])
 
-    def _compute_on_cpu(self, item: Loaded, failure: "Failure") -> tuple[Task, Features | Rejection]:
+    def _compute_on_cpu(self, item: Loaded, failure: "Failure") -> Outcome:
         """One more try for a lone sample: with the model on the CPU, or there again with the memory now free."""
         assert self.model is not None
         try:
-            return self._forward([item], self.model if self.fallback is None else self.fallback())[0]
+            return self._forward([item], self.model if self.fallback is None else self.fallback())()[0]
         except Exception as error:  # noqa: BLE001 - becomes this sample's rejection
             on_cpu = Failure.of(error)
         self._free_memory()
@@ -252,48 +292,46 @@ class FeatureExtractor:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _forward(self, batch: list[Loaded], model: FeatureModel) -> list[tuple[Task, Features | Rejection]]:
-        """Run the model over one padded batch and cut each sample's own part out of the result."""
+    def _forward(self, batch: list[Loaded], model: FeatureModel) -> Pending:
+        """Give a padded batch to the model; what it gives waits for the results and cuts out each sample's own part."""
         need = Need.NOTHING
         for item in batch:
             need |= item.task.need
-        lengths = [item.num_frames for item in batch]
-        padded = torch.zeros(len(batch), max(lengths), FEATURE_DIM)
-        for row, item in zip(padded, batch, strict=True):
-            row[: item.num_frames] = torch.from_numpy(item.input_features)
-        device = model.device
+        clips = [item.input_features for item in batch if item.input_features is not None]
         tensors = model(
-            padded.to(device),
-            torch.tensor(lengths),
+            padded_batch(clips, model.device),
+            torch.tensor([item.num_frames for item in batch]),
             codes=bool(need & Need.CODES),
             latents=bool(need & Need.LATENTS),
         )
-        codes = None if tensors.codes is None else tensors.codes.to(torch.int32).cpu().numpy()
-        condition = None if tensors.condition is None else tensors.condition.float().cpu().numpy()
-        emo_vec = None if tensors.emo_vec is None else tensors.emo_vec.float().cpu().numpy()
+        download = Download(
+            {
+                "codes": None if tensors.codes is None else tensors.codes.to(torch.int32),
+                "condition": None if tensors.condition is None else tensors.condition.float(),
+                "emo_vec": None if tensors.emo_vec is None else tensors.emo_vec.float(),
+            }
+        )
+        return lambda: self._cut(download, batch)
+
+    def _cut(self, download: Download, batch: list[Loaded]) -> list[Outcome]:
+        arrays = {name: array for name, array in download.wait().items() if array is not None}
         outcomes = []
         for index, item in enumerate(batch):
-            outcomes.append(
-                self._finish(
-                    item,
-                    codes=codes[index, : item.num_frames] if codes is not None else None,
-                    condition=condition[index] if condition is not None else None,
-                    emo_vec=emo_vec[index] if emo_vec is not None else None,
-                )
-            )
+            own = {name: array[index] for name, array in arrays.items()}
+            if "codes" in own:
+                own["codes"] = own["codes"][: item.num_frames]
+            outcomes.append(self._finish(item, **own))
         return outcomes
 
     @staticmethod
-    def _finish(
-        item: Loaded | tuple[Task, Rejection], **computed: np.ndarray | None
-    ) -> tuple[Task, Features | Rejection]:
+    def _finish(item: Loaded | tuple[Task, Rejection], **computed: np.ndarray) -> Outcome:
         """The outcome of one sample: the columns it needs, or a rejection where a number is not finite."""
         if isinstance(item, tuple):
             return item
         task = item.task
         wanted = {name: value for name, value in computed.items() if COLUMNS[name].need & task.need}
         for name, value in wanted.items():
-            if value is not None and not np.isfinite(value).all():
+            if not np.isfinite(value).all():
                 return task, reject(task, Reason.COMPUTE_FAILED, f"{name} holds NaN or infinite values")
         return task, Features(text_ids=item.text_ids, seconds=item.seconds, **wanted)
 

@@ -21,7 +21,7 @@ LEVELS = (
     {"audio"},
     {"sources"},
     {"models"},
-    {"batching", "devices", "intake", "prefetch"},
+    {"batching", "devices", "intake", "prefetch", "transfers"},
     {"features"},
     {"store"},
     {"exporters"},

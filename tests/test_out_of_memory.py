@@ -5,6 +5,7 @@ ones make steps of the real models fail inside real builds.
 """
 
 import gc
+import itertools
 import json
 import logging
 import random
@@ -31,6 +32,7 @@ from hfprep.models.feature_model import FeatureModel, FeatureTensors
 from hfprep.models.semantic_codec import SemanticCodec
 from hfprep.models.semantic_encoder import SemanticEncoder
 from hfprep.records import Features, Rejection, Utterance
+from hfprep.transfers import Download
 
 STEPS = ("semantic_encoder", "semantic_codec", "conditioner", "emotion_conditioner", "to the device", "from the device")
 ERRORS: dict[str, Callable[[], Exception]] = {
@@ -184,6 +186,93 @@ def test_every_way_of_saying_it_counts(step: str, error: str, quiet: dict[str, F
     model = Fragile(above(3, step, error))
     assert_same(accepted(Bench(model, LENGTHS).run()), quiet)
     assert model.leaked == 0
+
+
+class Arriving(Download):
+    """A download from a device that works by itself: it is noted when somebody waits, and some fail then."""
+
+    log: list[str]
+    fails: Callable[[int], Exception | None]
+
+    def wait(self) -> dict[str, np.ndarray | None]:
+        arrays = super().wait()
+        emo_vec = arrays["emo_vec"]
+        assert emo_vec is not None
+        self.log.append(f"waited for {len(emo_vec)}")
+        error = self.fails(len(emo_vec))
+        if error is not None:
+            raise error
+        return arrays
+
+
+@pytest.fixture
+def arriving(monkeypatch: pytest.MonkeyPatch) -> type[Arriving]:
+    """What a GPU would do: the results of a batch come while the next one is being computed."""
+    Arriving.log, Arriving.fails = [], staticmethod(lambda rows: None)
+    monkeypatch.setattr("hfprep.features.Download", Arriving)
+    return Arriving
+
+
+def ahead(model: Fragile, arriving: type[Arriving], **options: Any) -> Bench:
+    bench = Bench(model, LENGTHS, **options)
+    bench.extractor.looks_ahead = True
+    forward = bench.extractor._forward
+
+    def noted(batch: Any, model: Any) -> Any:
+        pending = forward(batch, model)
+        arriving.log.append(f"gave {len(batch)}")
+        return pending
+
+    bench.extractor._forward = noted  # type: ignore[method-assign]
+    return bench
+
+
+def test_the_next_batch_is_given_before_the_last_one_is_waited_for(
+    arriving: type[Arriving], quiet: dict[str, Features]
+) -> None:
+    assert_same(accepted(ahead(Fragile(), arriving, batch_size=6).run()), quiet)
+    assert arriving.log == ["gave 6", "gave 6", "waited for 6", "gave 4", "waited for 6", "waited for 4"]
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_memory_that_runs_out_with_a_batch_still_on_its_way(
+    size: int, arriving: type[Arriving], quiet: dict[str, Features]
+) -> None:
+    model = Fragile(above(size, "conditioner"))
+    assert_same(accepted(ahead(model, arriving, batch_size=6).run()), quiet)
+    assert model.leaked == 0
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_memory_that_runs_out_while_results_are_waited_for(
+    size: int, arriving: type[Arriving], quiet: dict[str, Features]
+) -> None:
+    arriving.fails = staticmethod(lambda rows: ERRORS["driver"]() if rows > size else None)
+    bench = ahead(Fragile(), arriving, batch_size=6)
+    assert_same(accepted(bench.run()), quiet)
+    assert bench.extractor.out_of_memory_events >= 1
+
+
+def test_a_device_that_breaks_while_results_are_waited_for_ends_the_process(arriving: type[Arriving]) -> None:
+    arriving.fails = staticmethod(lambda rows: RuntimeError("CUDA error: an illegal memory access was encountered"))
+    with pytest.raises(DeviceError, match="illegal memory access"):
+        ahead(Fragile(), arriving, batch_size=6).run()
+
+
+def test_another_error_while_results_are_waited_for_finds_its_sample(
+    arriving: type[Arriving], quiet: dict[str, Features]
+) -> None:
+    alone = itertools.count()
+
+    def fails(rows: int) -> Exception | None:
+        return ValueError("odd") if rows == 6 or (rows == 1 and next(alone) == 2) else None
+
+    arriving.fails = staticmethod(fails)
+    found = ahead(Fragile(), arriving, batch_size=6).run()
+    rejected = {name: outcome for name, outcome in found.items() if isinstance(outcome, Rejection)}
+    assert [(item.reason, item.message) for item in rejected.values()] == [(Reason.COMPUTE_FAILED, "ValueError: odd")]
+    rest = {name: outcome for name, outcome in found.items() if name not in rejected}
+    assert_same(accepted(rest), {name: features for name, features in quiet.items() if name not in rejected})
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -81,7 +81,9 @@ class Subsampling(nn.Module):
         """The same, some channels at a time."""
         out = self.out_bias.repeat(len(patches), 1)
         columns = GPU_CHANNELS_PER_PIECE * self.frequencies
-        for kernel, weight in zip(kernels.split(GPU_CHANNELS_PER_PIECE), self.out_weight.split(columns, 1), strict=True):
+        for kernel, weight in zip(
+            kernels.split(GPU_CHANNELS_PER_PIECE), self.out_weight.split(columns, 1), strict=True
+        ):
             out += linear(torch.matmul(kernel, patches).relu_().flatten(1), weight)
         return out
 

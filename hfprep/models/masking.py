@@ -32,7 +32,8 @@ class FrameMask:
         """Mark the first `lengths[b]` of `num_frames` frames as real, for every clip b of the batch."""
         if int(lengths.min()) >= num_frames:
             return cls(lengths, num_frames, None, None)
-        padding = (torch.arange(num_frames)[None, :] >= lengths[:, None]).to(device, non_blocking=True)
+        there = (lengths.pin_memory() if device.type == "cuda" else lengths).to(device, non_blocking=True)
+        padding = torch.arange(num_frames, device=device)[None, :] >= there[:, None]
         key_bias = torch.zeros(padding.shape, device=device).masked_fill_(padding, float("-inf"))
         return cls(lengths, num_frames, padding[:, :, None], key_bias[:, None, None, :])
 

@@ -121,7 +121,7 @@ def split(x: Tensor, dropped_bits: int = TF32_DROPPED_BITS) -> tuple[Tensor, Ten
 
 
 def split_linear(x: Tensor, weight: Tensor, bias: Tensor | None, dropped_bits: int = TF32_DROPPED_BITS) -> Tensor:
-    """x (..., I) times weight (O, I) transposed, plus bias, all float32, by three products of parts: (..., O).
+    """x (rows, I) times weight (O, I) transposed, plus bias, all float32, by three products of parts: (rows, O).
 
     With parts of TF32's width the tensor units take the high parts as they are, and round only the rests. What they
     see is made here on every device, so that a CPU gives what a GPU gives, but for the order of sums.
@@ -129,9 +129,10 @@ def split_linear(x: Tensor, weight: Tensor, bias: Tensor | None, dropped_bits: i
     high, rest = split(x, dropped_bits)
     weight_high, weight_rest = split(weight, dropped_bits)
     rest, weight_rest = split(rest, dropped_bits)[0], split(weight_rest, dropped_bits)[0]
-    with _tf32(True, x.device):
-        small = F.linear(rest, weight_high) + F.linear(high, weight_rest)
-        return small + F.linear(high, weight_high, bias)
+    with _tf32(True, x.device):  # the small parts first, each product added to where the last one lies
+        out = rest @ weight_high.t() if bias is None else torch.addmm(bias, rest, weight_high.t())
+        out.addmm_(high, weight_rest.t())
+        return out.addmm_(high, weight_high.t())
 
 
 def half_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
