@@ -126,7 +126,8 @@ def test_files_of_an_earlier_push_do_not_stay(hub: Hub, output: Path, tmp_path: 
     assert "train-000001.tar" in hub.repositories["user/features"].files
     assert push(hub, home, output, "user/features").returncode == 0
     names = sorted(hub.repositories["user/features"].files)
-    assert [name for name in names if name.endswith(".tar") or name == "index.json"] == []
+    assert [name for name in names if name.endswith(".tar")] == []
+    assert json.loads(hub.repositories["user/features"].files["index.json"])["format"] == "hfprep-arrow"
     assert "train/data-00000-of-00001.arrow" in names
 
 

@@ -67,6 +67,107 @@ def test_sound_exports_have_no_faults(exports: dict[str, Path], name: str, golde
     assert (verdict.parity.largest_difference > 1e-5) is (name == "half")
 
 
+def shard_of(folder: Path) -> Path:
+    return next((folder / "train").glob("*.arrow"))
+
+
+def flip(path: Path, where: float) -> None:
+    """Change one bit, and neither size nor anything else, that far into a file."""
+    data = bytearray(path.read_bytes())
+    data[int(where * len(data))] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("where", [0.0, 0.01, 0.3, 0.6, 0.9, 0.9999])
+def test_one_bit_of_an_arrow_shard(arrow: Path, where: float) -> None:
+    flip(shard_of(arrow), where)
+    faults = verify(VerifyOptions(output_dir=arrow)).faults
+    assert [(fault.kind, fault.file) for fault in faults if fault.kind is not FaultKind.FILE_INVALID] == [
+        (FaultKind.CHECKSUM, "train/data-00000-of-00001.arrow")
+    ]
+
+
+def test_only_the_checksum_tells_a_plausible_number(arrow: Path) -> None:
+    """The same damage in a set without an index: a code for another, which nothing else can see."""
+    path = shard_of(arrow)
+    codes = np.asarray(datasets.load_from_disk(str(arrow))["train"][0]["codes"], np.int32).tobytes()
+    start = path.read_bytes().index(codes)
+    flip(path, (start + 0.5) / path.stat().st_size)
+    assert kinds(arrow) == {FaultKind.CHECKSUM}
+    (arrow / "index.json").unlink()
+    verdict = verify(VerifyOptions(output_dir=arrow))
+    assert not verdict.faults
+    assert verdict.notes == ["there is no index.json: the shards have no checksums to be held against"]
+
+
+def test_the_other_shards_of_a_damaged_arrow_set_are_checked(source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "arrow"
+    export_arrow(open_set(source), folder, ArrowOptions(max_shard_bytes=1))
+    assert len(list((folder / "train").glob("*.arrow"))) == 1  # 64 rows make a batch, and a batch is not cut
+    index = json.loads((folder / "index.json").read_text())
+    shutil.copy(shard_of(folder), folder / "train" / "more.arrow")
+    state = json.loads((folder / "train" / "state.json").read_text())
+    state["_data_files"].append({"filename": "more.arrow"})
+    (folder / "train" / "state.json").write_text(json.dumps(state))
+    assert FaultKind.FILE_INVALID in kinds(folder)  # it is not in the index
+    shards = index["splits"]["train"]["shards"]
+    shards.append(shards[0] | {"name": "train/more.arrow"})
+    (folder / "index.json").write_text(json.dumps(index))
+    assert kinds(folder) == {FaultKind.DUPLICATE_ID, FaultKind.STATS_DISAGREE}
+    flip(folder / "train" / "more.arrow", 0.5)
+    verdict = verify(VerifyOptions(output_dir=folder))
+    assert {(fault.kind, fault.file) for fault in verdict.faults} == {(FaultKind.CHECKSUM, "train/more.arrow")}
+    assert verdict.samples == 8
+
+
+def test_an_arrow_shard_that_is_gone_and_an_index_that_is_garbage(arrow: Path) -> None:
+    shard_of(arrow).unlink()
+    assert FaultKind.FILE_MISSING in kinds(arrow)
+    (arrow / "index.json").write_text("[]")
+    assert FaultKind.FILE_INVALID in kinds(arrow)
+
+
+def test_arrow_exports_are_indexed(arrow: Path, repository: Path) -> None:
+    import hashlib
+
+    import jsonschema
+
+    index = json.loads((arrow / "index.json").read_bytes())
+    jsonschema.validate(index, json.loads((repository / "schemas" / "arrow-index.schema.json").read_bytes()))
+    assert {name: split["samples"] for name, split in index["splits"].items()} == {
+        name: len(rows) for name, rows in datasets.load_from_disk(str(arrow)).items()
+    }
+    for shard in [shard for split in index["splits"].values() for shard in split["shards"]]:
+        data = (arrow / shard["name"]).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (shard["bytes"], shard["sha256"])
+
+
+def test_what_a_build_wrote_beside_its_npy_layout_is_verified_and_mended(tmp_path: Path, golden_small: Path) -> None:
+    config = BuildConfig(
+        manifest=golden_small / "manifest.jsonl", output_dir=tmp_path / "out", models=golden_small / "checkpoints",
+        device="cpu", format="npy,arrow,webdataset", max_samples=3,
+    )  # fmt: skip
+    build(config)
+    assert verify(VerifyOptions(output_dir=tmp_path / "out")).faults == []
+    flip(shard_of(tmp_path / "out" / "arrow"), 0.5)
+    flip(first_tar(tmp_path / "out" / "webdataset"), 0.5)
+    verdict = verify(VerifyOptions(output_dir=tmp_path / "out", repair=True))
+    assert {(fault.kind, fault.file) for fault in verdict.faults if fault.kind is FaultKind.CHECKSUM} == {
+        (FaultKind.CHECKSUM, "arrow/train/data-00000-of-00001.arrow"),
+        (FaultKind.CHECKSUM, "webdataset/train-000000.tar"),
+    }
+    assert [line for line in verdict.repairs if "moved" in line] == [
+        "moved arrow to .hfprep/broken/1",
+        "moved webdataset to .hfprep/broken/1",
+    ]
+    assert build(config).tally.done == 0
+    assert verify(VerifyOptions(output_dir=tmp_path / "out")).faults == []
+    (tmp_path / "out" / "arrow" / "dataset_dict.json").unlink()
+    assert [fault.line() for fault in verify(VerifyOptions(output_dir=tmp_path / "out")).faults] == [
+        "-: arrow: is no finished export; run the build again [file_invalid]"
+    ]
+
+
 def first_tar(folder: Path) -> Path:
     return sorted(folder.glob("*.tar"))[0]
 
@@ -143,7 +244,8 @@ def test_repair_moves_a_broken_shard_aside_and_an_export_makes_it_again(shards: 
 
 
 def changed(folder: Path, change: Callable[[dict], dict]) -> None:
-    """Save the train split again with its first row changed."""
+    """Save the train split again with its first row changed; what `datasets` writes has no index."""
+    (folder / "index.json").unlink()
     data = datasets.load_from_disk(str(folder))
     rows = data["train"].map(
         lambda row, index: change(row) if index == 0 else row, with_indices=True, keep_in_memory=True
@@ -169,8 +271,10 @@ def test_damaged_rows(arrow: Path, change: Callable[[dict], dict], kind: FaultKi
 
 
 def test_a_cut_arrow_shard_and_a_stray_one(arrow: Path) -> None:
-    path = next((arrow / "train").glob("*.arrow"))
+    path = shard_of(arrow)
     shutil.copy(path, arrow / "train" / "stray.arrow")
     assert kinds(arrow) == {FaultKind.UNLISTED_FILE}
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert FaultKind.CHECKSUM in kinds(arrow)
+    (arrow / "index.json").unlink()
     assert FaultKind.ARTIFACT_UNREADABLE in kinds(arrow)

@@ -5,7 +5,7 @@ long as the columns are there.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from hfprep.exporters.samples import (
 from hfprep.records import COLUMNS
 
 TITLE = "IndexTTS-2 training features made by hfprep: text ids, semantic codes, conditioning latents, emotion vectors."
+FORMAT_NAME = "hfprep-arrow"  # in the index
 EXACT_LINE, EXACT_EXTRA = "manifest_line", "extra_json"
 DICT_FILE, INFO_FILE, STATE_FILE = "dataset_dict.json", "dataset_info.json", "state.json"
 
@@ -62,12 +63,18 @@ def _split_names(root: Path) -> list[str]:
     return list(json.loads((root / DICT_FILE).read_bytes())["splits"])
 
 
-class ArrowSplit(Split):
-    """One split of a saved data set."""
+def shard_names(split: Path) -> list[str]:
+    """The shards of a split's folder, in the order of their rows; raises OSError, ValueError, KeyError or TypeError."""
+    return [str(item["filename"]) for item in json.loads((split / STATE_FILE).read_bytes())["_data_files"]]
 
-    def __init__(self, root: Path, extra_columns: list[ExtraColumn]) -> None:
+
+class ArrowSplit(Split):
+    """One split of a saved data set; `broken` are names of shards that are not to be touched."""
+
+    def __init__(self, root: Path, extra_columns: list[ExtraColumn], *, broken: Container[str] = ()) -> None:
         self.root = root
         self.extra_columns = extra_columns
+        self.broken = broken
         self._batches: list[pa.RecordBatch] | None = None
         self._ends = np.cumsum([batch.num_rows for batch in self.batches()], dtype=np.int64)
         missing = sorted((METADATA.keys() | COLUMNS.keys()) - set(self._names()))
@@ -84,8 +91,8 @@ class ArrowSplit(Split):
         """The record batches of all shards, memory-mapped."""
         if self._batches is None:
             try:
-                files = json.loads((self.root / STATE_FILE).read_bytes())["_data_files"]
-                streams = [pa.ipc.open_stream(pa.memory_map(str(self.root / item["filename"]))) for item in files]
+                files = [name for name in shard_names(self.root) if name not in self.broken]
+                streams = [pa.ipc.open_stream(pa.memory_map(str(self.root / name))) for name in files]
                 self._schema = streams[0].schema
                 self._batches = [batch for stream in streams for batch in stream if batch.num_rows]
             except (OSError, ValueError, KeyError, IndexError, pa.ArrowException) as error:
@@ -158,12 +165,12 @@ class ArrowSet(SampleSet):
         half = bool(batches) and all(_value_type(batches[0].column(name).type) == pa.float16() for name in LATENTS)
         return "float16" if half else "float32"
 
-    def split(self, name: str) -> ArrowSplit:
+    def split(self, name: str, *, broken: Container[str] = ()) -> ArrowSplit:
         names = _split_names(self.root)
         if name not in names:
             raise StoreError(f"{self.root} has no split {name!r}; it has {', '.join(names) or 'none'}")
         columns = [ExtraColumn(**item) for item in self._description.get("extra_columns", ())]
-        return ArrowSplit(self.root / name, columns)
+        return ArrowSplit(self.root / name, columns, broken=broken)
 
 
 def _value_type(dtype: pa.DataType) -> pa.DataType:

@@ -23,12 +23,14 @@ from hfprep.exporters.arrow import (
     DICT_FILE,
     EXACT_EXTRA,
     EXACT_LINE,
+    FORMAT_NAME,
     STATE_FILE,
     describe,
     is_own_export,
 )
 from hfprep.exporters.extra_fields import ExtraColumn, ExtraColumns, rebuilt
 from hfprep.exporters.folders import appearing_folder
+from hfprep.exporters.index import Shard, shard_of, write_index
 from hfprep.exporters.samples import DTYPES, LATENTS, METADATA, SPLITS, Entry, Origin, Sample, SampleSet
 from hfprep.records import COLUMNS
 from hfprep.references import file_name_of
@@ -96,14 +98,14 @@ def export_arrow(source: SampleSet, target: Path, options: ArrowOptions | None =
     stored = source.origin.latents_dtype
     origin = Origin(source.origin.stats, source.origin.fingerprints, stored if stored == "float16" else options.dtype)
     survey = _Survey.of(source)
-    counts = {}
+    shards = {}
     with appearing_folder(target, is_own_export) as folder:
         features = _features(source, survey, origin.latents_dtype, with_audio=options.find_audio is not None)
         for name in SPLITS:
             writer = _SplitWriter(folder / name, features, survey, options, origin)
-            counts[name] = writer.write(name, source.split(name).samples(), describe(origin, survey.extra))
+            shards[name] = writer.write(name, source.split(name).samples(), describe(origin, survey.extra))
         atomic.write_bytes(folder / DICT_FILE, json.dumps({"splits": list(SPLITS)}).encode())
-    return counts
+        return write_index(folder, FORMAT_NAME, shards)
 
 
 def _features(source: SampleSet, survey: _Survey, dtype: str, *, with_audio: bool) -> datasets.Features:
@@ -141,12 +143,14 @@ class _SplitWriter:
         self.hash = hashlib.blake2b(str(self.schema).encode(), digest_size=8)
         self.num_bytes = 0
 
-    def write(self, name: str, samples: Iterator[Sample], description: str) -> int:
-        """Write all samples; gives how many there were."""
+    def write(self, name: str, samples: Iterator[Sample], description: str) -> list[Shard]:
+        """Write all samples; gives an index item for each shard."""
         self.folder.mkdir()
-        count = num_shards = 0
+        num_shards = 0
+        rows: list[int] = []
         batch = self._next(samples)
         while batch is not None or num_shards == 0:
+            rows.append(0)
             with ExitStack() as stack:
                 sink = stack.enter_context(pa.OSFile(str(self._shard(num_shards)), "wb"))
                 writer = stack.enter_context(pa.ipc.new_stream(sink, self.schema))
@@ -154,15 +158,16 @@ class _SplitWriter:
                 while batch is not None and (size == 0 or size + batch.nbytes <= self.options.max_shard_bytes):
                     writer.write_batch(batch)
                     size += batch.nbytes
-                    count += batch.num_rows
+                    rows[-1] += batch.num_rows
                     batch = self._next(samples)
             num_shards += 1
             self.num_bytes += size
         names = [f"data-{index:05d}-of-{num_shards:05d}.arrow" for index in range(num_shards)]
         for index, final in enumerate(names):
             self._finish_shard(index, final)
-        self._describe(name, count, names, description)
-        return count
+        self._describe(name, sum(rows), names, description)
+        root = self.folder.parent
+        return [shard_of(root, f"{name}/{file}", count) for file, count in zip(names, rows, strict=True)]
 
     def _shard(self, index: int) -> Path:
         return self.folder / f"{index:05d}.tmp"

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from hfprep.errors import StoreError
+from hfprep.exporters.index import INDEX, read_index
 from hfprep.exporters.npy_bytes import parse_npy
 from hfprep.exporters.positioned import PositionedFile
 from hfprep.exporters.samples import METADATA, Entry, Origin, Sample, SampleSet, Split, checked, entry_from
 from hfprep.records import COLUMNS
 
-INDEX = "index.json"
 FORMAT_NAME = "hfprep-webdataset"
 EXACT_LINE, EXTRA = "manifest_line", "extra"
 BLOCK = 512
@@ -26,18 +26,9 @@ MEMBERS = ("json", *(f"{column}.npy" for column in COLUMNS))
 _NAME = re.compile(rb"\d{9}\.([a-z_.]+)")
 
 
-def read_index(path: Path) -> dict[str, Any] | None:
-    """The index of a folder of shards; None where there is none that hfprep wrote."""
-    try:
-        index = json.loads((path / INDEX).read_bytes())
-    except (OSError, ValueError):
-        return None
-    return index if isinstance(index, dict) and index.get("format") == FORMAT_NAME else None
-
-
 def is_webdataset(path: Path) -> bool:
     """Whether a folder holds shards that hfprep wrote."""
-    return read_index(path) is not None
+    return read_index(path, FORMAT_NAME) is not None
 
 
 def metadata_json(entry: Entry) -> dict[str, Any]:
@@ -162,7 +153,7 @@ class WebDatasetSet(SampleSet):
     @cached_property
     def index(self) -> dict[str, Any]:
         """The index beside the shards."""
-        index = read_index(self.root)
+        index = read_index(self.root, FORMAT_NAME)
         if index is None:
             raise StoreError(f"{self.root} has no {INDEX} of hfprep; export the set again")
         return index

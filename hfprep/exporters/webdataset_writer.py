@@ -4,26 +4,25 @@ The bytes depend on the samples and the options alone: members have no times and
 position in the split, so any id is safe; the id is in its .json.
 """
 
-import hashlib
 import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from hfprep.errors import ConfigError
 from hfprep.exporters.arrow_writer import MAX_SHARD_BYTES, stored_latents
 from hfprep.exporters.folders import appearing_folder
+from hfprep.exporters.index import Shard, shard_of, write_index
 from hfprep.exporters.samples import DTYPES, LATENTS, SPLITS, Origin, Sample, SampleSet
-from hfprep.exporters.webdataset import FORMAT_NAME, INDEX, is_webdataset, metadata_json
+from hfprep.exporters.webdataset import FORMAT_NAME, is_webdataset, metadata_json
 from hfprep.records import COLUMNS
 from hfprep.store import atomic
 from hfprep.store.layout import npy_bytes
 
-INDEX_VERSION = 1
 MAX_SHARD_SAMPLES = 10_000
 END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)
 
@@ -52,19 +51,17 @@ def export_webdataset(source: SampleSet, target: Path, options: WebDatasetOption
     stored = source.origin.latents_dtype
     dtype = stored if stored == "float16" else options.dtype
     origin = Origin(source.origin.stats, source.origin.fingerprints, dtype)
-    splits: dict[str, Any] = {}
     with appearing_folder(target, is_webdataset) as folder:
-        for name in SPLITS:
-            shards = list(_write_split(folder, name, source.split(name).samples(), options, np.dtype(dtype)))
-            splits[name] = {"samples": sum(shard["samples"] for shard in shards), "shards": shards}
-        index = {"format": FORMAT_NAME, "version": INDEX_VERSION, "splits": splits} | origin.record()
-        atomic.write_bytes(folder / INDEX, json.dumps(index, indent=2, ensure_ascii=False).encode() + b"\n")
-    return {name: split["samples"] for name, split in splits.items()}
+        splits = {
+            name: list(_write_split(folder, name, source.split(name).samples(), options, np.dtype(dtype)))
+            for name in SPLITS
+        }
+        return write_index(folder, FORMAT_NAME, splits, origin.record())
 
 
 def _write_split(
     folder: Path, name: str, samples: Iterator[Sample], options: WebDatasetOptions, dtype: np.dtype[Any]
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Shard]:
     """Write the shards of a split; gives an index item for each."""
     position = number = 0
     pending = next(samples, None)
@@ -80,14 +77,8 @@ def _write_split(
                 count, position = count + 1, position + 1
                 pending = next(samples, None)
             stream.write(END_OF_TAR)
-        yield {"name": path.name, "samples": count, "bytes": path.stat().st_size, "sha256": _sha256(path)}
+        yield shard_of(folder, path.name, count)
         number += 1
-
-
-def _sha256(path: Path) -> str:
-    stream: BinaryIO
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _members(key: str, sample: Sample, dtype: np.dtype[Any]) -> Iterator[bytes]:

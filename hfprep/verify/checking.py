@@ -8,7 +8,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from hfprep.building import find_inputs
-from hfprep.config import BuildConfig
+from hfprep.config import FORMATS, BuildConfig
 from hfprep.devices import choose_workers
 from hfprep.errors import ConfigError, HfprepError
 from hfprep.exporters.arrow import is_arrow_set
 from hfprep.exporters.formats import open_set
-from hfprep.exporters.samples import SPLITS, SampleSet
+from hfprep.exporters.samples import SampleSet, Split
 from hfprep.exporters.webdataset import is_webdataset
 from hfprep.manifest import AudioFinder
 from hfprep.records import COLUMNS
@@ -30,13 +30,15 @@ from hfprep.store.lock import OutputLock
 from hfprep.text.tokenizer import TextTokenizer
 from hfprep.verify.arrays import read_npy
 from hfprep.verify.exported import ExportedCheck
-from hfprep.verify.faults import Fault, Findings
+from hfprep.verify.faults import Fault, FaultKind, Findings
+from hfprep.verify.listing import Listing
 from hfprep.verify.npy import verify_npy
 from hfprep.verify.parity import Parity, Stored, check_models, compare_alone, draw
 from hfprep.verify.repair import repair_npy
 from hfprep.verify.state_reader import StateReader
 
 MODEL_OPTIONS = ("tokenizer", "config", "gpt_checkpoint", "semantic_model", "semantic_codec", "models")
+INNER_EXPORTS = FORMATS[1:]  # `build --format` writes each into a folder of its name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +93,12 @@ def verify(options: VerifyOptions) -> Verdict:
             broken = {fault.id for fault in findings.faults}
             records = (record for _, record in listing.records() if record["id"] not in broken)
             parity = _compare(options, draw(records, options.parity, options.seed), _npy_arrays(output), findings)
-        repairs = repair_npy(output, findings, listing) if options.repair and findings.faults else []
-    return Verdict("npy", len(listing.split_of), findings.faults, findings.notes, repairs, parity)
+        faults, notes = _verify_inner_exports(options, listing)
+        repairs = []
+        if options.repair and (findings.faults or faults):
+            repairs = repair_npy(output, findings, listing, {fault.file.partition("/")[0] for fault in faults})
+    samples = len(listing.split_of)
+    return Verdict("npy", samples, findings.faults + faults, findings.notes + notes, repairs, parity)
 
 
 @contextlib.contextmanager
@@ -107,19 +113,46 @@ def _undisturbed(output: NpyOutput, must_write: bool) -> Iterator[None]:
 
 def _verify_exported(options: VerifyOptions) -> Verdict:
     source = open_set(options.output_dir)
-    check = ExportedCheck(source, choose_workers(options.workers), _vocab_size(options))
-    findings = check.run()
+    check = _check_export(source, options)
+    findings = check.findings
     parity = None
     if options.parity:
         broken = {fault.id for fault in findings.faults}
-        records, stored = _exported_records(source, broken)
+        records, stored = _exported_records(check.readable, broken)
         parity = _compare(options, draw(records, options.parity, options.seed), stored, findings)
     repairs = _repair_exported(source.root, check, findings) if options.repair and findings.faults else []
     return Verdict(source.format, len(check.split_of), findings.faults, findings.notes, repairs, parity)
 
 
-def _exported_records(source: SampleSet, broken: set[str | None]) -> tuple[Iterator[dict[str, Any]], Stored]:
-    splits = [source.split(name) for name in SPLITS]
+def _check_export(source: SampleSet, options: VerifyOptions) -> ExportedCheck:
+    check = ExportedCheck(source, choose_workers(options.workers), _vocab_size(options))
+    check.run()
+    return check
+
+
+def _verify_inner_exports(options: VerifyOptions, listing: Listing) -> tuple[list[Fault], list[str]]:
+    """Check the other formats that the build wrote below its own output; gives faults and remarks.
+
+    Such a set is made from the npy layout again by the next build, so all of its faults have the same remedy.
+    """
+    faults: list[Fault] = []
+    notes: list[str] = []
+    for name in INNER_EXPORTS:
+        folder = options.output_dir / name
+        if not folder.is_dir():
+            continue
+        if not (is_arrow_set(folder) or is_webdataset(folder)):
+            faults.append(Fault(FaultKind.FILE_INVALID, None, name, "is no finished export; run the build again"))
+            continue
+        check = _check_export(open_set(folder), options)
+        faults += [dataclasses.replace(fault, file=f"{name}/{fault.file}") for fault in check.findings.faults]
+        notes += [f"{name}: {note}" for note in check.findings.notes]
+        if not check.findings.faults and check.split_of.keys() != listing.split_of.keys():
+            notes.append(f"{name} holds other samples than the manifests: build with --format npy,{name} to renew it")
+    return faults, notes
+
+
+def _exported_records(splits: Sequence[Split], broken: set[str | None]) -> tuple[Iterator[dict[str, Any]], Stored]:
     places: dict[str, tuple[int, int]] = {}
 
     def records() -> Iterator[dict[str, Any]]:

@@ -3,9 +3,8 @@
 Takes the set's folder, gives `Findings` and, for a repair, the shard files that are broken. Changes nothing.
 """
 
-import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from hfprep.errors import StoreError
-from hfprep.exporters.arrow import STATE_FILE, ArrowSet, ArrowSplit
+from hfprep.exporters.arrow import FORMAT_NAME as ARROW
+from hfprep.exporters.arrow import STATE_FILE, ArrowSet, shard_names
+from hfprep.exporters.index import INDEX, Shard, read_index, shards_in
 from hfprep.exporters.samples import LATENTS, SPLITS, SampleSet, Split
-from hfprep.exporters.webdataset import INDEX, WebDatasetSet, WebDatasetSplit
+from hfprep.exporters.webdataset import WebDatasetSet, WebDatasetSplit
 from hfprep.records import COLUMNS
 from hfprep.store.fingerprints import sha256_file
 from hfprep.store.layout import VAL, is_validation
@@ -39,13 +40,16 @@ class ExportedCheck:
     counts: dict[str, int] = field(default_factory=dict)
     split_of: dict[str, str] = field(default_factory=dict)
     broken_files: set[str] = field(default_factory=set)
+    readable: list[Split] = field(default_factory=list)
+    index: dict[str, Any] | None = None
 
     def run(self) -> Findings:
         """Check every shard and every sample."""
-        stats = self._stats()
+        stats, self.index = self._stats(), self._index()
         for name in SPLITS:
             self.counts[name] = 0
             for file, split in self._shards(name):
+                self.readable.append(split)
                 self._check_split(name, file, split, stats)
         if stats:
             expected = {"train": stats.get("train"), "validation": stats.get("val")}
@@ -63,35 +67,66 @@ class ExportedCheck:
             self.findings.add(FaultKind.FILE_INVALID, "provenance", f"cannot be read: {error}")
             return {}
 
+    def _index(self) -> dict[str, Any] | None:
+        """The index of the shards; an Arrow set that an earlier hfprep or `datasets` itself wrote has none."""
+        if isinstance(self.source, WebDatasetSet):
+            return self.source.index
+        index = read_index(self.source.root, ARROW)
+        if index is None and (self.source.root / INDEX).exists():
+            self._broken(INDEX, FaultKind.FILE_INVALID, "is no index of hfprep; export or fetch it again")
+        elif index is None:
+            self.findings.note(f"there is no {INDEX}: the shards have no checksums to be held against")
+        return index
+
     def _shards(self, name: str) -> Iterator[tuple[str, Split]]:
         """The readable parts of a split with the file that each lies in; the others become faults."""
         if isinstance(self.source, WebDatasetSet):
             yield from self._tar_shards(self.source, name)
-            return
-        try:
-            split = self.source.split(name)
-            assert isinstance(split, ArrowSplit)
-            yield name, split
-        except UNREADABLE as error:
-            self._broken(name, FaultKind.ARTIFACT_UNREADABLE, str(error))
+        elif isinstance(self.source, ArrowSet):
+            yield from self._arrow_split(self.source, name)
 
-    def _tar_shards(self, source: WebDatasetSet, name: str) -> Iterator[tuple[str, Split]]:
-        shards = source.index.get("splits", {}).get(name, {}).get("shards", [])
+    def _check_sums(self, shards: Sequence[Shard]) -> list[str | None]:
+        """Hold shards against the index; gives the SHA-256 of each, None where it cannot be read."""
         with ThreadPoolExecutor(self.workers) as pool:
-            sums = list(pool.map(lambda shard: _sha256(source.root / shard["name"]), shards))
+            sums = list(pool.map(lambda shard: _sha256(self.source.root / shard["name"]), shards))
         for shard, found in zip(shards, sums, strict=True):
-            file = shard["name"]
             if found is None:
-                self._broken(file, FaultKind.FILE_MISSING, "there is no such shard; export or fetch it again")
+                self._broken(shard["name"], FaultKind.FILE_MISSING, "there is no such shard; export or fetch it again")
             elif found != shard.get("sha256"):
                 message = f"its SHA-256 is {found}, but {INDEX} says {shard.get('sha256')}; export or fetch it again"
-                self._broken(file, FaultKind.CHECKSUM, message)
+                self._broken(shard["name"], FaultKind.CHECKSUM, message)
+        return sums
+
+    def _tar_shards(self, source: WebDatasetSet, name: str) -> Iterator[tuple[str, Split]]:
+        shards = shards_in(source.index, name)
+        for shard, found in zip(shards, self._check_sums(shards), strict=True):
             if found is None:
                 continue
             try:
-                yield file, WebDatasetSplit(source.root, [shard])
+                yield shard["name"], WebDatasetSplit(source.root, [shard])
             except UNREADABLE as error:
-                self._broken(file, FaultKind.ARTIFACT_UNREADABLE, str(error))
+                self._broken(shard["name"], FaultKind.ARTIFACT_UNREADABLE, str(error))
+
+    def _arrow_split(self, source: ArrowSet, name: str) -> Iterator[tuple[str, Split]]:
+        """The split without the shards whose bytes are not those of the index: offsets in them may lead anywhere."""
+        try:
+            names, broken = shard_names(source.root / name), set[str]()
+            if self.index is not None:
+                shards = shards_in(self.index, name)
+                sums = self._check_sums(shards)
+                wrong = [shard for shard, found in zip(shards, sums, strict=True) if found != shard.get("sha256")]
+                broken = {shard["name"].removeprefix(f"{name}/") for shard in wrong}
+                if [f"{name}/{file}" for file in names] != [shard["name"] for shard in shards]:
+                    message = f"lists other shards than {INDEX}; export the set again"
+                    self.findings.add(FaultKind.FILE_INVALID, f"{name}/{STATE_FILE}", message)
+            if broken.issuperset(names):
+                return
+            split = source.split(name, broken=broken)
+            for batch in split.batches():
+                batch.validate(full=True)
+            yield name, split
+        except UNREADABLE as error:
+            self._broken(name, FaultKind.ARTIFACT_UNREADABLE, str(error))
 
     def _broken(
         self, file: str, kind: FaultKind, message: str, sample_id: str | None = None, column: str | None = None
@@ -162,13 +197,12 @@ class ExportedCheck:
 
 def _listed_files(source: SampleSet) -> Iterator[str]:
     if isinstance(source, WebDatasetSet):
-        for split in source.index.get("splits", {}).values():
-            yield from (shard["name"] for shard in split.get("shards", []))
+        for name in SPLITS:
+            yield from (shard["name"] for shard in shards_in(source.index, name))
         return
     for name in SPLITS:
         try:
-            files = json.loads((source.root / name / STATE_FILE).read_bytes())["_data_files"]
-            yield from (f"{name}/{item['filename']}" for item in files)
+            yield from (f"{name}/{file}" for file in shard_names(source.root / name))
         except UNREADABLE:
             continue
 

@@ -8,7 +8,7 @@ import itertools
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from hfprep.records import COLUMNS, Need
@@ -32,9 +32,16 @@ OF_LISTING = frozenset(
 )
 
 
-def repair_npy(output: NpyOutput, findings: Findings, listing: Listing) -> list[str]:
-    """Move what is broken to .hfprep/broken and forget it; gives a line for each thing done. Wants the lock."""
+def repair_npy(
+    output: NpyOutput, findings: Findings, listing: Listing, broken_exports: Collection[str] = ()
+) -> list[str]:
+    """Move what is broken to .hfprep/broken and forget it; gives a line for each thing done. Wants the lock.
+
+    `broken_exports` are folders of other formats below the output: they go as a whole, and a build makes them again.
+    """
     broken = _Aside(output)
+    for name in sorted(broken_exports):
+        broken.move(name)
     needs: dict[str, Need] = defaultdict(lambda: Need.NOTHING)
     for fault in findings.faults:
         if fault.kind in OF_ARTIFACT and fault.id is not None and fault.column is not None:
