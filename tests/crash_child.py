@@ -40,7 +40,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a child ended: exit status (negative: the signal), what it printed, and what it had computed by then."""
+    """How a child ended: exit status (negative: the signal), what it printed, and what it had begun to compute."""
 
     status: int
     stdout: str
@@ -155,16 +155,15 @@ def _torn_appends() -> None:
 
 
 def _log_computed(path: Path) -> None:
-    """Note the id of every sample that the models have been run over."""
+    """Note the id of every sample that the models begin to run over."""
     from hfprep.features import FeatureExtractor
 
     forward = FeatureExtractor._forward
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def noted(self: FeatureExtractor, batch: list[Any], model: Any) -> Any:
-        outcomes = forward(self, batch, model)
         os.write(descriptor, "".join(f"{item.task.utterance.id}\n" for item in batch).encode())
-        return outcomes
+        return forward(self, batch, model)
 
     FeatureExtractor._forward = noted  # type: ignore[method-assign]
 

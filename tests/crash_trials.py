@@ -152,10 +152,10 @@ class Trials:
         assert not any(faults), [fault for fault in faults if fault]
 
     def check_finished_once(self, runs: list[Ended], batch_size: int) -> None:
-        """Of what a run computed, later ones computed no more again than the batch being written and the next."""
+        """Of what a run began to compute, later ones computed no more again than the batch in flight."""
         for index, run in enumerate(runs[:-1]):
             again = set(run.computed) & {sample_id for later in runs[index + 1 :] for sample_id in later.computed}
-            assert len(again) <= 2 * batch_size, (index, again)
+            assert len(again) <= batch_size, (index, again)
 
     def kill_and_continue(self, faults: Iterable[Fault], *options: object, kills: int = 4, exact: bool = False) -> int:
         """Strike builds with each of the faults, up to `kills` times the same one; run each to its end.

@@ -29,6 +29,7 @@ class Orders:
     seconds_a_row: float = 0.0
     log_lines: int = 0
     payload: str = ""
+    begun: str = ""  # a folder in which each row that is begun leaves a file; every batch is then awaited
 
 
 def start(lifeline: str, connection: str, search_path: str) -> None:
@@ -54,6 +55,8 @@ def start(lifeline: str, connection: str, search_path: str) -> None:
             for number in range(orders.log_lines):
                 channel.send(LogLine(20, "hfprep.test", f"row {row}, line {number}"))
             _compute(channel, orders, assignment.shard, row, str(setup.folder))
+            if orders.begun and channel.recv() is None:
+                return
             if channel.poll():
                 return
         channel.send(Finished(assignment.shard))
@@ -65,6 +68,8 @@ def _compute(channel: Connection, orders: Orders, shard: int, row: int, folder: 
     from hfprep.store.layout import Staged
 
     line = row + 1
+    if orders.begun:
+        (Path(orders.begun) / str(row)).touch()
     time.sleep(orders.seconds_a_row)
     if line in orders.poison:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -75,4 +80,4 @@ def _compute(channel: Connection, orders: Orders, shard: int, row: int, folder: 
     planned: Any = SimpleNamespace(utterance=SimpleNamespace(line=line, id=f"row{row}"))
     staged = Staged(planned, {"text_ids": folder + orders.payload}, {}, None)
     cost: Any = SimpleNamespace(rows=1)
-    channel.send(Batch(shard, [staged], [], cost))
+    channel.send(Batch(shard, [staged], [], cost, awaited=bool(orders.begun)))

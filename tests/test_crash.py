@@ -54,6 +54,27 @@ def test_killed_at_random_moments(trials: Trials) -> None:
     assert trials.kill_and_continue(trials.random_moments(seed=2, number=QUICK_RANDOM_KILLS)) > 0
 
 
+SLOW_PUBLISHING = """
+import time
+from hfprep.store.layout import Publisher
+publish = Publisher.publish
+Publisher.publish = lambda *arguments: (time.sleep(0.3), publish(*arguments))
+"""
+
+
+@pytest.mark.parametrize("nth", [1, 3])
+def test_a_kill_costs_the_batch_in_flight_and_no_more(trials: Trials, nth: int) -> None:
+    """Killed while a batch of two is published, at leisure: the next one has not begun to compute meanwhile."""
+    output = trials.fresh()
+    patches = {"slow_publishing": SLOW_PUBLISHING}
+    ended = trials.build(output, Fault(point="before-rename", kind="codes", nth=nth), patches=patches)
+    assert ended.status == -9
+    assert len(ended.computed) == 2 * (nth // 2 + 1)
+    again = trials.build(output)
+    assert len(set(ended.computed) & set(again.computed)) == 2
+    trials.check_final(output, exact=False)
+
+
 def test_single_samples_come_out_byte_for_byte(trials: Trials) -> None:
     """With one sample a batch the plan is the same whatever was done before, and so is every byte."""
     exact = Trials(trials.server, trials.folder / "exact", batch_size=1)

@@ -8,16 +8,22 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing.connection import Pipe
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from hfprep.engines import processes
+from hfprep.engines import processes, worker
+from hfprep.engines.messages import Assignment, Finished, Published, WorkerSetup
 from hfprep.engines.shards import Shard, ShardQueue
 from hfprep.errors import CheckpointError, HfprepError, Reason, StopRequested
-from hfprep.records import Rejection
+from hfprep.features import BatchResult
+from hfprep.planning import ROWS_SCHEMA
+from hfprep.records import Need, Rejection
 from tests.fake_worker import Orders
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -132,6 +138,30 @@ def test_asked_to_stop_it_takes_what_is_in_flight_and_no_more(tmp_path: Path) ->
         driver.run(lambda: len(taken.lines) >= 5)
     assert 5 <= len(taken.lines) < 40
     assert len(set(taken.lines)) == len(taken.lines)
+    assert not driver.workers
+
+
+def test_an_awaited_batch_is_answered_when_it_is_final_and_not_before(tmp_path: Path) -> None:
+    begun, taken = tmp_path / "begun", Taken()
+    begun.mkdir()
+
+    def slow(*batch: Any) -> None:
+        time.sleep(0.1)  # the time in which a worker that does not wait would begin the next row
+        taken(*batch)
+        row = taken.lines[-1] - 1
+        assert not (begun / str(row + 1)).exists() or (row + 1) % 4 == 0  # the first row of another worker's shard
+
+    driver_of(Orders(begun=str(begun)), slow, tmp_path / "work").run(never)
+    assert sorted(taken.lines) == list(range(1, 13))
+
+
+def test_a_worker_that_waits_for_an_answer_can_be_stopped(tmp_path: Path) -> None:
+    (tmp_path / "begun").mkdir()
+    taken = Taken()
+    driver = driver_of(Orders(begun=str(tmp_path / "begun"), seconds_a_row=0.02), taken, tmp_path / "work", rows=400)
+    with pytest.raises(StopRequested):
+        driver.run(lambda: len(taken.lines) >= 5)
+    assert 5 <= len(taken.lines) < 40
     assert not driver.workers
 
 
@@ -251,3 +281,50 @@ def test_as_many_processes_as_gpus_unless_told_otherwise(
 def test_threads_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     assert [processes.threads_per_process(count) for count in (1, 2, 3, 16)] == [8, 4, 2, 1]
+
+
+class _Extractor:
+    """Gives one batch a row, without any model; says in `begun` which it has begun."""
+
+    out_of_memory_events = 0
+
+    def __init__(self, on_accelerator: bool) -> None:
+        self.on_accelerator = on_accelerator
+        self.begun = 0
+
+    def extract(self, tasks: list[Any]) -> Any:
+        for task in tasks:
+            self.begun += 1
+            yield BatchResult([(task, Rejection(task.utterance.line, task.utterance.id, Reason.AUDIO_EMPTY, "none"))])
+
+
+@pytest.mark.parametrize("on_accelerator", [False, True])
+def test_a_worker_on_a_cpu_computes_nothing_until_the_last_batch_is_published(
+    tmp_path: Path, on_accelerator: bool
+) -> None:
+    """On an accelerator it goes on at once, so that writing costs no time there."""
+    extractor = _Extractor(on_accelerator)
+    plan = tmp_path / "plan.arrow"
+    row = {"id": "a", "text": "t", "audio": "a.wav", "path": "a.wav", "extra": "{}", "audio_bytes": 1,
+           "audio_mtime_ns": 1, "need": int(Need.ALL)} | dict.fromkeys(
+        ("text_fingerprint", "codes_fingerprint", "latents_fingerprint"), bytes(16)
+    )  # fmt: skip
+    with pa.OSFile(str(plan), "wb") as sink, pa.ipc.new_stream(sink, ROWS_SCHEMA) as writer:
+        writer.write_table(pa.Table.from_pylist([row | {"line": line} for line in (1, 2, 3)], ROWS_SCHEMA))
+    spec: Any = SimpleNamespace(open=lambda device: extractor)
+    here, there = Pipe()
+    setup = WorkerSetup(spec=spec, device="cpu", plan=plan, folder=tmp_path / "work")
+    working = worker._Worker(setup, there, worker._Outbox(there))
+    thread = threading.Thread(target=working.compute, args=[Assignment(0, (0, 1, 2))])
+    thread.start()
+    for number in (1, 2, 3):
+        assert here.poll(30)
+        batch = here.recv()
+        assert [item.line for item in batch.rejections] == [number]
+        assert batch.awaited is not on_accelerator
+        time.sleep(0.1)
+        assert extractor.begun == (3 if on_accelerator else number)
+        if batch.awaited:
+            here.send(Published())
+    thread.join(30)
+    assert here.recv() == Finished(0)

@@ -1,4 +1,4 @@
-"""The thread that publishes: in order, one batch behind, and silent after an error."""
+"""The thread that publishes: in order, one batch behind or none, and silent after an error."""
 
 import logging
 import threading
@@ -10,7 +10,7 @@ from hfprep.store.writer import BackgroundWriter
 
 
 def test_jobs_run_in_order_and_one_waits_at_most() -> None:
-    writer, done, gate = BackgroundWriter(), list[int](), threading.Event()
+    writer, done, gate = BackgroundWriter(overlap=True), list[int](), threading.Event()
 
     def job(number: int) -> None:
         gate.wait(5)
@@ -29,8 +29,23 @@ def test_jobs_run_in_order_and_one_waits_at_most() -> None:
     writer.close()
 
 
+def test_without_overlap_a_job_is_done_when_it_is_taken() -> None:
+    writer, done = BackgroundWriter(overlap=False), list[int]()
+
+    def slow(number: int) -> None:
+        time.sleep(0.02)
+        done.append(number)
+
+    for number in range(3):
+        writer.submit(lambda: slow(number))  # noqa: B023 - it has run before the next number
+        assert done == list(range(number + 1))
+    with pytest.raises(ZeroDivisionError):
+        writer.submit(lambda: done.append(1 // 0))
+    writer.close()
+
+
 def test_an_error_is_raised_at_the_next_call_and_every_one_after() -> None:
-    writer, done = BackgroundWriter(), list[str]()
+    writer, done = BackgroundWriter(overlap=True), list[str]()
 
     def fail() -> None:
         raise OSError("the disk is full")
@@ -47,7 +62,7 @@ def test_an_error_is_raised_at_the_next_call_and_every_one_after() -> None:
 
 def test_closing_finishes_what_is_queued() -> None:
     """After an error elsewhere, such as a broken device, what was computed is still written."""
-    writer, done = BackgroundWriter(), list[int]()
+    writer, done = BackgroundWriter(overlap=True), list[int]()
 
     def slow() -> None:
         time.sleep(0.05)
@@ -59,7 +74,7 @@ def test_closing_finishes_what_is_queued() -> None:
 
 
 def test_an_error_that_nobody_waited_for_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    writer = BackgroundWriter()
+    writer = BackgroundWriter(overlap=True)
 
     def fail() -> None:
         raise OSError("the disk is full")

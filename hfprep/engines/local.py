@@ -38,12 +38,13 @@ def run_local(
 ) -> None:
     """Compute every pending row in this process, with `models` that may be loaded already.
 
-    `sink` runs in a thread of its own while the next batch computes. Raises StopRequested after the batch in
-    flight once `stop()` is true, and whatever the sink raises.
+    `sink` runs in a thread of its own: on an accelerator while the next batch computes, on a CPU before it does, so
+    that a kill costs one batch. Raises StopRequested after the batch in flight once `stop()` is true, and whatever the
+    sink raises.
     """
     with contextlib.ExitStack() as stack:
         extractor = spec.open(models=models)
-        stage, writer = Stage(work / "stage"), BackgroundWriter()
+        stage, writer = Stage(work / "stage"), BackgroundWriter(overlap=extractor.on_accelerator)
         for closing in (stage.close, writer.close, extractor.close):
             stack.callback(closing)
         counted = 0

@@ -34,12 +34,18 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A computed and staged batch of a shard."""
+    """A computed and staged batch of a shard; with `awaited` its worker goes on when the driver says `Published`."""
 
     shard: int
     staged: list[Staged]
     rejections: list[Rejection]
     cost: "BatchCost"
+    awaited: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The driver's answer to a batch that is awaited: it is on disk and listed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hfprep.engines.messages import Assignment, Batch, Failed, Finished, LogLine, WorkerSetup
+from hfprep.engines.messages import Assignment, Batch, Failed, Finished, LogLine, Published, WorkerSetup
 from hfprep.engines.shards import Shard, ShardQueue, cut
 from hfprep.engines.spec import BatchCost, ExtractorSpec, Sink
 from hfprep.errors import HfprepError, Reason, StopRequested
@@ -66,7 +66,7 @@ class _Worker:
     shard: Shard | None = None
     ready: bool = False
 
-    def tell(self, message: WorkerSetup | Assignment | None) -> None:
+    def tell(self, message: WorkerSetup | Assignment | Published | None) -> None:
         """Send a message. It never blocks: messages are far smaller than the buffer, and at most two are unread."""
         try:
             self.connection.send(message)
@@ -164,6 +164,8 @@ class _Driver:
     def take(self, worker: _Worker, batch: Batch) -> None:
         assert worker.shard is not None
         self.sink(batch.staged, batch.rejections, batch.cost)
+        if batch.awaited:
+            worker.tell(Published())
         self.barren = 0
         worker.shard.report(item.row.utterance.line for item in batch.staged)
         worker.shard.report(item.line for item in batch.rejections)

@@ -64,15 +64,13 @@ def _serve(connection: Connection, outbox: _Outbox) -> None:
     logger.propagate = False
     logger.addHandler(_ForwardedLogs(outbox))
     datasets.disable_progress_bars()
-    writer = BackgroundWriter()
     try:
-        worker = _Worker(setup, connection, outbox, writer)
+        worker = _Worker(setup, connection, outbox)
         outbox.send(Finished(None))
-        while (assignment := connection.recv()) is not None:
-            worker.compute(assignment)
-        writer.flush()
-    except StopRequested:
-        writer.flush()
+        with contextlib.suppress(StopRequested):
+            while (assignment := connection.recv()) is not None:
+                worker.compute(assignment)
+        worker.writer.flush()
     except HfprepError as error:
         outbox.send(Failed(error, fatal=not isinstance(error, DeviceError)))
     os._exit(0)  # everything is reported; taking torch and its threads down in order takes a second and gives nothing
@@ -81,11 +79,11 @@ def _serve(connection: Connection, outbox: _Outbox) -> None:
 class _Worker:
     """A worker with its models open."""
 
-    def __init__(self, setup: WorkerSetup, connection: Connection, outbox: _Outbox, writer: BackgroundWriter) -> None:
+    def __init__(self, setup: WorkerSetup, connection: Connection, outbox: _Outbox) -> None:
         self.connection = connection
         self.outbox = outbox
-        self.writer = writer
         self.extractor = setup.spec.open(setup.device)
+        self.writer = BackgroundWriter(overlap=self.extractor.on_accelerator)
         self.plan = datasets.Dataset.from_file(str(setup.plan))
         self.stage = Stage(setup.folder)
         self.counted = 0
@@ -99,10 +97,13 @@ class _Worker:
             seconds = sum(features.seconds or 0.0 for _, features in computed)
             cost = cost_of(result, seconds, self.extractor.out_of_memory_events - self.counted)
             self.counted = self.extractor.out_of_memory_events
+            awaited = not self.extractor.on_accelerator
             self.writer.submit(
-                lambda: self.outbox.send(Batch(assignment.shard, self.stage.write(computed), rejections, cost))
+                lambda: self.outbox.send(Batch(assignment.shard, self.stage.write(computed), rejections, cost, awaited))
             )
-            if self.connection.poll():  # the only message that can come in the middle of a shard is the one to stop
+            if awaited and self.connection.recv() is None:
+                raise StopRequested
+            if self.connection.poll():  # but for that answer, only the word to stop can come in the middle of a shard
                 raise StopRequested
 
         mapped = self.stage.folder / f"shard-{assignment.shard}.arrow"

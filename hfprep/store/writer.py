@@ -1,4 +1,4 @@
-"""Publishing in the background, in order, while the next batch computes."""
+"""Publishing in a thread of its own, in order: while the next batch computes, or before it does."""
 
 import logging
 from collections import deque
@@ -7,17 +7,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 log = logging.getLogger(__name__)
 
-# One batch is written while one computes: a kill costs no more than these two.
+# With overlap one batch is written while one computes: a kill costs no more than these two.
 WAITING_BATCHES = 1
 
 
 class BackgroundWriter:
     """Runs jobs one after another in one thread; after a job has failed, every call here raises its error.
 
-    Use from one thread.
+    With `overlap` a job may go on after `submit` has returned; without, it is done by then. Use from one thread.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, overlap: bool) -> None:
+        self.overlap = overlap
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="hfprep-publish")
         self._jobs: deque[Future[None]] = deque()
         self._error: BaseException | None = None
@@ -29,6 +30,8 @@ class BackgroundWriter:
             self._jobs.popleft().result()
         self._raise()
         self._jobs.append(self._thread.submit(self._run, job))
+        if not self.overlap:
+            self.flush()
 
     def flush(self) -> None:
         """Wait until everything queued is done."""
