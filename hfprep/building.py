@@ -257,6 +257,7 @@ class _Run:
             files=inputs.files,
             model_config=inputs.model_config,
             tokenizer=config.tokenizer_path,
+            seen=inputs.seen,
             with_audio=bool(plan.counts.need & Need.AUDIO),
             device=config.device,
             precision=config.precision,

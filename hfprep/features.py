@@ -20,7 +20,7 @@ import torch
 from hfprep.audio.decode import load_waveform, read_header
 from hfprep.audio.input_features import extract_input_features, num_input_frames
 from hfprep.batching import BatchLimits, FrameBudget, batches, padded_frames
-from hfprep.errors import HfprepError, Reason, RejectedSample
+from hfprep.errors import CheckpointError, HfprepError, Reason, RejectedSample
 from hfprep.intake import Failure, Loaded, SampleLimits, Task, Tokenizer, load_sample, reject
 from hfprep.models.feature_model import FeatureModel
 from hfprep.prefetch import prefetch
@@ -272,6 +272,8 @@ class FeatureExtractor:
         assert self.model is not None
         try:
             return self._forward([item], self.model if self.fallback is None else self.fallback())()[0]
+        except CheckpointError:
+            raise  # the model files are at fault, not this sample
         except Exception as error:  # noqa: BLE001 - becomes this sample's rejection
             on_cpu = Failure.of(error)
         self._free_memory()

@@ -12,19 +12,20 @@ from hfprep.config import BuildConfig
 from hfprep.errors import ConfigError
 from hfprep.model_config import ModelConfig
 from hfprep.models.locate import ModelFiles, locate
-from hfprep.store.fingerprints import FileHashes, Settings, digest
+from hfprep.store.fingerprints import FileHashes, FileIdentity, Settings, digest
 from hfprep.store.layout import NpyOutput
 from hfprep.text.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The models of a build, found and identified, not yet loaded."""
+    """The models of a build, found and identified, not yet loaded; `seen` are the files as they were before hashing."""
 
     files: ModelFiles
     model_config: ModelConfig
     tokenizer: TextTokenizer
     sha256: dict[str, str]
+    seen: dict[Path, FileIdentity]
 
     def settings(self, config: BuildConfig) -> Settings:
         """What the numbers depend on besides rows and audio."""
@@ -62,9 +63,11 @@ def find_inputs(config: BuildConfig, output: NpyOutput) -> Inputs:
         semantic_model=config.semantic_model,
         semantic_codec=config.semantic_codec,
     )
+    tokenizer_path = config.tokenizer_path
+    named = _named_files(files, tokenizer_path)
+    seen = {path: FileIdentity.of(path) for path in named.values()}
     model_config = ModelConfig.read(files.config)
     check_preprocessor(files.preprocessor_config)
-    tokenizer_path = config.tokenizer_path
     tokenizer = TextTokenizer(tokenizer_path)
     if tokenizer.vocab_size > model_config.number_text_tokens:
         raise ConfigError(
@@ -73,4 +76,4 @@ def find_inputs(config: BuildConfig, output: NpyOutput) -> Inputs:
             "was trained with, or extend the checkpoint first"
         )
     hashes = FileHashes(output.private / "sha256.json")
-    return Inputs(files, model_config, tokenizer, hashes.sha256(_named_files(files, tokenizer_path)))
+    return Inputs(files, model_config, tokenizer, hashes.sha256(named), seen)

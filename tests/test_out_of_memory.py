@@ -24,7 +24,7 @@ from torch import Tensor
 
 import hfprep
 from hfprep.batching import BatchLimits
-from hfprep.errors import Reason
+from hfprep.errors import CheckpointError, Reason
 from hfprep.features import DeviceError, ExtractorSettings, FeatureExtractor
 from hfprep.intake import Task
 from hfprep.models.conditioner import Conditioner, EmotionConditioner
@@ -305,6 +305,19 @@ def test_what_fits_nowhere_is_rejected_by_name(with_fallback: bool) -> None:
         assert outcome.reason is Reason.OUT_OF_MEMORY
         assert "OutOfMemoryError: CUDA out of memory" in outcome.message
         assert ("can't allocate memory" in outcome.message) == with_fallback
+
+
+def test_models_that_cannot_be_loaded_on_the_cpu_end_the_run_and_reject_nothing() -> None:
+    """Such as a checkpoint that was replaced since the device's copy was loaded."""
+    bench = Bench(Fragile(above(0, "conditioner")), LENGTHS)
+
+    def changed() -> FeatureModel:
+        raise CheckpointError("gpt.pth was replaced")
+
+    bench.extractor.fallback = changed
+    with pytest.raises(CheckpointError, match=r"gpt\.pth was replaced"):
+        bench.run()
+    bench.extractor.close()
 
 
 def test_only_the_sample_that_never_fits_is_rejected(quiet: dict[str, Features]) -> None:

@@ -20,11 +20,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import hfprep
-from hfprep.building import Summary
+from hfprep.building import Shared, Summary, build
 from hfprep.engines import spec
+from hfprep.errors import CheckpointError
 from hfprep.features import FeatureExtractor
 from hfprep.models.feature_model import FeatureModel
-from hfprep.store import atomic
+from hfprep.store import atomic, fingerprints
 from hfprep.text.tokenizer import TextTokenizer
 
 CLIPS = ("synth1", "synth2", "synth4", "synth6")
@@ -370,6 +371,76 @@ def test_a_checkpoint_that_changes_under_its_old_size_and_mtime_is_noticed(place
     os.utime(statistics, ns=(status.st_atime_ns, status.st_mtime_ns))
     place.build(models=models)
     assert place.rewritten(before) == files("codes", "condition", "emo_vec")
+
+
+def swap(path: Path) -> None:
+    """Put a copy in the place of a file: another inode, and the same bytes, size and mtime."""
+    beside = path.with_suffix(".other")
+    shutil.copy2(path, beside)
+    os.replace(beside, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_processes"),
+    [("gpt.pth", 1), ("w2v-bert-2.0/model.safetensors", 1), ("bpe.model", 1), ("gpt.pth", 2)],
+)
+def test_a_model_file_replaced_between_hashing_and_loading_stops_the_build(
+    place: Place, monkeypatch: pytest.MonkeyPatch, name: str, num_processes: int
+) -> None:
+    models, output = place.with_models("mine"), place.folder / "another"
+    hashed = fingerprints.FileHashes.sha256
+
+    def then_swapped(self: Any, paths: Any) -> dict[str, str]:
+        found = hashed(self, paths)
+        swap(models / name)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fingerprints.FileHashes, "sha256", then_swapped)
+        with pytest.raises(CheckpointError, match=f"{name} was replaced or changed while it was being read"):
+            place.build(models=models, output_dir=output, num_processes=num_processes)
+    assert place.computed == []
+    assert not list(output.rglob("*.npy"))
+    assert not (output / "train_manifest.jsonl").read_bytes()
+    assert place.build(models=models, output_dir=output).accepted == len(CLIPS)
+
+
+def test_a_model_file_that_changes_while_it_is_loaded_stops_the_build(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, load = place.with_models("mine"), FeatureModel.load
+
+    def then_touched(*arguments: Any, **options: Any) -> FeatureModel:
+        model = load(*arguments, **options)
+        os.utime(models / "semantic_codec" / "model.safetensors", ns=(0, 0))
+        return model
+
+    monkeypatch.setattr(FeatureModel, "load", then_touched)
+    with pytest.raises(CheckpointError, match=r"semantic_codec/model.safetensors was replaced or changed"):
+        place.build(models=models, output_dir=place.folder / "another")
+    assert place.computed == []
+
+
+def test_models_of_several_data_sets_are_looked_at_when_they_are_loaded_and_not_later(place: Place) -> None:
+    """What is in memory is what was hashed, whatever becomes of the files."""
+    models, shared = place.with_models("mine"), Shared()
+    place.build()  # writes the manifest
+    for name in ("one", "two"):
+        config = hfprep.BuildConfig(
+            manifest=place.folder / "manifest.jsonl", models=models, output_dir=place.folder / name, workers=1
+        )
+        assert build(config, shared=shared).accepted == len(CLIPS)
+        swap(models / "gpt.pth")
+
+
+def test_another_machine_may_number_inodes_in_its_own_way(tmp_path: Path) -> None:
+    path = tmp_path / "gpt.pth"
+    path.write_bytes(b"x")
+    here = fingerprints.FileIdentity.of(path)
+    assert here.is_of(path)
+    assert not dataclasses.replace(here, inode=1).is_of(path)
+    assert dataclasses.replace(here, inode=1, machine="another").is_of(path)
+    assert not dataclasses.replace(here, size=2, machine="another").is_of(path)
 
 
 def test_another_sampling_rate_on_the_way_redoes_audio_columns(place: Place) -> None:

@@ -6,7 +6,8 @@ process. Knows nothing of manifests or of the output layout.
 
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +21,7 @@ from hfprep.model_config import ModelConfig
 from hfprep.models.feature_model import FeatureModel
 from hfprep.models.locate import ModelFiles
 from hfprep.records import Rejection
+from hfprep.store.fingerprints import FileIdentity, check_unchanged
 from hfprep.store.layout import Staged
 from hfprep.text.tokenizer import TextTokenizer
 
@@ -50,19 +52,29 @@ class Models:
         self._loaded: dict[tuple[ModelFiles, str, str], FeatureModel] = {}
 
     def load(
-        self, files: ModelFiles, model_config: ModelConfig, device: torch.device, precision: str = "fp32"
+        self,
+        files: ModelFiles,
+        model_config: ModelConfig,
+        seen: Mapping[Path, FileIdentity],
+        device: torch.device,
+        precision: str = "fp32",
     ) -> FeatureModel:
-        """The model of these files on a device. Raises ConfigError, CheckpointError, DeviceError where it is full."""
+        """The model of these files on a device. Raises ConfigError, CheckpointError, DeviceError where it is full.
+
+        `seen` are the files as they were when they were hashed; CheckpointError where they have changed since.
+        """
         key = (files, str(device), precision)
         if key not in self._loaded:
             started = time.monotonic()
             try:
-                self._loaded[key] = FeatureModel.load(files, model_config, device=device, precision=precision)
+                model = FeatureModel.load(files, model_config, device=device, precision=precision)
             except (torch.OutOfMemoryError, MemoryError) as error:
                 raise DeviceError(
                     f"the models do not fit into the memory of {device} that is free now ({error}); "
                     "stop what else runs there, or use another --device, and run the same command again"
                 ) from error
+            check_unchanged(seen)
+            self._loaded[key] = model
             log.info("models loaded on %s as %s in %.1f s", device, precision, time.monotonic() - started)
         return self._loaded[key]
 
@@ -75,6 +87,7 @@ class ExtractorSpec:
     model_config: ModelConfig
     tokenizer: Path
     with_audio: bool
+    seen: Mapping[Path, FileIdentity] = field(default_factory=dict)
     device: str = "auto"
     precision: str = "fp32"
     batch_size: int = 0
@@ -102,10 +115,12 @@ class ExtractorSpec:
         )
         model, fallback = None, None
         if self.with_audio:
-            model = models.load(self.files, self.model_config, place, self.precision)
+            model = models.load(self.files, self.model_config, self.seen, place, self.precision)
             if place.type != "cpu":
-                fallback = partial(models.load, self.files, self.model_config, torch.device("cpu"))
-        return FeatureExtractor(TextTokenizer(self.tokenizer), model, settings, fallback=fallback)
+                fallback = partial(models.load, self.files, self.model_config, self.seen, torch.device("cpu"))
+        tokenizer = TextTokenizer(self.tokenizer)
+        check_unchanged({path: identity for path, identity in self.seen.items() if path == self.tokenizer})
+        return FeatureExtractor(tokenizer, model, settings, fallback=fallback)
 
 
 def cost_of(result: BatchResult, audio_seconds: float, out_of_memory_events: int) -> BatchCost:

@@ -8,9 +8,10 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,38 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """What tells a model file from one that took its place; another machine may number its inodes in its own way."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+    machine: str
+
+    @classmethod
+    def of(cls, path: Path) -> "FileIdentity":
+        """Look at a file. Raises CheckpointError."""
+        with _readable(path):
+            status = path.stat()
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino, platform.node())
+
+    def is_of(self, path: Path) -> bool:
+        """Whether the file that is there now is this one."""
+        now = FileIdentity.of(path)
+        return now == (self if now.machine == self.machine else replace(self, inode=now.inode, machine=now.machine))
+
+
+def check_unchanged(seen: Mapping[Path, FileIdentity]) -> None:
+    """Raise CheckpointError where a file is not the one that was seen before it was hashed and loaded."""
+    for path, identity in seen.items():
+        if not identity.is_of(path):
+            raise CheckpointError(
+                f"{path} was replaced or changed while it was being read, so that nobody knows what was loaded; "
+                "nothing was computed with it. Run the same command again when the file stays as it is"
+            )
 
 
 def _sha256_readable(path: Path) -> str:

@@ -80,6 +80,7 @@ def compare_alone(
         files=inputs.files,
         model_config=inputs.model_config,
         tokenizer=tokenizer,
+        seen=inputs.seen,
         with_audio=True,
         device=device,
         precision=precision,
