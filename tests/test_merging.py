@@ -2,9 +2,13 @@
 
 import json
 import os
+import random
 import shutil
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import hfprep
@@ -13,6 +17,7 @@ from hfprep.demo.dataset import DemoDataset, make_dataset
 from hfprep.errors import ConfigError, StoreError
 from hfprep.merging import merge
 from hfprep.store import atomic
+from tests.crash_child import COLUMN_FOLDERS, CrashServer, Fault
 
 COUNT = 3
 
@@ -155,6 +160,73 @@ def test_a_merge_ended_anywhere_is_finished_by_the_next(whole: Path, parts: list
         assert all((output / record["codes_path"]).is_file() for record in listed)
         merge(parts, output)
         assert tree(output) == expected
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrashServer]:
+    with CrashServer(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+def draw_points(points: list[tuple[str, str]], seed: int) -> list[Fault]:
+    """A kill at each named point of each kind of file, at one of its occurrences; columns count as one kind."""
+    draw, faults, seen = random.Random(seed), [], set()
+    for (point, kind), count in Counter(points).items():
+        alike = (point, "column" if kind in COLUMN_FOLDERS else kind)
+        if alike not in seen:
+            seen.add(alike)
+            faults.append(Fault(point=point, kind=kind, nth=draw.randint(1, count)))
+    return faults
+
+
+@pytest.mark.parametrize(
+    ("copy", "every"),
+    [
+        pytest.param(False, 4, id="links, every fourth"),
+        pytest.param(False, 1, id="links", marks=pytest.mark.slow),
+        pytest.param(True, 1, id="copies", marks=pytest.mark.slow),
+    ],
+)
+def test_a_merge_killed_at_every_point_is_finished_by_the_next(
+    server: CrashServer, whole: Path, parts: list[Path], tmp_path: Path, copy: bool, every: int
+) -> None:
+    """Real processes and real kill -9, up to four in a row on one output; the merge after them gives the whole tree."""
+    expected, before = tree(whole), [tree(part) for part in parts]
+    arguments = ["merge", *parts, *(["--copy"] if copy else []), "--output-dir"]
+    quiet = server.run([*arguments, tmp_path / "quiet"])
+    assert quiet.status == 0, quiet.stderr
+    faults = draw_points(quiet.points, seed=copy)
+    assert {"before-rename", "after-rename", "before-append", "mid-append", "before-commit"} <= {
+        fault.point for fault in faults
+    }
+    faults = faults[::every]
+    killed = 0
+    for start in range(0, len(faults), 4):
+        output = tmp_path / f"out{start}"
+        for fault in faults[start : start + 4]:
+            ended = server.run([*arguments, output], fault)
+            if ended.status == 0:  # this point was behind it already
+                shutil.rmtree(output)
+                ended = server.run([*arguments, output], fault)
+            assert ended.status == -9, (fault, ended.stderr)
+            killed += 1
+            check_listed(output)
+        last = server.run([*arguments, output])
+        assert last.status == 0, last.stderr
+        assert tree(output) == expected
+        assert not (output / ".hfprep" / "work").exists()
+        shutil.rmtree(output)
+    assert killed == len(faults) > 20 // every
+    assert [tree(part) for part in parts] == before  # what is linked is never written to
+
+
+def check_listed(output: Path) -> None:
+    """What a killed merge's manifests list, but for a torn last line, is there and whole."""
+    for path in output.glob("*_manifest.jsonl"):
+        for line in path.read_bytes().split(b"\n")[:-1]:
+            record = json.loads(line)
+            assert np.load(output / record["codes_path"]).shape == (record["code_len"],)
+            assert (output / record["condition_path"]).is_file()
 
 
 def test_a_build_goes_on_from_a_merged_output(
