@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 
 from hfprep import errors
 from hfprep.errors import HfprepError, Reason
+from tests.doc_ways import USUAL, WAYS, Place
 
 if TYPE_CHECKING:
     from hfprep.demo.dataset import DemoDataset
@@ -32,13 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = re.compile(r"(?:<!--([^>]*)-->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RUN, TEXT = {"sh", "python"}, {"", "text", "json"}
-NOT_RUN, STATUS = "not run:", "exit status:"
-# An example that is not run says why, above itself; one more than these is to be on purpose.
-NOT_RUN_AT_MOST = 10
-# What `...` stands for in the examples: the options of one's own build.
-USUAL = ["--manifest", "data/manifest.jsonl", "--output-dir", "OUT", "--models", "checkpoints"]
-# What CI itself does, each time, before this test is reached; and what `world` does for all pages.
-DONE_ELSEWHERE = {("scripts/setup",), ("scripts/test",), ("scripts/demo",), ("python", "-m", "hfprep", "demo")}
+WAY, STATUS = re.compile(r"run: ([a-z ]+?)(?: \((slow)\))?"), "exit status:"
 SHELL_WORDS = re.compile(r"[|&;<>$`]|^(?:for|while|if|export|cd)\b")
 
 
@@ -53,8 +48,15 @@ class Example:
     comment: str
 
     @property
-    def not_run(self) -> bool:
-        return self.comment.startswith(NOT_RUN)
+    def way(self) -> str | None:
+        """The way of its own in which the example is run, one of `WAYS`."""
+        match = WAY.fullmatch(self.comment)
+        return match[1] if match else None
+
+    @property
+    def slow(self) -> bool:
+        match = WAY.fullmatch(self.comment)
+        return bool(match and match[2])
 
     @property
     def statuses(self) -> set[int]:
@@ -108,12 +110,10 @@ def commands(body: str) -> Iterator[str]:
 
 def run_command(command: str) -> tuple[int, str]:
     words = shlex.split(command, comments=True)
-    if tuple(words) in DONE_ELSEWHERE:
-        return 0, ""
     words = [new for word in words for new in (USUAL if word == "..." else [word])]
     if words[:3] == ["python", "-m", "hfprep"] and not SHELL_WORDS.search(re.sub(r"'[^']*'|#.*", "", command)):
         return quiet_run(words[3:])
-    assert words[0] not in {"pip", "apt-get", "hf", "git"}, f"{words[0]} changes this machine: mark it as not run"
+    assert words[0] not in {"pip", "apt-get", "hf", "git"}, f"{words[0]} changes this machine: give it a way of its own"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["sh", "-euc", command], capture_output=True, text=True, timeout=120, env=os.environ | {"PATH": path}
@@ -185,7 +185,7 @@ def test_the_examples_run(page: Path, world: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(folder)
     names: dict[str, Any] = {"__name__": "__main__"}
     for example in examples(page):
-        if example.not_run:
+        if example.way:
             continue
         if example.kind == "python":
             program = compile("\n" * example.line + example.body, str(page), "exec")
@@ -197,12 +197,21 @@ def test_the_examples_run(page: Path, world: Path, tmp_path: Path, monkeypatch: 
             assert status in example.statuses, f"{example.where}: {command}\nexit status {status}\n{output}"
 
 
-def test_what_is_not_run_says_why_and_is_little() -> None:
-    every = [example for page in PAGES for example in examples(page)]
-    left_out = [example for example in every if example.not_run]
-    assert all(len(example.comment) > len(NOT_RUN) + 5 for example in left_out)
-    where = [f"{example.where}: {example.comment}" for example in left_out]
-    assert len(left_out) <= NOT_RUN_AT_MOST, "\n".join(where)
+@pytest.mark.parametrize(
+    "example",
+    [
+        pytest.param(example, id=f"{example.where} {example.way}", marks=[pytest.mark.slow] if example.slow else [])
+        for page in PAGES
+        for example in examples(page)
+        if example.way
+    ],
+)
+def test_an_example_runs_in_its_own_way(example: Example, world: Path, tmp_path: Path) -> None:
+    folder, beside = tmp_path / "here", tmp_path / "beside"
+    shutil.copytree(world, folder, symlinks=True)
+    beside.mkdir()
+    assert example.kind == "sh"
+    WAYS[str(example.way)](example.body, Place(folder, beside))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -214,7 +223,8 @@ def test_every_block_is_of_a_kind_that_is_known(page: Path) -> None:
     assert len(re.findall(r"^```", text, re.MULTILINE)) == 2 * len(found)
     for comment, _, _ in found:
         if comment.strip():
-            assert comment.strip().startswith((NOT_RUN, STATUS)), comment
+            match = WAY.fullmatch(comment.strip())
+            assert comment.strip().startswith(STATUS) or (match and match[1] in WAYS), comment
 
 
 def test_every_reason_has_its_remedy() -> None:

@@ -1,15 +1,10 @@
 """doctor names what is wrong with its remedy; download fetches, goes on after a break, and refuses other bytes."""
 
-import hashlib
-import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
-from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -21,11 +16,7 @@ from hfprep.cli import app
 from hfprep.doctor import Level, examine
 from hfprep.download import SOURCES
 from hfprep.models.locate import locate
-
-
-def commit_of(repository: str) -> str:
-    """Each repository has a revision of its own."""
-    return hashlib.sha1(repository.encode()).hexdigest()
+from tests.fake_model_hub import Hub, hub_environment, serve_models
 
 
 @pytest.fixture
@@ -133,109 +124,14 @@ def test_the_command_s_exit_status(tmp_path: Path, golden_small: Path) -> None:
     assert wrong.output.index("problem") < wrong.output.index("ok")
 
 
-class Hub(ThreadingHTTPServer):
-    """As much of the hub's interface as fetching a snapshot takes, over the files of golden-small."""
-
-    def __init__(self, checkpoints: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files = {
-            (source.repository, name): (checkpoints / source.folder / name).read_bytes()
-            for source in SOURCES
-            for name in source.patterns
-        }
-        self.bodies: Counter[str] = Counter()
-        self.ranges: list[str] = []
-        self.break_after: dict[str, int] = {}
-        self.claimed: dict[str, str] = {}
-
-    def hash(self, repository: str, name: str) -> str:
-        return self.claimed.get(name) or hashlib.sha256(self.files[repository, name]).hexdigest()
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Hub
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, *, body: bool) -> None:
-        path = self.path.partition("?")[0].strip("/")
-        if path.startswith("api/models/"):
-            repository = "/".join(path.split("/")[2:4])
-            if "/tree/" in path:
-                entries = [
-                    {"type": "file", "oid": "0" * 40, "size": len(data), "path": name}
-                    | {"lfs": {"size": len(data), "oid": self.server.hash(repo, name), "pointerSize": 100}}
-                    for (repo, name), data in self.server.files.items()
-                    if repo == repository
-                ]
-                self.reply(json.dumps(entries).encode(), {}, body)
-                return
-            siblings = [
-                {"rfilename": name, "size": len(data), "blobId": "0" * 40}
-                | ({"lfs": {"size": len(data), "sha256": self.server.hash(repo, name), "pointerSize": 100}})
-                for (repo, name), data in self.server.files.items()
-                if repo == repository
-            ]
-            self.reply(
-                json.dumps({"id": repository, "sha": commit_of(repository), "siblings": siblings}).encode(), {}, body
-            )
-            return
-        parts = path.split("/")
-        repository, name = "/".join(parts[:2]), "/".join(parts[4:])
-        if (repository, name) not in self.server.files:
-            self.send_error(404)
-            return
-        data = self.server.files[repository, name]
-        etag = hashlib.sha256(data).hexdigest()
-        headers = {"X-Repo-Commit": commit_of(repository), "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
-        self.reply(data, headers, body, name)
-
-    def reply(self, data: bytes, headers: dict[str, str], body: bool, name: str = "") -> None:
-        wanted, start = self.headers.get("Range"), 0
-        if wanted and body:
-            start = int(wanted.removeprefix("bytes=").partition("-")[0])
-            self.server.ranges.append(f"{name}:{start}")
-            headers = headers | {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
-        self.send_response(206 if start else 200)
-        for key, value in headers.items():
-            self.send_header(key, value)
-        self.send_header("Content-Length", str(len(data) - start))
-        self.end_headers()
-        if not body:
-            return
-        self.server.bodies[name] += bool(name)
-        stop = self.server.break_after.get(name)
-        self.wfile.write(data[start:stop])
-        if stop is not None:
-            self.close_connection = True
-
-
 @pytest.fixture
 def hub(golden_small: Path) -> Iterator[Hub]:
-    server = Hub(golden_small / "checkpoints")
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serve_models(golden_small / "checkpoints") as server:
+        yield server
 
 
 def run_download(hub: Hub, target: Path) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
-    environment |= {
-        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DOWNLOAD_TIMEOUT": "5",
-    }
+    environment = os.environ | hub_environment(hub.url)
     command = [sys.executable, "-m", "hfprep", "download", str(target)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
 

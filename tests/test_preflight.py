@@ -16,8 +16,8 @@ from hfprep.cli import app
 from hfprep.config import BuildConfig
 from hfprep.demo.dataset import DemoDataset, make_dataset
 from hfprep.errors import ConfigError, Reason
-from hfprep.preflight import scan
-from hfprep.preflight.estimates import PUBLISHED_MULTIPLICATIONS, multiplications_per_frame
+from hfprep.preflight import estimates, scan
+from hfprep.preflight.estimates import SEMANTIC_SIZES, Work, estimate
 from hfprep.preflight.inspecting import frames_of_header
 from hfprep.preflight.scan import CheckOptions, check
 
@@ -220,7 +220,7 @@ def test_frames_of_a_header_are_those_of_the_audio(tmp_path: Path, seconds: floa
     assert frames_of_header(header.seconds, header.sampling_rate, via) == exact
 
 
-def test_multiplications_of_the_published_models() -> None:
+def test_the_work_of_the_published_models() -> None:
     from hfprep.model_config import ConditionConfig, ModelConfig, SemanticCodecConfig
 
     def branch(linear_units: int, num_blocks: int) -> ConditionConfig:
@@ -240,7 +240,61 @@ def test_multiplications_of_the_published_models() -> None:
         path=Path("config.yaml"), model_dim=1280, max_mel_tokens=1815, max_text_tokens=600, number_text_tokens=12000,
         condition=branch(2048, 6), emotion=branch(1024, 4), semantic_codec=codec, w2v_stat="x",
     )  # fmt: skip
-    assert multiplications_per_frame(config, None) == pytest.approx(PUBLISHED_MULTIPLICATIONS, rel=0.05)
+    published, assumed = Work.of(config, None), Work.of(None, None)
+    assert published.rest == pytest.approx(assumed.rest, rel=0.02)
+    assert (published.encoder, published.sizes) == (assumed.encoder, assumed.sizes)
+    assert assumed.encoder + assumed.rest == pytest.approx(590e6, rel=0.02)
+
+
+def test_the_layer_that_is_timed_does_the_work_of_a_real_one(golden_small: Path) -> None:
+    """By torch's own count, at the sizes of golden-small, whose config.json is not that of the published model."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from hfprep.models.masking import FrameMask
+    from hfprep.models.semantic_encoder import NUM_LAYERS, SemanticEncoder, SemanticEncoderConfig
+
+    path = golden_small / "checkpoints" / "w2v-bert-2.0" / "config.json"
+    config = SemanticEncoderConfig.read(path)
+    encoder = SemanticEncoder(config).to_empty(device="cpu")
+    sizes = Work.of(None, path).sizes
+    assert sizes == {name: getattr(config.library_config(), name) for name in SEMANTIC_SIZES}
+    mask = FrameMask.from_lengths(torch.tensor([120]), 120, torch.device("cpu"))
+    with torch.inference_mode(), FlopCounterMode(display=False) as real:
+        encoder(torch.zeros(1, 120, 160), mask)
+    with torch.inference_mode(), FlopCounterMode(display=False) as timed:
+        estimates._Layer(sizes)(torch.zeros(1, 120, sizes["hidden_size"]), mask)
+    projection = 2 * 120 * 160 * sizes["hidden_size"]
+    assert NUM_LAYERS * timed.get_total_flops() == real.get_total_flops() - projection > 0
+
+
+def test_the_time_is_that_of_the_layer_and_of_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    measured: list[tuple[int, int]] = []
+
+    def layer_seconds(sizes: dict[str, Any], rows: int, length: int, device: Any) -> float:
+        measured.append((rows, length))
+        return 0.01
+
+    monkeypatch.setattr(estimates, "layer_seconds", layer_seconds)
+    monkeypatch.setattr(estimates, "reading_speed", lambda paths: (0.5, 100.0))
+    work = Work(dict(SEMANTIC_SIZES), encoder=300.0, rest=100.0)
+    found = estimate(1000.0, 250, ["a"] * 8, work=work, device=torch.device("cpu"), workers=2)
+    assert measured == [(1, 200)]  # the mean clip: 4 s
+    assert found.compute_seconds == pytest.approx(50_000 / 200 * 17 * 0.01 * (1 + 1 / 3))
+    assert found.reading_seconds == pytest.approx(1000 * 0.005 / 2)
+    assert found.seconds == found.compute_seconds
+    assert (found.timed_frames, found.timed_files) == (200, 8)
+    estimate(60.0, 1, [], work=work, device=torch.device("cuda"), workers=1)
+    assert measured[-1] == (26, 300)
+
+
+def test_a_layer_can_be_timed_here() -> None:
+    import torch
+
+    sizes = SEMANTIC_SIZES | {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    assert 0 < estimates.layer_seconds(sizes, 2, 30, torch.device("cpu")) < 10
 
 
 def test_errors_come_before_any_line(tmp_path: Path, models: Path) -> None:

@@ -124,7 +124,9 @@ def _overview(found: "Preflight", expected: "Estimate | None") -> "Table":
     if expected is not None:
         busy = f"models on {expected.device} {_time(expected.compute_seconds)}"
         reading = f"reading in {expected.workers} threads {_time(expected.reading_seconds)}"
-        table.add_row("time", _time(expected.seconds), f"a rough estimate: {busy}, {reading}")
+        table.add_row("time", _time(expected.seconds), f"{busy}, {reading}; both at once")
+        measured = f"one encoder layer over {expected.timed_frames} frames, {expected.timed_files} files read"
+        table.add_row("", "", f"measured here: {measured}; starting and writing not counted")
     return table
 
 

@@ -1,7 +1,9 @@
-"""How long a build will take on this machine, from short measurements and the size of the models.
+"""How long a build will take on this machine, from short measurements of its own parts.
 
-The models' work is counted in multiplications per frame from the config; the device's speed at them is measured on one
-matrix product, the speed of reading audio on a few of the files themselves. A rough estimate.
+The models: one layer of the semantic encoder, with made-up weights of the right shapes, is run on the device over clips
+as long as the manifest's are on average. Its seventeen layers are most of the arithmetic; what the other models need is
+counted in multiplications and taken to run as fast. Reading audio is measured on a few of the files themselves.
+Starting up and writing are left out: they matter where models are tiny or there is little to do.
 """
 
 import json
@@ -9,31 +11,71 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from hfprep.audio.decode import load_waveform
 from hfprep.audio.input_features import extract_input_features
 from hfprep.errors import RejectedSample
 from hfprep.model_config import ConditionConfig, ModelConfig
+from hfprep.models.masking import FrameMask
+from hfprep.models.semantic_encoder import NUM_LAYERS, CausalConvolution, FeedForward, RelativeKeyAttention
 
-PUBLISHED_MULTIPLICATIONS = 590e6  # per frame, what `multiplications_per_frame` gives for the published models
-SEMANTIC_LAYERS = 17
-SEMANTIC_SIZES = (1024, 4096)  # width and feed-forward width of w2v-bert-2.0
 FRAMES_PER_SECOND = 50
-EFFICIENCY = {"cuda": 0.35, "cpu": 0.5}  # of a large matrix product's speed that whole models reach
-MEASURE_SECONDS = 0.4
-MATRIX = 2048
+MEASURE_SECONDS = 0.3
+MOST_FRAMES = 300  # of a clip that is measured: enough for the full rate, and half a second on a slow CPU
+FRAMES_AT_ONCE = {"cpu": 1, "cuda": 8000}  # a CPU takes one clip at a time
+# What w2v-bert-2.0 has, for what a config.json leaves out or where there is none.
+SEMANTIC_SIZES = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "conv_depthwise_kernel_size": 31,
+    "left_max_position_embeddings": 64,
+    "right_max_position_embeddings": 8,
+    "layer_norm_eps": 1e-5,
+}
+
+
+PUBLISHED_REST = 180e6  # multiplications a frame in the published codec and conditioners, as `_rest` counts them
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the models do with a frame of 20 ms: the encoder's sizes, and multiplications in it and in all the rest."""
+
+    sizes: dict[str, Any]
+    encoder: float
+    rest: float
+
+    @classmethod
+    def of(cls, config: ModelConfig | None, semantic_config: Path | None) -> "Work":
+        """The work of the models of a config; without one, of the published models."""
+        sizes = dict(SEMANTIC_SIZES)
+        if semantic_config is not None and semantic_config.is_file():
+            given = json.loads(semantic_config.read_bytes())
+            sizes |= {name: given[name] for name in sizes if name in given}
+        width, inner = sizes["hidden_size"], sizes["intermediate_size"]
+        encoder = float(NUM_LAYERS * (4 * width * inner + 7 * width**2))
+        return cls(sizes, encoder, PUBLISHED_REST if config is None else _rest(config, int(width)))
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Seconds that a build is expected to take: computing on `device`, reading audio in `workers` threads."""
+    """Seconds that a build is expected to take: computing on `device`, reading audio in `workers` threads.
+
+    `timed_frames` and `timed_files` are what was measured for that.
+    """
 
     device: str
     compute_seconds: float
     reading_seconds: float
     workers: int
+    timed_frames: int
+    timed_files: int
 
     @property
     def seconds(self) -> float:
@@ -42,30 +84,26 @@ class Estimate:
 
 
 def estimate(
-    audio_seconds: float, paths: Sequence[str], *, per_frame: float, device: torch.device, workers: int
+    audio_seconds: float, clips: int, paths: Sequence[str], *, work: Work, device: torch.device, workers: int
 ) -> Estimate:
-    """Expect the time for that much audio like the files at `paths`, at so many multiplications a frame."""
+    """Expect the time for so many clips with that much audio in all, like the files at `paths`."""
     frames = audio_seconds * FRAMES_PER_SECOND
-    compute = frames * per_frame / (multiplications_per_second(device) * EFFICIENCY[device.type])
+    length = max(1, min(MOST_FRAMES, round(frames / clips)))
+    rows = max(1, FRAMES_AT_ONCE[device.type] // length)
+    layer = layer_seconds(work.sizes, rows, length, device) / (rows * length)
+    compute = frames * NUM_LAYERS * layer * (1 + work.rest / work.encoder)
     spent, read = reading_speed(paths)
     reading = audio_seconds * (spent / read if read else 0.0) / workers
-    return Estimate(str(device), compute, reading, workers)
+    return Estimate(str(device), compute, reading, workers, rows * length, len(paths))
 
 
-def multiplications_per_frame(config: ModelConfig, semantic_config: Path | None) -> float:
-    """Multiplications of a frame of 20 ms in all four models; what attention adds with the length is left out."""
-    width, inner = SEMANTIC_SIZES
-    if semantic_config is not None and semantic_config.is_file():
-        sizes = json.loads(semantic_config.read_bytes())
-        width, inner = int(sizes.get("hidden_size", width)), int(sizes.get("intermediate_size", inner))
-    encoder = SEMANTIC_LAYERS * (4 * width * inner + 7 * width**2)
+def _rest(config: ModelConfig, width: int) -> float:
+    """Multiplications a frame outside the encoder; what attention adds with the length is left out."""
     codec = config.semantic_codec
     blocks = codec.vocos_num_layers * 2 * codec.vocos_dim * codec.vocos_intermediate_dim
     quantizer = codec.codebook_size * codec.codebook_dim
     conditioners = sum(_conformer(branch, width) for branch in (config.condition, config.emotion))
-    return (
-        encoder + 7 * width * codec.vocos_dim + blocks + quantizer + conditioners / 2
-    )  # Conformers: every second frame
+    return 7 * width * codec.vocos_dim + blocks + quantizer + conditioners / 2  # Conformers: every second frame
 
 
 def _conformer(branch: ConditionConfig, width: int) -> float:
@@ -74,16 +112,44 @@ def _conformer(branch: ConditionConfig, width: int) -> float:
     return subsampling + branch.num_blocks * (2 * size * branch.linear_units + 8 * size**2)
 
 
-def multiplications_per_second(device: torch.device) -> float:
-    """Multiplications (with their additions) that a float32 matrix product does on the device each second."""
-    size = MATRIX if device.type == "cuda" else MATRIX // 2
-    matrix = torch.rand(size, size, device=device)
-    (matrix @ matrix).sum().item()
-    rounds, started = 0, time.perf_counter()
-    while time.perf_counter() - started < MEASURE_SECONDS:
-        (matrix @ matrix)[0, 0].item()
-        rounds += 1
-    return float(rounds * size**3 / (time.perf_counter() - started))
+class _Layer(nn.Module):
+    """A layer of the semantic encoder, made of the parts that the real one computes with.
+
+    The real one is within the library's model, which takes longer to import than this to run.
+    """
+
+    def __init__(self, sizes: dict[str, Any]) -> None:
+        super().__init__()
+        config: Any = SimpleNamespace(**sizes)
+        self.norms = nn.ModuleList(nn.LayerNorm(config.hidden_size) for _ in range(4))
+        self.ffn1, self.ffn2 = FeedForward(config), FeedForward(config)
+        self.attention = RelativeKeyAttention(config)
+        self.convolution = CausalConvolution(config)
+
+    def forward(self, hidden: Tensor, mask: FrameMask) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        hidden = hidden + 0.5 * self.ffn1(self.norms[0](hidden))
+        hidden = hidden + self.attention(self.norms[1](hidden), mask)[0]
+        hidden = hidden + self.convolution(hidden)
+        hidden = hidden + 0.5 * self.ffn2(self.norms[2](hidden))
+        return self.norms[3](hidden)
+
+
+def layer_seconds(sizes: dict[str, Any], rows: int, length: int, device: torch.device) -> float:
+    """Seconds of one encoder layer over a batch of `rows` clips of `length` frames, in float32."""
+    with torch.device("meta"):
+        layer = _Layer(sizes).to_empty(device=device)
+    with torch.inference_mode():
+        for weight in layer.parameters():
+            weight.fill_(1 / sizes["hidden_size"])  # any numbers will do that stay within reach of float32
+        hidden = torch.rand(rows, length, sizes["hidden_size"], device=device)
+        mask = FrameMask.from_lengths(torch.full((rows,), length), length, device)
+        layer(hidden, mask)[0, 0, 0].item()  # the first time, kernels are made ready
+        rounds, started = 0, time.perf_counter()
+        while not rounds or time.perf_counter() - started < MEASURE_SECONDS:
+            layer(hidden, mask)[0, 0, 0].item()
+            rounds += 1
+        return (time.perf_counter() - started) / rounds
 
 
 def reading_speed(paths: Sequence[str]) -> tuple[float, float]:

@@ -26,7 +26,7 @@ from hfprep.manifest import AudioFinder, RawRow, parse_line, parse_object
 from hfprep.model_config import ModelConfig
 from hfprep.models.checkpoints import NUM_LATENTS, POSITION_ROWS
 from hfprep.models.feature_model import MIN_FRAMES
-from hfprep.preflight.estimates import PUBLISHED_MULTIPLICATIONS, Estimate, estimate, multiplications_per_frame
+from hfprep.preflight.estimates import Estimate, Work, estimate
 from hfprep.preflight.findings import Preflight
 from hfprep.preflight.inspecting import Inspection, Inspector, InspectorSettings, inspect_in_process, start_process
 from hfprep.records import Rejection, Utterance
@@ -114,9 +114,14 @@ def check(options: CheckOptions, progress: Callable[[int], None] = lambda _: Non
     if findings.accepted:
         workers = choose_workers(options.workers)
         semantic_config = options.models / "w2v-bert-2.0" / "config.json" if options.models else None
-        per_frame = multiplications_per_frame(model, semantic_config) if model else PUBLISHED_MULTIPLICATIONS
-        device = choose_device(options.device)
-        expected = estimate(findings.seconds.total, timed, per_frame=per_frame, device=device, workers=workers)
+        expected = estimate(
+            findings.seconds.total,
+            findings.accepted,
+            timed,
+            work=Work.of(model, semantic_config),
+            device=choose_device(options.device),
+            workers=workers,
+        )
     return CheckResult(findings, expected, rejected)
 
 
