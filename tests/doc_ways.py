@@ -8,6 +8,7 @@ it. What an example names that only its reader has (a host, a number of jobs, a 
 import contextlib
 import hashlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -110,7 +111,12 @@ def cluster(body: str, place: Place) -> None:
     """With a cluster of one node here, whose one GPU is a number in its books: the models compute on the CPU."""
     folder = tempfile.mkdtemp(prefix="r")  # short: sockets lie in it
     address = f"127.0.0.1:{free_port()}"
-    environment = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
+    environment = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
+    }
     head = started(
         f"ray start --head --node-ip-address=127.0.0.1 --port={address.rpartition(':')[2]} --num-cpus=2 --num-gpus=1 "
         f"--include-dashboard=false --disable-usage-stats --object-store-memory=200000000 --temp-dir={folder} --block",

@@ -5,6 +5,7 @@ under the same paths. Ray restarts what dies with a node. What is lost all the s
 often than Ray retries) is handed out again in smaller shards, until single samples are left that cannot be computed.
 """
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -69,8 +70,10 @@ class Reported:
 class Actor:
     """A process of the cluster with its models open; called with shards of the plan."""
 
-    def __init__(self, spec: ExtractorSpec, plan: str, folder: str) -> None:
+    def __init__(self, spec: ExtractorSpec, plan: str, folder: str, working_directory: str) -> None:
         self.failure: HfprepError | None = None
+        with contextlib.suppress(OSError):  # relative paths of models and audio lead from where the driver is
+            os.chdir(working_directory)
         try:
             datasets.disable_progress_bars()
             self.extractor = spec.open()
@@ -160,7 +163,7 @@ class _Driver:
         most = max(1, min(options.num_workers, len(items)))
         mapped = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             Actor,
-            fn_constructor_args=(self.spec, str(self.plan.path.absolute()), str(self.folder.absolute())),
+            fn_constructor_args=(self.spec, str(self.plan.path.absolute()), str(self.folder.absolute()), os.getcwd()),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=most),
             num_cpus=options.num_cpus_per_worker,

@@ -64,17 +64,17 @@ def group_bars(kind: str, groups: dict[str, Group]) -> figure:
     return chart
 
 
-def histogram(title: str, values: np.ndarray, unit: str, limit: int | None = None) -> figure:
-    """How often each length occurs; `limit` is the model's number of positions."""
+def histogram(
+    title: str, values: np.ndarray, unit: str, limit: int | None = None, *, counted: str = "samples"
+) -> figure:
+    """How often each length occurs among what is `counted`; `limit` is the model's number of positions."""
     top = float(np.quantile(values, 0.999)) if len(values) > 1000 else float(values.max())
-    counts, edges = np.histogram(
-        np.minimum(values, top), bins=min(BINS, max(8, len(values))), range=(0, max(top, 1e-9))
-    )
+    counts, edges = np.histogram(np.minimum(values, top), bins=min(BINS, max(8, len(values))), range=(0, top or 1.0))
     source = ColumnDataSource({"top": counts, "left": edges[:-1], "right": edges[1:]})
     last = ", the longest 0.1% in the last bar" if len(values) > 1000 else ""
-    chart = new_figure(f"{title} (mean {values.mean():.1f}{last})", unit, "samples", y_range=DataRange1d(start=0))
+    chart = new_figure(f"{title} (mean {values.mean():.1f}{last})", unit, counted, y_range=DataRange1d(start=0))
     chart.quad(top="top", bottom=0, left="left", right="right", source=source, color=INK, line_color=None)
-    chart.add_tools(HoverTool(tooltips=[(unit, "@left{0,0.[00]} to @right{0,0.[00]}"), ("samples", "@top{0,0}")]))
+    chart.add_tools(HoverTool(tooltips=[(unit, "@left{0,0.[00]} to @right{0,0.[00]}"), (counted, "@top{0,0}")]))
     if limit is not None and limit < top * 1.5:
         chart.vspan(x=[limit], line_color="#d55e00", line_dash="dashed", line_width=2)
     return chart
@@ -206,7 +206,8 @@ def timeline_charts(found: Collected) -> list[figure]:
     sizes.add_tools(HoverTool(tooltips=[
         ("samples", "@y"), ("padding", "@padding{0.0%}"), ("out of memory", "@oom"), ("seconds", "@x{0,0.0}"),
     ]))  # fmt: skip
-    return [speed, sizes, histogram("Padding of a batch, in percent", 100 * np.array(padding), "% padding")]
+    percent = 100 * np.array(padding)
+    return [speed, sizes, histogram("Padding of a batch, in percent", percent, "% padding", counted="batches")]
 
 
 def main_directions(centred: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:

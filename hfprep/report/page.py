@@ -131,14 +131,16 @@ def _unknown_table(found: Collected) -> str:
 
 def _rejected_note(found: Collected) -> str:
     total, shown = sum(found.rejected.values()), min(REJECTED_SHOWN, len(found.rejected_rows))
-    return f"{total:,} lines; the first {shown} of each kind's first ones below. Click a bar or a line for more."
+    listed = "all of them" if shown == total else f"{shown} of them, some for each reason,"
+    return f"{total:,} lines; {listed} below. Click a bar or a line for more."
 
 
 def _rejected_table(found: Collected) -> str:
     lines = []
     for number, row in enumerate(found.rejected_rows[:REJECTED_SHOWN]):
         cells = "".join(
-            f"<td>{html.escape(str(row.get(name, '')))}</td>" for name in ("line", "id", "reason", "message")
+            f"<td>{html.escape(str('' if row.get(name) is None else row[name]))}</td>"
+            for name in ("line", "id", "reason", "message")
         )
         lines.append(f'<tr data-rejected="{number}">{cells}</tr>')
     head = "".join(f"<th>{name}</th>" for name in ("line", "id", "reason", "message"))
