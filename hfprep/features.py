@@ -117,11 +117,6 @@ class FeatureExtractor:
             settings.workers, "hfprep-load", initializer=torch.set_num_threads, initargs=(1,)
         )
 
-    @property
-    def on_accelerator(self) -> bool:
-        """Whether the models leave the CPU free while they compute; then a batch is written during the next one."""
-        return self.model is not None and self.model.device.type != "cpu"
-
     def close(self) -> None:
         """Stop the loading threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -288,8 +288,8 @@ class _Extractor:
 
     out_of_memory_events = 0
 
-    def __init__(self, on_accelerator: bool) -> None:
-        self.on_accelerator = on_accelerator
+    def __init__(self, looks_ahead: bool) -> None:
+        self.looks_ahead = looks_ahead
         self.begun = 0
 
     def extract(self, tasks: list[Any]) -> Any:
@@ -298,12 +298,12 @@ class _Extractor:
             yield BatchResult([(task, Rejection(task.utterance.line, task.utterance.id, Reason.AUDIO_EMPTY, "none"))])
 
 
-@pytest.mark.parametrize("on_accelerator", [False, True])
+@pytest.mark.parametrize("looks_ahead", [False, True])
 def test_a_worker_on_a_cpu_computes_nothing_until_the_last_batch_is_published(
-    tmp_path: Path, on_accelerator: bool
+    tmp_path: Path, looks_ahead: bool
 ) -> None:
     """On an accelerator it goes on at once, so that writing costs no time there."""
-    extractor = _Extractor(on_accelerator)
+    extractor = _Extractor(looks_ahead)
     plan = tmp_path / "plan.arrow"
     row = {"id": "a", "text": "t", "audio": "a.wav", "path": "a.wav", "extra": "{}", "audio_bytes": 1,
            "audio_mtime_ns": 1, "need": int(Need.ALL)} | dict.fromkeys(
@@ -321,9 +321,9 @@ def test_a_worker_on_a_cpu_computes_nothing_until_the_last_batch_is_published(
         assert here.poll(30)
         batch = here.recv()
         assert [item.line for item in batch.rejections] == [number]
-        assert batch.awaited is not on_accelerator
+        assert batch.awaited is not looks_ahead
         time.sleep(0.1)
-        assert extractor.begun == (3 if on_accelerator else number)
+        assert extractor.begun == (3 if looks_ahead else number)
         if batch.awaited:
             here.send(Published())
     thread.join(30)

@@ -186,3 +186,18 @@ def test_a_driver_killed_in_the_middle_is_gone_on_from_here(
     assert summary.reused >= 3
     assert json.loads((output / "stats.json").read_text())["accepted"] == len(demo.accepted_ids)
     assert [set(tree(output))] == [set(tree(whole))]
+
+
+def test_a_cluster_that_is_not_there_is_said_so(
+    demo: DemoDataset, golden_small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_options: object) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster at 127.0.0.1:1")
+
+    monkeypatch.setattr("ray.init", refuse)
+    config = hfprep.BuildConfig(
+        manifest=demo.manifest, output_dir=tmp_path / "out", models=golden_small / "checkpoints", engine="ray",
+        ray_address="127.0.0.1:1",
+    )  # fmt: skip
+    with pytest.raises(hfprep.ConfigError, match=r"'127\.0\.0\.1:1', and the cluster cannot be joined or started"):
+        hfprep.build(config)

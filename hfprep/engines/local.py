@@ -44,7 +44,7 @@ def run_local(
     """
     with contextlib.ExitStack() as stack:
         extractor = spec.open(models=models)
-        stage, writer = Stage(work / "stage"), BackgroundWriter(overlap=extractor.on_accelerator)
+        stage, writer = Stage(work / "stage"), BackgroundWriter(overlap=extractor.looks_ahead)
         for closing in (stage.close, writer.close, extractor.close):
             stack.callback(closing)
         counted = 0

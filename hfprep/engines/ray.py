@@ -226,13 +226,23 @@ def run_ray(
     """
     started = not ray.is_initialized()
     if started:
-        ray.init(address=options.address or "local", include_dashboard=False, logging_level=logging.WARNING)
+        _join(options.address)
     try:
         _quiet_context()
         _Driver(spec, plan, sink, work, fitting(options, ray.cluster_resources())).run(stop)
     finally:
         if started:
             ray.shutdown()
+
+
+def _join(address: str | None) -> None:
+    """Join the cluster at an address, or start one here. Raises ConfigError."""
+    try:
+        ray.init(address=address or "local", include_dashboard=False, logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        what = f"--ray-address is {address!r}, and" if address else "--engine ray:"
+        said = f"{what} the cluster cannot be joined or started: {error}"
+        raise ConfigError(f"{said}; see that it runs, and that RAY_AUTH_TOKEN is its token if it has one") from error
 
 
 def fitting(options: RayOptions, resources: dict[str, float]) -> RayOptions:

@@ -83,7 +83,7 @@ class _Worker:
         self.connection = connection
         self.outbox = outbox
         self.extractor = setup.spec.open(setup.device)
-        self.writer = BackgroundWriter(overlap=self.extractor.on_accelerator)
+        self.writer = BackgroundWriter(overlap=self.extractor.looks_ahead)
         self.plan = datasets.Dataset.from_file(str(setup.plan))
         self.stage = Stage(setup.folder)
         self.counted = 0
@@ -97,7 +97,7 @@ class _Worker:
             seconds = sum(features.seconds or 0.0 for _, features in computed)
             cost = cost_of(result, seconds, self.extractor.out_of_memory_events - self.counted)
             self.counted = self.extractor.out_of_memory_events
-            awaited = not self.extractor.on_accelerator
+            awaited = not self.extractor.looks_ahead
             self.writer.submit(
                 lambda: self.outbox.send(Batch(assignment.shard, self.stage.write(computed), rejections, cost, awaited))
             )

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 log = logging.getLogger(__name__)
 
-# With overlap one batch is written while one computes: a kill costs no more than these two.
+# With overlap one batch is written while others compute; no more wait, so that what a kill costs stays bounded.
 WAITING_BATCHES = 1
 
 
