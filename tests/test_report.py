@@ -20,7 +20,7 @@ from hfprep.config import BuildConfig
 from hfprep.demo.dataset import DemoDataset, make_dataset
 from hfprep.errors import ConfigError
 from hfprep.report import collect as collecting
-from hfprep.report.charts import colours, main_directions
+from hfprep.report.charts import colours, histogram, main_directions
 from hfprep.report.collect import collect
 from hfprep.report.writing import write_report
 
@@ -100,6 +100,21 @@ def test_a_part_is_drawn_and_said_so(output: Path, tmp_path: Path, monkeypatch: 
     assert any(row["seconds"] == pytest.approx(float(longest), abs=0.01) for row in found.points.rows)
     write_report(output, tmp_path / "part.html")
     assert f"10 of {len(found.lengths)} samples, drawn at random" in (tmp_path / "part.html").read_text()
+
+
+def test_what_is_not_there_is_shown_as_nothing(output: Path, tmp_path: Path) -> None:
+    """A rejected line without an id has an empty cell; batches without padding do not make an axis of nothing."""
+    found = collect(output)
+    assert any(row["id"] is None for row in found.rejected_rows)
+    write_report(output, tmp_path / "page.html")
+    table = (tmp_path / "page.html").read_text().partition("<h2>Rejected</h2>")[2].partition("</table>")[0]
+    assert f'<p class="note">{sum(found.rejected.values())} lines; all of them below.' in table
+    assert "<td></td>" in table
+    assert "None" not in table
+    chart = histogram("Padding", np.zeros(5), "%", counted="batches")
+    drawn: Any = chart.renderers[0]
+    assert drawn.data_source.data["right"][-1] == 1.0
+    assert chart.yaxis[0].axis_label == "batches"
 
 
 def test_one_file_without_any_address(page: Path) -> None:
