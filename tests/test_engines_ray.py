@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -63,24 +63,24 @@ def cluster() -> Iterator[Cluster]:
 
 
 @contextlib.contextmanager
-def nodes(*head_options: str, second_later: bool = False, **more: str) -> Iterator[Cluster]:
+def nodes(
+    *head_options: str, second_later: bool = False, environment: Mapping[str, str] | None = None
+) -> Iterator[Cluster]:
     """A cluster of two nodes, the second one of which may be left to `Cluster.start_second`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     folder = tempfile.mkdtemp(prefix="r")  # short: sockets lie in it
-    environment = (
-        os.environ
-        | {
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(REPOSITORY),
-        }
-        | more
-    )
+    variables = {
+        **os.environ,
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(REPOSITORY),
+        **(environment or {}),
+    }
     common = ["--node-ip-address=127.0.0.1", "--disable-usage-stats", "--block"]
     common += ["--object-store-memory=200000000"]
     started = []
@@ -88,7 +88,7 @@ def nodes(*head_options: str, second_later: bool = False, **more: str) -> Iterat
     def start(*arguments: str) -> "subprocess.Popen[bytes]":
         command = [str(Path(sys.executable).parent / "ray"), "start", *common, *arguments]
         process = subprocess.Popen(
-            command, env=environment, cwd=REPOSITORY, start_new_session=True, stdout=subprocess.DEVNULL
+            command, env=variables, cwd=REPOSITORY, start_new_session=True, stdout=subprocess.DEVNULL
         )
         started.append(process)
         return process
@@ -104,9 +104,7 @@ def nodes(*head_options: str, second_later: bool = False, **more: str) -> Iterat
             except OSError:
                 assert time.monotonic() < deadline, "the head does not answer"
                 time.sleep(0.2)
-        running = Cluster(
-            f"127.0.0.1:{port}", environment, head, lambda: start(f"--address=127.0.0.1:{port}", *ONE_CPU)
-        )
+        running = Cluster(f"127.0.0.1:{port}", variables, head, lambda: start(f"--address=127.0.0.1:{port}", *ONE_CPU))
         if not second_later:
             running.second = running.start_second()
         yield running
@@ -283,6 +281,7 @@ def test_a_driver_that_is_slow_holds_its_actors_back(
         ahead.append(log.stat().st_size - published)
 
     monkeypatch.setattr(Publisher, "publish", slowly)
+    monkeypatch.setattr(ray_engine, "HELD_BYTES", 60_000)  # some ten batches of these models
     models = golden_small / "checkpoints"
     config = hfprep.BuildConfig(
         manifest=demo.manifest, models=models, output_dir=tmp_path / "out", engine="ray", batch_size=1
@@ -298,7 +297,7 @@ def test_a_node_that_does_not_see_the_audio_ends_the_run(golden_small: Path) -> 
     driver.lines = np.array([3, 5])
     here = golden_small / "manifest.jsonl"
     rows: Any = [{"path": str(here)}, {"path": f"{here}-gone"}]
-    driver.plan = SimpleNamespace(dataset=rows)  # type: ignore[assignment]
+    driver.plan = SimpleNamespace(dataset=rows)
     with pytest.raises(ConfigError, match="is here, but not on node far"):
         driver.refuse_unseen(Rejection(3, "a", Reason.AUDIO_MISSING, "no such file"), "far")
     driver.refuse_unseen(Rejection(5, "b", Reason.AUDIO_MISSING, "no such file"), "far")
@@ -408,7 +407,7 @@ def test_the_pool_grows_when_a_node_joins(demo: DemoDataset, golden_small: Path,
 
 @pytest.mark.slow
 def test_two_nodes_from_s3_to_s3(demo: DemoDataset, golden_small: Path, whole: Path, tmp_path: Path) -> None:
-    with s3_server() as server, nodes(**server.environment) as cluster:
+    with s3_server() as server, nodes(environment=server.environment) as cluster:
         server.put_folder(demo.manifest.parent, "in")
         driver = subprocess.Popen(
             [

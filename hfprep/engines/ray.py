@@ -48,7 +48,8 @@ SMALLER = 8  # each round over what was lost cuts shards this much shorter
 TASK_ATTEMPTS = 3
 ROUNDS_ALONE = 2  # in which a sample is handed out by itself before it is rejected
 TOO_MANY_LOST = 20  # single samples, with none computed: the fault is not in the samples
-SHARDS_AT_A_TIME = 256  # whose rows are held in the cluster's memory
+HELD_BYTES = 1 << 28  # of what was computed and is not yet published: what a killed driver may cost
+SHARDS_AT_A_TIME = 64  # whose rows are held in the memory of the cluster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,4 +314,5 @@ def _quiet_context() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # so that every batch comes back by itself, as soon as it is done
+    context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=HELD_BYTES)
     context.max_errored_blocks = -1  # what is lost is seen by what is missing, and handed out again
