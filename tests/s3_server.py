@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 
@@ -102,3 +103,4 @@ def s3_server(bucket: str = "data") -> Iterator[S3Server]:
         yield server
     server.stop()
     object_storage._store.cache_clear()
+    fsspec.filesystem("s3").clear_instance_cache()
