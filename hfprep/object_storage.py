@@ -91,7 +91,7 @@ def open_stream(url: str) -> BinaryIO:
 
 def write(url: str, content: bytes, *, only_new: bool = False) -> None:
     """Put a file in place as a whole; FileExistsError where it is there already and `only_new`."""
-    with _explained(url):
+    with _explained(url), _into_a_bucket(url):
         store, path = _opened(url)
         if not only_new:
             store.pipe_file(path, content)
@@ -107,7 +107,7 @@ def write(url: str, content: bytes, *, only_new: bool = False) -> None:
 
 def upload(source: Path, url: str) -> None:
     """Put a local file in place as a whole, in parts where it is large."""
-    with _explained(url):
+    with _explained(url), _into_a_bucket(url):
         store, path = _opened(url)
         store.put_file(str(source), path)
 
@@ -201,6 +201,14 @@ def _store(scheme: str, options: str) -> Any:
     if scheme in EXTRAS:
         values["max_concurrency"] = 1  # else each file's size is asked for before the file is
     return _kind(scheme)(**values, skip_instance_cache=True)
+
+
+@contextlib.contextmanager
+def _into_a_bucket(url: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StoreError(f"cannot write {url}: {error}; is there such a bucket?") from error
 
 
 @contextlib.contextmanager

@@ -331,6 +331,21 @@ def test_a_changed_object_is_computed_again(build: Build, server: S3Server, outp
     assert preview(config_of(manifest=manifest, output_dir=server.url("nothing-yet"))).pending == 1
 
 
+@pytest.mark.slow
+def test_processes_of_this_machine_read_and_write_there(
+    build: Build, server: S3Server, output: str, local: Path
+) -> None:
+    assert build(num_processes=2).accepted == 8
+    assert server.tree(output) == public_tree(local)
+
+
+def test_a_bucket_that_is_missing_is_named(build: Build) -> None:
+    with pytest.raises(StoreError, match="is there such a bucket"):
+        build(output_dir="s3://no-such-bucket/out")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        build(manifest="s3://no-such-bucket/m.jsonl")
+
+
 def test_content_hashes_of_objects(server: S3Server) -> None:
     path = GOLDEN / ROWS[0]["audio"]
     here = AudioIdentity.of(str(path), by_content=True)

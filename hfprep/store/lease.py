@@ -83,8 +83,6 @@ class Lease:
             write(self.url, self._content(), only_new=True)
         except FileExistsError:
             return False
-        except FileNotFoundError as error:
-            raise StoreError(f"cannot write {self.url}: {error}; is there such a bucket?") from error
         self._renewed = started
         return True
 

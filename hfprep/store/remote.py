@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import time
 import uuid
 from collections import deque
@@ -94,7 +95,10 @@ class Mirror:
     def __enter__(self) -> "Mirror":
         with self._stack:
             record = self._read_record()
-            self._lease = self._stack.enter_context(Lease(f"{self.private}/{LEASE}", record["folder"]))
+            # The folder's id outlives a killed run; the host is in it because a folder may be copied.
+            holder = f"{record['folder']}@{socket.gethostname()}"
+            self._lease = self._stack.enter_context(Lease(f"{self.private}/{LEASE}", holder))
+            self._write_record(record)
             self._pool = ThreadPoolExecutor(REQUESTS_AT_A_TIME, thread_name_prefix="hfprep-upload")
             self._stack.callback(self._pool.shutdown, wait=True, cancel_futures=True)
             self._bring_up_to_date(record)
@@ -251,8 +255,7 @@ class Mirror:
         except FileNotFoundError:
             if {item.name for item in self.output.root.iterdir()} > {PRIVATE} or self.output.occupied():
                 raise StoreError(f"{self.output.root} holds other files; give another --work-dir") from None
-            record = {"url": self.output.url, "folder": uuid.uuid4().hex, "snapshots": []}
-            self._write_record(record)
+            return {"url": self.output.url, "folder": uuid.uuid4().hex, "snapshots": []}
         except ValueError as error:
             raise StoreError(f"{path} is damaged ({error}); remove its folder, the store has the rest") from error
         if record["url"] != self.output.url:
