@@ -26,6 +26,7 @@ from hfprep.exporters.build_formats import export_formats, forget_exports, keep_
 from hfprep.inputs import Inputs, find_inputs
 from hfprep.logs import log_to_file
 from hfprep.model_config import ModelConfig
+from hfprep.object_storage import url_of
 from hfprep.parts import part_facts, withdraw_part, write_part
 from hfprep.planning import Plan, PlanCounts, Planner, PlanOptions
 from hfprep.precision_choice import decide, measured
@@ -37,6 +38,7 @@ from hfprep.store.fingerprints import Fingerprinter
 from hfprep.store.layout import PROGRESS, REJECTED, STATS, NpyOutput, Publisher, Staged, json_line
 from hfprep.store.listing import Listed, Listing, ListingOptions
 from hfprep.store.lock import OutputLock
+from hfprep.store.remote import Mirror, RemoteOutput, UploadingPublisher, default_folder
 from hfprep.store.state import State
 from hfprep.store.statistics import codebook_use, package_versions, write_stats
 from hfprep.store.timeline import Timeline
@@ -48,7 +50,10 @@ SECONDS_PER_HOUR = 3600.0
 
 @dataclass(frozen=True)
 class Summary:
-    """What a build did. lines_read = accepted + all rejected + capped + pending (0 unless it was interrupted)."""
+    """What a build did. lines_read = accepted + all rejected + capped + pending (0 unless it was interrupted).
+
+    With an output in object storage `url` is that, and `output_dir` its local folder.
+    """
 
     output_dir: Path
     lines_read: int
@@ -68,6 +73,7 @@ class Summary:
     elapsed_seconds: float
     tally: Tally = field(default_factory=Tally)
     interrupted_by: int | None = None
+    url: str | None = None
 
 
 @dataclass
@@ -88,9 +94,10 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
     started = time.monotonic()
     datasets.disable_progress_bars()
     shared = shared or Shared()
-    output = NpyOutput(config.output_dir)
+    output = open_output(config)
     with ExitStack() as stack:
         stack.enter_context(OutputLock(output.private / "lock"))
+        mirror = stack.enter_context(Mirror(output)) if isinstance(output, RemoteOutput) else None
         stack.enter_context(log_to_file(output.private / "build.log", as_json=config.log_json))
         stop = stack.enter_context(stop_on_signals())
         output.reset_work()
@@ -100,7 +107,7 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
         stack.callback(state.close)
         withdraw_part(output)
         config = decide(config, inputs, state)
-        run = _Run(config, output, state, inputs, shared.models, started)
+        run = _Run(config, output, state, inputs, shared.models, started, mirror)
         try:
             plan = run.plan(stop)
         except StopRequested:
@@ -109,19 +116,30 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
         state.put("paths", _paths(config))
         if run.counts.pending:
             forget_exports(state)
+            if mirror is not None:
+                mirror.forget_changed(state, plan.chunks())
+                mirror.snapshot(state)
         run.compute(plan, stop)
         summary = run.finish(plan, stop.signal)
         if not summary.pending:
             export_formats(output.root, state, config.formats)
             if config.part is not None:
                 write_part(output, plan.path, part_facts(config, inputs))
+        if mirror is not None:
+            mirror.snapshot(state)
         return summary
+
+
+def open_output(config: BuildConfig) -> NpyOutput:
+    """The output directory, or the local folder of one in object storage."""
+    url = url_of(config.output_dir)
+    return NpyOutput(config.output_dir) if url is None else RemoteOutput(config.work_dir or default_folder(url), url)
 
 
 def _paths(config: BuildConfig) -> dict[str, str | None]:
     """What this build was given, absolute, for a verification to find again."""
     paths = {name: getattr(config, name) for name in ("manifest", "tokenizer", "config", "gpt_checkpoint", "models")}
-    found = {name: None if path is None else str(path.absolute()) for name, path in paths.items()}
+    found = {name: None if path is None else url_of(path) or str(path.absolute()) for name, path in paths.items()}
     for name in ("semantic_model", "semantic_codec"):  # a path or a hub id
         value = getattr(config, name)
         found[name] = str(Path(value).absolute()) if value is not None and Path(value).exists() else value
@@ -150,7 +168,14 @@ class _Run:
     """The steps of one build, in the order in which `build` takes them."""
 
     def __init__(
-        self, config: BuildConfig, output: NpyOutput, state: State, inputs: Inputs, models: Models, started: float
+        self,
+        config: BuildConfig,
+        output: NpyOutput,
+        state: State,
+        inputs: Inputs,
+        models: Models,
+        started: float,
+        mirror: Mirror | None,
     ) -> None:
         self.config = config
         self.output = output
@@ -158,6 +183,7 @@ class _Run:
         self.inputs = inputs
         self.models = models
         self.started = started
+        self.mirror = mirror
         self.workers = choose_workers(config.workers)
         self.via = None if config.audio_sr == TARGET_SAMPLING_RATE else config.audio_sr
         self.tally = Tally()
@@ -226,7 +252,7 @@ class _Run:
         if not len(pending) or stop.signal is not None:
             return
         with (
-            contextlib.closing(Publisher(self.output, self.state, self.config.val_ratio)) as publisher,
+            contextlib.closing(self.publisher()) as publisher,
             BuildProgress(len(pending)) as progress,
             Timeline(self.output.private) as timeline,
         ):
@@ -248,6 +274,12 @@ class _Run:
                 self.run_engine(plan, pending, sink, lambda: stop.signal is not None)
             except StopRequested:
                 log.warning("stopped as asked; everything computed is on disk")
+
+    def publisher(self) -> Publisher:
+        """What makes batches final."""
+        if self.mirror is None:
+            return Publisher(self.output, self.state, self.config.val_ratio)
+        return UploadingPublisher(self.output, self.state, self.config.val_ratio, self.mirror)
 
     def run_engine(self, plan: Plan, pending: datasets.Dataset, sink: Sink, stop: Callable[[], bool]) -> None:
         """Give the pending rows to the engine that was asked for."""
@@ -324,6 +356,7 @@ class _Run:
             elapsed_seconds=time.monotonic() - self.started,
             tally=self.tally,
             interrupted_by=interrupted_by,
+            url=url_of(self.config.output_dir),
         )
 
     def stats(self, summary: Summary) -> dict[str, Any]:
@@ -347,7 +380,12 @@ class _Run:
             "rejected": summary.rejected,
             "capped": summary.capped,
             "pending": summary.pending,
-            "codebook": codebook_use(paths, inputs.model_config.semantic_codec.codebook_size),
+            "codebook": codebook_use(
+                paths,
+                inputs.model_config.semantic_codec.codebook_size,
+                read=self.output.content,
+                threads=self.output.reading_threads,
+            ),
             "overlong": summary.overlong,
             "out_of_memory_events": summary.out_of_memory_events,
             "settings": {name: getattr(config, name) for name in names},

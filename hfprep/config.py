@@ -11,6 +11,7 @@ from typing import Any
 
 from hfprep.errors import ConfigError
 from hfprep.field_map import FieldMap
+from hfprep.object_storage import url_of
 
 FORMATS = ("npy", "arrow", "webdataset")
 ON_CHANGE = ("recompute", "refuse")
@@ -52,7 +53,8 @@ class BuildConfig:
     """One build. Paths may be str or Path; model paths are needed unless `models` names a folder of them."""
 
     manifest: Path = option(Path(), "JSONL: id, text, audio (or CSV, Parquet, tars, a data set: docs/inputs.md).")
-    output_dir: Path = option(Path(), "Where the features go; a rerun continues there.")
+    output_dir: Path = option(Path(), "Where the features go (a folder or s3://...); a rerun continues there.")
+    work_dir: Path | None = option(None, "Local folder of an output in object storage; default: in ~/.cache/hfprep.")
     map: str | None = option(None, "Names of fields: text=sentence,audio=path,id=utt; id=@line: row numbers.")
     tokenizer: Path | None = option(None, "SentencePiece model (bpe.model).")
     config: Path | None = option(None, "config.yaml of the IndexTTS-2 checkpoint.")
@@ -84,12 +86,15 @@ class BuildConfig:
     log_json: bool = option(False, "Log lines as JSON objects.")
 
     def __post_init__(self) -> None:
-        for name in ("manifest", "output_dir", "tokenizer", "config", "gpt_checkpoint", "models"):
+        for name in ("manifest", "output_dir", "work_dir", "tokenizer", "config", "gpt_checkpoint", "models"):
             value = getattr(self, name)
             if isinstance(value, str):
                 object.__setattr__(self, name, Path(value))
         self._require(self.manifest != Path(), "manifest", "the path of a manifest")
         self._require(self.output_dir != Path(), "output_dir", "the path of a folder")
+        remote = url_of(self.output_dir) is not None
+        self._require(self.work_dir is None or remote, "work_dir", "left out: --output-dir is itself a local folder")
+        self._require(not (remote and self.skip_existing), "skip_existing", "left out with an output in object storage")
         self._require(0 <= self.val_ratio <= 1, "val_ratio", "a number from 0 to 1")
         self._require(self.batch_size >= 0, "batch_size", "0 (automatic) or a positive number")
         self._require(self.workers >= 0, "workers", "0 (automatic) or a positive number")
@@ -114,6 +119,11 @@ class BuildConfig:
             "format",
             f"npy, with commas also {' and '.join(FORMATS[1:])}; a build works in the npy layout, so npy is always one "
             "(to keep only another: export it, then remove the npy output)",
+        )
+        self._require(
+            not remote or self.formats == ("npy",),
+            "format",
+            "npy with an output in object storage; export a copy of it, or build locally and upload what comes out",
         )
         self._require(self.on_change in ON_CHANGE, "on_change", " or ".join(ON_CHANGE))
         self._require(

@@ -6,7 +6,6 @@ into the output directory.
 """
 
 import heapq
-import sqlite3
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,13 +29,16 @@ from hfprep.engines.processes import choose_num_processes, worker_device
 from hfprep.engines.shards import cut
 from hfprep.errors import ConfigError, RejectedSample
 from hfprep.inputs import Inputs, find_inputs
+from hfprep.intake import guessed_seconds
 from hfprep.models.conditioner import NUM_LATENTS
+from hfprep.object_storage import is_url, url_of
 from hfprep.planning import Plan, PlanCounts, Planner
 from hfprep.precision_choice import without_measuring
 from hfprep.records import Need, Utterance
 from hfprep.store.fingerprints import Fingerprinter
 from hfprep.store.layout import NpyOutput, npy_size
-from hfprep.store.state import SampleState, State
+from hfprep.store.remote import RemoteOutput, fetch_state
+from hfprep.store.state import SampleState, State, copy_state
 
 BLOCK_BYTES = 4096  # what a small file really takes on common file systems
 TEXTS_TRIED = 64
@@ -100,13 +102,16 @@ def preview(config: BuildConfig) -> Preview:
     datasets.disable_progress_bars()
     with ExitStack() as stack:
         private = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hfprep-dry-run-")))
-        output = NpyOutput(config.output_dir)
+        url = url_of(config.output_dir)
+        output = NpyOutput(config.output_dir) if url is None else RemoteOutput(config.output_dir, url)
         known = output.private / "state.sqlite"
         hashes = output.private / "sha256.json"
         output.private, output.work = private, private / "work"
         output.work.mkdir()
         if known.is_file():
-            _copy_state(known, private / known.name)
+            copy_state(known, private / known.name)
+        if url is not None:
+            fetch_state(url, private / known.name)
         if hashes.is_file():
             (private / hashes.name).write_bytes(hashes.read_bytes())
         inputs = find_inputs(config, output)
@@ -119,16 +124,6 @@ def preview(config: BuildConfig) -> Preview:
         if not plan.counts.lines_read and config.part is None:
             raise ConfigError(f"--manifest {str(config.manifest)!r} is empty; give one JSON object a line")
         return _Estimate(config, inputs, plan).preview(output.root, plan.counts, state.rejection_counts())
-
-
-def _copy_state(source: Path, target: Path) -> None:
-    reading = sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True)
-    writing = sqlite3.connect(target)
-    try:
-        reading.backup(writing)
-    finally:
-        reading.close()
-        writing.close()
 
 
 class _Estimate:
@@ -155,7 +150,7 @@ class _Estimate:
         with ThreadPoolExecutor(choose_workers(self.config.workers)) as pool:
             for run in runs:
                 rows = self.plan.dataset[run.tolist()]
-                columns = zip(rows["duration"], rows["path"], rows["need"], strict=True)
+                columns = zip(rows["duration"], rows["path"], rows["need"], rows["audio_bytes"], strict=True)
                 self.add(list(pool.map(_measure, columns)))
         return Preview(
             output_dir=root,
@@ -229,9 +224,11 @@ class _Estimate:
         return [Share(i, devices[i], shards[i], samples[i], seconds[i] / 3600) for i in range(count)]
 
 
-def _measure(row: tuple[float | None, str, int]) -> _Sample:
-    """A pending sample's length, from its manifest row or else its file's header."""
-    duration, path, need = row
+def _measure(row: tuple[float | None, str, int, int]) -> _Sample:
+    """A pending sample's length, from its manifest row or else its file's header (or, in object storage, its size)."""
+    duration, path, need, num_bytes = row
+    if duration is None and is_url(path):
+        duration = guessed_seconds(num_bytes)
     if duration is not None or not need & Need.AUDIO:
         return _Sample(duration or 0.0, Need(need), readable=True)
     try:

@@ -21,8 +21,9 @@ from hfprep.audio.decode import load_waveform, read_header
 from hfprep.audio.input_features import extract_input_features, num_input_frames
 from hfprep.batching import BatchLimits, FrameBudget, batches, padded_frames
 from hfprep.errors import CheckpointError, HfprepError, Reason, RejectedSample
-from hfprep.intake import Failure, Loaded, SampleLimits, Task, Tokenizer, load_sample, reject
+from hfprep.intake import Failure, Loaded, SampleLimits, Task, Tokenizer, guessed_seconds, load_sample, reject
 from hfprep.models.feature_model import FeatureModel
+from hfprep.object_storage import is_url
 from hfprep.prefetch import prefetch
 from hfprep.records import COLUMNS, Features, Need, Rejection, Utterance
 from hfprep.transfers import Download, padded_batch
@@ -345,9 +346,14 @@ def _held_bytes(item: Loaded | tuple[Task, Rejection]) -> int:
 
 
 def _expected_seconds(task: Task) -> float:
-    """Length to sort and to budget by before decoding: the manifest's duration, else the file header's."""
+    """Length to sort and to budget by before decoding: the manifest's duration, else the file header's.
+
+    Of a file in object storage it is a guess by its size: for its header it would have to be fetched twice.
+    """
     if task.utterance.duration is not None:
         return task.utterance.duration
+    if is_url(task.utterance.path) and task.audio_bytes is not None:
+        return guessed_seconds(task.audio_bytes)
     try:
         return read_header(task.utterance.path).seconds
     except (RejectedSample, OSError):

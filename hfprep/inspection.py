@@ -5,7 +5,8 @@ Decides nothing, changes nothing; safe to use from several threads.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from pyarrow import fs
 from hfprep.audio.decode import TARGET_SAMPLING_RATE, read_header
 from hfprep.audio.input_features import num_input_frames
 from hfprep.errors import Reason, RejectedSample
+from hfprep.object_storage import REQUESTS_AT_A_TIME, is_url
 from hfprep.records import COLUMNS, Need, Utterance
 from hfprep.store.fingerprints import AudioIdentity
 from hfprep.store.layout import NpyOutput
@@ -23,7 +25,10 @@ ADOPTED_LENGTH_SLACK = 1  # frames; a header's length of an mp3 may be a little 
 
 
 def identify_audio(path: str, *, by_content: bool) -> AudioIdentity:
-    """Which file is there at `path`; RejectedSample where there is none or it cannot be looked at."""
+    """Which file is there at `path`; RejectedSample where there is none or it cannot be looked at.
+
+    Raises StoreError where the object storage that holds it cannot be reached.
+    """
     try:
         return AudioIdentity.of(path, by_content=by_content)
     except (FileNotFoundError, NotADirectoryError):
@@ -55,12 +60,37 @@ class Inspector:
     def inspect(self, rows: Sequence[tuple[Utterance, SampleState | None]]) -> list[Inspected | RejectedSample]:
         """What the disk says of each of these rows; a RejectedSample where the audio is not there."""
         found: list[Inspected | RejectedSample] = []
+        remote = self._identify_remote(utterance.path for utterance, _ in rows if is_url(utterance.path))
         for (utterance, known), files in zip(rows, self._look(rows), strict=True):
             try:
-                found.append(self._inspect(utterance, known, files))
+                identity = remote.get(utterance.path) or self._identify(utterance, files)
+                if isinstance(identity, RejectedSample):
+                    raise identity
+                found.append(self._inspect(utterance, known, identity, files))
             except RejectedSample as error:
                 found.append(error)
         return found
+
+    def _identify_remote(self, urls: Iterable[str]) -> dict[str, AudioIdentity | RejectedSample]:
+        """What the store says of these files, many asked at a time."""
+
+        def identify(url: str) -> AudioIdentity | RejectedSample:
+            try:
+                return identify_audio(url, by_content=self.hash_audio)
+            except RejectedSample as error:
+                return error
+
+        wanted = list(dict.fromkeys(urls))
+        if not wanted:
+            return {}
+        with ThreadPoolExecutor(min(len(wanted), REQUESTS_AT_A_TIME)) as pool:
+            return dict(zip(wanted, pool.map(identify, wanted), strict=True))
+
+    def _identify(self, utterance: Utterance, files: Sequence[fs.FileInfo] | None) -> AudioIdentity:
+        size = None if files is None or self.hash_audio else files[0].size
+        if files is None or size is None:  # also where it is missing, and where it is a clip inside another file
+            return identify_audio(utterance.path, by_content=self.hash_audio)
+        return AudioIdentity(size, files[0].mtime_ns)
 
     def _look(self, rows: Sequence[tuple[Utterance, SampleState | None]]) -> Iterator[Sequence[fs.FileInfo] | None]:
         """For each finished row its audio file and artifacts, looked up in one call that leaves Python to others.
@@ -71,7 +101,10 @@ class Inspector:
             path
             for utterance, known in rows
             if known is not None
-            for path in (utterance.path, *self.output.artifacts(utterance.id))
+            for path in (
+                "." if is_url(utterance.path) else utterance.path,  # the store was asked already
+                *self.output.artifacts(utterance.id),
+            )
         ]
         try:
             infos = iter(fs.LocalFileSystem().get_file_info(paths))
@@ -80,13 +113,12 @@ class Inspector:
         return (None if known is None else tuple(itertools.islice(infos, 1 + len(COLUMNS))) for _, known in rows)
 
     def _inspect(
-        self, utterance: Utterance, known: SampleState | None, files: Sequence[fs.FileInfo] | None
+        self,
+        utterance: Utterance,
+        known: SampleState | None,
+        identity: AudioIdentity,
+        files: Sequence[fs.FileInfo] | None,
     ) -> Inspected:
-        size = None if files is None or self.hash_audio else files[0].size
-        if files is None or size is None:  # also where it is missing, and where it is a clip inside another file
-            identity = identify_audio(utterance.path, by_content=self.hash_audio)
-        else:
-            identity = AudioIdentity(size, files[0].mtime_ns)
         if known is not None:
             sizes = None if files is None else [file.size for file in files[1:]]
             return Inspected(identity, known, self.output.incomplete(utterance.id, known, sizes), {})

@@ -11,12 +11,14 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from hfprep.errors import Reason, RejectedSample
+from hfprep.errors import HfprepError, Reason, RejectedSample
 from hfprep.records import Need, Rejection, Utterance
 
 OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "bad_alloc")
 BROKEN_DEVICE_TEXTS = ("CUDA error", "device-side assert", "CUDNN_STATUS_EXECUTION_FAILED")
 
+
+GUESSED_BYTES_PER_SECOND = 16_000  # between wav and mp3; a wrong guess costs padding or memory, never a number
 
 ReadAudio = Callable[[str, Callable[[int], None]], tuple[np.ndarray, float]]
 
@@ -29,10 +31,16 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One utterance and the groups of columns that are wanted of it."""
+    """One utterance, the groups of columns that are wanted of it, and its audio's bytes where somebody has looked."""
 
     utterance: Utterance
     need: Need = Need.ALL
+    audio_bytes: int | None = None
+
+
+def guessed_seconds(num_bytes: int) -> float:
+    """About how long a clip of so many bytes is, for want of its header."""
+    return num_bytes / GUESSED_BYTES_PER_SECOND
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +114,7 @@ def load_sample(
 
     `read_audio(path, check_frames)` gives an array with a row for each frame, float32 (num_frames, 160), and the
     file's seconds; it calls `check_frames` as soon as it knows how many frames there are.
+    Raises StoreError where the object storage that holds the audio cannot be reached.
     """
     utterance = task.utterance
     foreseen, what = Reason.TEXT_FAILED, "text"
@@ -120,6 +129,8 @@ def load_sample(
         return Loaded(task, text_ids, features, seconds)
     except RejectedSample as error:
         return task, reject(task, error.reason, error.message)
+    except HfprepError:  # the store cannot be reached, say: that is no sample's fault
+        raise
     except Exception as error:  # noqa: BLE001 - a sample nobody foresaw must not end the run; the error is kept
         failure = Failure.of(error)
         reason = Reason.OUT_OF_MEMORY if failure.out_of_memory else foreseen

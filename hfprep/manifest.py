@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from hfprep.errors import ConfigError, Reason, RejectedSample
+from hfprep.object_storage import is_url, joined, open_stream, url_of
 from hfprep.records import Rejection, Utterance
 from hfprep.references import moved, parse_reference
 
@@ -53,19 +54,24 @@ class ManifestReader:
 
 def open_manifest(path: Path) -> BinaryIO:
     """Open a manifest for reading bytes; ConfigError where there is none, or where it is UTF-16."""
+    url = url_of(path)
+    name = url or str(path)
     try:
-        stream = open(path, "rb")  # noqa: SIM115 - the caller closes it
+        stream = open_stream(url) if url else open(path, "rb")  # noqa: SIM115 - the caller closes it
     except OSError as error:
-        raise ConfigError(f"--manifest {str(path)!r} cannot be read: {error.strerror or error}") from error
+        raise ConfigError(f"--manifest {name!r} cannot be read: {error.strerror or error}") from error
     if stream.read(2) in _UTF16_MARKS:
         stream.close()
-        raise ConfigError(f"--manifest {str(path)!r} is UTF-16; make it UTF-8: iconv -f UTF-16 -t UTF-8 IN > OUT")
+        raise ConfigError(f"--manifest {name!r} is UTF-16; make it UTF-8: iconv -f UTF-16 -t UTF-8 IN > OUT")
     stream.seek(0)
     return stream
 
 
 def folder_of(manifest: Path) -> str:
     """The folder that a manifest lies in, absolute; a manifest that is a folder (or FOLDER:SPLIT) is it itself."""
+    url = url_of(manifest)
+    if url is not None:
+        return url.rpartition("/")[0]
     path = os.path.abspath(manifest)
     beside_split = path.rpartition(":")[0]
     return next((place for place in (path, beside_split) if place and os.path.isdir(place)), os.path.dirname(path))
@@ -75,11 +81,13 @@ class AudioFinder:
     """Finds audio files: absolute, or relative to the working directory, the manifest's folder, or its parent.
 
     A clip inside another file (see `references`) is looked for beside the manifest first: such names are the input's
-    own, and the file of the same name in the working directory may be another's.
+    own, and the file of the same name in the working directory may be another's. A URL is what it is, and beside a
+    manifest in object storage there is one place to look.
     """
 
     def __init__(self, manifest: Path) -> None:
         folder = folder_of(manifest)
+        self._remote = folder if is_url(folder) else None
         parent = os.path.dirname(folder)
         self.roots = tuple(dict.fromkeys((os.getcwd(), folder, parent)))
         self.container_roots = tuple(dict.fromkeys((folder, parent, os.getcwd())))
@@ -93,8 +101,10 @@ class AudioFinder:
         return self._first_existing(audio, self.roots, min(1, len(self.roots) - 1))
 
     def _first_existing(self, path: str, roots: tuple[str, ...], otherwise: int) -> str:
-        if os.path.isabs(path):
+        if os.path.isabs(path) or is_url(path):
             return path
+        if self._remote is not None:
+            return joined(self._remote, path)
         found = self._with_folder(os.path.dirname(path), roots)
         if found == (roots[otherwise],):  # it is there or nowhere: whoever looks at the file will see
             return os.path.join(roots[otherwise], path)

@@ -263,7 +263,7 @@ class _Merge:
                 rejected[reason] = rejected.get(reason, 0) + count
         with open(self.output.root / PROGRESS, encoding="utf-8", newline="\n") as ids:
             paths = (self.output.artifact("codes", line.rstrip("\n")) for line in ids)
-            codebook = codebook_use(paths, self.parts[0].facts.numbers["codebook_size"])
+            codebook = codebook_use(paths, self.parts[0].facts.numbers["codebook_size"], read=self.output.content)
         total = listed.train + listed.val
         counted = {"total": total, "accepted": total, "train": listed.train, "val": listed.val}
         overlong = {"text": listed.overlong_text, "codes": listed.overlong_codes}

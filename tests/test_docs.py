@@ -1,5 +1,6 @@
 """README.md and docs/: every example runs, every reason and error has its remedy, the site builds without a fault."""
 
+import contextlib
 import functools
 import http.server
 import io
@@ -183,6 +184,17 @@ def test_the_examples_run(page: Path, world: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.chdir(folder)
+    with contextlib.ExitStack() as stack:
+        if "s3://bucket/" in page.read_text(encoding="utf-8"):
+            from tests.s3_server import s3_server
+
+            stack.enter_context(s3_server("bucket")).put_folder(folder / "data", "data")
+            monkeypatch.setenv("HOME", str(tmp_path))  # the cache folder is in it
+        _run_examples(page)
+
+
+def _run_examples(page: Path) -> None:
+    """Run them in order, those of Python in one namespace."""
     names: dict[str, Any] = {"__name__": "__main__"}
     for example in examples(page):
         if example.way:

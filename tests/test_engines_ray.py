@@ -1,4 +1,7 @@
-"""The Ray engine over a cluster of two nodes on this machine: the tree that one process makes, whatever dies."""
+"""The Ray engine, on this machine and over two nodes on it: the tree that one process makes, whatever dies.
+
+The nodes get the rows from the driver and send back arrays; the driver's output directory is never seen by them.
+"""
 
 import contextlib
 import json
@@ -11,19 +14,34 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 import hfprep
+from hfprep import building
 from hfprep.demo.dataset import DemoDataset, make_dataset
+from hfprep.engines.spec import ExtractorSpec, Models
+from hfprep.errors import ConfigError, HfprepError, Reason
+from hfprep.features import FeatureExtractor
+from hfprep.intake import Loaded
+from hfprep.model_config import ModelConfig
+from hfprep.models.locate import locate
+from hfprep.records import Rejection
+from hfprep.store.layout import Publisher, Staged
+from tests.s3_server import s3_server
 
-pytest.importorskip("ray", reason="the extra hfprep[ray] is not installed")
-pytestmark = pytest.mark.slow
+ray = pytest.importorskip("ray", reason="the extra hfprep[ray] is not installed")
+ray_engine = pytest.importorskip("hfprep.engines.ray")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+ONE_CPU = ("--num-cpus=1", "--num-gpus=0")
 
 
 @dataclass
@@ -33,37 +51,51 @@ class Cluster:
     address: str
     environment: dict[str, str]
     head: "subprocess.Popen[bytes]"
-    second: "subprocess.Popen[bytes]"
+    start_second: Callable[[], "subprocess.Popen[bytes]"]
+    second: "subprocess.Popen[bytes] | None" = None
 
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     """Two nodes with one CPU each, so that two workers are on two nodes."""
+    with nodes() as running:
+        yield running
+
+
+@contextlib.contextmanager
+def nodes(
+    *head_options: str, second_later: bool = False, environment: Mapping[str, str] | None = None
+) -> Iterator[Cluster]:
+    """A cluster of two nodes, the second one of which may be left to `Cluster.start_second`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     folder = tempfile.mkdtemp(prefix="r")  # short: sockets lie in it
-    environment = os.environ | {
+    variables = {
+        **os.environ,
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(REPOSITORY),
+        **(environment or {}),
     }
-    common = ["--node-ip-address=127.0.0.1", "--num-cpus=1", "--num-gpus=0", "--disable-usage-stats", "--block"]
+    common = ["--node-ip-address=127.0.0.1", "--disable-usage-stats", "--block"]
     common += ["--object-store-memory=200000000"]
     started = []
 
     def start(*arguments: str) -> "subprocess.Popen[bytes]":
         command = [str(Path(sys.executable).parent / "ray"), "start", *common, *arguments]
         process = subprocess.Popen(
-            command, env=environment, cwd=REPOSITORY, start_new_session=True, stdout=subprocess.DEVNULL
+            command, env=variables, cwd=REPOSITORY, start_new_session=True, stdout=subprocess.DEVNULL
         )
         started.append(process)
         return process
 
     try:
-        head = start("--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}")
+        head_options = head_options or ONE_CPU
+        head = start("--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}", *head_options)
         deadline = time.monotonic() + 60
         while True:
             try:
@@ -72,8 +104,10 @@ def cluster() -> Iterator[Cluster]:
             except OSError:
                 assert time.monotonic() < deadline, "the head does not answer"
                 time.sleep(0.2)
-        second = start(f"--address=127.0.0.1:{port}")
-        yield Cluster(f"127.0.0.1:{port}", environment, head, second)
+        running = Cluster(f"127.0.0.1:{port}", variables, head, lambda: start(f"--address=127.0.0.1:{port}", *ONE_CPU))
+        if not second_later:
+            running.second = running.start_second()
+        yield running
     finally:
         for process in reversed(started):
             end(process)
@@ -117,8 +151,8 @@ def tree(output: Path) -> dict[str, bytes]:
     }
 
 
-def on_ray(cluster: Cluster, demo: DemoDataset, models: Path, output: Path) -> "subprocess.Popen[bytes]":
-    arguments = ["--engine", "ray", "--ray-address", cluster.address, "--num-processes", "2"]
+def on_ray(cluster: Cluster, demo: DemoDataset, models: Path, output: Path, *more: str) -> "subprocess.Popen[bytes]":
+    arguments = ["--engine", "ray", "--ray-address", cluster.address, "--num-processes", "2", *more]
     return subprocess.Popen(command(demo, models, output, *arguments), env=cluster.environment, cwd=REPOSITORY)
 
 
@@ -143,6 +177,166 @@ def descends(pid: int, ancestor: int) -> bool:
     return False
 
 
+def actors(node: "subprocess.Popen[bytes]") -> list[int]:
+    """Processes of a node that hold the models."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if b"MapBatches(Actor)" in path.read_bytes() and descends(int(path.parent.name), node.pid):
+                found.append(int(path.parent.name))
+    return found
+
+
+def wait_until(holds: Callable[[], object], driver: "subprocess.Popen[bytes]", *, seconds: float = 100) -> None:
+    """Wait until something holds while the driver is at work."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert driver.poll() is None, "the driver has ended"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+# On one node that the build starts itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class TroubledSpec(ExtractorSpec):
+    """Opens an extractor that says how far it is in a file, and dies over one sample."""
+
+    log: str
+    deadly: str | None = None
+
+    def open(self, device: str | None = None, *, models: Models | None = None) -> FeatureExtractor:
+        extractor = super().open(device, models=models)
+        compute, log, deadly = extractor._compute, self.log, self.deadly
+
+        def logged(batch: list[Loaded]) -> Any:
+            if any(item.task.utterance.id == deadly for item in batch):
+                os._exit(1)
+            outcomes = compute(batch)
+            with open(log, "a") as file:
+                file.write("x")
+            return outcomes
+
+        extractor._compute = logged  # type: ignore[method-assign]
+        return extractor
+
+
+@pytest.fixture
+def troubled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[str | None], Path]]:
+    """Make builds of this process use a TroubledSpec; gives the file that it writes to."""
+    module = sys.modules[__name__]
+    ray.cloudpickle.register_pickle_by_value(module)  # the nodes need not find the tests
+
+    def use(deadly: str | None) -> Path:
+        log = tmp_path / "batches"
+        log.touch()
+        monkeypatch.setattr(building, "ExtractorSpec", partial(TroubledSpec, log=str(log), deadly=deadly))
+        return log
+
+    yield use
+    ray.cloudpickle.unregister_pickle_by_value(module)
+
+
+def small_build(golden_small: Path, output: Path, **options: Any) -> hfprep.Summary:
+    config = hfprep.BuildConfig(
+        manifest=golden_small / "manifest.jsonl", models=golden_small / "checkpoints", output_dir=output, **options
+    )
+    return hfprep.build(config)
+
+
+def test_a_cluster_started_here_makes_the_tree_of_one_process(golden_small: Path, tmp_path: Path) -> None:
+    small_build(golden_small, tmp_path / "local")
+    summary = small_build(golden_small, tmp_path / "ray", engine="ray")
+    assert (summary.accepted, summary.tally.done) == (8, 8)
+    assert tree(tmp_path / "ray") == tree(tmp_path / "local")
+    assert not (tmp_path / "ray" / ".hfprep" / "work").exists()
+
+
+@pytest.mark.slow
+def test_a_sample_that_kills_its_actor_is_rejected_and_no_other(
+    golden_small: Path, tmp_path: Path, troubled: Callable[[str | None], Path]
+) -> None:
+    troubled("synth3")
+    summary = small_build(golden_small, tmp_path / "out", engine="ray")
+    assert (summary.accepted, summary.rejected) == (7, {"compute_failed": 1})
+    (rejected,) = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert (rejected["id"], rejected["line"]) == ("synth3", 4)
+    assert "even with this sample alone" in rejected["message"]
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_slow_holds_its_actors_back(
+    demo: DemoDataset, golden_small: Path, tmp_path: Path, troubled: Callable[[str | None], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """What is computed and not yet published is bounded, however much there is to do."""
+    log, publish, published, ahead = troubled(None), Publisher.publish, 0, []
+
+    def slowly(self: Publisher, staged: Sequence[Staged], rejections: Sequence[Rejection]) -> None:
+        nonlocal published
+        time.sleep(0.4)
+        publish(self, staged, rejections)
+        published += 1
+        ahead.append(log.stat().st_size - published)
+
+    monkeypatch.setattr(Publisher, "publish", slowly)
+    monkeypatch.setattr(ray_engine, "HELD_BYTES", 60_000)  # some ten batches of these models
+    models = golden_small / "checkpoints"
+    config = hfprep.BuildConfig(
+        manifest=demo.manifest, models=models, output_dir=tmp_path / "out", engine="ray", batch_size=1
+    )
+    assert hfprep.build(config).accepted == len(demo.accepted_ids)
+    assert len(ahead) > 40
+    assert max(ahead) <= 16, ahead
+
+
+def test_a_node_that_does_not_see_the_audio_ends_the_run(golden_small: Path) -> None:
+    """A file that is here and was missed elsewhere: the node sees another file system, the sample is not at fault."""
+    driver = object.__new__(ray_engine._Driver)
+    driver.lines = np.array([3, 5])
+    here = golden_small / "manifest.jsonl"
+    rows: Any = [{"path": str(here)}, {"path": f"{here}-gone"}]
+    driver.plan = SimpleNamespace(dataset=rows)
+    with pytest.raises(ConfigError, match="is here, but not on node far"):
+        driver.refuse_unseen(Rejection(3, "a", Reason.AUDIO_MISSING, "no such file"), "far")
+    driver.refuse_unseen(Rejection(5, "b", Reason.AUDIO_MISSING, "no such file"), "far")
+    driver.refuse_unseen(Rejection(3, "a", Reason.AUDIO_EMPTY, "empty"), "far")
+
+
+def test_a_node_without_the_models_says_so(golden_small: Path, tmp_path: Path) -> None:
+    files = locate(models=golden_small / "checkpoints")
+    spec = ExtractorSpec(
+        files=files, model_config=ModelConfig.read(files.config), tokenizer=tmp_path / "none.model", with_audio=True
+    )
+    actor = ray_engine.Actor(spec, None, str(Path.cwd()))
+    (reported,) = actor.compute(0, b"")
+    assert isinstance(reported.error, HfprepError)
+    assert f"on node {socket.gethostname()}: " in str(reported.error)
+    assert "under the same paths" in str(reported.error)
+
+
+@pytest.mark.parametrize(
+    ("share", "workers", "resources", "expected"),
+    [
+        (0.5, 0, {"GPU": 1.0, "CPU": 8.0}, (0.5, 2)),
+        (None, 0, {"GPU": 3.0, "CPU": 8.0}, (1.0, 3)),
+        (None, 0, {"CPU": 8.0}, (0.0, 7)),
+        (0.25, 3, {"GPU": 1.0, "CPU": 8.0}, (0.25, 3)),
+        (None, 0, {"CPU": 1.0}, (0.0, 1)),
+    ],
+)
+def test_what_was_left_open_is_taken_from_the_cluster(
+    share: float | None, workers: int, resources: dict[str, float], expected: tuple[float, int]
+) -> None:
+    options = ray_engine.fitting(ray_engine.RayOptions(num_workers=workers, num_gpus_per_worker=share), resources)
+    assert (options.num_gpus_per_worker, options.num_workers) == expected
+
+
+# On two nodes
+
+
+@pytest.mark.slow
 def test_two_nodes_make_the_tree_of_one_process(
     cluster: Cluster, demo: DemoDataset, golden_small: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -151,25 +345,24 @@ def test_two_nodes_make_the_tree_of_one_process(
     assert not (tmp_path / "out" / ".hfprep" / "work").exists()
 
 
+@pytest.mark.slow
 def test_a_node_killed_in_the_middle_costs_nothing(
     cluster: Cluster, demo: DemoDataset, golden_small: Path, whole: Path, tmp_path: Path
 ) -> None:
     driver = on_ray(cluster, demo, golden_small, tmp_path / "out")
     progress = tmp_path / "out" / ".preprocessing_progress.txt"
     wait_for_progress(driver, progress)
-    work = tmp_path / "out" / ".hfprep" / "work" / "ray"
-    deadline = time.monotonic() + 60
-    while not any(descends(int(folder.name.split("-")[-2]), cluster.second.pid) for folder in work.iterdir()):
-        assert driver.poll() is None, "no worker was on the node that is to die"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    second = cluster.second
+    assert second is not None
+    wait_until(lambda: actors(second), driver)
     done = len(progress.read_bytes().splitlines())
-    end(cluster.second)
+    end(second)
     assert done < len(demo.accepted_ids)
     assert driver.wait(timeout=300) == 0
     assert tree(tmp_path / "out") == tree(whole)
 
 
+@pytest.mark.slow
 def test_a_driver_killed_in_the_middle_is_gone_on_from_here(
     cluster: Cluster, demo: DemoDataset, golden_small: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -201,3 +394,54 @@ def test_a_cluster_that_is_not_there_is_said_so(
     )  # fmt: skip
     with pytest.raises(hfprep.ConfigError, match=r"'127\.0\.0\.1:1', and the cluster cannot be joined or started"):
         hfprep.build(config)
+
+
+@pytest.mark.slow
+def test_two_actors_share_one_gpu(demo: DemoDataset, golden_small: Path, whole: Path, tmp_path: Path) -> None:
+    """A GPU in name only: Ray counts it, the models stay on the CPU."""
+    with nodes("--num-cpus=3", "--num-gpus=1", second_later=True) as cluster:
+        driver = on_ray(
+            cluster, demo, golden_small, tmp_path / "out", "--num-gpus-per-worker", "0.5", "--device", "cpu"
+        )
+        wait_until(lambda: len(actors(cluster.head)) == 2, driver)
+        assert driver.wait(timeout=300) == 0
+    assert tree(tmp_path / "out") == tree(whole)
+
+
+@pytest.mark.slow
+def test_the_pool_grows_when_a_node_joins(golden_small: Path, tmp_path: Path) -> None:
+    demo = make_dataset(tmp_path / "demo", num_samples=160, max_seconds=12.0)
+    with nodes(second_later=True) as cluster:
+        driver = on_ray(cluster, demo, golden_small, tmp_path / "out")
+        wait_for_progress(driver, tmp_path / "out" / ".preprocessing_progress.txt", samples=2)
+        assert len(actors(cluster.head)) == 1
+        second = cluster.start_second()
+        wait_until(lambda: actors(second), driver)
+        assert driver.wait(timeout=400) == 0
+    assert json.loads((tmp_path / "out" / "stats.json").read_text())["accepted"] == len(demo.accepted_ids)
+
+
+@pytest.mark.slow
+def test_two_nodes_from_s3_to_s3(demo: DemoDataset, golden_small: Path, whole: Path, tmp_path: Path) -> None:
+    with s3_server() as server, nodes(environment=server.environment) as cluster:
+        server.put_folder(demo.manifest.parent, "in")
+        driver = subprocess.Popen(
+            [
+                *command(demo, golden_small, Path("unused"))[:4], "--manifest", server.url("in/manifest.jsonl"),
+                "--output-dir", server.url("out"), "--work-dir", str(tmp_path / "here"), "--val-ratio", "0.3",
+                "--models", str(golden_small / "checkpoints"), "--engine", "ray", "--ray-address", cluster.address,
+                "--num-processes", "2",
+            ],
+            env=cluster.environment, cwd=REPOSITORY,
+        )  # fmt: skip
+        assert driver.wait(timeout=300) == 0
+        there, here = server.tree("out"), tree(whole)
+    assert there.keys() == here.keys()
+    for name in here.keys() - {"rejected.jsonl", "stats.json"}:  # messages name the files, which are elsewhere
+        assert there[name] == here[name], name
+    counts = [json.loads(files["stats.json"]) for files in (there, here)]
+    counts[1]["rejected"]["audio_missing"] += 1  # there are no folders in object storage
+    counts[1]["rejected"]["audio_unreadable"] -= 1
+    assert counts[0] == counts[1]
+    lines = [[json.loads(line)["line"] for line in files["rejected.jsonl"].splitlines()] for files in (there, here)]
+    assert lines[0] == lines[1]

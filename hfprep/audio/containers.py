@@ -1,7 +1,7 @@
-"""Clips inside tar, Arrow and Parquet files: their bytes, and a path under which any decoder can read them.
+"""Clips inside tar, Arrow and Parquet files, and in object storage: their bytes, and a path that any decoder can read.
 
-Takes the strings of `references`. A clip is held in memory while it is read, nothing is copied to a disk. Knows nothing
-of what the bytes mean.
+Takes the strings of `references` and URLs. A clip is held in memory while it is read, nothing is copied to a disk.
+Knows nothing of what the bytes mean.
 """
 
 import bisect
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hfprep.errors import Reason, RejectedSample
+from hfprep.object_storage import is_url, open_stream, read, status
 from hfprep.references import ByteRange, ParquetCell, parse_reference
 
 CLIPS_AT_A_TIME = 16  # of a row group that are decompressed together
@@ -26,15 +27,12 @@ _this_thread = threading.local()
 
 
 def read_clip(audio: str) -> bytes:
-    """The bytes of an audio file, or of a clip inside another. Raises OSError or RejectedSample."""
+    """The bytes of an audio file, or of a clip inside another. Raises OSError, RejectedSample or StoreError."""
     match parse_reference(audio):
         case None:
-            with open(audio, "rb") as stream:
-                return stream.read()
+            return _read(audio)
         case ByteRange(file, _, offset, length):
-            with open(file, "rb") as stream:
-                stream.seek(offset)
-                clip = stream.read(length)
+            clip = _read(file, offset, offset + length)
             if len(clip) < length:
                 found = f"{audio}: cut off: the file ends after {len(clip)} of the clip's {length} bytes"
                 raise RejectedSample(Reason.AUDIO_UNREADABLE, found)
@@ -43,13 +41,22 @@ def read_clip(audio: str) -> bytes:
             return _column_of_this_thread(cell).read(cell)
 
 
+def _read(file: str, start: int = 0, end: int | None = None) -> bytes:
+    if is_url(file):
+        return read(file) if end is None else read(file, start, end)
+    with open(file, "rb") as stream:
+        stream.seek(start)
+        return stream.read(-1 if end is None else end - start)
+
+
 @contextlib.contextmanager
 def readable_path(audio: str) -> Iterator[str]:
     """A path of a file with this audio and nothing else, for as long as the context is open.
 
-    An ordinary path is given back as it is. Raises RejectedSample (AUDIO_MISSING, AUDIO_UNREADABLE) for clips.
+    An ordinary path is given back as it is. Raises RejectedSample (AUDIO_MISSING, AUDIO_UNREADABLE) for clips, and
+    StoreError where the object storage that holds them cannot be reached.
     """
-    if parse_reference(audio) is None:
+    if parse_reference(audio) is None and not is_url(audio):
         yield audio
         return
     try:
@@ -85,7 +92,8 @@ class ParquetColumn:
 
     def __init__(self, file: str, column: str) -> None:
         """Raises OSError, pyarrow's ArrowException or RejectedSample where there is no such column of bytes."""
-        self._file = pq.ParquetFile(file, buffer_size=READ_BYTES, pre_buffer=False)
+        self._stream = open_stream(file) if is_url(file) else None
+        self._file = pq.ParquetFile(self._stream or file, buffer_size=READ_BYTES, pre_buffer=False)
         schema = self._file.schema_arrow
         kind = schema.field(column).type if column in schema.names else None
         if kind is None or not (holds_clips(kind) or pa.types.is_struct(kind)):
@@ -101,6 +109,8 @@ class ParquetColumn:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+        if self._stream is not None:
+            self._stream.close()
 
     def read(self, cell: ParquetCell) -> bytes:
         """The bytes of a cell; RejectedSample where there is no such row or nothing in it."""
@@ -127,8 +137,13 @@ def holds_clips(kind: Any) -> bool:
 
 def _column_of_this_thread(cell: ParquetCell) -> ParquetColumn:
     """The column that this thread read last, or the cell's: neighbours are mostly read one after the other."""
-    status = os.stat(cell.file)
-    key = (cell.file, cell.column, status.st_size, status.st_mtime_ns)
+    if is_url(cell.file):
+        remote = status(cell.file)
+        version = (remote.size, remote.version)
+    else:
+        local = os.stat(cell.file)
+        version = (local.st_size, local.st_mtime_ns)
+    key = (cell.file, cell.column, version)
     if getattr(_this_thread, "key", None) != key:
         _this_thread.key = None
         _this_thread.column = ParquetColumn(cell.file, cell.column)

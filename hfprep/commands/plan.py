@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from hfprep.config import BuildConfig
+from hfprep.object_storage import url_of
 
 if TYPE_CHECKING:  # it loads torch
     from hfprep.dry_run import Preview
@@ -25,7 +26,11 @@ def show_plan(config: BuildConfig) -> int:
 
 def plan_table(found: "Preview") -> Table:
     """The plan as a table."""
-    table = Table(title=f"hfprep build --dry-run: {found.output_dir}", title_justify="left", show_header=False)
+    table = Table(
+        title=f"hfprep build --dry-run: {url_of(found.output_dir) or found.output_dir}",
+        title_justify="left",
+        show_header=False,
+    )
     table.add_column("what")
     table.add_column("count", justify="right")
     table.add_column("details", overflow="fold")

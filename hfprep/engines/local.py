@@ -78,7 +78,7 @@ def run_rows(
         parts = None if spool is None else stack.enter_context(contextlib.closing(spooled(every, spool)))
         for part in parts or [every]:
             used = {row.utterance.line: row for row in part}
-            results = extractor.extract([Task(row.utterance, row.need) for row in part])
+            results = extractor.extract([Task(row.utterance, row.need, row.audio.size) for row in part])
             stack.callback(results.close)
             for result in results:
                 computed, rejections = [], []

@@ -1,33 +1,40 @@
 """The engine of a cluster: the same extractor as Ray Data actors, over the same shards. The only module that loads Ray.
 
-The driver plans and publishes; actors read audio and models and stage arrays on a file system that all nodes share
-under the same paths. Ray restarts what dies with a node. What is lost all the same (an actor that a sample kills, more
-often than Ray retries) is handed out again in smaller shards, until single samples are left that cannot be computed.
+The driver plans, hands out the rows themselves, and stages and publishes what comes back through Ray's object store:
+nodes need no file system in common, only models under the same paths, and audio that each of them can read. Ray
+restarts what dies with a node. A shard that was begun too often (one of its samples kills actors) is given up for now;
+what is lost so is handed out again in smaller shards, until single samples are left that cannot be computed.
 """
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import os
 import socket
-import uuid
+import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 
 from hfprep.engines.local import run_rows
 from hfprep.engines.shards import MAX_SHARD_ROWS, Shard, cut
 from hfprep.engines.spec import BatchCost, ExtractorSpec, Sink, cost_of
 from hfprep.errors import ConfigError, HfprepError, Reason, StopRequested
-from hfprep.features import BatchResult, DeviceError
+from hfprep.features import DeviceError
+from hfprep.models.locate import ModelFiles
+from hfprep.object_storage import is_url
 from hfprep.planning import Plan
-from hfprep.records import Rejection
-from hfprep.store.layout import Stage, Staged
+from hfprep.records import Features, Rejection
+from hfprep.references import file_of
+from hfprep.store.layout import PlannedRow, Stage
+from hfprep.store.writer import BackgroundWriter
 
 try:
     import ray
@@ -38,9 +45,11 @@ except ImportError as error:
 log = logging.getLogger(__name__)
 
 SMALLER = 8  # each round over what was lost cuts shards this much shorter
-TASK_RETRIES = 2
+TASK_ATTEMPTS = 3
 ROUNDS_ALONE = 2  # in which a sample is handed out by itself before it is rejected
 TOO_MANY_LOST = 20  # single samples, with none computed: the fault is not in the samples
+HELD_BYTES = 1 << 28  # of what was computed and is not yet published: what a killed driver may cost
+SHARDS_AT_A_TIME = 64  # whose rows are held in the memory of the cluster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,72 +67,72 @@ class RayOptions:
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """What an actor sends back: the rows of a batch that are done, or the error that kept it from working."""
+    """What an actor sends back: a batch and the node that computed it, or the error that kept it from working."""
 
-    positions: list[int]
-    staged: list[Staged]
-    rejections: list[Rejection]
-    cost: BatchCost | None
+    node: str
+    computed: list[tuple[PlannedRow, Features]] = field(default_factory=list)
+    rejections: list[Rejection] = field(default_factory=list)
+    cost: BatchCost | None = None
     error: Exception | None = None
+
+
+class Attempts:
+    """How often each shard was begun; an actor of its own, because Ray may do a shard again anywhere, without end."""
+
+    def __init__(self) -> None:
+        self._begun: Counter[int] = Counter()
+
+    def begin(self, shard: int) -> int:
+        """Count one more attempt at a shard."""
+        self._begun[shard] += 1
+        return self._begun[shard]
 
 
 class Actor:
     """A process of the cluster with its models open; called with shards of the plan."""
 
-    def __init__(self, spec: ExtractorSpec, plan: str, folder: str, working_directory: str) -> None:
-        self.failure: HfprepError | None = None
-        with contextlib.suppress(OSError):  # relative paths of models and audio lead from where the driver is
+    def __init__(self, spec: ExtractorSpec, attempts: Any, working_directory: str) -> None:
+        self.node = socket.gethostname()
+        self.attempts = attempts
+        self.failure: Exception | None = None
+        with contextlib.suppress(OSError):  # relative paths of audio lead from where the driver is
             os.chdir(working_directory)
         try:
             datasets.disable_progress_bars()
             self.extractor = spec.open()
-            self.plan = datasets.Dataset.from_file(plan)
-            self.stage = Stage(Path(folder) / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-            self.writer = ThreadPoolExecutor(1)
-        except HfprepError as error:
-            self.failure = error
+        except (HfprepError, OSError) as error:
+            kind = type(error) if isinstance(error, HfprepError) else ConfigError
+            hint = "every node needs the models and the tokenizer under the same paths"
+            self.failure = kind(f"on node {self.node}: {error} ({hint})")
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Compute a shard; one row for each batch, staged while the next one computes."""
-        for rows in batch["rows"]:
-            for reported in self.compute([int(row) for row in rows]):
-                outcome = np.empty(1, object)
-                outcome[0] = reported
-                yield {"reported": outcome}
+        """Compute a shard; one row for each batch."""
+        for number, rows in zip(batch["number"], batch["rows"], strict=True):
+            for reported in self.compute(int(number), bytes(rows)):
+                yield {"reported": [ray.cloudpickle.dumps(reported)]}  # bytes are what Arrow takes as they are
 
-    def compute(self, rows: list[int]) -> Iterator[Reported]:
-        """Compute the rows at these positions of the plan."""
+    def compute(self, number: int, rows: bytes) -> Iterator[Reported]:
+        """Compute these rows of the plan, an Arrow stream; nothing where they were begun too often."""
         if self.failure is not None:
-            yield Reported([], [], [], None, self.failure)
+            yield Reported(self.node, error=self.failure)
             return
-        selected = self.plan.select(rows)
-        position_of = dict(zip(selected["line"], rows, strict=True))
+        if ray.get(self.attempts.begin.remote(number)) > TASK_ATTEMPTS:
+            yield Reported(self.node)
+            return
+        with pa.ipc.open_stream(rows) as stream:
+            selected = stream.read_all().to_pylist()
         counted = self.extractor.out_of_memory_events
-        waiting: tuple[Future[list[Staged]], list[Rejection], BatchResult] | None = None
-
-        def report(staging: Future[list[Staged]], rejections: list[Rejection], result: BatchResult) -> Reported:
-            nonlocal counted
-            staged = staging.result()
-            seconds = sum(item.seconds or 0.0 for item in staged)
-            cost = cost_of(result, seconds, self.extractor.out_of_memory_events - counted)
-            counted = self.extractor.out_of_memory_events
-            lines = [item.row.utterance.line for item in staged] + [item.line for item in rejections]
-            return Reported([position_of[line] for line in lines], staged, rejections, cost)
-
         try:
-            for computed, rejections, result in run_rows(
-                selected.to_list(), self.extractor, spool=self.stage.folder / "clips"
-            ):
-                staging = self.writer.submit(self.stage.write, computed)
-                if waiting is not None:
-                    yield report(*waiting)
-                waiting = staging, rejections, result
-            if waiting is not None:
-                yield report(*waiting)
+            with tempfile.TemporaryDirectory(prefix="hfprep-") as folder:
+                for computed, rejections, result in run_rows(selected, self.extractor, spool=Path(folder) / "clips"):
+                    seconds = sum(features.seconds or 0.0 for _, features in computed)
+                    cost = cost_of(result, seconds, self.extractor.out_of_memory_events - counted)
+                    counted = self.extractor.out_of_memory_events
+                    yield Reported(self.node, computed, rejections, cost)
         except DeviceError:
             os._exit(1)  # only another process can use the device again; Ray starts it
         except HfprepError as error:
-            yield Reported([], [], [], None, error)
+            yield Reported(self.node, error=error)
 
 
 class _Driver:
@@ -133,9 +142,17 @@ class _Driver:
         self.spec = spec
         self.plan = plan
         self.sink = sink
-        self.folder = folder
         self.options = options
+        self.rows = plan.dataset.with_format("arrow")
+        self.lines = plan.dataset.data.column("line").to_numpy()  # they rise
         self.done = np.zeros(len(plan.dataset), np.bool_)
+        self.stage = Stage(folder)
+        self.writer = BackgroundWriter(overlap=True)
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        self.writer.close()
+        self.stage.close()
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Work in rounds until nothing is left."""
@@ -158,41 +175,74 @@ class _Driver:
 
     def round(self, shards: list[Shard], stop: Callable[[], bool]) -> int:
         """One pass over these shards; gives how many samples had an outcome."""
-        items = [{"rows": [int(row) for row in shard.rows]} for shard in shards]
-        options = self.options
-        most = max(1, min(options.num_workers, len(items)))
+        before = int(self.done.sum())
+        for start in range(0, len(shards), SHARDS_AT_A_TIME):
+            self.hand_out(shards[start : start + SHARDS_AT_A_TIME], stop)
+        self.writer.flush()
+        return int(self.done.sum()) - before
+
+    def hand_out(self, shards: list[Shard], stop: Callable[[], bool]) -> None:
+        """Let the cluster compute shards whose rows fit into memory."""
+        items = [{"number": shard.number, "rows": self.rows_of(shard)} for shard in shards]
+        options, most = self.options, max(1, min(self.options.num_workers, len(items)))
+        attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
         mapped = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             Actor,
-            fn_constructor_args=(self.spec, str(self.plan.path.absolute()), str(self.folder.absolute()), os.getcwd()),
+            fn_constructor_args=(self.spec, attempts, os.getcwd()),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=most),
             num_cpus=options.num_cpus_per_worker,
             num_gpus=options.num_gpus_per_worker,
-            ray_remote_args_fn=_actor_arguments,
         )
-        before = int(self.done.sum())
         for batch in mapped.iter_batches(batch_size=1, prefetch_batches=0, batch_format="numpy"):
             for reported in batch["reported"]:
-                self.take(reported)
+                self.take(ray.cloudpickle.loads(reported))
             if stop():
+                self.writer.flush()
                 raise StopRequested
-        return int(self.done.sum()) - before
+
+    def rows_of(self, shard: Shard) -> bytes:
+        """The rows of a shard as an Arrow stream."""
+        table = self.rows[[int(row) for row in shard.rows]]
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+        return bytes(sink.getvalue())
 
     def take(self, reported: Reported) -> None:
         """Make a batch final, but for what was reported before a worker died and its shard was done again."""
         if reported.error is not None:
             raise reported.error
+        computed = [item for item in reported.computed if self.is_new(item[0].utterance.line)]
+        rejections = [item for item in reported.rejections if self.is_new(item.line)]
+        if not computed and not rejections:
+            return
+        for rejection in rejections:
+            self.refuse_unseen(rejection, reported.node)
         assert reported.cost is not None
-        fresh = [position for position in reported.positions if not self.done[position]]
-        if len(fresh) < len(reported.positions):
-            new = {int(line) for line in self.plan.dataset.select(fresh)["line"]} if fresh else set()
-            staged = [item for item in reported.staged if item.row.utterance.line in new]
-            rejections = [item for item in reported.rejections if item.line in new]
-            reported = dataclasses.replace(reported, staged=staged, rejections=rejections)
-        if fresh:
-            assert reported.cost is not None
-            self.sink(reported.staged, reported.rejections, reported.cost)
-            self.done[fresh] = True
+        cost = reported.cost
+        self.writer.submit(lambda: self.sink(self.stage.write(computed), rejections, cost))
+        for line in itertools.chain((row.utterance.line for row, _ in computed), (item.line for item in rejections)):
+            self.done[self.position(line)] = True
+
+    def position(self, line: int) -> int:
+        """Where the row of a manifest line is in the plan."""
+        return int(np.searchsorted(self.lines, line))
+
+    def is_new(self, line: int) -> bool:
+        """Whether a line has had no outcome yet."""
+        return not self.done[self.position(line)]
+
+    def refuse_unseen(self, rejection: Rejection, node: str) -> None:
+        """Raise ConfigError where a node misses a file that is here: then it would miss all the others too."""
+        if rejection.reason is not Reason.AUDIO_MISSING:
+            return
+        path = file_of(self.plan.dataset[self.position(rejection.line)]["path"])
+        if not is_url(path) and os.path.exists(path):
+            raise ConfigError(
+                f"{path} is here, but not on node {node}; audio must be on a file system that all nodes see under the "
+                "same paths, or in object storage"
+            )
 
     def give_up(self, left: np.ndarray, computed: int) -> None:
         """Reject samples that were lost even alone, unless everything is lost."""
@@ -229,7 +279,10 @@ def run_ray(
         _join(options.address)
     try:
         _quiet_context()
-        _Driver(spec, plan, sink, work, fitting(options, ray.cluster_resources())).run(stop)
+        spec = dataclasses.replace(spec, files=_absolute(spec.files), tokenizer=spec.tokenizer.absolute())
+        driver = _Driver(spec, plan, sink, work, fitting(options, ray.cluster_resources()))
+        with contextlib.closing(driver):
+            driver.run(stop)
     finally:
         if started:
             ray.shutdown()
@@ -255,13 +308,23 @@ def fitting(options: RayOptions, resources: dict[str, float]) -> RayOptions:
     return dataclasses.replace(options, num_gpus_per_worker=share, num_workers=options.num_workers or max(1, room))
 
 
-def _actor_arguments() -> dict[str, Any]:
-    """Actors come back wherever there is room; a shard that kills one over and over is given back."""
-    return {"max_restarts": -1, "max_task_retries": TASK_RETRIES}
+def _absolute(files: ModelFiles) -> ModelFiles:
+    """The same files, whatever folder a process works in."""
+    return ModelFiles(
+        config=files.config.absolute(),
+        gpt_checkpoint=files.gpt_checkpoint.absolute(),
+        w2v_stat=files.w2v_stat.absolute(),
+        semantic_model=files.semantic_model.absolute(),
+        semantic_config=files.semantic_config.absolute(),
+        preprocessor_config=files.preprocessor_config.absolute(),
+        semantic_weights=tuple(path.absolute() for path in files.semantic_weights),
+        semantic_codec=files.semantic_codec.absolute(),
+    )
 
 
 def _quiet_context() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # so that every batch comes back by itself, as soon as it is done
+    context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=HELD_BYTES)
     context.max_errored_blocks = -1  # what is lost is seen by what is missing, and handed out again

@@ -12,6 +12,7 @@ from typing import Protocol
 from hfprep.errors import ConfigError
 from hfprep.field_map import FieldMap
 from hfprep.manifest import RawRow, open_manifest
+from hfprep.object_storage import url_of
 from hfprep.sources.lines import LJSPEECH_DELIMITER, Delimited, JsonLines, LJSpeech
 
 METADATA = "metadata.csv"
@@ -37,6 +38,9 @@ class Source(Protocol):
 def open_source(manifest: Path, fields: FieldMap) -> Source:
     """Find out what `manifest` is and open it; rows come under our names. Raises ConfigError."""
     text = str(manifest)
+    url = url_of(manifest)
+    if url is not None:
+        return _open_remote(manifest, url, fields)
     if manifest.is_dir():
         return _open_folder(manifest, None, fields)
     if manifest.exists():
@@ -57,14 +61,26 @@ def open_source(manifest: Path, fields: FieldMap) -> Source:
 
 def rows_sha256(manifest: Path, fields: FieldMap) -> str:
     """What tells one manifest from another: of a JSONL, CSV or TSV file its content, else the hash of all rows."""
-    if manifest.is_file() and manifest.suffix.lower() not in (".tar", *PARQUET_SUFFIXES):
-        with open(manifest, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
     digest = hashlib.sha256()
+    lines = manifest.is_file() or url_of(manifest) is not None
+    if lines and manifest.suffix.lower() not in (".tar", *PARQUET_SUFFIXES):
+        with open_manifest(manifest) as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+            return digest.hexdigest()
     for number, raw in open_source(manifest, fields).lines():
         row = raw if isinstance(raw, dict) else str(raw)
         digest.update(json.dumps([number, row], ensure_ascii=False).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def _open_remote(manifest: Path, url: str, fields: FieldMap) -> Source:
+    if url.endswith("/") or manifest.suffix.lower() == ".tar" or glob.has_magic(url) or BRACES.search(url):
+        raise ConfigError(
+            f"--manifest {url!r}: folders, tars and patterns are not read from object storage; give a JSONL, CSV, TSV "
+            "or Parquet file there (its audio may be URLs, and ranges of tars: docs/inputs.md)"
+        )
+    return _open_file(manifest, fields)
 
 
 def _open_file(path: Path, fields: FieldMap) -> Source:

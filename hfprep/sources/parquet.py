@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from hfprep.errors import ConfigError
 from hfprep.field_map import FieldMap
 from hfprep.manifest import RawRow
+from hfprep.object_storage import open_stream, url_of
 from hfprep.references import ParquetCell
 from hfprep.sources.columns import BYTES, PATH, Columns, clip_name
 
@@ -40,7 +41,8 @@ class ParquetFiles:
                 raise ConfigError(f"{self.where}: {path} cannot be read as Parquet: {error}") from error
 
     def _rows(self, path: Path) -> Iterator[dict[str, Any]]:
-        with pq.ParquetFile(path) as file:
+        url = url_of(path)
+        with open_stream(url) if url else open(path, "rb") as stream, pq.ParquetFile(stream) as file:
             columns = Columns.choose(file.schema_arrow, self.fields, self.where)
             name_column = _path_column(file.schema_arrow.field(columns.audio).type, columns)
             leaves = [*columns.read, *([name_column] if name_column else [])]

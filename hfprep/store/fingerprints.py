@@ -17,6 +17,7 @@ from typing import Any
 
 from hfprep.audio.containers import read_clip
 from hfprep.errors import CheckpointError
+from hfprep.object_storage import is_url, status
 from hfprep.records import Need, Utterance
 from hfprep.references import ByteRange, parse_reference
 from hfprep.store.atomic import write_bytes
@@ -36,7 +37,8 @@ def digest(value: Any) -> bytes:
 class AudioIdentity:
     """What tells one audio file from another: size and mtime, or with `--hash-audio` its content.
 
-    A clip inside another file goes by its length and that file's mtime; where in the file it is, its name says.
+    A clip inside another file goes by its length and that file's mtime; where in the file it is, its name says. In
+    object storage a number made from the ETag (or from the time, where there is none) stands for the mtime.
     """
 
     size: int
@@ -45,14 +47,22 @@ class AudioIdentity:
 
     @classmethod
     def of(cls, path: str, *, by_content: bool) -> "AudioIdentity":
-        """Look at the file at `path`; OSError where there is none."""
+        """Look at the file at `path`; OSError where there is none, StoreError where nobody can say."""
         reference = parse_reference(path)
-        if reference is None:
-            status = os.stat(path)
-            return cls(status.st_size, status.st_mtime_ns, sha256_file(Path(path)) if by_content else None)
-        status = os.stat(reference.file)
-        size = reference.length if isinstance(reference, ByteRange) else status.st_size
-        return cls(size, status.st_mtime_ns, hashlib.sha256(read_clip(path)).hexdigest() if by_content else None)
+        file = path if reference is None else reference.file
+        if is_url(file):
+            remote = status(file)
+            size, mtime_ns = remote.size, remote.version
+        else:
+            local = os.stat(file)
+            size, mtime_ns = local.st_size, local.st_mtime_ns
+        if isinstance(reference, ByteRange):
+            size = reference.length
+        if not by_content:
+            return cls(size, mtime_ns)
+        if reference is None and not is_url(file):
+            return cls(size, mtime_ns, sha256_file(Path(path)))
+        return cls(size, mtime_ns, hashlib.sha256(read_clip(path)).hexdigest())
 
     def key(self) -> bytes:
         return (self.sha256 or f"{self.size}:{self.mtime_ns}").encode()

@@ -99,6 +99,8 @@ class Staged:
 class NpyOutput:
     """One output directory in the npy layout."""
 
+    reading_threads = 4
+
     def __init__(self, root: Path) -> None:
         self.root = root
         self.private = root / PRIVATE
@@ -151,6 +153,11 @@ class NpyOutput:
             return array.shape if right and path.stat().st_size == npy_size(column, array.shape) else None
         except (OSError, ValueError, EOFError):
             return None
+
+    def content(self, path: str) -> bytes:
+        """The content of an artifact, by its path here."""
+        with open(path, "rb", buffering=0) as stream:
+            return stream.read()
 
     def occupied(self) -> bool:
         """Whether artifacts lie here already."""

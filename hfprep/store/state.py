@@ -231,6 +231,20 @@ class State:
             self._db.execute(insert, (sample_id, *values.values()))
 
 
+def copy_state(source: Path, target: Path) -> None:
+    """A consistent copy of a database that may be open elsewhere. Raises StoreError."""
+    try:
+        reading = sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True)
+        writing = sqlite3.connect(target)
+        try:
+            reading.backup(writing)
+        finally:
+            reading.close()
+            writing.close()
+    except sqlite3.Error as error:
+        raise StoreError(f"the state in {source} cannot be copied to {target}: {error}; see to its disk") from error
+
+
 def _open(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:

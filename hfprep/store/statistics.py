@@ -6,7 +6,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ import numpy as np
 from hfprep.errors import StoreError
 from hfprep.store.atomic import write_bytes
 
-BLOCK, READING_THREADS = 256, 4  # files read together, and at a time
+BLOCK = 256  # files read together
+Read = Callable[[str], bytes]
 NPY_PREFIX_BYTES = 10  # magic, version, and the header's length in the last two bytes
 PACKAGES = (
     "hfprep",
@@ -43,27 +44,28 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def codebook_use(paths: Iterable[str | os.PathLike[str]], size: int) -> dict[str, Any]:
+def codebook_use(paths: Iterable[str | os.PathLike[str]], size: int, *, read: Read, threads: int = 4) -> dict[str, Any]:
     """How the codes in these .npy files (int32, version 1.0) spread over a codebook of `size` rows.
+
+    `read` gives a file's content, in so many threads.
 
     Gives size, used (rows), perplexity. Raises StoreError where a file cannot be read.
     """
     counts = np.zeros(size, np.int64)
     source = iter(paths)
-    with ThreadPoolExecutor(READING_THREADS) as pool:
-        while blocks := [block for _ in range(READING_THREADS) if (block := list(itertools.islice(source, BLOCK)))]:
-            for codes in pool.map(_read_codes, blocks):
+    with ThreadPoolExecutor(threads) as pool:
+        while blocks := [block for _ in range(threads) if (block := list(itertools.islice(source, BLOCK)))]:
+            for codes in pool.map(lambda block: _read_codes(block, read), blocks):
                 counts += np.bincount(codes, minlength=size)[:size]
     return {"size": size, "used": int((counts > 0).sum()), "perplexity": perplexity(counts)}
 
 
-def _read_codes(paths: Iterable[str | os.PathLike[str]]) -> np.ndarray:
+def _read_codes(paths: Iterable[str | os.PathLike[str]], read: Read) -> np.ndarray:
     """All codes of these files, int32 (codes,). np.load would take longer over the header than over the codes."""
     arrays = []
     for path in paths:
         try:
-            with open(path, "rb", buffering=0) as stream:
-                content = stream.read()
+            content = read(os.fspath(path))
             start = NPY_PREFIX_BYTES + int.from_bytes(content[8:NPY_PREFIX_BYTES], "little")
             arrays.append(np.frombuffer(content, "<i4", offset=start))
         except (OSError, ValueError) as error:

@@ -1,0 +1,457 @@
+"""Builds from and to an S3 server: the tree of a local build, whatever dies, and never a list of what is not there."""
+
+import io
+import json
+import logging
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import hfprep
+from hfprep import object_storage
+from hfprep.dry_run import preview
+from hfprep.errors import ConfigError, RejectedSample, StoreError
+from hfprep.object_storage import is_url, joined, url_of
+from hfprep.records import COLUMNS
+from hfprep.store import lease, remote
+from hfprep.store.fingerprints import AudioIdentity
+from hfprep.store.lease import Lease
+from tests.crash_child import CrashServer
+from tests.s3_server import S3Server, s3_server
+
+GOLDEN = Path(__file__).resolve().parent / "golden-small"
+ROWS = [json.loads(line) for line in (GOLDEN / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+Build = Callable[..., hfprep.Summary]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3Server]:
+    """A server with the golden set in the folder `in`, and credentials for it in the environment."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    with s3_server() as running:
+        running.put_folder(GOLDEN / "audio", "in/audio")
+        running.put("in/manifest.jsonl", (GOLDEN / "manifest.jsonl").read_bytes())
+        yield running
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build without object storage."""
+    output = tmp_path_factory.mktemp("local") / "out"
+    hfprep.build(config_of(manifest=GOLDEN / "manifest.jsonl", output_dir=output))
+    return output
+
+
+@pytest.fixture
+def output(request: pytest.FixtureRequest) -> str:
+    """A folder on the server that no other test uses."""
+    return str(request.node.name).replace("[", "-").replace("]", "")
+
+
+def config_of(**options: Any) -> hfprep.BuildConfig:
+    values: dict[str, Any] = {"models": GOLDEN / "checkpoints", "val_ratio": 0.3, "batch_size": 1}
+    return hfprep.BuildConfig(**values | options)
+
+
+@pytest.fixture
+def build(server: S3Server, output: str, tmp_path: Path) -> Build:
+    """Build the golden set on the server into `output` there; `folder` stands for a machine."""
+
+    def run(folder: str = "here", **options: Any) -> hfprep.Summary:
+        values = {"manifest": server.url("in/manifest.jsonl"), "output_dir": server.url(output)}
+        return hfprep.build(config_of(**values | {"work_dir": tmp_path / folder} | options))
+
+    return run
+
+
+def public_tree(folder: Path) -> dict[str, bytes]:
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if not name.startswith(".hfprep/")}
+
+
+def listed(server: S3Server, output: str) -> list[dict[str, Any]]:
+    """What the manifests on the server list."""
+    names = [name for name in ("train_manifest.jsonl", "val_manifest.jsonl") if name in server.names(output)]
+    return [json.loads(line) for name in names for line in server.get(f"{output}/{name}").splitlines()]
+
+
+def check_listed(server: S3Server, output: str) -> int:
+    """Hold every listed sample against its artifacts on the server; gives how many there are."""
+    records = listed(server, output)
+    names = set(server.names(output))
+    for record in records:
+        for column in COLUMNS:
+            assert record[f"{column}_path"] in names, f"{record['id']} is listed without its {column}"
+        assert len(np.load(io.BytesIO(server.get(f"{output}/{record['text_ids_path']}")))) == record["text_len"]
+        assert len(np.load(io.BytesIO(server.get(f"{output}/{record['codes_path']}")))) == record["code_len"]
+    assert len({record["id"] for record in records}) == len(records)
+    return len(records)
+
+
+def test_a_build_from_s3_to_s3_is_the_local_one_byte_for_byte(
+    build: Build, server: S3Server, output: str, local: Path, tmp_path: Path
+) -> None:
+    summary = build()
+    assert (summary.accepted, summary.rejected, summary.url) == (8, {}, server.url(output))
+    assert server.tree(output) == public_tree(local)
+    left = [path.name for path in (tmp_path / "here").rglob("*.npy") if path.parent.name != "codes"]
+    assert not left  # what is uploaded does not stay here, but for the codes
+    assert not [name for name in server.names(output) if name.endswith(("lease.json", "-journal", "sqlite.tmp"))]
+    again = build()
+    assert (again.reused, again.tally.done) == (8, 0)
+    copy = server.download(output, tmp_path / "copy")
+    gone_on = hfprep.build(config_of(manifest=server.url("in/manifest.jsonl"), output_dir=copy))
+    assert (gone_on.reused, gone_on.tally.done) == (8, 0)
+    assert public_tree(copy) == public_tree(local)
+
+
+def test_the_store_never_lists_what_it_does_not_hold(
+    build: Build, server: S3Server, output: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Looked at after every single write, with a snapshot after each batch, also while samples are replaced."""
+    seen: list[int] = []
+    one_at_a_time = threading.Lock()
+
+    def checked(original: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: Any, **options: Any) -> None:
+            if str(arguments[0]).endswith(".npy"):
+                time.sleep(0.05)  # what is to come after them would be first if it did not wait
+            original(*arguments, **options)
+            with one_at_a_time:
+                seen.append(check_listed(server, output))
+
+        return call
+
+    monkeypatch.setattr(remote, "SNAPSHOT_SECONDS", 0.0)
+    monkeypatch.setattr(remote, "SNAPSHOT_SHARE", 0)
+    monkeypatch.setattr(remote, "REQUESTS_AT_A_TIME", 1)  # else other files arrive while one is being looked at
+    for name in ("write", "upload"):
+        monkeypatch.setattr(remote, name, checked(getattr(remote, name)))
+    build(max_samples=2)
+    assert {0, 1, 2} <= set(seen)
+    rows = [row | {"text": "Hello again, and more of it."} if n == 1 else row for n, row in enumerate(ROWS)]
+    changed = [row | {"audio": server.url(f"in/{row['audio']}")} for row in rows]
+    server.put(f"{output}-in/changed.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in changed))
+    seen.clear()
+    summary = build(manifest=server.url(f"{output}-in/changed.jsonl"), max_samples=2)
+    assert summary.changed == 2  # one by its text, all by the name of their audio
+    assert seen[0] == 2
+    assert seen[-1] == 2
+    assert 0 in seen  # they left the list before the first of them was replaced
+
+
+DIES = """
+import os, signal
+from hfprep.store import remote
+original, count = remote.write, 0
+def write(url, content, **options):
+    global count
+    original(url, content, **options)
+    count += url.endswith(".npy")
+    if count == {nth}:
+        os.kill(os.getpid(), signal.SIGKILL)
+remote.write = write
+remote.SNAPSHOT_SECONDS = remote.SNAPSHOT_SHARE = {seconds}
+"""
+
+
+@pytest.fixture(scope="module")
+def crashing(server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrashServer]:
+    with CrashServer(tmp_path_factory.mktemp("crash")) as running:
+        yield running
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nth", [3, 12, 14, 30])
+def test_killed_and_continued_here_and_elsewhere(
+    crashing: CrashServer, build: Build, server: S3Server, output: str, local: Path, tmp_path: Path, nth: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """kill -9 while the nth artifact is sent: the same folder loses nothing, an empty one what no snapshot knows."""
+    monkeypatch.setattr(lease, "OUTLIVED_SECONDS", 0.2)
+    monkeypatch.setattr(lease, "WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.0)
+    arguments: list[object] = ["build", "--manifest", server.url("in/manifest.jsonl"), "--work-dir", tmp_path / "here"]
+    arguments += ["--output-dir", server.url(output), "--models", GOLDEN / "checkpoints", "--val-ratio", 0.3]
+    arguments += ["--batch-size", 1]
+    ended = crashing.run(arguments, patches={"dies": DIES.format(nth=nth, seconds=0)})
+    assert ended.status == -9, ended.stderr
+    assert ".hfprep/lease.json" in server.names(output)
+    check_listed(server, output)
+    known = {record["id"] for record in listed(server, output)}
+    first = {row["id"] for row in ROWS[:6]}
+    elsewhere = build("elsewhere", max_samples=6)
+    assert elsewhere.reused == len(known & first)
+    assert check_listed(server, output) == 6
+    here = build("here")  # is now behind the store, and made anew from it
+    assert (here.accepted, here.tally.done) == (8, 8 - len(known | first))
+    assert server.tree(output) == public_tree(local)
+
+
+def test_killed_and_continued_in_the_same_folder(
+    crashing: CrashServer, build: Build, server: S3Server, output: str, local: Path, tmp_path: Path
+) -> None:
+    """Without any snapshot in between all that was computed is kept: it is here, sent or not."""
+    arguments: list[object] = ["build", "--manifest", server.url("in/manifest.jsonl"), "--work-dir", tmp_path / "here"]
+    arguments += ["--output-dir", server.url(output), "--models", GOLDEN / "checkpoints", "--val-ratio", 0.3]
+    arguments += ["--batch-size", 1]
+    one_by_one = "from hfprep.store import remote\nremote.REQUESTS_AT_A_TIME = 1\n"  # so that two of four are not sent
+    ended = crashing.run(arguments, patches={"dies": one_by_one + DIES.format(nth=14, seconds=1000)})
+    assert ended.status == -9, ended.stderr
+    assert check_listed(server, output) == 0
+    summary = build()
+    assert summary.reused >= 3
+    assert summary.reused >= len(ended.computed) - 2  # what was being computed, and the batch in flight
+    assert server.tree(output) == public_tree(local)
+
+
+def test_what_is_being_replaced_is_in_no_snapshot(
+    build: Build, server: S3Server, output: str, local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New artifacts are there, and the run breaks off: another machine that wants the old ones must not trust those."""
+    rows = [row | {"audio": server.url(f"in/{row['audio']}")} for row in ROWS]
+    for name, text in (("old", rows[0]["text"]), ("new", "One two, one two, one two.")):
+        lines = [json.dumps(rows[0] | {"text": text}), *map(json.dumps, rows[1:3])]
+        server.put(f"{output}-in/{name}.jsonl", "\n".join(lines).encode())
+    old, new = (server.url(f"{output}-in/{name}.jsonl") for name in ("old", "new"))
+    build("a", manifest=old)
+    before = server.tree(output)
+
+    def breaks_off(self: remote.Mirror, state: Any) -> None:
+        self._drain()
+        raise StoreError("the network is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote.Mirror, "snapshot_if_due", breaks_off)
+        with pytest.raises(StoreError, match="is gone"):
+            build("a", manifest=new)
+    assert server.get(f"{output}/text_ids/{ROWS[0]['id']}.npy") != before[f"text_ids/{ROWS[0]['id']}.npy"]
+    assert check_listed(server, output) == 2
+    summary = build("b", manifest=old)
+    assert (summary.reused, summary.tally.done) == (2, 1)
+    assert server.tree(output) == before
+
+
+def test_a_store_that_refuses_what_is_there_in_other_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing:
+        there = True
+
+        def pipe_file(self, path: str, content: bytes, mode: str) -> None:
+            raise OSError(22, "precondition failed")
+
+        def invalidate_cache(self) -> None:
+            """Nothing is remembered."""
+
+        def exists(self, path: str) -> bool:
+            return self.there
+
+    store = Refusing()
+    monkeypatch.setattr(object_storage, "_opened", lambda url: (store, url))
+    with pytest.raises(FileExistsError):
+        object_storage.write("s3://bucket/key", b"", only_new=True)
+    store.there = False
+    with pytest.raises(StoreError, match="precondition failed"):
+        object_storage.write("s3://bucket/key", b"", only_new=True)
+
+
+def test_a_folder_that_fell_behind_is_brought_up_to_date(
+    build: Build, server: S3Server, output: str, local: Path
+) -> None:
+    assert build("a", max_samples=3).tally.done == 3
+    assert build("b").tally.done == 5
+    again = build("a")
+    assert (again.reused, again.tally.done) == (8, 0)
+    assert server.tree(output) == public_tree(local)
+
+
+def test_a_missing_object_is_one_rejection(build: Build, server: S3Server, output: str) -> None:
+    rows = [ROWS[0] | {"audio": server.url("in/" + ROWS[0]["audio"])}, ROWS[1] | {"audio": server.url("in/none.wav")}]
+    rows += [ROWS[2] | {"audio": "nosuchstore://a/b.wav"}, ROWS[3] | {"audio": "s3://No_Such/b.wav"}]
+    rows += [ROWS[4] | {"audio": "https://example.invalid/a.wav"}]
+    server.put(f"{output}-in/m.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    summary = build(manifest=server.url(f"{output}-in/m.jsonl"))
+    assert (summary.accepted, summary.rejected) == (1, {"audio_missing": 4})
+    rejected = [json.loads(line) for line in server.get(f"{output}/rejected.jsonl").splitlines()]
+    assert [(row["line"], row["reason"]) for row in rejected] == [(n, "audio_missing") for n in (2, 3, 4, 5)]
+    assert server.url("in/none.wav") in rejected[0]["message"]
+
+
+@pytest.mark.parametrize(("where", "nth"), [("planning", 5), ("reading", 5), ("writing", 12)])
+def test_a_store_that_goes_away_ends_the_run_and_the_rerun_continues(
+    build: Build, server: S3Server, output: str, local: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    where: str, nth: int,
+) -> None:  # fmt: skip
+    """No sample is rejected for it, whichever thread meets it first."""
+    names = {"planning": "info", "reading": "cat_file", "writing": "pipe_file"}
+    store = object_storage._store("s3", "{}")
+    original, calls = getattr(store, names[where]), 0
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == nth:
+            server.stop()
+        return original(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, names[where], call)
+        with pytest.raises(StoreError, match="cannot be reached"):
+            build()
+    assert calls >= nth
+    rejected = tmp_path / "here" / "rejected.jsonl"
+    assert not rejected.exists() or not rejected.read_bytes()
+    server.start()
+    if where != "planning":
+        assert check_listed(server, output) == 0
+    summary = build()
+    assert (summary.accepted, summary.rejected) == (8, {})
+    assert server.tree(output) == public_tree(local)
+
+
+def test_one_run_at_a_time(
+    build: Build, server: S3Server, output: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(lease, "RENEWAL_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "OUTLIVED_SECONDS", 2.0)
+    monkeypatch.setattr(lease, "WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.0)
+    url = server.url(f"{output}/.hfprep/lease.json")
+    with Lease(url, "another machine"), pytest.raises(StoreError, match="another run is writing to s3://"):
+        build()
+    assert not server.names(output)
+    server.put(f"{output}/.hfprep/lease.json", b'{"holder": "a machine that is gone", "host": "far", "pid": 1}')
+    assert build(max_samples=1).accepted == 1
+    with Lease(url, "one") as held:
+        server.put(f"{output}/.hfprep/lease.json", b'{"holder": "two", "host": "far", "pid": 2}')
+        held._thread.join(timeout=5)
+        with pytest.raises(StoreError, match="another run took over"):
+            held.check()
+    assert server.names(output + "/.hfprep").count("lease.json") == 1  # the other's lease stays
+
+
+def test_other_formats_of_input_and_clips_inside_files(
+    build: Build, server: S3Server, output: str, local: Path
+) -> None:
+    """CSV, Parquet with the audio inside, and a range of a tar: the features are those of the files."""
+    clip = (GOLDEN / ROWS[0]["audio"]).read_bytes()
+    table = f'id,text,language,audio\n{ROWS[0]["id"]},"{ROWS[0]["text"]}",{ROWS[0]["language"]},../in/audio/'
+    server.put(f"{output}-in/rows.csv", (table + Path(ROWS[0]["audio"]).name + "\n").encode())
+    sink = io.BytesIO()
+    row = {name: [ROWS[0][name]] for name in ("id", "text", "language")}
+    pq.write_table(pa.table(row | {"audio": [{"bytes": clip, "path": "clip.wav"}]}), sink)
+    server.put(f"{output}-in/rows.parquet", sink.getvalue())
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        member = tarfile.TarInfo("clip.wav")
+        member.size = len(clip)
+        archive.addfile(member, io.BytesIO(clip))
+    server.put(f"{output}-in/clips.tar", packed.getvalue())
+    reference = f"clips.tar#clip.wav@{tarfile.BLOCKSIZE}+{len(clip)}"
+    beyond = f"clips.tar#clip.wav@{len(packed.getvalue()) + 5}+10"
+    lines = [json.dumps(ROWS[0] | {"audio": reference}), json.dumps({"id": "x", "text": "x", "audio": beyond})]
+    server.put(f"{output}-in/rows.jsonl", "\n".join(lines).encode())
+    for name, rejected in (("rows.csv", {}), ("rows.parquet", {}), ("rows.jsonl", {"audio_unreadable": 1})):
+        summary = build(name, manifest=server.url(f"{output}-in/{name}"), output_dir=server.url(f"{output}/{name}"))
+        assert (summary.accepted, summary.rejected) == (1, rejected)
+        for column in COLUMNS:
+            found = server.get(f"{output}/{name}/{column}/{ROWS[0]['id']}.npy")
+            assert found == (local / column / f"{ROWS[0]['id']}.npy").read_bytes()
+    with pytest.raises(ConfigError, match="are not read from object storage"):
+        build(manifest=server.url(f"{output}-in/clips.tar"))
+    with pytest.raises(ConfigError, match=f"'{server.url('none.jsonl')}' cannot be read"):
+        build(manifest=server.url("none.jsonl"))
+
+
+def test_a_changed_object_is_computed_again(build: Build, server: S3Server, output: str) -> None:
+    first, second = (GOLDEN / ROWS[index]["audio"] for index in (0, 7))
+    server.put(f"{output}-in/clip.wav", first.read_bytes())
+    row = ROWS[0] | {"audio": "clip.wav", "duration": None}
+    server.put(f"{output}-in/m.jsonl", json.dumps(row).encode())
+    manifest = server.url(f"{output}-in/m.jsonl")
+    build(manifest=manifest)
+    before = server.get(f"{output}/codes/{row['id']}.npy")
+    server.put(f"{output}-in/clip.wav", first.read_bytes())
+    assert build(manifest=manifest).reused == 1  # the same content, put there again
+    server.put(f"{output}-in/clip.wav", second.read_bytes())
+    assert build(manifest=manifest).changed == 1
+    assert server.get(f"{output}/codes/{row['id']}.npy") != before
+    plan = preview(config_of(manifest=manifest, output_dir=server.url(output)))
+    assert (plan.reused, plan.pending) == (1, 0)
+    assert preview(config_of(manifest=manifest, output_dir=server.url("nothing-yet"))).pending == 1
+
+
+@pytest.mark.slow
+def test_processes_of_this_machine_read_and_write_there(
+    build: Build, server: S3Server, output: str, local: Path
+) -> None:
+    assert build(num_processes=2).accepted == 8
+    assert server.tree(output) == public_tree(local)
+
+
+def test_a_bucket_that_is_missing_is_named(build: Build) -> None:
+    with pytest.raises(StoreError, match="is there such a bucket"):
+        build(output_dir="s3://no-such-bucket/out")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        build(manifest="s3://no-such-bucket/m.jsonl")
+
+
+def test_content_hashes_of_objects(server: S3Server) -> None:
+    path = GOLDEN / ROWS[0]["audio"]
+    here = AudioIdentity.of(str(path), by_content=True)
+    there = AudioIdentity.of(server.url("in/" + ROWS[0]["audio"]), by_content=True)
+    assert (here.size, here.sha256) == (there.size, there.sha256)
+
+
+def test_what_does_not_go_with_object_storage_is_refused(tmp_path: Path, build: Build) -> None:
+    with pytest.raises(ConfigError, match="--work-dir"):
+        config_of(manifest="m.jsonl", output_dir=tmp_path, work_dir=tmp_path)
+    for options in ({"skip_existing": True}, {"format": "npy,arrow"}):
+        with pytest.raises(ConfigError, match="object storage"):
+            config_of(manifest="m.jsonl", output_dir="s3://b/out", **options)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "thesis.tex").write_text("dear to somebody")
+    with pytest.raises(StoreError, match="holds other files"):
+        build()
+    assert (tmp_path / "here" / "thesis.tex").read_text() == "dear to somebody"
+
+
+def test_a_work_dir_belongs_to_one_output(build: Build, server: S3Server, output: str) -> None:
+    build(max_samples=1)
+    with pytest.raises(StoreError, match="give another --work-dir"):
+        build(output_dir=server.url(f"{output}-2"))
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(scheme: str) -> None:
+        raise ImportError(f"Install {scheme}")
+
+    monkeypatch.setattr("fsspec.get_filesystem_class", missing)
+    with pytest.raises(ConfigError, match=r"s3:// needs .* pip install 'hfprep\[s3\]'"):
+        object_storage.read("s3://bucket/key")
+
+
+def test_names_of_urls() -> None:
+    assert url_of(Path("s3://bucket/a/b.jsonl")) == "s3://bucket/a/b.jsonl"
+    assert url_of("s3://bucket/a b#c.jsonl") == "s3://bucket/a b#c.jsonl"
+    assert [url_of(text) for text in ("a/b", "/a/b", "C:/x", "s3:x", "http://a/b", "file:///a")] == [None] * 6
+    assert is_url("s3://b/x.tar#a.wav@512+10")
+    assert joined("s3://bucket/in/sub", "../a/./b.wav") == "s3://bucket/in/a/b.wav"
+
+
+def test_a_store_without_permission_is_no_rejection(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing:
+        def info(self, path: str) -> None:
+            raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(object_storage, "_opened", lambda url: (Refusing(), url))
+    with pytest.raises(StoreError, match="Access Denied; see to its permissions"):
+        object_storage.status("s3://bucket/key")
+    assert not issubclass(StoreError, RejectedSample)
