@@ -173,9 +173,10 @@ def _opened(url: str) -> tuple[Any, str]:
     """The store of a URL, and the file's path in it."""
     found = _URL.match(url)
     assert found is not None, url
-    kind = _kind(found["scheme"].lower())
-    options = kind._get_kwargs_from_urls(url) if found["scheme"] not in EXTRAS else {}
-    return _store(found["scheme"].lower(), json.dumps(options, sort_keys=True)), str(kind._strip_protocol(url))
+    scheme = found["scheme"].lower()
+    kind = _kind(scheme)
+    options = kind._get_kwargs_from_urls(url) if scheme not in EXTRAS else {}
+    return _store(scheme, json.dumps(options, sort_keys=True)), str(kind._strip_protocol(url))
 
 
 def _kind(scheme: str) -> Any:

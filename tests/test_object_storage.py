@@ -19,6 +19,7 @@ import hfprep
 from hfprep import object_storage
 from hfprep.dry_run import preview
 from hfprep.errors import ConfigError, RejectedSample, StoreError
+from hfprep.merging import merge
 from hfprep.object_storage import is_url, joined, url_of
 from hfprep.records import COLUMNS
 from hfprep.store import lease, remote
@@ -146,6 +147,9 @@ def test_the_store_never_lists_what_it_does_not_hold(
     assert seen[0] == 2
     assert seen[-1] == 2
     assert 0 in seen  # they left the list before the first of them was replaced
+    for ratio in (1.0, 0.0):  # every sample changes sides, and is never on both
+        build(manifest=server.url(f"{output}-in/changed.jsonl"), max_samples=2, val_ratio=ratio)
+    assert check_listed(server, output) == 2
 
 
 DIES = """
@@ -394,6 +398,17 @@ def test_processes_of_this_machine_read_and_write_there(
 ) -> None:
     assert build(num_processes=2).accepted == 8
     assert server.tree(output) == public_tree(local)
+
+
+def test_parts_are_merged_from_their_copies(
+    build: Build, server: S3Server, output: str, local: Path, tmp_path: Path
+) -> None:
+    parts = []
+    for index in range(2):
+        build(f"part{index}", output_dir=server.url(f"{output}/{index}"), shard=f"{index}/2")
+        parts.append(server.download(f"{output}/{index}", tmp_path / f"copy{index}"))
+    merge(parts, tmp_path / "merged")
+    assert public_tree(tmp_path / "merged") == public_tree(local)
 
 
 def test_a_bucket_that_is_missing_is_named(build: Build) -> None:

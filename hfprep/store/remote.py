@@ -27,7 +27,7 @@ from hfprep.errors import StoreError
 from hfprep.object_storage import REQUESTS_AT_A_TIME, download, file_names, read, remove, upload, write
 from hfprep.records import COLUMNS, Need, Rejection, artifact_path
 from hfprep.store import atomic
-from hfprep.store.layout import PRIVATE, NpyOutput, PlannedRow, Publisher, Staged
+from hfprep.store.layout import PRIVATE, VAL, NpyOutput, PlannedRow, Publisher, Staged
 from hfprep.store.lease import Lease
 from hfprep.store.state import State, copy_state
 from hfprep.store.timeline import TIMELINE
@@ -89,6 +89,7 @@ class Mirror:
         self.private = f"{output.url}/{PRIVATE}"
         self._sending: deque[Future[None]] = deque()
         self._known: dict[str, tuple[int, int]] = {}  # files as they were uploaded: bytes and mtime, by relative path
+        self._val_ratio: float | None = None  # by which the lists in the store are split
         self._next_snapshot = 0.0
         self._stack = ExitStack()
 
@@ -151,8 +152,13 @@ class Mirror:
         copy_state(state.path, copy)
         upload(copy, f"{self.private}/{STATE}")
         copy.unlink()
+        val_ratio = state.get("val_ratio")
+        if self._val_ratio not in (None, val_ratio):  # else samples that change sides would be on both for a moment
+            remove(f"{self.output.url}/{VAL}")
+            self._known.pop(VAL, None)
         self._upload_lists()
-        write(f"{self.private}/{SNAPSHOT}", json.dumps({"id": new}).encode() + b"\n")
+        write(f"{self.private}/{SNAPSHOT}", json.dumps({"id": new, "val_ratio": val_ratio}).encode() + b"\n")
+        self._val_ratio = val_ratio
         self._write_record(record | {"snapshots": [new]})
         os.truncate(self.output.private / UNSENT, 0)
         took = time.monotonic() - started
@@ -161,7 +167,8 @@ class Mirror:
     def _bring_up_to_date(self, record: dict[str, Any]) -> None:
         """See that the local folder is what the store has, or what this folder made of it."""
         try:
-            there = json.loads(read(f"{self.private}/{SNAPSHOT}"))["id"]
+            snapshot = json.loads(read(f"{self.private}/{SNAPSHOT}"))
+            there, self._val_ratio = snapshot["id"], snapshot["val_ratio"]
         except FileNotFoundError:
             there = None
         except (ValueError, KeyError, TypeError) as error:
@@ -236,7 +243,7 @@ class Mirror:
         root, private = self.output.root, self.output.private
         paths = [path for path in root.iterdir() if path.is_file() and not path.name.endswith(atomic.TEMPORARY)]
         paths += [path for path in private.iterdir() if path.is_file() and path.name not in NOT_UPLOADED]
-        for path in sorted(paths):
+        for path in sorted(paths, key=lambda path: (path.parent == private, path)):  # a part's mark comes last
             name, status = path.relative_to(root).as_posix(), path.stat()
             version = (status.st_size, status.st_mtime_ns)
             if self._known.get(name) != version:
