@@ -4,13 +4,14 @@ The bytes depend on the samples and the options alone: members have no times and
 position in the split, so any id is safe; the id is in its .json.
 """
 
-import hashlib
+import dataclasses
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from hfprep.errors import ConfigError
 from hfprep.exporters.arrow_writer import MAX_SHARD_BYTES, stored_latents
 from hfprep.exporters.folders import appearing_folder
 from hfprep.exporters.samples import DTYPES, LATENTS, SPLITS, Origin, Sample, SampleSet
+from hfprep.exporters.shard_files import ShardStream, Start, WrittenShard, closing_stream
 from hfprep.exporters.webdataset import FORMAT_NAME, INDEX, is_webdataset, metadata_json
 from hfprep.records import COLUMNS
 from hfprep.store import atomic
@@ -50,44 +52,68 @@ def export_webdataset(source: SampleSet, target: Path, options: WebDatasetOption
     """
     options = options or WebDatasetOptions()
     stored = source.origin.latents_dtype
-    dtype = stored if stored == "float16" else options.dtype
-    origin = Origin(source.origin.stats, source.origin.fingerprints, dtype)
-    splits: dict[str, Any] = {}
+    options = dataclasses.replace(options, dtype=stored if stored == "float16" else options.dtype)
+    origin = Origin(source.origin.stats, source.origin.fingerprints, options.dtype)
+    splits: dict[str, list[WrittenShard]] = {}
     with appearing_folder(target, is_webdataset) as folder:
         for name in SPLITS:
-            shards = list(_write_split(folder, name, source.split(name).samples(), options, np.dtype(dtype)))
-            splits[name] = {"samples": sum(shard["samples"] for shard in shards), "shards": shards}
-        index = {"format": FORMAT_NAME, "version": INDEX_VERSION, "splits": splits} | origin.record()
-        atomic.write_bytes(folder / INDEX, json.dumps(index, indent=2, ensure_ascii=False).encode() + b"\n")
-    return {name: split["samples"] for name, split in splits.items()}
+            stream = WebDatasetStream(partial(shard_path, folder, name), options)
+            shards = splits[name] = []
+            with closing_stream(stream):
+                for sample in source.split(name).samples():
+                    shards += stream.add(sample)
+                shards += stream.finish()
+        write_index(folder, splits, origin)
+    return {name: sum(shard.samples for shard in shards) for name, shards in splits.items()}
 
 
-def _write_split(
-    folder: Path, name: str, samples: Iterator[Sample], options: WebDatasetOptions, dtype: np.dtype[Any]
-) -> Iterator[dict[str, Any]]:
-    """Write the shards of a split; gives an index item for each."""
-    position = number = 0
-    pending = next(samples, None)
-    while pending is not None:
-        path = folder / f"{name}-{number:06d}.tar"
-        with atomic.replacing(path) as stream:
-            count = 0
-            while pending is not None and count < options.max_shard_samples:
-                data = b"".join(_members(f"{position:09d}", pending, dtype))
-                if count and stream.tell() + len(data) + len(END_OF_TAR) > options.max_shard_bytes:
-                    break
-                stream.write(data)
-                count, position = count + 1, position + 1
-                pending = next(samples, None)
-            stream.write(END_OF_TAR)
-        yield {"name": path.name, "samples": count, "bytes": path.stat().st_size, "sha256": _sha256(path)}
-        number += 1
+def shard_path(folder: Path, split: str, number: int) -> Path:
+    """Where a split's shard of that number lies."""
+    return folder / f"{split}-{number:06d}.tar"
 
 
-def _sha256(path: Path) -> str:
-    stream: BinaryIO
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def write_index(folder: Path, splits: Mapping[str, Sequence[WrittenShard]], origin: Origin) -> None:
+    """Write index.json, which makes the shards in `folder` a set."""
+    described = {}
+    for name, shards in splits.items():
+        items = [
+            {"name": shard.path.name, "samples": shard.samples, "bytes": shard.num_bytes, "sha256": shard.sha256}
+            for shard in shards
+        ]
+        described[name] = {"samples": sum(shard.samples for shard in shards), "shards": items}
+    index = {"format": FORMAT_NAME, "version": INDEX_VERSION, "splits": described} | origin.record()
+    atomic.write_bytes(folder / INDEX, json.dumps(index, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+class WebDatasetStream(ShardStream):
+    """Samples as members of tar files."""
+
+    def __init__(
+        self, shard_path: Callable[[int], Path], options: WebDatasetOptions, start: Start | None = None
+    ) -> None:
+        super().__init__(shard_path, start or Start())
+        self.options = options
+        self.dtype = np.dtype(options.dtype)
+        self.position = self.start.position
+
+    def add(self, sample: Sample) -> list[WrittenShard]:
+        data = b"".join(_members(f"{self.position:09d}", sample, self.dtype))
+        most, most_bytes = self.options.max_shard_samples, self.options.max_shard_bytes - len(END_OF_TAR) - len(data)
+        ended = self._make_room(lambda samples, used: samples < most and used <= most_bytes)
+        assert self.file is not None
+        with atomic.explained(self.file.path):
+            self.file.stream.write(data)
+        self.samples, self.used, self.position = self.samples + 1, self.used + len(data), self.position + 1
+        return ended
+
+    def finish(self) -> list[WrittenShard]:
+        return [] if self.file is None else [self._end()]
+
+    def _end(self) -> WrittenShard:
+        assert self.file is not None
+        with atomic.explained(self.file.path):
+            self.file.stream.write(END_OF_TAR)
+        return super()._end()
 
 
 def _members(key: str, sample: Sample, dtype: np.dtype[Any]) -> Iterator[bytes]:
