@@ -17,8 +17,10 @@ from hfprep.errors import Reason, RejectedSample
 from hfprep.records import COLUMNS, Need, Utterance
 from hfprep.store.fingerprints import AudioIdentity
 from hfprep.store.layout import NpyOutput
+from hfprep.store.shard_index import Packed
 from hfprep.store.state import SampleState
 
+Known = tuple[Utterance, SampleState | None, Packed | None]  # a row, what the state says of it, where it is packed
 ADOPTED_LENGTH_SLACK = 1  # frames; a header's length of an mp3 may be a little off
 
 
@@ -52,24 +54,24 @@ class Inspector:
     adopt: bool
     model_dim: int | None
 
-    def inspect(self, rows: Sequence[tuple[Utterance, SampleState | None]]) -> list[Inspected | RejectedSample]:
+    def inspect(self, rows: Sequence[Known]) -> list[Inspected | RejectedSample]:
         """What the disk says of each of these rows; a RejectedSample where the audio is not there."""
         found: list[Inspected | RejectedSample] = []
-        for (utterance, known), files in zip(rows, self._look(rows), strict=True):
+        for row, files in zip(rows, self._look(rows), strict=True):
             try:
-                found.append(self._inspect(utterance, known, files))
+                found.append(self._inspect(*row, files))
             except RejectedSample as error:
                 found.append(error)
         return found
 
-    def _look(self, rows: Sequence[tuple[Utterance, SampleState | None]]) -> Iterator[Sequence[fs.FileInfo] | None]:
+    def _look(self, rows: Sequence[Known]) -> Iterator[Sequence[fs.FileInfo] | None]:
         """For each finished row its audio file and artifacts, looked up in one call that leaves Python to others.
 
         None for other rows, and for all of them where a look fails: each is then looked at by itself.
         """
         paths = [
             path
-            for utterance, known in rows
+            for utterance, known, _ in rows
             if known is not None
             for path in (utterance.path, *self.output.artifacts(utterance.id))
         ]
@@ -77,10 +79,14 @@ class Inspector:
             infos = iter(fs.LocalFileSystem().get_file_info(paths))
         except (OSError, ValueError):
             return itertools.repeat(None, len(rows))
-        return (None if known is None else tuple(itertools.islice(infos, 1 + len(COLUMNS))) for _, known in rows)
+        return (None if known is None else tuple(itertools.islice(infos, 1 + len(COLUMNS))) for _, known, _ in rows)
 
     def _inspect(
-        self, utterance: Utterance, known: SampleState | None, files: Sequence[fs.FileInfo] | None
+        self,
+        utterance: Utterance,
+        known: SampleState | None,
+        packed: Packed | None,
+        files: Sequence[fs.FileInfo] | None,
     ) -> Inspected:
         size = None if files is None or self.hash_audio else files[0].size
         if files is None or size is None:  # also where it is missing, and where it is a clip inside another file
@@ -89,7 +95,10 @@ class Inspector:
             identity = AudioIdentity(size, files[0].mtime_ns)
         if known is not None:
             sizes = None if files is None else [file.size for file in files[1:]]
-            return Inspected(identity, known, self.output.incomplete(utterance.id, known, sizes), {})
+            incomplete = self.output.incomplete(utterance.id, known, sizes)
+            if incomplete and packed is not None:
+                incomplete &= ~packed.holds(known)
+            return Inspected(identity, known, incomplete, {})
         return Inspected(identity, None, Need.NOTHING, self._adoptable(utterance) if self.adopt else {})
 
     def _adoptable(self, utterance: Utterance) -> dict[str, Any]:

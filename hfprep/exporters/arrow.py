@@ -139,6 +139,26 @@ def _array(column: pa.Array, row: int, ndim: int) -> np.ndarray:
     return np.asarray(values.flatten().to_numpy()).reshape(len(values), -1)
 
 
+class ArrowShard:
+    """One shard's file, of any split, by row; memory-mapped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as batches:
+                self._batches = [batch for batch in batches if batch.num_rows]
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise StoreError(f"{path} cannot be read: {error}; see `verify` for what is broken") from error
+        self._ends = np.cumsum([batch.num_rows for batch in self._batches], dtype=np.int64)
+
+    def arrays(self, row: int) -> dict[str, np.ndarray]:
+        """The arrays of a row, as they are stored."""
+        number = int(np.searchsorted(self._ends, row, side="right"))
+        start = int(self._ends[number - 1]) if number else 0
+        batch = self._batches[number]
+        return {name: _array(batch.column(name), row - start, COLUMNS[name].ndim) for name in COLUMNS}
+
+
 class ArrowSet(SampleSet):
     """A folder that `datasets.load_from_disk` opens."""
 

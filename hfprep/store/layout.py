@@ -215,13 +215,17 @@ class Stage:
 
 
 class Publisher:
-    """Makes staged batches final, one after another; use from one thread at a time."""
+    """Makes staged batches final, one after another; use from one thread at a time.
 
-    def __init__(self, output: NpyOutput, state: State, val_ratio: float) -> None:
+    Without `manifests` samples are put down as finished in the progress file only.
+    """
+
+    def __init__(self, output: NpyOutput, state: State, val_ratio: float, *, manifests: bool = True) -> None:
         self.output = output
         self.state = state
         self.val_ratio = val_ratio
-        self._files = {name: atomic.AppendedFile(output.root / name) for name in (PROGRESS, TRAIN, VAL, REJECTED)}
+        names = (PROGRESS, TRAIN, VAL, REJECTED) if manifests else (PROGRESS, REJECTED)
+        self._files = {name: atomic.AppendedFile(output.root / name) for name in names}
         self._made: set[Path] = set()
 
     def close(self) -> None:
@@ -270,7 +274,8 @@ class Publisher:
             name = VAL if is_validation(utterance.id, self.val_ratio) else TRAIN
             lines[name].append(json_line(record_of(utterance, state)))
         for name, records in lines.items():
-            self._files[name].append(records)
+            if name in self._files:
+                self._files[name].append(records)
         self._files[PROGRESS].append(item.row.utterance.id.encode() + b"\n" for item in staged)
         self._files[REJECTED].append(json_line(rejection.record()) for rejection in rejections)
 

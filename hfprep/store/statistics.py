@@ -54,7 +54,12 @@ def codebook_use(paths: Iterable[str | os.PathLike[str]], size: int) -> dict[str
         while blocks := [block for _ in range(READING_THREADS) if (block := list(itertools.islice(source, BLOCK)))]:
             for codes in pool.map(_read_codes, blocks):
                 counts += np.bincount(codes, minlength=size)[:size]
-    return {"size": size, "used": int((counts > 0).sum()), "perplexity": perplexity(counts)}
+    return codebook_summary(counts)
+
+
+def codebook_summary(counts: np.ndarray) -> dict[str, Any]:
+    """What stats.json says of frequencies of codes, int64 (codebook rows,)."""
+    return {"size": len(counts), "used": int((counts > 0).sum()), "perplexity": perplexity(counts)}
 
 
 def _read_codes(paths: Iterable[str | os.PathLike[str]]) -> np.ndarray:
