@@ -101,20 +101,13 @@ class ShardOutput:
             names = ", ".join(shard.name or self.index.own_path(shard.serial).name for shard in broken[:5])
             log.warning("%d shards are missing or not whole (%s); their samples count as not computed",
                         len(broken), names)  # fmt: skip
-        for block in _blocks(self._artifacts()):
+        for block in _blocks(self.output.all_artifacts()):
             ids = [sample_id for sample_id, _ in block]
             known = zip(block, self.index.state.samples(ids), list(self.index.packed(ids)), strict=True)
             for (sample_id, column), sample, packed in known:
                 if sample is not None and packed is not None and packed.holds(sample) & COLUMNS[column].need:
                     with atomic.explained(self.output.root):
                         self.output.artifact(column, sample_id).unlink()
-
-    def _artifacts(self) -> Iterator[tuple[str, str]]:
-        """Id and column of every artifact on disk."""
-        for column in COLUMNS:
-            folder = self.output.root / column
-            for path in folder.rglob("*.npy"):
-                yield path.relative_to(folder).as_posix().removesuffix(".npy"), column
 
     def begin(self, plan: PlannedRows, *, val_ratio: float, codebook_size: int, stop: Callable[[], bool]) -> None:
         """Pack the rows of a plan as they are settled, until `close`; once `stop()` is true, no more of them."""

@@ -7,6 +7,7 @@ Killed anywhere, every finished sample lies complete in at least one place that 
 
 import contextlib
 import os
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any
@@ -15,19 +16,23 @@ import numpy as np
 
 from hfprep.errors import StoreError
 from hfprep.exporters.samples import SPLITS, Entry, Sample
-from hfprep.exporters.shard_files import ShardStream, Start, WrittenShard
+from hfprep.exporters.shard_files import ShardStream, Start, WrittenShard, closing_stream
 from hfprep.packing.formats import ShardFormat
 from hfprep.packing.reading import SampleReader
 from hfprep.packing.shard_set import ShardSet
 from hfprep.packing.splits import Item, SplitPacker
+from hfprep.records import Need, Utterance
 from hfprep.store import atomic
+from hfprep.store.fingerprints import Fingerprints
 from hfprep.store.layout import NpyOutput, PlannedRow, is_validation, record_of
-from hfprep.store.shard_index import Shard, ShardIndex
+from hfprep.store.shard_index import Packed, Shard, ShardIndex
 from hfprep.store.state import SampleState, State
 
 ROWS_TOGETHER = 256
 SURVEY = "packed_survey"
+UNLISTED = "unlisted"  # the split of samples that the manifest does not list now
 NOTHING_KNOWN = SampleState(*[None] * len(SampleState.__annotations__))
+Member = tuple[str, Fingerprints, bytes]
 Chunks = Callable[[], Iterator[list[PlannedRow]]]
 
 
@@ -70,6 +75,7 @@ class Packer:
         self._position = 0
         self._splits: dict[str, SplitPacker] = {}
         self._recorded: set[int] = set()
+        self._condition = (0, 0)
 
     def settle(self, lines: Iterable[int]) -> None:
         """Note that these manifest lines are finished or rejected."""
@@ -97,8 +103,8 @@ class Packer:
                 break
             # Rows that brought a field of their own were rejected, or rows with new ones came: other columns.
             self._start_over(needed)
-        self.state.put(SURVEY, self._survey)
         self.index.remove(self.index.superseded())
+        self._keep_unlisted()
         return True
 
     def abandon(self) -> None:
@@ -134,6 +140,8 @@ class Packer:
         """Settle the columns and see which shards are of them."""
         if self._splits:
             return
+        self._condition = condition
+        self.state.put(SURVEY, self._survey)  # before any shard is: the next run has to take the same columns
         self.shards.prepare(self._survey, condition)
         layout = self.shards.layout()
         for name in SPLITS:
@@ -151,6 +159,37 @@ class Packer:
                 continue  # rejected
             self._prepare((sample.condition_len or 0, sample.model_dim or 0))
             self._splits[self._split_of(row)].add(Item(row, sample), packed)
+
+    def _keep_unlisted(self) -> None:
+        """Bring together what the manifest does not list now: rows that come back need not be computed again."""
+        former = [shard for shard in self.index.shards() if shard.number is None and shard.split != UNLISTED]
+        ids = [sample_id for shard in former for sample_id, _ in self.index.members(shard.serial)]
+        ids += sorted({path_id for path_id, _ in self.output.all_artifacts()} - set(ids))
+        waiting: deque[tuple[str, SampleState]] = deque()
+
+        def record(shards: Sequence[WrittenShard]) -> None:
+            for shard in shards:
+                taken = [waiting.popleft() for _ in range(shard.samples)]
+                members = [(sample_id, sample.fingerprints(), b"") for sample_id, sample in taken]
+                self._record(UNLISTED, None, shard, members, [sample.code_len for _, sample in taken])
+
+        stream = self.stream(UNLISTED, Start())
+        with closing_stream(stream):
+            for sample_id, sample in zip(ids, self.state.samples(ids), strict=True):
+                packed = next(self.index.packed([sample_id]))
+                if sample is not None and self._is_whole(sample_id, sample, packed):
+                    waiting.append((sample_id, sample))
+                    entry = Entry(record_of(Utterance(0, sample_id, "", "", ""), sample))
+                    record(stream.add(Sample(entry, self.reader.arrays(sample_id, sample, packed))))
+            if waiting:
+                record(stream.finish())
+        self.index.remove(former)
+
+    def _is_whole(self, sample_id: str, sample: SampleState, packed: Packed | None) -> bool:
+        """Whether all of a sample is there, and of the shape that the others have."""
+        missing = self.output.incomplete(sample_id, sample) & ~(packed.holds(sample) if packed else Need.NOTHING)
+        shape = sample.condition_len, sample.model_dim
+        return sample.finished() == Need.ALL and not missing and shape == self._condition
 
     # What the splits ask for.
 
@@ -174,24 +213,31 @@ class Packer:
 
     def record(self, split: str, number: int, shard: WrittenShard, items: Sequence[Item]) -> None:
         """Take a shard that is whole; its samples' artifacts go, and shards of which nothing more is needed."""
-        counts = self._read_back(shard, items)
+        members = [(item.id, item.row.fingerprints, item.digest) for item in items]
+        serial = self._record(split, number, shard, members, [item.sample.code_len for item in items])
+        self._recorded.add(serial)
+        self.index.remove(self.index.superseded())
+
+    def _record(
+        self, split: str, number: int | None, shard: WrittenShard, members: Sequence[Member], lengths: Sequence[Any]
+    ) -> int:
+        counts = self._read_back(shard, lengths)
         self.set.withdraw()
         serial = int(shard.path.stem)
         row = Shard(
             serial, split, number, shard.samples, shard.used, shard.num_bytes, shard.sha256, self.shards.layout(), ""
         )
-        self.index.add(row, [(item.id, item.row.fingerprints, item.digest) for item in items], counts)
-        self._recorded.add(serial)
-        self.remove_artifacts(item.id for item in items)
-        self.index.remove(self.index.superseded())
+        self.index.add(row, members, counts)
+        self.remove_artifacts(sample_id for sample_id, _, _ in members)
+        return serial
 
-    def _read_back(self, shard: WrittenShard, items: Sequence[Item]) -> np.ndarray:
+    def _read_back(self, shard: WrittenShard, lengths: Sequence[Any]) -> np.ndarray:
         """How often each code occurs in a shard, int64 (codebook rows,), read from its file: it can be read."""
         counts = np.zeros(self.codebook_size, np.int64)
         read = self.shards.reader(shard.path, shard.samples)
-        for row, item in enumerate(items):
+        for row, length in enumerate(lengths):
             codes = read(row)["codes"]
-            if len(codes) != item.sample.code_len:
+            if len(codes) != length:
                 raise StoreError(f"{shard.path} does not hold what was written to it; see to the disk, then run again")
             counts += np.bincount(codes, minlength=self.codebook_size)[: self.codebook_size]
         return counts

@@ -79,6 +79,8 @@ class ShardSet:
                 for name, shards in splits.items()
             }
             self.shards.describe(self.folder, written, origin)
+            if not any(self.index.folder.iterdir() if self.index.folder.is_dir() else ()):
+                shutil.rmtree(self.index.folder, ignore_errors=True)
             atomic.sync_folder(self.index.root)
         self.index.state.put(DESCRIBED, content)
         return content

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +125,13 @@ class NpyOutput:
     def artifacts(self, sample_id: str) -> list[str]:
         """Paths of a sample's arrays, in the order of `COLUMNS`."""
         return [f"{self._root}/{name}/{sample_id}.npy" for name in COLUMNS]
+
+    def all_artifacts(self) -> Iterator[tuple[str, str]]:
+        """Id and column of every artifact that lies here, of finished samples or not."""
+        for column in COLUMNS:
+            folder = self.root / column
+            for path in folder.rglob("*.npy"):
+                yield path.relative_to(folder).as_posix().removesuffix(".npy"), column
 
     def incomplete(self, sample_id: str, state: SampleState, sizes: Sequence[int | None] | None = None) -> Need:
         """The finished groups of which an artifact is missing or has not the size that its lengths ask for.

@@ -66,6 +66,10 @@ class SampleState(NamedTuple):
         """The stored fingerprint of each group."""
         return {Need.TEXT: self.text, Need.CODES: self.codes, Need.LATENTS: self.latents}
 
+    def fingerprints(self) -> Fingerprints:
+        """The stored fingerprints of a sample of which every group is finished."""
+        return Fingerprints(self.text or b"", self.codes or b"", self.latents or b"")
+
     def missing(self, wanted: Fingerprints) -> Need:
         """The groups whose stored fingerprint is not the wanted one."""
         return Need(

@@ -1,0 +1,235 @@
+"""`build --format` without npy: the same shards as beside npy, never many artifacts, nothing computed twice."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hfprep
+from hfprep.building import Summary
+from hfprep.config import BuildConfig
+from hfprep.exporters import arrow_writer
+from hfprep.packing.packer import Packer
+from hfprep.records import COLUMNS
+from hfprep.store import atomic
+from tests.sample_sets import public_files
+
+SHARED_FILES = ("rejected.jsonl", ".preprocessing_progress.txt")
+FORMATS = ("arrow", "webdataset")
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Record batches of three rows, so that few samples make many shards."""
+    monkeypatch.setattr(arrow_writer, "BATCH_ROWS", 3)
+
+
+@pytest.fixture(autouse=True)
+def no_observer() -> Iterator[None]:
+    yield
+    atomic.set_observer(None)
+
+
+class Builds:
+    """Builds of rows that a test changes as it likes."""
+
+    def __init__(self, folder: Path, golden: Path) -> None:
+        self.folder = folder
+        self.golden = golden
+        lines = (golden / "manifest.jsonl").read_bytes().splitlines()
+        self.clips = [json.loads(line) for line in lines]
+        self.references = 0
+
+    def row(self, number: int, **fields: Any) -> dict[str, Any]:
+        """A row with a clip by its number; every fifth id has a folder."""
+        clip = self.clips[number % len(self.clips)]
+        sample_id = f"folder/{number}" if number % 5 == 0 else f"sample-{number}"
+        row = {"id": sample_id, "text": f"{clip['text']} {number}", "audio": str(self.golden / clip["audio"])}
+        return row | {name: clip[name] for name in ("language", "speaker") if name in clip} | fields
+
+    def build(self, name: str, rows: Rows, **options: Any) -> Summary:
+        manifest = self.folder / f"{name}.jsonl"
+        manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        given: dict[str, Any] = {"val_ratio": 0.3, "workers": 1, "max_shard_size": "20KB"} | options
+        config = BuildConfig(
+            manifest=manifest, output_dir=self.folder / name, models=self.golden / "checkpoints", **given
+        )
+        return hfprep.build(config)
+
+    def reference(self, rows: Rows, formats: str, **options: Any) -> Path:
+        """A fresh build with npy beside these formats."""
+        self.references += 1
+        name = f"reference-{self.references}"
+        self.build(name, rows, **options, format=f"npy,{formats}")
+        return self.folder / name
+
+    def check(self, name: str, reference: Path, formats: str) -> None:
+        """The output is what the reference holds of these formats, and nothing else."""
+        expected = public_files(reference)
+        expected = {key: data for key, data in expected.items() if key.partition("/")[0] in formats.split(",")}
+        output = self.folder / name
+        found = public_files(output)
+        stats = json.loads(found.pop("stats.json"))
+        assert found.keys() == expected.keys()
+        assert [key for key in found if found[key] != expected[key]] == []
+        for file in SHARED_FILES:
+            assert (output / file).read_bytes() == (reference / file).read_bytes(), file
+        assert stats == json.loads((reference / "stats.json").read_bytes())
+        assert not [column for column in COLUMNS if (output / column).exists()]
+        assert not (output / ".hfprep" / "work").exists()
+
+
+@pytest.fixture
+def builds(tmp_path: Path, golden_small: Path) -> Builds:
+    return Builds(tmp_path, golden_small)
+
+
+def shards_of(output: Path) -> dict[str, int]:
+    """Inodes of the shards by name."""
+    found = [*output.glob("arrow/*/*.arrow"), *output.glob("webdataset/*.tar")]
+    return {path.relative_to(output).as_posix(): path.stat().st_ino for path in found}
+
+
+def artifacts(output: Path) -> int:
+    return sum(path.is_file() for column in COLUMNS for path in (output / column).rglob("*"))
+
+
+def test_the_shards_are_those_that_a_build_with_npy_writes(builds: Builds) -> None:
+    rows = [builds.row(number) for number in range(14)]
+    rows[3] |= {"take": 3, "mixed": [1, "x"], "duration": 4}
+    rows[5]["audio"] = "nowhere.wav"
+    reference = builds.reference(rows, "arrow,webdataset")
+    for formats in ("arrow", "webdataset", "webdataset,arrow"):
+        builds.build(formats, rows, format=formats)
+        builds.check(formats, reference, formats)
+        output = builds.folder / formats
+        assert len(shards_of(output)) > 4
+        before = shards_of(output)
+        again = builds.build(formats, rows, format=formats)
+        assert (again.tally.done, again.reused, shards_of(output)) == (0, 13, before)
+
+
+def append(builds: Builds, rows: Rows) -> tuple[int, dict[str, Any]]:
+    rows += [builds.row(number) for number in range(100, 103)]
+    return 3, {}
+
+
+def change_text(builds: Builds, rows: Rows) -> tuple[int, dict[str, Any]]:
+    rows[6]["text"] += " and more"
+    return 1, {}
+
+
+def change_audio(builds: Builds, rows: Rows) -> tuple[int, dict[str, Any]]:
+    rows[4]["audio"] = rows[7]["audio"]
+    return 1, {}
+
+
+def change_speaker(builds: Builds, rows: Rows) -> tuple[int, dict[str, Any]]:
+    rows[1]["speaker"] = "another"
+    return 0, {}
+
+
+def remove(builds: Builds, rows: Rows) -> tuple[int, dict[str, Any]]:
+    del rows[2], rows[-1]
+    return 0, {}
+
+
+def reverse(builds: Builds, rows: Rows) -> tuple[int, dict[str, Any]]:
+    rows.reverse()
+    return 0, {}
+
+
+def move_to_validation(builds: Builds, rows: Rows) -> tuple[int, dict[str, Any]]:
+    return 0, {"val_ratio": 0.8}
+
+
+def larger_shards(builds: Builds, rows: Rows) -> tuple[int, dict[str, Any]]:
+    return 0, {"max_shard_size": "45KB"}
+
+
+def add_field(builds: Builds, rows: Rows) -> tuple[int, dict[str, Any]]:
+    rows.append(builds.row(200, score=1.5))
+    return 1, {}
+
+
+def loses_a_row(builds: Builds, rows: Rows) -> tuple[int, dict[str, Any]]:
+    rows[3]["audio"] = "gone.wav"
+    return 0, {}
+
+
+Edit = Callable[[Builds, Rows], tuple[int, dict[str, Any]]]
+QUICK_EDITS: list[Edit] = [append, change_text, remove, move_to_validation, add_field]
+EDITS: list[Edit] = [
+    append, change_text, change_audio, change_speaker, remove, reverse, move_to_validation, larger_shards, add_field,
+    loses_a_row,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("edits", [QUICK_EDITS, pytest.param(EDITS, marks=pytest.mark.slow)], ids=["quick", "all"])
+def test_whatever_changes_the_shards_are_those_of_a_fresh_build(builds: Builds, edits: list[Edit]) -> None:
+    """One edit after another in the same output; what is computed again is what changed, and no more."""
+    rows, options = [builds.row(number) for number in range(14)], dict[str, Any]()
+    for name in FORMATS:
+        builds.build(name, rows, format=name)
+    for edit in edits:
+        computed, changed = edit(builds, rows)
+        options |= changed
+        reference = builds.reference(rows, ",".join(FORMATS), **options)
+        for name in FORMATS:
+            summary = builds.build(name, rows, format=name, **options)
+            assert summary.tally.done == computed, (edit.__name__, name)
+            builds.check(name, reference, name)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_appended_rows_leave_full_shards_where_they_are(builds: Builds, name: str) -> None:
+    rows = [builds.row(number) for number in range(14)]
+    output = builds.folder / "out"
+    builds.build("out", rows, format=name)
+    before = shards_of(output)
+    builds.build("out", [*rows, *(builds.row(number) for number in range(50, 56))], format=name)
+    after = set(shards_of(output).values())
+    assert len(before) - 2 <= len(after.intersection(before.values()))  # the last of each split may be written again
+    assert len(after) > len(before) > 4
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_rows_that_are_left_out_for_a_while_are_not_computed_again(builds: Builds, name: str) -> None:
+    rows = [builds.row(number) for number in range(14)]
+    builds.build("out", rows, format=name)
+    fewer = builds.build("out", rows, format=name, max_samples=3)
+    assert (fewer.accepted, fewer.tally.done) == (3, 0)
+    builds.check("out", builds.reference(rows, name, max_samples=3), name)
+    kept = list((builds.folder / "out" / ".hfprep" / "shards").iterdir())
+    assert kept
+    other = builds.build("out", rows[5:], format=name)
+    assert (other.accepted, other.tally.done) == (9, 0)
+    again = builds.build("out", rows, format=name)
+    assert (again.accepted, again.tally.done) == (14, 0)
+    builds.check("out", builds.reference(rows, name), name)
+    assert not (builds.folder / "out" / ".hfprep" / "shards").exists()
+
+
+def test_there_are_never_more_artifacts_than_a_few_shards_hold(builds: Builds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most the shard of each split that is being written, a batch of it, and a batch that is being published."""
+    counts, sizes = [], []
+    advance = Packer.advance
+
+    def counted(self: Packer, *stop: Any) -> None:
+        counts.append(artifacts(self.output.root))
+        advance(self, *stop)
+        counts.append(artifacts(self.output.root))
+        sizes.append(len(list(self.index.folder.iterdir())) if self.index.folder.is_dir() else 0)
+
+    monkeypatch.setattr(Packer, "advance", counted)
+    rows = [builds.row(number, audio=str(builds.golden / builds.clips[0]["audio"])) for number in range(60)]
+    builds.build("out", rows, format="webdataset", batch_size=1, val_ratio=0.3)
+    index = json.loads((builds.folder / "out" / "webdataset" / "index.json").read_bytes())
+    largest = max(shard["samples"] for split in index["splits"].values() for shard in split["shards"])
+    assert sum(len(split["shards"]) for split in index["splits"].values()) >= 60 / largest
+    assert largest < 5
+    assert 0 < max(counts) <= 4 * (2 * (largest + 1) + 1) < 4 * 60 / 4
+    assert max(sizes) > 5
