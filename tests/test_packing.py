@@ -6,14 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import hfprep
 from hfprep.building import Summary
 from hfprep.config import BuildConfig
+from hfprep.dry_run import preview
+from hfprep.errors import ConfigError, StoreError
 from hfprep.exporters import arrow_writer
+from hfprep.exporters.formats import open_set
+from hfprep.exporters.npy import export_npy
 from hfprep.packing.packer import Packer
+from hfprep.pairs import write_pairs
 from hfprep.records import COLUMNS
+from hfprep.report.collect import collect
+from hfprep.retokenizing import retokenize
 from hfprep.store import atomic
+from hfprep.verify.checking import VerifyOptions, verify
+from hfprep.verify.faults import FaultKind
 from tests.sample_sets import public_files
 
 SHARED_FILES = ("rejected.jsonl", ".preprocessing_progress.txt")
@@ -233,3 +243,86 @@ def test_there_are_never_more_artifacts_than_a_few_shards_hold(builds: Builds, m
     assert largest < 5
     assert 0 < max(counts) <= 4 * (2 * (largest + 1) + 1) < 4 * 60 / 4
     assert max(sizes) > 5
+
+
+def test_every_command_works_on_the_output_or_says_which_does(builds: Builds, golden_small: Path) -> None:
+    rows = [builds.row(number, speaker=f"speaker-{number % 2}") for number in range(9)]
+    output = builds.folder / "out"
+    builds.build("out", rows, format="arrow")
+    reference = builds.reference(rows, "arrow")
+    for split in ("train", "validation"):
+        ours, theirs = hfprep.load(output, split), hfprep.load(reference, split)
+        assert [ours.record(index) for index in range(len(ours))] == [theirs.record(i) for i in range(len(theirs))]
+        assert all(torch.equal(ours[i]["codes"], theirs[i]["codes"]) for i in range(len(ours)))
+    assert export_npy(open_set(output), builds.folder / "npy")["train"] == len(hfprep.load(output))
+    back = public_files(builds.folder / "npy")
+    assert back == {name: data for name, data in public_files(reference).items() if not name.startswith("arrow")}
+    collected = collect(output)
+    assert (collected.format, len(collected.lengths), bool(collected.timeline)) == ("arrow", 9, True)
+    models, advice = golden_small / "checkpoints", "arrow format; write it as npy first: python -m hfprep export-npy "
+    with pytest.raises(StoreError, match=advice):
+        write_pairs(output)
+    with pytest.raises(StoreError, match=advice):
+        retokenize(output, models / "bpe.model")
+    shown = preview(BuildConfig(manifest=builds.folder / "out.jsonl", output_dir=output, models=models, val_ratio=0.3))
+    assert (shown.reused, shown.pending) == (9, 0)
+    verdict = verify(VerifyOptions(output_dir=output, parity=2, device="cpu"))
+    assert ([fault.line() for fault in verdict.faults], verdict.format, verdict.samples) == ([], "arrow", 9)
+    assert verdict.parity is not None
+    assert verdict.parity.codes_differing == 0
+
+
+def test_a_broken_shard_is_found_moved_aside_and_its_samples_alone_computed_again(builds: Builds) -> None:
+    rows = [builds.row(number) for number in range(12)]
+    output = builds.folder / "out"
+    builds.build("out", rows, format="arrow")
+    shard = output / "arrow" / "train" / "data-00001-of-00003.arrow"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    (output / ".preprocessing_progress.txt").write_text("sample-1\n")
+    verdict = verify(VerifyOptions(output_dir=output, repair=True))
+    kinds = {fault.kind for fault in verdict.faults}
+    assert {FaultKind.CHECKSUM, FaultKind.PROGRESS_DISAGREES} <= kinds
+    assert verdict.repairs[0] == "moved arrow/train/data-00001-of-00003.arrow to .hfprep/broken"
+    assert "run the build again" in verdict.repairs[-1]
+    assert builds.build("out", rows, format="arrow").tally.done == 3
+    builds.check("out", builds.reference(rows, "arrow"), "arrow")
+    assert not verify(VerifyOptions(output_dir=output)).faults
+
+
+def test_formats_that_were_asked_for_before_stay(builds: Builds, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [builds.row(number) for number in range(7)]
+    everything = builds.reference(rows, "arrow,webdataset")
+    files = public_files(everything)
+    output = builds.folder / "out"
+    builds.build("out", rows, format="arrow")
+    assert builds.build("out", rows, format="webdataset").tally.done == 0
+    assert "keeps its features as arrow" in caplog.text
+    builds.check("out", everything, "arrow,webdataset")
+    assert builds.build("out", rows, format="npy").tally.done == 0
+    assert public_files(output) == files
+    assert builds.build("out", [*rows, builds.row(50)], format="arrow").tally.done == 1
+    assert "was built as npy before: that is kept" in caplog.text
+    assert len(list(output.rglob("*.npy"))) == 4 * 8
+    assert len(hfprep.load(output / "arrow")) + len(hfprep.load(output / "arrow", "val")) == 8
+    for name in ("train_manifest.jsonl", "val_manifest.jsonl"):
+        (output / name).unlink()
+    assert builds.build("out", rows, format="arrow").tally.done == 0
+    assert not list(output.rglob("*.npy"))
+
+
+def test_what_cannot_be_is_refused_by_name(builds: Builds, tmp_path: Path) -> None:
+    rows = [builds.row(0)]
+    for value in ("npy,parquet", "", "arrow,"):
+        with pytest.raises(ConfigError, match="--format is"):
+            builds.build("out", rows, format=value)
+    with pytest.raises(ConfigError, match="parts are merged in the npy layout"):
+        builds.build("out", rows, format="arrow", shard="0/2")
+    with pytest.raises(ConfigError, match="--max-shard-size is"):
+        builds.build("out", rows, format="arrow", max_shard_size="a lot")
+    (tmp_path / "out" / "arrow").mkdir(parents=True)
+    (tmp_path / "out" / "arrow" / "thesis.txt").write_text("mine")
+    with pytest.raises(StoreError, match="is not a set that hfprep wrote"):
+        builds.build("out", rows, format="arrow")
+    assert (tmp_path / "out" / "arrow" / "thesis.txt").read_text() == "mine"

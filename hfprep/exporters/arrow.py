@@ -62,12 +62,18 @@ def _split_names(root: Path) -> list[str]:
     return list(json.loads((root / DICT_FILE).read_bytes())["splits"])
 
 
-class ArrowSplit(Split):
-    """One split of a saved data set."""
+def split_files(root: Path) -> list[str]:
+    """Names of a split's shards, as its folder lists them; OSError, ValueError or KeyError where it does not."""
+    return [item["filename"] for item in json.loads((root / STATE_FILE).read_bytes())["_data_files"]]
 
-    def __init__(self, root: Path, extra_columns: list[ExtraColumn]) -> None:
+
+class ArrowSplit(Split):
+    """One split of a saved data set, or one `file` of it."""
+
+    def __init__(self, root: Path, extra_columns: list[ExtraColumn], file: str | None = None) -> None:
         self.root = root
         self.extra_columns = extra_columns
+        self.file = file
         self._batches: list[pa.RecordBatch] | None = None
         self._ends = np.cumsum([batch.num_rows for batch in self.batches()], dtype=np.int64)
         missing = sorted((METADATA.keys() | COLUMNS.keys()) - set(self._names()))
@@ -84,8 +90,8 @@ class ArrowSplit(Split):
         """The record batches of all shards, memory-mapped."""
         if self._batches is None:
             try:
-                files = json.loads((self.root / STATE_FILE).read_bytes())["_data_files"]
-                streams = [pa.ipc.open_stream(pa.memory_map(str(self.root / item["filename"]))) for item in files]
+                files = split_files(self.root) if self.file is None else [self.file]
+                streams = [pa.ipc.open_stream(pa.memory_map(str(self.root / file))) for file in files]
                 self._schema = streams[0].schema
                 self._batches = [batch for stream in streams for batch in stream if batch.num_rows]
             except (OSError, ValueError, KeyError, IndexError, pa.ArrowException) as error:
@@ -178,12 +184,12 @@ class ArrowSet(SampleSet):
         half = bool(batches) and all(_value_type(batches[0].column(name).type) == pa.float16() for name in LATENTS)
         return "float16" if half else "float32"
 
-    def split(self, name: str) -> ArrowSplit:
+    def split(self, name: str, file: str | None = None) -> ArrowSplit:
         names = _split_names(self.root)
         if name not in names:
             raise StoreError(f"{self.root} has no split {name!r}; it has {', '.join(names) or 'none'}")
         columns = [ExtraColumn(**item) for item in self._description.get("extra_columns", ())]
-        return ArrowSplit(self.root / name, columns)
+        return ArrowSplit(self.root / name, columns, file)
 
 
 def _value_type(dtype: pa.DataType) -> pa.DataType:

@@ -21,6 +21,18 @@ def kept_in(path: Path) -> Path | None:
     return next((folder for folder in folders if is_arrow_set(folder) or is_webdataset(folder)), None)
 
 
+def no_manifests(path: Path) -> str:
+    """What to say of a folder that has no manifests, where a command needs them: an explanation and the way out."""
+    kept = kept_in(path)
+    if kept is None and not (is_arrow_set(path) or is_webdataset(path)):
+        return f"{path} holds no manifests; give the output directory of a build"
+    return (
+        f"{path} holds no manifests, but a set in the {kept.name if kept else 'Arrow or WebDataset'} format; "
+        f"write it as npy first: python -m hfprep export-npy {path} NEW, and give NEW (or, for another tokenizer, run "
+        "the build again with it: only text ids are computed)"
+    )
+
+
 def open_set(path: Path) -> SampleSet:
     """The finished sample set in a folder, of whichever format; StoreError where there is none.
 

@@ -3,7 +3,6 @@
 Takes the set's folder, gives `Findings` and, for a repair, the shard files that are broken. Changes nothing.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hfprep.errors import StoreError
-from hfprep.exporters.arrow import STATE_FILE, ArrowSet, ArrowSplit
+from hfprep.exporters.arrow import ArrowSet, split_files
 from hfprep.exporters.samples import LATENTS, SPLITS, SampleSet, Split
 from hfprep.exporters.webdataset import INDEX, WebDatasetSet, WebDatasetSplit
 from hfprep.records import COLUMNS
@@ -30,14 +29,15 @@ SHAPES_SAMPLED = 101
 
 @dataclass
 class ExportedCheck:
-    """Checks one exported set."""
+    """Checks one exported set; `sums` are SHA-256 of files in it that somebody else knows, by name."""
 
     source: SampleSet
     workers: int
     vocab_size: int | None
+    sums: dict[str, str] = field(default_factory=dict)
     findings: Findings = field(default_factory=Findings)
     counts: dict[str, int] = field(default_factory=dict)
-    split_of: dict[str, str] = field(default_factory=dict)
+    split_of: dict[str, tuple[str, str]] = field(default_factory=dict)  # split and place by id
     broken_files: set[str] = field(default_factory=set)
 
     def run(self) -> Findings:
@@ -68,12 +68,22 @@ class ExportedCheck:
         if isinstance(self.source, WebDatasetSet):
             yield from self._tar_shards(self.source, name)
             return
+        assert isinstance(self.source, ArrowSet)
         try:
-            split = self.source.split(name)
-            assert isinstance(split, ArrowSplit)
-            yield name, split
+            files = split_files(self.source.root / name)
         except UNREADABLE as error:
             self._broken(name, FaultKind.ARTIFACT_UNREADABLE, str(error))
+            return
+        for file in files:
+            where = f"{name}/{file}"
+            wanted = self.sums.get(where)
+            found = None if wanted is None else _sha256(self.source.root / where)
+            if found is not None and found != wanted:
+                self._broken(where, FaultKind.CHECKSUM, f"its SHA-256 is {found}; when it was written, it was {wanted}")
+            try:
+                yield where, self.source.split(name, file)
+            except UNREADABLE as error:
+                self._broken(where, FaultKind.ARTIFACT_UNREADABLE, str(error))
 
     def _tar_shards(self, source: WebDatasetSet, name: str) -> Iterator[tuple[str, Split]]:
         shards = source.index.get("splits", {}).get(name, {}).get("shards", [])
@@ -141,10 +151,9 @@ class ExportedCheck:
         return Bounds(codebook, self.vocab_size, model_dim=shape[1], condition_len=shape[0])
 
     def _place(self, name: str, where: str, sample_id: str, val_ratio: float | None) -> None:
-        earlier = self.split_of.setdefault(sample_id, where)
+        split, earlier = self.split_of.setdefault(sample_id, (name, where))
         if earlier is not where:
-            both = earlier.partition("#")[0] != where.partition("#")[0]
-            kind = FaultKind.IN_BOTH_SPLITS if both else FaultKind.DUPLICATE_ID
+            kind = FaultKind.IN_BOTH_SPLITS if split != name else FaultKind.DUPLICATE_ID
             self.findings.add(kind, where, f"the id stands at {earlier} too", sample_id=sample_id)
         if val_ratio is not None and is_validation(sample_id, val_ratio) != (name == SPLITS[1]):
             message = f"with a val ratio of {val_ratio} the id belongs into the other split ({VAL} or not)"
@@ -167,8 +176,7 @@ def _listed_files(source: SampleSet) -> Iterator[str]:
         return
     for name in SPLITS:
         try:
-            files = json.loads((source.root / name / STATE_FILE).read_bytes())["_data_files"]
-            yield from (f"{name}/{item['filename']}" for item in files)
+            yield from (f"{name}/{file}" for file in split_files(source.root / name))
         except UNREADABLE:
             continue
 
