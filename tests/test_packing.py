@@ -1,6 +1,7 @@
 """`build --format` without npy: the same shards as beside npy, never many artifacts, nothing computed twice."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -326,3 +327,23 @@ def test_what_cannot_be_is_refused_by_name(builds: Builds, tmp_path: Path) -> No
     with pytest.raises(StoreError, match="is not a set that hfprep wrote"):
         builds.build("out", rows, format="arrow")
     assert (tmp_path / "out" / "arrow" / "thesis.txt").read_text() == "mine"
+
+
+def test_two_processes_give_the_same_shards(builds: Builds) -> None:
+    rows = [builds.row(number) for number in range(12)]
+    rows[4]["audio"] = "nowhere.wav"
+    for name in FORMATS:
+        builds.build(name, rows, format=name, num_processes=2)
+    reference = builds.reference(rows, ",".join(FORMATS))
+    for name in FORMATS:
+        builds.check(name, reference, name)
+
+
+def test_a_lost_record_costs_nothing_by_way_of_npy(builds: Builds) -> None:
+    """As docs/formats.md says: the set is unpacked, and what is unpacked is adopted."""
+    rows = [builds.row(number) for number in range(6)]
+    builds.build("out", rows, format="arrow")
+    shutil.rmtree(builds.folder / "out" / ".hfprep")
+    export_npy(open_set(builds.folder / "out" / "arrow"), builds.folder / "new")
+    summary = builds.build("new", rows, format="npy,arrow", skip_existing=True)
+    assert (summary.adopted, summary.tally.done) == (6, 0)
