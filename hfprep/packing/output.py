@@ -11,9 +11,10 @@ from typing import Any, Protocol, TypeVar
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 
 from hfprep.errors import StoreError
-from hfprep.exporters.samples import Origin
+from hfprep.exporters.samples import NO_EXTRA, Origin
 from hfprep.packing.formats import shard_format
 from hfprep.packing.packer import Packer
 from hfprep.packing.reading import SampleReader
@@ -120,10 +121,10 @@ class ShardOutput:
             chunks=plan.chunks,
             lines=columns.column("line").to_numpy(),
             settled=columns.column("need").to_numpy() == 0,
+            any_extra=pc.all(pc.equal(columns.column("extra"), NO_EXTRA)).as_py() is False,
             val_ratio=val_ratio,
             codebook_size=codebook_size,
         )
-        self._packer.advance(stop)
 
     def settle(self, lines: Iterable[int]) -> None:
         """Pack what can be packed now that these manifest lines are finished or rejected."""

@@ -40,7 +40,7 @@ class Packer:
     """Packs the rows of one plan. Use from one thread at a time.
 
     `chunks` goes through the plan's rows from the start; `lines` are their manifest lines, rising, int64 (rows,);
-    `settled` says which of them are finished at the start, bool (rows,).
+    `settled` says which of them are finished at the start, bool (rows,); `any_extra`, whether any has other fields.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class Packer:
         chunks: Chunks,
         lines: np.ndarray,
         settled: np.ndarray,
+        any_extra: bool,
         val_ratio: float,
         codebook_size: int,
     ) -> None:
@@ -66,11 +67,11 @@ class Packer:
         self.settled = settled
         self.val_ratio = val_ratio
         self.codebook_size = codebook_size
+        self._any_extra = any_extra
         self._survey: Any = None
-        self._start_over(self.state.get(SURVEY) if not index.is_empty() else self._surveyed(finished=False))
+        self._start_over()
 
-    def _start_over(self, survey: Any) -> None:
-        self._survey = survey
+    def _start_over(self) -> None:
         self._rows: Iterator[PlannedRow] = chain.from_iterable(self.chunks())
         self._position = 0
         self._splits: dict[str, SplitPacker] = {}
@@ -102,7 +103,8 @@ class Packer:
             if needed == self._survey:
                 break
             # Rows that brought a field of their own were rejected, or rows with new ones came: other columns.
-            self._start_over(needed)
+            self._survey = needed
+            self._start_over()
         self.index.remove(self.index.superseded())
         self._keep_unlisted()
         return True
@@ -119,6 +121,8 @@ class Packer:
 
     def _surveyed(self, *, finished: bool) -> Any:
         """What the rows of the plan need as columns: of all, or of those that are finished."""
+        if not self._any_extra:
+            return self.shards.survey(lambda: iter(()))  # records of a build have nothing but their usual fields
 
         def entries() -> Iterator[Entry]:
             for split in SPLITS:
@@ -141,6 +145,9 @@ class Packer:
         if self._splits:
             return
         self._condition = condition
+        if self._survey is None:
+            known = None if self.index.is_empty() else self.state.get(SURVEY)
+            self._survey = known or self._surveyed(finished=False)
         self.state.put(SURVEY, self._survey)  # before any shard is: the next run has to take the same columns
         self.shards.prepare(self._survey, condition)
         layout = self.shards.layout()
@@ -195,12 +202,14 @@ class Packer:
 
     def demote(self, split: str, number: int) -> None:
         """Take their places from the shards that there are from that number on; the complete set is no more."""
-        self.set.withdraw()
-        self.index.demote(split, number)
+        if any(shard.split == split and (shard.number or 0) >= number for shard in self.index.placed()):
+            self.set.withdraw()
+            self.index.demote(split, number)
 
     def stream(self, split: str, start: Start) -> ShardStream:
-        """A writer of shards in the private folder."""
+        """A writer of shards in the private folder; no shard moves while it is at work."""
         del split
+        self.set.withdraw()
         return self.shards.stream(lambda _: self.index.own_path(self.index.new_serial()), start)
 
     def samples(self, items: Iterable[Item]) -> Generator[Sample, None, None]:

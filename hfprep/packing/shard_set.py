@@ -43,8 +43,9 @@ class ShardSet:
         with atomic.explained(self.folder):
             (self.folder / self.shards.marker).unlink(missing_ok=True)
             self._move(named, lambda shard: (self.index.root / shard.name, self.index.own_path(shard.serial)))
-            self.index.rename({shard.serial: "" for shard in named})
             shutil.rmtree(self.folder, ignore_errors=True)
+            # Last: as long as a shard has a name there, what is left of the folder is known to be the set's.
+            self.index.rename({shard.serial: "" for shard in named})
 
     def publish(self, origin: Origin) -> str:
         """Give all current shards their places and write the files beside them; gives a digest of the whole.
@@ -61,8 +62,10 @@ class ShardSet:
         ):
             return content
         with atomic.explained(self.folder):
+            former = self.folder.with_name(f".{self.folder.name}.former")
+            shutil.rmtree(former, ignore_errors=True)
             if not any(shard.name for shards in splits.values() for shard in shards) and self.folder.exists():
-                shutil.rmtree(self.folder)  # an export of earlier days: what it shows is in the shards now
+                atomic.rename(self.folder, former)  # an export of earlier days: what it shows is in the shards now
             (self.folder / self.shards.marker).unlink(missing_ok=True)
             places = self._places(splits)
             self.index.rename(places)
@@ -79,6 +82,7 @@ class ShardSet:
                 for name, shards in splits.items()
             }
             self.shards.describe(self.folder, written, origin)
+            shutil.rmtree(former, ignore_errors=True)
             if not any(self.index.folder.iterdir() if self.index.folder.is_dir() else ()):
                 shutil.rmtree(self.index.folder, ignore_errors=True)
             atomic.sync_folder(self.index.root)

@@ -96,9 +96,8 @@ class SplitPacker:
         """Write what is left."""
         left = self.shards[self.kept :]
         if self._stream is None and not self._items and (self.kept or (left and left[0].samples == 0)):
-            stays = self.kept or 1  # an empty split is one empty shard, where the format has such
-            if len(self.shards) > stays:
-                self.job.demote(self.split, stays)
+            # An empty split is one empty shard, where the format has such.
+            self.job.demote(self.split, self.kept or 1)
             return
         if self._stream is None:
             self._begin(self._start(self.kept), list(self._items))

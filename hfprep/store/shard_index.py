@@ -81,9 +81,13 @@ class ShardIndex:
         rows = self.state.query(f"SELECT {_COLUMNS} FROM shards ORDER BY split, number, serial")
         return [Shard(*row) for row in rows]
 
+    def placed(self) -> list[Shard]:
+        """The shards that have a place in their split."""
+        return [shard for shard in self.shards() if shard.number is not None]
+
     def current(self, split: str) -> list[Shard]:
         """The shards of a split, in order, up to the first that is not there."""
-        found = [shard for shard in self.shards() if shard.split == split and shard.number is not None]
+        found = [shard for shard in self.placed() if shard.split == split]
         return [shard for number, shard in enumerate(found) if shard.number == number]
 
     def is_empty(self) -> bool:
