@@ -4,12 +4,14 @@ The quick part kills once wherever shards are written, recorded, put in place or
 point and at random moments, with two processes too.
 """
 
+import contextlib
 import io
 import json
 import os
 import random
 import re
 import shutil
+import sqlite3
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -46,20 +48,20 @@ class ShardTrials(Trials):
         return super().build(output, fault, *given, "--max-shard-size", "18KB", *options, patches=PATCHES, **patches)
 
     def every_point(self, seed: int, per_point: int | None = None, do: str = "kill") -> list[Fault]:
-        """As for any build; shards, whatever their numbers, count as one kind of file, and without `per_point` only
-        what concerns them is struck."""
+        """As for any build; shards, whatever their numbers, count as one kind of file. Without `per_point` only what
+        concerns them is struck, and the state's commits often."""
         draw = random.Random(seed)
         places: dict[tuple[str, str], list[tuple[str, int]]] = {}
         for (point, kind), count in self.points().items():
             shards = kind.startswith((".hfprep/shards", self.format))
-            if per_point is None and not shards:
+            if per_point is None and not shards and not point.endswith("-commit"):
                 continue
             alike = re.sub(r"\d+", "N", kind) if shards else kind
             places.setdefault((point, alike), []).extend((kind, nth) for nth in range(1, count + 1))
         return [
             Fault(do=do, point=point, kind=kind, nth=nth)
             for (point, _), found in places.items()
-            for kind, nth in draw.sample(found, min(per_point or 1, len(found)))
+            for kind, nth in draw.sample(found, min(per_point or (4 if point.endswith("-commit") else 1), len(found)))
         ]
 
     def check_after_kill(self, output: Path, *, exact: bool) -> None:
@@ -73,7 +75,8 @@ class ShardTrials(Trials):
                 whole.setdefault(str(name.relative_to(column).with_suffix("")), set()).add(column)
         if (output / self.format / MARKERS[self.format]).is_file():
             assert shards_under(output / self.format) == shards_under(self.reference / self.format)
-        packed = {sample_id for path in shard_files(output) for sample_id in ids_in(path)}
+        known = ids_known(output / ".hfprep" / "state.sqlite")
+        packed = known & {sample_id for path in shard_files(output) for sample_id in ids_in(path)}
         for sample_id in whole_lines(output / PROGRESS):
             assert sample_id in packed or len(whole[sample_id]) == len(COLUMN_FOLDERS), sample_id
         for line in whole_lines(output / "rejected.jsonl"):
@@ -100,6 +103,12 @@ def shards_under(folder: Path) -> dict[str, bytes]:
     """Content of a set's shards by name."""
     files = [*folder.rglob("*.arrow"), *folder.rglob("*.tar")]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def ids_known(state: Path) -> set[str]:
+    """Ids of the samples that the state says lie in a shard; what a killed transaction left is rolled back first."""
+    with contextlib.closing(sqlite3.connect(state)) as database:
+        return {row[0] for row in database.execute("SELECT packed.id FROM packed JOIN shards ON shard = serial")}
 
 
 def shard_files(output: Path) -> list[Path]:
