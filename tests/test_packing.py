@@ -172,7 +172,7 @@ def loses_a_row(builds: Builds, rows: Rows) -> tuple[int, dict[str, Any]]:
 
 
 Edit = Callable[[Builds, Rows], tuple[int, dict[str, Any]]]
-QUICK_EDITS: list[Edit] = [append, change_text, remove, move_to_validation, add_field]
+QUICK_EDITS: list[Edit] = [append, change_text, change_speaker, remove, move_to_validation, add_field]
 EDITS: list[Edit] = [
     append, change_text, change_audio, change_speaker, remove, reverse, move_to_validation, larger_shards, add_field,
     loses_a_row,
