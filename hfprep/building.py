@@ -5,9 +5,10 @@
 
 import contextlib
 import dataclasses
+import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,23 +16,23 @@ from typing import Any
 
 import datasets
 
-from hfprep.audio.decode import TARGET_SAMPLING_RATE
 from hfprep.config import BuildConfig
 from hfprep.devices import choose_workers
-from hfprep.engines.local import run_local
-from hfprep.engines.processes import choose_num_processes, run_processes, threads_per_process
-from hfprep.engines.spec import BatchCost, ExtractorSpec, Models, Sink
+from hfprep.engines.choice import run_engine
+from hfprep.engines.spec import BatchCost, Models
 from hfprep.errors import ConfigError, StopRequested
 from hfprep.exporters.build_formats import export_formats, forget_exports, keep_extra_fields
+from hfprep.exporters.samples import Origin
 from hfprep.inputs import Inputs, find_inputs
 from hfprep.logs import log_to_file
 from hfprep.model_config import ModelConfig
 from hfprep.object_storage import url_of
+from hfprep.packing.output import keep_features
 from hfprep.parts import part_facts, withdraw_part, write_part
 from hfprep.planning import Plan, PlanCounts, Planner, PlanOptions
 from hfprep.precision_choice import decide, measured
 from hfprep.progress import BuildProgress, Tally
-from hfprep.records import Need, Rejection
+from hfprep.records import Rejection
 from hfprep.signals import StopSignals, stop_on_signals
 from hfprep.store.atomic import write_lines
 from hfprep.store.fingerprints import Fingerprinter
@@ -108,6 +109,7 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
         withdraw_part(output)
         config = decide(config, inputs, state)
         run = _Run(config, output, state, inputs, shared.models, started, mirror)
+        stack.callback(run.close)
         try:
             plan = run.plan(stop)
         except StopRequested:
@@ -120,9 +122,9 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
                 mirror.forget_changed(state, plan.chunks())
                 mirror.snapshot(state)
         run.compute(plan, stop)
-        summary = run.finish(plan, stop.signal)
+        summary = run.finish(plan, stop)
         if not summary.pending:
-            export_formats(output.root, state, config.formats)
+            run.export()
             if config.part is not None:
                 write_part(output, plan.path, part_facts(config, inputs))
         if mirror is not None:
@@ -184,8 +186,7 @@ class _Run:
         self.models = models
         self.started = started
         self.mirror = mirror
-        self.workers = choose_workers(config.workers)
-        self.via = None if config.audio_sr == TARGET_SAMPLING_RATE else config.audio_sr
+        self.kept = keep_features(output, state, config.formats, config.max_shard_bytes)
         self.tally = Tally()
         self.counts = PlanCounts()
         self.listed = Listed()
@@ -203,7 +204,8 @@ class _Run:
                         self.output.root)  # fmt: skip
         options = plan_options(config, self.inputs.model_config, differences)
         with self.listing() as listing:
-            planner = Planner(self.output, self.state, Fingerprinter(settings), options, listing)
+            planner = Planner(self.output, self.state, Fingerprinter(settings), options, listing,
+                              None if self.kept is None else self.kept.index)  # fmt: skip
             counts = self.counts = planner.counts
             plan = planner.plan(config.manifest, stop=lambda: stop.signal is not None)
             if not counts.lines_read and config.part is None:
@@ -214,7 +216,8 @@ class _Run:
                 self.state.put("settings_begun", [*earlier[1:], settings.groups()] if earlier else [])
             if not earlier:
                 self.state.put("settings", settings.groups())
-        keep_extra_fields(self.output.root, plan.dataset.data.table)
+        if self.kept is None:
+            keep_extra_fields(self.output.root, plan.dataset.data.table)
         self.list_rejected()
         return plan
 
@@ -227,11 +230,19 @@ class _Run:
         """What replaces manifests and progress file; its counts are this run's from now on."""
         model = self.inputs.model_config
         options = ListingOptions(
-            val_ratio=self.config.val_ratio, max_text_tokens=model.max_text_tokens, max_codes=model.max_mel_tokens
+            val_ratio=self.config.val_ratio,
+            max_text_tokens=model.max_text_tokens,
+            max_codes=model.max_mel_tokens,
+            manifests=self.kept is None,
         )
         listing = Listing(self.output, self.state, options)
         self.listed = listing.listed
         return listing
+
+    def close(self) -> None:
+        """Leave nothing half-written."""
+        if self.kept is not None:
+            self.kept.close()
 
     def list_finished(self, plan: Plan) -> None:
         """Make manifests and progress file list exactly what is finished."""
@@ -248,7 +259,10 @@ class _Run:
 
     def compute(self, plan: Plan, stop: StopSignals) -> None:
         """Compute what is pending, publishing each batch as it completes."""
-        pending = plan.pending()
+        pending, kept, stopped = plan.pending(), self.kept, lambda: stop.signal is not None
+        if kept is not None:
+            codes = self.inputs.model_config.semantic_codec.codebook_size
+            kept.begin(plan, val_ratio=self.config.val_ratio, codebook_size=codes, stop=stopped)
         if not len(pending) or stop.signal is not None:
             return
         with (
@@ -260,6 +274,8 @@ class _Run:
 
             def sink(staged: list[Staged], rejections: list[Rejection], cost: BatchCost) -> None:
                 publisher.publish(staged, rejections)
+                if kept is not None:
+                    kept.settle([item.row.utterance.line for item in staged] + [item.line for item in rejections])
                 self.out_of_memory_events += cost.out_of_memory_events
                 timeline.add(rejected=len(rejections), **dataclasses.asdict(cost))
                 progress.advance(
@@ -271,66 +287,40 @@ class _Run:
                 )
 
             try:
-                self.run_engine(plan, pending, sink, lambda: stop.signal is not None)
+                run_engine(
+                    self.config, self.inputs, plan, sink, work=self.output.work, models=self.models, stop=stopped
+                )
             except StopRequested:
                 log.warning("stopped as asked; everything computed is on disk")
 
     def publisher(self) -> Publisher:
         """What makes batches final."""
-        if self.mirror is None:
-            return Publisher(self.output, self.state, self.config.val_ratio)
-        return UploadingPublisher(self.output, self.state, self.config.val_ratio, self.mirror)
+        if self.mirror is not None:
+            return UploadingPublisher(self.output, self.state, self.config.val_ratio, self.mirror)
+        return Publisher(self.output, self.state, self.config.val_ratio, manifests=self.kept is None)
 
-    def run_engine(self, plan: Plan, pending: datasets.Dataset, sink: Sink, stop: Callable[[], bool]) -> None:
-        """Give the pending rows to the engine that was asked for."""
-        config, inputs, work = self.config, self.inputs, self.output.work
-        num_processes = choose_num_processes(config.num_processes, config.device)
-        spec = ExtractorSpec(
-            files=inputs.files,
-            model_config=inputs.model_config,
-            tokenizer=config.tokenizer_path,
-            seen=inputs.seen,
-            with_audio=bool(plan.counts.need & Need.AUDIO),
-            device=config.device,
-            precision=config.precision,
-            batch_size=config.batch_size,
-            workers=max(1, self.workers // num_processes),
-            via_sampling_rate=self.via,
-            drop_overlong=config.drop_overlong,
-            threads=threads_per_process(num_processes) if num_processes > 1 else None,
-        )
-        if config.engine == "ray":
-            self.run_on_ray(spec, plan, sink, stop)
-        elif num_processes == 1:
-            run_local(spec, pending, sink, work=work, stop=stop, models=self.models)
-        else:
-            run_processes(spec, plan, sink, work=work, num_processes=num_processes, stop=stop)
-
-    def run_on_ray(self, spec: ExtractorSpec, plan: Plan, sink: Sink, stop: Callable[[], bool]) -> None:
-        """Give the pending rows to a Ray cluster; each worker has --workers CPUs (one if left open)."""
-        from hfprep.engines.ray import RayOptions, run_ray
-
-        config, cpus = self.config, self.config.workers or 1
-        spec = dataclasses.replace(spec, workers=cpus, threads=cpus)
-        options = RayOptions(
-            address=config.ray_address,
-            num_workers=config.num_processes,
-            num_gpus_per_worker=config.num_gpus_per_worker,
-            num_cpus_per_worker=cpus,
-        )
-        run_ray(spec, plan, sink, work=self.output.work / "ray", options=options, stop=stop)
-
-    def finish(self, plan: Plan, interrupted_by: int | None) -> Summary:
+    def finish(self, plan: Plan, stop: StopSignals) -> Summary:
         """Replace the running files by final ones and sum up."""
         if self.tally.done or self.tally.rejected:
             self.list_finished(plan)
             self.list_rejected()
-        summary = self.summary(interrupted_by)
+        summary = self.summary(stop.signal)
+        if not summary.pending and self.kept is not None:
+            self.kept.finish()
         if not summary.pending:
             self.state.put("settings", self.inputs.settings(self.config).groups())
             self.state.put("settings_begun", [])
         write_stats(self.output.root / STATS, self.stats(summary))
         return summary
+
+    def export(self) -> None:
+        """Bring every format that was asked for up to date with what is finished."""
+        root, formats, size = self.output.root, self.config.formats, self.config.max_shard_bytes
+        if self.kept is None:
+            export_formats(root, self.state, formats, size)
+        elif self.kept.finished:
+            shown = self.kept.publish(Origin(json.loads((root / STATS).read_bytes()), self.state.get("settings")))
+            export_formats(root, self.state, set(formats) - {self.kept.name}, size, shown)
 
     def summary(self, interrupted_by: int | None) -> Summary:
         """Where this run stands."""
@@ -362,7 +352,6 @@ class _Run:
     def stats(self, summary: Summary) -> dict[str, Any]:
         """The content of stats.json."""
         config, inputs = self.config, self.inputs
-        paths = (f"{self.output.root}/codes/{sample_id}.npy" for sample_id in self.listed_ids())
         names = ("audio_sr", "batch_size", "drop_overlong", "hash_audio", "language", "max_samples", "val_ratio")
         return {
             "total": summary.accepted,
@@ -380,16 +369,18 @@ class _Run:
             "rejected": summary.rejected,
             "capped": summary.capped,
             "pending": summary.pending,
-            "codebook": codebook_use(
-                paths,
-                inputs.model_config.semantic_codec.codebook_size,
-                read=self.output.content,
-                threads=self.output.reading_threads,
-            ),
+            "codebook": self.codebook_use(inputs.model_config.semantic_codec.codebook_size),
             "overlong": summary.overlong,
             "out_of_memory_events": summary.out_of_memory_events,
             "settings": {name: getattr(config, name) for name in names},
         }
+
+    def codebook_use(self, size: int) -> dict[str, Any]:
+        """How the codes of the complete samples spread over the codebook."""
+        if self.kept is not None:
+            return self.kept.codebook_use(self.listed_ids(), size)
+        paths = (f"{self.output.root}/codes/{sample_id}.npy" for sample_id in self.listed_ids())
+        return codebook_use(paths, size, read=self.output.content, threads=self.output.reading_threads)
 
     def listed_ids(self) -> Iterator[str]:
         """Ids of the complete samples, in source order."""

@@ -12,6 +12,7 @@ from typing import Any
 from hfprep.errors import ConfigError
 from hfprep.field_map import FieldMap
 from hfprep.object_storage import url_of
+from hfprep.sizes import parse_size
 
 FORMATS = ("npy", "arrow", "webdataset")
 ON_CHANGE = ("recompute", "refuse")
@@ -82,7 +83,8 @@ class BuildConfig:
     drop_overlong: bool = option(False, "Reject samples over the model's text or code positions (else: only counted).")
     hash_audio: bool = option(False, "Tell changed audio by its content rather than by size and mtime.")
     on_change: str = option("recompute", "recompute or refuse, when what finished samples depend on has changed.")
-    format: str = option("npy", "Formats, with commas: npy, and also arrow, webdataset (in folders of the output).")
+    format: str = option("npy", "Formats, with commas: npy, arrow, webdataset (the latter in folders of the output).")
+    max_shard_size: str = option("500MB", "Size of a shard of arrow or webdataset at most.")
     log_json: bool = option(False, "Log lines as JSON objects.")
 
     def __post_init__(self) -> None:
@@ -114,17 +116,19 @@ class BuildConfig:
         if self.shard is not None:
             Part.parse(self.shard)
         FieldMap.parse(self.map)
+        self._require(bool(self.formats) and set(self.formats) <= set(FORMATS), "format", _one_or_more(FORMATS))
         self._require(
-            set(self.formats) <= set(FORMATS) and "npy" in self.formats,
+            self.shard is None or "npy" in self.formats,
             "format",
-            f"npy, with commas also {' and '.join(FORMATS[1:])}; a build works in the npy layout, so npy is always one "
-            "(to keep only another: export it, then remove the npy output)",
+            "npy, with commas also others, for a part (--shard): parts are merged in the npy layout. Merge them, then "
+            "use export-arrow or export-webdataset",
         )
         self._require(
             not remote or self.formats == ("npy",),
             "format",
             "npy with an output in object storage; export a copy of it, or build locally and upload what comes out",
         )
+        parse_size(self.max_shard_size)
         self._require(self.on_change in ON_CHANGE, "on_change", " or ".join(ON_CHANGE))
         self._require(
             re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None, "device", "auto, cpu, cuda or cuda:N"
@@ -146,8 +150,13 @@ class BuildConfig:
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """The formats asked for."""
-        return tuple(name.strip() for name in self.format.split(","))
+        """The formats asked for, each once."""
+        return tuple(dict.fromkeys(name.strip() for name in self.format.split(",")))
+
+    @property
+    def max_shard_bytes(self) -> int:
+        """Bytes of a shard at most."""
+        return parse_size(self.max_shard_size)
 
     @property
     def tokenizer_path(self) -> Path:
@@ -157,6 +166,10 @@ class BuildConfig:
         if self.models is None:
             raise ConfigError("--tokenizer is missing: give it, or a folder with all model files as --models DIR")
         return self.models / "bpe.model"
+
+
+def _one_or_more(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}, or several of these with commas"
 
 
 def flag(name: str) -> str:

@@ -38,6 +38,7 @@ from hfprep.records import Need, Utterance
 from hfprep.store.fingerprints import Fingerprinter
 from hfprep.store.layout import NpyOutput, npy_size
 from hfprep.store.remote import RemoteOutput, fetch_state
+from hfprep.store.shard_index import ShardIndex
 from hfprep.store.state import SampleState, State, copy_state
 
 BLOCK_BYTES = 4096  # what a small file really takes on common file systems
@@ -119,7 +120,8 @@ def preview(config: BuildConfig) -> Preview:
         stack.callback(state.close)
         config = without_measuring(config, inputs, state)
         options = plan_options(config, inputs.model_config)
-        planner = Planner(output, state, Fingerprinter(inputs.settings(config)), options, _Unlisted())
+        fingerprinter = Fingerprinter(inputs.settings(config))
+        planner = Planner(output, state, fingerprinter, options, _Unlisted(), ShardIndex(output.root, state, ""))
         plan = planner.plan(config.manifest)
         if not plan.counts.lines_read and config.part is None:
             raise ConfigError(f"--manifest {str(config.manifest)!r} is empty; give one JSON object a line")

@@ -19,8 +19,10 @@ from hfprep.object_storage import REQUESTS_AT_A_TIME, is_url
 from hfprep.records import COLUMNS, Need, Utterance
 from hfprep.store.fingerprints import AudioIdentity
 from hfprep.store.layout import NpyOutput
+from hfprep.store.shard_index import Packed
 from hfprep.store.state import SampleState
 
+Known = tuple[Utterance, SampleState | None, Packed | None]  # a row, what the state says of it, where it is packed
 ADOPTED_LENGTH_SLACK = 1  # frames; a header's length of an mp3 may be a little off
 
 
@@ -57,16 +59,16 @@ class Inspector:
     adopt: bool
     model_dim: int | None
 
-    def inspect(self, rows: Sequence[tuple[Utterance, SampleState | None]]) -> list[Inspected | RejectedSample]:
+    def inspect(self, rows: Sequence[Known]) -> list[Inspected | RejectedSample]:
         """What the disk says of each of these rows; a RejectedSample where the audio is not there."""
         found: list[Inspected | RejectedSample] = []
-        remote = self._identify_remote(utterance.path for utterance, _ in rows if is_url(utterance.path))
-        for (utterance, known), files in zip(rows, self._look(rows), strict=True):
+        remote = self._identify_remote(utterance.path for utterance, _, _ in rows if is_url(utterance.path))
+        for (utterance, known, packed), files in zip(rows, self._look(rows), strict=True):
             try:
                 identity = remote.get(utterance.path) or self._identify(utterance, files)
                 if isinstance(identity, RejectedSample):
                     raise identity
-                found.append(self._inspect(utterance, known, identity, files))
+                found.append(self._inspect(utterance, known, packed, identity, files))
             except RejectedSample as error:
                 found.append(error)
         return found
@@ -92,14 +94,14 @@ class Inspector:
             return identify_audio(utterance.path, by_content=self.hash_audio)
         return AudioIdentity(size, files[0].mtime_ns)
 
-    def _look(self, rows: Sequence[tuple[Utterance, SampleState | None]]) -> Iterator[Sequence[fs.FileInfo] | None]:
+    def _look(self, rows: Sequence[Known]) -> Iterator[Sequence[fs.FileInfo] | None]:
         """For each finished row its audio file and artifacts, looked up in one call that leaves Python to others.
 
         None for other rows, and for all of them where a look fails: each is then looked at by itself.
         """
         paths = [
             path
-            for utterance, known in rows
+            for utterance, known, _ in rows
             if known is not None
             for path in (
                 "." if is_url(utterance.path) else utterance.path,  # the store was asked already
@@ -110,18 +112,22 @@ class Inspector:
             infos = iter(fs.LocalFileSystem().get_file_info(paths))
         except (OSError, ValueError):
             return itertools.repeat(None, len(rows))
-        return (None if known is None else tuple(itertools.islice(infos, 1 + len(COLUMNS))) for _, known in rows)
+        return (None if known is None else tuple(itertools.islice(infos, 1 + len(COLUMNS))) for _, known, _ in rows)
 
     def _inspect(
         self,
         utterance: Utterance,
         known: SampleState | None,
+        packed: Packed | None,
         identity: AudioIdentity,
         files: Sequence[fs.FileInfo] | None,
     ) -> Inspected:
         if known is not None:
             sizes = None if files is None else [file.size for file in files[1:]]
-            return Inspected(identity, known, self.output.incomplete(utterance.id, known, sizes), {})
+            incomplete = self.output.incomplete(utterance.id, known, sizes)
+            if incomplete and packed is not None:
+                incomplete &= ~packed.holds(known)
+            return Inspected(identity, known, incomplete, {})
         return Inspected(identity, None, Need.NOTHING, self._adoptable(utterance) if self.adopt else {})
 
     def _adoptable(self, utterance: Utterance) -> dict[str, Any]:

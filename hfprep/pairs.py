@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hfprep.errors import ConfigError, StoreError
+from hfprep.exporters.formats import no_manifests
 from hfprep.exporters.npy import MANIFESTS, LineFile, is_npy_output
 from hfprep.exporters.samples import parse_entry
 from hfprep.store.atomic import write_lines
@@ -90,7 +91,7 @@ def write_pairs(output: Path, options: PairOptions | None = None) -> dict[str, P
     """
     options = options or PairOptions()
     if not is_npy_output(output):
-        raise StoreError(f"{output} holds no manifests; give the output directory of a build")
+        raise StoreError(no_manifests(output))
     splits = {name: _Speakers.read(output / MANIFESTS[name], options) for name in PAIR_MANIFESTS}
     counts = {}
     for name, speakers in splits.items():

@@ -32,6 +32,7 @@ from hfprep.sources.opening import open_source
 from hfprep.store.atomic import explained
 from hfprep.store.fingerprints import AudioIdentity, Fingerprinter, Fingerprints, source_of
 from hfprep.store.layout import NpyOutput, PlannedRow
+from hfprep.store.shard_index import ShardIndex
 from hfprep.store.state import GROUPS, SampleState, State
 
 log = logging.getLogger(__name__)
@@ -143,13 +144,20 @@ class Lister(Protocol):
 
 
 class Planner:
-    """Scans a manifest and decides, row by row, what is finished already."""
+    """Scans a manifest and decides, row by row, what is finished already: artifacts, or what lies in `shards`."""
 
     def __init__(
-        self, output: NpyOutput, state: State, fingerprinter: Fingerprinter, options: PlanOptions, listing: Lister
+        self,
+        output: NpyOutput,
+        state: State,
+        fingerprinter: Fingerprinter,
+        options: PlanOptions,
+        listing: Lister,
+        shards: ShardIndex | None = None,
     ) -> None:
         self.output = output
         self.state = state
+        self.shards = shards
         self.fingerprinter = fingerprinter
         self.options = options
         self.listing = listing
@@ -211,7 +219,9 @@ class Planner:
         """Chunks of valid rows with what the disk says of them; looked up while the chunk before is worked on."""
         waiting = None
         for chunk in _chunks(self._valid_rows(manifest), CHUNK_ROWS):
-            known = zip(chunk, self.state.samples(utterance.id for utterance in chunk), strict=True)
+            ids = [utterance.id for utterance in chunk]
+            packed = [None] * len(ids) if self.shards is None else self.shards.packed(ids)
+            known = zip(chunk, self.state.samples(ids), packed, strict=True)
             looking = (chunk, pool.map(self.inspector.inspect, _chunks(known, INSPECTED_TOGETHER)))
             if waiting is not None:
                 yield waiting

@@ -22,6 +22,7 @@ from typing import Any
 from hfprep.errors import ConfigError, RejectedSample, StoreError
 from hfprep.exporters.extra_fields import extra_path
 from hfprep.exporters.folders import appearing_folder
+from hfprep.exporters.formats import no_manifests
 from hfprep.exporters.npy import MANIFESTS, NpySplit, is_npy_output
 from hfprep.exporters.samples import parse_entry, safe_id
 from hfprep.model_config import ModelConfig
@@ -51,7 +52,7 @@ def retokenize(
     nothing has changed then.
     """
     if not is_npy_output(output):
-        raise StoreError(f"{output} holds no manifests; give the output directory of a build")
+        raise StoreError(no_manifests(output))
     model = TextTokenizer(tokenizer)
     limits = ModelConfig.read(config) if config is not None else None
     if limits is not None and model.vocab_size > limits.number_text_tokens:

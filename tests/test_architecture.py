@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "hfprep"
 LEVELS = (
     {"errors"},
     {"object_storage", "records", "references"},
-    {"config", "data_sets", "field_map", "model_config"},
+    {"config", "data_sets", "field_map", "model_config", "sizes"},
     {"manifest"},
     {"text"},
     {"audio"},
@@ -25,7 +25,7 @@ LEVELS = (
     {"features"},
     {"store"},
     {"exporters"},
-    {"pairs", "retokenizing"},
+    {"packing", "pairs", "retokenizing"},
     {"inputs", "inspection", "logs", "planning", "progress", "signals"},
     {"engines", "parts"},
     {"precision_choice"},

@@ -4,11 +4,8 @@ import dataclasses
 import json
 from pathlib import Path
 
-import pytest
-
 import hfprep
 from hfprep.config import BuildConfig
-from hfprep.errors import ConfigError
 from hfprep.exporters.formats import open_set
 from hfprep.exporters.npy import export_npy
 from tests.sample_sets import public_files
@@ -51,13 +48,3 @@ def test_exports_follow_the_build(tmp_path: Path, golden_small: Path) -> None:
     second = inodes(output)
     assert all(second[name] != first[name] for name in EXPORTS)
     assert len(open_set(output / "arrow").split("validation")) == len(open_set(output).split("validation")) > 2
-
-
-def test_a_build_without_npy_is_refused(tmp_path: Path) -> None:
-    for value in ("arrow", "webdataset", "npy,parquet", ""):
-        with pytest.raises(ConfigError, match="--format is"):
-            BuildConfig(manifest=tmp_path / "m", output_dir=tmp_path / "o", format=value)
-    assert BuildConfig(manifest=tmp_path / "m", output_dir=tmp_path / "o", format="npy, arrow").formats == (
-        "npy",
-        "arrow",
-    )

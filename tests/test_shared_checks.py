@@ -14,6 +14,11 @@ from pathlib import Path
 import pytest
 
 import hfprep
+from hfprep.exporters.arrow_writer import export_arrow
+from hfprep.exporters.formats import open_set
+from hfprep.exporters.npy import export_npy
+from hfprep.exporters.webdataset_writer import export_webdataset
+from tests.sample_sets import public_files
 
 TESTS = Path(__file__).resolve().parent
 SHARED = TESTS.parent.parent / "shared"
@@ -86,3 +91,30 @@ if GOLDEN:
         (folder / "audio").symlink_to(GOLDEN[name] / "audio")
         other = built(GOLDEN[name], batch_size=5, manifest=folder / "manifest.jsonl")
         check("compare_builds.py", built(GOLDEN[name], batch_size=1), other)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", GOLDEN)
+    def test_there_and_back_over_every_row_gives_the_same_bytes(built: Builder, name: str, tmp_path: Path) -> None:
+        source = built(GOLDEN[name], batch_size=1)
+        files = public_files(source)
+        rows = (GOLDEN[name] / "manifest.jsonl").read_bytes().splitlines()
+        assert len(files) == 3 + 4 * len(rows)
+        for export in (export_arrow, export_webdataset):
+            export(open_set(source), tmp_path / export.__name__)
+            export_npy(open_set(tmp_path / export.__name__), tmp_path / f"{export.__name__}-back")
+            assert public_files(tmp_path / f"{export.__name__}-back") == files
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("format_name", ["arrow", "webdataset"])
+    def test_shards_without_npy_hold_what_the_npy_layout_holds(
+        built: Builder, format_name: str, tmp_path: Path
+    ) -> None:
+        """A build of every golden row in another format alone, turned into npy, is the npy build."""
+        golden = GOLDEN["golden"]
+        config = hfprep.BuildConfig(
+            manifest=golden / "manifest.jsonl", output_dir=tmp_path / "out", models=golden / "checkpoints",
+            val_ratio=VAL_RATIO, batch_size=1, format=format_name, max_shard_size="200KB",
+        )  # fmt: skip
+        hfprep.build(config)
+        export_npy(open_set(tmp_path / "out"), tmp_path / "back")
+        assert public_files(tmp_path / "back") == public_files(built(golden, batch_size=1))

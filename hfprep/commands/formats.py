@@ -42,8 +42,8 @@ def export_arrow(
     from hfprep.exporters.arrow_writer import ArrowOptions
     from hfprep.exporters.arrow_writer import export_arrow as export
     from hfprep.exporters.audio_files import audio_finder
-    from hfprep.exporters.folders import parse_size
     from hfprep.exporters.formats import open_set
+    from hfprep.sizes import parse_size
 
     find = audio_finder(out, audio_root) if with_audio else None
     options = ArrowOptions(max_shard_bytes=parse_size(max_shard_size), dtype=dtype, find_audio=find)
@@ -59,10 +59,10 @@ def export_webdataset(
     dtype: Dtype = "float32",
 ) -> None:
     """Write a finished set as WebDataset tar shards with an index."""
-    from hfprep.exporters.folders import parse_size
     from hfprep.exporters.formats import open_set
     from hfprep.exporters.webdataset_writer import WebDatasetOptions
     from hfprep.exporters.webdataset_writer import export_webdataset as export
+    from hfprep.sizes import parse_size
 
     size = parse_size(max_shard_size)
     options = WebDatasetOptions(max_shard_bytes=size, max_shard_samples=max_shard_samples, dtype=dtype)
@@ -122,9 +122,9 @@ def push(
     dtype: Dtype = "float32",
 ) -> None:
     """Upload a finished set to the Hugging Face Hub with a data set card; rerun it to resume."""
-    from hfprep.exporters.folders import parse_size
     from hfprep.exporters.hub import PushOptions
     from hfprep.exporters.hub import push as run
+    from hfprep.sizes import parse_size
 
     options = PushOptions(private=private, format=format, max_shard_bytes=parse_size(max_shard_size), dtype=dtype)
     with _locked(source):

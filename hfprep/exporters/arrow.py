@@ -5,7 +5,7 @@ long as the columns are there.
 """
 
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -63,18 +63,18 @@ def _split_names(root: Path) -> list[str]:
     return list(json.loads((root / DICT_FILE).read_bytes())["splits"])
 
 
-def shard_names(split: Path) -> list[str]:
-    """The shards of a split's folder, in the order of their rows; raises OSError, ValueError, KeyError or TypeError."""
-    return [str(item["filename"]) for item in json.loads((split / STATE_FILE).read_bytes())["_data_files"]]
+def split_files(root: Path) -> list[str]:
+    """Names of a split's shards, as its folder lists them; OSError, ValueError or KeyError where it does not."""
+    return [item["filename"] for item in json.loads((root / STATE_FILE).read_bytes())["_data_files"]]
 
 
 class ArrowSplit(Split):
-    """One split of a saved data set; `broken` are names of shards that are not to be touched."""
+    """One split of a saved data set, or one `file` of it."""
 
-    def __init__(self, root: Path, extra_columns: list[ExtraColumn], *, broken: Container[str] = ()) -> None:
+    def __init__(self, root: Path, extra_columns: list[ExtraColumn], file: str | None = None) -> None:
         self.root = root
         self.extra_columns = extra_columns
-        self.broken = broken
+        self.file = file
         self._batches: list[pa.RecordBatch] | None = None
         self._ends = np.cumsum([batch.num_rows for batch in self.batches()], dtype=np.int64)
         missing = sorted((METADATA.keys() | COLUMNS.keys()) - set(self._names()))
@@ -91,8 +91,8 @@ class ArrowSplit(Split):
         """The record batches of all shards, memory-mapped."""
         if self._batches is None:
             try:
-                files = [name for name in shard_names(self.root) if name not in self.broken]
-                streams = [pa.ipc.open_stream(pa.memory_map(str(self.root / name))) for name in files]
+                files = split_files(self.root) if self.file is None else [self.file]
+                streams = [pa.ipc.open_stream(pa.memory_map(str(self.root / file))) for file in files]
                 self._schema = streams[0].schema
                 self._batches = [batch for stream in streams for batch in stream if batch.num_rows]
             except (OSError, ValueError, KeyError, IndexError, pa.ArrowException) as error:
@@ -146,6 +146,26 @@ def _array(column: pa.Array, row: int, ndim: int) -> np.ndarray:
     return np.asarray(values.flatten().to_numpy()).reshape(len(values), -1)
 
 
+class ArrowShard:
+    """One shard's file, of any split, by row; memory-mapped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as batches:
+                self._batches = [batch for batch in batches if batch.num_rows]
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise StoreError(f"{path} cannot be read: {error}; see `verify` for what is broken") from error
+        self._ends = np.cumsum([batch.num_rows for batch in self._batches], dtype=np.int64)
+
+    def arrays(self, row: int) -> dict[str, np.ndarray]:
+        """The arrays of a row, as they are stored."""
+        number = int(np.searchsorted(self._ends, row, side="right"))
+        start = int(self._ends[number - 1]) if number else 0
+        batch = self._batches[number]
+        return {name: _array(batch.column(name), row - start, COLUMNS[name].ndim) for name in COLUMNS}
+
+
 class ArrowSet(SampleSet):
     """A folder that `datasets.load_from_disk` opens."""
 
@@ -165,12 +185,12 @@ class ArrowSet(SampleSet):
         half = bool(batches) and all(_value_type(batches[0].column(name).type) == pa.float16() for name in LATENTS)
         return "float16" if half else "float32"
 
-    def split(self, name: str, *, broken: Container[str] = ()) -> ArrowSplit:
+    def split(self, name: str, file: str | None = None) -> ArrowSplit:
         names = _split_names(self.root)
         if name not in names:
             raise StoreError(f"{self.root} has no split {name!r}; it has {', '.join(names) or 'none'}")
         columns = [ExtraColumn(**item) for item in self._description.get("extra_columns", ())]
-        return ArrowSplit(self.root / name, columns, broken=broken)
+        return ArrowSplit(self.root / name, columns, file)
 
 
 def _value_type(dtype: pa.DataType) -> pa.DataType:

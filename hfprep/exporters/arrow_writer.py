@@ -3,10 +3,10 @@
 Rows go to shards as they come, in memory no more than one record batch; the folder appears whole at the end.
 """
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -30,8 +30,9 @@ from hfprep.exporters.arrow import (
 )
 from hfprep.exporters.extra_fields import ExtraColumn, ExtraColumns, rebuilt
 from hfprep.exporters.folders import appearing_folder
-from hfprep.exporters.index import Shard, shard_of, write_index
+from hfprep.exporters.index import listed, write_index
 from hfprep.exporters.samples import DTYPES, LATENTS, METADATA, SPLITS, Entry, Origin, Sample, SampleSet
+from hfprep.exporters.shard_files import ShardStream, Start, WrittenShard, closing_stream
 from hfprep.records import COLUMNS
 from hfprep.references import file_name_of
 from hfprep.store import atomic
@@ -56,7 +57,7 @@ class ArrowOptions:
 
 
 @dataclass
-class _Survey:
+class Survey:
     """What the records of a set need as columns, found before the first row is written."""
 
     exact_lines: bool = False
@@ -64,19 +65,24 @@ class _Survey:
     extra: list[ExtraColumn] = field(default_factory=list)
 
     @classmethod
-    def of(cls, source: SampleSet) -> "_Survey":
+    def of(cls, entries: Callable[[], Iterable[Entry]]) -> "Survey":
+        """The needs of records, which are gone through once or twice: train first, then validation."""
         survey, collected = cls(), ExtraColumns()
-        for name in SPLITS:
-            for entry in source.split(name).entries():
-                survey.exact_lines = survey.exact_lines or entry.exact_line() is not None
-                collected.see(entry.extra)
+        for entry in entries():
+            survey.exact_lines = survey.exact_lines or entry.exact_line() is not None
+            collected.see(entry.extra)
         survey.extra = collected.columns([*METADATA, *COLUMNS, AUDIO, EXACT_LINE, EXACT_EXTRA])
-        if survey.extra:
-            for name in SPLITS:
-                if any(survey.exact_extra(entry) for entry in source.split(name).entries()):
-                    survey.exact_extras = True
-                    break
+        survey.exact_extras = bool(survey.extra) and any(survey.exact_extra(entry) for entry in entries())
         return survey
+
+    def record(self) -> dict[str, Any]:
+        """The JSON object that stands for it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def parse(cls, record: Mapping[str, Any]) -> "Survey":
+        """The opposite of `record`."""
+        return cls(record["exact_lines"], record["exact_extras"], [ExtraColumn(**item) for item in record["extra"]])
 
     def values(self, entry: Entry) -> dict[str, Any]:
         """The typed columns of a row's other fields."""
@@ -97,128 +103,167 @@ def export_arrow(source: SampleSet, target: Path, options: ArrowOptions | None =
     options = options or ArrowOptions()
     stored = source.origin.latents_dtype
     origin = Origin(source.origin.stats, source.origin.fingerprints, stored if stored == "float16" else options.dtype)
-    survey = _Survey.of(source)
-    shards = {}
+    survey = Survey.of(lambda: (entry for name in SPLITS for entry in source.split(name).entries()))
+    splits = {}
     with appearing_folder(target, is_own_export) as folder:
-        features = _features(source, survey, origin.latents_dtype, with_audio=options.find_audio is not None)
+        columns = ArrowColumns.of(survey, _condition_shape(source), origin.latents_dtype, options)
         for name in SPLITS:
-            writer = _SplitWriter(folder / name, features, survey, options, origin)
-            shards[name] = writer.write(name, source.split(name).samples(), describe(origin, survey.extra))
-        atomic.write_bytes(folder / DICT_FILE, json.dumps({"splits": list(SPLITS)}).encode())
-        return write_index(folder, FORMAT_NAME, shards)
+            (folder / name).mkdir()
+            shards = _write_split(folder / name, source.split(name).samples(), columns, options)
+            for shard, final in zip(shards, shard_names(len(shards)), strict=True):
+                atomic.rename(shard.path, folder / name / final)
+            describe_split(folder / name, shards, columns, origin)
+            splits[name] = shards
+        return describe_set(folder, splits)
 
 
-def _features(source: SampleSet, survey: _Survey, dtype: str, *, with_audio: bool) -> datasets.Features:
+def _condition_shape(source: SampleSet) -> tuple[int, ...]:
     first = next((sample for name in SPLITS for sample in islice(source.split(name).samples(), 1)), None)
-    rows, dim = first.arrays["condition"].shape if first else (0, 0)
-    columns: dict[str, Any] = {name: datasets.Value(_VALUE_TYPES[kind]) for name, kind in METADATA.items()}
-    columns |= {
-        "text_ids": datasets.List(datasets.Value("int32")),
-        "codes": datasets.List(datasets.Value("int32")),
-        "condition": datasets.Array2D((rows, dim), dtype),
-        "emo_vec": datasets.List(datasets.Value(dtype), length=dim),
+    return first.arrays["condition"].shape if first else (0, 0)
+
+
+def _write_split(
+    folder: Path, samples: Iterable[Sample], columns: "ArrowColumns", options: ArrowOptions
+) -> list[WrittenShard]:
+    stream = ArrowStream(lambda number: folder / f"{number:05d}.arrow", columns, options)
+    shards = []
+    with closing_stream(stream):
+        for sample in samples:
+            shards += stream.add(sample)
+        return shards + stream.finish()
+
+
+def shard_names(count: int) -> list[str]:
+    """The files of a split with so many shards."""
+    return [f"data-{index:05d}-of-{count:05d}.arrow" for index in range(count)]
+
+
+def describe_set(folder: Path, splits: Mapping[str, Sequence[WrittenShard]]) -> dict[str, int]:
+    """Write the index, and then the file that makes a folder of splits a saved DatasetDict; gives their samples."""
+    items = {
+        name: listed(shards, (f"{name}/{file}" for file in shard_names(len(shards)))) for name, shards in splits.items()
     }
-    columns |= {column.name: datasets.Value(column.dtype) for column in survey.extra}
-    if survey.exact_lines:
-        columns[EXACT_LINE] = datasets.Value("string")
-    if survey.exact_extras:
-        columns[EXACT_EXTRA] = datasets.Value("string")
-    if with_audio:
-        columns[AUDIO] = datasets.Audio()
-    return datasets.Features(columns)
+    counts = write_index(folder, FORMAT_NAME, items)
+    atomic.write_bytes(folder / DICT_FILE, json.dumps({"splits": list(SPLITS)}).encode())
+    return counts
 
 
-class _SplitWriter:
-    """Writes one split's folder: shards, state.json, dataset_info.json."""
+@dataclass(frozen=True)
+class ArrowColumns:
+    """The columns of a data set, and what they are made from."""
+
+    features: datasets.Features
+    survey: Survey
+    dtype: str
+
+    @classmethod
+    def of(cls, survey: Survey, condition: tuple[int, ...], dtype: str, options: ArrowOptions) -> "ArrowColumns":
+        """The columns for records as surveyed and conditions of that shape."""
+        rows, dim = condition
+        columns: dict[str, Any] = {name: datasets.Value(_VALUE_TYPES[kind]) for name, kind in METADATA.items()}
+        columns |= {
+            "text_ids": datasets.List(datasets.Value("int32")),
+            "codes": datasets.List(datasets.Value("int32")),
+            "condition": datasets.Array2D((rows, dim), dtype),
+            "emo_vec": datasets.List(datasets.Value(dtype), length=dim),
+        }
+        columns |= {column.name: datasets.Value(column.dtype) for column in survey.extra}
+        if survey.exact_lines:
+            columns[EXACT_LINE] = datasets.Value("string")
+        if survey.exact_extras:
+            columns[EXACT_EXTRA] = datasets.Value("string")
+        if options.find_audio is not None:
+            columns[AUDIO] = datasets.Audio()
+        return cls(datasets.Features(columns), survey, dtype)
+
+
+def describe_split(folder: Path, shards: Sequence[WrittenShard], columns: ArrowColumns, origin: Origin) -> None:
+    """Write dataset_info.json and state.json beside a split's shards, which have their final names."""
+    size, count = sum(shard.num_bytes for shard in shards), sum(shard.samples for shard in shards)
+    description = describe(origin, columns.survey.extra)
+    info = datasets.DatasetInfo(description=description, features=columns.features, dataset_name="hfprep")
+    info.version = datasets.Version(hfprep.__version__)
+    info.dataset_size = info.size_in_bytes = size
+    info.splits = datasets.SplitDict(dataset_name="hfprep")
+    info.splits.add(datasets.SplitInfo(folder.name, num_bytes=size, num_examples=count, dataset_name="hfprep"))
+    info.write_to_directory(str(folder), pretty_print=True)
+    content = [str(columns.features.arrow_schema), *(shard.sha256 for shard in shards)]
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": name} for name in shard_names(len(shards))],
+        "_fingerprint": hashlib.blake2b("\n".join(content).encode(), digest_size=8).hexdigest(),
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": folder.name,
+    }
+    atomic.write_bytes(folder / STATE_FILE, json.dumps(state, indent=2, sort_keys=True).encode())
+
+
+class ArrowStream(ShardStream):
+    """Samples as rows of record batches; a split without samples gets one empty shard."""
 
     def __init__(
-        self, folder: Path, features: datasets.Features, survey: _Survey, options: ArrowOptions, origin: Origin
+        self,
+        shard_path: Callable[[int], Path],
+        columns: ArrowColumns,
+        options: ArrowOptions,
+        start: Start | None = None,
     ) -> None:
-        self.folder = folder
-        self.features = features
-        self.schema = features.arrow_schema
-        self.survey = survey
+        super().__init__(shard_path, start or Start())
+        self.features = columns.features
+        self.schema = columns.features.arrow_schema
+        self.survey = columns.survey
+        self.dtype = np.dtype(columns.dtype)
         self.options = options
-        self.dtype = np.dtype(origin.latents_dtype)
-        self.hash = hashlib.blake2b(str(self.schema).encode(), digest_size=8)
-        self.num_bytes = 0
+        self._rows: list[Sample] = []
 
-    def write(self, name: str, samples: Iterator[Sample], description: str) -> list[Shard]:
-        """Write all samples; gives an index item for each shard."""
-        self.folder.mkdir()
-        num_shards = 0
-        rows: list[int] = []
-        batch = self._next(samples)
-        while batch is not None or num_shards == 0:
-            rows.append(0)
-            with ExitStack() as stack:
-                sink = stack.enter_context(pa.OSFile(str(self._shard(num_shards)), "wb"))
-                writer = stack.enter_context(pa.ipc.new_stream(sink, self.schema))
-                size = 0
-                while batch is not None and (size == 0 or size + batch.nbytes <= self.options.max_shard_bytes):
-                    writer.write_batch(batch)
-                    size += batch.nbytes
-                    rows[-1] += batch.num_rows
-                    batch = self._next(samples)
-            num_shards += 1
-            self.num_bytes += size
-        names = [f"data-{index:05d}-of-{num_shards:05d}.arrow" for index in range(num_shards)]
-        for index, final in enumerate(names):
-            self._finish_shard(index, final)
-        self._describe(name, sum(rows), names, description)
-        root = self.folder.parent
-        return [shard_of(root, f"{name}/{file}", count) for file, count in zip(names, rows, strict=True)]
+    def add(self, sample: Sample) -> list[WrittenShard]:
+        self._rows.append(sample)
+        return self._write_batch() if len(self._rows) == BATCH_ROWS else []
 
-    def _shard(self, index: int) -> Path:
-        return self.folder / f"{index:05d}.tmp"
+    def finish(self) -> list[WrittenShard]:
+        shards = self._write_batch() if self._rows else []
+        if self.file is None and self.number == 0:
+            self._open()
+        return shards if self.file is None else [*shards, self._end()]
 
-    def _finish_shard(self, index: int, name: str) -> None:
-        with open(self._shard(index), "rb") as stream:
-            atomic.sync_file(stream.fileno(), self.folder / name)
-        atomic.rename(self._shard(index), self.folder / name)
+    def _write_batch(self) -> list[WrittenShard]:
+        batch, self._rows = self._batch(self._rows), []
+        most = self.options.max_shard_bytes - batch.nbytes
+        ended = self._make_room(lambda samples, used: not samples or used <= most)
+        assert self.file is not None
+        with atomic.explained(self.file.path):
+            self._writer.write_batch(batch)
+        self.samples, self.used = self.samples + batch.num_rows, self.used + batch.nbytes
+        return ended
 
-    def _describe(self, name: str, count: int, files: Sequence[str], description: str) -> None:
-        size = sum((self.folder / file).stat().st_size for file in files)
-        info = datasets.DatasetInfo(description=description, features=self.features, dataset_name="hfprep")
-        info.version = datasets.Version(hfprep.__version__)
-        info.dataset_size = info.size_in_bytes = size
-        info.splits = datasets.SplitDict(dataset_name="hfprep")
-        info.splits.add(datasets.SplitInfo(name, num_bytes=size, num_examples=count, dataset_name="hfprep"))
-        info.write_to_directory(str(self.folder), pretty_print=True)
-        state: dict[str, Any] = {
-            "_data_files": [{"filename": file} for file in files],
-            "_fingerprint": self.hash.hexdigest(),
-            "_format_columns": None,
-            "_format_kwargs": {},
-            "_format_type": None,
-            "_output_all_columns": False,
-            "_split": name,
-        }
-        atomic.write_bytes(self.folder / STATE_FILE, json.dumps(state, indent=2, sort_keys=True).encode())
+    def _open(self) -> None:
+        super()._open()
+        assert self.file is not None
+        self._writer = pa.ipc.new_stream(self.file.stream, self.schema)
 
-    def _next(self, samples: Iterator[Sample]) -> pa.RecordBatch | None:
-        rows = list(islice(samples, BATCH_ROWS))
-        if not rows:
-            return None
-        atomic.observe("before-write", self.folder)
+    def _end(self) -> WrittenShard:
+        assert self.file is not None
+        with atomic.explained(self.file.path):
+            self._writer.close()
+        return super()._end()
+
+    def _batch(self, rows: Sequence[Sample]) -> pa.RecordBatch:
         columns: dict[str, Any] = {}
         for sample in rows:
-            self.hash.update(sample.entry.line)
             values = sample.entry.metadata() | self.survey.values(sample.entry)
             values |= {EXACT_LINE: sample.entry.exact_line(), EXACT_EXTRA: self.survey.exact_extra(sample.entry)}
             for key, value in values.items():
                 columns.setdefault(key, []).append(value)
-        for column in COLUMNS:
-            columns[column] = [self._stored(sample, column) for sample in rows]
+        for name in COLUMNS:
+            columns[name] = [
+                stored_latents(sample, name, self.dtype) if name in LATENTS else sample.arrays[name] for sample in rows
+            ]
         if self.options.find_audio is not None:
             columns[AUDIO] = [_audio(sample.entry, self.options.find_audio) for sample in rows]
         arrays = [self._column(item, columns[item.name]) for item in self.schema]
         return pa.record_batch(arrays, schema=self.schema)
-
-    def _stored(self, sample: Sample, column: str) -> np.ndarray:
-        values = stored_latents(sample, column, self.dtype) if column in LATENTS else sample.arrays[column]
-        self.hash.update(np.ascontiguousarray(values).data)
-        return values
 
     def _column(self, item: pa.Field, values: list[Any]) -> pa.Array:
         if item.name not in COLUMNS:

@@ -1,9 +1,9 @@
-"""The other formats of a build: kept beside its npy layout, exported again when, and only when, that has changed."""
+"""The other formats of a build: kept beside its features, exported again when, and only when, these have changed."""
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hfprep.exporters.arrow_writer import export_arrow
+from hfprep.exporters.arrow_writer import ArrowOptions, export_arrow
 from hfprep.exporters.extra_fields import extra_path, write_extra_fields
 from hfprep.exporters.formats import open_set
 from hfprep.exporters.samples import NO_EXTRA, SampleSet
-from hfprep.exporters.webdataset_writer import export_webdataset
+from hfprep.exporters.webdataset_writer import WebDatasetOptions, export_webdataset
 from hfprep.store.fingerprints import sha256_file
 from hfprep.store.layout import STATS, TRAIN, VAL
 from hfprep.store.state import State
@@ -24,9 +24,11 @@ log = logging.getLogger(__name__)
 
 EXPORTED = "exports"
 CHUNK_ROWS = 4096
-_EXPORTS: dict[str, Callable[[SampleSet, Path], dict[str, int]]] = {
-    "arrow": export_arrow,
-    "webdataset": export_webdataset,
+_EXPORTS: dict[str, Callable[[SampleSet, Path, int], dict[str, int]]] = {
+    "arrow": lambda source, target, size: export_arrow(source, target, ArrowOptions(max_shard_bytes=size)),
+    "webdataset": lambda source, target, size: export_webdataset(
+        source, target, WebDatasetOptions(max_shard_bytes=size)
+    ),
 }
 
 
@@ -46,16 +48,19 @@ def forget_exports(state: State) -> None:
         state.put(EXPORTED, {})
 
 
-def export_formats(root: Path, state: State, formats: tuple[str, ...]) -> None:
-    """Bring root/arrow and root/webdataset, where asked for, up to date with the finished npy layout in `root`."""
-    present = _digest(root)
+def export_formats(root: Path, state: State, formats: Iterable[str], max_shard_bytes: int, source: str = "") -> None:
+    """Bring root/arrow and root/webdataset, where asked for, up to date with the finished features in `root`.
+
+    These are the npy layout, unless `source` is given: a digest of the shards that the features are kept in.
+    """
+    present = f"{source or _digest(root)}:{max_shard_bytes}"
     for name in formats:
         export = _EXPORTS.get(name)
         done: dict[str, Any] = state.get(EXPORTED) or {}
         if export is None or (done.get(name) == present and (root / name).is_dir()):
             continue
         log.info("writing %s", root / name)
-        export(open_set(root), root / name)
+        export(open_set(root), root / name, max_shard_bytes)
         state.put(EXPORTED, done | {name: present})
 
 

@@ -5,12 +5,12 @@ its own in it.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hfprep.exporters.shard_files import WrittenShard
 from hfprep.store import atomic
-from hfprep.store.fingerprints import sha256_file
 
 INDEX = "index.json"
 INDEX_VERSION = 1
@@ -27,10 +27,12 @@ def read_index(root: Path, format_name: str) -> dict[str, Any] | None:
     return index if isinstance(index, dict) and index.get("format") == format_name else None
 
 
-def shard_of(root: Path, name: str, samples: int) -> Shard:
-    """What an index says of a finished shard; `name` is its path below `root`, with forward slashes."""
-    path = root / name
-    return {"name": name, "samples": samples, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+def listed(shards: Iterable[WrittenShard], names: Iterable[str]) -> list[Shard]:
+    """What an index says of finished shards; `names` are their paths below its folder, with forward slashes."""
+    return [
+        {"name": name, "samples": shard.samples, "bytes": shard.num_bytes, "sha256": shard.sha256}
+        for name, shard in zip(names, shards, strict=True)
+    ]
 
 
 def shards_in(index: Mapping[str, Any], split: str) -> list[Shard]:

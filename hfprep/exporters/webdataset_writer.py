@@ -4,10 +4,12 @@ The bytes depend on the samples and the options alone: members have no times and
 position in the split, so any id is safe; the id is in its .json.
 """
 
+import dataclasses
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ import numpy as np
 from hfprep.errors import ConfigError
 from hfprep.exporters.arrow_writer import MAX_SHARD_BYTES, stored_latents
 from hfprep.exporters.folders import appearing_folder
-from hfprep.exporters.index import Shard, shard_of, write_index
+from hfprep.exporters.index import listed, write_index
 from hfprep.exporters.samples import DTYPES, LATENTS, SPLITS, Origin, Sample, SampleSet
+from hfprep.exporters.shard_files import ShardStream, Start, WrittenShard, closing_stream
 from hfprep.exporters.webdataset import FORMAT_NAME, is_webdataset, metadata_json
 from hfprep.records import COLUMNS
 from hfprep.store import atomic
@@ -49,36 +52,60 @@ def export_webdataset(source: SampleSet, target: Path, options: WebDatasetOption
     """
     options = options or WebDatasetOptions()
     stored = source.origin.latents_dtype
-    dtype = stored if stored == "float16" else options.dtype
-    origin = Origin(source.origin.stats, source.origin.fingerprints, dtype)
+    options = dataclasses.replace(options, dtype=stored if stored == "float16" else options.dtype)
+    origin = Origin(source.origin.stats, source.origin.fingerprints, options.dtype)
+    splits: dict[str, list[WrittenShard]] = {}
     with appearing_folder(target, is_webdataset) as folder:
-        splits = {
-            name: list(_write_split(folder, name, source.split(name).samples(), options, np.dtype(dtype)))
-            for name in SPLITS
-        }
-        return write_index(folder, FORMAT_NAME, splits, origin.record())
+        for name in SPLITS:
+            stream = WebDatasetStream(partial(shard_path, folder, name), options)
+            shards = splits[name] = []
+            with closing_stream(stream):
+                for sample in source.split(name).samples():
+                    shards += stream.add(sample)
+                shards += stream.finish()
+        return describe_set(folder, splits, origin)
 
 
-def _write_split(
-    folder: Path, name: str, samples: Iterator[Sample], options: WebDatasetOptions, dtype: np.dtype[Any]
-) -> Iterator[Shard]:
-    """Write the shards of a split; gives an index item for each."""
-    position = number = 0
-    pending = next(samples, None)
-    while pending is not None:
-        path = folder / f"{name}-{number:06d}.tar"
-        with atomic.replacing(path) as stream:
-            count = 0
-            while pending is not None and count < options.max_shard_samples:
-                data = b"".join(_members(f"{position:09d}", pending, dtype))
-                if count and stream.tell() + len(data) + len(END_OF_TAR) > options.max_shard_bytes:
-                    break
-                stream.write(data)
-                count, position = count + 1, position + 1
-                pending = next(samples, None)
-            stream.write(END_OF_TAR)
-        yield shard_of(folder, path.name, count)
-        number += 1
+def shard_path(folder: Path, split: str, number: int) -> Path:
+    """Where a split's shard of that number lies."""
+    return folder / f"{split}-{number:06d}.tar"
+
+
+def describe_set(folder: Path, splits: Mapping[str, Sequence[WrittenShard]], origin: Origin) -> dict[str, int]:
+    """Write the index, which makes the shards in `folder` a set; gives the samples of each split."""
+    items = {name: listed(shards, (shard.path.name for shard in shards)) for name, shards in splits.items()}
+    return write_index(folder, FORMAT_NAME, items, origin.record())
+
+
+class WebDatasetStream(ShardStream):
+    """Samples as members of tar files."""
+
+    def __init__(
+        self, shard_path: Callable[[int], Path], options: WebDatasetOptions, start: Start | None = None
+    ) -> None:
+        super().__init__(shard_path, start or Start())
+        self.options = options
+        self.dtype = np.dtype(options.dtype)
+        self.position = self.start.position
+
+    def add(self, sample: Sample) -> list[WrittenShard]:
+        data = b"".join(_members(f"{self.position:09d}", sample, self.dtype))
+        most, most_bytes = self.options.max_shard_samples, self.options.max_shard_bytes - len(END_OF_TAR) - len(data)
+        ended = self._make_room(lambda samples, used: samples < most and used <= most_bytes)
+        assert self.file is not None
+        with atomic.explained(self.file.path):
+            self.file.stream.write(data)
+        self.samples, self.used, self.position = self.samples + 1, self.used + len(data), self.position + 1
+        return ended
+
+    def finish(self) -> list[WrittenShard]:
+        return [] if self.file is None else [self._end()]
+
+    def _end(self) -> WrittenShard:
+        assert self.file is not None
+        with atomic.explained(self.file.path):
+            self.file.stream.write(END_OF_TAR)
+        return super()._end()
 
 
 def _members(key: str, sample: Sample, dtype: np.dtype[Any]) -> Iterator[bytes]:

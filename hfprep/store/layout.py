@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +128,13 @@ class NpyOutput:
         """Paths of a sample's arrays, in the order of `COLUMNS`."""
         return [f"{self._root}/{name}/{sample_id}.npy" for name in COLUMNS]
 
+    def all_artifacts(self) -> Iterator[tuple[str, str]]:
+        """Id and column of every artifact that lies here, of finished samples or not."""
+        for column in COLUMNS:
+            folder = self.root / column
+            for path in folder.rglob("*.npy"):
+                yield path.relative_to(folder).as_posix().removesuffix(".npy"), column
+
     def incomplete(self, sample_id: str, state: SampleState, sizes: Sequence[int | None] | None = None) -> Need:
         """The finished groups of which an artifact is missing or has not the size that its lengths ask for.
 
@@ -222,13 +229,17 @@ class Stage:
 
 
 class Publisher:
-    """Makes staged batches final, one after another; use from one thread at a time."""
+    """Makes staged batches final, one after another; use from one thread at a time.
 
-    def __init__(self, output: NpyOutput, state: State, val_ratio: float) -> None:
+    Without `manifests` samples are put down as finished in the progress file only.
+    """
+
+    def __init__(self, output: NpyOutput, state: State, val_ratio: float, *, manifests: bool = True) -> None:
         self.output = output
         self.state = state
         self.val_ratio = val_ratio
-        self._files = {name: atomic.AppendedFile(output.root / name) for name in (PROGRESS, TRAIN, VAL, REJECTED)}
+        names = (PROGRESS, TRAIN, VAL, REJECTED) if manifests else (PROGRESS, REJECTED)
+        self._files = {name: atomic.AppendedFile(output.root / name) for name in names}
         self._made: set[Path] = set()
 
     def close(self) -> None:
@@ -277,7 +288,8 @@ class Publisher:
             name = VAL if is_validation(utterance.id, self.val_ratio) else TRAIN
             lines[name].append(json_line(record_of(utterance, state)))
         for name, records in lines.items():
-            self._files[name].append(records)
+            if name in self._files:
+                self._files[name].append(records)
         self._files[PROGRESS].append(item.row.utterance.id.encode() + b"\n" for item in staged)
         self._files[REJECTED].append(json_line(rejection.record()) for rejection in rejections)
 

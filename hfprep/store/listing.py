@@ -31,11 +31,15 @@ class Listed:
 
 @dataclass(frozen=True, kw_only=True)
 class ListingOptions:
-    """The share of ids that goes to validation, and the model's positions, beyond which samples are counted."""
+    """The share of ids that goes to validation, and the model's positions, beyond which samples are counted.
+
+    Without `manifests` only the progress file is written: the features are not kept in the npy layout.
+    """
 
     val_ratio: float
     max_text_tokens: int
     max_codes: int
+    manifests: bool = True
 
 
 class Listing:
@@ -63,9 +67,10 @@ class Listing:
         # All of this ends in the reverse of this order.
         self._stack.push(self._keep(val_ratio=self.options.val_ratio, largest_val_ratio=self.options.val_ratio))
         self._progress = self._open(PROGRESS)
-        self._train = self._open(TRAIN)
-        self._val = self._open(VAL)
-        self._staying = self._open(TRAIN, STAYING) if self._moving else None
+        kept = self.options.manifests
+        self._train = self._open(TRAIN) if kept else None
+        self._val = self._open(VAL) if kept else None
+        self._staying = self._open(TRAIN, STAYING) if kept and self._moving else None
         self._stack.push(self._keep(largest_val_ratio=self._largest_ratio))
         return self
 
@@ -88,13 +93,15 @@ class Listing:
     def add(self, utterance: Utterance, sample: SampleState) -> None:
         """List a complete sample; in the manifest's order."""
         options, listed = self.options, self.listed
-        line = json_line(record_of(utterance, sample))
         validation = is_validation(utterance.id, options.val_ratio)
         # An OSError here passes through the files' own blocks, which explain it.
         self._progress.write(utterance.id.encode() + b"\n")
-        (self._val if validation else self._train).write(line)
-        if self._staying is not None and not is_validation(utterance.id, self._largest_ratio):
-            self._staying.write(line)
+        manifest = self._val if validation else self._train
+        if manifest is not None:
+            line = json_line(record_of(utterance, sample))
+            manifest.write(line)
+            if self._staying is not None and not is_validation(utterance.id, self._largest_ratio):
+                self._staying.write(line)
         listed.train += not validation
         listed.val += validation
         listed.seconds += sample.seconds or 0.0

@@ -28,6 +28,15 @@ CREATE TABLE IF NOT EXISTS samples (
     id TEXT PRIMARY KEY, text BLOB, codes BLOB, latents BLOB,
     text_len INTEGER, code_len INTEGER, condition_len INTEGER, model_dim INTEGER, seconds REAL, source TEXT
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS shards (
+    serial INTEGER PRIMARY KEY, split TEXT NOT NULL, number INTEGER, samples INTEGER NOT NULL, used INTEGER NOT NULL,
+    num_bytes INTEGER NOT NULL, sha256 TEXT NOT NULL, layout TEXT NOT NULL, name TEXT NOT NULL, code_counts BLOB
+);
+CREATE TABLE IF NOT EXISTS packed (
+    id TEXT PRIMARY KEY, shard INTEGER NOT NULL, row INTEGER NOT NULL,
+    text BLOB, codes BLOB, latents BLOB, entry BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS packed_by_shard ON packed (shard);
 """
 _SCAN_SCHEMA = """
 CREATE TABLE scanned (id TEXT PRIMARY KEY) WITHOUT ROWID;
@@ -56,6 +65,10 @@ class SampleState(NamedTuple):
     def by_need(self) -> dict[Need, bytes | None]:
         """The stored fingerprint of each group."""
         return {Need.TEXT: self.text, Need.CODES: self.codes, Need.LATENTS: self.latents}
+
+    def fingerprints(self) -> Fingerprints:
+        """The stored fingerprints of a sample of which every group is finished."""
+        return Fingerprints(self.text or b"", self.codes or b"", self.latents or b"")
 
     def missing(self, wanted: Fingerprints) -> Need:
         """The groups whose stored fingerprint is not the wanted one."""
@@ -136,6 +149,11 @@ class State:
                     with contextlib.suppress(sqlite3.Error):  # the first error is the one to tell
                         self._db.execute("ROLLBACK")
                 raise
+
+    def query(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        """The rows that a statement gives; its own tables are left to who uses this."""
+        with self._explained():
+            return self._db.execute(statement, values).fetchall()
 
     def get(self, key: str) -> Any:
         """A value stored under `key`, None where there is none."""

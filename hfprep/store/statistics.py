@@ -57,7 +57,12 @@ def codebook_use(paths: Iterable[str | os.PathLike[str]], size: int, *, read: Re
         while blocks := [block for _ in range(threads) if (block := list(itertools.islice(source, BLOCK)))]:
             for codes in pool.map(lambda block: _read_codes(block, read), blocks):
                 counts += np.bincount(codes, minlength=size)[:size]
-    return {"size": size, "used": int((counts > 0).sum()), "perplexity": perplexity(counts)}
+    return codebook_summary(counts)
+
+
+def codebook_summary(counts: np.ndarray) -> dict[str, Any]:
+    """What stats.json says of frequencies of codes, int64 (codebook rows,)."""
+    return {"size": len(counts), "used": int((counts > 0).sum()), "perplexity": perplexity(counts)}
 
 
 def _read_codes(paths: Iterable[str | os.PathLike[str]], read: Read) -> np.ndarray:

@@ -20,12 +20,12 @@ from hfprep.config import FORMATS, BuildConfig
 from hfprep.devices import choose_workers
 from hfprep.errors import ConfigError, HfprepError
 from hfprep.exporters.arrow import is_arrow_set
-from hfprep.exporters.formats import open_set
+from hfprep.exporters.formats import kept_in, open_set
 from hfprep.exporters.samples import SampleSet, Split
 from hfprep.exporters.webdataset import is_webdataset
 from hfprep.manifest import AudioFinder
 from hfprep.records import COLUMNS
-from hfprep.store.layout import PRIVATE, NpyOutput
+from hfprep.store.layout import PRIVATE, PROGRESS, NpyOutput
 from hfprep.store.lock import OutputLock
 from hfprep.text.tokenizer import TextTokenizer
 from hfprep.verify.arrays import read_npy
@@ -84,6 +84,9 @@ def verify(options: VerifyOptions) -> Verdict:
     if is_arrow_set(root) or is_webdataset(root):
         return _verify_exported(options)
     output = NpyOutput(root)
+    if kept_in(root) is not None:
+        with _undisturbed(output, options.repair):
+            return _verify_exported(options)
     if not output.occupied() and not output.private.is_dir() and not any(root.glob("*_manifest.jsonl")):
         raise ConfigError(f"{str(root)!r} holds no features: neither manifests, nor arrays, nor an export")
     with _undisturbed(output, options.repair):
@@ -112,15 +115,18 @@ def _undisturbed(output: NpyOutput, must_write: bool) -> Iterator[None]:
 
 
 def _verify_exported(options: VerifyOptions) -> Verdict:
-    source = open_set(options.output_dir)
+    root = options.output_dir
+    source = open_set(root)
     check = _check_export(source, options)
     findings = check.findings
+    if source.root != root:
+        _check_progress(root, check)
     parity = None
     if options.parity:
         broken = {fault.id for fault in findings.faults}
         records, stored = _exported_records(check.readable, broken)
         parity = _compare(options, draw(records, options.parity, options.seed), stored, findings)
-    repairs = _repair_exported(source.root, check, findings) if options.repair and findings.faults else []
+    repairs = _repair_exported(root, source, check, findings) if options.repair and findings.faults else []
     return Verdict(source.format, len(check.split_of), findings.faults, findings.notes, repairs, parity)
 
 
@@ -152,6 +158,19 @@ def _verify_inner_exports(options: VerifyOptions, listing: Listing) -> tuple[lis
     return faults, notes
 
 
+def _check_progress(root: Path, check: ExportedCheck) -> None:
+    """Hold the progress file of a build against the set that it keeps its features in."""
+    try:
+        listed = set((root / PROGRESS).read_text(encoding="utf-8").split("\n")) - {""}
+    except (OSError, UnicodeDecodeError) as error:
+        check.findings.add(FaultKind.FILE_INVALID, PROGRESS, f"cannot be read: {error}; run the build again")
+        return
+    for sample_id in sorted(listed ^ check.split_of.keys()):
+        where = "the set, but not here" if sample_id in check.split_of else "here, but not in the set"
+        message = f"{sample_id!r} is listed {where}; run the build again"
+        check.findings.add(FaultKind.PROGRESS_DISAGREES, PROGRESS, message, sample_id=sample_id)
+
+
 def _exported_records(splits: Sequence[Split], broken: set[str | None]) -> tuple[Iterator[dict[str, Any]], Stored]:
     places: dict[str, tuple[int, int]] = {}
 
@@ -169,17 +188,19 @@ def _exported_records(splits: Sequence[Split], broken: set[str | None]) -> tuple
     return records(), stored
 
 
-def _repair_exported(root: Path, check: ExportedCheck, findings: Findings) -> list[str]:
-    """Move broken and unlisted shards aside; the export command makes the set again from the features."""
-    aside = root / PRIVATE / "broken"
-    names = sorted(check.broken_files | {fault.file for fault in findings.faults if (root / fault.file).is_file()})
+def _repair_exported(root: Path, source: SampleSet, check: ExportedCheck, findings: Findings) -> list[str]:
+    """Move broken and unlisted shards aside; what makes them again is said."""
+    files = check.broken_files | {fault.file for fault in findings.faults if (source.root / fault.file).is_file()}
     moved = []
-    for name in names:
-        if (root / name).exists():
-            target = aside / name
+    for path in sorted(source.root / file for file in files):
+        if path.exists():
+            name = path.relative_to(root).as_posix()
+            target = root / PRIVATE / "broken" / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(root / name, target)
+            shutil.move(path, target)
             moved.append(f"moved {name} to {PRIVATE}/broken")
+    if source.root != root:
+        return [*moved, "run the build again: it computes what these shards held, and nothing else"]
     return [*moved, "export the set again from the build's output: it replaces this folder as a whole"]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from hfprep.errors import StoreError
 from hfprep.exporters.arrow import FORMAT_NAME as ARROW
-from hfprep.exporters.arrow import STATE_FILE, ArrowSet, shard_names
+from hfprep.exporters.arrow import STATE_FILE, ArrowSet, split_files
 from hfprep.exporters.index import INDEX, Shard, read_index, shards_in
 from hfprep.exporters.samples import LATENTS, SPLITS, SampleSet, Split
 from hfprep.exporters.webdataset import WebDatasetSet, WebDatasetSplit
@@ -38,7 +38,7 @@ class ExportedCheck:
     vocab_size: int | None
     findings: Findings = field(default_factory=Findings)
     counts: dict[str, int] = field(default_factory=dict)
-    split_of: dict[str, str] = field(default_factory=dict)
+    split_of: dict[str, tuple[str, str]] = field(default_factory=dict)  # split and place by id
     broken_files: set[str] = field(default_factory=set)
     readable: list[Split] = field(default_factory=list)
     index: dict[str, Any] | None = None
@@ -83,7 +83,7 @@ class ExportedCheck:
         if isinstance(self.source, WebDatasetSet):
             yield from self._tar_shards(self.source, name)
         elif isinstance(self.source, ArrowSet):
-            yield from self._arrow_split(self.source, name)
+            yield from self._arrow_shards(self.source, name)
 
     def _check_sums(self, shards: Sequence[Shard]) -> list[str | None]:
         """Hold shards against the index; gives the SHA-256 of each, None where it cannot be read."""
@@ -107,26 +107,31 @@ class ExportedCheck:
             except UNREADABLE as error:
                 self._broken(shard["name"], FaultKind.ARTIFACT_UNREADABLE, str(error))
 
-    def _arrow_split(self, source: ArrowSet, name: str) -> Iterator[tuple[str, Split]]:
-        """The split without the shards whose bytes are not those of the index: offsets in them may lead anywhere."""
+    def _arrow_shards(self, source: ArrowSet, name: str) -> Iterator[tuple[str, Split]]:
+        """The shards but for those whose bytes are not those of the index: offsets in them may lead anywhere."""
         try:
-            names, broken = shard_names(source.root / name), set[str]()
-            if self.index is not None:
-                shards = shards_in(self.index, name)
-                sums = self._check_sums(shards)
-                wrong = [shard for shard, found in zip(shards, sums, strict=True) if found != shard.get("sha256")]
-                broken = {shard["name"].removeprefix(f"{name}/") for shard in wrong}
-                if [f"{name}/{file}" for file in names] != [shard["name"] for shard in shards]:
-                    message = f"lists other shards than {INDEX}; export the set again"
-                    self.findings.add(FaultKind.FILE_INVALID, f"{name}/{STATE_FILE}", message)
-            if broken.issuperset(names):
-                return
-            split = source.split(name, broken=broken)
-            for batch in split.batches():
-                batch.validate(full=True)
-            yield name, split
+            names = [f"{name}/{file}" for file in split_files(source.root / name)]
         except UNREADABLE as error:
             self._broken(name, FaultKind.ARTIFACT_UNREADABLE, str(error))
+            return
+        wrong: set[str] = set()
+        if self.index is not None:
+            shards = shards_in(self.index, name)
+            sums = self._check_sums(shards)
+            wrong = {shard["name"] for shard, found in zip(shards, sums, strict=True) if found != shard.get("sha256")}
+            if names != [shard["name"] for shard in shards]:
+                message = f"lists other shards than {INDEX}; export the set again"
+                self.findings.add(FaultKind.FILE_INVALID, f"{name}/{STATE_FILE}", message)
+        for file in names:
+            if file in wrong:
+                continue
+            try:
+                split = source.split(name, file.removeprefix(f"{name}/"))
+                for batch in split.batches():
+                    batch.validate(full=True)
+                yield file, split
+            except UNREADABLE as error:
+                self._broken(file, FaultKind.ARTIFACT_UNREADABLE, str(error))
 
     def _broken(
         self, file: str, kind: FaultKind, message: str, sample_id: str | None = None, column: str | None = None
@@ -176,10 +181,9 @@ class ExportedCheck:
         return Bounds(codebook, self.vocab_size, model_dim=shape[1], condition_len=shape[0])
 
     def _place(self, name: str, where: str, sample_id: str, val_ratio: float | None) -> None:
-        earlier = self.split_of.setdefault(sample_id, where)
+        split, earlier = self.split_of.setdefault(sample_id, (name, where))
         if earlier is not where:
-            both = earlier.partition("#")[0] != where.partition("#")[0]
-            kind = FaultKind.IN_BOTH_SPLITS if both else FaultKind.DUPLICATE_ID
+            kind = FaultKind.IN_BOTH_SPLITS if split != name else FaultKind.DUPLICATE_ID
             self.findings.add(kind, where, f"the id stands at {earlier} too", sample_id=sample_id)
         if val_ratio is not None and is_validation(sample_id, val_ratio) != (name == SPLITS[1]):
             message = f"with a val ratio of {val_ratio} the id belongs into the other split ({VAL} or not)"
@@ -202,7 +206,7 @@ def _listed_files(source: SampleSet) -> Iterator[str]:
         return
     for name in SPLITS:
         try:
-            yield from (f"{name}/{file}" for file in shard_names(source.root / name))
+            yield from (f"{name}/{file}" for file in split_files(source.root / name))
         except UNREADABLE:
             continue
 
