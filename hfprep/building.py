@@ -39,7 +39,7 @@ from hfprep.store.fingerprints import Fingerprinter
 from hfprep.store.layout import PROGRESS, REJECTED, STATS, NpyOutput, Publisher, Staged, json_line
 from hfprep.store.listing import Listed, Listing, ListingOptions
 from hfprep.store.lock import OutputLock
-from hfprep.store.remote import Mirror, RemoteOutput, UploadingPublisher, default_folder
+from hfprep.store.remote import Mirror, RemoteOutput, UploadingPublisher, open_output
 from hfprep.store.state import State
 from hfprep.store.statistics import codebook_use, package_versions, write_stats
 from hfprep.store.timeline import Timeline
@@ -95,7 +95,7 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
     started = time.monotonic()
     datasets.disable_progress_bars()
     shared = shared or Shared()
-    output = open_output(config)
+    output = open_output(config.output_dir, config.work_dir)
     with ExitStack() as stack:
         stack.enter_context(OutputLock(output.private / "lock"))
         mirror = stack.enter_context(Mirror(output)) if isinstance(output, RemoteOutput) else None
@@ -130,12 +130,6 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
         if mirror is not None:
             mirror.snapshot(state)
         return summary
-
-
-def open_output(config: BuildConfig) -> NpyOutput:
-    """The output directory, or the local folder of one in object storage."""
-    url = url_of(config.output_dir)
-    return NpyOutput(config.output_dir) if url is None else RemoteOutput(config.work_dir or default_folder(url), url)
 
 
 def _paths(config: BuildConfig) -> dict[str, str | None]:

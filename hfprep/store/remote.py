@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any
 
 from hfprep.errors import StoreError
-from hfprep.object_storage import REQUESTS_AT_A_TIME, download, file_names, read, remove, upload, write
+from hfprep.object_storage import REQUESTS_AT_A_TIME, download, file_names, read, remove, upload, url_of, write
 from hfprep.records import COLUMNS, Need, Rejection, artifact_path
 from hfprep.store import atomic
 from hfprep.store.layout import PRIVATE, VAL, NpyOutput, PlannedRow, Publisher, Staged
@@ -67,9 +67,13 @@ class RemoteOutput(NpyOutput):
             return read(self.url + path.removeprefix(str(self.root)))
 
 
-def default_folder(url: str) -> Path:
-    """The local folder of an output at this URL, where none is given."""
-    return Path.home() / ".cache" / "hfprep" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
+def open_output(path: Path, folder: Path | None) -> NpyOutput:
+    """The output directory `path`, or, where that is a URL, its local folder: `folder`, or one for each URL."""
+    url = url_of(path)
+    if url is None:
+        return NpyOutput(path)
+    name = hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
+    return RemoteOutput(folder or Path.home() / ".cache" / "hfprep" / name, url)
 
 
 def fetch_state(url: str, target: Path) -> None:
