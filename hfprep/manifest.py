@@ -235,9 +235,13 @@ def _read_duration(row: dict[str, Any]) -> float | None:
     value = row.get("duration")
     if value is None:
         return None
-    if not _is_number(value, int, float) or not math.isfinite(value) or value < 0:
+    try:
+        seconds = float(value) if _is_number(value, int, float) else math.nan
+    except OverflowError:  # an integer of hundreds of digits
+        seconds = math.inf
+    if not 0 <= seconds < math.inf:
         raise RejectedSample(Reason.INVALID_FIELD, f"duration is {json.dumps(value)[:80]}; it must be seconds")
-    return value
+    return seconds
 
 
 def _read_id(row: dict[str, Any]) -> str:

@@ -49,6 +49,7 @@ def test_a_full_row_is_read_and_other_fields_are_kept(tmp_path: Path) -> None:
         ({"duration": "long"}, Reason.INVALID_FIELD),
         ({"duration": -1}, Reason.INVALID_FIELD),
         ({"duration": float("nan")}, Reason.INVALID_FIELD),
+        ({"duration": 10**400}, Reason.INVALID_FIELD),
         ({"text": "\ud800"}, Reason.INVALID_FIELD),
         ({"text": " \n "}, Reason.EMPTY_TEXT),
         ({"id": ""}, Reason.INVALID_ID),
@@ -105,6 +106,12 @@ def test_a_line_that_is_no_object_is_rejected(tmp_path: Path, raw: bytes, reason
     item = read_one(tmp_path, raw)
     assert isinstance(item, Rejection)
     assert (item.id, item.reason) == (None, reason)
+
+
+def test_a_duration_in_whole_seconds_is_a_number_like_the_others(tmp_path: Path) -> None:
+    item = read_one(tmp_path, GOOD | {"duration": 4})
+    assert isinstance(item, Utterance)
+    assert repr(item.duration) == "4.0"  # or it would be listed as 4 before it is computed, and as 4.0 after
 
 
 def test_integers_become_strings_and_empty_labels_none(tmp_path: Path) -> None:
