@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import hfprep
 from hfprep.errors import ConfigError
 from hfprep.exporters.hub import PushOptions
 from hfprep.exporters.published import public_value
@@ -98,6 +99,23 @@ def check_loaded(process: subprocess.CompletedProcess[str], train: list[str]) ->
     assert ids == train
     assert rest in (4, ["train", "validation"])
     return list(codes)
+
+
+def test_an_output_without_npy_is_pushed_as_it_is(hub: Hub, golden_small: Path, tmp_path: Path) -> None:
+    home, built = tmp_path / "hf", tmp_path / "built"
+    manifest, models = golden_small / "manifest.jsonl", golden_small / "checkpoints"
+    summary = hfprep.build(
+        hfprep.BuildConfig(manifest=manifest, output_dir=built, models=models, val_ratio=0.3, format="arrow")
+    )
+    pushed = push(hub, home, built, "user/features")
+    assert pushed.returncode == 0, pushed.stderr
+    process = run(hub, home, "-c", LOAD_BACK, "user/features")
+    assert process.returncode == 0, process.stderr
+    ids, codes, validation = json.loads(process.stdout.splitlines()[-1])
+    train = hfprep.load(built)
+    assert (len(ids), validation) == (summary.train, summary.val)
+    assert codes == [train[index]["codes"].tolist() for index in range(len(train))]
+    assert "rejected.jsonl" not in hub.repositories["user/features"].files
 
 
 def test_a_broken_upload_is_resumed(hub: Hub, output: Path, tmp_path: Path) -> None:
