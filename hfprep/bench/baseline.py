@@ -5,6 +5,7 @@ feature extractor and all 24 layers of its model in float32 with every hidden st
 conditioning branches called on the padded batch as it is. It stores padding beside real codes, as such scripts do.
 """
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertModel
 
 from hfprep.bench.measuring import Stopwatch
 from hfprep.model_config import ModelConfig
-from hfprep.models.checkpoints import load_conditioners, load_semantic_codec
+from hfprep.models.checkpoints import conditioners_of, load_semantic_codec
 from hfprep.models.locate import ModelFiles
 from hfprep.models.masking import FrameMask
 from hfprep.models.semantic_encoder import NUM_LAYERS
@@ -38,8 +39,12 @@ class Baseline:
         self.extractor = SeamlessM4TFeatureExtractor.from_pretrained(folder)
         self.encoder = Wav2Vec2BertModel.from_pretrained(folder).eval().to(device)
         self.codec = load_semantic_codec(files.semantic_codec, config).eval().to(device)
-        branches = load_conditioners(files.gpt_checkpoint, config, semantic_size=int(self.encoder.config.hidden_size))
-        self.conditioner, self.emotion = (branch.eval().to(device) for branch in branches)
+        # As the libraries' documentation has it: the whole checkpoint into memory, then into a model of its own.
+        checkpoint = torch.load(files.gpt_checkpoint, map_location="cpu", weights_only=True)
+        hidden_size = int(self.encoder.config.hidden_size)
+        branches = conditioners_of(checkpoint, files.gpt_checkpoint, config, semantic_size=hidden_size)
+        self.conditioner, self.emotion = (copy.deepcopy(branch).eval().to(device) for branch in branches)
+        del checkpoint, branches
         statistics = torch.load(files.w2v_stat, weights_only=True)
         self.mean, self.std = statistics["mean"].to(device), statistics["var"].sqrt().to(device)
 

@@ -11,7 +11,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -50,13 +50,18 @@ def write_safetensors(path: Path, shapes: Shapes, *, seed: int) -> None:
                 file.write(piece.tobytes())
 
 
-def write_torch_file(path: Path, shapes: Shapes, *, seed: int) -> None:
-    """Write a state dict of float32 tensors of these shapes as torch.save does."""
+def write_torch_file(path: Path, shapes: Shapes, *, seed: int, holes: Collection[str] = ()) -> None:
+    """Write a state dict of float32 tensors of these shapes as torch.save does.
+
+    Tensors named in `holes` are zeros, and take no room on the disk where the file system has sparse files.
+    """
     # Memory that is never touched costs nothing: torch leaves the room in the file, and the numbers follow.
     with skip_data():
         torch.save({name: torch.empty(shape) for name, shape in shapes.items()}, path)
     with open(path, "r+b") as file:
         for (name, shape), start in zip(shapes.items(), _storage_offsets(path), strict=True):
+            if name in holes:
+                continue
             file.seek(start)
             for piece in random_pieces(name, shape, seed=seed):
                 file.write(piece.tobytes())

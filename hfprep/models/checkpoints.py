@@ -104,7 +104,13 @@ def load_conditioners(path: Path, config: ModelConfig, *, semantic_size: int) ->
 
     Raises CheckpointError that lists what is missing, unexpected or of another shape.
     """
-    tensors = read_torch_file(path)
+    return conditioners_of(read_torch_file(path), path, config, semantic_size=semantic_size)
+
+
+def conditioners_of(
+    tensors: Mapping[str, Tensor], path: Path, config: ModelConfig, *, semantic_size: int
+) -> tuple[Conditioner, EmotionConditioner]:
+    """Both conditioning branches, which hold the tensors of a state dict themselves; `path` is whose errors tell."""
     latents = _shape_of(tensors, "perceiver_encoder.latents", (NUM_LATENTS, config.model_dim))
     emotion_latents = _shape_of(tensors, "emo_perceiver_encoder.latents", (1, semantic_size))
     rows = [
