@@ -25,8 +25,8 @@ import numpy as np
 import pytest
 
 import hfprep
-from hfprep import building
 from hfprep.demo.dataset import DemoDataset, make_dataset
+from hfprep.engines import choice
 from hfprep.engines.spec import ExtractorSpec, Models
 from hfprep.errors import ConfigError, HfprepError, Reason
 from hfprep.features import FeatureExtractor
@@ -231,7 +231,7 @@ def troubled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callab
     def use(deadly: str | None) -> Path:
         log = tmp_path / "batches"
         log.touch()
-        monkeypatch.setattr(building, "ExtractorSpec", partial(TroubledSpec, log=str(log), deadly=deadly))
+        monkeypatch.setattr(choice, "ExtractorSpec", partial(TroubledSpec, log=str(log), deadly=deadly))
         return log
 
     yield use
