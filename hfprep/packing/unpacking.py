@@ -13,7 +13,7 @@ import numpy as np
 from hfprep.packing.reading import SampleReader
 from hfprep.records import COLUMNS
 from hfprep.store import atomic
-from hfprep.store.layout import IO_THREADS, NpyOutput, npy_bytes
+from hfprep.store.layout import IO_THREADS, NpyOutput, write_array
 from hfprep.store.shard_index import Shard, ShardIndex
 from hfprep.store.state import State
 
@@ -58,7 +58,7 @@ def _unpack_shard(
 
 def _write(jobs: list[tuple[Path, Path, np.ndarray]], output: NpyOutput, pool: ThreadPoolExecutor) -> None:
     with atomic.explained(output.root):
-        list(pool.map(lambda job: _write_array(job[0], job[2]), jobs))
+        list(pool.map(lambda job: write_array(job[0], job[2]), jobs))
         folders = {final.parent for _, final, _ in jobs}
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
@@ -67,15 +67,6 @@ def _write(jobs: list[tuple[Path, Path, np.ndarray]], output: NpyOutput, pool: T
         parents = {parent for folder in folders for parent in folder.parents if output.root in parent.parents}
         for folder in sorted(folders | parents | {output.root}):
             atomic.sync_folder(folder)
-
-
-def _write_array(path: Path, array: np.ndarray) -> None:
-    with atomic.explained(path), open(path, "wb") as stream:
-        atomic.observe("before-write", path)
-        stream.write(npy_bytes(array))
-        stream.flush()
-        atomic.observe("after-write", path)
-        atomic.sync_file(stream.fileno(), path)
 
 
 def remove_empty_folders(output: NpyOutput) -> None:

@@ -224,7 +224,7 @@ class Stage:
             jobs += [(files[name], array) for name, array in arrays.items()]
             shapes = {name: array.shape for name, array in arrays.items()}
             staged.append(Staged(row, {name: str(path) for name, path in files.items()}, shapes, features.seconds))
-        list(self._pool.map(lambda job: _write_array(*job), jobs))
+        list(self._pool.map(lambda job: write_array(*job), jobs))
         return staged
 
 
@@ -294,7 +294,8 @@ class Publisher:
         self._files[REJECTED].append(json_line(rejection.record()) for rejection in rejections)
 
 
-def _write_array(path: Path, array: np.ndarray) -> None:
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an array as .npy and sync it; the name is made durable by whoever renames it. Raises StoreError."""
     with atomic.explained(path), open(path, "wb") as stream:
         atomic.observe("before-write", path)
         stream.write(npy_bytes(array))
