@@ -107,7 +107,11 @@ def shards_under(folder: Path) -> dict[str, bytes]:
 
 def ids_known(state: Path) -> set[str]:
     """Ids of the samples that the state says lie in a shard; what a killed transaction left is rolled back first."""
+    if not state.is_file():
+        return set()
     with contextlib.closing(sqlite3.connect(state)) as database:
+        if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'packed'").fetchone():
+            return set()  # killed before the state had its tables
         return {row[0] for row in database.execute("SELECT packed.id FROM packed JOIN shards ON shard = serial")}
 
 
