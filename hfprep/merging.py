@@ -20,6 +20,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from hfprep.chunks import chunks_of
 from hfprep.errors import ConfigError, StoreError
 from hfprep.exporters.build_formats import forget_exports
 from hfprep.exporters.extra_fields import write_extra_fields
@@ -163,8 +164,7 @@ class _Merge:
 
     def chunks(self) -> Iterator[list[_Row]]:
         """The complete samples of all parts, in source order, some at a time."""
-        rows = self.rows()
-        while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
+        for chunk in chunks_of(self.rows(), CHUNK_ROWS):
             found = []
             for number, source in enumerate(self.sources):
                 mine = [row for row, part in chunk if part == number]

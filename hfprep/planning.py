@@ -10,7 +10,7 @@ import itertools
 import json
 import logging
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeVar
 import datasets
 import pyarrow as pa
 
+from hfprep.chunks import chunks_of
 from hfprep.config import Part
 from hfprep.errors import Reason, RejectedSample, StopRequested, StoreError
 from hfprep.field_map import FieldMap
@@ -218,11 +219,11 @@ class Planner:
     ) -> Iterator[tuple[list[Utterance], Iterator[list[Inspected | RejectedSample]]]]:
         """Chunks of valid rows with what the disk says of them; looked up while the chunk before is worked on."""
         waiting = None
-        for chunk in _chunks(self._valid_rows(manifest), CHUNK_ROWS):
+        for chunk in chunks_of(self._valid_rows(manifest), CHUNK_ROWS):
             ids = [utterance.id for utterance in chunk]
             packed = [None] * len(ids) if self.shards is None else self.shards.packed(ids)
             known = zip(chunk, self.state.samples(ids), packed, strict=True)
-            looking = (chunk, pool.map(self.inspector.inspect, _chunks(known, INSPECTED_TOGETHER)))
+            looking = (chunk, pool.map(self.inspector.inspect, chunks_of(known, INSPECTED_TOGETHER)))
             if waiting is not None:
                 yield waiting
             waiting = looking
@@ -361,9 +362,3 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _chunks(items: Iterable[Item], length: int) -> Iterator[list[Item]]:
-    source = iter(items)
-    while chunk := list(itertools.islice(source, length)):
-        yield chunk

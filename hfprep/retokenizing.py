@@ -15,10 +15,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from hfprep.chunks import chunks_of
 from hfprep.errors import ConfigError, RejectedSample, StoreError
 from hfprep.exporters.extra_fields import extra_path
 from hfprep.exporters.folders import appearing_folder
@@ -142,8 +142,7 @@ class _Retokenizing:
         folder.mkdir()
         failed: list[str] = []
         with ThreadPoolExecutor(IO_THREADS) as pool, atomic.replacing(folder / LENGTHS) as lengths:
-            records = self.entries()
-            while chunk := list(islice(records, CHUNK_SAMPLES)):
+            for chunk in chunks_of(self.entries(), CHUNK_SAMPLES):
                 jobs: list[tuple[Path, bytes]] = []
                 for record in chunk:
                     try:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "hfprep"
 # From the bottom up; a room imports only from the levels before its own, and from itself.
 LEVELS = (
     {"errors"},
-    {"object_storage", "records", "references"},
+    {"chunks", "object_storage", "records", "references"},
     {"config", "data_sets", "field_map", "model_config", "sizes"},
     {"manifest"},
     {"text"},

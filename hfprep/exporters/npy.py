@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cached_property
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from hfprep.chunks import chunks_of
 from hfprep.errors import StoreError
 from hfprep.exporters.extra_fields import extra_path, read_extra_fields, write_extra_fields
 from hfprep.exporters.folders import appearing_folder
@@ -96,9 +96,8 @@ class NpySplit(Split):
             yield Entry(entry.record, entry.line, extra)
 
     def samples(self) -> Iterator[Sample]:
-        entries = self.entries()
         with ThreadPoolExecutor(IO_THREADS) as pool:
-            while chunk := list(islice(entries, CHUNK_SAMPLES)):
+            for chunk in chunks_of(self.entries(), CHUNK_SAMPLES):
                 yield from pool.map(self._load, chunk)
 
     def _load(self, entry: Entry) -> Sample:
@@ -176,8 +175,7 @@ def export_npy(source: SampleSet, target: Path) -> dict[str, int]:
                 extras.append(kept)
                 kept.parent.mkdir(exist_ok=True)
                 extra_file = stack.enter_context(open(kept, "wb"))
-                samples = source.split(name).samples()
-                while chunk := list(islice(samples, CHUNK_SAMPLES)):
+                for chunk in chunks_of(source.split(name).samples(), CHUNK_SAMPLES):
                     _write_chunk(folder, chunk, pool)
                     manifest.writelines(sample.entry.line for sample in chunk)
                     progress.writelines(sample.entry.id.encode() + b"\n" for sample in chunk)

@@ -6,13 +6,13 @@ Gives `keep_features` and `ShardOutput`, which is all that a build has to know o
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import datasets
 import numpy as np
 import pyarrow.compute as pc
 
+from hfprep.chunks import chunks_of
 from hfprep.errors import StoreError
 from hfprep.exporters.samples import NO_EXTRA, Origin
 from hfprep.packing.formats import shard_format
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 FORMAT = "packed_format"
 FILES_TOGETHER = 256
-Item = TypeVar("Item")
 
 
 class PlannedRows(Protocol):
@@ -102,7 +101,7 @@ class ShardOutput:
             names = ", ".join(shard.name or self.index.own_path(shard.serial).name for shard in broken[:5])
             log.warning("%d shards are missing or not whole (%s); their samples count as not computed",
                         len(broken), names)  # fmt: skip
-        for block in _blocks(self.output.all_artifacts()):
+        for block in chunks_of(self.output.all_artifacts(), FILES_TOGETHER):
             ids = [sample_id for sample_id, _ in block]
             known = zip(block, self.index.state.samples(ids), list(self.index.packed(ids)), strict=True)
             for (sample_id, column), sample, packed in known:
@@ -148,7 +147,7 @@ class ShardOutput:
         whole = self._packer.listed_shards()
         counts = self.index.code_counts(whole, size)
         reader, state = self._packer.reader, self.index.state
-        for block in _blocks(ids):
+        for block in chunks_of(ids, FILES_TOGETHER):
             known = zip(block, state.samples(block), list(self.index.packed(block)), strict=True)
             for sample_id, sample, packed in known:
                 if packed is not None and packed.shard in whole:
@@ -164,9 +163,3 @@ class ShardOutput:
         shown = self.set.publish(origin)
         remove_empty_folders(self.output)
         return shown
-
-
-def _blocks(items: Iterable[Item]) -> Iterator[list[Item]]:
-    source = iter(items)
-    while block := list(islice(source, FILES_TOGETHER)):
-        yield block

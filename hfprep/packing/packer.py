@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from hfprep.chunks import chunks_of
 from hfprep.errors import StoreError
 from hfprep.exporters.samples import SPLITS, Entry, Sample
 from hfprep.exporters.shard_files import ShardStream, Start, WrittenShard, closing_stream
@@ -214,8 +215,7 @@ class Packer:
 
     def samples(self, items: Iterable[Item]) -> Generator[Sample, None, None]:
         """Items with their arrays."""
-        source = iter(items)
-        while block := list(islice(source, ROWS_TOGETHER)):
+        for block in chunks_of(items, ROWS_TOGETHER):
             for item, packed in zip(block, list(self.index.packed(item.id for item in block)), strict=True):
                 arrays = self.reader.arrays(item.id, item.row.fingerprints, packed)
                 yield Sample(item.entry, arrays)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hfprep.chunks import chunks_of
 from hfprep.packing.reading import SampleReader
 from hfprep.records import COLUMNS
 from hfprep.store import atomic
@@ -41,9 +42,8 @@ def _unpack_shard(
     output: NpyOutput, state: State, index: ShardIndex, reader: SampleReader, shard: Shard, pool: ThreadPoolExecutor
 ) -> int:
     count = 0
-    members = iter(index.members(shard.serial))
     numbers = itertools.count()
-    while block := list(itertools.islice(members, SAMPLES_TOGETHER)):
+    for block in chunks_of(index.members(shard.serial), SAMPLES_TOGETHER):
         jobs: list[tuple[Path, Path, np.ndarray]] = []
         for (sample_id, packed), sample in zip(block, state.samples(item[0] for item in block), strict=True):
             if sample is None:

@@ -9,12 +9,12 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from hfprep.chunks import chunks_of
 from hfprep.records import Need
 from hfprep.store import atomic
 from hfprep.store.fingerprints import Fingerprints
@@ -96,8 +96,7 @@ class ShardIndex:
 
     def packed(self, ids: Iterable[str]) -> Iterator[Packed | None]:
         """Where each of these samples lies, in their order; None for one that lies in no shard."""
-        source = iter(ids)
-        while block := list(islice(source, SELECTED_TOGETHER)):
+        for block in chunks_of(ids, SELECTED_TOGETHER):
             rows = self.state.query(_SELECT_PACKED, json.dumps(block))
             known = {row[0]: Packed(*row[1:]) for row in rows}
             yield from map(known.get, block)

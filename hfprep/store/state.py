@@ -6,7 +6,6 @@ than the disk holds. SQLite gives the transactions; memory does not grow with th
 """
 
 import contextlib
-import itertools
 import json
 import logging
 import sqlite3
@@ -14,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hfprep.chunks import chunks_of
 from hfprep.errors import Reason, StoreError
 from hfprep.records import Need, Rejection
 from hfprep.store.atomic import observe
@@ -174,8 +174,7 @@ class State:
 
     def samples(self, sample_ids: Iterable[str]) -> Iterator[SampleState | None]:
         """What is known of each of these samples, in their order."""
-        source = iter(sample_ids)
-        while block := list(itertools.islice(source, SELECTED_TOGETHER)):
+        for block in chunks_of(sample_ids, SELECTED_TOGETHER):
             with self._explained():
                 rows = self._db.execute(_SELECT_SAMPLES, (json.dumps(block),)).fetchall()
             known = {row[0]: SampleState(*row[1:]) for row in rows}

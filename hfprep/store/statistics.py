@@ -1,7 +1,6 @@
 """stats.json and what it is made from: counts, provenance, codebook use."""
 
 import importlib.metadata
-import itertools
 import json
 import math
 import os
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from hfprep.chunks import chunks_of
 from hfprep.errors import StoreError
 from hfprep.store.atomic import write_bytes
 
@@ -52,9 +52,8 @@ def codebook_use(paths: Iterable[str | os.PathLike[str]], size: int, *, read: Re
     Gives size, used (rows), perplexity. Raises StoreError where a file cannot be read.
     """
     counts = np.zeros(size, np.int64)
-    source = iter(paths)
     with ThreadPoolExecutor(threads) as pool:
-        while blocks := [block for _ in range(threads) if (block := list(itertools.islice(source, BLOCK)))]:
+        for blocks in chunks_of(chunks_of(paths, BLOCK), threads):
             for codes in pool.map(lambda block: _read_codes(block, read), blocks):
                 counts += np.bincount(codes, minlength=size)[:size]
     return codebook_summary(counts)
