@@ -253,15 +253,15 @@ class _Run:
 
     def compute(self, plan: Plan, stop: StopSignals) -> None:
         """Compute what is pending, publishing each batch as it completes."""
-        pending, kept, stopped = plan.pending(), self.kept, lambda: stop.signal is not None
+        pending, kept, stopped = plan.counts.pending, self.kept, lambda: stop.signal is not None
         if kept is not None:
             codes = self.inputs.model_config.semantic_codec.codebook_size
             kept.begin(plan, val_ratio=self.config.val_ratio, codebook_size=codes, stop=stopped)
-        if not len(pending) or stop.signal is not None:
+        if not pending or stop.signal is not None:
             return
         with (
             contextlib.closing(self.publisher()) as publisher,
-            BuildProgress(len(pending)) as progress,
+            BuildProgress(pending) as progress,
             Timeline(self.output.private) as timeline,
         ):
             self.tally = progress.tally
@@ -299,9 +299,9 @@ class _Run:
             self.list_finished(plan)
             self.list_rejected()
         summary = self.summary(stop.signal)
-        if not summary.pending and self.kept is not None:
-            self.kept.finish()
         if not summary.pending:
+            if self.kept is not None:
+                self.kept.finish()
             self.state.put("settings", self.inputs.settings(self.config).groups())
             self.state.put("settings_begun", [])
         write_stats(self.output.root / STATS, self.stats(summary))

@@ -4,6 +4,7 @@ The nodes get the rows from the driver and send back arrays; the driver's output
 """
 
 import contextlib
+import importlib
 import json
 import os
 import secrets
@@ -38,7 +39,7 @@ from hfprep.store.layout import Publisher, Staged
 from tests.s3_server import s3_server
 
 ray = pytest.importorskip("ray", reason="the extra hfprep[ray] is not installed")
-ray_engine = pytest.importorskip("hfprep.engines.ray")
+ray_engine = importlib.import_module("hfprep.engines.ray")  # with Ray there, its not loading is a failure
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ONE_CPU = ("--num-cpus=1", "--num-gpus=0")

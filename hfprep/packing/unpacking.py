@@ -14,7 +14,7 @@ from hfprep.chunks import chunks_of
 from hfprep.packing.reading import SampleReader
 from hfprep.records import COLUMNS
 from hfprep.store import atomic
-from hfprep.store.layout import IO_THREADS, NpyOutput, write_array
+from hfprep.store.layout import IO_THREADS, NpyOutput, put_in_place, write_array
 from hfprep.store.shard_index import Shard, ShardIndex
 from hfprep.store.state import State
 
@@ -52,21 +52,9 @@ def _unpack_shard(
             for name, array in reader.arrays(sample_id, sample, packed, need).items() if need else ():
                 jobs.append((output.work / f"{next(numbers)}-{name}", output.artifact(name, sample_id), array))
             count += bool(need)
-        _write(jobs, output, pool)
-    return count
-
-
-def _write(jobs: list[tuple[Path, Path, np.ndarray]], output: NpyOutput, pool: ThreadPoolExecutor) -> None:
-    with atomic.explained(output.root):
         list(pool.map(lambda job: write_array(job[0], job[2]), jobs))
-        folders = {final.parent for _, final, _ in jobs}
-        for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
-        for temporary, final, _ in jobs:
-            atomic.rename(temporary, final)
-        parents = {parent for folder in folders for parent in folder.parents if output.root in parent.parents}
-        for folder in sorted(folders | parents | {output.root}):
-            atomic.sync_folder(folder)
+        put_in_place(output.root, [(temporary, final) for temporary, final, _ in jobs], set())
+    return count
 
 
 def remove_empty_folders(output: NpyOutput) -> None:

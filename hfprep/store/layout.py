@@ -266,17 +266,7 @@ class Publisher:
         for item in staged:
             for name, path in item.files.items():
                 moves.append((path, self.output.artifact(name, item.row.utterance.id)))
-        folders = {final.parent for _, final in moves}
-        with atomic.explained(self.output.root):
-            for folder in folders - self._made:
-                folder.mkdir(parents=True, exist_ok=True)
-            for temporary, final in moves:
-                atomic.rename(temporary, final)
-            parents = {parent for folder in folders - self._made for parent in folder.parents}
-            root = self.output.root
-            for folder in folders | {parent for parent in parents if parent == root or root in parent.parents}:
-                atomic.sync_folder(folder)
-        self._made |= folders
+        put_in_place(self.output.root, moves, self._made)
 
     def _list(self, staged: Sequence[Staged], rejections: Sequence[Rejection]) -> None:
         lines: dict[str, list[bytes]] = {TRAIN: [], VAL: []}
@@ -292,6 +282,23 @@ class Publisher:
                 self._files[name].append(records)
         self._files[PROGRESS].append(item.row.utterance.id.encode() + b"\n" for item in staged)
         self._files[REJECTED].append(json_line(rejection.record()) for rejection in rejections)
+
+
+def put_in_place(root: Path, moves: Sequence[tuple[str | Path, Path]], made: set[Path]) -> None:
+    """Give files below `root` (temporary name, final name) their final names, durably; raises StoreError.
+
+    `made` are folders that are known to be there; those of these files are added to it.
+    """
+    folders = {final.parent for _, final in moves}
+    with atomic.explained(root):
+        for folder in folders - made:
+            folder.mkdir(parents=True, exist_ok=True)
+        for temporary, final in moves:
+            atomic.rename(temporary, final)
+        parents = {parent for folder in folders - made for parent in folder.parents}
+        for folder in folders | {parent for parent in parents if parent == root or root in parent.parents}:
+            atomic.sync_folder(folder)
+    made |= folders
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

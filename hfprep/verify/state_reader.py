@@ -38,9 +38,3 @@ class StateReader:
         """What the state holds of a sample."""
         row = self._db.execute(_SELECT, (sample_id,)).fetchone()
         return None if row is None else SampleState(*row)
-
-    def shards(self) -> list[tuple[str, str]]:
-        """Name and SHA-256 of the shards that the features are kept in and that are part of a complete set."""
-        if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'shards'").fetchone():
-            return []
-        return self._db.execute("SELECT name, sha256 FROM shards WHERE name <> ''").fetchall()
