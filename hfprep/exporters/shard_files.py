@@ -30,33 +30,27 @@ class RoomLeft(Exception):
     """What comes first fits into the shard that was taken for full."""
 
 
+class Abandoned(Exception):
+    """A shard is not to be."""
+
+
 class ShardFile:
     """A shard that grows under a temporary name."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._temporary = path.with_name(f"{path.name}.{atomic.TEMPORARY[0]}")
-        with atomic.explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            atomic.observe("before-write", path)
-            self.stream = open(self._temporary, "wb")  # noqa: SIM115 - closed by finish or abandon
+        self._replacing = atomic.replacing(path)
+        self.stream = self._replacing.__enter__()  # it ends in another call: finish or abandon
 
     def finish(self, samples: int, used: int) -> WrittenShard:
         """Sync the file and give it its name."""
+        self._replacing.__exit__(None, None, None)
         with atomic.explained(self.path):
-            self.stream.flush()
-            atomic.observe("after-write", self.path)
-            atomic.sync_file(self.stream.fileno(), self.path)
-            self.stream.close()
-            atomic.rename(self._temporary, self.path)
-            atomic.sync_folder(self.path.parent)
             return WrittenShard(self.path, samples, used, self.path.stat().st_size, sha256_file(self.path))
 
     def abandon(self) -> None:
         """Leave nothing behind."""
-        with contextlib.suppress(OSError):
-            self.stream.close()
-            self._temporary.unlink(missing_ok=True)
+        self._replacing.__exit__(Abandoned, Abandoned(), None)
 
 
 @dataclass(frozen=True, slots=True)
