@@ -23,6 +23,7 @@ os.environ |= {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "TRITON_INTERPRET": "1",  # kernels for a GPU are interpreted: slow, and the same on every machine
     # Models this small wait for each other's threads longer than they compute.
     "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     "COLUMNS": "120",  # what a terminal program prints does not depend on the window that pytest runs in

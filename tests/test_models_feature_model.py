@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hfprep.errors import CheckpointError
 from hfprep.model_config import ModelConfig
+from hfprep.models.conditioner import Conditioner
 from hfprep.models.feature_model import FeatureModel
 from hfprep.models.locate import locate
 from hfprep.models.masking import FrameMask, KeyMask, TimeMask
@@ -63,7 +64,7 @@ def numbers(model: FeatureModel, clips: list[Tensor], extra: int = 0) -> list[Nu
     kept: Numbers = {}
     hooks = [
         model.semantic_encoder.register_forward_hook(lambda _m, _i, output: kept.update(semantic=output)),
-        model.semantic_codec.out.register_forward_hook(lambda _m, _i, output: kept.update(codec=output)),
+        model.semantic_codec.quantizer.register_forward_pre_hook(lambda _m, inputs: kept.update(codec=inputs[0])),
     ]
     try:
         batch, lengths = padded(clips, extra)
@@ -200,6 +201,7 @@ def test_gives_the_documented_shapes_and_types(model: FeatureModel) -> None:
 
 
 def test_longest_clip_fits_the_position_table_and_one_frame_more_is_refused(model: FeatureModel) -> None:
+    assert isinstance(model.conditioner, Conditioner)
     rows = model.conditioner.conformer.position_table.shape[1]
     assert (model.max_frames - 1) // 2 == rows - 1
     assert model.max_frames // 2 == rows  # so (max_frames + 1 - 1) // 2 is out of the table

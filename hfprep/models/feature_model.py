@@ -8,6 +8,7 @@ samples or of what to do when memory runs out: every step is an attribute (`sema
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,14 @@ from hfprep.models.checkpoints import load_conditioners, load_semantic_codec, lo
 from hfprep.models.conditioner import Conditioner, EmotionConditioner
 from hfprep.models.locate import ModelFiles
 from hfprep.models.masking import FrameMask
-from hfprep.models.precision import careful, computing, lower_weights, require
+from hfprep.models.precision import computing, lower_weights, require
 from hfprep.models.semantic_codec import SemanticCodec
 from hfprep.models.semantic_encoder import SemanticEncoder
+
+if TYPE_CHECKING:
+    from hfprep.models.fused.codec import FusedSemanticCodec
+    from hfprep.models.fused.conditioner import FusedConditioner
+    from hfprep.models.fused.encoder import FusedSemanticEncoder
 
 MIN_FRAMES = 3
 
@@ -51,10 +57,10 @@ class FeatureModel(nn.Module):
         precision: str = "fp32",
     ) -> None:
         super().__init__()
-        self.semantic_encoder = semantic_encoder
-        self.semantic_codec = semantic_codec
-        self.conditioner = conditioner
-        self.emotion_conditioner = emotion_conditioner
+        self.semantic_encoder: SemanticEncoder | FusedSemanticEncoder = semantic_encoder
+        self.semantic_codec: SemanticCodec | FusedSemanticCodec = semantic_codec
+        self.conditioner: Conditioner | FusedConditioner = conditioner
+        self.emotion_conditioner: EmotionConditioner | FusedConditioner = emotion_conditioner
         emotion_conditioner.conformer.subsampling.scratch = conditioner.conformer.subsampling.scratch  # by turns
         self.config = config
         self.precision = precision
@@ -65,7 +71,6 @@ class FeatureModel(nn.Module):
         self.model_dim = config.model_dim
         self.num_condition_latents: int = conditioner.perceiver.latents.shape[0]
         self.eval().requires_grad_(False)
-        lower_weights((semantic_encoder, conditioner, emotion_conditioner), precision)
 
     @classmethod
     def load(
@@ -95,7 +100,30 @@ class FeatureModel(nn.Module):
             config=config,
             precision=precision,
         )
+        if torch.device(device).type == "cuda" and precision != "fp32":
+            return model.to(device).fused()
+        if precision != "fp32":
+            lower_weights((encoder, conditioner, emotion_conditioner))
         return model.to(device)
+
+    @torch.no_grad()
+    def fused(self) -> FeatureModel:
+        """This model with its parts, which are on a GPU, replaced by those that compute in its precision there."""
+        from hfprep.models.fused.codec import FusedSemanticCodec
+        from hfprep.models.fused.conditioner import FusedConditioner, FusedEmotionConditioner
+        from hfprep.models.fused.encoder import FusedSemanticEncoder
+        from hfprep.models.fused.operators import FORMS
+
+        if isinstance(self.semantic_codec, SemanticCodec):
+            self.semantic_codec = FusedSemanticCodec(self.semantic_codec, FORMS["exact"])
+        form = FORMS.get(self.precision)
+        if form is not None and isinstance(self.semantic_encoder, SemanticEncoder):
+            self.semantic_encoder = FusedSemanticEncoder(self.semantic_encoder, form)
+        if form is not None and isinstance(self.conditioner, Conditioner):
+            self.conditioner = FusedConditioner(self.conditioner, form)
+        if form is not None and isinstance(self.emotion_conditioner, EmotionConditioner):
+            self.emotion_conditioner = FusedEmotionConditioner(self.emotion_conditioner, form)
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -117,7 +145,7 @@ class FeatureModel(nn.Module):
             mask = FrameMask.from_lengths(lengths, input_features.shape[1], device)
             semantic = self.semantic_encoder(input_features, mask)
             # A hair's breadth decides between two codes, and the codec is a twentieth of the work: nothing coarse here.
-            with computing(careful(self.precision, device), device):
+            with computing("fp32", device):
                 found = self.semantic_codec(semantic, mask) if codes else None
             return FeatureTensors(
                 codes=found,

@@ -20,22 +20,30 @@ class FrameMask:
     `lengths` (B,) int64 stays on the CPU, so that nothing waits for a device. `padding` (B, T, 1) bool is true where
     a frame is padding; `key_bias` (B, 1, 1, T) float32 is 0 for real frames and -inf for padding. Both are None when
     the batch holds no padding: then there is nothing to mask, and attention kernels without a mask are faster.
+    `real_frames` (B,) int32 are the lengths on the device, for kernels that need no more than that.
     """
 
     lengths: Tensor
     num_frames: int
     padding: Tensor | None
     key_bias: Tensor | None
+    real_frames: Tensor
 
     @classmethod
     def from_lengths(cls, lengths: Tensor, num_frames: int, device: torch.device) -> FrameMask:
         """Mark the first `lengths[b]` of `num_frames` frames as real, for every clip b of the batch."""
+        short = lengths.int()
+        real_frames = (short.pin_memory() if device.type == "cuda" else short).to(device, non_blocking=True)
         if int(lengths.min()) >= num_frames:
-            return cls(lengths, num_frames, None, None)
-        there = (lengths.pin_memory() if device.type == "cuda" else lengths).to(device, non_blocking=True)
-        padding = torch.arange(num_frames, device=device)[None, :] >= there[:, None]
+            return cls(lengths, num_frames, None, None, real_frames)
+        padding = torch.arange(num_frames, device=device)[None, :] >= real_frames[:, None]
         key_bias = torch.zeros(padding.shape, device=device).masked_fill_(padding, float("-inf"))
-        return cls(lengths, num_frames, padding[:, :, None], key_bias[:, None, None, :])
+        return cls(lengths, num_frames, padding[:, :, None], key_bias[:, None, None, :], real_frames)
+
+    @property
+    def all_frames(self) -> Tensor:
+        """The lengths (B,) int32 as if nothing were padding."""
+        return torch.full_like(self.real_frames, self.num_frames)
 
     def subsampled(self, device: torch.device) -> FrameMask:
         """The mask after the stride-2 convolution, which is mask[:, 2::2]: a frame is real if its last input is."""
@@ -49,6 +57,10 @@ class TimeMask(nn.Module):
         """Zero the padding of (B, T, C) float32 in place."""
         return frames if mask.padding is None else frames.masked_fill_(mask.padding, 0.0)
 
+    def lengths(self, mask: FrameMask) -> Tensor:
+        """The same for a kernel that reads frames from a clip's length (B,) int32 on as zeros."""
+        return mask.real_frames
+
 
 class KeyMask(nn.Module):
     """A mask site in front of an attention: padding gets no weight as a key."""
@@ -56,3 +68,7 @@ class KeyMask(nn.Module):
     def forward(self, mask: FrameMask) -> Tensor | None:
         """The bias (B, 1, 1, T) to add to the scores, or None."""
         return mask.key_bias
+
+    def lengths(self, mask: FrameMask) -> Tensor:
+        """The same for a kernel that attends to the keys before a clip's length (B,) int32 only."""
+        return mask.real_frames

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hfprep.models.precision import half_linear, in_parts, split_linear
-
-HALVES = (torch.bfloat16, torch.float16)
+from hfprep.models.precision import half_linear
 
 # Rows of frames that a CPU computes at once: a piece and what is made of it stay in the cache, and a product of this
 # many rows already runs at full rate. The number of rows is rounded up to one of sixteen sizes, because oneDNN keeps
@@ -60,10 +58,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     oneDNN's rate on AMD processors with AVX-512, and no more than it elsewhere. `weight` must be contiguous: oneDNN is
     slow beyond use on a slice of columns.
     """
-    if weight.dtype in HALVES:
+    if weight.dtype == torch.bfloat16:
         return by_rows(lambda rows: half_linear(rows, weight, bias), x)
-    if in_parts():
-        return by_rows(lambda rows: split_linear(rows, weight, bias), x)
     if x.device.type == "cpu" and x.dtype == torch.float32 and _has_onednn_linear():
         contiguous = weight.contiguous()
         return by_rows(lambda rows: _onednn_linear(rows, contiguous, bias), x)

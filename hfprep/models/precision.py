@@ -4,18 +4,23 @@ Gives `require` (may this device compute so), `lower_weights` (once, after loadi
 the models). Takes modules and devices; knows nothing of which module does what, nor of how precise is precise enough.
 
 - fp32: float32 throughout.
-- exact: on a GPU's tensor units, three TF32 products for one. Each factor is cut into a high part of 11 significant
-  bits and the rest; high x high + high x rest + rest x high leave an error of 2^-21, about float32's own.
+- exact: on a GPU's tensor units, three float16 products for one (see fused/operators.py), attention by three TF32
+  products for one: an error of about 2^-21, next to float32's own.
 - tf32: one TF32 product, factors rounded to 11 significant bits.
 - bf16, fp16: weights and both factors of the products and attentions in 16 bits, sums in float32, results rounded.
-Norms, activations and sums of layers stay float32 in all of them; so does the quantizer (see FeatureModel).
+Norms, activations and sums of layers stay float32 in all of them, and the codec is as in exact on a GPU and as in fp32
+on a CPU: a hair's breadth decides between two codes.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
+import sysconfig
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +28,10 @@ from torch.nn import functional as F
 
 from hfprep.errors import ConfigError
 
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # (major, minor) compute capability from which a GPU computes so at full rate
-LEAST_CAPABILITY = {"exact": (8, 0), "tf32": (8, 0), "bf16": (8, 0), "fp16": (7, 0)}
-TF32_DROPPED_BITS = 13  # of float32's 23 stored bits
+LEAST_CAPABILITY = {"exact": (8, 0), "tf32": (8, 0), "bf16": (8, 0), "fp16": (8, 0)}
+
+LEAST_TORCH = (2, 8)  # torch.mm with out_dtype
 
 _mode: ContextVar[str] = ContextVar("hfprep-precision", default="fp32")
 
@@ -45,11 +50,6 @@ def candidates(device: torch.device) -> list[str]:
     return [name for name in LEAST_CAPABILITY if not _obstacle(name, device)]
 
 
-def careful(name: str, device: torch.device) -> str:
-    """What stands in for float32 where `name` would be too coarse: exact, where the device computes it."""
-    return "fp32" if name == "fp32" or (name != "exact" and _obstacle("exact", device)) else "exact"
-
-
 def _obstacle(name: str, device: torch.device) -> str | None:
     if name == "fp32" or (device.type == "cpu" and name == "bf16"):
         return None
@@ -58,6 +58,20 @@ def _obstacle(name: str, device: torch.device) -> str | None:
     found, least = torch.cuda.get_device_capability(device), LEAST_CAPABILITY[name]
     if found < least:
         return f"{device} has compute capability {found[0]}.{found[1]}, and it takes {least[0]}.{least[1]}"
+    return _missing()
+
+
+def _missing() -> str | None:
+    """What the fused models lack on this machine: they are compiled when they first run, and use a new operator."""
+    release = tuple(int(number) for number in torch.__version__.split(".")[:2])
+    if release < LEAST_TORCH:
+        return f"torch is {torch.__version__}, and it takes {LEAST_TORCH[0]}.{LEAST_TORCH[1]} or later"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (pip install triton)"
+    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        return "Triton finds no C compiler (install gcc)"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        return "Triton finds no Python.h (install Python's development headers: python3-dev)"
     return None
 
 
@@ -67,16 +81,13 @@ def _fast_bf16() -> bool:
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
 
 
-def lower_weights(modules: Iterable[nn.Module], name: str) -> None:
-    """For bf16 and fp16, keep the weights of these modules' products in 16 bits (those of two dimensions and more)."""
-    dtype = HALF.get(name)
-    if dtype is None:
-        return
+def lower_weights(modules: Iterable[nn.Module]) -> None:
+    """For bf16, keep the weights of these modules' products in 16 bits."""
     for module in modules:
         for part in module.modules():
             for attribute in getattr(part, "PRODUCT_WEIGHTS", ()):
                 weight = getattr(part, attribute)
-                setattr(part, attribute, nn.Parameter(weight.detach().to(dtype), requires_grad=False))
+                setattr(part, attribute, nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=False))
 
 
 @contextmanager
@@ -106,51 +117,15 @@ def _tf32(allowed: bool, device: torch.device) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def in_parts() -> bool:
-    """Whether products are to be computed by `split_linear`."""
-    return _mode.get() == "exact"
-
-
-def split(x: Tensor, dropped_bits: int = TF32_DROPPED_BITS) -> tuple[Tensor, Tensor]:
-    """x float32 as high + rest, exactly: high has the leading 24 - dropped_bits significant bits of each number.
-
-    The bits are cut off, not rounded, so that nothing overflows; the rest is then at most 2^(dropped_bits - 23) of x.
-    """
-    high = (x.view(torch.int32) & (-1 << dropped_bits)).view(torch.float32)
-    return high, x - high
-
-
-def split_linear(x: Tensor, weight: Tensor, bias: Tensor | None, dropped_bits: int = TF32_DROPPED_BITS) -> Tensor:
-    """x (rows, I) times weight (O, I) transposed, plus bias, all float32, by three products of parts: (rows, O).
-
-    With parts of TF32's width the tensor units take the high parts as they are, and round only the rests. What they
-    see is made here on every device, so that a CPU gives what a GPU gives, but for the order of sums.
-    """
-    high, rest = split(x, dropped_bits)
-    weight_high, weight_rest = split(weight, dropped_bits)
-    rest, weight_rest = split(rest, dropped_bits)[0], split(weight_rest, dropped_bits)[0]
-    with _tf32(True, x.device):  # the small parts first, each product added to where the last one lies
-        out = rest @ weight_high.t() if bias is None else torch.addmm(bias, rest, weight_high.t())
-        out.addmm_(high, weight_rest.t())
-        return out.addmm_(high, weight_high.t())
-
-
 def half_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x (..., I) times weight (O, I) transposed in the weight's 16-bit format, plus bias: (..., O) float32."""
-    return F.linear(_lowered(x, weight.dtype), weight, None if bias is None else bias.to(weight.dtype)).float()
+    return F.linear(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype)).float()
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
     """softmax(query . key / sqrt(d) + bias) . value, (B, H, T, d) float32, in the precision that is being computed."""
-    dtype = HALF.get(_mode.get())
-    if dtype is None:
+    if _mode.get() != "bf16":
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-    query, key, value = (_lowered(x, dtype) for x in (query, key, value))
-    bias = None if bias is None else bias.to(dtype)
+    query, key, value = (x.bfloat16() for x in (query, key, value))
+    bias = None if bias is None else bias.bfloat16()
     return F.scaled_dot_product_attention(query, key, value, attn_mask=bias).float()
-
-
-def _lowered(x: Tensor, dtype: torch.dtype) -> Tensor:
-    # fp16 ends at 65504; a clip is kinder than an infinity, which would cost the whole sample.
-    limit = torch.finfo(dtype).max
-    return (x.clamp(-limit, limit) if dtype == torch.float16 else x).to(dtype)

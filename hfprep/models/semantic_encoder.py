@@ -156,6 +156,8 @@ class RelativeKeyAttention(nn.Module):
             bias = relative_bias(piece, table, left=self.left, first=first, num_keys=frames)
             if key_bias is not None:
                 bias = bias + key_bias[these]
+            elif bias.device.type != "cpu":  # a window's rows start anywhere, and a GPU's kernels want them aligned
+                bias = bias.contiguous()
             attended[these, :, first : first + queries] = attend(piece, key[these], value[these], bias)
         return self.linear_out(join_heads(attended)), None
 

@@ -1,0 +1,179 @@
+"""Triton kernels for what lies between the matrix products of the models, and their launchers.
+
+Gives functions on tensors of a GPU, or of a CPU under Triton's interpreter, which the tests use. Rows are frames,
+channels are innermost. A kernel reads a row once and writes it in the form that the next product takes (`Form`).
+Knows nothing of models, weights or masks; a clip's frames beyond its length are told by `lengths` alone.
+"""
+
+# fmt: off
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+# A row is scaled by a power of two so that its largest number has this exponent: far from float16's largest, 2^16, and
+# as far as can be from its smallest, 2^-24, below which the lower part of a number would lose bits.
+TOP_EXPONENT = tl.constexpr(13)
+LEAST_EXPONENT = tl.constexpr(27)  # of a row, as float32 stores it; zeros and what is next to them are treated alike
+HALF_MAX = tl.constexpr(65504.0)
+
+
+@triton.jit
+def _power(most):
+    """2^k and 2^-k such that most * 2^k lies in [2^13, 2^14)."""
+    exponent = tl.maximum((most.to(tl.int32, bitcast=True) >> 23) & 255, LEAST_EXPONENT)
+    up = ((-exponent + (254 + TOP_EXPONENT)) << 23).to(tl.float32, bitcast=True)
+    down = ((exponent - TOP_EXPONENT) << 23).to(tl.float32, bitcast=True)
+    return up, down
+
+
+@triton.jit
+def _store_parts(out, row, columns, mask, scaled, N: tl.constexpr):
+    """Write scaled (R, C) as its low, high and high parts, N columns each."""
+    high = scaled.to(tl.float16)
+    low = (scaled - high.to(tl.float32)).to(tl.float16)
+    base = out + row[:, None] * (3 * N) + columns[None, :]
+    tl.store(base, low, mask=mask)
+    tl.store(base + N, high, mask=mask)
+    tl.store(base + 2 * N, high, mask=mask)
+
+
+@triton.jit
+def _store(out, scales, row, there, columns, wide, values, N: tl.constexpr, PARTS: tl.constexpr):
+    """Write values (R, C) float32 as whole rows of N numbers in the form that a product takes."""
+    mask = there[:, None] & wide[None, :]
+    if PARTS == 3:
+        up, down = _power(tl.max(tl.where(mask, tl.abs(values), 0.0), 1))
+        tl.store(scales + row, down, mask=there)
+        _store_parts(out, row, columns, mask, values * up[:, None], N)
+    else:
+        if out.dtype.element_ty == tl.float16:
+            values = tl.clamp(values, -HALF_MAX, HALF_MAX, propagate_nan=tl.PropagateNan.ALL)
+        tl.store(out + row[:, None] * N + columns[None, :], values.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _load_product(x, scales, factor, bias, row, there, columns, wide, offset, WIDTH: tl.constexpr,
+                  SCALED: tl.constexpr, BIASED: tl.constexpr):
+    """Columns offset + columns of a product's rows (WIDTH columns each), with what was left to do to them: float32."""
+    mask = there[:, None] & wide[None, :]
+    values = tl.load(x + row[:, None] * WIDTH + offset + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+    if SCALED:
+        values *= (tl.load(scales + row, mask=there, other=0.0) * factor)[:, None]
+    if BIASED:
+        values += tl.load(bias + offset + columns, mask=wide, other=0.0)[None, :]
+    return values
+
+
+@triton.jit
+def _normalise(values, weight, bias, columns, wide, eps, N: tl.constexpr):
+    """LayerNorm of rows of N numbers, zero beyond them."""
+    centred = tl.where(wide[None, :], values - (tl.sum(values, 1) / N)[:, None], 0.0)
+    deviation = tl.rsqrt(tl.sum(centred * centred, 1) / N + eps)
+    scale = tl.load(weight + columns, mask=wide, other=0.0)
+    shift = tl.load(bias + columns, mask=wide, other=0.0)
+    return centred * deviation[:, None] * scale[None, :] + shift[None, :]
+
+
+@triton.jit
+def add_norm(x, branch, scales, factor, branch_bias, gamma, weight, bias, out_x, out, out_scales, rows, share, eps,
+             N: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, ADD: tl.constexpr, SCALED: tl.constexpr,
+             BIASED: tl.constexpr, GAMMA: tl.constexpr, NORM: tl.constexpr, KEEP: tl.constexpr, FORM: tl.constexpr):
+    """out_x = x + share * gamma * branch; out = its LayerNorm, or itself, in the form that a product takes."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, COLUMNS)
+    there, wide = row < rows, columns < N
+    mask = there[:, None] & wide[None, :]
+    here = row[:, None] * N + columns[None, :]
+    values = tl.load(x + here, mask=mask, other=0.0).to(tl.float32)
+    if ADD:
+        added = _load_product(branch, scales, factor, branch_bias, row, there, columns, wide, 0, N, SCALED, BIASED)
+        if GAMMA:
+            added *= tl.load(gamma + columns, mask=wide, other=0.0)[None, :]
+        values += share * added
+        if KEEP:
+            tl.store(out_x + here, values, mask=mask)
+    if NORM:
+        values = _normalise(values, weight, bias, columns, wide, eps, N)
+    if FORM > 0:
+        _store(out, out_scales, row, there, columns, wide, values, N, FORM)
+
+
+@triton.jit
+def activate(x, scales, factor, bias, out, out_scales, rows,
+             N: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr,
+             FUNCTION: tl.constexpr, FORM: tl.constexpr):
+    """A product's rows after "silu", "gelu" (the exact one), "glu" (of 2 N columns) or "none"."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, COLUMNS)
+    there, wide = row < rows, columns < N
+    WIDTH: tl.constexpr = 2 * N if FUNCTION == "glu" else N
+    values = _load_product(x, scales, factor, bias, row, there, columns, wide, 0, WIDTH, SCALED, BIASED)
+    if FUNCTION == "glu":
+        gate = _load_product(x, scales, factor, bias, row, there, columns, wide, N, WIDTH, SCALED, BIASED)
+        values *= tl.sigmoid(gate)
+    if FUNCTION == "silu":
+        values *= tl.sigmoid(values)
+    if FUNCTION == "gelu":
+        values *= 0.5 * (1.0 + tl.erf(values * 0.7071067811865476))
+    _store(out, out_scales, row, there, columns, wide, values, N, FORM)
+
+
+@triton.jit
+def depthwise(x, taps, taps_bias, weight, bias, lengths, out, out_scales, frames, left, eps,
+              TAPS: tl.constexpr, N: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BIASED: tl.constexpr,
+              SILU: tl.constexpr, FORM: tl.constexpr):
+    """A convolution over time of each channel on its own, LayerNorm, SiLU; frames from a clip's length on read 0."""
+    clip = tl.program_id(1).to(tl.int64)
+    frame = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, COLUMNS)
+    wide = columns < N
+    length = tl.load(lengths + clip)
+    values = tl.zeros([ROWS, COLUMNS], tl.float32)
+    if BIASED:
+        values += tl.load(taps_bias + columns, mask=wide, other=0.0)[None, :]
+    for tap in range(TAPS):
+        at = frame + tap - left
+        mask = ((at >= 0) & (at < length))[:, None] & wide[None, :]
+        read = tl.load(x + (clip * frames + at)[:, None] * N + columns[None, :], mask=mask, other=0.0)
+        values += read.to(tl.float32) * tl.load(taps + tap * N + columns, mask=wide, other=0.0)[None, :]
+    values = _normalise(values, weight, bias, columns, wide, eps, N)
+    if SILU:
+        values *= tl.sigmoid(values)
+    _store(out, out_scales, clip * frames + frame, frame < frames, columns, wide, values, N, FORM)
+
+
+@triton.jit
+def subsample(x, kernels, bounds, out, out_scales, out_frames, first_row, first_channel, clip_stride,
+              WIDTH: tl.constexpr, F: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+              FORM: tl.constexpr):
+    """ReLU of a 3 x 3 convolution of stride 2 from one channel: rows of F frequencies, of CHANNELS numbers each.
+
+    `kernels` (C, 10) holds nine weights and a bias for each channel; no result of a row is above `bounds` (rows,).
+    """
+    row = tl.program_id(0)
+    clip, frame = (first_row + row) // out_frames, (first_row + row) % out_frames
+    frequency = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    wide = frequency < F
+    channel = tl.arange(0, CHANNELS)
+    base = x + clip.to(tl.int64) * clip_stride + 2 * frame * WIDTH + 2 * frequency
+    kernel = kernels + (first_channel + channel) * 10
+    values = tl.zeros([BLOCK, CHANNELS], tl.float32) + tl.load(kernel + 9)[None, :]
+    for place in tl.static_range(9):
+        read = tl.load(base + (place // 3) * WIDTH + place % 3, mask=wide, other=0.0).to(tl.float32)
+        values += read[:, None] * tl.load(kernel + place)[None, :]
+    values = tl.maximum(values, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    span = F * CHANNELS  # numbers of a row, of each of its parts
+    here = row.to(tl.int64) * span * FORM + frequency[:, None] * CHANNELS + channel[None, :]
+    mask = wide[:, None] & (channel[None, :] >= 0)
+    if FORM == 3:
+        up, down = _power(tl.load(bounds + row))
+        scaled = values * up
+        high = scaled.to(tl.float16)
+        tl.store(out + here, (scaled - high.to(tl.float32)).to(tl.float16), mask=mask)
+        tl.store(out + here + span, high, mask=mask)
+        tl.store(out + here + 2 * span, high, mask=mask)
+        tl.store(out_scales + row, down)
+    else:
+        if out.dtype.element_ty == tl.float16:
+            values = tl.clamp(values, -HALF_MAX, HALF_MAX, propagate_nan=tl.PropagateNan.ALL)
+        tl.store(out + here, values.to(out.dtype.element_ty), mask=mask)
