@@ -18,11 +18,12 @@ import numpy as np
 import torch
 
 from hfprep.audio.decode import load_waveform, read_header
-from hfprep.audio.input_features import extract_input_features, num_input_frames
+from hfprep.audio.input_features import check_waveform, extract_input_features, num_input_frames
 from hfprep.batching import BatchLimits, FrameBudget, batches, padded_frames
 from hfprep.errors import CheckpointError, HfprepError, Reason, RejectedSample
 from hfprep.intake import Failure, Loaded, SampleLimits, Task, Tokenizer, guessed_seconds, load_sample, reject
 from hfprep.models.feature_model import FeatureModel
+from hfprep.models.input_features import batch_input_features
 from hfprep.object_storage import is_url
 from hfprep.prefetch import prefetch
 from hfprep.records import COLUMNS, Features, Need, Rejection, Utterance
@@ -112,6 +113,8 @@ class FeatureExtractor:
         self.out_of_memory_events = 0
         # A GPU gets the next batch before the results of the last are fetched, so that it never waits for the host.
         self.looks_ahead = model is not None and model.device.type == "cuda"
+        # It computes input features, too: in threads they would hold up the one that keeps it busy.
+        self.loads_waveforms = self.looks_ahead
         self._collected_at = 0.0
         # One thread each for torch in a loading thread, or every one of them would open a team of its own to resample.
         self._pool = ThreadPoolExecutor(
@@ -191,6 +194,9 @@ class FeatureExtractor:
     def _read_audio(self, path: str, check_frames: Callable[[int], None]) -> tuple[np.ndarray, float]:
         waveform = load_waveform(path, via=self.settings.via_sampling_rate)
         check_frames(num_input_frames(len(waveform.samples)))
+        if self.loads_waveforms:
+            check_waveform(waveform.samples)
+            return waveform.samples, waveform.seconds
         return extract_input_features(waveform.samples), waveform.seconds
 
     def _without_rejections(
@@ -300,9 +306,12 @@ class FeatureExtractor:
         need = Need.NOTHING
         for item in batch:
             need |= item.task.need
-        clips = [item.input_features for item in batch if item.input_features is not None]
+        clips = [item.audio for item in batch if item.audio is not None]
+        inputs = padded_batch(clips, model.device)
+        if self.loads_waveforms:
+            inputs = batch_input_features(inputs, torch.tensor([len(clip) for clip in clips]))
         tensors = model(
-            padded_batch(clips, model.device),
+            inputs,
             torch.tensor([item.num_frames for item in batch]),
             codes=bool(need & Need.CODES),
             latents=bool(need & Need.LATENTS),
@@ -341,8 +350,8 @@ class FeatureExtractor:
 
 def _held_bytes(item: Loaded | tuple[Task, Rejection]) -> int:
     """Memory that a loaded item keeps."""
-    features = None if isinstance(item, tuple) else item.input_features
-    return TEXT_ONLY_BYTES + (0 if features is None else features.nbytes)
+    audio = None if isinstance(item, tuple) else item.audio
+    return TEXT_ONLY_BYTES + (0 if audio is None else audio.nbytes)
 
 
 def _expected_seconds(task: Task) -> float:

@@ -1,4 +1,4 @@
-"""One sample before the models: its text ids and input features, or the reason why it cannot be used.
+"""One sample before the models: its text ids and its audio, or the reason why it cannot be used.
 
 Gives `load_sample`, which a build and a check share, so that both reject the same samples for the same reasons. Takes
 the tokenizer and the function that reads audio. Knows nothing of batches or models.
@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from hfprep.audio.input_features import num_input_frames
 from hfprep.errors import HfprepError, Reason, RejectedSample
 from hfprep.records import Need, Rejection, Utterance
 
@@ -45,16 +46,22 @@ def guessed_seconds(num_bytes: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A task after its threads' work: input_features is float32 (num_frames, 160), None where no audio is needed."""
+    """A task after its threads' work.
+
+    `audio` is the input features, float32 (num_frames, 160), or the samples at 16 kHz from which a GPU computes them,
+    float32 (num_samples,); None where no audio is needed.
+    """
 
     task: Task
     text_ids: np.ndarray | None
-    input_features: np.ndarray | None
+    audio: np.ndarray | None
     seconds: float | None
 
     @property
     def num_frames(self) -> int:
-        return 0 if self.input_features is None else len(self.input_features)
+        if self.audio is None:
+            return 0
+        return num_input_frames(len(self.audio)) if self.audio.ndim == 1 else len(self.audio)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,21 +119,22 @@ def load_sample(
 ) -> Loaded | tuple[Task, Rejection]:
     """What is needed of a sample before the models, or why it cannot be used; the one place that decides this.
 
-    `read_audio(path, check_frames)` gives an array with a row for each frame, float32 (num_frames, 160), and the
-    file's seconds; it calls `check_frames` as soon as it knows how many frames there are.
+    `read_audio(path, check_frames)` gives an array with a row for each frame, float32 (num_frames, 160), or samples,
+    float32 (num_samples,), and the file's seconds; it calls `check_frames` as soon as it knows how many frames there
+    are.
     Raises StoreError where the object storage that holds the audio cannot be reached.
     """
     utterance = task.utterance
     foreseen, what = Reason.TEXT_FAILED, "text"
     try:
-        text_ids = seconds = features = None
+        text_ids = seconds = audio = None
         if task.need & Need.TEXT:
             text_ids = tokenizer.encode(utterance.text, utterance.language)
             limits.check_text(len(text_ids))
         foreseen, what = Reason.AUDIO_UNREADABLE, utterance.path
         if task.need & Need.AUDIO:
-            features, seconds = read_audio(utterance.path, limits.check_frames)
-        return Loaded(task, text_ids, features, seconds)
+            audio, seconds = read_audio(utterance.path, limits.check_frames)
+        return Loaded(task, text_ids, audio, seconds)
     except RejectedSample as error:
         return task, reject(task, error.reason, error.message)
     except HfprepError:  # the store cannot be reached, say: that is no sample's fault

@@ -12,11 +12,12 @@ from torch import Tensor
 
 
 def padded_batch(clips: Sequence[np.ndarray], device: torch.device) -> Tensor:
-    """Clips, float32 (num_frames, D) each, as one tensor (B, T, D) on the device, padded with zeros."""
-    shape = len(clips), max(map(len, clips)), clips[0].shape[1]
-    padded = torch.zeros(shape, pin_memory=device.type == "cuda")
-    for row, clip in zip(padded, clips, strict=True):
-        row[: len(clip)] = torch.from_numpy(clip)
+    """Clips, float32 (length, ...) each, as one tensor (B, longest, ...) on the device, padded with zeros."""
+    shape = len(clips), max(map(len, clips)), *clips[0].shape[1:]
+    padded = torch.empty(shape, pin_memory=device.type == "cuda")
+    for row, clip in zip(padded.numpy(), clips, strict=True):
+        row[: len(clip)] = clip
+        row[len(clip) :] = 0.0
     return padded.to(device, non_blocking=True)
 
 

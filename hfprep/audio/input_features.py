@@ -36,6 +36,8 @@ POVEY_EXPONENT = 0.85
 MEL_FLOOR = 2.0**-23  # 1.1921e-07, float32's epsilon, as in Kaldi
 VARIANCE_FLOOR = 1e-7
 
+SAFE_PEAK = 1e30  # 400 samples of this, doubled by the pre-emphasis, times 2^15 sum up to 3e37: within float32
+
 BLOCK_FRAMES = 128  # mel frames worked on at a time: their float64 frames and spectra (1 MB) stay in a core's cache
 MEL_GROUP = 16  # mel bins per matrix product: the filters are narrow, so each group sees a fraction of the spectrum
 
@@ -79,6 +81,13 @@ def extract_input_features(waveform: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(normalised.T[: num_frames * STRIDE]).reshape(num_frames, FEATURE_DIM)
 
 
+def check_waveform(waveform: np.ndarray) -> None:
+    """Raise RejectedSample where `extract_input_features` would, for next to nothing where the samples are sane."""
+    # Written so that NaN is not below the bound either.
+    if num_input_frames(len(waveform)) == 0 or not max(waveform.max(), -waveform.min()) < SAFE_PEAK:
+        extract_input_features(waveform)
+
+
 def check_preprocessor(path: str | os.PathLike[str]) -> None:
     """Hold a preprocessor_config.json against what `extract_input_features` computes.
 
@@ -120,7 +129,7 @@ def _power_spectrum(frames: np.ndarray, buffer: np.ndarray) -> np.ndarray:
     np.multiply(centred[:, :-1], PREEMPHASIS, out=windowed[:, 1:])
     np.subtract(centred[:, 1:], windowed[:, 1:], out=windowed[:, 1:])
     np.multiply(centred[:, 0], 1 - PREEMPHASIS, out=windowed[:, 0])
-    windowed *= _povey_window()
+    windowed *= povey_window()
     # The library stores the spectrum as complex64 before it squares; the rounding is kept so that its numbers are.
     with np.errstate(over="ignore", invalid="ignore"):  # the caller checks the result
         spectrum = np.fft.rfft(buffer).astype(np.complex64)
@@ -141,7 +150,7 @@ def _mel_energies(power: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def _povey_window() -> np.ndarray:
+def povey_window() -> np.ndarray:
     """float64 (400,): a symmetric Hann window to the power 0.85."""
     return np.hanning(WINDOW_LENGTH) ** POVEY_EXPONENT
 
