@@ -15,8 +15,12 @@ SHORT_CLIPS_FACTOR = 16  # short clips may fill a batch with this many times the
 # at a time a sample's bytes are the same whatever else is in the run, and nothing is padding.
 CPU_BATCH_SIZE = 1
 MAX_PATIENCE = 1024
+# A batch ends before the clip that would make more than this share of it padding, provided that this is at least so
+# many frames: beside the fixed cost of one more batch, a few padded frames are nothing.
+PADDING_SHARE = 0.04
+PADDING_FRAMES = 200
 # (device memory in GiB from which it holds, samples a batch); cards report a little less than their nominal size
-BATCH_SIZE_BY_MEMORY = ((38.0, 24), (22.0, 16), (14.5, 8), (11.0, 6), (7.5, 4), (0.0, 2))
+BATCH_SIZE_BY_MEMORY = ((76.0, 48), (38.0, 24), (22.0, 16), (14.5, 8), (11.0, 6), (7.5, 4), (0.0, 2))
 
 
 def batch_size_for_memory(total_bytes: int | None) -> int:
@@ -80,10 +84,14 @@ class FrameBudget:
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """How many samples a batch may hold at most, and the padded frames it starts from (None: no bound)."""
+    """How many samples a batch may hold at most, and the padded frames it starts from (None: no bound).
+
+    `max_padding` is the share of its frames that may be padding, once that is `PADDING_FRAMES` (None: no bound).
+    """
 
     max_rows: int
     max_frames: int | None
+    max_padding: float | None = None
 
     @classmethod
     def choose(cls, batch_size: int, memory_bytes: int | None) -> "BatchLimits":
@@ -93,7 +101,13 @@ class BatchLimits:
         nominal = batch_size_for_memory(memory_bytes)
         if nominal == 1:
             return cls(1, None)
-        return cls(nominal * SHORT_CLIPS_FACTOR, nominal * TYPICAL_FRAMES)
+        return cls(nominal * SHORT_CLIPS_FACTOR, nominal * TYPICAL_FRAMES, PADDING_SHARE)
+
+    def padding_fits(self, num_frames: int, padded_frames: int) -> bool:
+        """Whether a batch of so many frames, and so many with padding, holds no more padding than it may."""
+        if self.max_padding is None:
+            return True
+        return padded_frames - num_frames <= max(PADDING_FRAMES, self.max_padding * padded_frames)
 
 
 class HasFrames(Protocol):
@@ -109,14 +123,15 @@ Item = TypeVar("Item", bound=HasFrames)
 def batches(items: Iterable[Item], limits: BatchLimits, budget: FrameBudget) -> Iterator[list[Item]]:
     """Cut a stream of samples, in its order, into batches within the limits; reads one item ahead."""
     batch: list[Item] = []
-    longest = 0
+    longest = filled = 0
     for item in items:
-        stretched = max(longest, item.num_frames)
-        if batch and (len(batch) >= limits.max_rows or not budget.allows((len(batch) + 1) * stretched)):
+        longest, filled = max(longest, item.num_frames), filled + item.num_frames
+        padded = (len(batch) + 1) * longest
+        fits = len(batch) < limits.max_rows and budget.allows(padded) and limits.padding_fits(filled, padded)
+        if batch and not fits:
             yield batch
-            batch, stretched = [], item.num_frames
+            batch, longest, filled = [], item.num_frames, item.num_frames
         batch.append(item)
-        longest = stretched
     if batch:
         yield batch
 

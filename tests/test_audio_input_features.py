@@ -69,9 +69,7 @@ def test_golden(golden: Path, row: dict[str, Any], expected: Path) -> None:
 def test_filters_and_window_are_the_librarys() -> None:
     filters = mel_filter_bank(257, 80, 20, 8000, 16_000, norm=None, mel_scale="kaldi", triangularize_in_mel_space=True)
     np.testing.assert_allclose(mel_filters(), filters, rtol=0, atol=1e-14)
-    np.testing.assert_allclose(
-        input_features.povey_window(), window_function(400, "povey", periodic=False), rtol=1e-14
-    )
+    np.testing.assert_allclose(input_features.povey_window(), window_function(400, "povey", periodic=False), rtol=1e-14)
 
 
 # One mel frame more at a time: odd counts leave a half pair, which is padded and masked out; 127 to 129 cross a block.

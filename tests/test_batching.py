@@ -1,5 +1,6 @@
 """How many samples go together: hand-computed batches and limits."""
 
+import random
 from dataclasses import dataclass
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from hfprep.batching import (
     GIB,
     MAX_PATIENCE,
+    PADDING_SHARE,
     BatchLimits,
     FrameBudget,
     batch_size_for_memory,
@@ -29,7 +31,9 @@ def lengths(found: list[list[Clip]]) -> list[list[int]]:
 @pytest.mark.parametrize(
     ("gib", "size"),
     [
-        (80, 24),
+        (140, 48),
+        (79.2, 48),
+        (48, 24),
         (39.4, 24),
         (24, 16),
         (23.6, 16),
@@ -50,7 +54,7 @@ def test_batch_size_follows_the_table(gib: float, size: int) -> None:
 def test_the_users_own_batch_size_stands_and_the_cpu_takes_one() -> None:
     assert BatchLimits.choose(5, 80 * GIB) == BatchLimits(5, None)
     assert BatchLimits.choose(0, None) == BatchLimits(1, None)
-    assert BatchLimits.choose(0, 16 * GIB) == BatchLimits(8 * 16, 8 * 750)
+    assert BatchLimits.choose(0, 16 * GIB) == BatchLimits(8 * 16, 8 * 750, PADDING_SHARE)
 
 
 def test_batches_keep_order_and_stay_within_rows_and_frames() -> None:
@@ -72,6 +76,31 @@ def test_the_budget_is_asked_while_batches_are_made() -> None:
     assert len(next(made)) == 4
     budget.failed(400)
     assert [len(batch) for batch in made] == [2, 2, 1]
+
+
+def test_a_batch_ends_before_the_clip_that_makes_too_much_of_it_padding() -> None:
+    clips = [Clip(n) for n in (1000, 800, 690, 680, 640, 30)]
+    by_share = BatchLimits(99, None, 0.25)
+    # 200 of 2000 and 510 of 3000 are padding; 830 of 4000 fit, too; 1190 of 5000; 2160 of 6000 are more than a quarter.
+    assert lengths(list(batches(clips, by_share, FrameBudget()))) == [[1000, 800, 690, 680, 640], [30]]
+    # 200 frames may always be padding, 510 are above both bounds; 10 and 50 are not, 700 are.
+    by_frames = BatchLimits(99, None, 0.01)
+    assert lengths(list(batches(clips, by_frames, FrameBudget()))) == [[1000, 800], [690, 680, 640], [30]]
+
+
+@pytest.mark.parametrize(
+    ("clips", "gib", "most_batches"), [(200, 140, 16), (200, 40, 16), (5000, 140, 70), (5000, 40, 125), (200, 8, 33)]
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_padding_is_under_a_twentieth_of_clips_of_2_to_14_seconds(
+    clips: int, gib: int, most_batches: int, seed: int
+) -> None:
+    draw = random.Random(seed)
+    sizes = sorted((draw.randint(100, 700) for _ in range(clips)), reverse=True)
+    limits = BatchLimits.choose(0, gib * GIB)
+    found = list(batches(map(Clip, sizes), limits, FrameBudget(limits.max_frames)))
+    assert sum(sizes) > 0.95 * sum(map(padded_frames, found))
+    assert len(found) <= most_batches
 
 
 @given(st.lists(st.integers(1, 300), max_size=40), st.integers(1, 9), st.integers(1, 2000))

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
 import pytest
+import soundfile
+import torch
 
 import hfprep
 from hfprep.batching import BatchLimits
@@ -99,6 +101,76 @@ def test_a_plain_datasets_map_gives_the_same_features(build: Build, golden_small
     last = mapped.with_format(None)[8]
     assert last["codes"] is None
     assert last["rejected"].startswith("audio_missing: ")
+
+
+@pytest.fixture
+def on_the_device(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on, extractors load waveforms and have the model's device compute input features, as on a GPU."""
+
+    def begin() -> None:
+        made = FeatureExtractor.__init__
+
+        def with_waveforms(self: FeatureExtractor, *args: Any, **options: Any) -> None:
+            made(self, *args, **options)
+            assert not self.loads_waveforms
+            self.loads_waveforms = True
+
+        monkeypatch.setattr(FeatureExtractor, "__init__", with_waveforms)
+        monkeypatch.setattr("hfprep.features.extract_input_features", lambda _: pytest.fail("a thread computed"))
+
+    return begin
+
+
+def test_input_features_computed_on_the_device_change_nothing(
+    build: Build, golden_small: Path, tmp_path: Path, on_the_device: Callable[[], None]
+) -> None:
+    noise = np.random.default_rng(3).standard_normal(16_000).astype(np.float32)
+    clips = {"shortest": noise[:1200], "too-short": noise[:1199], "loud": noise * 1e31, "too-loud": noise * 1e33}
+    rows = rows_of(golden_small)
+    for name, samples in clips.items():
+        soundfile.write(tmp_path / f"{name}.wav", samples, 16_000, subtype="FLOAT")
+        rows.append(rows[0] | {"id": name, "audio": str(tmp_path / f"{name}.wav"), "duration": None})
+    plain = build(rows, batch_size=4).output_dir
+    on_the_device()
+    output = build(rows, batch_size=4, output_dir=tmp_path / "device").output_dir
+    assert rejected(plain) == [(10, "audio_too_short"), (12, "audio_not_finite")]
+    assert (output / "rejected.jsonl").read_bytes() == (plain / "rejected.jsonl").read_bytes()
+    assert records(output) == records(plain)
+    for record in records(plain):
+        for name in COLUMNS:
+            expected, got = (np.load(folder / record[f"{name}_path"]) for folder in (plain, output))
+            # The loud clip's log energies lie at 160, where the float32 mean of the plain features is off by 1e-5.
+            latents = 1e-3 if record["id"] == "loud" else 3e-5
+            np.testing.assert_allclose(got, expected, rtol=0, atol=latents * (expected.dtype == np.float32))
+
+
+def test_a_clip_that_does_not_fit_goes_to_the_cpu_as_a_waveform(
+    build: Build, golden_small: Path, on_the_device: Callable[[], None]
+) -> None:
+    output = build().output_dir
+    on_the_device()
+    files = locate(models=golden_small / "checkpoints")
+    model = FeatureModel.load(files, ModelConfig.read(files.config))
+
+    class Full:
+        device, min_frames, max_frames = model.device, model.min_frames, model.max_frames
+
+        def __call__(self, *_: Any, **__: Any) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    extractor = FeatureExtractor(
+        TextTokenizer(golden_small / "checkpoints" / "bpe.model"),
+        cast(FeatureModel, Full()),
+        ExtractorSettings(limits=BatchLimits(3, None)),
+        fallback=lambda: model,
+    )
+    rows = rows_of(golden_small)
+    columns = extractor({name: [row[name] for row in rows] for name in ("id", "text", "audio", "language")})
+    extractor.close()
+    assert columns["rejected"] == [None] * len(rows)
+    assert extractor.out_of_memory_events >= len(rows)
+    for row, codes in zip(rows, columns["codes"], strict=True):
+        np.testing.assert_array_equal(codes, np.load(output / "codes" / f"{row['id']}.npy"))
 
 
 def test_a_bad_line_of_every_kind_is_named_and_stops_nothing(build: Build, golden_small: Path, tmp_path: Path) -> None:
