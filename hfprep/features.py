@@ -27,6 +27,7 @@ from hfprep.models.input_features import batch_input_features
 from hfprep.object_storage import is_url
 from hfprep.prefetch import prefetch
 from hfprep.records import COLUMNS, Features, Need, Rejection, Utterance
+from hfprep.text.processes import TokenizerProcesses
 from hfprep.transfers import Download, padded_batch
 
 log = logging.getLogger(__name__)
@@ -122,8 +123,10 @@ class FeatureExtractor:
         )
 
     def close(self) -> None:
-        """Stop the loading threads."""
+        """Stop the loading threads, and the processes that tokenize for them."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        if isinstance(self.tokenizer, TokenizerProcesses):
+            self.tokenizer.close()
 
     def __call__(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """For `rows.map(extractor, batched=True, features=map_schema(rows.features), new_fingerprint=NAME)`.

@@ -19,6 +19,7 @@ from hfprep.model_config import ModelConfig
 from hfprep.models.feature_model import FeatureModel
 from hfprep.models.locate import locate
 from hfprep.records import COLUMNS
+from hfprep.text.processes import TokenizerProcesses
 from hfprep.text.tokenizer import TextTokenizer
 
 Build = Callable[..., hfprep.Summary]
@@ -105,18 +106,19 @@ def test_a_plain_datasets_map_gives_the_same_features(build: Build, golden_small
 
 @pytest.fixture
 def on_the_device(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From its call on, extractors load waveforms and have the model's device compute input features, as on a GPU."""
+    """From its call on, extractors do as with a GPU: load waveforms, tokenize in processes, look a batch ahead."""
 
     def begin() -> None:
         made = FeatureExtractor.__init__
 
-        def with_waveforms(self: FeatureExtractor, *args: Any, **options: Any) -> None:
-            made(self, *args, **options)
-            assert not self.loads_waveforms
-            self.loads_waveforms = True
+        def as_with_a_gpu(self: FeatureExtractor, tokenizer: TextTokenizer, *args: Any, **options: Any) -> None:
+            made(self, TokenizerProcesses(tokenizer, 2), *args, **options)
+            assert not self.looks_ahead
+            self.looks_ahead = self.loads_waveforms = True
 
-        monkeypatch.setattr(FeatureExtractor, "__init__", with_waveforms)
-        monkeypatch.setattr("hfprep.features.extract_input_features", lambda _: pytest.fail("a thread computed"))
+        monkeypatch.setattr(FeatureExtractor, "__init__", as_with_a_gpu)
+        for held_up in ("hfprep.features.extract_input_features", "hfprep.text.tokenizer.TextTokenizer.encode"):
+            monkeypatch.setattr(held_up, lambda *_: pytest.fail("computed in a thread"))
 
     return begin
 

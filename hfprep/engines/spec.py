@@ -23,6 +23,7 @@ from hfprep.models.locate import ModelFiles
 from hfprep.records import Rejection
 from hfprep.store.fingerprints import FileIdentity, check_unchanged
 from hfprep.store.layout import Staged
+from hfprep.text.processes import TokenizerProcesses
 from hfprep.text.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
@@ -119,8 +120,10 @@ class ExtractorSpec:
             if place.type != "cpu":
                 fallback = partial(models.load, self.files, self.model_config, self.seen, torch.device("cpu"))
         tokenizer = TextTokenizer(self.tokenizer)
+        on_gpu = place.type == "cuda" and self.with_audio
+        tokenizers = TokenizerProcesses(tokenizer, self.workers) if on_gpu else tokenizer
         check_unchanged({path: identity for path, identity in self.seen.items() if path == self.tokenizer})
-        return FeatureExtractor(tokenizer, model, settings, fallback=fallback)
+        return FeatureExtractor(tokenizers, model, settings, fallback=fallback)
 
 
 def cost_of(result: BatchResult, audio_seconds: float, out_of_memory_events: int) -> BatchCost:
