@@ -270,9 +270,9 @@ class Publisher:
 
     def _list(self, staged: Sequence[Staged], rejections: Sequence[Rejection]) -> None:
         lines: dict[str, list[bytes]] = {TRAIN: [], VAL: []}
-        for item in staged:
+        known = self.state.samples(item.row.utterance.id for item in staged)
+        for item, state in zip(staged, known, strict=True):
             utterance = item.row.utterance
-            state = self.state.sample(utterance.id)
             if state is None or state.missing(item.row.fingerprints):
                 raise StoreError(f"sample {utterance.id!r} was published with columns missing; please report this")
             name = VAL if is_validation(utterance.id, self.val_ratio) else TRAIN
