@@ -1,7 +1,7 @@
 """Whole builds on the small golden set: numbers, order, bad lines, caps, and the same as a plain datasets.map."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -105,14 +105,16 @@ def test_a_plain_datasets_map_gives_the_same_features(build: Build, golden_small
 
 
 @pytest.fixture
-def on_the_device(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+def on_the_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """From its call on, extractors do as with a GPU: load waveforms, tokenize in processes, look a batch ahead."""
+    tokenizers: list[TokenizerProcesses] = []
 
     def begin() -> None:
         made = FeatureExtractor.__init__
 
         def as_with_a_gpu(self: FeatureExtractor, tokenizer: TextTokenizer, *args: Any, **options: Any) -> None:
-            made(self, TokenizerProcesses(tokenizer, 2), *args, **options)
+            tokenizers.append(TokenizerProcesses(tokenizer, 2))
+            made(self, tokenizers[-1], *args, **options)
             assert not self.looks_ahead
             self.looks_ahead = self.loads_waveforms = True
 
@@ -120,7 +122,9 @@ def on_the_device(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         for held_up in ("hfprep.features.extract_input_features", "hfprep.text.tokenizer.TextTokenizer.encode"):
             monkeypatch.setattr(held_up, lambda *_: pytest.fail("computed in a thread"))
 
-    return begin
+    yield begin
+    assert tokenizers
+    assert all([*one._idle.queue] == [None, None] for one in tokenizers)  # every process has been ended
 
 
 def test_input_features_computed_on_the_device_change_nothing(

@@ -72,8 +72,7 @@ def _power_spectrum(frames: Tensor) -> Tensor:
     centred = frames - frames.mean(-1, keepdim=True)
     windowed = centred.clone()
     windowed[..., 1:] -= PREEMPHASIS * centred[..., :-1]
-    windowed[..., 0] *= 1 - PREEMPHASIS
-    windowed *= _window(frames.device)
+    windowed *= _window(frames.device)  # which is zero at the first sample: no pre-emphasis is needed there
     # Rounded to single precision before it is squared, as in the library.
     spectrum = torch.view_as_real(torch.fft.rfft(windowed, FFT_LENGTH).to(torch.complex64)).double()
     return spectrum.square_().sum(-1)
