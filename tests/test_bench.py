@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from hfprep.bench.arithmetic import STAGES, needed_flops
 from hfprep.bench.comparing import evaluate
 from hfprep.bench.config import BenchConfig
-from hfprep.bench.measuring import Stopwatch, clock_for, matrix_rate, peak_memory
+from hfprep.bench.measuring import MATRIX_SIDES, Stopwatch, clock_for, matrix_rate, peak_memory
 from hfprep.cli import app
 from hfprep.errors import ConfigError
 from hfprep.model_config import ConditionConfig, ModelConfig, SemanticCodecConfig
@@ -145,12 +145,13 @@ def test_shares_follow_from_seconds() -> None:
         {**turn, "kind": "baseline", "seconds": 40.0, "startup_seconds": 8.0, "peak_memory_bytes": 600},
         {**turn, "kind": "baseline", "seconds": 30.0, "startup_seconds": 6.0, "peak_memory_bytes": 500},
     ]
-    needs = {"flops": dict(zip(STAGES, (1e12, 5e11, 5e11), strict=True))}
+    needs = {"flops": dict(zip(STAGES, (1e12, 5e11, 5e11), strict=True)), "audio_seconds": 400.0}
     found = evaluate(BenchConfig(), turns, needs)
     assert found["model_share_of_peak"] == 0.5
     assert found["stage_share_of_peak"]["semantic encoder"] == 0.5
     assert (found["speedup"], found["speedup_without_startup"], found["memory_ratio"]) == (3.0, 3.0, 0.6)
     assert found["padding_share"] == pytest.approx(0.1)
+    assert (found["times_real_time"], found["model_speedup"]) == (50.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ def test_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     watch.add("sum", 5.0)
     assert watch.seconds()["product"] > 0
     assert 5 < watch.seconds()["sum"] < 6
-    monkeypatch.setattr("hfprep.bench.measuring.MATRIX_SIDE", 64)
+    monkeypatch.setitem(MATRIX_SIDES, "cpu", 64)
     monkeypatch.setattr("hfprep.bench.measuring.MATRIX_SECONDS", 0.0)
     assert matrix_rate(torch.device("cpu"), clock_for(1)) > 1e6
     before = peak_memory()

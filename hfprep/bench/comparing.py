@@ -100,7 +100,7 @@ def evaluate(config: BenchConfig, turns: list[dict[str, Any]], needs: dict[str, 
         kind: min((turn for turn in turns if turn["kind"] == kind), key=lambda turn: turn["seconds"], default=None)
         for kind in (BASELINE, BUILD)
     }
-    rate = max(turn["matrix_rate"]["fp32"] for turn in turns)
+    rate = max(max(turn["matrix_rate"].values()) for turn in turns)  # of a GPU, that of bf16
     ours, theirs = best[BUILD], best[BASELINE]
     if ours is None:
         raise ConfigError("--batch-sizes is empty; give at least one (0: automatic)")
@@ -114,6 +114,7 @@ def evaluate(config: BenchConfig, turns: list[dict[str, Any]], needs: dict[str, 
         "stage_share_of_peak": share,
         "startup_seconds": ours["startup_seconds"],
         "padding_share": _padding(ours),
+        "times_real_time": needs["audio_seconds"] / _computing(ours),
         "hfprep": ours,
         "baseline": theirs,
         "turns": turns,
@@ -122,6 +123,7 @@ def evaluate(config: BenchConfig, turns: list[dict[str, Any]], needs: dict[str, 
         found |= {
             "speedup": theirs["seconds"] / ours["seconds"],
             "speedup_without_startup": _computing(theirs) / _computing(ours),
+            "model_speedup": _model_seconds(theirs) / _model_seconds(ours),
             "speedup_in_processor_time": theirs["processor_seconds"] / ours["processor_seconds"],
             "memory_ratio": ours["peak_memory_bytes"] / theirs["peak_memory_bytes"],
             "baseline_share_of_peak": _shares(theirs, needs, rate),
@@ -132,9 +134,13 @@ def evaluate(config: BenchConfig, turns: list[dict[str, Any]], needs: dict[str, 
 
 def _shares(turn: dict[str, Any], needs: dict[str, Any], rate: float) -> dict[str, float]:
     """Needed operations a second as a share of the matrix rate, by model stage and for all of them."""
-    seconds = {stage: turn["stages"][stage] for stage in STAGES}
-    shares = {stage: needs["flops"][stage] / seconds[stage] / rate for stage in STAGES}
-    return shares | {"model": sum(needs["flops"].values()) / sum(seconds.values()) / rate}
+    shares = {stage: needs["flops"][stage] / turn["stages"][stage] / rate for stage in STAGES}
+    return shares | {"model": sum(needs["flops"].values()) / _model_seconds(turn) / rate}
+
+
+def _model_seconds(turn: dict[str, Any]) -> float:
+    seconds: float = sum(turn["stages"][stage] for stage in STAGES)
+    return seconds
 
 
 def _computing(turn: dict[str, Any]) -> float:

@@ -17,7 +17,7 @@ from torch import nn
 
 from hfprep.models.operators import linear
 
-MATRIX_SIDE = 2048
+MATRIX_SIDES = {"cpu": 2048, "cuda": 8192}  # large enough to be as fast as the device can
 MATRIX_SECONDS = 1.0
 MATRIX_LEAST = 5  # products, at least
 KIB = 1 << 10
@@ -66,26 +66,33 @@ class Stopwatch:
     def watch(self, stage: str, module: nn.Module) -> None:
         """Time every call of a module; on a GPU by events in its stream, so that nothing waits for them."""
         begun: list[Any] = []
+        module.register_forward_pre_hook(lambda *_: begun.append(self._mark()))
+        module.register_forward_hook(lambda *_: self._passed(stage, begun.pop()))
 
-        def mark() -> Any:
-            if not self._cuda:
-                return self.clock()
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            return event
+    def watched(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, timed as `watch` times a module."""
 
-        def before(*_: Any) -> None:
-            begun.append(mark())
+        def call(*args: Any, **options: Any) -> Any:
+            begun = self._mark()
+            result = function(*args, **options)
+            self._passed(stage, begun)
+            return result
 
-        def after(*_: Any) -> None:
-            start, end = begun.pop(), mark()
-            if self._cuda:
-                self._events.append((stage, start, end))
-            else:
-                self.add(stage, end - start)
+        return call
 
-        module.register_forward_pre_hook(before)
-        module.register_forward_hook(after)
+    def _mark(self) -> Any:
+        if not self._cuda:
+            return self.clock()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _passed(self, stage: str, begun: Any) -> None:
+        end = self._mark()
+        if self._cuda:
+            self._events.append((stage, begun, end))
+        else:
+            self.add(stage, end - begun)
 
     def seconds(self) -> dict[str, float]:
         """Seconds by stage so far; waits for the GPU."""
@@ -98,8 +105,9 @@ class Stopwatch:
 
 
 def matrix_rate(device: torch.device, clock: Clock, dtype: torch.dtype = torch.float32) -> float:
-    """Operations a second of the best of some 2048-cube products: torch's own, and the one that the models use."""
-    left, right = (torch.randn(MATRIX_SIDE, MATRIX_SIDE, device=device).to(dtype) for _ in range(2))
+    """Operations a second of the best of some products of cubes: torch's own, and the one that the models use."""
+    side = MATRIX_SIDES[device.type]
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     best, count, begun = float("inf"), 0, time.perf_counter()
     while count < 2 * MATRIX_LEAST or time.perf_counter() - begun < MATRIX_SECONDS:
         product = (torch.mm, linear)[count % 2]
@@ -108,7 +116,7 @@ def matrix_rate(device: torch.device, clock: Clock, dtype: torch.dtype = torch.f
         product(left, right)
         _wait(device)
         best, count = min(best, clock() - started), count + 1
-    return 2 * MATRIX_SIDE**3 / best
+    return 2 * side**3 / best
 
 
 def _wait(device: torch.device) -> None:

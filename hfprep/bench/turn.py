@@ -59,7 +59,7 @@ def run_turn(job: Job) -> dict[str, Any]:
     clock = clock_for(job.threads)
     watch, start = Stopwatch(device, clock), _Start(job.asked)
     baseline = job.kind == BASELINE
-    counts = _run_baseline(job, device, watch, start) if baseline else _run_build(job, watch, start)
+    counts = _run_baseline(job, device, watch, start) if baseline else _run_build(job, device, watch, start)
     seconds = time.time() - job.asked
     processor_seconds = time.process_time()
     stages = watch.seconds()
@@ -94,7 +94,7 @@ def _run_baseline(job: Job, device: Any, watch: Any, start: _Start) -> dict[str,
     )
 
 
-def _run_build(job: Job, watch: Any, start: _Start) -> dict[str, int]:
+def _run_build(job: Job, device: Any, watch: Any, start: _Start) -> dict[str, int]:
     from hfprep.building import build
     from hfprep.config import BuildConfig
 
@@ -106,22 +106,26 @@ def _run_build(job: Job, watch: Any, start: _Start) -> dict[str, int]:
         device=job.device,
         precision=job.precision,
     )
-    with _timed_build(watch, start):
+    with _timed_build(watch, start, on_gpu=device.type == "cuda"):
         summary = build(config)
     tally = summary.tally
     return {"samples": summary.accepted, "frames": tally.frames, "padded_frames": tally.padded_frames}
 
 
 @contextlib.contextmanager
-def _timed_build(watch: Any, start: _Start) -> Iterator[None]:
+def _timed_build(watch: Any, start: _Start, *, on_gpu: bool) -> Iterator[None]:
     """Time the steps of builds meanwhile, where they are called."""
     from hfprep import features
     from hfprep.models.feature_model import FeatureModel
     from hfprep.store.fingerprints import FileHashes
     from hfprep.store.layout import Publisher, Stage
+    from hfprep.text.processes import TokenizerProcesses
     from hfprep.text.tokenizer import TextTokenizer
 
     load = FeatureModel.load
+    # With a GPU, processes tokenize, and the device computes the input features.
+    tokenizer = TokenizerProcesses if on_gpu else TextTokenizer
+    on_device = watch.watched("features", features.batch_input_features)
 
     def load_watched(*args: Any, **options: Any) -> FeatureModel:
         with watch.measuring("loading"):
@@ -136,7 +140,7 @@ def _timed_build(watch: Any, start: _Start) -> Iterator[None]:
     steps: tuple[tuple[Any, str, str], ...] = (
         (features, "load_waveform", "decode"),
         (features, "extract_input_features", "features"),
-        (TextTokenizer, "encode", "text"),
+        (tokenizer, "encode", "text"),
         (Stage, "write", "writing"),
         (Publisher, "publish", "writing"),
         (FileHashes, "sha256", "hashing"),
@@ -144,6 +148,7 @@ def _timed_build(watch: Any, start: _Start) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for owner, name, stage in steps:
             stack.enter_context(mock.patch.object(owner, name, _timed(watch, stage, getattr(owner, name))))
+        stack.enter_context(mock.patch.object(features, "batch_input_features", on_device))
         stack.enter_context(mock.patch.object(FeatureModel, "load", load_watched))
         yield
 

@@ -44,7 +44,7 @@ def _scan(acc, total, largest, query, keys, values, placed, products, key_bias, 
     return acc, total, largest
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["frames", "extra"])
 def attend(queries, keys, values, placed, products, key_bias, lengths, out, heads, frames, extra,
            query_clip, query_row, key_clip, key_row, product_clip, product_row, placed_row, bias_head, scale,
            LEFT: tl.constexpr, RIGHT: tl.constexpr, SLOTS: tl.constexpr, D: tl.constexpr, DIMS: tl.constexpr,

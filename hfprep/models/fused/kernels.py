@@ -2,7 +2,8 @@
 
 Gives functions on tensors of a GPU, or of a CPU under Triton's interpreter, which the tests use. Rows are frames,
 channels are innermost. A kernel reads a row once and writes it in the form that the next product takes (`Form`).
-Knows nothing of models, weights or masks; a clip's frames beyond its length are told by `lengths` alone.
+Knows nothing of models, weights or masks; a clip's frames beyond its length are told by `lengths` alone. Numbers that
+change from batch to batch are not specialised on: each kind of number would be compiled anew, a second each.
 """
 
 # fmt: off
@@ -74,7 +75,7 @@ def _normalise(values, weight, bias, columns, wide, eps, N: tl.constexpr):
     return centred * deviation[:, None] * scale[None, :] + shift[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def add_norm(x, branch, scales, factor, branch_bias, gamma, weight, bias, out_x, out, out_scales, rows, share, eps,
              N: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, ADD: tl.constexpr, SCALED: tl.constexpr,
              BIASED: tl.constexpr, GAMMA: tl.constexpr, NORM: tl.constexpr, KEEP: tl.constexpr, FORM: tl.constexpr):
@@ -98,7 +99,7 @@ def add_norm(x, branch, scales, factor, branch_bias, gamma, weight, bias, out_x,
         _store(out, out_scales, row, there, columns, wide, values, N, FORM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def activate(x, scales, factor, bias, out, out_scales, rows,
              N: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr,
              FUNCTION: tl.constexpr, FORM: tl.constexpr):
@@ -118,7 +119,7 @@ def activate(x, scales, factor, bias, out, out_scales, rows,
     _store(out, out_scales, row, there, columns, wide, values, N, FORM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["frames", "left"])
 def depthwise(x, taps, taps_bias, weight, bias, lengths, out, out_scales, frames, left, eps,
               TAPS: tl.constexpr, N: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BIASED: tl.constexpr,
               SILU: tl.constexpr, FORM: tl.constexpr):
@@ -142,7 +143,7 @@ def depthwise(x, taps, taps_bias, weight, bias, lengths, out, out_scales, frames
     _store(out, out_scales, clip * frames + frame, frame < frames, columns, wide, values, N, FORM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["out_frames", "first_row", "first_channel"])
 def subsample(x, kernels, bounds, out, out_scales, out_frames, first_row, first_channel, clip_stride,
               WIDTH: tl.constexpr, F: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
               FORM: tl.constexpr):

@@ -251,7 +251,7 @@ def attend(
                 PRECISION="tf32x3", num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip
         except triton.OutOfResources as error:
-            short = error
+            short = error.with_traceback(None)  # which would keep these tensors alive
             continue
         return out
     raise short
