@@ -115,14 +115,14 @@ def _run_build(job: Job, device: Any, watch: Any, start: _Start) -> dict[str, in
 @contextlib.contextmanager
 def _timed_build(watch: Any, start: _Start, *, on_gpu: bool) -> Iterator[None]:
     """Time the steps of builds meanwhile, where they are called."""
-    from hfprep import features
+    from hfprep import features, precision_choice
     from hfprep.models.feature_model import FeatureModel
     from hfprep.store.fingerprints import FileHashes
     from hfprep.store.layout import Publisher, Stage
     from hfprep.text.processes import TokenizerProcesses
     from hfprep.text.tokenizer import TextTokenizer
 
-    load = FeatureModel.load
+    load, measure = FeatureModel.load, precision_choice._measure
     # With a GPU, processes tokenize, and the device computes the input features.
     tokenizer = TokenizerProcesses if on_gpu else TextTokenizer
     on_device = watch.watched("features", features.batch_input_features)
@@ -137,6 +137,10 @@ def _timed_build(watch: Any, start: _Start, *, on_gpu: bool) -> Iterator[None]:
         start.done()
         return model
 
+    def measure_unwatched(*args: Any) -> Any:
+        with watch.measuring("choosing the precision"), mock.patch.object(FeatureModel, "load", load):
+            return measure(*args)
+
     steps: tuple[tuple[Any, str, str], ...] = (
         (features, "load_waveform", "decode"),
         (features, "extract_input_features", "features"),
@@ -150,6 +154,7 @@ def _timed_build(watch: Any, start: _Start, *, on_gpu: bool) -> Iterator[None]:
             stack.enter_context(mock.patch.object(owner, name, _timed(watch, stage, getattr(owner, name))))
         stack.enter_context(mock.patch.object(features, "batch_input_features", on_device))
         stack.enter_context(mock.patch.object(FeatureModel, "load", load_watched))
+        stack.enter_context(mock.patch.object(precision_choice, "_measure", measure_unwatched))
         yield
 
 
