@@ -38,6 +38,7 @@ def model() -> FeatureModel:
 
 def relative(got: Tensor, wanted: Tensor) -> float:
     assert got.shape == wanted.shape
+    assert torch.isfinite(got).all()  # the largest of some numbers and a NaN may be a number
     return float((got - wanted).norm() / wanted.norm())
 
 

@@ -65,6 +65,7 @@ class _Subsampling(nn.Module):
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """x (B, T, D) to (B * T', C), T' = `frames`."""
+        x = x.contiguous()
         total = len(x) * frames
         bounds = self._bounds(x, frames)
         out = self.bias.repeat(total, 1)

@@ -132,6 +132,7 @@ def added(
 
     Without a branch it is x itself. Without `norm` or `form` (or with `keep` False) the rows (or x) mean nothing.
     """
+    x = x.contiguous()  # windows over frames may overlap in memory
     rows, columns = x.shape
     keep = keep and branch is not None
     new = torch.empty_like(x, dtype=torch.float32) if keep else x
