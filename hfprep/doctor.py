@@ -23,6 +23,7 @@ from hfprep.download import GPT_REPOSITORY, SOURCES, Source
 from hfprep.errors import ConfigError
 from hfprep.model_config import ModelConfig
 from hfprep.models.locate import CONFIG_FILE
+from hfprep.models.precision import obstacle
 
 GIB, MIB = 1 << 30, 1 << 20
 OLDEST_PYTHON, FIRST_UNTRIED_PYTHON = (3, 11), (3, 15)
@@ -101,6 +102,10 @@ def _devices() -> Iterator[Finding]:
             yield Finding(Level.WARNING, "devices", found, "another process holds its memory: nvidia-smi shows which")
         else:
             yield Finding(Level.FINE, "devices", found)
+        reason = obstacle("exact", torch.device("cuda", index))
+        if reason is not None:
+            remedy = "all precisions but fp32 need that, and fp32 is many times slower"
+            yield Finding(Level.WARNING, "devices", f"cuda:{index} --precision fp32 alone: {reason}", remedy)
     if count:
         return
     found = f"no GPU in use (torch {torch.__version__}); the CPU computes, batch size {batch_size_for_memory(None)}"

@@ -96,10 +96,14 @@ def test_gpus_with_the_batch_size_that_would_be_chosen(tmp_path: Path, monkeypat
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Card)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: ((20 << 30, 1 << 30)[index], 24 << 30))
-    found = {finding.found.split()[0]: finding for finding in find("devices", folder=tmp_path)}
-    assert "batch size 16" in found["cuda:0"].found
-    assert found["cuda:0"].level == Level.FINE
-    assert found["cuda:1"].level == Level.WARNING
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: ((9, 0), (7, 5))[device.index])
+    monkeypatch.setattr("hfprep.models.precision._missing", lambda: None)
+    new, *old = find("devices", folder=tmp_path)
+    assert "batch size 16" in new.found
+    assert new.level == Level.FINE
+    assert [finding.level for finding in old] == [Level.WARNING, Level.WARNING]
+    assert "nvidia-smi" in old[0].remedy
+    assert "cuda:1 --precision fp32 alone: cuda:1 has compute capability 7.5" in old[1].found
 
 
 @pytest.mark.usefixtures("quick_disk")

@@ -38,7 +38,7 @@ _mode: ContextVar[str] = ContextVar("hfprep-precision", default="fp32")
 
 def require(name: str, device: torch.device, origin: str = "--precision is {name!r}") -> None:
     """Raise ConfigError where `device` cannot compute in the precision `name` (not auto); `origin` says whose wish."""
-    reason = _obstacle(name, device)
+    reason = obstacle(name, device)
     if reason:
         raise ConfigError(f"{origin.format(name=name)}, but {reason}; use --precision fp32, or another device")
 
@@ -47,10 +47,11 @@ def candidates(device: torch.device) -> list[str]:
     """The precisions, other than fp32, that may be faster than fp32 on `device`."""
     if device.type == "cpu":
         return ["bf16"] if _fast_bf16() else []
-    return [name for name in LEAST_CAPABILITY if not _obstacle(name, device)]
+    return [name for name in LEAST_CAPABILITY if not obstacle(name, device)]
 
 
-def _obstacle(name: str, device: torch.device) -> str | None:
+def obstacle(name: str, device: torch.device) -> str | None:
+    """Why `device` cannot compute in the precision `name`; None where it can."""
     if name == "fp32" or (device.type == "cpu" and name == "bf16"):
         return None
     if device.type != "cuda":
