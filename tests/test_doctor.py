@@ -98,7 +98,7 @@ def test_gpus_with_the_batch_size_that_would_be_chosen(tmp_path: Path, monkeypat
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: ((20 << 30, 1 << 30)[index], 24 << 30))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: ((9, 0), (7, 5))[device.index])
     monkeypatch.setattr("hfprep.models.precision._missing", lambda: None)
-    new, *old = find("devices", folder=tmp_path)
+    *old, new = sorted(find("devices", folder=tmp_path), key=lambda finding: finding.level == Level.FINE)
     assert "batch size 16" in new.found
     assert new.level == Level.FINE
     assert [finding.level for finding in old] == [Level.WARNING, Level.WARNING]
