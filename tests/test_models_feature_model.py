@@ -1,6 +1,7 @@
 """All models together: golden numbers, batched equals single, and that every mask is needed."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -234,11 +235,19 @@ def test_refuses_a_semantic_model_of_another_width(tmp_path: Path) -> None:
         FeatureModel.load(files, ModelConfig.read(tmp_path / "config.yaml"))
 
 
-def test_tf32_is_off_inside_and_as_it_was_outside() -> None:
+def test_tf32_is_off_inside_and_as_it_was_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[torch.device] = []
+
+    def device_of(device: torch.device) -> nullcontext[None]:
+        current.append(device)
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "device", device_of)
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        with computing("fp32", torch.device("cuda")):
+        with computing("fp32", torch.device("cuda:1")):
+            assert current == [torch.device("cuda:1")]  # where Triton's kernels are to run
             assert not torch.backends.cuda.matmul.allow_tf32
             assert not torch.backends.cudnn.allow_tf32
         assert torch.backends.cuda.matmul.allow_tf32

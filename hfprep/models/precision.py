@@ -18,7 +18,7 @@ import importlib.util
 import shutil
 import sysconfig
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -96,10 +96,11 @@ def computing(name: str, device: torch.device) -> Iterator[None]:
     """Compute products and attentions in the precision `name` while the block runs, in this thread.
 
     On a GPU, TF32 is kept out of everything else: codes do not survive it, and it is a setting of the whole process.
+    The GPU is the current one meanwhile: that is where Triton's kernels run.
     """
     token = _mode.set(name)
     try:
-        with _tf32(name == "tf32", device):
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext(), _tf32(name == "tf32", device):
             yield
     finally:
         _mode.reset(token)

@@ -52,9 +52,6 @@ class Rows:
     values: Tensor
     scales: Tensor | None
 
-    def __getitem__(self, these: slice) -> Rows:
-        return Rows(self.values[these], None if self.scales is None else self.scales[these])
-
 
 @dataclass(frozen=True)
 class Branch:
