@@ -28,6 +28,8 @@ from hfprep.text.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
 
+MOST_TOKENIZERS = 16  # processes of up to 120 MB each; even texts full of numbers take one no more than 30 ms
+
 
 @dataclass(frozen=True, slots=True)
 class BatchCost:
@@ -121,7 +123,7 @@ class ExtractorSpec:
                 fallback = partial(models.load, self.files, self.model_config, self.seen, torch.device("cpu"))
         tokenizer = TextTokenizer(self.tokenizer)
         on_gpu = place.type == "cuda" and self.with_audio
-        tokenizers = TokenizerProcesses(tokenizer, self.workers) if on_gpu else tokenizer
+        tokenizers = TokenizerProcesses(tokenizer, min(self.workers, MOST_TOKENIZERS)) if on_gpu else tokenizer
         check_unchanged({path: identity for path, identity in self.seen.items() if path == self.tokenizer})
         return FeatureExtractor(tokenizers, model, settings, fallback=fallback)
 
