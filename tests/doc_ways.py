@@ -66,10 +66,15 @@ def shell(body: str, folder: Path, environment: Mapping[str, str] | None = None)
 
 
 def end(process: "subprocess.Popen[str]", number: int = signal.SIGKILL) -> None:
-    """End a shell and all that it has started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
-    process.communicate(timeout=60)
+    """End a shell and all that it has started, if need be by force: interrupts are ignored where the tests run in the
+    background of a script.
+    """
+    for last in (number, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, last)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=10)
+            return
 
 
 def free_port() -> int:
