@@ -24,6 +24,7 @@ from hfprep.audio.input_features import (
     num_input_frames,
     povey_window,
 )
+from hfprep.models.masking import to_device
 
 PIECE_FRAMES = 1 << 15  # mel frames worked on at a time: their float64 frames and spectra take some 600 MB
 
@@ -41,7 +42,7 @@ def batch_input_features(waveforms: Tensor, num_samples: Tensor) -> Tensor:
     num_frames = max(map(num_input_frames, num_samples.tolist()))
     with torch.inference_mode():
         mel_frames = 1 + (num_samples - WINDOW_LENGTH).div(HOP_LENGTH, rounding_mode="floor")
-        counts = _to_device(torch.stack([mel_frames, mel_frames - mel_frames % STRIDE]), device)[:, :, None]
+        counts = to_device(torch.stack([mel_frames, mel_frames - mel_frames % STRIDE]), device)[:, :, None]
         log_mel = _log_mel(waveforms, int(mel_frames.max()))
         position = torch.arange(log_mel.shape[1], device=device)[None, :]
         # The mean and variance are of all mel frames, also of a last odd one that no model frame holds.
@@ -76,11 +77,6 @@ def _power_spectrum(frames: Tensor) -> Tensor:
     # Rounded to single precision before it is squared, as in the library.
     spectrum = torch.view_as_real(torch.fft.rfft(windowed, FFT_LENGTH).to(torch.complex64)).double()
     return spectrum.square_().sum(-1)
-
-
-def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Through page-locked memory, or a GPU's queue would be waited for."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 @functools.cache

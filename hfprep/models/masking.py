@@ -1,8 +1,8 @@
 """Which frames of a padded batch are real, and the two ways in which that reaches a computation.
 
-Gives `FrameMask` (made once per batch from the lengths) and the mask sites `TimeMask` and `KeyMask`: modules without
-parameters, one wherever padding could leak into real frames, so that tests can list the sites and remove each in turn.
-Knows nothing of the models.
+Gives `FrameMask` (made once per batch from the lengths), `to_device` (by which lengths get there) and the mask sites
+`TimeMask` and `KeyMask`: modules without parameters, one wherever padding could leak into real frames, so that tests
+can list the sites and remove each in turn. Knows nothing of the models.
 """
 
 from __future__ import annotations
@@ -11,6 +11,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the CPU on a device: to a GPU through page-locked memory, or its queue would be waited for."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,7 @@ class FrameMask:
     @classmethod
     def from_lengths(cls, lengths: Tensor, num_frames: int, device: torch.device) -> FrameMask:
         """Mark the first `lengths[b]` of `num_frames` frames as real, for every clip b of the batch."""
-        short = lengths.int()
-        real_frames = (short.pin_memory() if device.type == "cuda" else short).to(device, non_blocking=True)
+        real_frames = to_device(lengths.int(), device)
         if int(lengths.min()) >= num_frames:
             return cls(lengths, num_frames, None, None, real_frames)
         padding = torch.arange(num_frames, device=device)[None, :] >= real_frames[:, None]

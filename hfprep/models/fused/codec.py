@@ -52,7 +52,7 @@ class _Block(nn.Module):
 
 
 class _InputConvolution(nn.Module):
-    """See `semantic_codec.InputConvolution`: products over windows of seven frames that have one scale a clip."""
+    """See `semantic_codec.InputConvolution`: a product over windows of seven frames."""
 
     def __init__(self, plain: Any, form: Form) -> None:
         super().__init__()

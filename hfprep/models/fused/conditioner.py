@@ -32,6 +32,7 @@ from hfprep.models.fused.operators import (
     in_form,
     new_rows,
     normed,
+    or_any,
     stacked,
 )
 from hfprep.models.masking import FrameMask, KeyMask, TimeMask
@@ -67,7 +68,7 @@ class _Subsampling(nn.Module):
         """x (B, T, D) to (B * T', C), T' = `frames`."""
         x = x.contiguous()
         total = len(x) * frames
-        bounds = self._bounds(x, frames)
+        bounds = self._bounds(x, frames) if self.form.parts > 1 else None
         out = self.bias.repeat(total, 1)
         size = max(1, MAP_NUMBERS // (self.group * self.frequencies))
         for first in range(0, total, size):
@@ -85,10 +86,10 @@ class _Subsampling(nn.Module):
         three = torch.maximum(three, largest[:, 2 : 2 * frames + 2 : 2])
         return (three * weights + bias).flatten()
 
-    def _maps(self, x: Tensor, bounds: Tensor, frames: int, first: int, count: int, channel: int) -> Rows:
+    def _maps(self, x: Tensor, bounds: Tensor | None, frames: int, first: int, count: int, channel: int) -> Rows:
         rows = new_rows(count, self.group * self.frequencies, self.form, x)
         kernels.subsample[(count, -(-self.frequencies // FREQUENCIES_PER_PROGRAM))](
-            x, self.kernels, bounds[first:], rows.values, rows.values if rows.scales is None else rows.scales,
+            x, self.kernels, x if bounds is None else bounds[first:], rows.values, or_any(rows.scales, rows.values),
             frames, first, channel, x.stride(0), WIDTH=x.shape[2], F=self.frequencies,
             CHANNELS=self.group, BLOCK=FREQUENCIES_PER_PROGRAM, FORM=self.form.parts, num_warps=4,
         )  # fmt: skip
@@ -125,13 +126,12 @@ class _Attention(nn.Module):
 
     def forward(self, rows: Rows, mask: FrameMask) -> Branch:
         values = finished(self.project(rows)).unflatten(0, (-1, mask.num_frames))
-        size = self.num_heads * self.width
-        query, key, value = (Heads(values, number * size, self.width) for number in range(3))
+        query, key, value = Heads.thirds(values, self.num_heads, self.width)
         attended = attend(
             query, key, value, self.key_mask.lengths(mask), num_heads=self.num_heads, placed=self.placed,
             key_bias=self.key_bias,
         )  # fmt: skip
-        branch: Branch = self.out(Rows(attended, None) if self.form.parts == 1 else in_form(attended, self.form))
+        branch: Branch = self.out(in_form(attended, self.form))
         return branch
 
 

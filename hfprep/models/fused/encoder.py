@@ -55,14 +55,13 @@ class _Attention(nn.Module):
 
     def forward(self, rows: Rows, mask: FrameMask, form: Form) -> Any:
         values = finished(self.project(rows)).unflatten(0, (-1, mask.num_frames))
-        size = self.num_heads * self.width
-        query, key, value = (Heads(values, number * size, self.width) for number in range(3))
-        products = Heads(values, 3 * size, self.slots)
+        query, key, value = Heads.thirds(values, self.num_heads, self.width)
+        products = Heads(values, 3 * self.num_heads * self.width, self.slots)
         lengths = self.key_mask.lengths(mask)
         attended = attend(
             query, key, value, lengths, num_heads=self.num_heads, distances=(products, self.left, self.right)
         )
-        return self.out(Rows(attended, None) if form.parts == 1 else in_form(attended, form))
+        return self.out(in_form(attended, form))
 
 
 class _FeedForward(nn.Module):

@@ -10,7 +10,6 @@ change from batch to batch are not specialised on: each kind of number would be 
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
 # A row is scaled by a power of two so that its largest number has this exponent: far from float16's largest, 2^16, and
 # as far as can be from its smallest, 2^-24, below which the lower part of a number would lose bits.
 TOP_EXPONENT = tl.constexpr(13)
@@ -28,28 +27,33 @@ def _power(most):
 
 
 @triton.jit
-def _store_parts(out, row, columns, mask, scaled, N: tl.constexpr):
-    """Write scaled (R, C) as its low, high and high parts, N columns each."""
+def _store_parts(out, here, span, scaled, mask):
+    """Write scaled numbers as their low, high and high parts, `span` numbers from one part to the next."""
     high = scaled.to(tl.float16)
-    low = (scaled - high.to(tl.float32)).to(tl.float16)
-    base = out + row[:, None] * (3 * N) + columns[None, :]
-    tl.store(base, low, mask=mask)
-    tl.store(base + N, high, mask=mask)
-    tl.store(base + 2 * N, high, mask=mask)
+    tl.store(out + here, (scaled - high.to(tl.float32)).to(tl.float16), mask=mask)
+    tl.store(out + here + span, high, mask=mask)
+    tl.store(out + here + 2 * span, high, mask=mask)
+
+
+@triton.jit
+def _store_as_is(out, here, values, mask):
+    """Write numbers in the type of `out`; what float16 cannot hold becomes its largest."""
+    if out.dtype.element_ty == tl.float16:
+        values = tl.clamp(values, -HALF_MAX, HALF_MAX, propagate_nan=tl.PropagateNan.ALL)
+    tl.store(out + here, values.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _store(out, scales, row, there, columns, wide, values, N: tl.constexpr, PARTS: tl.constexpr):
     """Write values (R, C) float32 as whole rows of N numbers in the form that a product takes."""
     mask = there[:, None] & wide[None, :]
+    here = row[:, None] * (N * PARTS) + columns[None, :]
     if PARTS == 3:
         up, down = _power(tl.max(tl.where(mask, tl.abs(values), 0.0), 1))
         tl.store(scales + row, down, mask=there)
-        _store_parts(out, row, columns, mask, values * up[:, None], N)
+        _store_parts(out, here, N, values * up[:, None], mask)
     else:
-        if out.dtype.element_ty == tl.float16:
-            values = tl.clamp(values, -HALF_MAX, HALF_MAX, propagate_nan=tl.PropagateNan.ALL)
-        tl.store(out + row[:, None] * N + columns[None, :], values.to(out.dtype.element_ty), mask=mask)
+        _store_as_is(out, here, values, mask)
 
 
 @triton.jit
@@ -168,13 +172,7 @@ def subsample(x, kernels, bounds, out, out_scales, out_frames, first_row, first_
     mask = wide[:, None] & (channel[None, :] >= 0)
     if FORM == 3:
         up, down = _power(tl.load(bounds + row))
-        scaled = values * up
-        high = scaled.to(tl.float16)
-        tl.store(out + here, (scaled - high.to(tl.float32)).to(tl.float16), mask=mask)
-        tl.store(out + here + span, high, mask=mask)
-        tl.store(out + here + 2 * span, high, mask=mask)
+        _store_parts(out, here, span, values * up, mask)
         tl.store(out_scales + row, down)
     else:
-        if out.dtype.element_ty == tl.float16:
-            values = tl.clamp(values, -HALF_MAX, HALF_MAX, propagate_nan=tl.PropagateNan.ALL)
-        tl.store(out + here, values.to(out.dtype.element_ty), mask=mask)
+        _store_as_is(out, here, values, mask)

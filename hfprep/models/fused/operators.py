@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from hfprep.models.fused import attention, kernels
 
 LOG2E = math.log2(math.e)
-TOP_EXPONENT = 13  # of a weight's largest number once it is scaled
+TOP_EXPONENT: int = kernels.TOP_EXPONENT.value  # about that of a weight's largest number once it is scaled
 # Of whole rows that one program computes, and of a depthwise convolution.
 NUMBERS_PER_PROGRAM, ROWS_PER_PROGRAM = 2048, 8
 
@@ -138,10 +138,10 @@ def added(
     bias = None if branch is None else branch.bias
     per_program = _rows_per_program(columns)
     kernels.add_norm[(-(-rows // per_program),)](
-        x, x if branch is None else branch.values, _or(scales, x), 1.0 if branch is None else branch.factor,
-        _or(bias, x), _or(gamma, x), x if norm is None else norm.weight, x if norm is None else norm.bias, new,
-        out.values, _or(out.scales, x), rows, share, 0.0 if norm is None else norm.eps, N=columns,
-        COLUMNS=_power_of_two(columns),
+        x, x if branch is None else branch.values, or_any(scales, x), 1.0 if branch is None else branch.factor,
+        or_any(bias, x), or_any(gamma, x), x if norm is None else norm.weight, x if norm is None else norm.bias, new,
+        out.values, or_any(out.scales, x), rows, share, 0.0 if norm is None else norm.eps, N=columns,
+        COLUMNS=triton.next_power_of_2(columns),
         ROWS=per_program, ADD=branch is not None, SCALED=scales is not None, BIASED=bias is not None,
         GAMMA=gamma is not None, NORM=norm is not None, KEEP=keep, FORM=0 if form is None else form.parts, num_warps=4,
     )  # fmt: skip
@@ -157,8 +157,8 @@ def normed(x: Tensor, norm: Norm, form: Form) -> Rows:
 
 
 def in_form(x: Tensor, form: Form) -> Rows:
-    """x (rows, C) float32 in a form."""
-    return added(x, None, None, form)[1]
+    """x (rows, C) in a form; what consists of the form's numbers is taken as it is."""
+    return Rows(x, None) if form.parts == 1 and x.dtype == form.dtype else added(x, None, None, form)[1]
 
 
 def activated(branch: Branch, function: str, form: Form) -> Rows:
@@ -168,10 +168,10 @@ def activated(branch: Branch, function: str, form: Form) -> Rows:
     out = new_rows(rows, columns, form, branch.values)
     per_program = _rows_per_program(columns)
     kernels.activate[(-(-rows // per_program),)](
-        branch.values, _or(branch.scales, branch.values), branch.factor, _or(branch.bias, branch.values), out.values,
-        _or(out.scales, branch.values), rows, N=columns, COLUMNS=_power_of_two(columns), ROWS=per_program,
-        SCALED=branch.scales is not None, BIASED=branch.bias is not None, FUNCTION=function, FORM=form.parts,
-        num_warps=4,
+        branch.values, or_any(branch.scales, branch.values), branch.factor, or_any(branch.bias, branch.values),
+        out.values, or_any(out.scales, branch.values), rows, N=columns, COLUMNS=triton.next_power_of_2(columns),
+        ROWS=per_program, SCALED=branch.scales is not None, BIASED=branch.bias is not None, FUNCTION=function,
+        FORM=form.parts, num_warps=4,
     )  # fmt: skip
     return out
 
@@ -198,10 +198,10 @@ class Depthwise(nn.Module):
         clips, frames, columns = x.shape
         out = new_rows(clips * frames, columns, form, x)
         kernels.depthwise[(-(-frames // ROWS_PER_PROGRAM), clips)](
-            x, self.taps, _or(self.bias, self.taps), self.norm.weight, self.norm.bias, lengths, out.values,
-            _or(out.scales, self.taps), frames, self.left, self.norm.eps, TAPS=len(self.taps), N=columns,
-            COLUMNS=_power_of_two(columns), ROWS=ROWS_PER_PROGRAM, BIASED=self.bias is not None, SILU=self.silu,
-            FORM=form.parts, num_warps=4,
+            x, self.taps, or_any(self.bias, self.taps), self.norm.weight, self.norm.bias, lengths, out.values,
+            or_any(out.scales, self.taps), frames, self.left, self.norm.eps, TAPS=len(self.taps), N=columns,
+            COLUMNS=triton.next_power_of_2(columns), ROWS=ROWS_PER_PROGRAM, BIASED=self.bias is not None,
+            SILU=self.silu, FORM=form.parts, num_warps=4,
         )  # fmt: skip
         return out
 
@@ -218,6 +218,12 @@ class Heads:
     def start(self) -> Tensor:
         return self.values[:, :, self.offset :]
 
+    @classmethod
+    def thirds(cls, values: Tensor, num_heads: int, width: int) -> tuple[Heads, Heads, Heads]:
+        """Queries, keys and values: the first three runs of num_heads * width columns."""
+        size = num_heads * width
+        return cls(values, 0, width), cls(values, size, width), cls(values, 2 * size, width)
+
 
 def attend(
     query: Heads, key: Heads, value: Heads, lengths: Tensor, *, num_heads: int, extra: int = 0,
@@ -233,19 +239,19 @@ def attend(
     width = query.width
     out = query.values.new_empty(clips * frames, num_heads * width)
     products, left, right = distances if distances is not None else (query, 0, 0)
-    tensors = (query.start, key.start, value.start, _or(placed, out), products.start, _or(key_bias, out), lengths, out)
+    starts = (query.start, key.start, value.start, or_any(placed, out), products.start, or_any(key_bias, out))
     strides = (
         query.values.stride(0), query.values.stride(1), key.values.stride(0), key.values.stride(1),
         products.values.stride(0), products.values.stride(1), 0 if placed is None else placed.stride(0),
         0 if key_bias is None else key_bias.stride(0),
     )  # fmt: skip
     for tile in TILES[out.dtype == torch.float32]:
-        rows = min(tile.rows, max(16, _power_of_two(frames)))
+        rows = min(tile.rows, max(16, triton.next_power_of_2(frames)))
         try:
             attention.attend[(-(-frames // rows), clips * num_heads)](
-                *tensors, num_heads, frames, extra, *strides, LOG2E / math.sqrt(width), LEFT=left, RIGHT=right,
-                SLOTS=products.width, D=width, DIMS=max(16, _power_of_two(width)), ROWS=rows, BLOCK=tile.keys,
-                RELATIVE=distances is not None, PLACED=placed is not None, KEY_BIAS=key_bias is not None,
+                *starts, lengths, out, num_heads, frames, extra, *strides, LOG2E / math.sqrt(width), LEFT=left,
+                RIGHT=right, SLOTS=products.width, D=width, DIMS=max(16, triton.next_power_of_2(width)), ROWS=rows,
+                BLOCK=tile.keys, RELATIVE=distances is not None, PLACED=placed is not None, KEY_BIAS=key_bias is not None,
                 PRECISION="tf32x3", num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip
         except triton.OutOfResources as error:
@@ -271,14 +277,10 @@ TILES = (
 )
 
 
-def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
+def or_any(tensor: Tensor | None, other: Tensor) -> Tensor:
     """A kernel takes a tensor even where it does not look at it."""
     return other if tensor is None else tensor
 
 
 def _rows_per_program(columns: int) -> int:
     return 1 << (max(1, NUMBERS_PER_PROGRAM // columns).bit_length() - 1)
-
-
-def _power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length()
