@@ -251,8 +251,8 @@ def attend(
             attention.attend[(-(-frames // rows), clips * num_heads)](
                 *starts, lengths, out, num_heads, frames, extra, *strides, LOG2E / math.sqrt(width), LEFT=left,
                 RIGHT=right, SLOTS=products.width, D=width, DIMS=max(16, triton.next_power_of_2(width)), ROWS=rows,
-                BLOCK=tile.keys, RELATIVE=distances is not None, PLACED=placed is not None, KEY_BIAS=key_bias is not None,
-                PRECISION="tf32x3", num_warps=tile.warps, num_stages=tile.stages,
+                BLOCK=tile.keys, RELATIVE=distances is not None, PLACED=placed is not None,
+                KEY_BIAS=key_bias is not None, PRECISION="tf32x3", num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip
         except triton.OutOfResources as error:
             short = error.with_traceback(None)  # which would keep these tensors alive
