@@ -29,7 +29,8 @@ from hfprep.model_config import ModelConfig
 from hfprep.records import COLUMNS, Need, Utterance, artifact_path
 from hfprep.store import atomic
 from hfprep.store.fingerprints import AudioIdentity, Fingerprinter, Settings
-from hfprep.store.layout import IO_THREADS, PRIVATE, PROGRESS, REJECTED, STATS, json_line, npy_bytes
+from hfprep.store.layout import IO_THREADS, PRIVATE, PROGRESS, REJECTED, STATS, json_line
+from hfprep.store.npy_format import npy_bytes
 from hfprep.store.state import State
 from hfprep.store.statistics import package_versions, write_stats
 from hfprep.text.tokenizer import TextTokenizer

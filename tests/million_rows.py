@@ -21,7 +21,8 @@ from hfprep.manifest import AudioFinder, parse_line
 from hfprep.records import COLUMNS, Utterance
 from hfprep.store.atomic import write_all
 from hfprep.store.fingerprints import AudioIdentity, Fingerprinter, source_of
-from hfprep.store.layout import NpyOutput, npy_bytes
+from hfprep.store.layout import NpyOutput
+from hfprep.store.npy_format import npy_bytes
 from hfprep.store.state import State
 
 GOLDEN = Path(__file__).resolve().parent / "golden-small"

@@ -22,10 +22,10 @@ from hfprep.store.layout import (
     Publisher,
     Stage,
     is_validation,
-    npy_bytes,
     npy_size,
 )
 from hfprep.store.listing import Listing, ListingOptions
+from hfprep.store.npy_format import npy_bytes
 from hfprep.store.state import State
 
 PRINTS = Fingerprints(b"t" * 16, b"c" * 16, b"l" * 16)

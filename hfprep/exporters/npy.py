@@ -35,7 +35,8 @@ from hfprep.exporters.samples import (
 )
 from hfprep.records import COLUMNS
 from hfprep.store import atomic
-from hfprep.store.layout import IO_THREADS, PRIVATE, PROGRESS, STATS, TRAIN, VAL, npy_bytes
+from hfprep.store.layout import IO_THREADS, PRIVATE, PROGRESS, STATS, TRAIN, VAL
+from hfprep.store.npy_format import npy_bytes, parse_npy
 from hfprep.store.statistics import write_stats
 
 MANIFESTS = {"train": TRAIN, "validation": VAL}
@@ -112,10 +113,9 @@ def load_arrays(root: Path, paths: dict[str, Any], sample_id: str, prefix: str =
 def load_array(root: Path, path: str, sample_id: str) -> np.ndarray:
     """One .npy file, by its path relative to the manifest's folder."""
     try:
-        loaded: np.ndarray = np.load(root / path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        return parse_npy((root / path).read_bytes())
+    except (OSError, ValueError) as error:
         raise StoreError(f"sample {sample_id!r}: {root / path} cannot be read: {error}; run the build again") from error
-    return loaded
 
 
 class NpySet(SampleSet):

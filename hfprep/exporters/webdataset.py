@@ -14,10 +14,10 @@ from typing import Any
 
 from hfprep.errors import StoreError
 from hfprep.exporters.index import INDEX, read_index
-from hfprep.exporters.npy_bytes import parse_npy
 from hfprep.exporters.positioned import PositionedFile
 from hfprep.exporters.samples import METADATA, Entry, Origin, Sample, SampleSet, Split, checked, entry_from
 from hfprep.records import COLUMNS
+from hfprep.store.npy_format import parse_npy
 
 FORMAT_NAME = "hfprep-webdataset"
 EXACT_LINE, EXTRA = "manifest_line", "extra"
@@ -141,7 +141,11 @@ class WebDatasetSplit(Split):
         members = self._read(index, MEMBERS)
         where = str(self._files[self._shard[index]].path)
         entry = self._parse(members["json"])
-        arrays = {name: parse_npy(members[f"{name}.npy"], entry.id, where) for name in COLUMNS}
+        try:
+            arrays = {name: parse_npy(members[f"{name}.npy"]) for name in COLUMNS}
+        except ValueError as error:
+            message = f"sample {entry.id!r}: an array in {where} cannot be read: {error}; make it again"
+            raise StoreError(message) from error
         return checked(Sample(entry, arrays), where)
 
 

@@ -24,7 +24,7 @@ from hfprep.exporters.shard_files import ShardStream, Start, WrittenShard, closi
 from hfprep.exporters.webdataset import FORMAT_NAME, is_webdataset, metadata_json
 from hfprep.records import COLUMNS
 from hfprep.store import atomic
-from hfprep.store.layout import npy_bytes
+from hfprep.store.npy_format import npy_bytes
 
 MAX_SHARD_SAMPLES = 10_000
 END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)

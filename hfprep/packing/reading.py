@@ -5,11 +5,11 @@ from collections import OrderedDict
 import numpy as np
 
 from hfprep.errors import StoreError
-from hfprep.exporters.npy_bytes import parse_npy
 from hfprep.packing.formats import ReadArrays, ShardFormat
 from hfprep.records import COLUMNS, Need
 from hfprep.store.fingerprints import Fingerprints
 from hfprep.store.layout import NpyOutput
+from hfprep.store.npy_format import parse_npy
 from hfprep.store.shard_index import Packed, ShardIndex
 from hfprep.store.state import SampleState
 
@@ -42,10 +42,10 @@ class SampleReader:
     def _artifact(self, column: str, sample_id: str) -> np.ndarray:
         path = self.output.artifact(column, sample_id)
         try:
-            return parse_npy(path.read_bytes(), sample_id, str(path))
-        except OSError as error:
-            message = f"{path} was complete and cannot be read now: {error.strerror or error}"
-            raise StoreError(f"{message}; run the same command again") from error
+            return parse_npy(path.read_bytes())
+        except (OSError, ValueError) as error:
+            message = f"{path} was complete and cannot be read now: {error}; run the same command again"
+            raise StoreError(message) from error
 
     def _shard(self, serial: int) -> ReadArrays:
         if serial not in self._open:

@@ -7,12 +7,10 @@ claims what is not on disk, and the listing is made again from the state.
 
 import functools
 import hashlib
-import io
 import itertools
 import json
 import os
 import shutil
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from hfprep.errors import StoreError
 from hfprep.records import COLUMNS, Features, Need, Rejection, Utterance, artifact_path, manifest_record
 from hfprep.store import atomic
 from hfprep.store.fingerprints import AudioIdentity, Fingerprints, source_of
+from hfprep.store.npy_format import HEADER_BYTES, npy_bytes, npy_header
 from hfprep.store.state import SampleState, State
 
 TRAIN, VAL = "train_manifest.jsonl", "val_manifest.jsonl"
@@ -32,7 +31,6 @@ PROGRESS, REJECTED, STATS = ".preprocessing_progress.txt", "rejected.jsonl", "st
 PRIVATE = ".hfprep"
 SPLIT_BUCKETS = 1_000_000
 IO_THREADS = 8
-_HEADER_LOCK = threading.Lock()  # numpy reads a header with `ast`, which CPython 3.11 can fail at in several threads
 _GROUP_BITS = {name: int(column.need) for name, column in COLUMNS.items()}  # arithmetic on flags is slow
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
@@ -45,13 +43,6 @@ def is_validation(sample_id: str, val_ratio: float) -> bool:
 def json_line(record: Mapping[str, Any]) -> bytes:
     """A record as one line of UTF-8 JSON."""
     return _ENCODER.encode(record).encode() + b"\n"
-
-
-def npy_bytes(array: np.ndarray) -> bytes:
-    """An array in the .npy format, version 1.0."""
-    stream = io.BytesIO()
-    np.lib.format.write_array(stream, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
-    return stream.getvalue()
 
 
 @functools.lru_cache(maxsize=65536)
@@ -154,12 +145,13 @@ class NpyOutput:
         """Shape of an artifact that is complete, readable and of the right dtype and rank, else None."""
         path = self.artifact(column, sample_id)
         try:
-            with _HEADER_LOCK:
-                array = np.load(path, mmap_mode="r", allow_pickle=False)
-            right = array.dtype == COLUMNS[column].dtype and array.ndim == COLUMNS[column].ndim
-            return array.shape if right and path.stat().st_size == npy_size(column, array.shape) else None
-        except (OSError, ValueError, EOFError):
+            with open(path, "rb") as stream:
+                header = npy_header(stream.read(HEADER_BYTES))
+                size = os.fstat(stream.fileno()).st_size
+        except (OSError, ValueError):
             return None
+        right = header.dtype == COLUMNS[column].dtype and len(header.shape) == COLUMNS[column].ndim
+        return header.shape if right and size == npy_size(column, header.shape) else None
 
     def content(self, path: str) -> bytes:
         """The content of an artifact, by its path here."""

@@ -15,10 +15,10 @@ import numpy as np
 from hfprep.chunks import chunks_of
 from hfprep.errors import StoreError
 from hfprep.store.atomic import write_bytes
+from hfprep.store.npy_format import parse_npy
 
 BLOCK = 256  # files read together
 Read = Callable[[str], bytes]
-NPY_PREFIX_BYTES = 10  # magic, version, and the header's length in the last two bytes
 PACKAGES = (
     "hfprep",
     "torch",
@@ -45,7 +45,7 @@ def package_versions() -> dict[str, str]:
 
 
 def codebook_use(paths: Iterable[str | os.PathLike[str]], size: int, *, read: Read, threads: int = 4) -> dict[str, Any]:
-    """How the codes in these .npy files (int32, version 1.0) spread over a codebook of `size` rows.
+    """How the codes in these .npy files (int32) spread over a codebook of `size` rows.
 
     `read` gives a file's content, in so many threads.
 
@@ -65,13 +65,11 @@ def codebook_summary(counts: np.ndarray) -> dict[str, Any]:
 
 
 def _read_codes(paths: Iterable[str | os.PathLike[str]], read: Read) -> np.ndarray:
-    """All codes of these files, int32 (codes,). np.load would take longer over the header than over the codes."""
+    """All codes of these files, int32 (codes,)."""
     arrays = []
     for path in paths:
         try:
-            content = read(os.fspath(path))
-            start = NPY_PREFIX_BYTES + int.from_bytes(content[8:NPY_PREFIX_BYTES], "little")
-            arrays.append(np.frombuffer(content, "<i4", offset=start))
+            arrays.append(parse_npy(read(os.fspath(path))))
         except (OSError, ValueError) as error:
             message = f"{path} was complete and cannot be read now: {error}; run the same command again"
             raise StoreError(message) from error

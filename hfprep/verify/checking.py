@@ -206,7 +206,7 @@ def _repair_exported(root: Path, source: SampleSet, check: ExportedCheck, findin
 
 def _npy_arrays(output: NpyOutput) -> Stored:
     def stored(sample_id: str) -> dict[str, np.ndarray]:
-        arrays = {name: read_npy(output.artifact(name, sample_id), name)[0] for name in COLUMNS}
+        arrays = {name: read_npy(output.artifact(name, sample_id))[0] for name in COLUMNS}
         return {name: array for name, array in arrays.items() if array is not None}
 
     return stored

@@ -106,7 +106,7 @@ def _usual_shapes(output: NpyOutput, listing: Listing, codebook: int | None, voc
     """The bounds, with the latents' shape that most of the first samples have."""
     shapes: Counter[tuple[int, ...]] = Counter()
     for _, record in islice(listing.records(), SHAPES_SAMPLED):
-        array, _ = read_npy(output.artifact("condition", record["id"]), "condition")
+        array, _ = read_npy(output.artifact("condition", record["id"]))
         if array is not None and array.ndim == 2:
             shapes[array.shape] += 1
     if not shapes:
@@ -120,7 +120,7 @@ def _check_arrays(output: NpyOutput, record: dict[str, Any], bounds: Bounds) -> 
     problems: list[tuple[str, Problem]] = []
     codes = None
     for column in COLUMNS:
-        array, found = read_npy(output.artifact(column, record["id"]), column)
+        array, found = read_npy(output.artifact(column, record["id"]))
         if array is not None:
             found += check_array(array, column, bounds, record.get(LENGTHS.get(column, "")))
         problems += [(column, problem) for problem in found]

@@ -1,0 +1,99 @@
+"""The .npy format: arrays of numbers as bytes, and back.
+
+Headers are parsed here, and each kind once: numpy's own parser goes through `ast`, which takes longer than reading the
+values, and which CPython 3.11 fails at now and then (SystemError) when several threads use it.
+"""
+
+import functools
+import io
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+MAGIC = b"\x93NUMPY"
+_LENGTH_BYTES = {b"\x01\x00": 2, b"\x02\x00": 4}  # of the header's length, by the format's version
+HEADER_BYTES = 4096  # more than any header of an array of numbers takes
+_LONGEST = 2**48
+_AS_JSON = str.maketrans("'()", '"[]')
+_NUMBERS = re.compile(r"[<>|=]?[biufc]\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a .npy file says of its values, and where they start (in bytes)."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    by_columns: bool
+    start: int
+
+    @property
+    def count(self) -> int:
+        """How many values there are."""
+        return math.prod(self.shape)
+
+    @property
+    def end(self) -> int:
+        """Where the values end, in bytes: the length of the file."""
+        return self.start + self.count * self.dtype.itemsize
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """An array in the .npy format, version 1.0."""
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, np.asarray(array, order="C"), version=(1, 0), allow_pickle=False)
+    return stream.getvalue()
+
+
+def npy_header(data: bytes | bytearray | memoryview) -> Header:
+    """The header at the beginning of a .npy file; ValueError where there is none of version 1.0 or 2.0 for numbers."""
+    if bytes(data[: len(MAGIC)]) != MAGIC:
+        raise ValueError("it is not in the .npy format")
+    version_end = len(MAGIC) + 2
+    width = _LENGTH_BYTES.get(bytes(data[len(MAGIC) : version_end]))
+    if width is None:
+        raise ValueError("it is neither in version 1.0 nor 2.0 of the .npy format")
+    begin = version_end + width
+    length = int.from_bytes(data[version_end:begin], "little")
+    if len(data) < begin + length:
+        raise ValueError("its header is cut off")
+    return _parse(bytes(data[begin : begin + length]), begin + length)
+
+
+def parse_npy(data: bytes | bytearray | memoryview) -> np.ndarray:
+    """The array of a .npy file, sharing memory with `data`; ValueError where that is not one file, whole."""
+    header = npy_header(data)
+    if len(data) != header.end:
+        raise ValueError(f"it has {len(data)} bytes instead of {header.end}")
+    return npy_values(data, header)
+
+
+def npy_values(data: bytes | bytearray | memoryview, header: Header) -> np.ndarray:
+    """The array that follows a header, sharing memory with `data`; ValueError where values are missing."""
+    if len(data) < header.end:
+        raise ValueError(f"it has {len(data)} bytes instead of {header.end}")
+    values = np.frombuffer(data, header.dtype, header.count, header.start)
+    return values.reshape(header.shape, order="F" if header.by_columns else "C")
+
+
+@functools.lru_cache(maxsize=65536)
+def _parse(text: bytes, start: int) -> Header:
+    """A header's dictionary: a Python literal of text, truth values and integers, which is nearly JSON."""
+    try:
+        literal = text.decode("latin-1").translate(_AS_JSON).replace("False", "false").replace("True", "true")
+        found = json.loads(re.sub(r",\s*(?=[\]}])", "", literal))
+        descr, by_columns, shape = (found[key] for key in ("descr", "fortran_order", "shape"))
+    except (ValueError, TypeError, LookupError, RecursionError):
+        raise ValueError("its header cannot be parsed") from None
+    if not isinstance(descr, str) or not _NUMBERS.fullmatch(descr):
+        raise ValueError(f"it holds {descr!r}, not numbers")
+    if not isinstance(shape, list) or not all(type(size) is int and 0 <= size <= _LONGEST for size in shape):
+        raise ValueError(f"it has the shape {shape!r}")
+    try:
+        return Header(np.dtype(descr), tuple(shape), bool(by_columns), start)
+    except TypeError:
+        raise ValueError(f"it holds {descr!r}, which is no type of number") from None
