@@ -55,13 +55,14 @@ class Subsampling(nn.Module):
         self.out_bias = nn.Parameter(torch.empty(channels))
         self.scratch = Scratch()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: FrameMask) -> Tensor:
         """(B, T, D) to (B, T', C). Unmasked: an output frame is real only if all its three inputs are."""
         channels = self.out_bias.shape[0]
-        frames = x.shape[0] * ((x.shape[1] - 1) // 2)
+        clips = mask.clips(x)
+        frames = sum(clip.shape[0] * ((clip.shape[1] - 1) // 2) for clip in clips)
         on_cpu = x.device.type == "cpu"
         size, rounded = row_pieces(frames, CPU_FRAMES_PER_PIECE) if on_cpu else (GPU_FRAMES_PER_PIECE, frames)
-        patches = self._patches(x, rounded)
+        patches = self._patches(clips, rounded)
         kernels = torch.cat([self.conv_weight.flatten(1), self.conv_bias[:, None]], dim=1)  # (C, 10)
         sums = self._sums_on_cpu if on_cpu else self._sums_on_gpu
         out = torch.cat([sums(kernels, piece) for piece in patches.split(size)])
@@ -87,18 +88,22 @@ class Subsampling(nn.Module):
             out += linear(torch.matmul(kernel, patches).relu_().flatten(1), weight)
         return out
 
-    def _patches(self, x: Tensor, rounded: int) -> Tensor:
-        """(B, T, D) to (B * T', 10, F): the nine inputs of each output position, and ones for the bias.
+    def _patches(self, clips: list[Tensor], rounded: int) -> Tensor:
+        """Of each (B, T, D) its B * T' rows (10, F): the nine inputs of each output position, and ones for the bias.
 
-        There are `rounded` rows; those after the B * T' mean nothing.
+        There are `rounded` rows; the last, beyond those of all clips, mean nothing.
         """
-        batch, frames, width = x.shape[0], (x.shape[1] - 1) // 2, self.frequencies
-        rows = x.new_ones(rounded, 10, width)
-        patches = rows[: batch * frames].view(batch, frames, 10, width)
-        for row in range(3):
-            for column in range(3):
-                shifted = x[:, row : row + 2 * frames : 2, column : column + 2 * width : 2]
-                patches[:, :, 3 * row + column] = shifted[:, :frames, :width]
+        width = self.frequencies
+        rows = clips[0].new_ones(rounded, 10, width)
+        start = 0
+        for clip in clips:
+            batch, frames = clip.shape[0], (clip.shape[1] - 1) // 2
+            patches = rows[start : start + batch * frames].view(batch, frames, 10, width)
+            start += batch * frames
+            for row in range(3):
+                for column in range(3):
+                    shifted = clip[:, row : row + 2 * frames : 2, column : column + 2 * width : 2]
+                    patches[:, :, 3 * row + column] = shifted[:, :frames, :width]
         return rows
 
 
@@ -122,18 +127,27 @@ class PositionalAttention(nn.Module):
         self.key_mask = KeyMask()
 
     def forward(self, x: Tensor, positions: Tensor, mask: FrameMask) -> Tensor:
-        """x (B, T, C), positions (1, T, C) to (B, T, C)."""
-        placed = self.position(positions)
-        query = split_heads(self.query(x) + self.bias_u.flatten(), self.num_heads)
-        key = split_heads(self.key(x) + placed, self.num_heads)
-        value = split_heads(self.value(x), self.num_heads)
+        """x (B, T, C), positions (1, longest T, C) to (B, T, C)."""
+        placed, key_bias = self.position(positions), self.key_mask(mask)
+        attended = mask.over_clips(
+            lambda query, key, value: self._attend(query, key, value, placed[:, : key.shape[1]], key_bias),
+            self.query(x),
+            self.key(x),
+            self.value(x),
+        )
+        return self.out(attended)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, placed: Tensor, key_bias: Tensor | None) -> Tensor:
+        """(B, T, C) each, and `placed` (1, T, C), to (B, T, C)."""
+        query = split_heads(query + self.bias_u.flatten(), self.num_heads)
+        key = split_heads(key + placed, self.num_heads)
+        value = split_heads(value, self.num_heads)
         difference = (self.bias_v - self.bias_u)[None, :, None, :]  # (1, H, 1, d)
         bias = difference @ split_heads(placed, self.num_heads).transpose(2, 3) / math.sqrt(key.shape[-1])
-        key_bias = self.key_mask(mask)
         if key_bias is not None:
             bias = bias + key_bias  # (B, H, 1, T)
-        bias = bias.expand(x.shape[0], -1, x.shape[1], -1)
-        return self.out(join_heads(attend(query, key, value, bias)))
+        bias = bias.expand(query.shape[0], -1, query.shape[2], -1)
+        return join_heads(attend(query, key, value, bias))
 
 
 class Convolution(nn.Module):
@@ -150,7 +164,7 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor, mask: FrameMask) -> Tensor:
         gated = self.time_mask(by_rows(self._gate, x), mask)
-        return by_rows(self._project, self.depthwise(gated))
+        return by_rows(self._project, mask.over_clips(self.depthwise, gated))
 
     def _gate(self, rows: Tensor) -> Tensor:
         return F.glu(self.pointwise_in(rows), dim=-1)
@@ -204,9 +218,9 @@ class Conformer(nn.Module):
 
     def forward(self, x: Tensor, mask: FrameMask) -> tuple[Tensor, FrameMask]:
         """Semantic features (B, T, D) float32, T from 3, to (B, T', C) and the mask of the T' frames."""
-        x = self.subsampling(x)
+        x = self.subsampling(x, mask)
         mask = mask.subsampled(x.device)
-        positions = self.position_table[:, : x.shape[1]]
+        positions = self.position_table[:, : mask.num_frames]
         for block in self.blocks:
             x = block(x, positions, mask)
         return self.norm(x), mask

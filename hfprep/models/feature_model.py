@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from hfprep.model_config import ModelConfig
 from hfprep.models.checkpoints import load_conditioners, load_semantic_codec, load_semantic_encoder
@@ -126,6 +127,11 @@ class FeatureModel(nn.Module):
         return self
 
     @property
+    def packs(self) -> bool:
+        """Whether the clips of a batch are computed one after another, without padding: so on a CPU."""
+        return self.device.type == "cpu"
+
+    @property
     def device(self) -> torch.device:
         return self.semantic_encoder.mean.device
 
@@ -142,11 +148,18 @@ class FeatureModel(nn.Module):
         self._check(input_features, lengths)
         device = input_features.device
         with torch.inference_mode(), computing(self.precision, device):
-            mask = FrameMask.from_lengths(lengths, input_features.shape[1], device)
+            if self.packs:
+                mask = FrameMask.of_packed(lengths, device)
+                clips = zip(input_features, lengths.tolist(), strict=True)
+                input_features = torch.cat([clip[:length] for clip, length in clips])[None]
+            else:
+                mask = FrameMask.from_lengths(lengths, input_features.shape[1], device)
             semantic = self.semantic_encoder(input_features, mask)
             # A hair's breadth decides between two codes, and the codec is a twentieth of the work: nothing coarse here.
             with computing("fp32", device):
                 found = self.semantic_codec(semantic, mask) if codes else None
+                if found is not None and mask.packed:
+                    found = pad_sequence([clip[0] for clip in mask.clips(found)], batch_first=True)
             return FeatureTensors(
                 codes=found,
                 condition=self.conditioner(semantic, mask) if latents else None,

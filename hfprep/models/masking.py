@@ -1,12 +1,16 @@
-"""Which frames of a padded batch are real, and the two ways in which that reaches a computation.
+"""Where the clips of a batch lie, which of its frames are real, and the ways in which that reaches a computation.
 
 Gives `FrameMask` (made once per batch from the lengths), `to_device` (by which lengths get there) and the mask sites
 `TimeMask` and `KeyMask`: modules without parameters, one wherever padding could leak into real frames, so that tests
 can list the sites and remove each in turn. Knows nothing of the models.
+
+A batch is padded, (B, T, C), or packed: its clips one after another without padding, (1, sum of lengths, C). What
+looks at single frames takes either as it is; what looks at several goes through `FrameMask.clips` or `over_clips`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +24,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class FrameMask:
-    """The real frames of a padded batch of B clips and T frames.
+    """The real frames of a batch of B clips, padded to T frames or packed (then T is the longest clip's length).
 
     `lengths` (B,) int64 stays on the CPU, so that nothing waits for a device. `padding` (B, T, 1) bool is true where
     a frame is padding; `key_bias` (B, 1, 1, T) float32 is 0 for real frames and -inf for padding. Both are None when
@@ -33,6 +37,7 @@ class FrameMask:
     padding: Tensor | None
     key_bias: Tensor | None
     real_frames: Tensor
+    packed: bool = False
 
     @classmethod
     def from_lengths(cls, lengths: Tensor, num_frames: int, device: torch.device) -> FrameMask:
@@ -44,6 +49,20 @@ class FrameMask:
         key_bias = torch.zeros(padding.shape, device=device).masked_fill_(padding, float("-inf"))
         return cls(lengths, num_frames, padding[:, :, None], key_bias[:, None, None, :], real_frames)
 
+    @classmethod
+    def of_packed(cls, lengths: Tensor, device: torch.device) -> FrameMask:
+        """For clips of these `lengths` one after another, (1, sum of lengths, C)."""
+        return cls(lengths, int(lengths.max()), None, None, to_device(lengths.int(), device), packed=True)
+
+    def clips(self, frames: Tensor) -> list[Tensor]:
+        """The clips of a packed batch, views (1, T_b, C); a padded batch (B, T, C) is one piece."""
+        return list(frames.split(self.lengths.tolist(), dim=1)) if self.packed else [frames]
+
+    def over_clips(self, function: Callable[..., Tensor], *frames: Tensor) -> Tensor:
+        """What a function of whole clips, one (B, T, C) or several to (B, T, O), makes of these batches."""
+        found = [function(*clip) for clip in zip(*map(self.clips, frames), strict=True)]
+        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+
     @property
     def all_frames(self) -> Tensor:
         """The lengths (B,) int32 as if nothing were padding."""
@@ -51,7 +70,10 @@ class FrameMask:
 
     def subsampled(self, device: torch.device) -> FrameMask:
         """The mask after the stride-2 convolution, which is mask[:, 2::2]: a frame is real if its last input is."""
-        return FrameMask.from_lengths((self.lengths - 1) // 2, (self.num_frames - 1) // 2, device)
+        lengths = (self.lengths - 1) // 2
+        if self.packed:
+            return FrameMask.of_packed(lengths, device)
+        return FrameMask.from_lengths(lengths, (self.num_frames - 1) // 2, device)
 
 
 class TimeMask(nn.Module):

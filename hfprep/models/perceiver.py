@@ -34,13 +34,22 @@ class CrossAttention(nn.Module):
 
     def forward(self, latents: Tensor, context: Tensor, mask: FrameMask) -> Tensor:
         """latents (B, L, M), context (B, T, M) to (B, L, M)."""
-        query = split_heads(self.query(latents), self.num_heads)
-        key_value = torch.cat([self.key_value(latents), self.key_value(context)], dim=1)
-        key, value = (split_heads(part, self.num_heads) for part in key_value.chunk(2, dim=-1))
         bias = self.key_mask(mask)
         if bias is not None:
             bias = F.pad(bias, (latents.shape[1], 0)).expand(-1, self.num_heads, latents.shape[1], -1)
-        return self.out(join_heads(attend(query, key, value, bias)))
+        clips = mask.clips(self.key_value(context))
+        queries, own = (part.tensor_split(len(clips)) for part in (self.query(latents), self.key_value(latents)))
+        attended = [
+            self._attend(query, torch.cat([key_value, clip], dim=1), bias)
+            for query, key_value, clip in zip(queries, own, clips, strict=True)
+        ]
+        return self.out(torch.cat(attended))
+
+    def _attend(self, query: Tensor, key_value: Tensor, bias: Tensor | None) -> Tensor:
+        """Queries (B, L, C) of the latents, keys and values (B, L + T, 2 C), to (B, L, C)."""
+        query = split_heads(query, self.num_heads)
+        key, value = (split_heads(part, self.num_heads) for part in key_value.chunk(2, dim=-1))
+        return join_heads(attend(query, key, value, bias))
 
 
 class GatedFeedForward(nn.Module):
@@ -94,7 +103,7 @@ class Perceiver(nn.Module):
     def forward(self, context: Tensor, mask: FrameMask) -> Tensor:
         """Frames (B, T, C) float32 to latents (B, L, M) float32."""
         context = self.project(context)
-        latents = self.latents.expand(context.shape[0], -1, -1)
+        latents = self.latents.expand(len(mask.lengths), -1, -1)
         for layer in self.layers:
             latents = layer(latents, context, mask)
         return self.norm(latents)

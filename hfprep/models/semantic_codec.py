@@ -35,7 +35,7 @@ class ConvNeXtBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: FrameMask) -> Tensor:
         x = self.time_mask(x, mask)
-        return torch.addcmul(x, by_rows(self._rows, self.depthwise(x)), self.gamma)
+        return torch.addcmul(x, by_rows(self._rows, mask.over_clips(self.depthwise, x)), self.gamma)
 
     def _rows(self, rows: Tensor) -> Tensor:
         return self.contract(F.gelu(self.expand(self.norm(rows))))
@@ -104,7 +104,7 @@ class SemanticCodec(nn.Module):
         """Normalised semantic features (B, T, D) float32 to codes (B, T) int64; codes of padding mean nothing."""
         # The features belong to the caller, who also gives them to the conditioners: mask a copy.
         x = semantic if mask.padding is None else self.time_mask(semantic.clone(), mask)
-        x = self.norm(self.embed(x))
+        x = self.norm(mask.over_clips(self.embed, x))
         for block in self.blocks:
             x = block(x, mask)
         codes: Tensor = self.quantizer(self.out(self.norm_final(x)))

@@ -141,13 +141,20 @@ class RelativeKeyAttention(nn.Module):
 
     def forward(self, hidden_states: Tensor, attention_mask: FrameMask, **_: object) -> tuple[Tensor, None]:
         """(B, T, D) to (B, T, D); the signature is the library's, in which a mask of ours is handed through."""
-        batch, frames, _width = hidden_states.shape
-        query, key, value = (
-            split_heads(project(hidden_states), self.num_heads)
-            for project in (self.linear_q, self.linear_k, self.linear_v)
-        )
-        table = self.distance_embedding.weight / math.sqrt(query.shape[-1])
+        table = self.distance_embedding.weight / math.sqrt(self.distance_embedding.weight.shape[-1])
         key_bias = self.key_mask(attention_mask)
+        attended = attention_mask.over_clips(
+            lambda query, key, value: self._attend(query, key, value, table, key_bias),
+            self.linear_q(hidden_states),
+            self.linear_k(hidden_states),
+            self.linear_v(hidden_states),
+        )
+        return self.linear_out(attended), None
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, table: Tensor, key_bias: Tensor | None) -> Tensor:
+        """(B, T, D) each to (B, T, D)."""
+        batch, frames, _width = query.shape
+        query, key, value = (split_heads(x, self.num_heads) for x in (query, key, value))
         attended = torch.empty_like(query)  # keeps the strides of a view of (B, T, D)
         clips, queries = self._piece(query)
         for clip, first in itertools.product(range(0, batch, clips), range(0, frames, queries)):
@@ -159,7 +166,7 @@ class RelativeKeyAttention(nn.Module):
             elif bias.device.type != "cpu":  # a window's rows start anywhere, and a GPU's kernels want them aligned
                 bias = bias.contiguous()
             attended[these, :, first : first + queries] = attend(piece, key[these], value[these], bias)
-        return self.linear_out(join_heads(attended)), None
+        return join_heads(attended)
 
     def _piece(self, query: Tensor) -> tuple[int, int]:
         """How many clips, and how many of their queries, attend at once."""
@@ -184,9 +191,10 @@ class CausalConvolution(nn.Module):
         self.depthwise_layer_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.pointwise_conv2 = PointwiseConvolution(width, width, bias=False)
 
-    def forward(self, hidden_states: Tensor, **_: object) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
-        return by_rows(self._project, self.depthwise_conv(by_rows(self._gate, hidden_states)))
+    def forward(self, hidden_states: Tensor, attention_mask: FrameMask) -> Tensor:
+        """(B, T, D) to (B, T, D); the signature is the library's."""
+        gated = by_rows(self._gate, hidden_states)
+        return by_rows(self._project, attention_mask.over_clips(self.depthwise_conv, gated))
 
     def _gate(self, rows: Tensor) -> Tensor:
         return F.glu(self.pointwise_conv1(self.layer_norm(rows)), dim=-1)
@@ -232,6 +240,6 @@ class SemanticEncoder(nn.Module):
         """Input features (B, T, 160) float32 to normalised semantic features (B, T, D) float32."""
         hidden = self.model.feature_projection(input_features)[0]
         for layer in self.model.encoder.layers:
-            output = layer(hidden, attention_mask=mask)
+            output = layer(hidden, attention_mask=mask, conv_attention_mask=mask)
             hidden = output[0] if isinstance(output, tuple) else output
         return (hidden - self.mean) / self.std

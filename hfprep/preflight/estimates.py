@@ -130,7 +130,7 @@ class _Layer(nn.Module):
         """(B, T, D) to (B, T, D)."""
         hidden = hidden + 0.5 * self.ffn1(self.norms[0](hidden))
         hidden = hidden + self.attention(self.norms[1](hidden), mask)[0]
-        hidden = hidden + self.convolution(hidden)
+        hidden = hidden + self.convolution(hidden, mask)
         hidden = hidden + 0.5 * self.ffn2(self.norms[2](hidden))
         return self.norms[3](hidden)
 
