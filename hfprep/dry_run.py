@@ -31,6 +31,7 @@ from hfprep.errors import ConfigError, RejectedSample
 from hfprep.inputs import Inputs, find_inputs
 from hfprep.intake import guessed_seconds
 from hfprep.models.conditioner import NUM_LATENTS
+from hfprep.models.masking import packs
 from hfprep.object_storage import is_url, url_of
 from hfprep.planning import Plan, PlanCounts, Planner
 from hfprep.precision_choice import without_measuring
@@ -136,7 +137,8 @@ class _Estimate:
         self.inputs = inputs
         self.plan = plan
         self.num_processes = choose_num_processes(config.num_processes, config.device)
-        self.limits = BatchLimits.choose(config.batch_size, device_memory(choose_device(config.device)))
+        device = choose_device(config.device)
+        self.limits, self.packed = BatchLimits.choose(config.batch_size, device_memory(device)), packs(device)
         self.text_len = self.mean_text_len()
         self.num_batches = self.frames = self.padded = self.num_bytes = self.disk_bytes = self.unreadable = 0
         self.shard_seconds: list[float] = []
@@ -174,10 +176,10 @@ class _Estimate:
         """Count one shard."""
         heard = [sample for sample in samples if sample.need & Need.AUDIO and sample.readable]
         heard.sort(key=lambda sample: -sample.seconds)
-        for batch in batches(heard, self.limits, FrameBudget(self.limits.max_frames)):
+        for batch in batches(heard, self.limits, FrameBudget(self.limits.max_frames), packed=self.packed):
             self.num_batches += 1
             self.frames += sum(sample.num_frames for sample in batch)
-            self.padded += padded_frames(batch)
+            self.padded += padded_frames(batch, packed=self.packed)
         self.unreadable += sum(not sample.readable for sample in samples)
         self.shard_seconds.append(sum(sample.seconds for sample in heard))
         self.shard_samples.append(len(samples))

@@ -116,6 +116,7 @@ class FeatureExtractor:
         self.looks_ahead = model is not None and model.device.type == "cuda"
         # It computes input features, too: in threads they would hold up the one that keeps it busy.
         self.loads_waveforms = self.looks_ahead
+        self.packed = model is not None and model.packs
         self._collected_at = 0.0
         # One thread each for torch in a loading thread, or every one of them would open a team of its own to resample.
         self._pool = ThreadPoolExecutor(
@@ -169,7 +170,8 @@ class FeatureExtractor:
         )
         refused: list[Outcome] = []
         waiting: _Launched | None = None
-        for batch in batches(self._without_rejections(loaded, refused), self.settings.limits, self.budget):
+        usable = self._without_rejections(loaded, refused)
+        for batch in batches(usable, self.settings.limits, self.budget, packed=self.packed):
             launched: _Launched | None = self._launch(batch, refused)
             refused.clear()
             if self.looks_ahead:
@@ -216,6 +218,9 @@ class FeatureExtractor:
             else:
                 yield item
 
+    def _cost(self, batch: list[Loaded]) -> int:
+        return padded_frames(batch, packed=self.packed)
+
     def _launch(self, batch: list[Loaded], refused: list[Outcome]) -> _Launched:
         started = time.perf_counter()
         return _Launched(batch, list(refused), self._compute(batch), started)
@@ -225,12 +230,12 @@ class FeatureExtractor:
         now = time.perf_counter()
         elapsed, self._collected_at = now - max(launched.started, self._collected_at), now
         frames = sum(item.num_frames for item in launched.batch)
-        return BatchResult(launched.refused + computed, frames, padded_frames(launched.batch), elapsed)
+        return BatchResult(launched.refused + computed, frames, self._cost(launched.batch), elapsed)
 
     def _compute(self, batch: list[Loaded]) -> list[Pending]:
         """Outcomes of a batch, in its order: halves after running out of memory, singles after any other error."""
         assert self.model is not None
-        if len(batch) > 1 and not self.budget.allows(padded_frames(batch)):  # its sibling has just shown that
+        if len(batch) > 1 and not self.budget.allows(self._cost(batch)):  # its sibling has just shown that
             return self._compute_halves(batch)
         failure = None
         try:
@@ -238,7 +243,7 @@ class FeatureExtractor:
         except Exception as error:  # noqa: BLE001 - sorted by kind in `_after_failure`, which keeps the error
             failure = Failure.of(error)
         if failure is None:  # outside of the except block: its traceback would keep the failed batch's tensors alive
-            self.budget.fitted(padded_frames(batch))
+            self.budget.fitted(self._cost(batch))
             return [lambda: self._wait_for(pending, batch)]
         return self._after_failure(batch, failure)
 
@@ -288,7 +293,7 @@ class FeatureExtractor:
         )
 
     def _note_out_of_memory(self, batch: list[Loaded], failure: "Failure") -> None:
-        size = padded_frames(batch)
+        size = self._cost(batch)
         self.out_of_memory_events += 1
         self.budget.failed(size)
         halves = f"halves of {len(batch) // 2} and {len(batch) - len(batch) // 2}"

@@ -51,9 +51,9 @@ def test_batch_size_follows_the_table(gib: float, size: int) -> None:
     assert batch_size_for_memory(int(gib * GIB)) == size
 
 
-def test_the_users_own_batch_size_stands_and_the_cpu_takes_one() -> None:
+def test_the_users_own_batch_size_stands_and_a_cpu_takes_few_frames() -> None:
     assert BatchLimits.choose(5, 80 * GIB) == BatchLimits(5, None)
-    assert BatchLimits.choose(0, None) == BatchLimits(1, None)
+    assert BatchLimits.choose(0, None) == BatchLimits(2 * 16, 2 * 750, PADDING_SHARE)
     assert BatchLimits.choose(0, 16 * GIB) == BatchLimits(8 * 16, 8 * 750, PADDING_SHARE)
 
 
@@ -103,12 +103,24 @@ def test_padding_is_under_a_twentieth_of_clips_of_2_to_14_seconds(
     assert len(found) <= most_batches
 
 
-@given(st.lists(st.integers(1, 300), max_size=40), st.integers(1, 9), st.integers(1, 2000))
-def test_no_clip_is_lost_and_no_bound_broken(sizes: list[int], rows: int, frames: int) -> None:
+@given(st.lists(st.integers(1, 300), max_size=40), st.integers(1, 9), st.integers(1, 2000), st.booleans())
+def test_no_clip_is_lost_and_no_bound_broken(sizes: list[int], rows: int, frames: int, packed: bool) -> None:
     clips = [Clip(n) for n in sizes]
-    found = list(batches(clips, BatchLimits(rows, None), FrameBudget(frames)))
+    found = list(batches(clips, BatchLimits(rows, None), FrameBudget(frames), packed=packed))
     assert [clip for batch in found for clip in batch] == clips
-    assert all(len(batch) <= rows and (len(batch) == 1 or padded_frames(batch) <= frames) for batch in found)
+    costs = [padded_frames(batch, packed=packed) for batch in found]
+    assert all(len(batch) <= rows for batch in found)
+    assert all(len(batch) == 1 or cost <= frames for batch, cost in zip(found, costs, strict=True))
+
+
+def test_packed_batches_are_filled_whatever_the_lengths_are() -> None:
+    found = list(
+        batches(
+            map(Clip, (700, 400, 300, 100, 1500, 50, 1600)), BatchLimits.choose(0, None), FrameBudget(1500), packed=True
+        )
+    )
+    assert lengths(found) == [[700, 400, 300, 100], [1500], [50], [1600]]
+    assert sum(padded_frames(batch, packed=True) for batch in found) == 4650
 
 
 def test_a_failure_halves_and_growth_stops_below_what_failed() -> None:

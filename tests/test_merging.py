@@ -29,7 +29,11 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoDataset:
 
 
 def config_of(demo: DemoDataset, models: Path, output: Path, **options: object) -> hfprep.BuildConfig:
-    settings: dict[str, object] = {"val_ratio": 0.3, "num_processes": 1} | options
+    settings: dict[str, object] = {
+        "val_ratio": 0.3,
+        "num_processes": 1,
+        "batch_size": 1,
+    } | options  # alone: the same bytes
     return hfprep.BuildConfig(
         manifest=demo.manifest, models=models / "checkpoints", output_dir=output, **settings  # type: ignore[arg-type]
     )  # fmt: skip

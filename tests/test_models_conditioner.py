@@ -79,11 +79,12 @@ def test_subsampling_is_the_convolution_and_the_product_in_pieces(
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)
     x = torch.randn(2, frames, WIDTH)
+    mask = FrameMask.from_lengths(torch.tensor([frames, frames]), frames, x.device)
     with torch.inference_mode():
         maps = F.relu(F.conv2d(x[:, None], layer.conv_weight, layer.conv_bias, stride=2))
         wanted = F.linear(maps.transpose(1, 2).flatten(2), layer.out_weight, layer.out_bias) * 8**0.5
-        torch.testing.assert_close(layer(x), wanted, rtol=1e-4, atol=1e-3)
-        torch.testing.assert_close(layer(x), wanted, rtol=1e-4, atol=1e-3)  # its scratch has been used
+        torch.testing.assert_close(layer(x, mask), wanted, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(layer(x, mask), wanted, rtol=1e-4, atol=1e-3)  # its scratch has been used
 
 
 @pytest.mark.parametrize("length", [3, 4, 5, 6, 7])

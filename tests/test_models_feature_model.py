@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from hfprep.errors import CheckpointError
 from hfprep.model_config import ModelConfig
@@ -74,12 +75,29 @@ def numbers(model: FeatureModel, clips: list[Tensor], extra: int = 0) -> list[Nu
     finally:
         for hook in hooks:
             hook.remove()
+    if model.packs:
+        kept = {
+            name: pad_sequence(tensor[0].split(lengths.tolist()), batch_first=True) for name, tensor in kept.items()
+        }
     results = []
     for row, length in enumerate(lengths.tolist()):
         over_time = {"codes": features.codes, **kept}
         result = {name: tensor[row, :length] for name, tensor in over_time.items()}
         results.append({**result, "condition": features.condition[row], "emo_vec": features.emo_vec[row]})
     return results
+
+
+@pytest.fixture
+def padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU computes padded batches, as a GPU does."""
+    monkeypatch.setattr(FeatureModel, "packs", False)
+
+
+@pytest.fixture(params=[True, False], ids=["packed", "padded"])
+def packing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Either way in turn; whether batches are packed."""
+    monkeypatch.setattr(FeatureModel, "packs", request.param)
+    return bool(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +136,7 @@ def test_equals_the_published_code(golden: Path) -> None:
 
 
 @pytest.mark.parametrize("golden", GOLDEN, ids=lambda folder: folder.name)
-def test_a_whole_golden_set_in_one_batch_equals_the_published_code(golden: Path) -> None:
+def test_a_whole_golden_set_in_one_batch_equals_the_published_code(golden: Path, packing: bool) -> None:
     samples = [sample for name, sample in vectors(golden) if "@" not in name]
     for got, sample in zip(numbers(load(golden), [s["input_features"] for s in samples]), samples, strict=True):
         for part in ("semantic", "condition", "emo_vec"):
@@ -129,7 +147,7 @@ def test_a_whole_golden_set_in_one_batch_equals_the_published_code(golden: Path)
 @pytest.mark.parametrize("size", [1, 2, 5, 8])
 @pytest.mark.parametrize("extra", [0, 1, 40])
 def test_batched_equals_single(
-    model: FeatureModel, clips: list[Tensor], singles: list[Numbers], size: int, extra: int
+    model: FeatureModel, clips: list[Tensor], singles: list[Numbers], size: int, extra: int, packing: bool
 ) -> None:
     batched = [
         result
@@ -139,6 +157,18 @@ def test_batched_equals_single(
     assert worst_difference(batched, singles) < EXACT
     for got, wanted in zip(batched, singles, strict=True):
         assert torch.equal(got["codes"], wanted["codes"])
+
+
+def test_packed_clips_are_computed_without_their_padding(model: FeatureModel, clips: list[Tensor]) -> None:
+    seen: list[torch.Size] = []
+    hook = model.semantic_encoder.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0].shape))
+    try:
+        features = model(*padded(clips, extra=40))
+    finally:
+        hook.remove()
+    assert seen == [(1, sum(LENGTHS), 160)]
+    assert features.codes is not None
+    assert features.codes.shape == (len(LENGTHS), max(LENGTHS))
 
 
 def mask_sites() -> list[str]:
@@ -157,7 +187,12 @@ class NoKeyMask(nn.Module):
 
 @pytest.mark.parametrize("site", mask_sites())
 def test_every_mask_is_needed(
-    model: FeatureModel, clips: list[Tensor], singles: list[Numbers], site: str, monkeypatch: pytest.MonkeyPatch
+    model: FeatureModel,
+    clips: list[Tensor],
+    singles: list[Numbers],
+    site: str,
+    padding: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     owner, name = model.get_submodule(site.rpartition(".")[0]), site.rpartition(".")[2]
     removed = NoTimeMask() if isinstance(getattr(owner, name), TimeMask) else NoKeyMask()

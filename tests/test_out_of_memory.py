@@ -50,7 +50,7 @@ Fails = Callable[[str, int, int], Exception | None]  # step, rows, padded frames
 class Fragile:
     """Stands in for FeatureModel: every step may fail; each sample's numbers follow from its own frames alone."""
 
-    min_frames, max_frames = 1, 100_000
+    min_frames, max_frames, packs = 1, 100_000, False
 
     def __init__(self, fails: Fails = lambda *_: None) -> None:
         self.fails = fails
@@ -486,7 +486,7 @@ def fail_above(monkeypatch: pytest.MonkeyPatch, module: type[torch.nn.Module], s
     forward = module.forward
 
     def failing(self: Any, inputs: Tensor, mask: Any) -> Any:
-        if len(inputs) > size:
+        if len(mask.lengths) > size:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
         return forward(self, inputs, mask)
 

@@ -64,7 +64,7 @@ class Builds:
     def build(self, name: str, rows: Rows, **options: Any) -> Summary:
         manifest = self.folder / f"{name}.jsonl"
         manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        given: dict[str, Any] = {"val_ratio": 0.3, "workers": 1, "max_shard_size": "20KB"} | options
+        given: dict[str, Any] = {"val_ratio": 0.3, "workers": 1, "max_shard_size": "20KB", "batch_size": 1} | options
         config = BuildConfig(
             manifest=manifest, output_dir=self.folder / name, models=self.golden / "checkpoints", **given
         )

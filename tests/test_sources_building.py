@@ -29,7 +29,8 @@ def run(golden_small: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
 
     def run(manifest: Path, output: Path, **options: Any) -> hfprep.Summary:
         models = golden_small / "checkpoints"
-        config = hfprep.BuildConfig(manifest=manifest, output_dir=output, models=models, val_ratio=0.3, **options)
+        given = {"val_ratio": 0.3, "batch_size": 1} | options  # alone: the same bytes
+        config = hfprep.BuildConfig(manifest=manifest, output_dir=output, models=models, **given)
         return build(config, shared=shared)
 
     return run
@@ -145,7 +146,7 @@ def test_only_some_clips_of_parquet_are_set_out_at_a_time(
             yield part
 
     monkeypatch.setattr("hfprep.engines.local.spooled", watched)
-    run(save_parquet(rows, tmp_path), tmp_path / "out", batch_size=1)
+    run(save_parquet(rows, tmp_path), tmp_path / "out")
     clips = [len(row["audio"]["bytes"]) for row in rows]
     assert sizes == [sum(clips[:2]), sum(clips[2:6]), sum(clips[6:])]  # each part ends with the clip that reaches it
     assert limit <= min(sizes)

@@ -18,7 +18,7 @@ from hfprep.model_config import ModelConfig
 from hfprep.models.checkpoints import load_conditioners, load_semantic_codec, load_semantic_encoder
 from hfprep.models.conditioner import Conditioner, EmotionConditioner
 from hfprep.models.locate import ModelFiles
-from hfprep.models.masking import FrameMask
+from hfprep.models.masking import FrameMask, packs
 from hfprep.models.precision import computing, lower_weights, require
 from hfprep.models.semantic_codec import SemanticCodec
 from hfprep.models.semantic_encoder import SemanticEncoder
@@ -128,8 +128,8 @@ class FeatureModel(nn.Module):
 
     @property
     def packs(self) -> bool:
-        """Whether the clips of a batch are computed one after another, without padding: so on a CPU."""
-        return self.device.type == "cpu"
+        """Whether the clips of a batch are computed one after another, without its padding."""
+        return packs(self.device) and isinstance(self.semantic_encoder, SemanticEncoder)
 
     @property
     def device(self) -> torch.device:

@@ -22,6 +22,11 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
+def packs(device: torch.device) -> bool:
+    """Whether batches are packed on such a device: a GPU is kept busy by few calls for many clips, a CPU by any."""
+    return device.type == "cpu"
+
+
 @dataclass(frozen=True)
 class FrameMask:
     """The real frames of a batch of B clips, padded to T frames or packed (then T is the longest clip's length).
