@@ -241,8 +241,9 @@ def troubled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callab
 
 def small_build(golden_small: Path, output: Path, **options: Any) -> hfprep.Summary:
     config = hfprep.BuildConfig(
-        manifest=golden_small / "manifest.jsonl", models=golden_small / "checkpoints", output_dir=output, **options
-    )
+        manifest=golden_small / "manifest.jsonl", models=golden_small / "checkpoints", output_dir=output, batch_size=1,
+        **options,
+    )  # fmt: skip
     return hfprep.build(config)
 
 
