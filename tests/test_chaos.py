@@ -21,15 +21,16 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 def config_of(demo: DemoDataset, models: Path, output: Path) -> hfprep.BuildConfig:
     return hfprep.BuildConfig(
-        manifest=demo.manifest, models=models / "checkpoints", output_dir=output, val_ratio=0.3, num_processes=1
-    )
+        manifest=demo.manifest, models=models / "checkpoints", output_dir=output, val_ratio=0.3, num_processes=1,
+        batch_size=1,
+    )  # fmt: skip
 
 
 def build_process(demo: DemoDataset, models: Path, output: Path) -> "subprocess.Popen[bytes]":
     """A build with two worker processes, each with one thread."""
     command = [
         sys.executable, "-m", "hfprep", "build", "--manifest", str(demo.manifest), "--output-dir", str(output),
-        "--models", str(models / "checkpoints"), "--val-ratio", "0.3", "--num-processes", "2",
+        "--models", str(models / "checkpoints"), "--val-ratio", "0.3", "--num-processes", "2", "--batch-size", "1",
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)

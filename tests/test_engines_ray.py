@@ -139,7 +139,7 @@ def whole(demo: DemoDataset, golden_small: Path, tmp_path_factory: pytest.TempPa
 def command(demo: DemoDataset, models: Path, output: Path, *arguments: str) -> list[str]:
     return [
         sys.executable, "-m", "hfprep", "build", "--manifest", str(demo.manifest), "--output-dir", str(output),
-        "--models", str(models / "checkpoints"), "--val-ratio", "0.3", *arguments,
+        "--models", str(models / "checkpoints"), "--val-ratio", "0.3", "--batch-size", "1", *arguments,
     ]  # fmt: skip
 
 
@@ -375,7 +375,12 @@ def test_a_driver_killed_in_the_middle_is_gone_on_from_here(
     driver.kill()
     driver.wait()
     config = hfprep.BuildConfig(
-        manifest=demo.manifest, models=golden_small / "checkpoints", output_dir=output, val_ratio=0.3, num_processes=1
+        manifest=demo.manifest,
+        models=golden_small / "checkpoints",
+        output_dir=output,
+        val_ratio=0.3,
+        num_processes=1,
+        batch_size=1,
     )
     summary = hfprep.build(config)
     assert summary.reused >= 3
