@@ -437,7 +437,7 @@ def test_two_nodes_from_s3_to_s3(demo: DemoDataset, golden_small: Path, whole: P
                 *command(demo, golden_small, Path("unused"))[:4], "--manifest", server.url("in/manifest.jsonl"),
                 "--output-dir", server.url("out"), "--work-dir", str(tmp_path / "here"), "--val-ratio", "0.3",
                 "--models", str(golden_small / "checkpoints"), "--engine", "ray", "--ray-address", cluster.address,
-                "--num-processes", "2",
+                "--num-processes", "2", "--batch-size", "1",
             ],
             env=cluster.environment, cwd=REPOSITORY,
         )  # fmt: skip
