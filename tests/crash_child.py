@@ -255,7 +255,8 @@ def _kill_later(pid: int, seconds: float, do: str) -> None:
     number = signal.SIGKILL if do == "kill" else getattr(signal, do)
 
     def strike(_number: int, _frame: FrameType | None) -> None:
-        os.kill(pid, number)
+        with contextlib.suppress(ProcessLookupError):  # it may have just ended by itself
+            os.kill(pid, number)
 
     signal.signal(signal.SIGALRM, strike)
     signal.setitimer(signal.ITIMER_REAL, seconds)
