@@ -44,7 +44,8 @@ class SampleReader:
         try:
             return parse_npy(path.read_bytes())
         except (OSError, ValueError) as error:
-            message = f"{path} was complete and cannot be read now: {error}; run the same command again"
+            why = getattr(error, "strerror", None) or error  # without the path, which the message has already
+            message = f"{path} was complete and cannot be read now: {why}; run the same command again"
             raise StoreError(message) from error
 
     def _shard(self, serial: int) -> ReadArrays:

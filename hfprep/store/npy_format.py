@@ -17,7 +17,7 @@ import numpy as np
 MAGIC = b"\x93NUMPY"
 _LENGTH_BYTES = {b"\x01\x00": 2, b"\x02\x00": 4}  # of the header's length, by the format's version
 HEADER_BYTES = 4096  # more than any header of an array of numbers takes
-_LONGEST = 2**48
+_LONGEST = 2**48  # of a dimension: numpy says OverflowError where one does not fit into 64 bits
 _AS_JSON = str.maketrans("'()", '"[]')
 _NUMBERS = re.compile(r"[<>|=]?[biufc]\d+")
 
@@ -49,7 +49,7 @@ def npy_bytes(array: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def npy_header(data: bytes | bytearray | memoryview) -> Header:
+def npy_header(data: bytes | memoryview) -> Header:
     """The header at the beginning of a .npy file; ValueError where there is none of version 1.0 or 2.0 for numbers."""
     if bytes(data[: len(MAGIC)]) != MAGIC:
         raise ValueError("it is not in the .npy format")
@@ -64,7 +64,7 @@ def npy_header(data: bytes | bytearray | memoryview) -> Header:
     return _parse(bytes(data[begin : begin + length]), begin + length)
 
 
-def parse_npy(data: bytes | bytearray | memoryview) -> np.ndarray:
+def parse_npy(data: bytes | memoryview) -> np.ndarray:
     """The array of a .npy file, sharing memory with `data`; ValueError where that is not one file, whole."""
     header = npy_header(data)
     if len(data) != header.end:
@@ -72,7 +72,7 @@ def parse_npy(data: bytes | bytearray | memoryview) -> np.ndarray:
     return npy_values(data, header)
 
 
-def npy_values(data: bytes | bytearray | memoryview, header: Header) -> np.ndarray:
+def npy_values(data: bytes | memoryview, header: Header) -> np.ndarray:
     """The array that follows a header, sharing memory with `data`; ValueError where values are missing."""
     if len(data) < header.end:
         raise ValueError(f"it has {len(data)} bytes instead of {header.end}")
