@@ -179,7 +179,7 @@ def test_weights_stay_in_the_mapped_files(folder: Path, config: ModelConfig) -> 
     modules: dict[Path, list[nn.Module]] = {
         folder / "gpt.pth": [condition, emotion],
         folder / CODEC_FILE: [codec.embed, codec.blocks, codec.out],
-        semantic / "model.safetensors": [encoder.model],
+        semantic / "model.safetensors": [encoder.feature_projection, encoder.layers],
     }
     for path, parts in modules.items():
         ranges = mapped_ranges(path)

@@ -203,7 +203,7 @@ def test_attention_adds_distances_and_looks_at_real_keys_only(fused: Any, dtype:
     distances = (fused.Heads(columns, 3 * size, slots), left, right)
     got = fused.attend(*parts, lengths.int(), num_heads=heads, distances=distances).view(clips, frames, heads, width)
     query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-    bias = relative_bias(query, table, left=left, first=0, num_keys=frames) + 0.0
+    bias = relative_bias(query @ table.t(), left=left, first=0, num_keys=frames) + 0.0
     bias[1, :, :, 97:] = float("-inf")
     wanted = F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2)
     tolerance = 1e-6 if dtype == torch.float32 else 3e-3

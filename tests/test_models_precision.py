@@ -129,7 +129,7 @@ def test_what_16_bits_hold(golden_small: Path) -> None:
     assert codec
     assert halves == products - codec
     assert "conditioner.conformer.subsampling.out_weight" in halves
-    assert sum(name.startswith("semantic_encoder.model.encoder.layers.16.") for name in halves) == 4 + 2 + 4
+    assert sum(name.startswith("semantic_encoder.layers.16.") for name in halves) == 4 + 2 + 4
 
 
 def test_a_gpu_would_take_every_step_in_float32(golden_small: Path, monkeypatch: pytest.MonkeyPatch) -> None:

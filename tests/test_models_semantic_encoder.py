@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hfprep.errors import CheckpointError
 from hfprep.models import semantic_encoder as module
 from hfprep.models.checkpoints import load_semantic_encoder
 from hfprep.models.masking import FrameMask
-from hfprep.models.semantic_encoder import SemanticEncoder, SemanticEncoderConfig, relative_bias
+from hfprep.models.semantic_encoder import EncoderLayer, SemanticEncoder, SemanticEncoderConfig, relative_bias
 from tests import reference_models as reference
 
 
@@ -29,6 +29,17 @@ def encoder(folder: Path) -> SemanticEncoder:
 
 def whole(frames: int) -> FrameMask:
     return FrameMask.from_lengths(torch.tensor([frames]), frames, torch.device("cpu"))
+
+
+class Scale(nn.Module):
+    """A norm's place, for a fixed factor."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * x
 
 
 def relative(got: Tensor, wanted: Tensor) -> float:
@@ -55,7 +66,7 @@ def test_relative_bias_is_the_clamped_distance_table(frames: int, step: int) -> 
     wanted = torch.einsum("bhqd,qkd->bhqk", query, rows)
     for first in range(0, frames, step):
         piece = query[:, :, first : first + step]
-        got = relative_bias(piece, table, left=left, first=first, num_keys=frames)
+        got = relative_bias(piece @ table.t(), left=left, first=first, num_keys=frames)
         torch.testing.assert_close(got, wanted[:, :, first : first + step])
 
 
@@ -63,21 +74,29 @@ def test_relative_bias_by_hand() -> None:
     # One head of width 1, one key to the left and one to the right told apart: the table holds -1, 0 and +1.
     query = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 4, 1)
     table = torch.tensor([[-1.0], [0.0], [1.0]])
-    got = relative_bias(query, table, left=1, first=0, num_keys=4)[0, 0]
+    got = relative_bias(query @ table.t(), left=1, first=0, num_keys=4)[0, 0]
     assert got.tolist() == [[0, 1, 1, 1], [-2, 0, 2, 2], [-3, -3, 0, 3], [-4, -4, -4, 0]]
 
 
 def test_long_clips_attend_in_pieces_with_the_same_result(
     encoder: SemanticEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # One layer, so that what is seen is the pieces and not rounding that seventeen layers pass on.
-    attention = encoder.get_submodule("model.encoder.layers.3.self_attn")
-    hidden = torch.randn(2, 150, 32)
+    # One attention, so that what is seen is the pieces and not rounding that seventeen layers pass on; of hidden states
+    # that are small next to what is added, so that their own rounding does not hide it.
+    hidden = 0.01 * torch.randn(2, 150, 32)
     mask = FrameMask.from_lengths(torch.tensor([150, 97]), 150, hidden.device)
+    layer = encoder.layers[3]
+    assert isinstance(layer, EncoderLayer)
+
+    def attended() -> Tensor:
+        sums = hidden.clone()
+        layer.self_attn.add_to(sums, Scale(100.0), mask, torch.empty(3, 2, 150, 32))
+        return sums - hidden
+
     with torch.inference_mode():
-        wanted = attention(hidden, attention_mask=mask)[0]
+        wanted = attended()
         monkeypatch.setattr(module, "bias_piece", lambda _: 7 * 2 * 150)
-        got = attention(hidden, attention_mask=mask)[0]
+        got = attended()
     assert relative(got, wanted) < 5e-7
 
 
@@ -88,7 +107,7 @@ def test_the_normalisation_is_by_the_statistics(encoder: SemanticEncoder, folder
 
 
 def test_has_seventeen_layers_whatever_the_file_has(encoder: SemanticEncoder) -> None:
-    assert len(encoder.model.encoder.layers) == 17
+    assert len(encoder.layers) == 17
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def load_semantic_encoder(config_path: Path, weight_paths: Sequence[Path], stati
     check_tensors(statistics, {"mean": size, "var": size}, file=STATISTICS_FILE, path=statistics_path)
     if not bool((statistics["var"] > 0).all()):
         raise CheckpointError(f"{statistics_path}: var has values that are not above 0; it must hold variances")
-    filled = {f"model.{name}": tensors[name] for name in shapes}
+    filled = {ours: tensors[theirs] for ours, theirs in _semantic_names(encoder).items()}
     filled.update(mean=statistics["mean"], std=statistics["var"].float().sqrt())
     _fill(encoder, filled)
     return encoder
@@ -252,8 +252,13 @@ def _shapes(module: nn.Module, names: Mapping[str, str]) -> dict[str, tuple[int,
 
 
 def _semantic_shapes(encoder: SemanticEncoder) -> dict[str, tuple[int, ...]]:
-    """The library's own names, which are the file's."""
-    return {name: tuple(tensor.shape) for name, tensor in encoder.model.state_dict().items()}
+    return _shapes(encoder, _semantic_names(encoder))
+
+
+def _semantic_names(encoder: SemanticEncoder) -> dict[str, str]:
+    """The file's names are ours but for where the layers are; the statistics have a file of their own."""
+    names = (name for name in encoder.state_dict() if name not in {"mean", "std"})
+    return {name: f"encoder.{name}" if name.startswith("layers.") else name for name in names}
 
 
 def _codec_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -10,7 +10,7 @@ looks at single frames takes either as it is; what looks at several goes through
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -65,8 +65,12 @@ class FrameMask:
 
     def over_clips(self, function: Callable[..., Tensor], *frames: Tensor) -> Tensor:
         """What a function of whole clips, one (B, T, C) or several to (B, T, O), makes of these batches."""
-        found = [function(*clip) for clip in zip(*map(self.clips, frames), strict=True)]
+        found = [function(*clip) for clip in self.every_clip(*frames)]
         return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+
+    def every_clip(self, *frames: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """The clips of several batches side by side."""
+        return zip(*map(self.clips, frames), strict=True)
 
     @property
     def all_frames(self) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -34,35 +34,66 @@ def row_pieces(rows: int, most: int | None = None) -> tuple[int, int]:
     return size, -(-rows // quantum) * quantum
 
 
-def by_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply a function of single frames, (rows, I) to (rows, O), to all frames of x (..., I): (..., O).
+def in_pieces(x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """All frames of x (..., I) as rows, a piece at a time: which rows they are, and the rows (n, I) themselves.
 
-    On a CPU it sees a piece at a time, of one of a few sizes; elsewhere, all rows at once.
+    On a CPU a piece has one of a few sizes, so the last may go on after the rows that it stands for; elsewhere all
+    rows are one piece.
     """
     rows = x.flatten(0, -2)
-    if x.device.type != "cpu":
-        return function(rows).unflatten(0, x.shape[:-1])
-    size, rounded = row_pieces(rows.shape[0])
-    pieces = list(rows.split(size))
-    if rounded > rows.shape[0]:
-        pieces[-1] = F.pad(pieces[-1], (0, 0, 0, rounded - rows.shape[0]))
-    results = [function(piece) for piece in pieces]
+    count = rows.shape[0]
+    size, rounded = row_pieces(count) if x.device.type == "cpu" else (count, count)
+    for start in range(0, rounded, size):
+        piece = rows[start : start + size]
+        missing = min(size, rounded - start) - piece.shape[0]
+        yield slice(start, min(start + size, count)), F.pad(piece, (0, 0, 0, missing)) if missing else piece
+
+
+def by_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply a function of single frames, (rows, I) to (rows, O), to all frames of x (..., I): (..., O)."""
+    results = [function(rows) for _, rows in in_pieces(x)]
     joined = results[0] if len(results) == 1 else torch.cat(results)
-    return joined[: rows.shape[0]].unflatten(0, x.shape[:-1])
+    return joined[: math.prod(x.shape[:-1])].unflatten(0, x.shape[:-1])
+
+
+def write_by_rows(target: Tensor, function: Callable[[Tensor], Tensor], source: Tensor) -> None:
+    """target (..., O) = function of single frames, (rows, I) to (rows, O), of source (..., I), which may be target."""
+    written = target.view(-1, target.shape[-1])
+    for these, rows in in_pieces(source):
+        written[these] = function(rows)[: these.stop - these.start]
+
+
+def add_by_rows(
+    target: Tensor, function: Callable[[Tensor], Tensor], source: Tensor | None = None, *, scale: float = 1.0
+) -> None:
+    """target (..., O) += scale * function of single frames, (rows, I) to (rows, O), of source (..., I) or of target."""
+    sums = target.view(-1, target.shape[-1])
+    for these, rows in in_pieces(target if source is None else source):
+        sums[these].add_(function(rows)[: these.stop - these.start], alpha=scale)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., I) times weight (O, I) transposed, plus bias (O,): (..., O) float32.
 
+    On a CPU `weight` must be contiguous: oneDNN is slow beyond use on a slice of columns.
+    """
+    if x.device.type != "cpu":
+        return product(x, weight, bias)
+    contiguous = weight.contiguous()
+    return by_rows(lambda rows: product(rows, contiguous, bias), x)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The same at once: for rows that are a piece already.
+
     On a CPU oneDNN computes it where torch has it: torch's own float32 products go through MKL, which reaches half of
-    oneDNN's rate on AMD processors with AVX-512, and no more than it elsewhere. `weight` must be contiguous: oneDNN is
-    slow beyond use on a slice of columns.
+    oneDNN's rate on AMD processors with AVX-512, and no more than it elsewhere.
     """
     if weight.dtype == torch.bfloat16:
-        return by_rows(lambda rows: half_linear(rows, weight, bias), x)
+        return half_linear(x, weight, bias)
     if x.device.type == "cpu" and x.dtype == torch.float32 and _has_onednn_linear():
-        contiguous = weight.contiguous()
-        return by_rows(lambda rows: _onednn_linear(rows, contiguous, bias), x)
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return result
     return F.linear(x, weight, bias)
 
 
@@ -70,11 +101,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _has_onednn_linear() -> bool:
     """Whether torch was built with the operator that its own compiler uses for products on a CPU."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return product
 
 
 class Scratch:
@@ -127,18 +153,20 @@ class DepthwiseConvolution(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels, 1, kernel_size))
         self.bias = nn.Parameter(torch.empty(channels)) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) to (B, T, C)."""
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """(B, T, C) to (B, T, C); into `out`, if given, which must not be `x`."""
         if x.device.type != "cpu":
             padded = F.pad(x.transpose(1, 2), (self.left, self.kernel_size - 1 - self.left))
-            return F.conv1d(padded, self.weight, self.bias, groups=x.shape[-1]).transpose(1, 2)
+            result = F.conv1d(padded, self.weight, self.bias, groups=x.shape[-1]).transpose(1, 2)
+            return result if out is None else out.copy_(result)
         # Channels are innermost here, so a sum over the kernel's taps runs along memory: faster than a convolution.
         padded = F.pad(x, (0, 0, self.left, self.kernel_size - 1 - self.left))
         taps = self.weight[:, 0].t().contiguous()  # (K, C)
         frames = x.shape[1]
-        out = (
-            padded[:, :frames] * taps[0] if self.bias is None else torch.addcmul(self.bias, padded[:, :frames], taps[0])
-        )
+        if self.bias is None:
+            out = torch.mul(padded[:, :frames], taps[0], out=out)
+        else:
+            out = torch.addcmul(self.bias, padded[:, :frames], taps[0], out=out)
         for tap in range(1, self.kernel_size):
             out.addcmul_(padded[:, tap : tap + frames], taps[tap])
         return out

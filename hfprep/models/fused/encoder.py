@@ -113,13 +113,13 @@ class FusedSemanticEncoder(nn.Module):
 
     def __init__(self, encoder: SemanticEncoder, form: Form) -> None:
         super().__init__()
-        self.feature_projection = encoder.model.feature_projection
-        self.layers = nn.ModuleList(_Layer(layer, form) for layer in encoder.model.encoder.layers)
+        self.feature_projection = encoder.feature_projection
+        self.layers = nn.ModuleList(_Layer(layer, form) for layer in encoder.layers)
         self.register_buffer("mean", encoder.mean.detach())
         self.register_buffer("std", encoder.std.detach())
 
     def forward(self, input_features: Tensor, mask: FrameMask) -> Tensor:
-        hidden = self.feature_projection(input_features)[0].flatten(0, 1)
+        hidden = self.feature_projection(input_features).flatten(0, 1)
         for layer in self.layers:
             hidden = layer(hidden, mask)
         return ((hidden - self.mean) / self.std).unflatten(0, (-1, mask.num_frames))
