@@ -20,11 +20,11 @@ from hfprep.models.operators import (
     Linear,
     PointwiseConvolution,
     Scratch,
-    by_rows,
-    join_heads,
+    add_by_rows,
     linear,
     row_pieces,
     split_heads,
+    write_by_rows,
 )
 from hfprep.models.precision import attend
 
@@ -94,7 +94,8 @@ class Subsampling(nn.Module):
         There are `rounded` rows; the last, beyond those of all clips, mean nothing.
         """
         width = self.frequencies
-        rows = clips[0].new_ones(rounded, 10, width)
+        rows = clips[0].new_empty(rounded, 10, width)
+        rows[:, 9] = 1
         start = 0
         for clip in clips:
             batch, frames = clip.shape[0], (clip.shape[1] - 1) // 2
@@ -104,6 +105,7 @@ class Subsampling(nn.Module):
                 for column in range(3):
                     shifted = clip[:, row : row + 2 * frames : 2, column : column + 2 * width : 2]
                     patches[:, :, 3 * row + column] = shifted[:, :frames, :width]
+        rows[start:] = 0
         return rows
 
 
@@ -126,28 +128,30 @@ class PositionalAttention(nn.Module):
         self.bias_v = nn.Parameter(torch.empty(num_heads, channels // num_heads))
         self.key_mask = KeyMask()
 
-    def forward(self, x: Tensor, positions: Tensor, mask: FrameMask) -> Tensor:
-        """x (B, T, C), positions (1, longest T, C) to (B, T, C)."""
-        placed, key_bias = self.position(positions), self.key_mask(mask)
-        attended = mask.over_clips(
-            lambda query, key, value: self._attend(query, key, value, placed[:, : key.shape[1]], key_bias),
-            self.query(x),
-            self.key(x),
-            self.value(x),
-        )
-        return self.out(attended)
+    def add_to(self, x: Tensor, norm: nn.Module, positions: Tensor, mask: FrameMask, room: Tensor) -> None:
+        """Add to x (B, T, C) what its normed frames attend to, `positions` being (1, longest T, C).
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, placed: Tensor, key_bias: Tensor | None) -> Tensor:
-        """(B, T, C) each, and `placed` (1, T, C), to (B, T, C)."""
-        query = split_heads(query + self.bias_u.flatten(), self.num_heads)
-        key = split_heads(key + placed, self.num_heads)
-        value = split_heads(value, self.num_heads)
-        difference = (self.bias_v - self.bias_u)[None, :, None, :]  # (1, H, 1, d)
-        bias = difference @ split_heads(placed, self.num_heads).transpose(2, 3) / math.sqrt(key.shape[-1])
+        `room` (3, B, T, C) is written over.
+        """
+
+        def project(rows: Tensor) -> tuple[Tensor, ...]:
+            normed = norm(rows)
+            return self.query(normed).add_(self.bias_u.flatten()), self.key(normed), self.value(normed)
+
+        write_by_rows(room.unbind(), project, x)
+        placed = self.position(positions)
+        # The part of the scores that is the same for every query and clip, but for what is masked: (1, H, 1, longest T)
+        difference = (self.bias_v - self.bias_u)[None, :, None, :]
+        bias = difference @ split_heads(placed, self.num_heads).transpose(2, 3) / math.sqrt(difference.shape[-1])
+        key_bias = self.key_mask(mask)
         if key_bias is not None:
-            bias = bias + key_bias  # (B, H, 1, T)
-        bias = bias.expand(query.shape[0], -1, query.shape[2], -1)
-        return join_heads(attend(query, key, value, bias))
+            bias = bias + key_bias
+        for clip in mask.every_clip(*room):
+            query, key, value = (split_heads(part, self.num_heads) for part in clip)
+            batch, heads, frames, _ = key.shape
+            key += split_heads(placed[:, :frames], self.num_heads)
+            query.copy_(attend(query, key, value, bias[..., :frames].expand(batch, heads, frames, -1)))
+        add_by_rows(x, self.out, room[0])
 
 
 class Convolution(nn.Module):
@@ -162,27 +166,29 @@ class Convolution(nn.Module):
         self.norm = nn.LayerNorm(channels)
         self.pointwise_out = PointwiseConvolution(channels, channels)
 
-    def forward(self, x: Tensor, mask: FrameMask) -> Tensor:
-        gated = self.time_mask(by_rows(self._gate, x), mask)
-        return by_rows(self._project, mask.over_clips(self.depthwise, gated))
-
-    def _gate(self, rows: Tensor) -> Tensor:
-        return F.glu(self.pointwise_in(rows), dim=-1)
+    def add_to(self, x: Tensor, norm: nn.Module, mask: FrameMask, room: Tensor) -> None:
+        """Add to x (B, T, C) the convolution of its normed frames; `room` (3, B, T, C) is written over."""
+        gated, convolved, _ = room
+        write_by_rows([gated], lambda rows: [F.glu(self.pointwise_in(norm(rows)), dim=-1)], x)
+        self.time_mask(gated, mask)
+        for clip, to in mask.every_clip(gated, convolved):
+            self.depthwise(clip, to)
+        add_by_rows(x, self._project, convolved)
 
     def _project(self, rows: Tensor) -> Tensor:
         return self.pointwise_out(F.silu(self.norm(rows), inplace=True))
 
 
 class FeedForward(nn.Module):
-    """Linear, SiLU, Linear."""
+    """Linear, SiLU, Linear, of rows (n, C)."""
 
     def __init__(self, channels: int, units: int) -> None:
         super().__init__()
         self.expand = Linear(channels, units)
         self.contract = Linear(units, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return by_rows(lambda rows: self.contract(F.silu(self.expand(rows), inplace=True)), x)
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.contract(F.silu(self.expand(rows), inplace=True))
 
 
 class ConformerBlock(nn.Module):
@@ -199,11 +205,12 @@ class ConformerBlock(nn.Module):
         self.feed_forward = FeedForward(channels, config.linear_units)
         self.norm_final = nn.LayerNorm(channels)
 
-    def forward(self, x: Tensor, positions: Tensor, mask: FrameMask) -> Tensor:
-        x = x + self.attention(self.norm_attention(x), positions, mask)
-        x = x + self.convolution(self.norm_convolution(x), mask)
-        x = x + self.feed_forward(self.norm_feed_forward(x))
-        return self.norm_final(x)
+    def forward(self, x: Tensor, positions: Tensor, mask: FrameMask, room: Tensor) -> None:
+        """Change x (B, T, C) in place; `room` (3, B, T, C) is written over."""
+        self.attention.add_to(x, self.norm_attention, positions, mask, room)
+        self.convolution.add_to(x, self.norm_convolution, mask, room)
+        add_by_rows(x, lambda rows: self.feed_forward(self.norm_feed_forward(rows)))
+        write_by_rows([x], lambda rows: [self.norm_final(rows)], x)
 
 
 class Conformer(nn.Module):
@@ -221,6 +228,7 @@ class Conformer(nn.Module):
         x = self.subsampling(x, mask)
         mask = mask.subsampled(x.device)
         positions = self.position_table[:, : mask.num_frames]
+        room = x.new_empty(3, *x.shape)
         for block in self.blocks:
-            x = block(x, positions, mask)
+            block(x, positions, mask, room)
         return self.norm(x), mask

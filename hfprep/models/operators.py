@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -56,11 +56,14 @@ def by_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return joined[: math.prod(x.shape[:-1])].unflatten(0, x.shape[:-1])
 
 
-def write_by_rows(target: Tensor, function: Callable[[Tensor], Tensor], source: Tensor) -> None:
-    """target (..., O) = function of single frames, (rows, I) to (rows, O), of source (..., I), which may be target."""
-    written = target.view(-1, target.shape[-1])
+def write_by_rows(targets: Sequence[Tensor], function: Callable[[Tensor], Sequence[Tensor]], source: Tensor) -> None:
+    """Each target (..., O) = its part of what a function of single frames, (rows, I) to several (rows, O), makes of
+    source (..., I), which may be a target.
+    """
+    written = [target.view(-1, target.shape[-1]) for target in targets]
     for these, rows in in_pieces(source):
-        written[these] = function(rows)[: these.stop - these.start]
+        for target, values in zip(written, function(rows), strict=True):
+            target[these] = values[: these.stop - these.start]
 
 
 def add_by_rows(

@@ -17,8 +17,11 @@ from hfprep.models.operators import DepthwiseConvolution, Linear, by_rows, linea
 
 KERNEL_SIZE = 7
 EPS = 1e-6
-# The scores of a frame against every codebook row: the number of floats that may exist at once.
-SCORES_PIECE = 1 << 24
+
+
+def scores_piece(device: torch.device) -> int:
+    """How many scores of frames against codebook rows exist at once: on a CPU, what stays in the cache."""
+    return 1 << 21 if device.type == "cpu" else 1 << 24
 
 
 class ConvNeXtBlock(nn.Module):
@@ -79,7 +82,7 @@ class Quantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) float32 to codes (B, T) int64."""
         latents = F.normalize(F.linear(x, self.weight, self.bias), dim=-1).flatten(0, 1)
-        step = max(1, SCORES_PIECE // self.codebook.shape[0])
+        step = max(1, scores_piece(x.device) // self.codebook.shape[0])
         codes = [F.linear(piece, self.codebook).argmax(dim=-1) for piece in latents.split(step)]
         return torch.cat(codes).view(x.shape[:2])
 

@@ -26,7 +26,6 @@ from hfprep.models.operators import (
     Linear,
     PointwiseConvolution,
     add_by_rows,
-    in_pieces,
     product,
     split_heads,
     write_by_rows,
@@ -150,31 +149,26 @@ class RelativeKeyAttention(nn.Module):
     def add_to(self, hidden: Tensor, norm: nn.Module, mask: FrameMask, room: Tensor) -> None:
         """Add to `hidden` (B, T, D) what its normed frames attend to; `room` (3, B, T, D) is written over."""
         queries, keys, values = room
-        products = self._project(hidden, norm, queries, keys, values)
+        table = self.distance_embedding.weight / math.sqrt(self.distance_embedding.weight.shape[-1])
+        distances, width = table.shape
+        products = hidden.new_empty(*hidden.shape[:2], self.num_heads * distances)
+
+        def project(rows: Tensor) -> tuple[Tensor, ...]:
+            normed = norm(rows)
+            query = self.linear_q(normed)
+            of_heads = product(query.view(-1, width), table).view(len(rows), -1)
+            return query, self.linear_k(normed), self.linear_v(normed), of_heads
+
+        write_by_rows([queries, keys, values, products], project, hidden)
         key_bias = self.key_mask(mask)
-        for query, key, value, biases in mask.every_clip(queries, keys, values, products):
+        for clip in mask.every_clip(queries, keys, values, products):
+            query, key, value, biases = (split_heads(part, self.num_heads) for part in clip)
             self._attend(query, key, value, biases, key_bias)
         add_by_rows(hidden, self.linear_out, queries)
 
-    def _project(self, hidden: Tensor, norm: nn.Module, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Write queries, keys and values (B, T, D); gives the queries' products with the table (B, T, H, distances)."""
-        table = self.distance_embedding.weight / math.sqrt(self.distance_embedding.weight.shape[-1])
-        parts = [(part, to.view(-1, to.shape[-1])) for part, to in ((self.linear_k, keys), (self.linear_v, values))]
-        products = []
-        for these, rows in in_pieces(hidden):
-            normed, count = norm(rows), these.stop - these.start
-            query = self.linear_q(normed)
-            queries.view(-1, queries.shape[-1])[these] = query[:count]
-            products.append(product(query.view(-1, table.shape[1]), table)[: count * self.num_heads])
-            for part, to in parts:
-                to[these] = part(normed)[:count]
-        return torch.cat(products).view(*hidden.shape[:2], self.num_heads, -1)
-
-    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, products: Tensor, key_bias: Tensor | None) -> None:
-        """Of clips (B, T, D) and (B, T, H, distances), write what each query attends to in its place."""
-        batch, frames, _width = queries.shape
-        query, key, value = (split_heads(x, self.num_heads) for x in (queries, keys, values))
-        products = products.transpose(1, 2)
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, products: Tensor, key_bias: Tensor | None) -> None:
+        """Of clips (B, H, T, d) and (B, H, T, distances), write what each query attends to in the query's place."""
+        batch, _heads, frames, _width = query.shape
         clips, length = self._piece(query)
         for clip, first in itertools.product(range(0, batch, clips), range(0, frames, length)):
             these, run = slice(clip, clip + clips), slice(first, first + length)
@@ -190,7 +184,8 @@ class RelativeKeyAttention(nn.Module):
         batch, heads, frames, _ = query.shape
         piece = bias_piece(query.device)
         clips = min(batch, max(1, piece // (heads * frames * frames)))
-        return clips, min(frames, max(1, piece // (clips * heads * frames)))
+        pieces = -(-frames // max(1, piece // (clips * heads * frames)))
+        return clips, -(-frames // pieces)
 
 
 class CausalConvolution(nn.Module):
@@ -211,7 +206,7 @@ class CausalConvolution(nn.Module):
     def add_to(self, hidden: Tensor, mask: FrameMask, room: Tensor) -> None:
         """Add to `hidden` (B, T, D) the convolution of its frames; `room` (3, B, T, D) is written over."""
         gated, convolved, _ = room
-        write_by_rows(gated, self._gate, hidden)
+        write_by_rows([gated], lambda rows: [self._gate(rows)], hidden)
         for clip, to in mask.every_clip(gated, convolved):
             self.depthwise_conv(clip, to)
         add_by_rows(hidden, self._project, convolved)
@@ -253,7 +248,7 @@ class EncoderLayer(nn.Module):
         self.self_attn.add_to(hidden, self.self_attn_layer_norm, mask, room)
         self.conv_module.add_to(hidden, mask, room)
         add_by_rows(hidden, lambda rows: self.ffn2(self.ffn2_layer_norm(rows)), scale=0.5)
-        write_by_rows(hidden, self.final_layer_norm, hidden)
+        write_by_rows([hidden], lambda rows: [self.final_layer_norm(rows)], hidden)
 
 
 class FeatureProjection(nn.Module):
