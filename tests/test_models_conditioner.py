@@ -71,8 +71,7 @@ def test_subsampling_is_the_convolution_and_the_product_in_pieces(
     monkeypatch.setattr(conformer_module, "GPU_CHANNELS_PER_PIECE", channels)
     monkeypatch.setattr(conformer_module, "CACHED_FRAMES", channels)
     monkeypatch.setattr(conformer_module, "CPU_FRAMES_PER_PIECE", rows)
-    monkeypatch.setattr(operators, "ROWS_PER_PIECE", rows)
-    monkeypatch.setattr(operators, "SIZES", 1)
+    monkeypatch.setattr(operators, "ROUNDING", rows)
     layer = Subsampling(WIDTH, 8)
     if device == "gpu":
         monkeypatch.setattr(layer, "_sums_on_cpu", layer._sums_on_gpu)

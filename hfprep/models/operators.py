@@ -16,20 +16,20 @@ from torch.nn import functional as F
 from hfprep.models.precision import half_linear
 
 # Rows of frames that a CPU computes at once: a piece and what is made of it stay in the cache, and a product of this
-# many rows already runs at full rate. The number of rows is rounded up to one of sixteen sizes, because oneDNN keeps
+# many rows already runs at full rate. The number of rows is rounded up to one of a few sizes, because oneDNN keeps
 # about 1 MB of compiled code for every shape of a product that it has met: over clips of all lengths that was 2 GB.
-ROWS_PER_PIECE = 256
-SIZES = 16
+ROWS_PER_PIECE = 512
+ROUNDING = 16  # rows up to half a piece are rounded up to a multiple of it, more of them to a multiple of twice as many
 
 
-def row_pieces(rows: int, most: int | None = None) -> tuple[int, int]:
+def row_pieces(rows: int, most: int = ROWS_PER_PIECE) -> tuple[int, int]:
     """Into which pieces a CPU cuts this many rows: the size of a piece, and the rows rounded up to what they need.
 
-    `most` is the size for up to seven threads, a multiple of what sizes are rounded to; None: ROWS_PER_PIECE.
+    `most` is the largest size for up to seven threads, a multiple of 2 * ROUNDING.
     """
     scale = max(1, torch.get_num_threads() // 4)
-    largest, quantum = (most or ROWS_PER_PIECE) * scale, ROWS_PER_PIECE * scale // SIZES
-    pieces = -(-rows // largest)
+    pieces = -(-rows // (most * scale))
+    quantum = ROUNDING * scale * (1 if rows <= pieces * scale * ROWS_PER_PIECE // 2 else 2)
     size = -(-rows // (pieces * quantum)) * quantum
     return size, -(-rows // quantum) * quantum
 
