@@ -1,6 +1,7 @@
 """The comparison's counts: operations against torch's own counter, and a quick run whose every count is known."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 from hfprep.bench.arithmetic import STAGES, needed_flops
 from hfprep.bench.comparing import evaluate
 from hfprep.bench.config import BenchConfig
-from hfprep.bench.measuring import MATRIX_SIDES, Stopwatch, clock_for, matrix_rate, peak_memory
+from hfprep.bench.measuring import MATRIX_SIDES, PrivateMemory, Stopwatch, clock_for, matrix_rate, peak_memory
 from hfprep.cli import app
 from hfprep.errors import ConfigError
 from hfprep.model_config import ConditionConfig, ModelConfig, SemanticCodecConfig
@@ -125,7 +126,8 @@ def test_quick_run_counts_what_there_is(quick: dict[str, Any]) -> None:
 
 
 def test_quick_run_keeps_its_figures(quick: dict[str, Any]) -> None:
-    for name in ("speedup", "model_share_of_peak", "memory_ratio", "startup_seconds", "matrix_rate"):
+    names = "speedup", "model_share_of_peak", "memory_ratio", "private_memory_ratio", "startup_seconds", "matrix_rate"
+    for name in names:
         assert quick[name] > 0
     assert set(quick["needs"]["flops"]) == set(STAGES)
     assert {"text", "decode", "features", "writing", *STAGES} <= set(quick["hfprep"]["stages"])
@@ -138,18 +140,21 @@ def test_shares_follow_from_seconds() -> None:
     turn = {
         "stages": stages, "matrix_rate": {"fp32": 1e12}, "seconds": 10.0, "startup_seconds": 2.0, "threads": 1,
         "processor_seconds": 20.0, "frames": 90, "padded_frames": 100, "peak_memory_bytes": 300,
+        "peak_private_memory_bytes": 40,
     }  # fmt: skip
     turns = [
         {**turn, "kind": "hfprep"},
         {**turn, "kind": "hfprep", "seconds": 11.0, "peak_memory_bytes": 5},
         {**turn, "kind": "baseline", "seconds": 40.0, "startup_seconds": 8.0, "peak_memory_bytes": 600},
-        {**turn, "kind": "baseline", "seconds": 30.0, "startup_seconds": 6.0, "peak_memory_bytes": 500},
-    ]
+        {**turn, "kind": "baseline", "seconds": 30.0, "startup_seconds": 6.0, "peak_memory_bytes": 500,
+         "peak_private_memory_bytes": 400},
+    ]  # fmt: skip
     needs = {"flops": dict(zip(STAGES, (1e12, 5e11, 5e11), strict=True)), "audio_seconds": 400.0}
     found = evaluate(BenchConfig(), turns, needs)
     assert found["model_share_of_peak"] == 0.5
     assert found["stage_share_of_peak"]["semantic encoder"] == 0.5
     assert (found["speedup"], found["speedup_without_startup"], found["memory_ratio"]) == (3.0, 3.0, 0.6)
+    assert found["private_memory_ratio"] == 0.1
     assert found["padding_share"] == pytest.approx(0.1)
     assert (found["times_real_time"], found["model_speedup"]) == (50.0, 1.0)
 
@@ -178,3 +183,21 @@ def test_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     block = np.ones(64 << 20, np.uint8)
     assert peak_memory() >= before
     assert peak_memory() > block.nbytes
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="what a process holds is read from /proc")
+def test_private_memory_is_the_most_that_is_held_and_no_mapped_file(tmp_path: Path) -> None:
+    size = 256 << 20
+    file = tmp_path / "file.npy"
+    np.save(file, np.ones(size, np.uint8))
+    with PrivateMemory() as quiet:
+        total = int(np.load(file, mmap_mode="r").sum())
+    with PrivateMemory() as busy:
+        block = np.ones(size, np.uint8)
+        time.sleep(0.2)
+        total += int(block[-1])
+        del block
+    assert total == size + 1
+    assert quiet.peak is not None
+    assert busy.peak is not None
+    assert busy.peak - quiet.peak > 0.8 * size

@@ -126,6 +126,7 @@ def evaluate(config: BenchConfig, turns: list[dict[str, Any]], needs: dict[str, 
             "model_speedup": _model_seconds(theirs) / _model_seconds(ours),
             "speedup_in_processor_time": theirs["processor_seconds"] / ours["processor_seconds"],
             "memory_ratio": ours["peak_memory_bytes"] / theirs["peak_memory_bytes"],
+            "private_memory_ratio": _ratio(ours["peak_private_memory_bytes"], theirs["peak_private_memory_bytes"]),
             "baseline_share_of_peak": _shares(theirs, needs, rate),
             "baseline_padding_share": _padding(theirs),
         }
@@ -136,6 +137,10 @@ def _shares(turn: dict[str, Any], needs: dict[str, Any], rate: float) -> dict[st
     """Needed operations a second as a share of the matrix rate, by model stage and for all of them."""
     shares = {stage: needs["flops"][stage] / turn["stages"][stage] / rate for stage in STAGES}
     return shares | {"model": sum(needs["flops"].values()) / _model_seconds(turn) / rate}
+
+
+def _ratio(ours: int | None, theirs: int | None) -> float | None:
+    return ours / theirs if ours and theirs else None
 
 
 def _model_seconds(turn: dict[str, Any]) -> float:

@@ -1,6 +1,6 @@
 """Seconds by stage, the machine's matrix-product rate, and the memory of this process.
 
-Gives `Stopwatch`, `matrix_rate` and `peak_memory`. Knows nothing of what is measured.
+Gives `Stopwatch`, `matrix_rate`, `peak_memory` and `PrivateMemory`. Knows nothing of what is measured.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from hfprep.models.operators import linear
 MATRIX_SIDES = {"cpu": 2048, "cuda": 8192}  # large enough to be as fast as the device can
 MATRIX_SECONDS = 1.0
 MATRIX_LEAST = 5  # products, at least
+PRIVATE_MEMORY_SECONDS = 0.05
 KIB = 1 << 10
 
 
@@ -126,9 +127,42 @@ def _wait(device: torch.device) -> None:
 
 def peak_memory() -> int:
     """The most bytes of memory that this process has held: mapped weights that it has read count, too."""
+    # Not getrusage first: its value survives exec, so a child would start from its parent's.
+    return _status_bytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
+
+
+def _status_bytes(name: str) -> int | None:
+    """What the system says of this process; None where it does not."""
     try:
-        # Not getrusage: its value survives exec, so a child would start from its parent's.
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-        return next(int(line.split()[1]) * KIB for line in lines if line.startswith("VmHWM:"))
+        return next(int(line.split()[1]) * KIB for line in lines if line.startswith(f"{name}:"))
     except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
+        return None
+
+
+class PrivateMemory:
+    """The most bytes of memory of its own that this process holds while a `with` block runs: no mapped files, which
+    processes share and which the system can drop and read again. Looks twenty times a second.
+    """
+
+    def __init__(self) -> None:
+        self.peak: int | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "PrivateMemory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        over = False
+        while not over:
+            over = self._over.wait(PRIVATE_MEMORY_SECONDS)
+            held = _status_bytes("RssAnon")
+            if held is None:
+                return
+            self.peak = max(self.peak or 0, held)

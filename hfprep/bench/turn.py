@@ -2,7 +2,8 @@
 
 `python -m hfprep.bench.turn JOB RESULT` reads a `Job` from one JSON file and writes what it measured to another:
 samples, frames, padded_frames, seconds (since the process was asked for), startup_seconds (of these, until the first
-batch could begin), processor_seconds, stages (seconds by stage; of threads, the sum), peak_memory_bytes, matrix_rate.
+batch could begin), processor_seconds, stages (seconds by stage; of threads, the sum), peak_memory_bytes (mapped files
+included), peak_private_memory_bytes (without them), matrix_rate.
 """
 
 import contextlib
@@ -50,7 +51,7 @@ def run_turn(job: Job) -> dict[str, Any]:
     """Do the job here and measure it."""
     import torch
 
-    from hfprep.bench.measuring import Stopwatch, clock_for, matrix_rate, peak_memory
+    from hfprep.bench.measuring import PrivateMemory, Stopwatch, clock_for, matrix_rate, peak_memory
     from hfprep.devices import choose_device
 
     device = choose_device(job.device)
@@ -59,7 +60,8 @@ def run_turn(job: Job) -> dict[str, Any]:
     clock = clock_for(job.threads)
     watch, start = Stopwatch(device, clock), _Start(job.asked)
     baseline = job.kind == BASELINE
-    counts = _run_baseline(job, device, watch, start) if baseline else _run_build(job, device, watch, start)
+    with PrivateMemory() as private_memory:
+        counts = _run_baseline(job, device, watch, start) if baseline else _run_build(job, device, watch, start)
     seconds = time.time() - job.asked
     processor_seconds = time.process_time()
     stages = watch.seconds()
@@ -76,6 +78,7 @@ def run_turn(job: Job) -> dict[str, Any]:
         "startup_seconds": start.seconds,
         "stages": stages,
         "peak_memory_bytes": memory,
+        "peak_private_memory_bytes": private_memory.peak,
         "peak_device_memory_bytes": device_memory,
         "threads": torch.get_num_threads(),
         "matrix_rate": rates,

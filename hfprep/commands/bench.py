@@ -10,7 +10,7 @@ from hfprep.bench.config import BenchConfig
 
 KEY_FIGURES = (
     "speedup", "speedup_without_startup", "speedup_in_processor_time", "model_speedup", "model_share_of_peak",
-    "memory_ratio", "startup_seconds", "padding_share", "times_real_time",
+    "memory_ratio", "private_memory_ratio", "startup_seconds", "padding_share", "times_real_time",
 )  # fmt: skip
 STAGE_NOTE = "in threads beside the models"
 
@@ -52,7 +52,7 @@ def _show(found: dict[str, Any]) -> None:
           f"{sum(needs['flops'].values()) / 1e12:.3f} TFLOP needed; matrix products: "
           f"{found['matrix_rate'] / 1e9:.0f} GFLOP/s")  # fmt: skip
     for name in KEY_FIGURES:
-        if name in found:
+        if found.get(name) is not None:
             print(f"{name}: {found[name]:.3f}")
 
 
@@ -85,7 +85,7 @@ def _turn_table(found: dict[str, Any]) -> Any:
     from rich.table import Table
 
     table = Table(title="Turns")
-    for name in ("turn", "batch", "seconds", "start-up s", "padding", "peak memory GB", "matrix GFLOP/s"):
+    for name in ("turn", "batch", "seconds", "start-up s", "padding", "peak memory GB", "private GB", "matrix GFLOP/s"):
         table.add_column(name, justify="left" if name == "turn" else "right")
     for turn in found["turns"]:
         table.add_row(
@@ -95,6 +95,7 @@ def _turn_table(found: dict[str, Any]) -> Any:
             f"{turn['startup_seconds']:.1f}",
             f"{1 - turn['frames'] / turn['padded_frames']:.1%}",
             f"{turn['peak_memory_bytes'] / 1e9:.2f}",
+            f"{turn['peak_private_memory_bytes'] / 1e9:.2f}" if turn["peak_private_memory_bytes"] else "",
             f"{max(turn['matrix_rate'].values()) / 1e9:.0f}",
         )
     return table
