@@ -246,18 +246,36 @@ def test_the_work_of_the_published_models() -> None:
     assert assumed.encoder + assumed.rest == pytest.approx(590e6, rel=0.02)
 
 
-def test_the_sizes_of_the_layer_that_is_timed_are_those_of_config_json(golden_small: Path) -> None:
-    """At the sizes of golden-small, whose config.json is not that of the published model."""
-    from hfprep.models.semantic_encoder import SemanticEncoder, SemanticEncoderConfig
+def test_the_layer_that_is_timed_does_the_work_of_a_real_one(
+    golden_small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By torch's own count, at the sizes of golden-small, whose config.json is not that of the published model."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
 
+    from hfprep.models import operators
+    from hfprep.models.masking import FrameMask
+    from hfprep.models.semantic_encoder import NUM_LAYERS, SemanticEncoder, SemanticEncoderConfig
+
+    # The counter knows torch's own products only, and attention as two products.
+    monkeypatch.setattr(operators, "_has_onednn_linear", lambda: False)
     path = golden_small / "checkpoints" / "w2v-bert-2.0" / "config.json"
     config = SemanticEncoderConfig.read(path)
+    encoder = SemanticEncoder(config).to_empty(device="cpu")
     sizes = Work.of(None, path).sizes
     assert sizes == {name: getattr(config.library_config(), name) for name in SEMANTIC_SIZES}
-    assert sizes != SEMANTIC_SIZES
-    real = SemanticEncoder(config).layers[0].state_dict()
-    timed = estimates.timed_layer(sizes, "meta").state_dict()
-    assert {name: tensor.shape for name, tensor in timed.items()} == {name: t.shape for name, t in real.items()}
+    mask = FrameMask.from_lengths(torch.tensor([128]), 128, torch.device("cpu"))
+    hidden = torch.zeros(1, 128, sizes["hidden_size"])
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as real:
+            encoder(torch.zeros(1, 128, 160), mask)
+        with FlopCounterMode(display=False) as timed:
+            estimates.timed_layer(sizes, torch.device("cpu"))(hidden, mask, hidden.new_empty(3, *hidden.shape))
+    projection = 2 * 128 * 160 * sizes["hidden_size"]  # ahead of the layers
+    assert NUM_LAYERS * timed.get_total_flops() == real.get_total_flops() - projection
+    by_weights = 2 * 128 * (4 * sizes["hidden_size"] * sizes["intermediate_size"] + 7 * sizes["hidden_size"] ** 2)
+    assert timed.get_total_flops() > by_weights
 
 
 def test_the_time_is_that_of_the_layer_and_of_reading(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,8 @@ Gives `FrameMask` (made once per batch from the lengths), `to_device` (by which 
 can list the sites and remove each in turn. Knows nothing of the models.
 
 A batch is padded, (B, T, C), or packed: its clips one after another without padding, (1, sum of lengths, C). What
-looks at single frames takes either as it is; what looks at several goes through `FrameMask.clips` or `over_clips`.
+looks at single frames takes either as it is; what looks at several goes through `FrameMask.clips`, or
+through `every_clip` and `over_clips`, which stand on it.
 """
 
 from __future__ import annotations
@@ -63,9 +64,9 @@ class FrameMask:
         """The clips of a packed batch, views (1, T_b, C); a padded batch (B, T, C) is one piece."""
         return list(frames.split(self.lengths.tolist(), dim=1)) if self.packed else [frames]
 
-    def over_clips(self, function: Callable[..., Tensor], *frames: Tensor) -> Tensor:
-        """What a function of whole clips, one (B, T, C) or several to (B, T, O), makes of these batches."""
-        found = [function(*clip) for clip in self.every_clip(*frames)]
+    def over_clips(self, function: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:
+        """What a function of whole clips, (B, T, C) to (B, T, O), makes of this batch."""
+        found = [function(clip) for clip in self.clips(frames)]
         return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
     def every_clip(self, *frames: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -57,7 +57,7 @@ _REQUIRED: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class SemanticEncoderConfig:
-    """w2v-bert-2.0's config.json, checked; `values` are the library's own configuration values, cut to 17 layers."""
+    """w2v-bert-2.0's config.json, checked; `values` are the library's own configuration values."""
 
     path: Path | None
     values: dict[str, Any]
@@ -92,9 +92,7 @@ class SemanticEncoderConfig:
                 f"{where}: num_hidden_layers is {layers!r}; the features are those after layer {NUM_LAYERS}, "
                 f"so it must be at least {NUM_LAYERS}"
             )
-        # No masking while training, so no embedding for it; and never any dropout of a layer.
-        fixed = {"num_hidden_layers": NUM_LAYERS, "mask_time_prob": 0.0, "mask_feature_prob": 0.0, "layerdrop": 0.0}
-        return cls(path, {**values, **fixed})
+        return cls(path, values)
 
     def library_config(self) -> Wav2Vec2BertConfig:
         """The library's configuration object."""

@@ -111,7 +111,7 @@ def _conformer(branch: ConditionConfig, width: int) -> float:
     return subsampling + branch.num_blocks * (2 * size * branch.linear_units + 8 * size**2)
 
 
-def timed_layer(sizes: dict[str, Any], device: torch.device | str) -> EncoderLayer:
+def timed_layer(sizes: dict[str, Any], device: torch.device) -> EncoderLayer:
     """An encoder layer of these sizes, with anything in its weights."""
     config: Any = SimpleNamespace(**sizes)  # the library's own takes longer to import than the layer to run
     with torch.device("meta"):
