@@ -27,9 +27,9 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         inner = num_heads * HEAD_WIDTH
-        self.query = nn.Linear(width, inner, bias=False)
+        self.query = Linear(width, inner, bias=False)
         self.key_value = Linear(width, 2 * inner, bias=False)
-        self.out = nn.Linear(inner, width, bias=False)
+        self.out = Linear(inner, width, bias=False)
         self.key_mask = KeyMask()
 
     def forward(self, latents: Tensor, context: Tensor, mask: FrameMask) -> Tensor:
@@ -58,8 +58,8 @@ class GatedFeedForward(nn.Module):
     def __init__(self, width: int, mult: int) -> None:
         super().__init__()
         inner = int(width * mult * 2 / 3)
-        self.expand = nn.Linear(width, 2 * inner)
-        self.contract = nn.Linear(inner, width)
+        self.expand = Linear(width, 2 * inner)
+        self.contract = Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.expand(x).chunk(2, dim=-1)
