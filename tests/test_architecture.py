@@ -165,6 +165,21 @@ def test_help_loads_nothing_heavy() -> None:
     assert not HEAVY.intersection(loaded)
 
 
+def test_a_build_loads_neither_the_compiler_nor_the_model_library(golden_small: Path, tmp_path: Path) -> None:
+    """Each takes a second and 60 MB in every process: torch's compiler is imported where weights are drawn on meta."""
+    code = """
+import pathlib, sys, hfprep
+folder = pathlib.Path(sys.argv[1])
+config = hfprep.BuildConfig(
+    manifest=folder / "manifest.jsonl", models=folder / "checkpoints", output_dir=pathlib.Path(sys.argv[2])
+)
+print(hfprep.build(config).accepted, *sorted(sys.modules))
+"""
+    accepted, *loaded = run_python("-c", code, str(golden_small), str(tmp_path / "out")).stdout.split()
+    assert int(accepted) and "torch" in loaded
+    assert not {"torch._dynamo", "torch._inductor", "transformers"}.intersection(loaded)
+
+
 def test_help_takes_less_than_a_second() -> None:
     """In processor time, which is what it takes on a machine with nothing else to do; the least of three runs."""
     seconds = []

@@ -21,7 +21,7 @@ from hfprep.model_config import ConditionConfig, ModelConfig, SemanticCodecConfi
 from hfprep.models import operators
 from hfprep.models.feature_model import FeatureModel
 from hfprep.models.locate import locate
-from hfprep.models.semantic_encoder import SemanticEncoderConfig
+from hfprep.models.semantic_config import SemanticEncoderConfig
 
 PUBLISHED = ModelConfig(
     path=Path("config.yaml"), model_dim=1280, max_mel_tokens=1815, max_text_tokens=600, number_text_tokens=12_000,

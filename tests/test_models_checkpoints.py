@@ -26,7 +26,7 @@ from hfprep.models.checkpoints import (
     load_semantic_encoder,
     unknown_names,
 )
-from hfprep.models.semantic_encoder import SemanticEncoderConfig
+from hfprep.models.semantic_config import SemanticEncoderConfig
 from hfprep.models.tensor_files import read_safetensors, read_torch_file
 from tests.reference_models import read_tensors
 

@@ -1,5 +1,6 @@
 """The semantic encoder against the library's own, and its positional bias against the definition."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import Wav2Vec2BertConfig
 
 from hfprep.errors import CheckpointError
 from hfprep.models import semantic_encoder as module
 from hfprep.models.checkpoints import load_semantic_encoder
 from hfprep.models.masking import FrameMask
-from hfprep.models.semantic_encoder import EncoderLayer, SemanticEncoder, SemanticEncoderConfig, relative_bias
+from hfprep.models.semantic_config import SemanticEncoderConfig
+from hfprep.models.semantic_encoder import EncoderLayer, SemanticEncoder, relative_bias
 from tests import reference_models as reference
 
 
@@ -121,6 +124,13 @@ def test_has_seventeen_layers_whatever_the_file_has(encoder: SemanticEncoder) ->
         ("num_hidden_layers", "24"),
         ("hidden_act", "gelu"),
         ("model_type", "wav2vec2"),
+        ("feature_projection_input_dim", 80),
+        ("hidden_size", "1024"),
+        ("hidden_size", -8),
+        ("intermediate_size", True),
+        ("num_attention_heads", 5),
+        ("left_max_position_embeddings", None),
+        ("layer_norm_eps", 0),
     ],
 )
 def test_refuses_what_it_does_not_compute(folder: Path, tmp_path: Path, key: str, value: Any) -> None:
@@ -129,6 +139,13 @@ def test_refuses_what_it_does_not_compute(folder: Path, tmp_path: Path, key: str
     with pytest.raises(CheckpointError, match=f"{key} is {value!r}") as caught:
         SemanticEncoderConfig.read(path)
     assert str(path) in str(caught.value)
+
+
+def test_defaults_are_the_librarys() -> None:
+    library = Wav2Vec2BertConfig()
+    config = SemanticEncoderConfig.from_values({})
+    assert dataclasses.asdict(config) == {name: getattr(library, name) for name in dataclasses.asdict(config)}
+    assert SemanticEncoderConfig.from_values(library.to_dict()) == config
 
 
 @pytest.mark.parametrize("content", ["{", "[]"])

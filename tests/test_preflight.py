@@ -16,8 +16,9 @@ from hfprep.cli import app
 from hfprep.config import BuildConfig
 from hfprep.demo.dataset import DemoDataset, make_dataset
 from hfprep.errors import ConfigError, Reason
+from hfprep.models.semantic_config import NUM_LAYERS, SemanticEncoderConfig
 from hfprep.preflight import estimates, scan
-from hfprep.preflight.estimates import SEMANTIC_SIZES, Work, estimate
+from hfprep.preflight.estimates import Work, estimate
 from hfprep.preflight.inspecting import frames_of_header
 from hfprep.preflight.scan import CheckOptions, check
 
@@ -242,7 +243,7 @@ def test_the_work_of_the_published_models() -> None:
     )  # fmt: skip
     published, assumed = Work.of(config, None), Work.of(None, None)
     assert published.rest == pytest.approx(assumed.rest, rel=0.02)
-    assert (published.encoder, published.sizes) == (assumed.encoder, assumed.sizes)
+    assert (published.encoder, published.semantic) == (assumed.encoder, assumed.semantic)
     assert assumed.encoder + assumed.rest == pytest.approx(590e6, rel=0.02)
 
 
@@ -256,25 +257,24 @@ def test_the_layer_that_is_timed_does_the_work_of_a_real_one(
 
     from hfprep.models import operators
     from hfprep.models.masking import FrameMask
-    from hfprep.models.semantic_encoder import NUM_LAYERS, SemanticEncoder, SemanticEncoderConfig
+    from hfprep.models.semantic_encoder import SemanticEncoder
 
     # The counter knows torch's own products only, and attention as two products.
     monkeypatch.setattr(operators, "_has_onednn_linear", lambda: False)
     path = golden_small / "checkpoints" / "w2v-bert-2.0" / "config.json"
     config = SemanticEncoderConfig.read(path)
     encoder = SemanticEncoder(config).to_empty(device="cpu")
-    sizes = Work.of(None, path).sizes
-    assert sizes == {name: getattr(config.library_config(), name) for name in SEMANTIC_SIZES}
+    assert Work.of(None, path).semantic == config
     mask = FrameMask.from_lengths(torch.tensor([128]), 128, torch.device("cpu"))
-    hidden = torch.zeros(1, 128, sizes["hidden_size"])
+    hidden = torch.zeros(1, 128, config.hidden_size)
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as real:
             encoder(torch.zeros(1, 128, 160), mask)
         with FlopCounterMode(display=False) as timed:
-            estimates.timed_layer(sizes, torch.device("cpu"))(hidden, mask, hidden.new_empty(3, *hidden.shape))
-    projection = 2 * 128 * 160 * sizes["hidden_size"]  # ahead of the layers
+            estimates.timed_layer(config, torch.device("cpu"))(hidden, mask, hidden.new_empty(3, *hidden.shape))
+    projection = 2 * 128 * 160 * config.hidden_size  # ahead of the layers
     assert NUM_LAYERS * timed.get_total_flops() == real.get_total_flops() - projection
-    by_weights = 2 * 128 * (4 * sizes["hidden_size"] * sizes["intermediate_size"] + 7 * sizes["hidden_size"] ** 2)
+    by_weights = 2 * 128 * (4 * config.hidden_size * config.intermediate_size + 7 * config.hidden_size**2)
     assert timed.get_total_flops() > by_weights
 
 
@@ -283,13 +283,13 @@ def test_the_time_is_that_of_the_layer_and_of_reading(monkeypatch: pytest.Monkey
 
     measured: list[tuple[int, int]] = []
 
-    def layer_seconds(sizes: dict[str, Any], rows: int, length: int, device: Any) -> float:
+    def layer_seconds(config: SemanticEncoderConfig, rows: int, length: int, device: Any) -> float:
         measured.append((rows, length))
         return 0.01
 
     monkeypatch.setattr(estimates, "layer_seconds", layer_seconds)
     monkeypatch.setattr(estimates, "reading_speed", lambda paths: (0.5, 100.0))
-    work = Work(dict(SEMANTIC_SIZES), encoder=300.0, rest=100.0)
+    work = Work(SemanticEncoderConfig(), encoder=300.0, rest=100.0)
     found = estimate(1000.0, 250, ["a"] * 8, work=work, device=torch.device("cpu"), workers=2)
     assert measured == [(1, 200)]  # the mean clip: 4 s
     assert found.compute_seconds == pytest.approx(50_000 / 200 * 17 * 0.01 * (1 + 1 / 3))
@@ -303,8 +303,8 @@ def test_the_time_is_that_of_the_layer_and_of_reading(monkeypatch: pytest.Monkey
 def test_a_layer_can_be_timed_here() -> None:
     import torch
 
-    sizes = SEMANTIC_SIZES | {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
-    assert 0 < estimates.layer_seconds(sizes, 2, 30, torch.device("cpu")) < 10
+    config = SemanticEncoderConfig(hidden_size=32, intermediate_size=48, num_attention_heads=4)
+    assert 0 < estimates.layer_seconds(config, 2, 30, torch.device("cpu")) < 10
 
 
 def test_errors_come_before_any_line(tmp_path: Path, models: Path) -> None:

@@ -13,7 +13,7 @@ from hfprep.audio.input_features import FEATURE_DIM
 from hfprep.model_config import ConditionConfig, ModelConfig
 from hfprep.models import conformer, perceiver, semantic_codec
 from hfprep.models.conditioner import NUM_LATENTS
-from hfprep.models.semantic_encoder import NUM_LAYERS, SemanticEncoderConfig
+from hfprep.models.semantic_config import NUM_LAYERS, SemanticEncoderConfig
 
 STAGES = ("semantic encoder", "codec", "conditioners")
 
@@ -47,13 +47,12 @@ def needed_flops(num_frames: int, config: ModelConfig, semantic: SemanticEncoder
 
 
 def _encoder(frames: int, semantic: SemanticEncoderConfig) -> Flops:
-    library = semantic.library_config()
-    width, inner = library.hidden_size, library.intermediate_size
-    positions = library.left_max_position_embeddings + 1 + library.right_max_position_embeddings
+    width, inner = semantic.hidden_size, semantic.intermediate_size
+    positions = semantic.left_max_position_embeddings + 1 + semantic.right_max_position_embeddings
     weights = 4 * width * inner + 4 * width**2 + 3 * width**2  # two feed-forwards, attention, the 1x1 convolutions
     attention = 2 * frames * width + positions * width  # scores and values, positional scores
     layer = 2 * frames * (weights + attention)
-    depthwise = 2 * frames * width * library.conv_depthwise_kernel_size
+    depthwise = 2 * frames * width * semantic.conv_depthwise_kernel_size
     return Flops(2 * frames * FEATURE_DIM * width + NUM_LAYERS * layer, NUM_LAYERS * depthwise)
 
 

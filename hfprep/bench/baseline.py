@@ -22,7 +22,7 @@ from hfprep.model_config import ModelConfig
 from hfprep.models.checkpoints import conditioners_of, load_semantic_codec
 from hfprep.models.locate import ModelFiles
 from hfprep.models.masking import FrameMask
-from hfprep.models.semantic_encoder import NUM_LAYERS
+from hfprep.models.semantic_config import NUM_LAYERS
 from hfprep.text.tokenizer import TextTokenizer
 
 SAMPLING_RATE = 16_000

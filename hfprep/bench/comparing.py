@@ -22,7 +22,7 @@ from hfprep.bench.turn import Job
 from hfprep.demo.model_set import SEMANTIC_FOLDER, Size, make_model_set
 from hfprep.errors import ConfigError, HfprepError
 from hfprep.model_config import ModelConfig
-from hfprep.models.semantic_encoder import SemanticEncoderConfig
+from hfprep.models.semantic_config import SemanticEncoderConfig
 
 TARGET_RATE = 16_000
 ALL_STAGES = ("text", "decode", "features", *STAGES, "writing")

@@ -21,7 +21,7 @@ from hfprep.demo.voice import SPEAKERS, speak
 from hfprep.model_config import ModelConfig
 from hfprep.models.checkpoints import CODEC_FILE, GPT_FILE, SEMANTIC_FILE, expected_shapes, load_semantic_encoder
 from hfprep.models.masking import FrameMask
-from hfprep.models.semantic_encoder import NUM_LAYERS, SemanticEncoderConfig
+from hfprep.models.semantic_config import NUM_LAYERS, SemanticEncoderConfig
 
 Size = Literal["small", "published"]
 

@@ -21,7 +21,8 @@ from hfprep.models.conditioner import NUM_LATENTS, Conditioner, EmotionCondition
 from hfprep.models.conformer import POSITION_ROWS
 from hfprep.models.perceiver import Perceiver
 from hfprep.models.semantic_codec import SemanticCodec
-from hfprep.models.semantic_encoder import NUM_LAYERS, SemanticEncoder, SemanticEncoderConfig
+from hfprep.models.semantic_config import NUM_LAYERS, SemanticEncoderConfig
+from hfprep.models.semantic_encoder import SemanticEncoder
 from hfprep.models.tensor_files import read_safetensors, read_torch_file
 
 GPT_FILE = "gpt.pth"

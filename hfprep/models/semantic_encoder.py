@@ -1,25 +1,21 @@
 """The semantic encoder: the first 17 layers of w2v-bert-2.0, and the normalisation of what they give.
 
-Gives `SemanticEncoderConfig` (what config.json must say) and `SemanticEncoder`: input features (B, T, 160) to semantic
-features (B, T, D). The layers are those of the library's Wav2Vec2BertModel, under the same names, each changing the
-hidden states in place: on a CPU, giving every step its own memory took a twentieth of the time.
+Gives `SemanticEncoder`: input features (B, T, 160) to semantic features (B, T, D). The layers are the library's, under
+the same names, each changing the hidden states in place: on a CPU, giving every step its own memory took a twentieth
+of the time.
 Knows nothing of checkpoint files. Source: Seamless Communication 2023; transformers' Wav2Vec2BertModel.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import math
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hfprep.errors import CheckpointError
+from hfprep.audio.input_features import FEATURE_DIM
 from hfprep.models.masking import FrameMask, KeyMask
 from hfprep.models.operators import (
     DepthwiseConvolution,
@@ -31,11 +27,7 @@ from hfprep.models.operators import (
     write_by_rows,
 )
 from hfprep.models.precision import attend
-
-if TYPE_CHECKING:
-    from transformers import Wav2Vec2BertConfig
-
-NUM_LAYERS = 17
+from hfprep.models.semantic_config import NUM_LAYERS, SemanticEncoderConfig
 
 
 def bias_piece(device: torch.device) -> int:
@@ -43,66 +35,6 @@ def bias_piece(device: torch.device) -> int:
     clip of 50 s. On a CPU a piece stays in the cache; elsewhere larger pieces keep a device busy.
     """
     return 1 << 21 if device.type == "cpu" else 1 << 27
-
-
-# What the published models have, and the only thing that is computed here.
-_REQUIRED: dict[str, tuple[Any, ...]] = {
-    "model_type": ("wav2vec2-bert",),
-    "position_embeddings_type": ("relative_key",),
-    "hidden_act": ("swish", "silu"),
-    "add_adapter": (False,),
-    "use_intermediate_ffn_before_adapter": (False,),
-}
-
-
-@dataclass(frozen=True)
-class SemanticEncoderConfig:
-    """w2v-bert-2.0's config.json, checked; `values` are the library's own configuration values."""
-
-    path: Path | None
-    values: dict[str, Any]
-
-    @classmethod
-    def read(cls, path: str | Path) -> SemanticEncoderConfig:
-        """Read config.json. Raises CheckpointError naming the file, the key, its value and what is computed."""
-        path = Path(path)
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as exc:
-            raise CheckpointError(f"{path}: cannot be read as JSON ({exc}); it must be the semantic model's") from exc
-        if not isinstance(values, dict):
-            raise CheckpointError(f"{path}: holds {type(values).__name__}, not an object")
-        return cls.from_values(values, path)
-
-    @classmethod
-    def from_values(cls, values: dict[str, Any], path: Path | None = None) -> SemanticEncoderConfig:
-        """Check the values of a config.json; what it leaves out has the library's default."""
-        from transformers import Wav2Vec2BertConfig
-
-        where = path or "semantic model config"
-        defaults = Wav2Vec2BertConfig()
-        for key, allowed in _REQUIRED.items():
-            value = values.get(key, getattr(defaults, key))
-            if value not in allowed:
-                wanted = " or ".join(repr(item) for item in allowed)
-                raise CheckpointError(f"{where}: {key} is {value!r}; hfprep computes {wanted} only")
-        layers = values.get("num_hidden_layers", defaults.num_hidden_layers)
-        if not isinstance(layers, int) or layers < NUM_LAYERS:
-            raise CheckpointError(
-                f"{where}: num_hidden_layers is {layers!r}; the features are those after layer {NUM_LAYERS}, "
-                f"so it must be at least {NUM_LAYERS}"
-            )
-        return cls(path, values)
-
-    def library_config(self) -> Wav2Vec2BertConfig:
-        """The library's configuration object."""
-        from transformers import Wav2Vec2BertConfig
-
-        return Wav2Vec2BertConfig(**self.values)
-
-    @property
-    def hidden_size(self) -> int:
-        return int(self.library_config().hidden_size)
 
 
 def relative_bias(products: Tensor, *, left: int, first: int, num_keys: int) -> Tensor:
@@ -131,7 +63,7 @@ def relative_bias(products: Tensor, *, left: int, first: int, num_keys: int) -> 
 class RelativeKeyAttention(nn.Module):
     """Self-attention with `relative_key` positions: score(i, j) = q_i . (k_j + table[clamp(j - i)]) / sqrt(d)."""
 
-    def __init__(self, config: Wav2Vec2BertConfig) -> None:
+    def __init__(self, config: SemanticEncoderConfig) -> None:
         super().__init__()
         width = config.hidden_size
         self.num_heads = config.num_attention_heads
@@ -141,7 +73,8 @@ class RelativeKeyAttention(nn.Module):
         self.linear_v = Linear(width, width)
         self.linear_out = Linear(width, width)
         distances = self.left + config.right_max_position_embeddings + 1
-        self.distance_embedding = nn.Embedding(distances, width // self.num_heads)
+        # From weights, or torch would import its compiler in order to draw some.
+        self.distance_embedding = nn.Embedding.from_pretrained(torch.empty(distances, width // self.num_heads))
         self.key_mask = KeyMask()
 
     def add_to(self, hidden: Tensor, norm: nn.Module, mask: FrameMask, room: Tensor) -> None:
@@ -192,7 +125,7 @@ class CausalConvolution(nn.Module):
     It looks at a frame and those before it only, so padding after an utterance never reaches its frames: no mask.
     """
 
-    def __init__(self, config: Wav2Vec2BertConfig) -> None:
+    def __init__(self, config: SemanticEncoderConfig) -> None:
         super().__init__()
         width, kernel_size = config.hidden_size, config.conv_depthwise_kernel_size
         self.layer_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
@@ -219,7 +152,7 @@ class CausalConvolution(nn.Module):
 class FeedForward(nn.Module):
     """Linear, Swish, Linear, of rows (n, D)."""
 
-    def __init__(self, config: Wav2Vec2BertConfig) -> None:
+    def __init__(self, config: SemanticEncoderConfig) -> None:
         super().__init__()
         self.intermediate_dense = Linear(config.hidden_size, config.intermediate_size)
         self.output_dense = Linear(config.intermediate_size, config.hidden_size)
@@ -231,7 +164,7 @@ class FeedForward(nn.Module):
 class EncoderLayer(nn.Module):
     """Half a feed-forward, attention, convolution, half a feed-forward, each added to its input; then a norm."""
 
-    def __init__(self, config: Wav2Vec2BertConfig) -> None:
+    def __init__(self, config: SemanticEncoderConfig) -> None:
         super().__init__()
         width, eps = config.hidden_size, config.layer_norm_eps
         self.ffn1_layer_norm, self.ffn1 = nn.LayerNorm(width, eps=eps), FeedForward(config)
@@ -252,10 +185,10 @@ class EncoderLayer(nn.Module):
 class FeatureProjection(nn.Module):
     """LayerNorm and Linear: input features (B, T, 160) to hidden states (B, T, D)."""
 
-    def __init__(self, config: Wav2Vec2BertConfig) -> None:
+    def __init__(self, config: SemanticEncoderConfig) -> None:
         super().__init__()
-        self.layer_norm = nn.LayerNorm(config.feature_projection_input_dim, eps=config.layer_norm_eps)
-        self.projection = nn.Linear(config.feature_projection_input_dim, config.hidden_size)
+        self.layer_norm = nn.LayerNorm(FEATURE_DIM, eps=config.layer_norm_eps)
+        self.projection = nn.Linear(FEATURE_DIM, config.hidden_size)
 
     def forward(self, input_features: Tensor) -> Tensor:
         hidden: Tensor = self.projection(self.layer_norm(input_features))
@@ -267,12 +200,11 @@ class SemanticEncoder(nn.Module):
 
     def __init__(self, config: SemanticEncoderConfig) -> None:
         super().__init__()
-        library_config = config.library_config()
         with torch.device("meta"):
-            self.feature_projection = FeatureProjection(library_config)
-            self.layers = nn.ModuleList(EncoderLayer(library_config) for _ in range(NUM_LAYERS))
-            self.mean = nn.Parameter(torch.empty(library_config.hidden_size))
-            self.std = nn.Parameter(torch.empty(library_config.hidden_size))
+            self.feature_projection = FeatureProjection(config)
+            self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(NUM_LAYERS))
+            self.mean = nn.Parameter(torch.empty(config.hidden_size))
+            self.std = nn.Parameter(torch.empty(config.hidden_size))
 
     def forward(self, input_features: Tensor, mask: FrameMask) -> Tensor:
         """Input features (B, T, 160) float32 to normalised semantic features (B, T, D) float32."""

@@ -6,13 +6,10 @@ counted in multiplications and taken to run as fast. Reading audio is measured o
 Starting up and writing are left out: they matter where models are tiny or there is little to do.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import torch
 
@@ -21,45 +18,33 @@ from hfprep.audio.input_features import extract_input_features
 from hfprep.errors import RejectedSample
 from hfprep.model_config import ConditionConfig, ModelConfig
 from hfprep.models.masking import FrameMask
-from hfprep.models.semantic_encoder import NUM_LAYERS, EncoderLayer
+from hfprep.models.semantic_config import NUM_LAYERS, SemanticEncoderConfig
+from hfprep.models.semantic_encoder import EncoderLayer
 
 FRAMES_PER_SECOND = 50
 MEASURE_SECONDS = 0.3
 MOST_FRAMES = 300  # of a clip that is measured: enough for the full rate, and half a second on a slow CPU
 FRAMES_AT_ONCE = {"cpu": 1, "cuda": 8000}  # a CPU takes one clip at a time
-# What w2v-bert-2.0 has, for what a config.json leaves out or where there is none.
-SEMANTIC_SIZES = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_attention_heads": 16,
-    "conv_depthwise_kernel_size": 31,
-    "left_max_position_embeddings": 64,
-    "right_max_position_embeddings": 8,
-    "layer_norm_eps": 1e-5,
-}
-
-
 PUBLISHED_REST = 180e6  # multiplications a frame in the published codec and conditioners, as `_rest` counts them
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What the models do with a frame of 20 ms: the encoder's sizes, and multiplications in it and in all the rest."""
+    """What the models do with a frame of 20 ms: the encoder's config, and multiplications in it and in all the rest."""
 
-    sizes: dict[str, Any]
+    semantic: SemanticEncoderConfig
     encoder: float
     rest: float
 
     @classmethod
     def of(cls, config: ModelConfig | None, semantic_config: Path | None) -> "Work":
-        """The work of the models of a config; without one, of the published models."""
-        sizes = dict(SEMANTIC_SIZES)
+        """The work of the models of a config; without one, of the published models. Raises CheckpointError."""
+        semantic = SemanticEncoderConfig()
         if semantic_config is not None and semantic_config.is_file():
-            given = json.loads(semantic_config.read_bytes())
-            sizes |= {name: given[name] for name in sizes if name in given}
-        width, inner = sizes["hidden_size"], sizes["intermediate_size"]
+            semantic = SemanticEncoderConfig.read(semantic_config)
+        width, inner = semantic.hidden_size, semantic.intermediate_size
         encoder = float(NUM_LAYERS * (4 * width * inner + 7 * width**2))
-        return cls(sizes, encoder, PUBLISHED_REST if config is None else _rest(config, int(width)))
+        return cls(semantic, encoder, PUBLISHED_REST if config is None else _rest(config, width))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +74,7 @@ def estimate(
     frames = audio_seconds * FRAMES_PER_SECOND
     length = max(1, min(MOST_FRAMES, round(frames / clips)))
     rows = max(1, FRAMES_AT_ONCE[device.type] // length)
-    layer = layer_seconds(work.sizes, rows, length, device) / (rows * length)
+    layer = layer_seconds(work.semantic, rows, length, device) / (rows * length)
     compute = frames * NUM_LAYERS * layer * (1 + work.rest / work.encoder)
     spent, read = reading_speed(paths)
     reading = audio_seconds * (spent / read if read else 0.0) / workers
@@ -111,20 +96,19 @@ def _conformer(branch: ConditionConfig, width: int) -> float:
     return subsampling + branch.num_blocks * (2 * size * branch.linear_units + 8 * size**2)
 
 
-def timed_layer(sizes: dict[str, Any], device: torch.device) -> EncoderLayer:
-    """An encoder layer of these sizes, with anything in its weights."""
-    config: Any = SimpleNamespace(**sizes)  # the library's own takes longer to import than the layer to run
+def timed_layer(config: SemanticEncoderConfig, device: torch.device) -> EncoderLayer:
+    """An encoder layer of that config, with anything in its weights."""
     with torch.device("meta"):
         return EncoderLayer(config).to_empty(device=device)
 
 
-def layer_seconds(sizes: dict[str, Any], rows: int, length: int, device: torch.device) -> float:
+def layer_seconds(config: SemanticEncoderConfig, rows: int, length: int, device: torch.device) -> float:
     """Seconds of one encoder layer over a batch of `rows` clips of `length` frames, in float32."""
-    layer = timed_layer(sizes, device)
+    layer = timed_layer(config, device)
     with torch.inference_mode():
         for weight in layer.parameters():
-            weight.fill_(1 / sizes["hidden_size"])  # any numbers will do that stay within reach of float32
-        hidden = torch.rand(rows, length, sizes["hidden_size"], device=device)
+            weight.fill_(1 / config.hidden_size)  # any numbers will do that stay within reach of float32
+        hidden = torch.rand(rows, length, config.hidden_size, device=device)
         mask = FrameMask.from_lengths(torch.full((rows,), length), length, device)
         room = hidden.new_empty(3, *hidden.shape)
         layer(hidden, mask, room)  # the first time, kernels are made ready

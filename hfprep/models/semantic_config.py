@@ -1,0 +1,85 @@
+"""What config.json says of the semantic encoder, w2v-bert-2.0.
+
+Gives `SemanticEncoderConfig` and `NUM_LAYERS`. Knows nothing of weights. Source: transformers' Wav2Vec2BertConfig; to
+import that takes longer than to map the weights.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from hfprep.audio.input_features import FEATURE_DIM
+from hfprep.errors import CheckpointError
+
+NUM_LAYERS = 17
+
+# What the published models have, and the only thing that is computed here; the library's default comes first.
+_REQUIRED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("wav2vec2-bert",),
+    "position_embeddings_type": ("relative_key",),
+    "hidden_act": ("swish", "silu"),
+    "feature_projection_input_dim": (FEATURE_DIM,),
+    "add_adapter": (False,),
+    "use_intermediate_ffn_before_adapter": (False,),
+}
+_PUBLISHED_LAYERS = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemanticEncoderConfig:
+    """What of w2v-bert-2.0's config.json anything is computed from, checked; the defaults are the library's."""
+
+    hidden_size: int = 1024
+    intermediate_size: int = 4096
+    num_attention_heads: int = 16
+    conv_depthwise_kernel_size: int = 31
+    left_max_position_embeddings: int = 64
+    right_max_position_embeddings: int = 8
+    layer_norm_eps: float = 1e-5
+
+    @classmethod
+    def read(cls, path: str | Path) -> SemanticEncoderConfig:
+        """Read config.json. Raises CheckpointError naming the file, the key, its value and what is computed."""
+        path = Path(path)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as exc:
+            raise CheckpointError(f"{path}: cannot be read as JSON ({exc}); it must be the semantic model's") from exc
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{path}: holds {type(values).__name__}, not an object")
+        return cls.from_values(values, path)
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any], path: Path | None = None) -> SemanticEncoderConfig:
+        """Check the values of a config.json; what it leaves out has the library's default."""
+        where = path or "semantic model config"
+        for key, allowed in _REQUIRED.items():
+            value = values.get(key, allowed[0])
+            if value not in allowed:
+                wanted = " or ".join(repr(item) for item in allowed)
+                raise CheckpointError(f"{where}: {key} is {value!r}; hfprep computes {wanted} only")
+        layers = values.get("num_hidden_layers", _PUBLISHED_LAYERS)
+        if not isinstance(layers, int) or layers < NUM_LAYERS:
+            raise CheckpointError(
+                f"{where}: num_hidden_layers is {layers!r}; the features are those after layer {NUM_LAYERS}, "
+                f"so it must be at least {NUM_LAYERS}"
+            )
+        config = cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+        config._check(where)
+        return config
+
+    def _check(self, where: str | Path) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            whole = isinstance(field.default, int)
+            if type(value) not in ((int,) if whole else (int, float)) or value <= 0:
+                wanted = "a whole number from 1" if whole else "a number above 0"
+                raise CheckpointError(f"{where}: {field.name} is {value!r}; it must be {wanted}")
+        if self.hidden_size % self.num_attention_heads:
+            raise CheckpointError(
+                f"{where}: num_attention_heads is {self.num_attention_heads!r}; "
+                f"it must divide hidden_size ({self.hidden_size})"
+            )
