@@ -1,7 +1,7 @@
 """The batched function that `datasets.map` calls: manifest rows -> feature columns.
 
-`FeatureExtractor` decodes audio and tokenises text in threads ahead of the model, groups samples by length, runs
-the model, and splits a batch that does not fit into memory. A sample that cannot be used becomes a `Rejection`;
+`FeatureExtractor` has samples loaded by threads ahead of the model, groups them by length, runs the model, and splits
+a batch that does not fit into memory. A sample that cannot be used becomes a `Rejection`;
 no sample is dropped. Knows nothing of output files, of what was done before, or of who runs which rows.
 """
 
@@ -17,17 +17,26 @@ import datasets
 import numpy as np
 import torch
 
-from hfprep.audio.decode import load_waveform, read_header
-from hfprep.audio.input_features import check_waveform, extract_input_features, num_input_frames
+from hfprep.audio.decode import read_header
 from hfprep.batching import BatchLimits, FrameBudget, batches, padded_frames
 from hfprep.errors import CheckpointError, HfprepError, Reason, RejectedSample
-from hfprep.intake import Failure, Loaded, SampleLimits, Task, Tokenizer, guessed_seconds, load_sample, reject
+from hfprep.intake import (
+    Failure,
+    Intake,
+    IntakeSettings,
+    Loaded,
+    SampleLimits,
+    Task,
+    Tokenizer,
+    guessed_seconds,
+    reject,
+)
+from hfprep.intake_processes import IntakeProcesses
 from hfprep.models.feature_model import FeatureModel
 from hfprep.models.input_features import batch_input_features
 from hfprep.object_storage import is_url
 from hfprep.prefetch import prefetch
 from hfprep.records import COLUMNS, Features, Need, Rejection, Utterance
-from hfprep.text.processes import TokenizerProcesses
 from hfprep.transfers import Download, padded_batch
 
 log = logging.getLogger(__name__)
@@ -95,7 +104,7 @@ class FeatureExtractor:
 
     `model` may be None where only text is wanted. `fallback` gives the model on the CPU for a lone sample that does
     not fit on the device; without it, such a sample gets a second try where it was. With `max_text_tokens` or
-    `max_codes` longer samples are rejected.
+    `max_codes` longer samples are rejected. With `processes` samples are loaded in these, which end with it.
     """
 
     def __init__(
@@ -105,8 +114,8 @@ class FeatureExtractor:
         settings: ExtractorSettings,
         *,
         fallback: Callable[[], FeatureModel] | None = None,
+        processes: IntakeProcesses | None = None,
     ) -> None:
-        self.tokenizer = tokenizer
         self.model = model
         self.settings = settings
         self.fallback = fallback
@@ -114,9 +123,16 @@ class FeatureExtractor:
         self.out_of_memory_events = 0
         # A GPU gets the next batch before the results of the last are fetched, so that it never waits for the host.
         self.looks_ahead = model is not None and model.device.type == "cuda"
-        # It computes input features, too: in threads they would hold up the one that keeps it busy.
-        self.loads_waveforms = self.looks_ahead
         self.packed = model is not None and model.packs
+        limits = SampleLimits(
+            min_frames=0 if model is None else model.min_frames,
+            max_frames=None if model is None else model.max_frames,
+            max_text_tokens=settings.max_text_tokens,
+            max_codes=settings.max_codes,
+        )
+        # A GPU computes input features, too: in threads they would hold up the one that keeps it busy.
+        intake = IntakeSettings(limits=limits, via_sampling_rate=settings.via_sampling_rate, waveforms=self.looks_ahead)
+        self.intake = Intake(tokenizer, intake, processes)
         self._collected_at = 0.0
         # One thread each for torch in a loading thread, or every one of them would open a team of its own to resample.
         self._pool = ThreadPoolExecutor(
@@ -124,10 +140,9 @@ class FeatureExtractor:
         )
 
     def close(self) -> None:
-        """Stop the loading threads, and the processes that tokenize for them."""
+        """Stop the loading threads, and the processes that load for them."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-        if isinstance(self.tokenizer, TokenizerProcesses):
-            self.tokenizer.close()
+        self.intake.close()
 
     def __call__(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """For `rows.map(extractor, batched=True, features=map_schema(rows.features), new_fingerprint=NAME)`.
@@ -156,12 +171,16 @@ class FeatureExtractor:
         text_only = [task for task in tasks if not task.need & Need.AUDIO]
         for start in range(0, len(text_only), TEXT_ONLY_BATCH):
             chunk = text_only[start : start + TEXT_ONLY_BATCH]
-            yield BatchResult([self._finish(item) for item in self._pool.map(self._load, chunk)])
-        seconds = dict(zip(map(id, with_audio), self._pool.map(_expected_seconds, with_audio), strict=True))
+            yield BatchResult([self._finish(item) for item in self._pool.map(self.intake.load, chunk)])
+        if with_audio and self.model is None:
+            raise ValueError("model is None, but audio features are wanted; give a FeatureModel")
+        seconds = {id(task): task.utterance.duration or 0.0 for task in with_audio}
+        unknown = [task for task in with_audio if task.utterance.duration is None]
+        seconds |= zip(map(id, unknown), self._pool.map(_expected_seconds, unknown), strict=True)
         with_audio.sort(key=lambda task: -seconds[id(task)])
         loaded = prefetch(
             with_audio,
-            self._load,
+            self.intake.load,
             cost_bytes=lambda task: TEXT_ONLY_BYTES + int(seconds[id(task)] * DECODE_BYTES_PER_SECOND),
             size_bytes=_held_bytes,
             pool=self._pool,
@@ -183,27 +202,6 @@ class FeatureExtractor:
         if refused:
             yield BatchResult(list(refused))
 
-    def _load(self, task: Task) -> Loaded | tuple[Task, Rejection]:
-        """Tokenise and decode one task; runs in a thread."""
-        limits = None if self.model is None else SampleLimits(
-            min_frames=self.model.min_frames,
-            max_frames=self.model.max_frames,
-            max_text_tokens=self.settings.max_text_tokens,
-            max_codes=self.settings.max_codes,
-        )  # fmt: skip
-        if limits is None and task.need & Need.AUDIO:
-            raise ValueError("model is None, but audio features are wanted; give a FeatureModel")
-        limits = limits or SampleLimits(max_text_tokens=self.settings.max_text_tokens)
-        return load_sample(task, self.tokenizer, self._read_audio, limits)
-
-    def _read_audio(self, path: str, check_frames: Callable[[int], None]) -> tuple[np.ndarray, float]:
-        waveform = load_waveform(path, via=self.settings.via_sampling_rate)
-        check_frames(num_input_frames(len(waveform.samples)))
-        if self.loads_waveforms:
-            check_waveform(waveform.samples)
-            return waveform.samples, waveform.seconds
-        return extract_input_features(waveform.samples), waveform.seconds
-
     def _without_rejections(
         self, loaded: Iterator[Loaded | tuple[Task, Rejection]], refused: list[Outcome]
     ) -> Iterator[Loaded]:
@@ -212,7 +210,7 @@ class FeatureExtractor:
             if isinstance(item, tuple) and item[1].reason is Reason.OUT_OF_MEMORY:
                 log.warning("%s; trying again", item[1].message)
                 self._free_memory()
-                item = self._load(item[0])
+                item = self.intake.load(item[0])
             if isinstance(item, tuple):
                 refused.append(item)
             else:
@@ -316,7 +314,7 @@ class FeatureExtractor:
             need |= item.task.need
         clips = [item.audio for item in batch if item.audio is not None]
         inputs = padded_batch(clips, model.device)
-        if self.loads_waveforms:
+        if self.intake.settings.waveforms:
             inputs = batch_input_features(inputs, torch.tensor([len(clip) for clip in clips]))
         tensors = model(
             inputs,
@@ -363,12 +361,10 @@ def _held_bytes(item: Loaded | tuple[Task, Rejection]) -> int:
 
 
 def _expected_seconds(task: Task) -> float:
-    """Length to sort and to budget by before decoding: the manifest's duration, else the file header's.
+    """Length to sort and to budget by before decoding, of a clip whose manifest has none: the file header's.
 
     Of a file in object storage it is a guess by its size: for its header it would have to be fetched twice.
     """
-    if task.utterance.duration is not None:
-        return task.utterance.duration
     if is_url(task.utterance.path) and task.audio_bytes is not None:
         return guessed_seconds(task.audio_bytes)
     try:

@@ -1,19 +1,25 @@
 """One sample before the models: its text ids and its audio, or the reason why it cannot be used.
 
-Gives `load_sample`, which a build and a check share, so that both reject the same samples for the same reasons. Takes
-the tokenizer and the function that reads audio. Knows nothing of batches or models.
+Gives `load_sample`, which a build and a check share, so that both reject the same samples for the same reasons, and
+`Intake`, by which a build reads audio and calls it, here or in other processes. Knows nothing of batches or models.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 
-from hfprep.audio.input_features import num_input_frames
+from hfprep.audio.decode import load_waveform
+from hfprep.audio.input_features import check_waveform, extract_input_features, num_input_frames
 from hfprep.errors import HfprepError, Reason, RejectedSample
 from hfprep.records import Need, Rejection, Utterance
+
+if TYPE_CHECKING:
+    from hfprep.intake_processes import IntakeProcesses
 
 OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "bad_alloc")
 BROKEN_DEVICE_TEXTS = ("CUDA error", "device-side assert", "CUDNN_STATUS_EXECUTION_FAILED")
@@ -73,7 +79,7 @@ class Failure:
     device_broken: bool
 
     @classmethod
-    def of(cls, error: Exception) -> "Failure":
+    def of(cls, error: Exception) -> Failure:
         message = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:400]
         out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
             isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
@@ -148,3 +154,40 @@ def load_sample(
 def reject(task: Task, reason: Reason, message: str) -> Rejection:
     """The rejection of a task's utterance."""
     return Rejection(task.utterance.line, task.utterance.id, reason, message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntakeSettings:
+    """Which samples are taken, and as what: with `waveforms` as samples at 16 kHz, else as input features."""
+
+    limits: SampleLimits = field(default_factory=SampleLimits)
+    via_sampling_rate: int | None = None
+    waveforms: bool = False
+
+
+@dataclass
+class Intake:
+    """Tokenizes and reads one sample after another, with `processes` in these; safe to call from many threads."""
+
+    tokenizer: Tokenizer
+    settings: IntakeSettings
+    processes: IntakeProcesses | None = None
+
+    def load(self, task: Task) -> Loaded | tuple[Task, Rejection]:
+        """The sample, or why it cannot be used. Raises StoreError as `load_sample` does."""
+        found = None if self.processes is None else self.processes.load(task, self.settings)
+        return found or load_sample(task, self.tokenizer, self.read_audio, self.settings.limits)
+
+    def read_audio(self, path: str, check_frames: Callable[[int], None]) -> tuple[np.ndarray, float]:
+        """What `load_sample` asks for."""
+        waveform = load_waveform(path, via=self.settings.via_sampling_rate)
+        check_frames(num_input_frames(len(waveform.samples)))
+        if self.settings.waveforms:
+            check_waveform(waveform.samples)
+            return waveform.samples, waveform.seconds
+        return extract_input_features(waveform.samples), waveform.seconds
+
+    def close(self) -> None:
+        """End the processes."""
+        if self.processes is not None:
+            self.processes.close()

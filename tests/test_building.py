@@ -1,5 +1,6 @@
 """Whole builds on the small golden set: numbers, order, bad lines, caps, and the same as a plain datasets.map."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,11 +16,11 @@ import hfprep
 from hfprep.batching import BatchLimits
 from hfprep.errors import CheckpointError, ConfigError
 from hfprep.features import ExtractorSettings, FeatureExtractor, map_schema
+from hfprep.intake_processes import IntakeProcesses
 from hfprep.model_config import ModelConfig
 from hfprep.models.feature_model import FeatureModel
 from hfprep.models.locate import locate
 from hfprep.records import COLUMNS
-from hfprep.text.processes import TokenizerProcesses
 from hfprep.text.tokenizer import TextTokenizer
 
 Build = Callable[..., hfprep.Summary]
@@ -106,25 +107,26 @@ def test_a_plain_datasets_map_gives_the_same_features(build: Build, golden_small
 
 @pytest.fixture
 def on_the_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """From its call on, extractors do as with a GPU: load waveforms, tokenize in processes, look a batch ahead."""
-    tokenizers: list[TokenizerProcesses] = []
+    """From its call on, extractors do as with a GPU: have processes load waveforms, look a batch ahead."""
+    processes: list[IntakeProcesses] = []
 
     def begin() -> None:
         made = FeatureExtractor.__init__
 
         def as_with_a_gpu(self: FeatureExtractor, tokenizer: TextTokenizer, *args: Any, **options: Any) -> None:
-            tokenizers.append(TokenizerProcesses(tokenizer, 2))
-            made(self, tokenizers[-1], *args, **options)
+            processes.append(IntakeProcesses(tokenizer, 2))
+            made(self, tokenizer, *args, **options | {"processes": processes[-1]})
             assert not self.looks_ahead
-            self.looks_ahead = self.loads_waveforms = True
+            self.looks_ahead = True
+            self.intake.settings = dataclasses.replace(self.intake.settings, waveforms=True)
 
         monkeypatch.setattr(FeatureExtractor, "__init__", as_with_a_gpu)
-        for held_up in ("hfprep.features.extract_input_features", "hfprep.text.tokenizer.TextTokenizer.encode"):
-            monkeypatch.setattr(held_up, lambda *_: pytest.fail("computed in a thread"))
+        for held_up in ("hfprep.intake.load_waveform", "hfprep.text.tokenizer.TextTokenizer.encode"):
+            monkeypatch.setattr(held_up, lambda *_, **__: pytest.fail("read in a thread"))
 
     yield begin
-    assert tokenizers
-    assert all([*one._idle.queue] == [None, None] for one in tokenizers)  # every process has been ended
+    assert processes
+    assert all([*one._idle.queue] == [None, None] for one in processes)  # every process has been ended
 
 
 def test_input_features_computed_on_the_device_change_nothing(

@@ -110,7 +110,7 @@ class Bench:
             ExtractorSettings(limits=BatchLimits(self.batch_size, self.max_frames), workers=2),
             fallback=None if fallback is None else lambda: cast(FeatureModel, fallback),
         )
-        self.extractor._read_audio = self.read_audio  # type: ignore[method-assign]
+        self.extractor.intake.read_audio = self.read_audio  # type: ignore[method-assign]
 
     def read_audio(self, path: str, check_frames: Callable[[int], None]) -> tuple[np.ndarray, float]:
         number = int(path)
@@ -413,7 +413,7 @@ def test_numbers_that_are_not_finite_reject_their_own_sample(quiet: dict[str, Fe
         features[-1, 1] = np.nan if path == "3" else features[-1, 1]
         return features, seconds
 
-    bench.extractor._read_audio = read_audio  # type: ignore[method-assign]
+    bench.extractor.intake.read_audio = read_audio  # type: ignore[method-assign]
     found = bench.run()
     lost = found.pop("clip-3")
     assert isinstance(lost, Rejection)
@@ -442,7 +442,7 @@ def test_memory_short_while_decoding_is_tried_again(quiet: dict[str, Features]) 
             raise MemoryError
         return bench.read_audio(path, check_frames)
 
-    bench.extractor._read_audio = read_audio  # type: ignore[method-assign]
+    bench.extractor.intake.read_audio = read_audio  # type: ignore[method-assign]
     found = bench.run()
     lost = found.pop("clip-9")
     assert sorted(failed) == ["2", "9", "9"]

@@ -154,7 +154,7 @@ def no_audio(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("this run has no business with audio or models")
 
-    monkeypatch.setattr("hfprep.features.load_waveform", never)
+    monkeypatch.setattr("hfprep.intake.load_waveform", never)
     monkeypatch.setattr(FeatureModel, "load", never)
 
 

@@ -118,16 +118,20 @@ def _run_build(job: Job, device: Any, watch: Any, start: _Start) -> dict[str, in
 @contextlib.contextmanager
 def _timed_build(watch: Any, start: _Start, *, on_gpu: bool) -> Iterator[None]:
     """Time the steps of builds meanwhile, where they are called."""
-    from hfprep import features, precision_choice
+    from hfprep import features, intake, precision_choice
+    from hfprep.intake_processes import IntakeProcesses
     from hfprep.models.feature_model import FeatureModel
     from hfprep.store.fingerprints import FileHashes
     from hfprep.store.layout import Publisher, Stage
-    from hfprep.text.processes import TokenizerProcesses
     from hfprep.text.tokenizer import TextTokenizer
 
     load, measure = FeatureModel.load, precision_choice._measure
-    # With a GPU, processes tokenize, and the device computes the input features.
-    tokenizer = TokenizerProcesses if on_gpu else TextTokenizer
+    # With a GPU, processes decode and tokenize, and the device computes the input features.
+    reading: list[tuple[Any, str, str]] = [(IntakeProcesses, "load", "decode")] if on_gpu else [
+        (intake, "load_waveform", "decode"),
+        (intake, "extract_input_features", "features"),
+        (TextTokenizer, "encode", "text"),
+    ]  # fmt: skip
     on_device = watch.watched("features", features.batch_input_features)
 
     def load_watched(*args: Any, **options: Any) -> FeatureModel:
@@ -145,9 +149,7 @@ def _timed_build(watch: Any, start: _Start, *, on_gpu: bool) -> Iterator[None]:
             return measure(*args)
 
     steps: tuple[tuple[Any, str, str], ...] = (
-        (features, "load_waveform", "decode"),
-        (features, "extract_input_features", "features"),
-        (tokenizer, "encode", "text"),
+        *reading,
         (Stage, "write", "writing"),
         (Publisher, "publish", "writing"),
         (FileHashes, "sha256", "hashing"),

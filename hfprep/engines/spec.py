@@ -4,6 +4,7 @@ An engine decides who runs which rows where; everything it needs for that is her
 process. Knows nothing of manifests or of the output layout.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Mapping
@@ -17,18 +18,18 @@ import torch
 from hfprep.batching import BatchLimits
 from hfprep.devices import choose_device, device_memory
 from hfprep.features import BatchResult, DeviceError, ExtractorSettings, FeatureExtractor
+from hfprep.intake_processes import IntakeProcesses
 from hfprep.model_config import ModelConfig
 from hfprep.models.feature_model import FeatureModel
 from hfprep.models.locate import ModelFiles
 from hfprep.records import Rejection
 from hfprep.store.fingerprints import FileIdentity, check_unchanged
 from hfprep.store.layout import Staged
-from hfprep.text.processes import TokenizerProcesses
 from hfprep.text.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
 
-MOST_TOKENIZERS = 16  # processes of up to 120 MB each; even texts full of numbers take one no more than 30 ms
+MOST_PROCESSES = 16  # that load samples, 90 MB each; a clip of 8 s takes one 3 ms, a text full of numbers 30 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +117,18 @@ class ExtractorSpec:
             max_text_tokens=limits.max_text_tokens if limits else None,
             max_codes=limits.max_mel_tokens if limits else None,
         )
-        model, fallback = None, None
-        if self.with_audio:
-            model = models.load(self.files, self.model_config, self.seen, place, self.precision)
-            if place.type != "cpu":
-                fallback = partial(models.load, self.files, self.model_config, self.seen, torch.device("cpu"))
         tokenizer = TextTokenizer(self.tokenizer)
-        on_gpu = place.type == "cuda" and self.with_audio
-        tokenizers = TokenizerProcesses(tokenizer, min(self.workers, MOST_TOKENIZERS)) if on_gpu else tokenizer
-        check_unchanged({path: identity for path, identity in self.seen.items() if path == self.tokenizer})
-        return FeatureExtractor(tokenizers, model, settings, fallback=fallback)
+        model, fallback, processes = None, None, None
+        with contextlib.ExitStack() as stack:
+            if self.with_audio and place.type != "cpu":
+                processes = IntakeProcesses(tokenizer, min(self.workers, MOST_PROCESSES))
+                stack.callback(processes.close)  # where the models cannot be loaded, which goes on while these start
+                fallback = partial(models.load, self.files, self.model_config, self.seen, torch.device("cpu"))
+            check_unchanged({path: identity for path, identity in self.seen.items() if path == self.tokenizer})
+            if self.with_audio:
+                model = models.load(self.files, self.model_config, self.seen, place, self.precision)
+            stack.pop_all()
+        return FeatureExtractor(tokenizer, model, settings, fallback=fallback, processes=processes)
 
 
 def cost_of(result: BatchResult, audio_seconds: float, out_of_memory_events: int) -> BatchCost:

@@ -1,0 +1,278 @@
+"""Samples loaded in processes of their own, for threads that would have to share Python's lock.
+
+Decoding holds the lock for two milliseconds a clip, and a grammar for one for every two characters where there are
+numbers to spell out; meanwhile no other thread could keep a GPU busy. Gives `IntakeProcesses`, for an `Intake`.
+
+One process imports what is needed, a quarter of a GB with torch, and then forks: the others share its memory and start
+at once. It runs no threads, so forking is safe there. Knows nothing of who asks.
+"""
+
+import json
+import logging
+import os
+import pickle
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from queue import LifoQueue
+from typing import Any
+
+import numpy as np
+import torch
+
+from hfprep.errors import Reason
+from hfprep.intake import Intake, IntakeSettings, Loaded, Task, reject
+from hfprep.records import Need, Rejection
+from hfprep.text.normalizer import TextNormalizer
+from hfprep.text.tokenizer import TextTokenizer
+
+log = logging.getLogger(__name__)
+
+CODE = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1])\n"
+    "from hfprep.intake_processes import serve; serve(int(sys.argv[2]), *sys.argv[3:])"
+)
+LENGTH = struct.Struct("!Q")
+FORK, END = b"f", b"e"  # what the process that forks is asked for
+TRIES = 2
+CRASHES = [-number for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)]
+DYING_SECONDS = 1.0  # that a crashed process may take to be gone, after its socket
+POLL_SECONDS = 0.01
+
+
+class IntakeProcesses:
+    """Loads samples in up to `count` processes that know a tokenizer like `tokenizer`, each there when others are busy.
+
+    Safe to call from several threads. A process that has ended is replaced. What these cannot do, because one was
+    killed or the tokenizer's file has changed, is for the asker to do.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, count: int) -> None:
+        self._tokenizer = tokenizer
+        self._count = count
+        self._lock = threading.Lock()
+        self._parent: _Parent | None = _Parent(tokenizer)
+        self._idle: LifoQueue[_Process | None] = LifoQueue()
+        for _ in range(count):
+            self._idle.put(None)
+
+    def load(self, task: Task, settings: IntakeSettings) -> Loaded | tuple[Task, Rejection] | None:
+        """What an `Intake` with these settings makes of a task; None where it has to be asked here.
+
+        A sample at which two processes crash, one after the other, is rejected: here it would end the run.
+        """
+        for _ in range(TRIES):
+            process, ended = self._idle.get(), 0
+            try:
+                process = process or self._start()
+                return process.ask(task, settings)
+            except (OSError, ValueError) as error:
+                log.warning("the process that was to load %s has failed (%s)", task.utterance.id, error)
+                ended = 0 if process is None else process.close(DYING_SECONDS)
+                process = None
+            finally:
+                self._idle.put(process)
+            if ended not in CRASHES:
+                return None
+        reason = Reason.AUDIO_UNREADABLE if task.need & Need.AUDIO else Reason.TEXT_FAILED
+        how = signal.Signals(-ended).name
+        return task, reject(task, reason, f"while reading {task.utterance.path}: the process crashed ({how}), twice")
+
+    def close(self) -> None:
+        """End the processes; to be called when no thread asks any more, and those who ask later start new ones."""
+        for process in [self._idle.get() for _ in range(self._count)]:
+            if process is not None:
+                process.close()
+            self._idle.put(None)
+        with self._lock:
+            if self._parent is not None:
+                self._parent.close()
+            self._parent = None
+
+    def _start(self) -> "_Process":
+        """Another process. Raises OSError where there can be none, ValueError where it would have other text ids."""
+        with self._lock:
+            parent = self._parent = self._parent or _Parent(self._tokenizer)
+        try:
+            return parent.fork()
+        except (OSError, ValueError):
+            with self._lock:
+                if self._parent is parent:
+                    self._parent = None
+            parent.close()
+            raise
+
+
+class _Parent:
+    """The process that forks. It ends by itself once nobody holds the other end of its socket; so do all others."""
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        """Start it; raises OSError where that fails."""
+        folder = tokenizer.normalizer.grammar_dir
+        self._lock = threading.Lock()
+        self._expected: str | None = tokenizer.model_sha256
+        self._model = tokenizer.model_path
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            end = theirs.fileno()
+            arguments = [json.dumps(sys.path), str(end), str(self._model), *([] if folder is None else [str(folder)])]
+            # Whatever a library has to say goes where errors go.
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", CODE, *arguments], stdin=subprocess.DEVNULL, stdout=2, pass_fds=[end]
+            )
+
+    def fork(self) -> "_Process":
+        """Raises OSError where it does not answer, ValueError where it has read another tokenizer than we have."""
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs, self._lock:
+                if self._expected is not None:
+                    if _receive(self._socket) != self._expected:
+                        raise ValueError(f"{self._model} has changed")
+                    self._expected = None
+                socket.send_fds(self._socket, [FORK], [theirs.fileno()])
+                return _Process(self, _receive(self._socket), ours)
+        except BaseException:
+            ours.close()
+            raise
+
+    def end(self, number: int, patience: float) -> int:
+        """End one of its processes, unless it does so by itself within `patience` seconds; gives its exit status."""
+        try:
+            with self._lock:
+                self._socket.sendall(END)
+                _send(self._socket, (number, patience))
+                return int(_receive(self._socket))
+        except OSError:
+            return 0  # nobody knows: this process has ended, too, and with it all others will
+
+    def close(self) -> None:
+        self._socket.close()
+        self.process.kill()
+        self.process.wait()
+
+
+class _Process:
+    """One process that loads samples."""
+
+    def __init__(self, parent: _Parent, number: int, connection: socket.socket) -> None:
+        self.number = number
+        self._parent = parent
+        self._socket = connection
+
+    def ask(self, task: Task, settings: IntakeSettings) -> Loaded | tuple[Task, Rejection] | None:
+        """What it answers; raises OSError where it does not."""
+        _send(self._socket, (task, settings))
+        kind, answer = _receive(self._socket)
+        if kind == "rejected":
+            return task, answer
+        if kind == "loaded":
+            text_ids, shape, seconds = answer
+            audio = None if shape is None else np.empty(shape, np.float32)
+            if audio is not None:
+                _fill(self._socket, audio.data)
+            return Loaded(task, text_ids, audio, seconds)
+        return None
+
+    def close(self, patience: float = 0.0) -> int:
+        """End it, unless it does so by itself within `patience` seconds; gives its exit status."""
+        self._socket.close()
+        return self._parent.end(self.number, patience)
+
+
+def serve(end: int, model: str, folder: str | None = None) -> None:
+    """Fork and end processes as asked at the socket with this descriptor, until it closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the asker decides
+    torch.set_num_threads(1)
+    tokenizer = TextTokenizer(Path(model), normalizer=TextNormalizer(grammar_dir=Path(folder) if folder else None))
+    with socket.socket(fileno=end) as asker:
+        try:
+            _send(asker, tokenizer.model_sha256)
+            while True:
+                request, descriptors, _, _ = socket.recv_fds(asker, 1, 1)
+                if request == FORK:
+                    _send(asker, _fork(asker, descriptors[0], tokenizer))
+                elif request == END:
+                    _send(asker, _end(*_receive(asker)))
+                else:
+                    return
+        except OSError:
+            return  # whoever asked is gone
+
+
+def _fork(asker: socket.socket, descriptor: int, tokenizer: TextTokenizer) -> int:
+    number = os.fork()
+    if number == 0:
+        asker.close()
+        try:
+            _load_samples(descriptor, tokenizer)
+        finally:
+            os._exit(0)
+    os.close(descriptor)
+    return number
+
+
+def _end(number: int, patience: float) -> int:
+    deadline = time.monotonic() + patience
+    found, status = os.waitpid(number, os.WNOHANG)
+    while not found and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+        found, status = os.waitpid(number, os.WNOHANG)
+    if not found:
+        os.kill(number, signal.SIGKILL)
+        _, status = os.waitpid(number, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def _load_samples(descriptor: int, tokenizer: TextTokenizer) -> None:
+    """Answer what comes in at a socket until it closes: `loaded`, with the samples after the answer, or `rejected`, or
+    that the asker has to find out by itself."""  # fmt: skip
+    with socket.socket(fileno=descriptor) as asker:
+        try:
+            while True:
+                task, settings = _receive(asker)
+                answer, audio = _answer(Intake(tokenizer, settings), task)
+                _send(asker, answer)
+                if audio is not None:
+                    asker.sendall(np.ascontiguousarray(audio).data)
+        except OSError:
+            return
+
+
+def _answer(intake: Intake, task: Task) -> tuple[tuple[str, Any], np.ndarray | None]:
+    try:
+        found = intake.load(task)
+    except Exception:  # noqa: BLE001 - the asker tries the same and meets the same error
+        return ("unknown", None), None
+    if isinstance(found, tuple):
+        return ("rejected", found[1]), None
+    shape = None if found.audio is None else found.audio.shape
+    return ("loaded", (found.text_ids, shape, found.seconds)), found.audio
+
+
+def _send(to: socket.socket, message: Any) -> None:
+    content = pickle.dumps(message)
+    to.sendall(LENGTH.pack(len(content)) + content)
+
+
+def _receive(source: socket.socket) -> Any:
+    length = bytearray(LENGTH.size)
+    _fill(source, length)
+    content = bytearray(LENGTH.unpack(length)[0])
+    _fill(source, content)
+    return pickle.loads(content)  # noqa: S301 - both ends are this program's
+
+
+def _fill(source: socket.socket, buffer: memoryview | bytearray) -> None:
+    """Receive as many bytes as the buffer holds, in few calls: each of them takes Python's lock."""
+    rest = memoryview(buffer).cast("B")
+    while rest:
+        received = source.recv_into(rest, flags=socket.MSG_WAITALL)
+        if not received:
+            raise OSError("it has ended")
+        rest = rest[received:]

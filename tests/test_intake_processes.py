@@ -1,0 +1,234 @@
+"""Samples loaded in other processes: the same arrays, the same rejections, and none lost with a process."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from hfprep import intake_processes
+from hfprep.errors import Reason
+from hfprep.intake import Intake, IntakeSettings, Loaded, SampleLimits, Task
+from hfprep.intake_processes import IntakeProcesses
+from hfprep.records import Need, Rejection, Utterance
+from hfprep.text.tokenizer import TextTokenizer
+
+MODEL = Path(__file__).parent / "data" / "text-bpe.model"
+TEXTS = [
+    ("It cost $4.50 on May 5, 2021.", "en"),
+    ("plain words", None),
+    ("今天是2024年。", "zh"),
+    ("ሰላም፡ለሁሉም።", "am"),
+    ("こんにちは、世界\n", None),
+    ("speaker 3:", "en"),
+    ("half a character: \ud800", "en"),
+    ("7" * 6000, "en"),
+]
+SETTINGS = IntakeSettings(limits=SampleLimits(min_frames=3, max_frames=300), waveforms=True)
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> list[Task]:
+    """A clip for each text, one too short and one too long, one damaged and one missing; one without audio."""
+    noise = np.random.default_rng(5).standard_normal(200_000).astype(np.float32) / 10
+    found = []
+    for number, (text, language) in enumerate(TEXTS):
+        path = tmp_path / f"{number}.wav"
+        soundfile.write(path, noise[: {0: 900, 4: 200_000}.get(number, number * 20_000)], (24_000, 16_000)[number % 2])
+        found.append(task_of(number, text, path, language))
+    (tmp_path / "damaged.wav").write_bytes(b"RIFF" + bytes(100))
+    found += [task_of(number, "x", tmp_path / name) for number, name in ((90, "damaged.wav"), (91, "missing.wav"))]
+    return [*found, replace(found[1], need=Need.TEXT)]
+
+
+def task_of(number: int, text: str, path: Path, language: str | None = None) -> Task:
+    return Task(Utterance(number, f"clip-{number}", text, str(path), str(path), language=language))
+
+
+@pytest.fixture
+def processes() -> Iterator[IntakeProcesses]:
+    opened = IntakeProcesses(TextTokenizer(MODEL), 2)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of all processes that were started."""
+    found: list[int] = []
+    fork = intake_processes._Parent.fork
+
+    def noted(self: intake_processes._Parent) -> intake_processes._Process:
+        process = fork(self)
+        found.append(process.number)
+        return process
+
+    monkeypatch.setattr(intake_processes._Parent, "fork", noted)
+    return found
+
+
+def alive(number: int) -> bool:
+    return Path(f"/proc/{number}").exists()
+
+
+def plain(found: Loaded | tuple[Task, Rejection] | None) -> object:
+    """Something to compare."""
+    if not isinstance(found, Loaded):
+        return found
+    arrays = (None if array is None else (array.dtype, array.tolist()) for array in (found.text_ids, found.audio))
+    return found.task, *arrays, found.seconds
+
+
+@pytest.mark.parametrize("waveforms", [True, False])
+def test_samples_and_rejections_are_the_same_from_many_threads(
+    started: list[int],
+    processes: IntakeProcesses,
+    tasks: list[Task],
+    waveforms: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = replace(SETTINGS, waveforms=waveforms)
+    here = Intake(TextTokenizer(MODEL), settings)
+    expected = [plain(here.load(task)) for task in tasks]
+    reasons = [found[1].reason for found in expected if isinstance(found, tuple) and isinstance(found[1], Rejection)]
+    assert {Reason.AUDIO_MISSING, Reason.AUDIO_UNREADABLE, Reason.AUDIO_TOO_SHORT, Reason.AUDIO_TOO_LONG} < {*reasons}
+    assert len(reasons) < len(tasks) - 3
+    monkeypatch.setattr("hfprep.intake.load_sample", lambda *_: pytest.fail("loaded in this process"))
+    there = Intake(TextTokenizer(MODEL), settings, processes)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda task: plain(there.load(task)), tasks * 3))
+    assert found == expected * 3
+    assert len(started) == 2
+    there.close()
+    assert not any(map(alive, started))
+
+
+def test_a_killed_process_loses_no_sample(
+    started: list[int],
+    processes: IntakeProcesses,
+    tasks: list[Task],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    intake = Intake(TextTokenizer(MODEL), SETTINGS, processes)
+    expected = plain(intake.load(tasks[2]))
+    os.kill(started[0], signal.SIGKILL)
+    assert plain(intake.load(tasks[2])) == expected
+    assert "the process that was to load clip-2 has failed" in caplog.text
+    assert len(started) == 1
+    assert plain(intake.load(tasks[2])) == expected
+    assert len(started) == 2  # another is there in its place
+
+
+def test_a_killed_parent_loses_no_sample(
+    started: list[int], processes: IntakeProcesses, tasks: list[Task], caplog: pytest.LogCaptureFixture
+) -> None:
+    intake = Intake(TextTokenizer(MODEL), SETTINGS, processes)
+    expected = plain(intake.load(tasks[2]))
+    assert processes._parent is not None
+    processes._parent.process.kill()
+    processes._parent.process.wait()
+    assert plain(intake.load(tasks[2])) == expected  # its process still loads samples
+    os.kill(started[0], signal.SIGKILL)
+    for number in (1, 1, 2):  # here; no other can be forked, so here again; another parent is there
+        assert plain(intake.load(tasks[2])) == expected
+        assert len(started) == number
+
+
+@pytest.mark.parametrize("crashes", [1, 2])
+def test_a_sample_at_which_processes_crash_is_rejected(
+    started: list[int],
+    tasks: list[Task],
+    tmp_path: Path,
+    crashes: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Here it would end the run; where only one of two crashes, it may have been for want of memory."""
+    prelude = (
+        "\nimport os; from hfprep import intake; load = intake.load_waveform\n"
+        "def crash(path, **options):\n"
+        f"    for mark in [{str(tmp_path)!r} + f'/{{number}}' for number in range({crashes})]:\n"
+        "        if path.endswith('2.wav') and not os.path.exists(mark): open(mark, 'w').close(); os.abort()\n"
+        "    return load(path, **options)\n"
+        "intake.load_waveform = crash\n"
+    )
+    monkeypatch.setattr(intake_processes, "CODE", intake_processes.CODE.replace("\n", prelude, 1))
+    processes = IntakeProcesses(TextTokenizer(MODEL), 1)
+    found = processes.load(tasks[2], SETTINGS)
+    if crashes == 1:
+        assert plain(found) == plain(Intake(TextTokenizer(MODEL), SETTINGS).load(tasks[2]))
+    else:
+        assert isinstance(found, tuple)
+        assert found[1].reason is Reason.AUDIO_UNREADABLE
+        assert "the process crashed (SIGABRT), twice" in found[1].message
+        assert tasks[2].utterance.path in found[1].message
+    assert isinstance(processes.load(tasks[3], SETTINGS), Loaded)
+    assert len(started) == crashes + 1
+    processes.close()
+
+
+def test_an_interrupt_is_left_to_whoever_asks(
+    started: list[int], processes: IntakeProcesses, tasks: list[Task]
+) -> None:
+    processes.load(tasks[2], SETTINGS)
+    assert processes._parent is not None
+    for number in (started[0], processes._parent.process.pid):
+        os.kill(number, signal.SIGINT)
+    assert isinstance(processes.load(tasks[2], SETTINGS), Loaded)
+    assert processes._parent.process.poll() is None
+    assert len(started) == 1
+
+
+def test_another_model_in_the_files_place_is_not_used(tmp_path: Path, golden_small: Path, tasks: list[Task]) -> None:
+    path = tmp_path / "bpe.model"
+    shutil.copyfile(MODEL, path)
+    tokenizer = TextTokenizer(path)
+    assert tokenizer.model_sha256 == TextTokenizer(MODEL).model_sha256  # the hash of what it has read
+    shutil.copyfile(golden_small / "checkpoints" / "bpe.model", path)
+    intake = Intake(tokenizer, SETTINGS, IntakeProcesses(tokenizer, 1))
+    assert plain(intake.load(tasks[3])) == plain(Intake(TextTokenizer(MODEL), SETTINGS).load(tasks[3]))
+    assert plain(intake.load(tasks[3])) != plain(Intake(TextTokenizer(path), SETTINGS).load(tasks[3]))
+    intake.close()
+
+
+def test_other_threads_go_on_while_a_text_is_read(processes: IntakeProcesses, tasks: list[Task]) -> None:
+    """Of a grammar in this process they would see nothing for as long as it takes."""
+    processes.load(tasks[0], SETTINGS)  # the process is there and has its grammar
+    longest, last, done = 0.0, time.perf_counter(), threading.Event()
+    text = "It cost $4.50 on May 5, 2021, and $5.60 the day after. " * 4
+    long = Task(replace(tasks[0].utterance, text=text), Need.TEXT)
+
+    def read() -> None:
+        processes.load(long, SETTINGS)
+        done.set()
+
+    thread = threading.Thread(target=read)
+    started = last
+    thread.start()
+    while not done.is_set():
+        time.sleep(0.001)
+        now = time.perf_counter()
+        longest, last = max(longest, now - last), now
+    thread.join()
+    assert longest < (last - started) / 2
+
+
+def test_they_end_with_whoever_asks() -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from hfprep import intake_processes as module\n"
+        "p = module.IntakeProcesses(module.TextTokenizer(Path(sys.argv[1])), 1); q = p._start()\n"
+        "os.kill(q.number, 0); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    # Its standard error is the other processes', too, and so comes to its end when all are gone.
+    command = [sys.executable, "-c", code, str(MODEL)]
+    found = subprocess.run(command, capture_output=True, cwd=Path(__file__).parent.parent, check=False, timeout=30)
+    assert found.returncode == -signal.SIGKILL, found.stderr
