@@ -4,9 +4,10 @@ Decoding holds the lock for two milliseconds a clip, and a grammar for one for e
 numbers to spell out; meanwhile no other thread could keep a GPU busy. Gives `IntakeProcesses`, for an `Intake`.
 
 One process imports what is needed, a quarter of a GB with torch, and then forks: the others share its memory and start
-at once. It runs no threads, so forking is safe there. Knows nothing of who asks.
+at once. It runs no other threads, so that forking is safe. Knows nothing of who asks.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -34,7 +35,9 @@ from hfprep.text.tokenizer import TextTokenizer
 log = logging.getLogger(__name__)
 
 CODE = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1])\n"
+    "import json, os, sys; sys.path[:] = json.loads(sys.argv[1])\n"
+    # No thread of a library that a fork would leave behind.
+    "os.environ.update(OPENBLAS_NUM_THREADS='1', OMP_NUM_THREADS='1', JE_ARROW_MALLOC_CONF='background_thread:false')\n"
     "from hfprep.intake_processes import serve; serve(int(sys.argv[2]), *sys.argv[3:])"
 )
 LENGTH = struct.Struct("!Q")
@@ -56,7 +59,10 @@ class IntakeProcesses:
         self._tokenizer = tokenizer
         self._count = count
         self._lock = threading.Lock()
-        self._parent: _Parent | None = _Parent(tokenizer)
+        self._changed = False  # the tokenizer's file, and so all ids that processes would give
+        self._parent: _Parent | None = None
+        with contextlib.suppress(OSError):  # whoever asks first meets the same error
+            self._parent = _Parent(tokenizer)
         self._idle: LifoQueue[_Process | None] = LifoQueue()
         for _ in range(count):
             self._idle.put(None)
@@ -67,11 +73,13 @@ class IntakeProcesses:
         A sample at which two processes crash, one after the other, is rejected: here it would end the run.
         """
         for _ in range(TRIES):
+            if self._changed:
+                return None
             process, ended = self._idle.get(), 0
             try:
                 process = process or self._start()
                 return process.ask(task, settings)
-            except (OSError, ValueError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, an answer may have been read by half
                 log.warning("the process that was to load %s has failed (%s)", task.utterance.id, error)
                 ended = 0 if process is None else process.close(DYING_SECONDS)
                 process = None
@@ -100,7 +108,8 @@ class IntakeProcesses:
             parent = self._parent = self._parent or _Parent(self._tokenizer)
         try:
             return parent.fork()
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            self._changed = isinstance(error, ValueError)
             with self._lock:
                 if self._parent is parent:
                     self._parent = None

@@ -109,6 +109,8 @@ def test_samples_and_rejections_are_the_same_from_many_threads(
         found = list(pool.map(lambda task: plain(there.load(task)), tasks * 3))
     assert found == expected * 3
     assert len(started) == 2
+    assert processes._parent is not None
+    assert len(list(Path(f"/proc/{processes._parent.process.pid}/task").iterdir())) == 1  # or a fork would not be safe
     there.close()
     assert not any(map(alive, started))
 
@@ -188,7 +190,9 @@ def test_an_interrupt_is_left_to_whoever_asks(
     assert len(started) == 1
 
 
-def test_another_model_in_the_files_place_is_not_used(tmp_path: Path, golden_small: Path, tasks: list[Task]) -> None:
+def test_another_model_in_the_files_place_is_not_used(
+    tmp_path: Path, golden_small: Path, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "bpe.model"
     shutil.copyfile(MODEL, path)
     tokenizer = TextTokenizer(path)
@@ -197,7 +201,34 @@ def test_another_model_in_the_files_place_is_not_used(tmp_path: Path, golden_sma
     intake = Intake(tokenizer, SETTINGS, IntakeProcesses(tokenizer, 1))
     assert plain(intake.load(tasks[3])) == plain(Intake(TextTokenizer(MODEL), SETTINGS).load(tasks[3]))
     assert plain(intake.load(tasks[3])) != plain(Intake(TextTokenizer(path), SETTINGS).load(tasks[3]))
+    monkeypatch.setattr(intake_processes, "_Parent", lambda _: pytest.fail("tried again"))
+    assert isinstance(intake.load(tasks[3]), Loaded)
     intake.close()
+
+
+def test_where_no_process_can_be_started_samples_are_loaded_here(
+    tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/there/is/no/python")
+    intake = Intake(TextTokenizer(MODEL), SETTINGS, IntakeProcesses(TextTokenizer(MODEL), 1))
+    assert isinstance(intake.load(tasks[3]), Loaded)
+    intake.close()
+
+
+def test_an_answer_that_is_read_by_half_is_not_taken_for_the_next(
+    processes: IntakeProcesses, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intake = Intake(TextTokenizer(MODEL), SETTINGS, processes)
+    expected = [plain(intake.load(task)) for task in tasks[1:4]]
+    fill = intake_processes._fill
+
+    def full(*_: object) -> None:
+        monkeypatch.setattr(intake_processes, "_fill", fill)
+        raise MemoryError
+
+    monkeypatch.setattr(intake_processes, "_fill", full)
+    assert plain(intake.load(tasks[1])) == expected[0]
+    assert [plain(intake.load(task)) for task in tasks[1:4]] == expected
 
 
 def test_other_threads_go_on_while_a_text_is_read(processes: IntakeProcesses, tasks: list[Task]) -> None:
