@@ -11,14 +11,13 @@ import contextlib
 import json
 import logging
 import os
-import pickle
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
+from multiprocessing import reduction
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from queue import LifoQueue
 from typing import Any
@@ -40,8 +39,6 @@ CODE = (
     "os.environ.update(OPENBLAS_NUM_THREADS='1', OMP_NUM_THREADS='1', JE_ARROW_MALLOC_CONF='background_thread:false')\n"
     "from hfprep.intake_processes import serve; serve(int(sys.argv[2]), *sys.argv[3:])"
 )
-LENGTH = struct.Struct("!Q")
-FORK, END = b"f", b"e"  # what the process that forks is asked for
 TRIES = 2
 CRASHES = [-number for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)]
 DYING_SECONDS = 1.0  # that a crashed process may take to be gone, after its socket
@@ -103,12 +100,12 @@ class IntakeProcesses:
             self._parent = None
 
     def _start(self) -> "_Process":
-        """Another process. Raises OSError where there can be none, ValueError where it would have other text ids."""
+        """Another process. Raises OSError or EOFError where there is none, ValueError where its ids would differ."""
         with self._lock:
             parent = self._parent = self._parent or _Parent(self._tokenizer)
         try:
             return parent.fork()
-        except (OSError, ValueError) as error:
+        except (OSError, EOFError, ValueError) as error:
             self._changed = isinstance(error, ValueError)
             with self._lock:
                 if self._parent is parent:
@@ -126,7 +123,7 @@ class _Parent:
         self._lock = threading.Lock()
         self._expected: str | None = tokenizer.model_sha256
         self._model = tokenizer.model_path
-        self._socket, theirs = socket.socketpair()
+        self._connection, theirs = Pipe()
         with theirs:
             end = theirs.fileno()
             arguments = [json.dumps(sys.path), str(end), str(self._model), *([] if folder is None else [str(folder)])]
@@ -136,16 +133,17 @@ class _Parent:
             )
 
     def fork(self) -> "_Process":
-        """Raises OSError where it does not answer, ValueError where it has read another tokenizer than we have."""
-        ours, theirs = socket.socketpair()
+        """Raises OSError or EOFError where it does not answer, ValueError where it has read another tokenizer."""
+        ours, theirs = Pipe()
         try:
             with theirs, self._lock:
                 if self._expected is not None:
-                    if _receive(self._socket) != self._expected:
+                    if self._connection.recv() != self._expected:
                         raise ValueError(f"{self._model} has changed")
                     self._expected = None
-                socket.send_fds(self._socket, [FORK], [theirs.fileno()])
-                return _Process(self, _receive(self._socket), ours)
+                self._connection.send(None)
+                reduction.send_handle(self._connection, theirs.fileno(), self.process.pid)
+                return _Process(self, self._connection.recv(), ours)
         except BaseException:
             ours.close()
             raise
@@ -154,14 +152,13 @@ class _Parent:
         """End one of its processes, unless it does so by itself within `patience` seconds; gives its exit status."""
         try:
             with self._lock:
-                self._socket.sendall(END)
-                _send(self._socket, (number, patience))
-                return int(_receive(self._socket))
-        except OSError:
+                self._connection.send((number, patience))
+                return int(self._connection.recv())
+        except (OSError, EOFError):
             return 0  # nobody knows: this process has ended, too, and with it all others will
 
     def close(self) -> None:
-        self._socket.close()
+        self._connection.close()
         self.process.kill()
         self.process.wait()
 
@@ -169,52 +166,44 @@ class _Parent:
 class _Process:
     """One process that loads samples."""
 
-    def __init__(self, parent: _Parent, number: int, connection: socket.socket) -> None:
+    def __init__(self, parent: _Parent, number: int, connection: Connection) -> None:
         self.number = number
         self._parent = parent
-        self._socket = connection
+        self._connection = connection
 
     def ask(self, task: Task, settings: IntakeSettings) -> Loaded | tuple[Task, Rejection] | None:
-        """What it answers; raises OSError where it does not."""
-        _send(self._socket, (task, settings))
-        kind, answer = _receive(self._socket)
+        """What it answers; raises OSError or EOFError where it does not."""
+        self._connection.send((task, settings))
+        kind, answer = self._connection.recv()
         if kind == "rejected":
             return task, answer
         if kind == "loaded":
             text_ids, shape, seconds = answer
             audio = None if shape is None else np.empty(shape, np.float32)
             if audio is not None:
-                _fill(self._socket, audio.data)
+                _fill(self._connection, audio)
             return Loaded(task, text_ids, audio, seconds)
         return None
 
     def close(self, patience: float = 0.0) -> int:
         """End it, unless it does so by itself within `patience` seconds; gives its exit status."""
-        self._socket.close()
+        self._connection.close()
         return self._parent.end(self.number, patience)
 
 
 def serve(end: int, model: str, folder: str | None = None) -> None:
-    """Fork and end processes as asked at the socket with this descriptor, until it closes."""
+    """Fork and end processes as asked through the connection with this descriptor, until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the asker decides
     torch.set_num_threads(1)
     tokenizer = TextTokenizer(Path(model), normalizer=TextNormalizer(grammar_dir=Path(folder) if folder else None))
-    with socket.socket(fileno=end) as asker:
-        try:
-            _send(asker, tokenizer.model_sha256)
-            while True:
-                request, descriptors, _, _ = socket.recv_fds(asker, 1, 1)
-                if request == FORK:
-                    _send(asker, _fork(asker, descriptors[0], tokenizer))
-                elif request == END:
-                    _send(asker, _end(*_receive(asker)))
-                else:
-                    return
-        except OSError:
-            return  # whoever asked is gone
+    with Connection(end) as asker, contextlib.suppress(OSError, EOFError):  # whoever asked is gone
+        asker.send(tokenizer.model_sha256)
+        while True:
+            request = asker.recv()
+            asker.send(_fork(asker, reduction.recv_handle(asker), tokenizer) if request is None else _end(*request))
 
 
-def _fork(asker: socket.socket, descriptor: int, tokenizer: TextTokenizer) -> int:
+def _fork(asker: Connection, descriptor: int, tokenizer: TextTokenizer) -> int:
     number = os.fork()
     if number == 0:
         asker.close()
@@ -239,18 +228,16 @@ def _end(number: int, patience: float) -> int:
 
 
 def _load_samples(descriptor: int, tokenizer: TextTokenizer) -> None:
-    """Answer what comes in at a socket until it closes: `loaded`, with the samples after the answer, or `rejected`, or
+    """Answer what comes in until the connection closes: `loaded`, with the samples after the answer, or `rejected`, or
     that the asker has to find out by itself."""  # fmt: skip
-    with socket.socket(fileno=descriptor) as asker:
-        try:
-            while True:
-                task, settings = _receive(asker)
-                answer, audio = _answer(Intake(tokenizer, settings), task)
-                _send(asker, answer)
-                if audio is not None:
-                    asker.sendall(np.ascontiguousarray(audio).data)
-        except OSError:
-            return
+    with Connection(descriptor) as asker, contextlib.suppress(OSError, EOFError):
+        while True:
+            task, settings = asker.recv()
+            answer, audio = _answer(Intake(tokenizer, settings), task)
+            asker.send(answer)
+            if audio is not None:
+                with open(asker.fileno(), "wb", closefd=False) as stream:
+                    stream.write(np.ascontiguousarray(audio).data)
 
 
 def _answer(intake: Intake, task: Task) -> tuple[tuple[str, Any], np.ndarray | None]:
@@ -264,24 +251,11 @@ def _answer(intake: Intake, task: Task) -> tuple[tuple[str, Any], np.ndarray | N
     return ("loaded", (found.text_ids, shape, found.seconds)), found.audio
 
 
-def _send(to: socket.socket, message: Any) -> None:
-    content = pickle.dumps(message)
-    to.sendall(LENGTH.pack(len(content)) + content)
-
-
-def _receive(source: socket.socket) -> Any:
-    length = bytearray(LENGTH.size)
-    _fill(source, length)
-    content = bytearray(LENGTH.unpack(length)[0])
-    _fill(source, content)
-    return pickle.loads(content)  # noqa: S301 - both ends are this program's
-
-
-def _fill(source: socket.socket, buffer: memoryview | bytearray) -> None:
-    """Receive as many bytes as the buffer holds, in few calls: each of them takes Python's lock."""
-    rest = memoryview(buffer).cast("B")
+def _fill(source: Connection, array: np.ndarray) -> None:
+    """Receive the bytes of an array where they belong: `recv_bytes_into` copies them twice, holding Python's lock."""
+    rest = array.data.cast("B")
     while rest:
-        received = source.recv_into(rest, flags=socket.MSG_WAITALL)
+        received = os.readv(source.fileno(), [rest])
         if not received:
-            raise OSError("it has ended")
+            raise EOFError
         rest = rest[received:]

@@ -1,6 +1,7 @@
 """check: what it foretells is what a build does; what it counts is what is there."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hfprep.building import build
 from hfprep.cli import app
 from hfprep.config import BuildConfig
 from hfprep.demo.dataset import DemoDataset, make_dataset
-from hfprep.errors import ConfigError, Reason
+from hfprep.errors import CheckpointError, ConfigError, Reason
 from hfprep.models.semantic_config import NUM_LAYERS, SemanticEncoderConfig
 from hfprep.preflight import estimates, scan
 from hfprep.preflight.estimates import Work, estimate
@@ -317,6 +318,11 @@ def test_errors_come_before_any_line(tmp_path: Path, models: Path) -> None:
     assert not (tmp_path / "fixed.jsonl").exists()
     with pytest.raises(ConfigError, match="tokenizer"):
         check(CheckOptions(manifest=empty, tokenizer=tmp_path / "bpe.model"))
+    copy = tmp_path / "models"
+    shutil.copytree(models, copy)
+    (copy / "w2v-bert-2.0" / "config.json").write_text('{"hidden_size": "wide"}')
+    with pytest.raises(CheckpointError, match="hidden_size is 'wide'"):
+        check(CheckOptions(manifest=empty, models=copy))
 
 
 @pytest.fixture

@@ -81,9 +81,11 @@ class CheckResult:
 def check(options: CheckOptions, progress: Callable[[int], None] = lambda _: None) -> CheckResult:
     """Look at every line of a manifest; `progress` is called with the number of lines looked at.
 
-    Raises ConfigError where the manifest, the tokenizer or the config cannot be read, before any line is looked at.
+    Raises ConfigError or CheckpointError where the manifest, the tokenizer or a config cannot be read, before any line
+    is looked at.
     """
     model = _model_config(options)
+    work = Work.of(model, options.models / "w2v-bert-2.0" / "config.json" if options.models else None)
     positions = SampleLimits(
         min_frames=MIN_FRAMES,
         max_frames=2 * POSITION_ROWS,
@@ -113,12 +115,11 @@ def check(options: CheckOptions, progress: Callable[[int], None] = lambda _: Non
     expected = None
     if findings.accepted:
         workers = choose_workers(options.workers)
-        semantic_config = options.models / "w2v-bert-2.0" / "config.json" if options.models else None
         expected = estimate(
             findings.seconds.total,
             findings.accepted,
             timed,
-            work=Work.of(model, semantic_config),
+            work=work,
             device=choose_device(options.device),
             workers=workers,
         )
