@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 GIB = 1 << 30
 TYPICAL_FRAMES = 750  # 15 s at 50 Hz: the clip that the table of batch sizes has in mind
 SHORT_CLIPS_FACTOR = 16  # short clips may fill a batch with this many times the table's rows
-CPU_BATCH_SIZE = 2  # enough clips to read 3 GB of weights for; more gain nothing, and a kill costs one batch
+CPU_BATCH_SIZE = 4  # 10 s of work for two cores: enough to map weights for, and a kill or Ctrl-C costs one batch
 MAX_PATIENCE = 1024
 # A batch ends before the clip that would make more than this share of it padding, provided that this is at least so
 # many frames: beside the fixed cost of one more batch, a few padded frames are nothing.

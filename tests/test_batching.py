@@ -53,7 +53,7 @@ def test_batch_size_follows_the_table(gib: float, size: int) -> None:
 
 def test_the_users_own_batch_size_stands_and_a_cpu_takes_few_frames() -> None:
     assert BatchLimits.choose(5, 80 * GIB) == BatchLimits(5, None)
-    assert BatchLimits.choose(0, None) == BatchLimits(2 * 16, 2 * 750, PADDING_SHARE)
+    assert BatchLimits.choose(0, None) == BatchLimits(4 * 16, 4 * 750, PADDING_SHARE)
     assert BatchLimits.choose(0, 16 * GIB) == BatchLimits(8 * 16, 8 * 750, PADDING_SHARE)
 
 

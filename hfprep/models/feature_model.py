@@ -18,6 +18,7 @@ from hfprep.model_config import ModelConfig
 from hfprep.models.checkpoints import load_conditioners, load_semantic_codec, load_semantic_encoder
 from hfprep.models.conditioner import Conditioner, EmotionConditioner
 from hfprep.models.locate import ModelFiles
+from hfprep.models.mapped_weights import hold_weights
 from hfprep.models.masking import FrameMask, packs
 from hfprep.models.precision import computing, lower_weights, require
 from hfprep.models.semantic_codec import SemanticCodec
@@ -105,7 +106,10 @@ class FeatureModel(nn.Module):
             return model.to(device).fused()
         if precision != "fp32":
             lower_weights((encoder, conditioner, emotion_conditioner))
-        return model.to(device)
+        model.to(device)
+        subsamplings = (conditioner.conformer.subsampling, emotion_conditioner.conformer.subsampling)
+        hold_weights(model, [*encoder.layers, *subsamplings])
+        return model
 
     @torch.no_grad()
     def fused(self) -> FeatureModel:
