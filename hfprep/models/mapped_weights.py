@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 RESIDENT_BYTES = 1_700_000_000
-FRAMES_PER_THREAD = 1000  # to give back and to map again takes the time of some ten of them
+FRAMES_PER_THREAD = 1000  # to give back and to map again takes the time of some twenty of them
 MADV_POPULATE_READ = 22  # of Linux 5.14; Python has no name for it
 
 
