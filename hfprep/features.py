@@ -17,9 +17,8 @@ import datasets
 import numpy as np
 import torch
 
-from hfprep.audio.decode import read_header
 from hfprep.batching import BatchLimits, FrameBudget, batches, padded_frames
-from hfprep.errors import CheckpointError, HfprepError, Reason, RejectedSample
+from hfprep.errors import CheckpointError, HfprepError, Reason
 from hfprep.intake import (
     Failure,
     Intake,
@@ -28,13 +27,11 @@ from hfprep.intake import (
     SampleLimits,
     Task,
     Tokenizer,
-    guessed_seconds,
     reject,
 )
 from hfprep.intake_processes import IntakeProcesses
 from hfprep.models.feature_model import FeatureModel
 from hfprep.models.input_features import batch_input_features
-from hfprep.object_storage import is_url
 from hfprep.prefetch import prefetch
 from hfprep.records import COLUMNS, Features, Need, Rejection, Utterance
 from hfprep.transfers import Download, padded_batch
@@ -46,6 +43,7 @@ DECODE_BYTES_PER_SECOND = 16000 * 4 * 12  # waveform, its float64 frames and spe
 LOADING_PER_WORKER = 4
 TEXT_ONLY_BYTES = 1 << 14
 TEXT_ONLY_BATCH = 256
+HEADERS_AT_ONCE = 32
 
 
 Outcome = tuple[Task, Features | Rejection]
@@ -176,7 +174,9 @@ class FeatureExtractor:
             raise ValueError("model is None, but audio features are wanted; give a FeatureModel")
         seconds = {id(task): task.utterance.duration or 0.0 for task in with_audio}
         unknown = [task for task in with_audio if task.utterance.duration is None]
-        seconds |= zip(map(id, unknown), self._pool.map(_expected_seconds, unknown), strict=True)
+        parts = [unknown[start : start + HEADERS_AT_ONCE] for start in range(0, len(unknown), HEADERS_AT_ONCE)]
+        for part, found in zip(parts, self._pool.map(self.intake.expected_seconds, parts), strict=True):
+            seconds |= zip(map(id, part), found, strict=True)
         with_audio.sort(key=lambda task: -seconds[id(task)])
         loaded = prefetch(
             with_audio,
@@ -358,16 +358,3 @@ def _held_bytes(item: Loaded | tuple[Task, Rejection]) -> int:
     """Memory that a loaded item keeps."""
     audio = None if isinstance(item, tuple) else item.audio
     return TEXT_ONLY_BYTES + (0 if audio is None else audio.nbytes)
-
-
-def _expected_seconds(task: Task) -> float:
-    """Length to sort and to budget by before decoding, of a clip whose manifest has none: the file header's.
-
-    Of a file in object storage it is a guess by its size: for its header it would have to be fetched twice.
-    """
-    if is_url(task.utterance.path) and task.audio_bytes is not None:
-        return guessed_seconds(task.audio_bytes)
-    try:
-        return read_header(task.utterance.path).seconds
-    except (RejectedSample, OSError):
-        return 0.0

@@ -6,16 +6,17 @@ Gives `load_sample`, which a build and a check share, so that both reject the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 
-from hfprep.audio.decode import load_waveform
+from hfprep.audio.decode import load_waveform, read_header
 from hfprep.audio.input_features import check_waveform, extract_input_features, num_input_frames
 from hfprep.errors import HfprepError, Reason, RejectedSample
+from hfprep.object_storage import is_url
 from hfprep.records import Need, Rejection, Utterance
 
 if TYPE_CHECKING:
@@ -48,6 +49,19 @@ class Task:
 def guessed_seconds(num_bytes: int) -> float:
     """About how long a clip of so many bytes is, for want of its header."""
     return num_bytes / GUESSED_BYTES_PER_SECOND
+
+
+def expected_seconds(path: str, num_bytes: int | None) -> float:
+    """How long a clip is, for sorting and budgeting before it is decoded: what its header says, 0 without one.
+
+    Of a file of `num_bytes` in object storage it is a guess by its size: for its header it would be fetched twice.
+    """
+    if is_url(path) and num_bytes is not None:
+        return guessed_seconds(num_bytes)
+    try:
+        return read_header(path).seconds
+    except (RejectedSample, OSError):
+        return 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +191,12 @@ class Intake:
         """The sample, or why it cannot be used. Raises StoreError as `load_sample` does."""
         found = None if self.processes is None else self.processes.load(task, self.settings)
         return found or load_sample(task, self.tokenizer, self.read_audio, self.settings.limits)
+
+    def expected_seconds(self, tasks: Sequence[Task]) -> list[float]:
+        """How long the clips of some tasks are expected to be."""
+        clips = [(task.utterance.path, task.audio_bytes) for task in tasks]
+        found = None if self.processes is None else self.processes.expected_seconds(clips)
+        return [expected_seconds(path, num_bytes) for path, num_bytes in clips] if found is None else found
 
     def read_audio(self, path: str, check_frames: Callable[[int], None]) -> tuple[np.ndarray, float]:
         """What `load_sample` asks for."""

@@ -16,22 +16,25 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from multiprocessing import reduction
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from queue import LifoQueue
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from hfprep.errors import Reason
-from hfprep.intake import Intake, IntakeSettings, Loaded, Task, reject
+from hfprep.intake import Intake, IntakeSettings, Loaded, Task, expected_seconds, reject
 from hfprep.records import Need, Rejection
 from hfprep.text.normalizer import TextNormalizer
 from hfprep.text.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 CODE = (
     "import json, os, sys; sys.path[:] = json.loads(sys.argv[1])\n"
@@ -43,6 +46,14 @@ TRIES = 2
 CRASHES = [-number for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)]
 DYING_SECONDS = 1.0  # that a crashed process may take to be gone, after its socket
 POLL_SECONDS = 0.01
+
+
+class _ProcessError(Exception):
+    """A process has failed; `ended` is its exit status, 0 where there is none."""
+
+    def __init__(self, ended: int) -> None:
+        super().__init__(ended)
+        self.ended = ended
 
 
 class IntakeProcesses:
@@ -69,24 +80,45 @@ class IntakeProcesses:
 
         A sample at which two processes crash, one after the other, is rejected: here it would end the run.
         """
+        ended = 0
         for _ in range(TRIES):
             if self._changed:
                 return None
-            process, ended = self._idle.get(), 0
             try:
-                process = process or self._start()
-                return process.ask(task, settings)
-            except Exception as error:  # noqa: BLE001 - whatever it is, an answer may have been read by half
-                log.warning("the process that was to load %s has failed (%s)", task.utterance.id, error)
-                ended = 0 if process is None else process.close(DYING_SECONDS)
-                process = None
-            finally:
-                self._idle.put(process)
+                return self._with_process(lambda process: process.load(task, settings), task.utterance.id)
+            except _ProcessError as error:
+                ended = error.ended
             if ended not in CRASHES:
                 return None
         reason = Reason.AUDIO_UNREADABLE if task.need & Need.AUDIO else Reason.TEXT_FAILED
         how = signal.Signals(-ended).name
         return task, reject(task, reason, f"while reading {task.utterance.path}: the process crashed ({how}), twice")
+
+    def expected_seconds(self, clips: Sequence[tuple[str, int | None]]) -> list[float] | None:
+        """What the function `expected_seconds` gives for these paths and sizes; None where it has to be asked here.
+
+        0 for all of them where a process crashes at one.
+        """
+        if self._changed:
+            return None
+        try:
+            return self._with_process(lambda process: process.expected_seconds(clips), f"{len(clips)} headers")
+        except _ProcessError as error:
+            return [0.0] * len(clips) if error.ended in CRASHES else None
+
+    def _with_process(self, ask: Callable[["_Process"], Answer], what: str) -> Answer:
+        """What an idle process answers; raises _ProcessError where it fails."""
+        process = self._idle.get()
+        try:
+            process = process or self._start()
+            return ask(process)
+        except Exception as error:
+            log.warning("the process that was to load %s has failed (%s)", what, error)
+            ended = 0 if process is None else process.close(DYING_SECONDS)
+            process = None
+            raise _ProcessError(ended) from error
+        finally:
+            self._idle.put(process)
 
     def close(self) -> None:
         """End the processes; to be called when no thread asks any more, and those who ask later start new ones."""
@@ -171,7 +203,13 @@ class _Process:
         self._parent = parent
         self._connection = connection
 
-    def ask(self, task: Task, settings: IntakeSettings) -> Loaded | tuple[Task, Rejection] | None:
+    def expected_seconds(self, clips: Sequence[tuple[str, int | None]]) -> list[float]:
+        """What it answers; raises OSError or EOFError where it does not."""
+        self._connection.send(list(clips))
+        answer: list[float] = self._connection.recv()
+        return answer
+
+    def load(self, task: Task, settings: IntakeSettings) -> Loaded | tuple[Task, Rejection] | None:
         """What it answers; raises OSError or EOFError where it does not."""
         self._connection.send((task, settings))
         kind, answer = self._connection.recv()
@@ -229,10 +267,14 @@ def _end(number: int, patience: float) -> int:
 
 def _load_samples(descriptor: int, tokenizer: TextTokenizer) -> None:
     """Answer what comes in until the connection closes: `loaded`, with the samples after the answer, or `rejected`, or
-    that the asker has to find out by itself."""  # fmt: skip
+    that the asker has to find out by itself; for a list of clips, how long they are expected to be."""  # fmt: skip
     with Connection(descriptor) as asker, contextlib.suppress(OSError, EOFError):
         while True:
-            task, settings = asker.recv()
+            request = asker.recv()
+            if isinstance(request, list):
+                asker.send([expected_seconds(path, num_bytes) for path, num_bytes in request])
+                continue
+            task, settings = request
             answer, audio = _answer(Intake(tokenizer, settings), task)
             asker.send(answer)
             if audio is not None:

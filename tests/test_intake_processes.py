@@ -178,6 +178,29 @@ def test_a_sample_at_which_processes_crash_is_rejected(
     processes.close()
 
 
+def test_expected_lengths_are_those_of_the_headers(processes: IntakeProcesses, tasks: list[Task]) -> None:
+    there = Intake(TextTokenizer(MODEL), SETTINGS, processes).expected_seconds(tasks)
+    assert there == Intake(TextTokenizer(MODEL), SETTINGS).expected_seconds(tasks)
+    assert there[:3] == [900 / 24_000, 20_000 / 16_000, 40_000 / 24_000]
+    assert there[8:10] == [0.0, 0.0]  # damaged and missing: for loading to say
+    stored = replace(tasks[1], utterance=replace(tasks[1].utterance, path="s3://there/clip.wav"), audio_bytes=32_000)
+    assert Intake(TextTokenizer(MODEL), SETTINGS, processes).expected_seconds([stored]) == [2.0]  # a guess
+
+
+@pytest.mark.parametrize(("ending", "expected"), [("os.abort()", 0.0), ("os._exit(3)", 1.25)])
+def test_lengths_are_unknown_where_a_process_crashes(
+    started: list[int], tasks: list[Task], ending: str, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked here the header would end the run; a process that ended in another way says nothing of the header."""
+    prelude = f"\nimport os; from hfprep import intake\nintake.read_header = lambda path: {ending}\n"
+    monkeypatch.setattr(intake_processes, "CODE", intake_processes.CODE.replace("\n", prelude, 1))
+    processes = IntakeProcesses(TextTokenizer(MODEL), 1)
+    assert Intake(TextTokenizer(MODEL), SETTINGS, processes).expected_seconds(tasks[1:2]) == [expected]
+    assert isinstance(processes.load(tasks[3], SETTINGS), Loaded)
+    assert len(started) == 2
+    processes.close()
+
+
 def test_an_interrupt_is_left_to_whoever_asks(
     started: list[int], processes: IntakeProcesses, tasks: list[Task]
 ) -> None:
