@@ -297,10 +297,8 @@ class FeatureExtractor:
         halves = f"halves of {len(batch) // 2} and {len(batch) - len(batch) // 2}"
         alone = "once more alone" if self.fallback is None else "alone on the CPU"
         next_step = halves if len(batch) > 1 else alone
-        log.warning(
-            "out of memory at %d samples x %d frames = %d padded frames; next: %s (%s)",
-            len(batch), size // len(batch), size, next_step, failure.message,
-        )  # fmt: skip
+        frames = f"of {size} frames in all" if self.packed else f"x {size // len(batch)} frames = {size} padded frames"
+        log.warning("out of memory at %d samples %s; next: %s (%s)", len(batch), frames, next_step, failure.message)
 
     def _free_memory(self) -> None:
         gc.collect()

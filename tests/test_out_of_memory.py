@@ -334,14 +334,20 @@ def test_only_the_sample_that_never_fits_is_rejected(quiet: dict[str, Features])
     assert_same(accepted(found), {name: value for name, value in quiet.items() if name != "clip-7"})
 
 
-def test_each_event_is_one_line_with_its_sizes(caplog: pytest.LogCaptureFixture) -> None:
-    bench = Bench(Fragile(above(4, "semantic_encoder")), [50] * 16)
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_each_event_is_one_line_with_its_sizes(packed: bool, caplog: pytest.LogCaptureFixture) -> None:
+    model = Fragile(above(4, "semantic_encoder"))
+    model.packs = packed
+    bench = Bench(model, [50, 40] * 8)
     with caplog.at_level(logging.WARNING, logger="hfprep"):
         bench.run()
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == bench.extractor.out_of_memory_events == 2
-    assert lines[0].startswith("out of memory at 16 samples x 50 frames = 800 padded frames; next: halves of 8 and 8")
-    assert lines[1].startswith("out of memory at 8 samples x 50 frames = 400 padded frames; next: halves of 4 and 4")
+    sizes = ["of 720 frames in all", "of 320 frames in all"]  # the longer half is above half of 720: not tried
+    if not packed:
+        sizes = ["x 50 frames = 800 padded frames", "x 50 frames = 400 padded frames"]
+    assert lines[0].startswith(f"out of memory at 16 samples {sizes[0]}; next: halves of 8 and 8")
+    assert lines[1].startswith(f"out of memory at 8 samples {sizes[1]}; next: halves of 4 and 4")
 
 
 def test_the_size_that_fitted_is_remembered_in_frames() -> None:
