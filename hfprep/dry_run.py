@@ -18,7 +18,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from hfprep.audio.decode import TARGET_SAMPLING_RATE, read_header
+from hfprep.audio.decode import TARGET_SAMPLING_RATE
 from hfprep.audio.input_features import num_input_frames
 from hfprep.batching import BatchLimits, FrameBudget, batches, padded_frames
 from hfprep.building import plan_options
@@ -29,10 +29,10 @@ from hfprep.engines.processes import choose_num_processes, worker_device
 from hfprep.engines.shards import cut
 from hfprep.errors import ConfigError, RejectedSample
 from hfprep.inputs import Inputs, find_inputs
-from hfprep.intake import guessed_seconds
+from hfprep.intake import expected_seconds
 from hfprep.models.conditioner import NUM_LATENTS
 from hfprep.models.masking import packs
-from hfprep.object_storage import is_url, url_of
+from hfprep.object_storage import url_of
 from hfprep.planning import Plan, PlanCounts, Planner
 from hfprep.precision_choice import without_measuring
 from hfprep.records import Need, Utterance
@@ -231,11 +231,7 @@ class _Estimate:
 def _measure(row: tuple[float | None, str, int, int]) -> _Sample:
     """A pending sample's length, from its manifest row or else its file's header (or, in object storage, its size)."""
     duration, path, need, num_bytes = row
-    if duration is None and is_url(path):
-        duration = guessed_seconds(num_bytes)
-    if duration is not None or not need & Need.AUDIO:
-        return _Sample(duration or 0.0, Need(need), readable=True)
-    try:
-        return _Sample(read_header(path).seconds, Need(need), readable=True)
-    except (RejectedSample, OSError):
-        return _Sample(0.0, Need(need), readable=False)
+    if duration is None and need & Need.AUDIO:
+        duration = expected_seconds(path, num_bytes)
+        return _Sample(duration or 0.0, Need(need), readable=duration is not None)
+    return _Sample(duration or 0.0, Need(need), readable=True)

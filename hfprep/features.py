@@ -19,16 +19,7 @@ import torch
 
 from hfprep.batching import BatchLimits, FrameBudget, batches, padded_frames
 from hfprep.errors import CheckpointError, HfprepError, Reason
-from hfprep.intake import (
-    Failure,
-    Intake,
-    IntakeSettings,
-    Loaded,
-    SampleLimits,
-    Task,
-    Tokenizer,
-    reject,
-)
+from hfprep.intake import Failure, Intake, IntakeSettings, Loaded, SampleLimits, Task, Tokenizer, reject
 from hfprep.intake_processes import IntakeProcesses
 from hfprep.models.feature_model import FeatureModel
 from hfprep.models.input_features import batch_input_features

@@ -46,22 +46,17 @@ class Task:
     audio_bytes: int | None = None
 
 
-def guessed_seconds(num_bytes: int) -> float:
-    """About how long a clip of so many bytes is, for want of its header."""
-    return num_bytes / GUESSED_BYTES_PER_SECOND
-
-
-def expected_seconds(path: str, num_bytes: int | None) -> float:
-    """How long a clip is, for sorting and budgeting before it is decoded: what its header says, 0 without one.
+def expected_seconds(path: str, num_bytes: int | None) -> float | None:
+    """How long a clip is, as far as can be told before it is decoded: what its header says, None if it is unreadable.
 
     Of a file of `num_bytes` in object storage it is a guess by its size: for its header it would be fetched twice.
     """
     if is_url(path) and num_bytes is not None:
-        return guessed_seconds(num_bytes)
+        return num_bytes / GUESSED_BYTES_PER_SECOND
     try:
         return read_header(path).seconds
     except (RejectedSample, OSError):
-        return 0.0
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,10 +188,12 @@ class Intake:
         return found or load_sample(task, self.tokenizer, self.read_audio, self.settings.limits)
 
     def expected_seconds(self, tasks: Sequence[Task]) -> list[float]:
-        """How long the clips of some tasks are expected to be."""
+        """How long the clips of some tasks are expected to be, for sorting and budgeting: 0 where nobody can tell."""
         clips = [(task.utterance.path, task.audio_bytes) for task in tasks]
         found = None if self.processes is None else self.processes.expected_seconds(clips)
-        return [expected_seconds(path, num_bytes) for path, num_bytes in clips] if found is None else found
+        if found is None:
+            found = [expected_seconds(path, num_bytes) for path, num_bytes in clips]
+        return [seconds or 0.0 for seconds in found]
 
     def read_audio(self, path: str, check_frames: Callable[[int], None]) -> tuple[np.ndarray, float]:
         """What `load_sample` asks for."""

@@ -94,17 +94,17 @@ class IntakeProcesses:
         how = signal.Signals(-ended).name
         return task, reject(task, reason, f"while reading {task.utterance.path}: the process crashed ({how}), twice")
 
-    def expected_seconds(self, clips: Sequence[tuple[str, int | None]]) -> list[float] | None:
+    def expected_seconds(self, clips: Sequence[tuple[str, int | None]]) -> Sequence[float | None] | None:
         """What the function `expected_seconds` gives for these paths and sizes; None where it has to be asked here.
 
-        0 for all of them where a process crashes at one.
+        All of them are as good as unreadable where a process crashes at one.
         """
         if self._changed:
             return None
         try:
             return self._with_process(lambda process: process.expected_seconds(clips), f"{len(clips)} headers")
         except _ProcessError as error:
-            return [0.0] * len(clips) if error.ended in CRASHES else None
+            return [None] * len(clips) if error.ended in CRASHES else None
 
     def _with_process(self, ask: Callable[["_Process"], Answer], what: str) -> Answer:
         """What an idle process answers; raises _ProcessError where it fails."""
@@ -203,10 +203,10 @@ class _Process:
         self._parent = parent
         self._connection = connection
 
-    def expected_seconds(self, clips: Sequence[tuple[str, int | None]]) -> list[float]:
+    def expected_seconds(self, clips: Sequence[tuple[str, int | None]]) -> list[float | None]:
         """What it answers; raises OSError or EOFError where it does not."""
         self._connection.send(list(clips))
-        answer: list[float] = self._connection.recv()
+        answer: list[float | None] = self._connection.recv()
         return answer
 
     def load(self, task: Task, settings: IntakeSettings) -> Loaded | tuple[Task, Rejection] | None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hfprep.bench.measuring import _status_bytes
 from hfprep.model_config import ModelConfig
 from hfprep.models import mapped_weights
 from hfprep.models.feature_model import FeatureModel
@@ -31,10 +32,22 @@ class Sums(nn.Module):
         return float(self.weight.sum())
 
 
+class OnDevice(nn.Parameter):
+    """A weight whose address on a device is one that a file has here."""
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("cuda")
+
+    def detach(self) -> Tensor:
+        return self
+
+
 def mapped_bytes() -> int:
     """What this process holds of files."""
-    lines = STATUS.read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssFile:"))
+    held = _status_bytes("RssFile")
+    assert held is not None
+    return held
 
 
 @pytest.fixture
@@ -89,6 +102,15 @@ def test_the_largest_mapped_parts_are_streamed_until_the_rest_is_small_enough(
         assert hold_weights(parts, list(parts)) == expected
     monkeypatch.setattr(mapped_weights, "RESIDENT_BYTES", 50 * MIB)
     assert hold_weights(parts, [small]) == [small]  # of those that were named
+
+
+def test_weights_on_a_device_are_left_alone(parts: nn.ModuleList, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped_weights, "RESIDENT_BYTES", 0)
+    for part in parts[:3]:
+        part.weight = OnDevice(part.get_parameter("weight"), requires_grad=False)
+    before = mapped_bytes()
+    assert hold_weights(parts, list(parts)) == []
+    assert mapped_bytes() - before < MIB
 
 
 def test_streamed_weights_leave_memory_after_use_and_come_back(

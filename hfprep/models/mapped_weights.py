@@ -104,8 +104,11 @@ def _file_mappings() -> list[range]:
 
 
 def _pages_in(tensor: Tensor, mappings: Sequence[range]) -> range:
-    """The pages that hold nothing but this tensor, none where it lies outside of the mappings."""
+    """The pages that hold nothing but this tensor, none where it lies outside of the mappings or on a device, whose
+    addresses may be among those that a driver has mapped here.
+    """
     start, stop, page = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes, mmap.PAGESIZE
-    if not any(mapping.start <= start and stop <= mapping.stop for mapping in mappings):
+    on_device = tensor.device.type != "cpu"
+    if on_device or not any(mapping.start <= start and stop <= mapping.stop for mapping in mappings):
         return range(0)
     return range(-(-start // page) * page, stop // page * page)
