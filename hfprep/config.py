@@ -17,7 +17,8 @@ from hfprep.sizes import parse_size
 FORMATS = ("npy", "arrow", "webdataset")
 ON_CHANGE = ("recompute", "refuse")
 ENGINES = ("local", "ray")
-PRECISIONS = ("fp32", "exact", "tf32", "bf16", "fp16", "auto")
+PLAIN, AUTO = "fp32", "auto"
+PRECISIONS = (PLAIN, "exact", "tf32", "bf16", "fp16", AUTO)
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,9 +102,12 @@ def test_published_models_need_what_their_weights_say() -> None:
 def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("bench")
     figures = folder / "figures.json"
-    result = CliRunner().invoke(app, ["bench", "--quick", "--folder", str(folder / "work"), "--json", str(figures)])
+    result = CliRunner().invoke(app, [
+        "bench", "--quick", "--folder", str(folder / "work"), "--json", str(figures), "--precision", "bf16,fp32",
+    ])  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "semantic encoder" in result.output
+    assert "codes as in fp32" in result.output
     return {**json.loads(figures.read_text()), "folder": folder / "work"}
 
 
@@ -134,6 +137,18 @@ def test_quick_run_keeps_its_figures(quick: dict[str, Any]) -> None:
     assert {"text", "decode", "features", "writing", *STAGES} <= set(quick["baseline"]["stages"])
 
 
+def test_codes_are_held_against_those_of_float32(quick: dict[str, Any]) -> None:
+    turns = {turn["precision"]: turn for turn in quick["turns"] if turn["kind"] == "hfprep"}
+    same = total = 0
+    for path in (Path(turns["fp32"]["output"]) / "codes").glob("*.npy"):
+        plain, codes = np.load(path), np.load(Path(turns["bf16"]["output"]) / "codes" / path.name)
+        same, total = same + int((plain == codes).sum()), total + len(plain)
+    assert total == quick["needs"]["frames"]
+    assert turns["fp32"]["codes_as_in_fp32"] == 1
+    assert turns["bf16"]["codes_as_in_fp32"] == same / total
+    assert 0.8 < same / total < 1  # bf16 does change some
+
+
 def test_shares_follow_from_seconds() -> None:
     """2 TFLOP in 4 s at 1 TFLOP/s are half of what is possible; the fastest turn of each kind counts."""
     stages = dict(zip(STAGES, (2.0, 1.0, 1.0), strict=True))
@@ -155,12 +170,33 @@ def test_shares_follow_from_seconds() -> None:
     assert found["stage_share_of_peak"]["semantic encoder"] == 0.5
     assert (found["speedup"], found["speedup_without_startup"], found["memory_ratio"]) == (3.0, 3.0, 0.6)
     assert found["private_memory_ratio"] == 0.1
+    assert [turn["times_real_time"] for turn in found["turns"]] == [50.0, 400 / 9, 12.5, 400 / 24]
+    assert {(turn["model_seconds"], turn["model_share_of_peak"], turn["model_speedup"]) for turn in found["turns"]} == {
+        (4.0, 0.5, 1.0)
+    }
     assert found["padding_share"] == pytest.approx(0.1)
     assert (found["times_real_time"], found["model_speedup"]) == (50.0, 1.0)
 
 
+def test_every_precision_takes_a_turn_at_every_batch_size() -> None:
+    config = BenchConfig(baseline_batch_sizes="1,8", batch_sizes="0, 4", precision="exact,bf16")
+    assert list(map(str, config.turns())) == [
+        "baseline, batch size 1, fp32", "baseline, batch size 8, fp32",
+        "hfprep, batch size automatic, exact", "hfprep, batch size 4, exact",
+        "hfprep, batch size automatic, bf16", "hfprep, batch size 4, bf16",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "options", [{"clips": 0}, {"rounds": 0}, {"min_seconds": 5.0, "max_seconds": 4.0}, {"baseline_batch_sizes": "0"}]
+    "options",
+    [
+        {"clips": 0},
+        {"rounds": 0},
+        {"min_seconds": 5.0, "max_seconds": 4.0},
+        {"baseline_batch_sizes": "0"},
+        {"precision": "fp32,fp8"},
+        {"batch_sizes": "0,many"},
+    ],
 )
 def test_impossible_comparisons_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):

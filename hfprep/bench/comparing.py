@@ -1,7 +1,8 @@
 """hfprep beside the baseline: makes models and clips, runs both in turns, and works out what is compared.
 
 Gives `compare`. Every turn is a process of its own, so that none profits from what another
-loaded or counts its memory. Shares are of the best matrix-product rate measured at the end of any turn.
+loaded or counts its memory. Shares are of the best matrix-product rate measured at the end of any turn. A precision's
+codes are held against those of the first turn of hfprep in float32, where there is one.
 """
 
 import dataclasses
@@ -14,11 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hfprep.audio.input_features import num_input_frames
 from hfprep.bench.arithmetic import STAGES, needed_flops
-from hfprep.bench.config import BASELINE, BUILD, BenchConfig
+from hfprep.bench.config import BASELINE, BUILD, BenchConfig, Turn
 from hfprep.bench.corpus import make_corpus
 from hfprep.bench.turn import Job
+from hfprep.config import PLAIN
 from hfprep.demo.model_set import SEMANTIC_FOLDER, Size, make_model_set
 from hfprep.errors import ConfigError, HfprepError
 from hfprep.model_config import ModelConfig
@@ -41,9 +45,10 @@ def compare(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
     manifest = make_corpus(config.folder / "clips", num_clips=num_clips, seconds=seconds)
     results = []
     for number in range(config.rounds):
-        for kind, batch_size in config.turns():
-            say(f"round {number + 1} of {config.rounds}: {kind}, batch size {batch_size or 'automatic'}")
-            results.append(_take_turn(config, kind, batch_size, models, manifest))
+        for turn in config.turns():
+            say(f"round {number + 1} of {config.rounds}: {turn}")
+            results.append(_take_turn(config, turn, models, manifest))
+    _compare_codes(results)
     return evaluate(config, results, needed(models, manifest))
 
 
@@ -65,19 +70,17 @@ def needed(models: Path, manifest: Path) -> dict[str, Any]:
     }
 
 
-def _take_turn(config: BenchConfig, kind: str, batch_size: int, models: Path, manifest: Path) -> dict[str, Any]:
+def _take_turn(config: BenchConfig, turn: Turn, models: Path, manifest: Path) -> dict[str, Any]:
     number = len(list(config.folder.glob("turn-*")))
     folder = config.folder / f"turn-{time.strftime('%Y%m%d-%H%M%S')}-{number:03d}"
     folder.mkdir()
     job_file, result_file = folder / "job.json", folder / "result.json"
     job = Job(
-        kind=kind,
+        **dataclasses.asdict(turn),
         models=str(models),
         manifest=str(manifest),
         output=str(folder / "output"),
-        batch_size=batch_size,
         device=config.device,
-        precision=config.precision,
         threads=config.threads,
         asked=time.time(),
     )
@@ -87,15 +90,32 @@ def _take_turn(config: BenchConfig, kind: str, batch_size: int, models: Path, ma
     (folder / "log.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
     if done.returncode or not result_file.is_file():
         raise HfprepError(
-            f"the turn of {kind} failed with status {done.returncode}; its end (the rest is in {folder / 'log.txt'}):\n"
+            f"the turn of {turn} failed with status {done.returncode}; its end (the rest is in {folder / 'log.txt'}):\n"
             f"{(done.stdout + done.stderr)[-TAIL:]}"
         )
     result: dict[str, Any] = json.loads(result_file.read_text(encoding="utf-8"))
     return result
 
 
+def _compare_codes(results: list[dict[str, Any]]) -> None:
+    """Tell every turn of hfprep which share of the codes of the first one in float32 it has, too."""
+    ours = [result for result in results if result["kind"] == BUILD]
+    plain = next((result for result in ours if result["precision"] == PLAIN), None)
+    if plain is None:
+        return
+    expected = _codes(plain)
+    for result in ours:
+        codes = _codes(result)
+        same = sum(int((codes[name] == expected[name]).sum()) for name in expected.keys() & codes.keys())
+        result["codes_as_in_fp32"] = same / sum(map(len, expected.values()))
+
+
+def _codes(result: dict[str, Any]) -> dict[str, np.ndarray]:
+    return {path.stem: np.load(path) for path in (Path(result["output"]) / "codes").glob("*.npy")}
+
+
 def evaluate(config: BenchConfig, turns: list[dict[str, Any]], needs: dict[str, Any]) -> dict[str, Any]:
-    """The figures of a comparison from its turns and from what the clips need."""
+    """The figures of a comparison from its turns and from what the clips need; of each kind the fastest turn counts."""
     best = {
         kind: min((turn for turn in turns if turn["kind"] == kind), key=lambda turn: turn["seconds"], default=None)
         for kind in (BASELINE, BUILD)
@@ -117,7 +137,7 @@ def evaluate(config: BenchConfig, turns: list[dict[str, Any]], needs: dict[str, 
         "times_real_time": needs["audio_seconds"] / _computing(ours),
         "hfprep": ours,
         "baseline": theirs,
-        "turns": turns,
+        "turns": [_with_figures(turn, theirs, needs, rate) for turn in turns],
     }
     if theirs is not None:
         found |= {
@@ -131,6 +151,18 @@ def evaluate(config: BenchConfig, turns: list[dict[str, Any]], needs: dict[str, 
             "baseline_padding_share": _padding(theirs),
         }
     return found
+
+
+def _with_figures(
+    turn: dict[str, Any], baseline: dict[str, Any] | None, needs: dict[str, Any], rate: float
+) -> dict[str, Any]:
+    """A turn and what is compared of each."""
+    return turn | {
+        "model_seconds": _model_seconds(turn),
+        "model_share_of_peak": _shares(turn, needs, rate)["model"],
+        "model_speedup": None if baseline is None else _model_seconds(baseline) / _model_seconds(turn),
+        "times_real_time": needs["audio_seconds"] / _computing(turn),
+    }
 
 
 def _shares(turn: dict[str, Any], needs: dict[str, Any], rate: float) -> dict[str, float]:

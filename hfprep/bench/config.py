@@ -4,12 +4,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hfprep.config import option
+from hfprep.config import PLAIN, PRECISIONS, option
 from hfprep.errors import ConfigError
 
 BASELINE, BUILD = "baseline", "hfprep"
 QUICK_CORPUS = (6, (0.5, 2.0))
 QUICK_BASELINE = "4"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The baseline, or a build: at a batch size (0: automatic) and in a precision."""
+
+    kind: str
+    batch_size: int
+    precision: str = PLAIN
+
+    def __str__(self) -> str:
+        return f"{self.kind}, batch size {self.batch_size or 'automatic'}, {self.precision}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +37,7 @@ class BenchConfig:
     max_seconds: float = option(14.0, "Length of the longest clips.")
     baseline_batch_sizes: str = option("1,8", "Batch sizes of the baseline, with commas; empty: hfprep alone.")
     batch_sizes: str = option("0", "Batch sizes of hfprep, with commas (0: automatic).")
-    precision: str = option("fp32", "Precision of hfprep's model stages.")
+    precision: str = option("fp32", "Precisions of hfprep's model stages, with commas.")
     device: str = option("auto", "auto, cpu, cuda or cuda:N, for both.")
     threads: int = option(
         0, "Threads of the models, 0: torch's choice. With 1, processor time is measured, not wall time."
@@ -51,12 +63,24 @@ class BenchConfig:
         """Number of clips, and the range of their seconds."""
         return QUICK_CORPUS if self.quick else (self.clips, (self.min_seconds, self.max_seconds))
 
-    def turns(self) -> Iterator[tuple[str, int]]:
-        """Kind and batch size of every turn, in order. Raises ConfigError."""
+    def turns(self) -> Iterator[Turn]:
+        """Every turn of a round, in order. Raises ConfigError."""
         baseline = QUICK_BASELINE if self.quick and self.baseline_batch_sizes else self.baseline_batch_sizes
-        kinds = ((BASELINE, baseline, 1), (BUILD, self.batch_sizes, 0))
-        for kind, text, least in kinds:
-            for size in filter(None, text.split(",")):
-                if not size.strip().isdigit() or int(size) < least:
-                    raise ConfigError(f"batch sizes {text!r}: each must be a whole number of at least {least}")
-                yield kind, int(size)
+        for size in _sizes(baseline, least=1):
+            yield Turn(BASELINE, size)
+        for precision in _parts(self.precision):
+            if precision not in PRECISIONS:
+                raise ConfigError(f"--precision is {self.precision!r}; each must be one of {', '.join(PRECISIONS)}")
+            for size in _sizes(self.batch_sizes, least=0):
+                yield Turn(BUILD, size, precision)
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _sizes(text: str, *, least: int) -> list[int]:
+    parts = _parts(text)
+    if not all(part.isdecimal() and int(part) >= least for part in parts):
+        raise ConfigError(f"batch sizes {text!r}: each must be a whole number of at least {least}")
+    return [int(part) for part in parts]

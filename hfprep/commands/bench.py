@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -47,6 +48,7 @@ def _show(found: dict[str, Any]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(_stage_table(found))
     console.print(_turn_table(found))
+    console.print(_model_table(found))
     needs = found["needs"]
     print(f"{needs['samples']} clips, {needs['audio_seconds']:.1f} s, {needs['frames']} frames, "
           f"{sum(needs['flops'].values()) / 1e12:.3f} TFLOP needed; matrix products: "
@@ -82,20 +84,40 @@ def _stage_table(found: dict[str, Any]) -> Any:
 
 
 def _turn_table(found: dict[str, Any]) -> Any:
+    return _table_of_turns("Turns", found["turns"], {
+        "seconds": lambda turn: f"{turn['seconds']:.1f}",
+        "start-up s": lambda turn: f"{turn['startup_seconds']:.1f}",
+        "padding": lambda turn: f"{1 - turn['frames'] / turn['padded_frames']:.1%}",
+        "peak memory GB": lambda turn: f"{turn['peak_memory_bytes'] / 1e9:.2f}",
+        "private GB": lambda turn: _unless_none("{:.2f}", turn["peak_private_memory_bytes"], 1e9),
+        "matrix GFLOP/s": lambda turn: f"{max(turn['matrix_rate'].values()) / 1e9:.0f}",
+    })  # fmt: skip
+
+
+def _model_table(found: dict[str, Any]) -> Any:
+    title = "Model stages; times real time is of all stages, without start-up"
+    return _table_of_turns(title, found["turns"], {
+        "models s": lambda turn: f"{turn['model_seconds']:.2f}",
+        "of rate": lambda turn: f"{turn['model_share_of_peak']:.0%}",
+        "ratio": lambda turn: _unless_none("{:.2f}", turn["model_speedup"]),
+        "times real time": lambda turn: f"{turn['times_real_time']:.1f}",
+        "codes as in fp32": lambda turn: _unless_none("{:.2%}", turn.get("codes_as_in_fp32")),
+    })  # fmt: skip
+
+
+def _table_of_turns(
+    title: str, turns: list[dict[str, Any]], columns: dict[str, Callable[[dict[str, Any]], str]]
+) -> Any:
     from rich.table import Table
 
-    table = Table(title="Turns")
-    for name in ("turn", "batch", "seconds", "start-up s", "padding", "peak memory GB", "private GB", "matrix GFLOP/s"):
-        table.add_column(name, justify="left" if name == "turn" else "right")
-    for turn in found["turns"]:
-        table.add_row(
-            turn["kind"],
-            str(turn["batch_size"] or "auto"),
-            f"{turn['seconds']:.1f}",
-            f"{turn['startup_seconds']:.1f}",
-            f"{1 - turn['frames'] / turn['padded_frames']:.1%}",
-            f"{turn['peak_memory_bytes'] / 1e9:.2f}",
-            f"{turn['peak_private_memory_bytes'] / 1e9:.2f}" if turn["peak_private_memory_bytes"] else "",
-            f"{max(turn['matrix_rate'].values()) / 1e9:.0f}",
-        )
+    table = Table("turn", "precision", title=title)
+    for name in ("batch", *columns):
+        table.add_column(name, justify="right")
+    for turn in turns:
+        batch = str(turn["batch_size"] or "auto")
+        table.add_row(turn["kind"], turn["precision"], batch, *(cell(turn) for cell in columns.values()))
     return table
+
+
+def _unless_none(form: str, value: float | None, unit: float = 1.0) -> str:
+    return "" if value is None else form.format(value / unit)
