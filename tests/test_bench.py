@@ -15,8 +15,10 @@ from hfprep.bench.arithmetic import STAGES, needed_flops
 from hfprep.bench.comparing import evaluate
 from hfprep.bench.config import BenchConfig
 from hfprep.bench.measuring import MATRIX_SIDES, PrivateMemory, Stopwatch, clock_for, matrix_rate, peak_memory
+from hfprep.bench.turn import _Start, _timed_build
 from hfprep.cli import app
 from hfprep.errors import ConfigError
+from hfprep.intake_processes import IntakeProcesses
 from hfprep.model_config import ConditionConfig, ModelConfig, SemanticCodecConfig
 from hfprep.models import operators
 from hfprep.models.feature_model import FeatureModel
@@ -201,6 +203,18 @@ def test_every_precision_takes_a_turn_at_every_batch_size() -> None:
 def test_impossible_comparisons_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         BenchConfig(**options)
+
+
+def test_beside_a_gpu_what_processes_load_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: Any) -> None:
+        return None
+
+    monkeypatch.setattr(IntakeProcesses, "load", load)
+    watch = Stopwatch(torch.device("cpu"))
+    with _timed_build(watch, _Start(0.0), on_gpu=True):
+        IntakeProcesses.load("self", "task", "settings")  # type: ignore[arg-type]
+    assert IntakeProcesses.load is load
+    assert set(watch.seconds()) == {"decode"}
 
 
 def test_measures(monkeypatch: pytest.MonkeyPatch) -> None:
