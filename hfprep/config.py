@@ -75,7 +75,7 @@ class BuildConfig:
     ray_address: str | None = option(None, "Address of the Ray cluster, such as auto or HOST:PORT; default: start one.")
     num_gpus_per_worker: float | None = option(None, "GPUs a Ray worker, 0.5 for two on one; default: 1 where any.")
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
-    precision: str = option("fp32", "fp32, exact (GPU: as good, faster), tf32, bf16, fp16; auto: by measuring.")
+    precision: str = option(PLAIN, "fp32, exact (GPU: as good, faster), tf32, bf16, fp16; auto: by measuring.")
     min_code_agreement: float = option(0.995, "Share of codes that another precision must compute as fp32 does.")
     audio_sr: int = option(16000, "16000: straight to 16 kHz; another rate (24000): through it, as older scripts did.")
     max_samples: int | None = option(None, "Take only the first N valid rows.")

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from hfprep.batching import BatchLimits, FrameBudget, batches, padded_frames
+from hfprep.chunks import chunks_of
 from hfprep.errors import CheckpointError, HfprepError, Reason
 from hfprep.intake import Failure, Intake, IntakeSettings, Loaded, SampleLimits, Task, Tokenizer, reject
 from hfprep.intake_processes import IntakeProcesses
@@ -165,7 +166,7 @@ class FeatureExtractor:
             raise ValueError("model is None, but audio features are wanted; give a FeatureModel")
         seconds = {id(task): task.utterance.duration or 0.0 for task in with_audio}
         unknown = [task for task in with_audio if task.utterance.duration is None]
-        parts = [unknown[start : start + HEADERS_AT_ONCE] for start in range(0, len(unknown), HEADERS_AT_ONCE)]
+        parts = list(chunks_of(unknown, HEADERS_AT_ONCE))
         for part, found in zip(parts, self._pool.map(self.intake.expected_seconds, parts), strict=True):
             seconds |= zip(map(id, part), found, strict=True)
         with_audio.sort(key=lambda task: -seconds[id(task)])

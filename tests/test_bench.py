@@ -198,6 +198,8 @@ def test_every_precision_takes_a_turn_at_every_batch_size() -> None:
         {"baseline_batch_sizes": "0"},
         {"precision": "fp32,fp8"},
         {"batch_sizes": "0,many"},
+        {"batch_sizes": ""},
+        {"precision": ","},
     ],
 )
 def test_impossible_comparisons_are_refused(options: dict[str, Any]) -> None:

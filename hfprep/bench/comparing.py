@@ -24,7 +24,7 @@ from hfprep.bench.corpus import make_corpus
 from hfprep.bench.turn import Job
 from hfprep.config import PLAIN
 from hfprep.demo.model_set import SEMANTIC_FOLDER, Size, make_model_set
-from hfprep.errors import ConfigError, HfprepError
+from hfprep.errors import HfprepError
 from hfprep.model_config import ModelConfig
 from hfprep.models.semantic_config import SemanticEncoderConfig
 
@@ -105,7 +105,7 @@ def _compare_codes(results: list[dict[str, Any]]) -> None:
         return
     expected = _codes(plain)
     for result in ours:
-        codes = _codes(result)
+        codes = expected if result is plain else _codes(result)
         same = sum(int((codes[name] == expected[name]).sum()) for name in expected.keys() & codes.keys())
         result["codes_as_in_fp32"] = same / sum(map(len, expected.values()))
 
@@ -116,51 +116,54 @@ def _codes(result: dict[str, Any]) -> dict[str, np.ndarray]:
 
 def evaluate(config: BenchConfig, turns: list[dict[str, Any]], needs: dict[str, Any]) -> dict[str, Any]:
     """The figures of a comparison from its turns and from what the clips need; of each kind the fastest turn counts."""
-    best = {
-        kind: min((turn for turn in turns if turn["kind"] == kind), key=lambda turn: turn["seconds"], default=None)
-        for kind in (BASELINE, BUILD)
-    }
     rate = max(max(turn["matrix_rate"].values()) for turn in turns)  # of a GPU, that of bf16
-    ours, theirs = best[BUILD], best[BASELINE]
-    if ours is None:
-        raise ConfigError("--batch-sizes is empty; give at least one (0: automatic)")
-    share = _shares(ours, needs, rate)
+    baseline = _fastest(turns, BASELINE)
+    turns = [_with_figures(turn, baseline, needs, rate) for turn in turns]
+    ours, theirs = _fastest(turns, BUILD), _fastest(turns, BASELINE)
+    assert ours is not None  # a BenchConfig has at least one
     found = {
         "machine": {"processor": platform.processor() or platform.machine(), "threads": ours["threads"]},
         "config": {name: str(value) for name, value in dataclasses.asdict(config).items() if name != "folder"},
         "needs": needs,
         "matrix_rate": rate,
-        "model_share_of_peak": share["model"],
-        "stage_share_of_peak": share,
+        "model_share_of_peak": ours["model_share_of_peak"],
+        "stage_share_of_peak": ours["stage_share_of_peak"],
         "startup_seconds": ours["startup_seconds"],
-        "padding_share": _padding(ours),
-        "times_real_time": needs["audio_seconds"] / _computing(ours),
+        "padding_share": ours["padding_share"],
+        "times_real_time": ours["times_real_time"],
         "hfprep": ours,
         "baseline": theirs,
-        "turns": [_with_figures(turn, theirs, needs, rate) for turn in turns],
+        "turns": turns,
     }
     if theirs is not None:
         found |= {
             "speedup": theirs["seconds"] / ours["seconds"],
             "speedup_without_startup": _computing(theirs) / _computing(ours),
-            "model_speedup": _model_seconds(theirs) / _model_seconds(ours),
+            "model_speedup": ours["model_speedup"],
             "speedup_in_processor_time": theirs["processor_seconds"] / ours["processor_seconds"],
             "memory_ratio": ours["peak_memory_bytes"] / theirs["peak_memory_bytes"],
             "private_memory_ratio": _ratio(ours["peak_private_memory_bytes"], theirs["peak_private_memory_bytes"]),
-            "baseline_share_of_peak": _shares(theirs, needs, rate),
-            "baseline_padding_share": _padding(theirs),
+            "baseline_share_of_peak": theirs["stage_share_of_peak"],
+            "baseline_padding_share": theirs["padding_share"],
         }
     return found
+
+
+def _fastest(turns: list[dict[str, Any]], kind: str) -> dict[str, Any] | None:
+    return min((turn for turn in turns if turn["kind"] == kind), key=lambda turn: turn["seconds"], default=None)
 
 
 def _with_figures(
     turn: dict[str, Any], baseline: dict[str, Any] | None, needs: dict[str, Any], rate: float
 ) -> dict[str, Any]:
-    """A turn and what is compared of each."""
+    """A turn and what follows from it alone, or from it and the baseline's fastest."""
+    shares = _shares(turn, needs, rate)
     return turn | {
         "model_seconds": _model_seconds(turn),
-        "model_share_of_peak": _shares(turn, needs, rate)["model"],
+        "model_share_of_peak": shares["model"],
+        "stage_share_of_peak": shares,
         "model_speedup": None if baseline is None else _model_seconds(baseline) / _model_seconds(turn),
+        "padding_share": 1 - turn["frames"] / turn["padded_frames"],
         "times_real_time": needs["audio_seconds"] / _computing(turn),
     }
 
@@ -183,8 +186,3 @@ def _model_seconds(turn: dict[str, Any]) -> float:
 def _computing(turn: dict[str, Any]) -> float:
     seconds: float = turn["seconds"] - turn["startup_seconds"]
     return seconds
-
-
-def _padding(turn: dict[str, Any]) -> float:
-    share: float = 1 - turn["frames"] / turn["padded_frames"]
-    return share

@@ -37,7 +37,7 @@ class BenchConfig:
     max_seconds: float = option(14.0, "Length of the longest clips.")
     baseline_batch_sizes: str = option("1,8", "Batch sizes of the baseline, with commas; empty: hfprep alone.")
     batch_sizes: str = option("0", "Batch sizes of hfprep, with commas (0: automatic).")
-    precision: str = option("fp32", "Precisions of hfprep's model stages, with commas.")
+    precision: str = option(PLAIN, "Precisions of hfprep's model stages, with commas.")
     device: str = option("auto", "auto, cpu, cuda or cuda:N, for both.")
     threads: int = option(
         0, "Threads of the models, 0: torch's choice. With 1, processor time is measured, not wall time."
@@ -56,7 +56,10 @@ class BenchConfig:
                 f"--min-seconds is {self.min_seconds} and --max-seconds is {self.max_seconds}; the least must be from "
                 "0.1 up, and not above the most"
             )
-        list(self.turns())
+        if all(turn.kind == BASELINE for turn in self.turns()):
+            raise ConfigError(
+                "--batch-sizes or --precision is empty; give at least one of each (batch size 0: automatic)"
+            )
 
     @property
     def corpus(self) -> tuple[int, tuple[float, float]]:
@@ -68,10 +71,11 @@ class BenchConfig:
         baseline = QUICK_BASELINE if self.quick and self.baseline_batch_sizes else self.baseline_batch_sizes
         for size in _sizes(baseline, least=1):
             yield Turn(BASELINE, size)
+        sizes = _sizes(self.batch_sizes, least=0)
         for precision in _parts(self.precision):
             if precision not in PRECISIONS:
                 raise ConfigError(f"--precision is {self.precision!r}; each must be one of {', '.join(PRECISIONS)}")
-            for size in _sizes(self.batch_sizes, least=0):
+            for size in sizes:
                 yield Turn(BUILD, size, precision)
 
 

@@ -74,7 +74,7 @@ def _stage_table(found: dict[str, Any]) -> Any:
         table.add_row(
             stage,
             f"{flops / 1e12:.3f}" if flops else "",
-            f"{before:.2f}" if before is not None else "",
+            _unless_none("{:.2f}", before),
             f"{found['baseline_share_of_peak'][stage]:.0%}" if flops and theirs else "",
             f"{after:.2f}",
             f"{found['stage_share_of_peak'][stage]:.0%}" if flops else "",
@@ -87,7 +87,7 @@ def _turn_table(found: dict[str, Any]) -> Any:
     return _table_of_turns("Turns", found["turns"], {
         "seconds": lambda turn: f"{turn['seconds']:.1f}",
         "start-up s": lambda turn: f"{turn['startup_seconds']:.1f}",
-        "padding": lambda turn: f"{1 - turn['frames'] / turn['padded_frames']:.1%}",
+        "padding": lambda turn: f"{turn['padding_share']:.1%}",
         "peak memory GB": lambda turn: f"{turn['peak_memory_bytes'] / 1e9:.2f}",
         "private GB": lambda turn: _unless_none("{:.2f}", turn["peak_private_memory_bytes"], 1e9),
         "matrix GFLOP/s": lambda turn: f"{max(turn['matrix_rate'].values()) / 1e9:.0f}",
