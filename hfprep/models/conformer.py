@@ -33,7 +33,8 @@ KERNEL_SIZE = 15
 POSITION_ROWS = 5000
 
 
-# Frames and channels of the subsampling convolution's output that exist at once: 134 MB on a CPU, 535 MB on a GPU.
+# Frames and channels of the subsampling convolution's output that exist at once: 134 MB on a CPU of up to seven
+# threads, 535 MB on a GPU.
 CPU_FRAMES_PER_PIECE = 128
 GPU_FRAMES_PER_PIECE, GPU_CHANNELS_PER_PIECE = 4096, 64
 CACHED_FRAMES = 4  # of them, written and then read while they are in a CPU's cache
@@ -62,7 +63,8 @@ class Subsampling(nn.Module):
         clips = mask.clips(x)
         frames = sum(clip.shape[0] * ((clip.shape[1] - 1) // 2) for clip in clips)
         on_cpu = x.device.type == "cpu"
-        size, rounded = row_pieces(frames, CPU_FRAMES_PER_PIECE) if on_cpu else (GPU_FRAMES_PER_PIECE, frames)
+        most = CPU_FRAMES_PER_PIECE * max(1, torch.get_num_threads() // 4)
+        size, rounded = row_pieces(frames, most) if on_cpu else (GPU_FRAMES_PER_PIECE, frames)
         patches = self._patches(clips, rounded)
         kernels = torch.cat([self.conv_weight.flatten(1), self.conv_bias[:, None]], dim=1)  # (C, 10)
         sums = self._sums_on_cpu if on_cpu else self._sums_on_gpu

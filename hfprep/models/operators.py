@@ -15,21 +15,22 @@ from torch.nn import functional as F
 
 from hfprep.models.precision import half_linear
 
-# Rows of frames that a CPU computes at once: a piece and what is made of it stay in the cache, and a product of this
-# many rows already runs at full rate. The number of rows is rounded up to one of a few sizes, because oneDNN keeps
-# about 1 MB of compiled code for every shape of a product that it has met: over clips of all lengths that was 2 GB.
-ROWS_PER_PIECE = 512
-ROUNDING = 16  # rows up to half a piece are rounded up to a multiple of it, more of them to a multiple of twice as many
+# Rows of frames that a CPU computes at once: enough for products of them to run at full rate, few enough for what is
+# made of a piece to be memory that the process keeps (beyond 32 MB the system gives it anew each time). The number of
+# rows is rounded up to one of a few sizes, because oneDNN keeps about 1 MB of compiled code for every shape of a
+# product that it has met: over clips of all lengths that was 2 GB.
+ROWS_PER_PIECE = 1024
+FEW_ROWS = 256
+ROUNDING = 16  # few rows are rounded up to a multiple of it, more of them to a multiple of twice as many
 
 
 def row_pieces(rows: int, most: int = ROWS_PER_PIECE) -> tuple[int, int]:
-    """Into which pieces a CPU cuts this many rows: the size of a piece, and the rows rounded up to what they need.
+    """Into which pieces of at most `most` rows (a multiple of 2 * ROUNDING) a CPU cuts this many rows.
 
-    `most` is the largest size for up to seven threads, a multiple of 2 * ROUNDING.
+    Gives the size of a piece, and the rows rounded up to what the pieces need.
     """
-    scale = max(1, torch.get_num_threads() // 4)
-    pieces = -(-rows // (most * scale))
-    quantum = ROUNDING * scale * (1 if rows <= pieces * scale * ROWS_PER_PIECE // 2 else 2)
+    pieces = -(-rows // most)
+    quantum = ROUNDING if rows <= pieces * FEW_ROWS else 2 * ROUNDING
     size = -(-rows // (pieces * quantum)) * quantum
     return size, -(-rows // quantum) * quantum
 

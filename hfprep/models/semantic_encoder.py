@@ -21,6 +21,7 @@ from hfprep.models.operators import (
     DepthwiseConvolution,
     Linear,
     PointwiseConvolution,
+    Scratch,
     add_by_rows,
     product,
     split_heads,
@@ -30,20 +31,26 @@ from hfprep.models.precision import attend
 from hfprep.models.semantic_config import NUM_LAYERS, SemanticEncoderConfig
 
 
+# At least so many queries of a clip, or all of them, attend at once: torch's attention on a CPU takes 64 at a time, but
+# 32 where it is given fewer than 192.
+LEAST_QUERIES = 384
+
+
 def bias_piece(device: torch.device) -> int:
-    """How many numbers of the positional bias (clips x heads x queries x keys) exist at once: 400 MB for all of a
-    clip of 50 s. On a CPU a piece stays in the cache; elsewhere larger pieces keep a device busy.
+    """How many numbers of the positional bias (clips x heads x queries x keys) exist at once, where those of
+    `LEAST_QUERIES` are not more: 400 MB for all of a clip of 50 s. On a CPU a piece stays in the cache; elsewhere larger
+    pieces keep a device busy.
     """
     return 1 << 21 if device.type == "cpu" else 1 << 27
 
 
-def relative_bias(products: Tensor, *, left: int, first: int, num_keys: int) -> Tensor:
+def relative_bias(products: Tensor, *, left: int, first: int, num_keys: int, scratch: Scratch | None = None) -> Tensor:
     """The positional part of the scores of a run of queries against all keys.
 
     `products` (B, H, Q, left + right + 1) are those of the queries first, first + 1, ... with the table's row for each
-    clamped distance key - query. Gives a view (B, H, Q, num_keys) of a buffer that is num_keys + Q - 1 wide: going down
-    one query moves every distance by one place, so each row of the bias is a shifted window of the products with their
-    ends repeated, and nothing of size (Q, num_keys) needs to be gathered.
+    clamped distance key - query. Gives a view (B, H, Q, num_keys) of a buffer that is num_keys + Q - 1 wide, in
+    `scratch` if given: going down one query moves every distance by one place, so each row of the bias is a shifted
+    window of the products with their ends repeated, and nothing of size (Q, num_keys) needs to be gathered.
     """
     batch, heads, queries, distances = products.shape
     lowest, highest = -(first + queries - 1), num_keys - 1 - first  # distances that occur
@@ -54,8 +61,9 @@ def relative_bias(products: Tensor, *, left: int, first: int, num_keys: int) -> 
         inner,
         products[..., -1:].expand(-1, -1, -1, max(0, highest - right)),
     ]
-    row = torch.cat(parts, dim=-1)  # (B, H, Q, num_keys + Q - 1)
-    width = row.shape[-1]
+    width = num_keys + queries - 1
+    room = None if scratch is None else scratch.take((batch, heads, queries, width), products)
+    row = torch.cat(parts, dim=-1, out=room)
     strides = (heads * queries * width, queries * width, width - 1, 1)
     return row.as_strided((batch, heads, queries, num_keys), strides, queries - 1)
 
@@ -76,6 +84,7 @@ class RelativeKeyAttention(nn.Module):
         # From weights, or torch would import its compiler in order to draw some.
         self.distance_embedding = nn.Embedding.from_pretrained(torch.empty(distances, width // self.num_heads))
         self.key_mask = KeyMask()
+        self.scratch = Scratch()
 
     def add_to(self, hidden: Tensor, norm: nn.Module, mask: FrameMask, room: Tensor) -> None:
         """Add to `hidden` (B, T, D) what its normed frames attend to; `room` (3, B, T, D) is written over."""
@@ -101,9 +110,11 @@ class RelativeKeyAttention(nn.Module):
         """Of clips (B, H, T, d) and (B, H, T, distances), write what each query attends to in the query's place."""
         batch, _heads, frames, _width = query.shape
         clips, length = self._piece(query)
+        scratch = self.scratch if query.device.type == "cpu" else None  # a GPU's memory comes fast, and is scarce
         for clip, first in itertools.product(range(0, batch, clips), range(0, frames, length)):
             these, run = slice(clip, clip + clips), slice(first, first + length)
-            bias = relative_bias(products[these, :, run], left=self.left, first=first, num_keys=frames)
+            part = products[these, :, run]
+            bias = relative_bias(part, left=self.left, first=first, num_keys=frames, scratch=scratch)
             if key_bias is not None:
                 bias = bias + key_bias[these]
             elif bias.device.type != "cpu":  # a window's rows start anywhere, and a GPU's kernels want them aligned
@@ -115,7 +126,7 @@ class RelativeKeyAttention(nn.Module):
         batch, heads, frames, _ = query.shape
         piece = bias_piece(query.device)
         clips = min(batch, max(1, piece // (heads * frames * frames)))
-        pieces = -(-frames // max(1, piece // (clips * heads * frames)))
+        pieces = -(-frames // max(LEAST_QUERIES, piece // (clips * heads * frames)))
         return clips, -(-frames // pieces)
 
 
@@ -202,9 +213,12 @@ class SemanticEncoder(nn.Module):
         super().__init__()
         with torch.device("meta"):
             self.feature_projection = FeatureProjection(config)
-            self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(NUM_LAYERS))
+            layers = [EncoderLayer(config) for _ in range(NUM_LAYERS)]
+            self.layers = nn.ModuleList(layers)
             self.mean = nn.Parameter(torch.empty(config.hidden_size))
             self.std = nn.Parameter(torch.empty(config.hidden_size))
+        for layer in layers:  # one after the other
+            layer.self_attn.scratch = layers[0].self_attn.scratch
 
     def forward(self, input_features: Tensor, mask: FrameMask) -> Tensor:
         """Input features (B, T, 160) float32 to normalised semantic features (B, T, D) float32."""
