@@ -130,6 +130,22 @@ def test_quick_run_counts_what_there_is(quick: dict[str, Any]) -> None:
     assert quick["baseline_padding_share"] == pytest.approx(1 - sum(ours) / sum(theirs))
 
 
+def test_the_baseline_computes_the_same_features(quick: dict[str, Any]) -> None:
+    """Where its batches hold no padding: the longest clip of each, unless the extractor padded that, too."""
+    plain = next(turn for turn in quick["turns"] if turn["kind"] == "hfprep" and turn["precision"] == "fp32")
+    ours, theirs = Path(plain["output"]), Path(quick["baseline"]["output"])
+    compared = 0
+    for path in sorted((ours / "codes").glob("*.npy")):
+        expected, codes = np.load(path), np.load(theirs / "codes" / path.name)
+        if len(codes) == len(expected):
+            compared += 1
+            assert (codes == expected).mean() > 0.99
+            for column in ("condition", "emo_vec"):
+                wanted, found = (np.load(folder / column / path.name) for folder in (ours, theirs))
+                np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+    assert compared
+
+
 def test_quick_run_keeps_its_figures(quick: dict[str, Any]) -> None:
     names = "speedup", "model_share_of_peak", "memory_ratio", "private_memory_ratio", "startup_seconds", "matrix_rate"
     for name in names:

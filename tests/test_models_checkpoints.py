@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hfprep.bench.plain_models import read_tensors
 from hfprep.errors import CheckpointError
 from hfprep.model_config import ConditionConfig, ModelConfig, SemanticCodecConfig
 from hfprep.models import checkpoints
@@ -28,7 +29,6 @@ from hfprep.models.checkpoints import (
 )
 from hfprep.models.semantic_config import SemanticEncoderConfig
 from hfprep.models.tensor_files import read_safetensors, read_torch_file
-from tests.reference_models import read_tensors
 
 PUBLISHED = ModelConfig(
     path=Path("config.yaml"),
@@ -281,7 +281,8 @@ def test_a_file_of_other_tensors_fails_as_a_whole(folder: Path, config: ModelCon
 
 
 def test_names_are_translated_here_only() -> None:
+    """The plain models of the comparison translate nothing: they take the tensors under the published names."""
     package = Path(checkpoints.__file__).parent.parent
     published_name = re.compile(r"linear_pos|norm_mha|to_kv|pwconv1|w_1\b|emovec_layer|proj_context")
     hits = {path.name for path in package.rglob("*.py") if published_name.search(path.read_text(encoding="utf-8"))}
-    assert hits == {"checkpoints.py"}
+    assert hits == {"checkpoints.py", "plain_models.py"}

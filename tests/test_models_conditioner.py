@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hfprep.bench import plain_models as reference
 from hfprep.model_config import ModelConfig
 from hfprep.models import conformer as conformer_module
 from hfprep.models import operators
@@ -15,7 +16,6 @@ from hfprep.models.conditioner import Conditioner, EmotionConditioner
 from hfprep.models.conformer import Subsampling
 from hfprep.models.masking import FrameMask
 from hfprep.models.perceiver import Perceiver
-from tests import reference_models as reference
 
 WIDTH = 32
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Wav2Vec2BertConfig
 
+from hfprep.bench import plain_models as reference
 from hfprep.errors import CheckpointError
 from hfprep.models import semantic_encoder as module
 from hfprep.models.checkpoints import load_semantic_encoder
@@ -17,7 +18,6 @@ from hfprep.models.masking import FrameMask
 from hfprep.models.operators import Scratch
 from hfprep.models.semantic_config import SemanticEncoderConfig
 from hfprep.models.semantic_encoder import EncoderLayer, SemanticEncoder, relative_bias
-from tests import reference_models as reference
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,10 @@
 
 Gives `run_baseline`: clips in the manifest's order, a fixed number a batch, decoded one after another, transformers'
 feature extractor and all 24 layers of its model in float32 with every hidden state kept, then the codec and the
-conditioning branches called on the padded batch as it is. It stores padding beside real codes, as such scripts do.
+conditioning branches as their formulas stand (`plain_models`), on the padded batch as it is. It stores padding beside
+real codes, as such scripts do. None of it is code that a build runs, so it stays what it is when builds become faster.
 """
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +17,10 @@ import torchaudio
 from torch import Tensor
 from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertModel
 
+from hfprep.bench import plain_models
 from hfprep.bench.measuring import Stopwatch
 from hfprep.model_config import ModelConfig
-from hfprep.models.checkpoints import conditioners_of, load_semantic_codec
 from hfprep.models.locate import ModelFiles
-from hfprep.models.masking import FrameMask
 from hfprep.models.semantic_config import NUM_LAYERS
 from hfprep.text.tokenizer import TextTokenizer
 
@@ -38,13 +37,13 @@ class Baseline:
         self.tokenizer = TextTokenizer(tokenizer)
         self.extractor = SeamlessM4TFeatureExtractor.from_pretrained(folder)
         self.encoder = Wav2Vec2BertModel.from_pretrained(folder).eval().to(device)
-        self.codec = load_semantic_codec(files.semantic_codec, config).eval().to(device)
+        self.codec = self._on_device(plain_models.read_tensors(files.semantic_codec))
         # As the libraries' documentation has it: the whole checkpoint into memory, then into a model of its own.
-        checkpoint = torch.load(files.gpt_checkpoint, map_location="cpu", weights_only=True)
-        hidden_size = int(self.encoder.config.hidden_size)
-        branches = conditioners_of(checkpoint, files.gpt_checkpoint, config, semantic_size=hidden_size)
-        self.conditioner, self.emotion = (copy.deepcopy(branch).eval().to(device) for branch in branches)
-        del checkpoint, branches
+        checkpoint = plain_models.read_tensors(files.gpt_checkpoint)
+        needed = {name: value for name, value in checkpoint.items() if name.startswith(plain_models.PREFIXES)}
+        self.gpt = self._on_device({name: value.clone() for name, value in needed.items()})
+        self.heads = config.condition.attention_heads, config.emotion.attention_heads
+        del checkpoint, needed
         statistics = torch.load(files.w2v_stat, weights_only=True)
         self.mean, self.std = statistics["mean"].to(device), statistics["var"].sqrt().to(device)
 
@@ -63,8 +62,18 @@ class Baseline:
         hidden: Tensor = self.encoder(**inputs, output_hidden_states=True).hidden_states[NUM_LAYERS]
         return (hidden - self.mean) / self.std
 
-    def condition(self, semantic: Tensor, mask: FrameMask) -> tuple[Tensor, Tensor]:
-        return self.conditioner(semantic, mask), self.emotion(semantic, mask)
+    def codes(self, semantic: Tensor) -> Tensor:
+        return plain_models.codes(self.codec, semantic)
+
+    def condition(self, semantic: Tensor) -> tuple[Tensor, Tensor]:
+        condition_heads, emotion_heads = self.heads
+        return (
+            plain_models.condition(self.gpt, semantic, condition_heads),
+            plain_models.emo_vec(self.gpt, semantic, emotion_heads),
+        )
+
+    def _on_device(self, tensors: plain_models.Tensors) -> plain_models.Tensors:
+        return {name: value.to(self.device) for name, value in tensors.items()}
 
 
 def run_baseline(
@@ -101,11 +110,9 @@ def _run_batch(baseline: Baseline, batch: Batch, folder: Path, output: Path, wat
         semantic = baseline.encode(inputs)
         started = _lap(watch, "semantic encoder", started, baseline.device)
         padded = semantic.shape[0] * semantic.shape[1]
-        whole = torch.full(semantic.shape[:1], semantic.shape[1])
-        mask = FrameMask.from_lengths(whole, semantic.shape[1], semantic.device)
-        codes = baseline.codec(semantic, mask)
+        codes = baseline.codes(semantic)
         started = _lap(watch, "codec", started, baseline.device)
-        condition, emo_vec = baseline.condition(semantic, mask)
+        condition, emo_vec = baseline.condition(semantic)
         _lap(watch, "conditioners", started, baseline.device)
     with watch.measuring("writing"):
         arrays = {"codes": codes.int(), "condition": condition, "emo_vec": emo_vec}

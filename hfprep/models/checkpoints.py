@@ -105,13 +105,7 @@ def load_conditioners(path: Path, config: ModelConfig, *, semantic_size: int) ->
 
     Raises CheckpointError that lists what is missing, unexpected or of another shape.
     """
-    return conditioners_of(read_torch_file(path), path, config, semantic_size=semantic_size)
-
-
-def conditioners_of(
-    tensors: Mapping[str, Tensor], path: Path, config: ModelConfig, *, semantic_size: int
-) -> tuple[Conditioner, EmotionConditioner]:
-    """Both conditioning branches, which hold the tensors of a state dict themselves; `path` is whose errors tell."""
+    tensors = read_torch_file(path)
     latents = _shape_of(tensors, "perceiver_encoder.latents", (NUM_LATENTS, config.model_dim))
     emotion_latents = _shape_of(tensors, "emo_perceiver_encoder.latents", (1, semantic_size))
     rows = [

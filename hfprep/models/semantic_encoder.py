@@ -30,7 +30,6 @@ from hfprep.models.operators import (
 from hfprep.models.precision import attend
 from hfprep.models.semantic_config import NUM_LAYERS, SemanticEncoderConfig
 
-
 # At least so many queries of a clip, or all of them, attend at once: torch's attention on a CPU takes 64 at a time, but
 # 32 where it is given fewer than 192.
 LEAST_QUERIES = 384
@@ -38,8 +37,8 @@ LEAST_QUERIES = 384
 
 def bias_piece(device: torch.device) -> int:
     """How many numbers of the positional bias (clips x heads x queries x keys) exist at once, where those of
-    `LEAST_QUERIES` are not more: 400 MB for all of a clip of 50 s. On a CPU a piece stays in the cache; elsewhere larger
-    pieces keep a device busy.
+    `LEAST_QUERIES` are not more: 400 MB for all of a clip of 50 s. On a CPU a piece stays in the cache; elsewhere
+    larger pieces keep a device busy.
     """
     return 1 << 21 if device.type == "cpu" else 1 << 27
 

@@ -1,21 +1,29 @@
-"""The models written out as plainly as can be, against which the fast ones are held.
+"""The models written out as plainly as can be: what the fast ones are measured against and, in the tests, held to.
 
-Each function takes one utterance without padding, (T, channels), and the tensors of a published checkpoint under
-their own names; nothing is masked, fused, chunked or shared. The semantic encoder is the library's own.
+Each function takes clips without padding, (..., T, channels), and the tensors of a published checkpoint under their own
+names; nothing is masked, fused, cut into pieces or shared, so that a faster hfprep leaves it as it is. The semantic
+encoder is the library's own. Knows nothing of what is measured.
 """
+
+from __future__ import annotations
 
 import math
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
 Tensors = dict[str, Tensor]
+PREFIXES = (
+    "conditioning_encoder.", "perceiver_encoder.", "emo_conditioning_encoder.", "emo_perceiver_encoder.",
+    "emovec_layer.", "emo_layer.",
+)  # fmt: skip
+HEAD_WIDTH = 64  # of the Perceivers
 
 
 def under(tensors: Tensors, prefix: str) -> Tensors:
+    """The tensors below a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
@@ -31,7 +39,17 @@ def norm(x: Tensor, tensors: Tensors, name: str, eps: float = 1e-5) -> Tensor:
 def convolve(x: Tensor, tensors: Tensors, name: str, *, padding: int = 0, depthwise: bool = False) -> Tensor:
     weight = tensors[f"{name}.weight"]
     groups = len(weight) if depthwise else 1
-    return F.conv1d(x.t()[None], weight, tensors.get(f"{name}.bias"), padding=padding, groups=groups)[0].t()
+    return F.conv1d(x.mT, weight, tensors.get(f"{name}.bias"), padding=padding, groups=groups).mT
+
+
+def heads_of(x: Tensor, count: int) -> Tensor:
+    """(..., T, H * d) to (..., H, T, d)."""
+    return x.unflatten(-1, (count, -1)).transpose(-3, -2)
+
+
+def attend(scores: Tensor, value: Tensor) -> Tensor:
+    """Scores (..., H, Q, T) and values (..., H, T, d) to (..., Q, H * d)."""
+    return (torch.softmax(scores, dim=-1) @ value).transpose(-3, -2).flatten(-2)
 
 
 def semantic_features(folder: Path, statistics: Tensors, input_features: Tensor) -> Tensor:
@@ -45,7 +63,7 @@ def semantic_features(folder: Path, statistics: Tensors, input_features: Tensor)
 
 
 def codec_scores(codec: Tensors, semantic: Tensor) -> Tensor:
-    """(T, D) to the cosine of every frame with every codebook row, (T, N)."""
+    """(..., T, D) to the cosine of every frame with every codebook row, (..., T, N)."""
     x = norm(convolve(semantic, codec, "encoder.0.embed", padding=3), codec, "encoder.0.norm", 1e-6)
     layer = 0
     while f"encoder.0.convnext.{layer}.gamma" in codec:
@@ -62,15 +80,17 @@ def codec_scores(codec: Tensors, semantic: Tensor) -> Tensor:
 
 
 def codes(codec: Tensors, semantic: Tensor) -> Tensor:
+    """(..., T, D) to (..., T) int64."""
     return codec_scores(codec, semantic).argmax(dim=-1)
 
 
 def conformer(tensors: Tensors, x: Tensor) -> Tensor:
-    """(T, D) to (T', C)."""
-    x = F.relu(F.conv2d(x[None, None], tensors["embed.conv.0.weight"], tensors["embed.conv.0.bias"], stride=2))[0]
-    x = affine(x.transpose(0, 1).flatten(1), tensors, "embed.out.0")
+    """(..., T, D) to (..., T', C)."""
+    x = x.unsqueeze(-3)
+    maps = F.relu(F.conv2d(x, tensors["embed.conv.0.weight"], tensors["embed.conv.0.bias"], stride=2))
+    x = affine(maps.transpose(-3, -2).flatten(-2), tensors, "embed.out.0")
     x = x * math.sqrt(x.shape[-1])
-    positions = tensors["embed.pos_enc.pe"][0, : len(x)]
+    positions = tensors["embed.pos_enc.pe"][0, : x.shape[-2]]
     index = 0
     while f"encoders.{index}.norm_ff.weight" in tensors:
         block = under(tensors, f"encoders.{index}.")
@@ -83,18 +103,15 @@ def conformer(tensors: Tensors, x: Tensor) -> Tensor:
 
 
 def positional_attention(tensors: Tensors, x: Tensor, positions: Tensor) -> Tensor:
-    """score(i, j) = ((q_i + u) . k_j + (q_i + v) . p_j) / sqrt(d), head by head."""
-    query, key, value, place = (
-        affine(inputs, tensors, f"linear_{part}") for part, inputs in (("q", x), ("k", x), ("v", x), ("pos", positions))
-    )
+    """score(i, j) = ((q_i + u) . k_j + (q_i + v) . p_j) / sqrt(d), for every head."""
     heads, width = tensors["pos_bias_u"].shape
-    outputs = []
-    for head in range(heads):
-        part = slice(head * width, (head + 1) * width)
-        content = (query[:, part] + tensors["pos_bias_u"][head]) @ key[:, part].t()
-        position = (query[:, part] + tensors["pos_bias_v"][head]) @ place[:, part].t()
-        outputs.append(torch.softmax((content + position) / math.sqrt(width), dim=-1) @ value[:, part])
-    return affine(torch.cat(outputs, dim=-1), tensors, "linear_out")
+    query, key, value, place = (
+        heads_of(affine(inputs, tensors, f"linear_{part}"), heads)
+        for part, inputs in (("q", x), ("k", x), ("v", x), ("pos", positions))
+    )
+    content = (query + tensors["pos_bias_u"][:, None]) @ key.mT
+    position = (query + tensors["pos_bias_v"][:, None]) @ place.mT
+    return affine(attend((content + position) / math.sqrt(width), value), tensors, "linear_out")
 
 
 def conformer_convolution(tensors: Tensors, x: Tensor) -> Tensor:
@@ -104,19 +121,17 @@ def conformer_convolution(tensors: Tensors, x: Tensor) -> Tensor:
 
 
 def perceiver(tensors: Tensors, context: Tensor, heads: int) -> Tensor:
-    """(T', C) to (L, M)."""
+    """(..., T', C) to (..., L, M)."""
     if "proj_context.weight" in tensors:
         context = affine(context, tensors, "proj_context")
-    latents = tensors["latents"]
+    latents = tensors["latents"].expand(*context.shape[:-2], -1, -1)
     for index in range(2):
         layer = under(tensors, f"layers.{index}.")
-        query = affine(latents, layer, "0.to_q")
-        key, value = affine(torch.cat([latents, context]), layer, "0.to_kv").chunk(2, dim=-1)
-        outputs = [
-            torch.softmax(q @ k.t() / math.sqrt(64), dim=-1) @ v
-            for q, k, v in zip(query.chunk(heads, -1), key.chunk(heads, -1), value.chunk(heads, -1), strict=True)
-        ]
-        latents = latents + affine(torch.cat(outputs, dim=-1), layer, "0.to_out")
+        query = heads_of(affine(latents, layer, "0.to_q"), heads)
+        both = affine(torch.cat([latents, context], dim=-2), layer, "0.to_kv")
+        key, value = (heads_of(part, heads) for part in both.chunk(2, dim=-1))
+        attended = attend(query @ key.mT / math.sqrt(HEAD_WIDTH), value)
+        latents = latents + affine(attended, layer, "0.to_out")
         part, gate = affine(latents, layer, "1.0").chunk(2, dim=-1)
         latents = latents + affine(part * F.gelu(gate), layer, "1.2")
     root_mean_square = latents.norm(dim=-1, keepdim=True) / math.sqrt(latents.shape[-1])
@@ -124,18 +139,23 @@ def perceiver(tensors: Tensors, context: Tensor, heads: int) -> Tensor:
 
 
 def condition(gpt: Tensors, semantic: Tensor, heads: int) -> Tensor:
+    """(..., T, D) to (..., L, M)."""
     encoded = conformer(under(gpt, "conditioning_encoder."), semantic)
     return perceiver(under(gpt, "perceiver_encoder."), encoded, heads)
 
 
 def emo_vec(gpt: Tensors, semantic: Tensor, heads: int) -> Tensor:
+    """(..., T, D) to (..., M)."""
     encoded = conformer(under(gpt, "emo_conditioning_encoder."), semantic)
-    latent = perceiver(under(gpt, "emo_perceiver_encoder."), encoded, heads)[0]
+    latent = perceiver(under(gpt, "emo_perceiver_encoder."), encoded, heads)[..., 0, :]
     return affine(affine(latent, gpt, "emovec_layer"), gpt, "emo_layer")
 
 
 def read_tensors(path: Path) -> Tensors:
+    """A checkpoint, whole, in memory."""
     if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
         return load_file(path)
     tensors: Tensors = torch.load(path, map_location="cpu", weights_only=True)
     return tensors
