@@ -77,7 +77,7 @@ class Subsampling(nn.Module):
     def _sums_on_cpu(self, kernels: Tensor, patches: Tensor) -> Tensor:
         """(C, 10) and (frames, 10, at least F) to (frames, C): all channels at once, so that the weights, half a GB,
         are read where they lie. A product with some of their columns would first copy these, at three times the cost.
-        They are its first factor: the second one, four times smaller here, is what oneDNN puts into an order of its own.
+        They are its first factor: the second one, four times smaller here, is what oneDNN puts into its own order.
         """
         frames, _, width = patches.shape
         maps = self.scratch.take((frames, len(kernels), self.frequencies), patches)
