@@ -3,7 +3,8 @@
 Gives `run_baseline`: clips in the manifest's order, a fixed number a batch, decoded one after another, transformers'
 feature extractor and all 24 layers of its model in float32 with every hidden state kept, then the codec and the
 conditioning branches as their formulas stand (`plain_models`), on the padded batch as it is. It stores padding beside
-real codes, as such scripts do. None of it is code that a build runs, so it stays what it is when builds become faster.
+real codes, as such scripts do. But for the texts' tokens none of it is code that a build runs, so it stays what it is
+when builds become faster.
 """
 
 import json

@@ -104,7 +104,8 @@ class Subsampling(nn.Module):
 
         There are `rounded` rows; the last, beyond those of all clips, mean nothing.
         """
-        room = clips[0].new_zeros(rounded, 10, width)
+        room = clips[0].new_empty(rounded, 10, width)
+        room[..., self.frequencies :] = 0
         rows = room[..., : self.frequencies]
         rows[:, 9] = 1
         start = 0
