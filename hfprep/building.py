@@ -35,6 +35,7 @@ from hfprep.progress import BuildProgress, Tally
 from hfprep.records import Rejection
 from hfprep.signals import StopSignals, stop_on_signals
 from hfprep.store.atomic import write_lines
+from hfprep.store.file_hashes import Hashers
 from hfprep.store.fingerprints import Fingerprinter
 from hfprep.store.layout import PROGRESS, REJECTED, STATS, NpyOutput, Publisher, Staged, json_line
 from hfprep.store.listing import Listed, Listing, ListingOptions
@@ -79,9 +80,13 @@ class Summary:
 
 @dataclass
 class Shared:
-    """What the builds of one run have in common: the models, found by the first and loaded when one needs them."""
+    """What the builds of one run have in common: the models, found by the first and loaded when one needs them.
+
+    `hashers` may have begun to hash their files (`hashing_ahead`).
+    """
 
     inputs: Inputs | None = None
+    hashers: Hashers | None = None
     models: Models = field(default_factory=Models)
 
 
@@ -103,7 +108,7 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
         stop = stack.enter_context(stop_on_signals())
         output.reset_work()
         stack.callback(output.remove_work)
-        inputs = shared.inputs = shared.inputs or find_inputs(config, output)
+        inputs = shared.inputs = shared.inputs or find_inputs(config, output, shared.hashers)
         state = State(output.private / "state.sqlite", output.work / "scan.sqlite")
         stack.callback(state.close)
         withdraw_part(output)

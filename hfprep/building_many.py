@@ -43,7 +43,7 @@ class ManySummary:
         return tuple(item.summary for item in self.data_sets if item.summary is not None)
 
 
-def build_many(configs: Sequence[BuildConfig]) -> ManySummary:
+def build_many(configs: Sequence[BuildConfig], *, shared: Shared | None = None) -> ManySummary:
     """Build every data set, in order; `data_sets.config_of_each` makes the configs.
 
     Raises before anything is written where two data sets have the same manifest or output, models differ, or a manifest
@@ -51,7 +51,7 @@ def build_many(configs: Sequence[BuildConfig]) -> ManySummary:
     """
     started = time.monotonic()
     check_together(configs)
-    shared = Shared()
+    shared = shared or Shared()
     results: list[DataSetResult] = []
     with stop_on_signals() as between_builds:
         signal: int | None = None

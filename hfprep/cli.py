@@ -126,11 +126,16 @@ def _this_python() -> str:
 
 def run_build(config: BuildConfig) -> int:
     """Run one build, print its summary, and give the exit status."""
-    from hfprep.building import build as build_features
-    from hfprep.summary import summary_table
-
-    summary = build_features(config)
     from rich.console import Console
+
+    from hfprep.inputs import hashing_ahead
+
+    with hashing_ahead(config) as hashers:  # while torch and datasets are being imported
+        from hfprep.building import Shared
+        from hfprep.building import build as build_features
+        from hfprep.summary import summary_table
+
+        summary = build_features(config, shared=Shared(hashers=hashers))
 
     Console(width=None if sys.stdout.isatty() else 100).print(summary_table(summary))
     if summary.interrupted_by is not None:

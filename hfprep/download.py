@@ -20,7 +20,7 @@ from hfprep.models.locate import (
     ModelFiles,
     locate,
 )
-from hfprep.store.fingerprints import sha256_file
+from hfprep.store.file_hashes import sha256_file
 
 GPT_REPOSITORY = "IndexTeam/IndexTTS-2"
 TOKENIZER_FILE = "bpe.model"

@@ -1,19 +1,23 @@
 """The model files of a build: found, checked and identified, not yet loaded.
 
-Takes a BuildConfig; gives `Inputs`, from which the settings that numbers depend on follow. Reads no weights.
+Takes a BuildConfig; gives `Inputs`, from which the settings that numbers depend on follow. Reads no weights. Imports
+nothing heavy, so that `hashing_ahead` can begin before the packages of a build are imported.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hfprep.audio.input_features import check_preprocessor
 from hfprep.config import BuildConfig
-from hfprep.errors import ConfigError
+from hfprep.errors import ConfigError, HfprepError
 from hfprep.model_config import ModelConfig
 from hfprep.models.locate import ModelFiles, locate
-from hfprep.store.fingerprints import FileHashes, FileIdentity, Settings, digest
+from hfprep.store.file_hashes import FileHashes, FileIdentity, Hashers
+from hfprep.store.fingerprints import Settings, digest
 from hfprep.store.layout import NpyOutput
+from hfprep.store.remote import open_output
 from hfprep.text.tokenizer import TextTokenizer
 
 
@@ -54,15 +58,42 @@ def _named_files(files: ModelFiles, tokenizer: Path) -> dict[str, Path]:
     } | {f"semantic_model/{path.name}": path for path in files.semantic_weights}
 
 
-def find_inputs(config: BuildConfig, output: NpyOutput) -> Inputs:
-    """Find and check everything but the weights themselves."""
-    files = locate(
+def _model_files(config: BuildConfig, *, fetch: bool = True) -> ModelFiles:
+    return locate(
         models=config.models,
         config=config.config,
         gpt_checkpoint=config.gpt_checkpoint,
         semantic_model=config.semantic_model,
         semantic_codec=config.semantic_codec,
+        fetch=fetch,
     )
+
+
+def _remembered(output: NpyOutput, hashers: Hashers) -> FileHashes:
+    return FileHashes(output.private / "sha256.json", hashers)
+
+
+@contextlib.contextmanager
+def hashing_ahead(config: BuildConfig) -> Iterator[Hashers]:
+    """Meanwhile hash the model files that are on this machine and new to the output; for `find_inputs`.
+
+    What is missing or wrong is left for it to say.
+    """
+    with Hashers() as hashers:
+        with contextlib.suppress(HfprepError):
+            named = _named_files(_model_files(config, fetch=False), config.tokenizer_path)
+            _remembered(open_output(config.output_dir, config.work_dir), hashers).begin(named.values())
+        yield hashers
+
+
+def find_inputs(config: BuildConfig, output: NpyOutput, hashers: Hashers | None = None) -> Inputs:
+    """Find and check everything but the weights themselves; `hashers` may have begun to hash them.
+
+    Raises ConfigError and CheckpointError.
+    """
+    from hfprep.audio.input_features import check_preprocessor  # it imports torch
+
+    files = _model_files(config)
     tokenizer_path = config.tokenizer_path
     named = _named_files(files, tokenizer_path)
     seen = {path: FileIdentity.of(path) for path in named.values()}
@@ -75,5 +106,6 @@ def find_inputs(config: BuildConfig, output: NpyOutput) -> Inputs:
             f"{model_config.number_text_tokens} (gpt.number_text_tokens in {model_config.path}); use the tokenizer it "
             "was trained with, or extend the checkpoint first"
         )
-    hashes = FileHashes(output.private / "sha256.json")
-    return Inputs(files, model_config, tokenizer, hashes.sha256(named), seen)
+    with contextlib.ExitStack() as stack:
+        hashes = _remembered(output, hashers or stack.enter_context(Hashers()))
+        return Inputs(files, model_config, tokenizer, hashes.sha256(named), seen)

@@ -208,6 +208,13 @@ def test_no_network_is_said_with_the_command(models: Path, downloads: list[dict[
     assert [request["allow_patterns"] for request in downloads] == [["semantic_codec/model.safetensors"]]
 
 
+def test_without_fetching_the_hub_is_not_asked(models: Path, downloads: list[dict[str, Any]]) -> None:
+    shutil.rmtree(models / "semantic_codec")
+    with pytest.raises(CheckpointError, match=f"the hub was not asked.*hf download {CODEC} semantic_codec/model"):
+        locate(models=models, fetch=False)
+    assert downloads == []
+
+
 def test_an_incomplete_cache_is_not_taken_for_the_model(models: Path, cache: Path) -> None:
     shutil.rmtree(models / "semantic_codec")
     files = {name: path for name, path in semantic_files(models).items() if name != "model.safetensors"}

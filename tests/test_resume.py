@@ -25,7 +25,7 @@ from hfprep.engines import spec
 from hfprep.errors import CheckpointError
 from hfprep.features import FeatureExtractor
 from hfprep.models.feature_model import FeatureModel
-from hfprep.store import atomic, fingerprints
+from hfprep.store import atomic, file_hashes
 from hfprep.text.tokenizer import TextTokenizer
 
 CLIPS = ("synth1", "synth2", "synth4", "synth6")
@@ -388,7 +388,7 @@ def test_a_model_file_replaced_between_hashing_and_loading_stops_the_build(
     place: Place, monkeypatch: pytest.MonkeyPatch, name: str, num_processes: int
 ) -> None:
     models, output = place.with_models("mine"), place.folder / "another"
-    hashed = fingerprints.FileHashes.sha256
+    hashed = file_hashes.FileHashes.sha256
 
     def then_swapped(self: Any, paths: Any) -> dict[str, str]:
         found = hashed(self, paths)
@@ -396,7 +396,7 @@ def test_a_model_file_replaced_between_hashing_and_loading_stops_the_build(
         return found
 
     with monkeypatch.context() as patched:
-        patched.setattr(fingerprints.FileHashes, "sha256", then_swapped)
+        patched.setattr(file_hashes.FileHashes, "sha256", then_swapped)
         with pytest.raises(CheckpointError, match=f"{name} was replaced or changed while it was being read"):
             place.build(models=models, output_dir=output, num_processes=num_processes)
     assert place.computed == []
@@ -436,7 +436,7 @@ def test_models_of_several_data_sets_are_looked_at_when_they_are_loaded_and_not_
 def test_another_machine_may_number_inodes_in_its_own_way(tmp_path: Path) -> None:
     path = tmp_path / "gpt.pth"
     path.write_bytes(b"x")
-    here = fingerprints.FileIdentity.of(path)
+    here = file_hashes.FileIdentity.of(path)
     assert here.is_of(path)
     assert not dataclasses.replace(here, inode=1).is_of(path)
     assert dataclasses.replace(here, inode=1, machine="another").is_of(path)

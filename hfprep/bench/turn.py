@@ -13,11 +13,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from hfprep.bench.config import BASELINE
+from hfprep.config import BuildConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,24 @@ class _Start:
 
 def run_turn(job: Job) -> dict[str, Any]:
     """Do the job here and measure it."""
+    if job.kind == BASELINE:
+        return _measured(job, partial(_run_baseline, job))
+    from hfprep.inputs import hashing_ahead
+
+    config = BuildConfig(
+        manifest=Path(job.manifest),
+        output_dir=Path(job.output),
+        models=Path(job.models),
+        batch_size=job.batch_size,
+        device=job.device,
+        precision=job.precision,
+    )
+    with hashing_ahead(config) as hashers:  # as the command line does
+        return _measured(job, partial(_run_build, config, hashers))
+
+
+def _measured(job: Job, run: Callable[[Any, Any, _Start], dict[str, int]]) -> dict[str, Any]:
+    """What `run(device, watch, start)` counts, and what it costs."""
     import torch
 
     from hfprep.bench.measuring import PrivateMemory, Stopwatch, clock_for, matrix_rate, peak_memory
@@ -59,9 +79,8 @@ def run_turn(job: Job) -> dict[str, Any]:
         torch.set_num_threads(job.threads)
     clock = clock_for(job.threads)
     watch, start = Stopwatch(device, clock), _Start(job.asked)
-    baseline = job.kind == BASELINE
     with PrivateMemory() as private_memory:
-        counts = _run_baseline(job, device, watch, start) if baseline else _run_build(job, device, watch, start)
+        counts = run(device, watch, start)
     seconds = time.time() - job.asked
     processor_seconds = time.process_time()
     stages = watch.seconds()
@@ -97,20 +116,11 @@ def _run_baseline(job: Job, device: Any, watch: Any, start: _Start) -> dict[str,
     )
 
 
-def _run_build(job: Job, device: Any, watch: Any, start: _Start) -> dict[str, int]:
-    from hfprep.building import build
-    from hfprep.config import BuildConfig
+def _run_build(config: BuildConfig, hashers: Any, device: Any, watch: Any, start: _Start) -> dict[str, int]:
+    from hfprep.building import Shared, build
 
-    config = BuildConfig(
-        manifest=Path(job.manifest),
-        output_dir=Path(job.output),
-        models=Path(job.models),
-        batch_size=job.batch_size,
-        device=job.device,
-        precision=job.precision,
-    )
     with _timed_build(watch, start, on_gpu=device.type == "cuda"):
-        summary = build(config)
+        summary = build(config, shared=Shared(hashers=hashers))
     tally = summary.tally
     return {"samples": summary.accepted, "frames": tally.frames, "padded_frames": tally.padded_frames}
 
@@ -121,7 +131,7 @@ def _timed_build(watch: Any, start: _Start, *, on_gpu: bool) -> Iterator[None]:
     from hfprep import features, intake, precision_choice
     from hfprep.intake_processes import IntakeProcesses
     from hfprep.models.feature_model import FeatureModel
-    from hfprep.store.fingerprints import FileHashes
+    from hfprep.store.file_hashes import FileHashes
     from hfprep.store.layout import Publisher, Stage
     from hfprep.text.tokenizer import TextTokenizer
 

@@ -18,9 +18,13 @@ def run_many(configs: Sequence[BuildConfig]) -> int:
     """Build the data sets, print one summary, and give the exit status."""
     from rich.console import Console
 
-    from hfprep.building_many import build_many
+    from hfprep.inputs import hashing_ahead
 
-    found = build_many(configs)
+    with hashing_ahead(configs[0]) as hashers:
+        from hfprep.building import Shared
+        from hfprep.building_many import build_many
+
+        found = build_many(configs, shared=Shared(hashers=hashers))
     Console(width=None if sys.stdout.isatty() else 140).print(many_table(found))
     for item in found.data_sets:
         if item.error is not None:

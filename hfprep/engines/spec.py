@@ -23,7 +23,7 @@ from hfprep.model_config import ModelConfig
 from hfprep.models.feature_model import FeatureModel
 from hfprep.models.locate import ModelFiles
 from hfprep.records import Rejection
-from hfprep.store.fingerprints import FileIdentity, check_unchanged
+from hfprep.store.file_hashes import FileIdentity, check_unchanged
 from hfprep.store.layout import Staged
 from hfprep.text.tokenizer import TextTokenizer
 

@@ -16,7 +16,7 @@ from hfprep.exporters.extra_fields import extra_path, write_extra_fields
 from hfprep.exporters.formats import open_set
 from hfprep.exporters.samples import NO_EXTRA, SampleSet
 from hfprep.exporters.webdataset_writer import WebDatasetOptions, export_webdataset
-from hfprep.store.fingerprints import sha256_file
+from hfprep.store.file_hashes import sha256_file
 from hfprep.store.layout import STATS, TRAIN, VAL
 from hfprep.store.state import State
 

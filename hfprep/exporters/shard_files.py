@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hfprep.exporters.samples import Sample
 from hfprep.store import atomic
-from hfprep.store.fingerprints import sha256_file
+from hfprep.store.file_hashes import sha256_file
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,8 +44,9 @@ class ModelFiles:
 
 @dataclass
 class _Missing:
-    """What was not found, each with its remedy; raised together."""
+    """What was not found, each with its remedy; raised together. With `fetch` the hub is asked first."""
 
+    fetch: bool
     lines: list[str] = field(default_factory=list)
 
     def add(self, what: str, remedy: str) -> None:
@@ -63,8 +64,11 @@ def locate(
     gpt_checkpoint: str | Path | None = None,
     semantic_model: str | Path | None = None,
     semantic_codec: str | Path | None = None,
+    fetch: bool = True,
 ) -> ModelFiles:
     """Find every model file, from the hub's cache or the hub where a part is given as a hub id or not at all.
+
+    Without `fetch` what is not on this machine is missing.
 
     `models` is a folder with config.yaml, gpt.pth (or the name that the config gives), the statistics, w2v-bert-2.0/
     and semantic_codec/model.safetensors; each other argument takes the place of one of them. `semantic_model` is a
@@ -77,7 +81,7 @@ def locate(
         raise ConfigError(f"--models {folder}: there is no such folder")
     config_path = _given(config, folder, CONFIG_FILE, "--config")
     model_config = ModelConfig.read(config_path)
-    missing = _Missing()
+    missing = _Missing(fetch)
     gpt = _given(gpt_checkpoint, folder, model_config.gpt_checkpoint or GPT_FILE, "--gpt-checkpoint")
     if not gpt.is_file():
         missing.add(str(gpt), "the GPT checkpoint: give its path with --gpt-checkpoint")
@@ -197,8 +201,9 @@ def _from_hub(
     except LocalEntryNotFoundError:
         pass  # not cached, or not all of it: ask the hub
     command = f"hf download {repository} {_command_patterns(patterns)}"
-    if constants.HF_HUB_OFFLINE:
-        missing.add(f"{repository} (hub)", f"it is not cached and the hub is set offline; get it with: {command}")
+    if constants.HF_HUB_OFFLINE or not missing.fetch:
+        why = "the hub is set offline" if constants.HF_HUB_OFFLINE else "the hub was not asked"
+        missing.add(f"{repository} (hub)", f"it is not cached and {why}; get it with: {command}")
         return None
     try:
         fetched = Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(patterns)))

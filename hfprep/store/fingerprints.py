@@ -1,26 +1,22 @@
 """What a sample's numbers depend on, as fingerprints: per column group, of settings, row and audio file.
 
-A finished group may be reused when, and only when, its fingerprint is the same. Gives hashing of files with a
-memory of earlier results; knows nothing of where fingerprints are kept.
+A finished group may be reused when, and only when, its fingerprint is the same. Knows nothing of where fingerprints
+are kept.
 """
 
-import contextlib
 import hashlib
 import json
 import os
-import platform
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hfprep.audio.containers import read_clip
-from hfprep.errors import CheckpointError
 from hfprep.object_storage import is_url, status
 from hfprep.records import Need, Utterance
 from hfprep.references import ByteRange, parse_reference
-from hfprep.store.atomic import write_bytes
+from hfprep.store.file_hashes import sha256_file
 
 # Raise the number of a group when hfprep's own computation of it changes its results.
 NUMERICS = {"text": 1, "codes": 1, "latents": 1}
@@ -140,86 +136,3 @@ class Fingerprinter:
 
     def _of(self, group: str, content: bytes) -> bytes:
         return hashlib.blake2b(self._base[group] + content, digest_size=DIGEST_BYTES).digest()
-
-
-def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's content."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-@dataclass(frozen=True, slots=True)
-class FileIdentity:
-    """What tells a model file from one that took its place; another machine may number its inodes in its own way."""
-
-    size: int
-    mtime_ns: int
-    inode: int
-    machine: str
-
-    @classmethod
-    def of(cls, path: Path) -> "FileIdentity":
-        """Look at a file. Raises CheckpointError."""
-        with _readable(path):
-            status = path.stat()
-        return cls(status.st_size, status.st_mtime_ns, status.st_ino, platform.node())
-
-    def is_of(self, path: Path) -> bool:
-        """Whether the file that is there now is this one."""
-        now = FileIdentity.of(path)
-        return now == (self if now.machine == self.machine else replace(self, inode=now.inode, machine=now.machine))
-
-
-def check_unchanged(seen: Mapping[Path, FileIdentity]) -> None:
-    """Raise CheckpointError where a file is not the one that was seen before it was hashed and loaded."""
-    for path, identity in seen.items():
-        if not identity.is_of(path):
-            raise CheckpointError(
-                f"{path} was replaced or changed while it was being read, so that nobody knows what was loaded; "
-                "nothing was computed with it. Run the same command again when the file stays as it is"
-            )
-
-
-def _sha256_readable(path: Path) -> str:
-    with _readable(path):
-        return sha256_file(path)
-
-
-class FileHashes:
-    """SHA-256 of large files, remembered by path, size, times and inode in a small file between runs."""
-
-    def __init__(self, memory: Path) -> None:
-        self.memory = memory
-
-    def sha256(self, paths: Mapping[str, Path]) -> dict[str, str]:
-        """Hashes of the files, by the names given to them; files are read in parallel where they must be."""
-        known = self._recall()
-        keys = {name: self._key(path) for name, path in paths.items()}
-        missing = {keys[name]: path for name, path in paths.items() if keys[name] not in known}
-        if missing:
-            with ThreadPoolExecutor(min(8, len(missing))) as pool:
-                known |= dict(zip(missing, pool.map(_sha256_readable, missing.values()), strict=True))
-            write_bytes(self.memory, json.dumps(known, indent=0).encode())
-        return {name: known[key] for name, key in keys.items()}
-
-    @staticmethod
-    def _key(path: Path) -> str:
-        # The change time is the one that no program can set back.
-        with _readable(path):
-            status = path.stat()
-        return f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}"
-
-    def _recall(self) -> dict[str, str]:
-        try:
-            known = json.loads(self.memory.read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return known if isinstance(known, dict) else {}

@@ -19,7 +19,7 @@ from hfprep.exporters.index import INDEX, Shard, read_index, shards_in
 from hfprep.exporters.samples import LATENTS, SPLITS, SampleSet, Split
 from hfprep.exporters.webdataset import WebDatasetSet, WebDatasetSplit
 from hfprep.records import COLUMNS
-from hfprep.store.fingerprints import sha256_file
+from hfprep.store.file_hashes import sha256_file
 from hfprep.store.layout import VAL, is_validation
 from hfprep.verify.arrays import Bounds, check_array
 from hfprep.verify.faults import FaultKind, Findings
