@@ -7,7 +7,7 @@ import contextlib
 import resource
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ class Stopwatch:
         self._lock = threading.Lock()
         self._seconds: dict[str, float] = defaultdict(float)
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._running: Counter[str] = Counter()
+        self._seen = 0.0
 
     def add(self, stage: str, seconds: float) -> None:
         with self._lock:
@@ -65,35 +67,50 @@ class Stopwatch:
         return call
 
     def watch(self, stage: str, module: nn.Module) -> None:
-        """Time every call of a module; on a GPU by events in its stream, so that nothing waits for them."""
+        """Time every call of a module; on a GPU by events in its stream, so that nothing waits for them.
+
+        On a CPU calls that go on at the same time share it, so that all watched stages add up to the time they took.
+        """
         begun: list[Any] = []
-        module.register_forward_pre_hook(lambda *_: begun.append(self._mark()))
-        module.register_forward_hook(lambda *_: self._passed(stage, begun.pop()))
+        module.register_forward_pre_hook(lambda *_: begun.append(self._begin(stage)))
+        module.register_forward_hook(lambda *_: self._end(stage, begun.pop()))
 
     def watched(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The same function, timed as `watch` times a module."""
 
         def call(*args: Any, **options: Any) -> Any:
-            begun = self._mark()
+            begun = self._begin(stage)
             result = function(*args, **options)
-            self._passed(stage, begun)
+            self._end(stage, begun)
             return result
 
         return call
 
-    def _mark(self) -> Any:
-        if not self._cuda:
-            return self.clock()
+    def _begin(self, stage: str) -> Any:
+        if self._cuda:
+            return self._event()
+        self._go_on(stage, 1)
+        return None
+
+    def _end(self, stage: str, begun: Any) -> None:
+        if self._cuda:
+            self._events.append((stage, begun, self._event()))
+        else:
+            self._go_on(stage, -1)
+
+    def _event(self) -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
-    def _passed(self, stage: str, begun: Any) -> None:
-        end = self._mark()
-        if self._cuda:
-            self._events.append((stage, begun, end))
-        else:
-            self.add(stage, end - begun)
+    def _go_on(self, stage: str, calls: int) -> None:
+        """Share the time since a call last began or ended among those that went on; then one more or one less."""
+        with self._lock:
+            now, total = self.clock(), self._running.total()
+            for running, count in self._running.items():
+                self._seconds[running] += (now - self._seen) * count / max(1, total)
+            self._seen = now
+            self._running[stage] += calls
 
     def seconds(self) -> dict[str, float]:
         """Seconds by stage so far; waits for the GPU."""

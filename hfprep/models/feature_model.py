@@ -8,6 +8,7 @@ samples or of what to do when memory runs out: every step is an attribute (`sema
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +24,7 @@ from hfprep.models.masking import FrameMask, packs
 from hfprep.models.precision import computing, lower_weights, require
 from hfprep.models.semantic_codec import SemanticCodec
 from hfprep.models.semantic_encoder import SemanticEncoder
+from hfprep.models.streams import Streams
 
 if TYPE_CHECKING:
     from hfprep.models.fused.codec import FusedSemanticCodec
@@ -64,6 +66,10 @@ class FeatureModel(nn.Module):
         self.conditioner: Conditioner | FusedConditioner = conditioner
         self.emotion_conditioner: EmotionConditioner | FusedConditioner = emotion_conditioner
         emotion_conditioner.conformer.subsampling.scratch = conditioner.conformer.subsampling.scratch  # by turns
+        self.streams = Streams()
+        conformers = (conditioner.conformer, emotion_conditioner.conformer)
+        for module in (*semantic_encoder.layers, *semantic_codec.blocks, *conformers):
+            self.streams.ends_with(module)
         self.config = config
         self.precision = precision
         self.min_frames = MIN_FRAMES
@@ -150,14 +156,23 @@ class FeatureModel(nn.Module):
         Raises ValueError for lengths out of range or a batch of another shape.
         """
         self._check(input_features, lengths)
+        compute = partial(self._compute, codes=codes, latents=latents)
+        if not self.packs:
+            device = input_features.device
+            return compute(input_features, FrameMask.from_lengths(lengths, input_features.shape[1], device))
+        frames = lengths.tolist()
+
+        def compute_part(clips: list[int]) -> FeatureTensors:
+            mask = FrameMask.of_packed(lengths[clips], input_features.device)
+            return compute(torch.cat([input_features[clip, : frames[clip]] for clip in clips])[None], mask)
+
+        parts = self.streams.parts(frames)
+        return _joined(self.streams.run(compute_part, parts), [clip for part in parts for clip in part])
+
+    def _compute(self, input_features: Tensor, mask: FrameMask, *, codes: bool, latents: bool) -> FeatureTensors:
+        """The features of a batch that is padded or packed, in its order."""
         device = input_features.device
         with torch.inference_mode(), computing(self.precision, device):
-            if self.packs:
-                mask = FrameMask.of_packed(lengths, device)
-                clips = zip(input_features, lengths.tolist(), strict=True)
-                input_features = torch.cat([clip[:length] for clip, length in clips])[None]
-            else:
-                mask = FrameMask.from_lengths(lengths, input_features.shape[1], device)
             semantic = self.semantic_encoder(input_features, mask)
             # A hair's breadth decides between two codes, and the codec is a twentieth of the work: nothing coarse here.
             with computing("fp32", device):
@@ -182,3 +197,14 @@ class FeatureModel(nn.Module):
                 f"lengths go from {shortest} to {longest} frames; they must lie between {self.min_frames} and "
                 f"{self.max_frames}, and within the batch's {input_features.shape[1]}"
             )
+
+
+def _joined(parts: list[FeatureTensors], clips: list[int]) -> FeatureTensors:
+    """The features of the clips 0, 1, ... from those of parts, which hold `clips` one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    places = torch.tensor(clips).argsort()
+    codes, *latents = ([getattr(part, name) for part in parts] for name in ("codes", "condition", "emo_vec"))
+    condition, emo_vec = (None if found[0] is None else torch.cat(found)[places] for found in latents)
+    rows = None if codes[0] is None else pad_sequence([row for found in codes for row in found], batch_first=True)
+    return FeatureTensors(codes=None if rows is None else rows[places], condition=condition, emo_vec=emo_vec)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,8 +38,8 @@ def hold_weights(model: nn.Module, parts: Sequence[nn.Module]) -> list[nn.Module
         if resident > RESIDENT_BYTES:
             resident -= weights.num_bytes
             streamed[part] = weights
-            part.register_forward_pre_hook(weights.before_use)
-            part.register_forward_hook(weights.after_use)
+            part.register_forward_pre_hook(weights.before_use, prepend=True)
+            part.register_forward_hook(weights.after_use, always_call=True)
     passing = {id(weight) for part in streamed for weight in part.parameters()}
     _MappedWeights((weight for weight in model.parameters() if id(weight) not in passing), mappings).map()
     return list(streamed)
@@ -54,21 +55,26 @@ class _MappedWeights:
         self._tensors = [weight.detach() for weight in weights if weight.is_contiguous()]
         self._pages = [pages for tensor in self._tensors if (pages := _pages_in(tensor, mappings))]
         self.num_bytes = sum(len(pages) for pages in self._pages)
+        self._lock = threading.Lock()
         self._mapped = False
-        self._uses = self._frames = 0
+        self._users = self._uses = self._frames = 0
 
     def before_use(self, _part: nn.Module, _inputs: tuple[Any, ...]) -> None:
         """A forward pre-hook."""
-        if not self._mapped:
-            self.map()
+        with self._lock:
+            self._users += 1
+            if not self._mapped:
+                self.map()
 
     def after_use(self, _part: nn.Module, inputs: tuple[Any, ...], _output: Any) -> None:
-        """A forward hook."""
+        """A forward hook, called where the part fails, too (then without an output)."""
         batch, frames = inputs[0].shape[:2]
-        self._uses += 1
-        self._frames += batch * frames
-        if self._frames >= self._uses * FRAMES_PER_THREAD * torch.get_num_threads():
-            self.give_back()
+        with self._lock:
+            self._users -= 1
+            self._uses += 1
+            self._frames += batch * frames
+            if not self._users and self._frames >= self._uses * FRAMES_PER_THREAD * torch.get_num_threads():
+                self.give_back()
 
     def map(self) -> None:
         """Bring them into this process's memory, where they would come page by page otherwise."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -108,17 +109,20 @@ def _has_onednn_linear() -> bool:
 
 
 class Scratch:
-    """Room for an intermediate result that is written over by the next: the system gives fresh memory slowly."""
+    """Room for an intermediate result that is written over by the next: the system gives fresh memory slowly.
+
+    Every thread has room of its own.
+    """
 
     def __init__(self) -> None:
-        self._room: Tensor | None = None
+        self._rooms: dict[int, Tensor] = {}
 
     def take(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """A tensor of that shape, of the type and on the device of `like`, with anything in it; until the next call."""
-        size = math.prod(shape)
-        room = self._room
+        size, thread = math.prod(shape), threading.get_ident()
+        room = self._rooms.get(thread)
         if room is None or room.numel() < size or room.dtype != like.dtype or room.device != like.device:
-            room = self._room = like.new_empty(size)
+            room = self._rooms[thread] = like.new_empty(size)
         return room[:size].view(shape)
 
 
