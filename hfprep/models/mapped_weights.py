@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-RESIDENT_BYTES = 1_700_000_000  # of the 3.1 GB of the published models; a build then peaks at 3.2 GB
-FRAMES_PER_THREAD = 1000  # to give back and to map again takes the time of some twenty of them
+RESIDENT_BYTES = 800_000_000  # of the 3.1 GB of the published models; a build then peaks at 3.3 GB
+FRAMES_PER_THREAD = 500  # to give back and to map again takes the time of some twenty of them
 MADV_POPULATE_READ = 22  # of Linux 5.14; Python has no name for it
 
 
