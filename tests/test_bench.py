@@ -254,6 +254,35 @@ def test_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     assert peak_memory() > block.nbytes
 
 
+def test_stages_at_the_same_time_share_it() -> None:
+    """Three calls of two stages from 0 to 6 s, one of them until 8 s; one more from 9 to 10 s, which fails."""
+    now = 0.0
+    watch = Stopwatch(torch.device("cpu"), lambda: now)
+    for stage in ("encoder", "codec", "codec"):
+        watch._begin(stage)
+    now = 6.0
+    watch._end("encoder", None)
+    watch._end("codec", None)
+    now = 8.0
+    watch._end("codec", None)
+    now = 9.0
+    module = torch.nn.Identity()
+    watch.watch("encoder", module)
+
+    def fail(*_: Any) -> None:
+        nonlocal now
+        now = 10.0
+        raise ValueError
+
+    module.register_forward_pre_hook(fail)
+    with pytest.raises(ValueError):
+        module(torch.ones(1))
+    assert watch.seconds() == {"encoder": 3.0, "codec": 6.0}
+    now = 11.0
+    watch._begin("codec")
+    assert watch.seconds() == {"encoder": 3.0, "codec": 6.0}
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="what a process holds is read from /proc")
 def test_private_memory_is_the_most_that_is_held_and_no_mapped_file(tmp_path: Path) -> None:
     size = 256 << 20

@@ -1,6 +1,8 @@
 """Weights that a process holds only while it uses them: which, when, and that no number depends on it."""
 
 import mmap
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -137,10 +139,36 @@ def test_nothing_is_given_back_while_batches_are_short_on_average(
     monkeypatch.setattr(mapped_weights, "RESIDENT_BYTES", 100 * MIB)
     hold_weights(parts, list(parts))
     given_back = []
-    for frames in (1999, 2001, 1990, 3000, 1500, 100):
+    for frames in (999, 1001, 990, 2000, 500, 100):
         large(hidden(frames))
         given_back.append(mapped_bytes() < held - 60 * MIB)
     assert given_back == [False, True, False, True, True, False]
+
+
+def test_streamed_weights_stay_while_another_thread_uses_them(
+    parts: nn.ModuleList, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large, entered, leave = parts[1], threading.Semaphore(0), threading.Event()
+    [part(hidden(1)) for part in parts]
+    held = mapped_bytes()
+    monkeypatch.setattr(mapped_weights, "RESIDENT_BYTES", 100 * MIB)
+    hold_weights(parts, list(parts))
+
+    def dwell(_part: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        entered.release()
+        if inputs[0].shape[1] == 2500:
+            leave.wait(60)
+            raise ValueError("a failure is an end of the use, too")
+
+    large.register_forward_pre_hook(dwell)
+    with ThreadPoolExecutor() as pool:
+        slow = pool.submit(large, hidden(2500))
+        entered.acquire()
+        large(hidden(2000))
+        assert mapped_bytes() > held - 5 * MIB
+        leave.set()
+        assert isinstance(slow.exception(), ValueError)
+    assert mapped_bytes() < held - 60 * MIB
 
 
 def test_no_number_depends_on_streaming(monkeypatch: pytest.MonkeyPatch) -> None:

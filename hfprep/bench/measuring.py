@@ -73,7 +73,7 @@ class Stopwatch:
         """
         begun: list[Any] = []
         module.register_forward_pre_hook(lambda *_: begun.append(self._begin(stage)))
-        module.register_forward_hook(lambda *_: self._end(stage, begun.pop()))
+        module.register_forward_hook(lambda *_: self._end(stage, begun.pop()), always_call=True)
 
     def watched(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The same function, timed as `watch` times a module."""
