@@ -43,10 +43,10 @@ def any_batch_in_streams(monkeypatch: pytest.MonkeyPatch) -> None:
         (2, [300, 700, 500, 500], [[0, 1], [2, 3]]),
         (3, [300] * 6, [[3, 5], [0, 1, 2, 4]]),  # one thread and two
         (1, [300] * 4, [[0, 1, 2, 3]]),
-        (2, [300], [[0]]),
-        (2, [600, 300], [[0, 1]]),  # the shorter one would wait
-        (2, [255, 255], [[0, 1]]),  # too few rows for products
-        (4, [300, 300], [[0, 1]]),
+        (2, [3000], [[0]]),
+        (2, [1200, 600], [[0, 1]]),  # the shorter one would wait
+        (2, [499, 499], [[0, 1]]),  # too few rows
+        (4, [600, 600], [[0, 1]]),
     ],
 )
 def test_clips_are_spread_evenly_or_not_at_all(
