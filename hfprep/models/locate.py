@@ -202,8 +202,10 @@ def _from_hub(
         pass  # not cached, or not all of it: ask the hub
     command = f"hf download {repository} {_command_patterns(patterns)}"
     if constants.HF_HUB_OFFLINE or not missing.fetch:
-        why = "the hub is set offline" if constants.HF_HUB_OFFLINE else "the hub was not asked"
-        missing.add(f"{repository} (hub)", f"it is not cached and {why}; get it with: {command}")
+        offline, not_asked = "it is not cached and the hub is set offline", "it is not cached and the hub was not asked"
+        missing.add(
+            f"{repository} (hub)", f"{offline if constants.HF_HUB_OFFLINE else not_asked}; get it with: {command}"
+        )
         return None
     try:
         fetched = Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(patterns)))
