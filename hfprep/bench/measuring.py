@@ -80,9 +80,10 @@ class Stopwatch:
 
         def call(*args: Any, **options: Any) -> Any:
             begun = self._begin(stage)
-            result = function(*args, **options)
-            self._end(stage, begun)
-            return result
+            try:
+                return function(*args, **options)
+            finally:
+                self._end(stage, begun)
 
         return call
 

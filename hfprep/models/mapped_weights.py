@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 RESIDENT_BYTES = 800_000_000  # of the 3.1 GB of the published models; a build then peaks at 3.3 GB
-FRAMES_PER_THREAD = 500  # to give back and to map again takes the time of some twenty of them
+FRAMES_PER_THREAD = 500  # to give back and to map again takes the time of a few tens of them
 MADV_POPULATE_READ = 22  # of Linux 5.14; Python has no name for it
 
 

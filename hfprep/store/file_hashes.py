@@ -128,10 +128,11 @@ class FileHashes:
 
         Raises CheckpointError where one cannot be read.
         """
-        self.begin(paths.values())
         known = self._recall()
         keys = {name: self._key(path) for name, path in paths.items()}
         missing = {keys[name]: path for name, path in paths.items() if keys[name] not in known}
+        for key, path in missing.items():
+            self.hashers.begin(key, path)
         if missing:
             known |= {key: self.hashers.sha256(key, path) for key, path in missing.items()}
             write_bytes(self.memory, json.dumps(known, indent=0).encode())
