@@ -116,7 +116,27 @@ def test_what_one_stream_raises_ends_the_other() -> None:
     with pytest.raises(MemoryError, match="no room"):
         streams.run(work, [[0], [1]])
     assert ended == ["cancelled"]
+    assert streams.run(lambda part: float(module(torch.ones(1))) + part[0], [[5]]) == [6.0]
     assert streams.run(lambda part: float(module(torch.ones(1))) + part[0], [[0], [1]]) == [1.0, 2.0]
+
+
+def test_a_batch_that_failed_in_streams_can_be_computed_in_one(
+    any_batch_in_streams: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its halves are, where memory ran out."""
+    files = locate(models=GOLDEN / "checkpoints")
+    model = FeatureModel.load(files, ModelConfig.read(files.config))
+    features, lengths = torch.randn(len(LENGTHS), max(LENGTHS), 160), torch.tensor(LENGTHS)
+
+    def fail(*_: object) -> None:
+        raise MemoryError("no room")
+
+    failing = model.semantic_codec.register_forward_pre_hook(fail)
+    with pytest.raises(MemoryError, match="no room"):
+        model(features, lengths)
+    failing.remove()
+    monkeypatch.setattr(streams_module, "LEAST_FRAMES", 10**9)
+    assert model(features, lengths).codes is not None
 
 
 def test_an_interrupt_ends_both() -> None:

@@ -53,6 +53,7 @@ class Streams:
 
         Raises what the first one raises that fails; the others then end where `ends_with` lets them.
         """
+        self._cancelled.clear()
         if len(parts) == 1:
             return [function(parts[0])]
 
@@ -60,7 +61,6 @@ class Streams:
             torch.set_num_threads(threads)
             return function(part)
 
-        self._cancelled.clear()
         shares = _shares(torch.get_num_threads())
         running = [self._pool.submit(work, part, share) for part, share in zip(parts, shares, strict=True)]
         try:
