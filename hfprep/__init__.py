@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
-from hfprep.config import BuildConfig
-from hfprep.data_sets import config_of_each
 from hfprep.errors import CheckpointError, ConfigError, HfprepError, Reason, RejectedSample, StoreError
+from hfprep.pipeline.config import BuildConfig
+from hfprep.pipeline.data_sets import config_of_each
 
 if TYPE_CHECKING:
-    from hfprep.building import Summary, build
-    from hfprep.building_many import ManySummary, build_many
-    from hfprep.loading import LengthBucketedBatchSampler, collate, load
+    from hfprep.formats.loading import LengthBucketedBatchSampler, collate, load
+    from hfprep.pipeline.building import Summary, build
+    from hfprep.pipeline.building_many import ManySummary, build_many
 
 __version__ = "0.1.0"
 __all__ = [
@@ -31,13 +31,13 @@ __all__ = [
 ]
 
 _LAZY = {
-    "LengthBucketedBatchSampler": "hfprep.loading",
-    "ManySummary": "hfprep.building_many",
-    "Summary": "hfprep.building",
-    "build": "hfprep.building",
-    "build_many": "hfprep.building_many",
-    "collate": "hfprep.loading",
-    "load": "hfprep.loading",
+    "LengthBucketedBatchSampler": "hfprep.formats.loading",
+    "ManySummary": "hfprep.pipeline.building_many",
+    "Summary": "hfprep.pipeline.building",
+    "build": "hfprep.pipeline.building",
+    "build_many": "hfprep.pipeline.building_many",
+    "collate": "hfprep.formats.loading",
+    "load": "hfprep.formats.loading",
 }
 
 

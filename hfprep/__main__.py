@@ -1,6 +1,6 @@
 """`python -m hfprep`."""
 
-from hfprep.cli import main
+from hfprep.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -65,7 +65,7 @@ def command_page() -> str:
     """Every command of the program with its arguments, options and defaults."""
     import typer
 
-    from hfprep.cli import app
+    from hfprep.cli.app import app
 
     program = typer.main.get_command(app)
     lines = ["# Commands", "", "Each is called as `python -m hfprep COMMAND`, or `hfprep COMMAND`.", ""]
@@ -111,7 +111,7 @@ def _default(item: Any) -> str:
 
 def options_table() -> str:
     """Every field of BuildConfig with its type, default and meaning."""
-    from hfprep.config import BuildConfig
+    from hfprep.pipeline.config import BuildConfig
 
     rows = []
     for item in dataclasses.fields(BuildConfig):

@@ -141,7 +141,7 @@ def _into(path: Path, stream: Any) -> Iterator[None]:
 
 def _torn_appends() -> None:
     """Let appends reach the disk in two pieces, with a point in between."""
-    from hfprep.store import atomic
+    from hfprep.io import atomic
 
     whole = atomic.write_all
 
@@ -156,7 +156,7 @@ def _torn_appends() -> None:
 
 def _log_computed(path: Path) -> None:
     """Note the id of every sample that the models begin to run over."""
-    from hfprep.features import FeatureExtractor
+    from hfprep.pipeline.features import FeatureExtractor
 
     forward = FeatureExtractor._forward
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -177,8 +177,8 @@ def _limit_file_size(limit: int) -> None:
 
 
 def _child(folder: Path, request: dict[str, Any]) -> int:
-    from hfprep import cli
-    from hfprep.store import atomic
+    from hfprep.cli import app as cli
+    from hfprep.io import atomic
 
     arguments = request["arguments"]
     fault = Fault(**request["fault"])
@@ -214,8 +214,9 @@ def _warm_up(folder: Path) -> None:
 
     import torch
 
-    from hfprep import BuildConfig, building, inputs
-    from hfprep.engines import spec
+    from hfprep import BuildConfig
+    from hfprep.pipeline import building, inputs
+    from hfprep.pipeline.engines import spec
 
     torch.set_num_threads(1)
     tokenizer = functools.cache(spec.TextTokenizer)

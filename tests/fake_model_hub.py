@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from hfprep.download import SOURCES
+from hfprep.tools.download import SOURCES
 
 
 def commit_of(repository: str) -> str:

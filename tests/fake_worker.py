@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from hfprep.engines.lifeline import hold
+from hfprep.pipeline.engines.lifeline import hold
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def start(lifeline: str, connection: str, search_path: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     hold(int(lifeline))
     sys.path[:] = json.loads(search_path)
-    from hfprep.engines.messages import Failed, Finished, LogLine
+    from hfprep.pipeline.engines.messages import Failed, Finished, LogLine
 
     channel = Connection(int(connection))
     setup = channel.recv()
@@ -64,7 +64,7 @@ def start(lifeline: str, connection: str, search_path: str) -> None:
 
 def _compute(channel: Connection, orders: Orders, shard: int, row: int, folder: str) -> None:
     """The row at position p stands on line p + 1 and has the id "row<p>"; its one file names the worker's folder."""
-    from hfprep.engines.messages import Batch
+    from hfprep.pipeline.engines.messages import Batch
     from hfprep.store.layout import Staged
 
     line = row + 1

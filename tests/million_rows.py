@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from hfprep import BuildConfig
-from hfprep.building import find_inputs
-from hfprep.manifest import AudioFinder, parse_line
-from hfprep.records import COLUMNS, Utterance
-from hfprep.store.atomic import write_all
+from hfprep.inputs.manifest.rows import AudioFinder, parse_line
+from hfprep.io.atomic import write_all
+from hfprep.io.npy_format import npy_bytes
+from hfprep.pipeline.building import find_inputs
+from hfprep.schema import COLUMNS, Utterance
 from hfprep.store.fingerprints import AudioIdentity, Fingerprinter, source_of
 from hfprep.store.layout import NpyOutput
-from hfprep.store.npy_format import npy_bytes
 from hfprep.store.state import State
 
 GOLDEN = Path(__file__).resolve().parent / "golden-small"

@@ -15,7 +15,7 @@ import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 
-from hfprep import object_storage
+from hfprep.io import object_storage
 
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "testing",

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from hfprep.exporters.extra_fields import write_extra_fields
-from hfprep.records import COLUMNS, Utterance, manifest_record
+from hfprep.formats.extra_fields import write_extra_fields
+from hfprep.io.npy_format import npy_bytes
+from hfprep.schema import COLUMNS, Utterance, manifest_record
 from hfprep.store.layout import TRAIN, VAL, json_line
-from hfprep.store.npy_format import npy_bytes
 
 ROWS, DIM = 4, 6
 AWKWARD_IDS = (

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from hfprep.audio import decode
-from hfprep.audio.decode import AudioHeader, load_waveform, read_header
-from hfprep.audio.resample import resample
 from hfprep.errors import Reason, RejectedSample
+from hfprep.inputs.audio import decode
+from hfprep.inputs.audio.decode import AudioHeader, load_waveform, read_header
+from hfprep.inputs.audio.resample import resample
 
 RATE = 16_000
 

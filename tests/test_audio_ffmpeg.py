@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from hfprep.audio import decode, ffmpeg
-from hfprep.audio.decode import AudioHeader, load_waveform, read_header
-from hfprep.audio.resample import resample
 from hfprep.errors import Reason, RejectedSample
+from hfprep.inputs.audio import decode, ffmpeg
+from hfprep.inputs.audio.decode import AudioHeader, load_waveform, read_header
+from hfprep.inputs.audio.resample import resample
 
 REAL_FFMPEG = shutil.which("ffmpeg")
 M4A = b"\0\0\0\x20ftypM4A \0\0\0\0"

@@ -11,9 +11,10 @@ import pytest
 from transformers import SeamlessM4TFeatureExtractor
 from transformers.audio_utils import mel_filter_bank, window_function
 
-from hfprep.audio import input_features
-from hfprep.audio.decode import load_waveform
-from hfprep.audio.input_features import (
+from hfprep.errors import ConfigError, Reason, RejectedSample
+from hfprep.inputs.audio.decode import load_waveform
+from hfprep.models import input_features
+from hfprep.models.input_features import (
     FEATURE_DIM,
     HOP_LENGTH,
     MIN_SAMPLES,
@@ -23,7 +24,6 @@ from hfprep.audio.input_features import (
     mel_filters,
     num_input_frames,
 )
-from hfprep.errors import ConfigError, Reason, RejectedSample
 
 LARGER_GOLDEN = Path(__file__).resolve().parent.parent.parent / "shared" / "golden"
 GOLDENS = [Path(__file__).parent / "golden-small", *([LARGER_GOLDEN] if LARGER_GOLDEN.is_dir() else [])]

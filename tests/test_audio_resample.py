@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchaudio
 
-from hfprep.audio.resample import MAX_KERNEL_VALUES, _kernel, _resample_directly, resample
+from hfprep.inputs.audio.resample import MAX_KERNEL_VALUES, _kernel, _resample_directly, resample
 
 
 def noise(num_samples: int) -> np.ndarray:

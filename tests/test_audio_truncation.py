@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from hfprep.audio.decode import load_waveform
-from hfprep.audio.truncation import cut_chunk, cut_stream
 from hfprep.errors import Reason, RejectedSample
+from hfprep.inputs.audio.decode import load_waveform
+from hfprep.inputs.audio.truncation import cut_chunk, cut_stream
 
 KINDS = [
     ("wav", "WAV", "PCM_16"),

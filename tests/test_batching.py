@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hfprep.batching import (
+from hfprep.pipeline.batching import (
     GIB,
     MAX_PATIENCE,
     PADDING_SHARE,

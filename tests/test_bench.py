@@ -11,19 +11,20 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from hfprep.bench.arithmetic import STAGES, needed_flops
-from hfprep.bench.comparing import evaluate
-from hfprep.bench.config import BenchConfig
-from hfprep.bench.measuring import MATRIX_SIDES, PrivateMemory, Stopwatch, clock_for, matrix_rate, peak_memory
-from hfprep.bench.turn import _Start, _timed_build
-from hfprep.cli import app
+from hfprep.cli.app import app
 from hfprep.errors import ConfigError
-from hfprep.intake_processes import IntakeProcesses
-from hfprep.model_config import ConditionConfig, ModelConfig, SemanticCodecConfig
 from hfprep.models import operators
-from hfprep.models.feature_model import FeatureModel
-from hfprep.models.locate import locate
+from hfprep.models.configs import ConditionConfig, SemanticCodecConfig
 from hfprep.models.semantic_config import SemanticEncoderConfig
+from hfprep.pipeline.intake_processes import IntakeProcesses
+from hfprep.recipes.indextts2.config import ModelConfig
+from hfprep.recipes.indextts2.feature_model import FeatureModel
+from hfprep.recipes.indextts2.locate import locate
+from scripts.benchmark.arithmetic import STAGES, needed_flops
+from scripts.benchmark.comparing import evaluate
+from scripts.benchmark.config import BenchConfig
+from scripts.benchmark.measuring import MATRIX_SIDES, PrivateMemory, Stopwatch, clock_for, matrix_rate, peak_memory
+from scripts.benchmark.turn import _Start, _timed_build
 
 PUBLISHED = ModelConfig(
     path=Path("config.yaml"), model_dim=1280, max_mel_tokens=1815, max_text_tokens=600, number_text_tokens=12_000,
@@ -106,7 +107,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("bench")
     figures = folder / "figures.json"
     result = CliRunner().invoke(app, [
-        "bench", "--quick", "--folder", str(folder / "work"), "--json", str(figures), "--precision", "bf16,fp32",
+        "--quick", "--folder", str(folder / "work"), "--json", str(figures), "--precision", "bf16,fp32",
     ])  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "semantic encoder" in result.output
@@ -246,7 +247,7 @@ def test_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     assert watch.seconds()["product"] > 0
     assert 5 < watch.seconds()["sum"] < 6
     monkeypatch.setitem(MATRIX_SIDES, "cpu", 64)
-    monkeypatch.setattr("hfprep.bench.measuring.MATRIX_SECONDS", 0.0)
+    monkeypatch.setattr("scripts.benchmark.measuring.MATRIX_SECONDS", 0.0)
     assert matrix_rate(torch.device("cpu"), clock_for(1)) > 1e6
     before = peak_memory()
     block = np.ones(64 << 20, np.uint8)

@@ -13,15 +13,15 @@ import soundfile
 import torch
 
 import hfprep
-from hfprep.batching import BatchLimits
 from hfprep.errors import CheckpointError, ConfigError
-from hfprep.features import ExtractorSettings, FeatureExtractor, map_schema
-from hfprep.intake_processes import IntakeProcesses
-from hfprep.model_config import ModelConfig
-from hfprep.models.feature_model import FeatureModel
-from hfprep.models.locate import locate
-from hfprep.records import COLUMNS
-from hfprep.text.tokenizer import TextTokenizer
+from hfprep.inputs.text.tokenizer import TextTokenizer
+from hfprep.pipeline.batching import BatchLimits
+from hfprep.pipeline.features import ExtractorSettings, FeatureExtractor, map_schema
+from hfprep.pipeline.intake_processes import IntakeProcesses
+from hfprep.recipes.indextts2.config import ModelConfig
+from hfprep.recipes.indextts2.feature_model import FeatureModel
+from hfprep.recipes.indextts2.locate import locate
+from hfprep.schema import COLUMNS
 
 Build = Callable[..., hfprep.Summary]
 
@@ -121,7 +121,7 @@ def on_the_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None
             self.intake.settings = dataclasses.replace(self.intake.settings, waveforms=True)
 
         monkeypatch.setattr(FeatureExtractor, "__init__", as_with_a_gpu)
-        for held_up in ("hfprep.intake.load_waveform", "hfprep.text.tokenizer.TextTokenizer.encode"):
+        for held_up in ("hfprep.pipeline.intake.load_waveform", "hfprep.inputs.text.tokenizer.TextTokenizer.encode"):
             monkeypatch.setattr(held_up, lambda *_, **__: pytest.fail("read in a thread"))
 
     yield begin

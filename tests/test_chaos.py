@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import hfprep
-from hfprep.demo.dataset import DemoDataset, make_dataset
+from hfprep.tools.demo.dataset import DemoDataset, make_dataset
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from hfprep import cli
-from hfprep.config import BuildConfig, flag
+from hfprep.cli import app as cli
 from hfprep.errors import ConfigError
+from hfprep.pipeline.config import BuildConfig, flag
 
 
 def build_arguments(golden_small: Path, manifest: Path, output: Path, *more: str) -> list[str]:

@@ -27,7 +27,7 @@ from tests.crash_trials import PROGRESS, VAL_RATIO, Trials, whole_lines
 from tests.sample_sets import public_files
 
 MARKERS = {"arrow": "dataset_dict.json", "webdataset": "index.json"}
-PATCHES = {"small batches": "import hfprep.exporters.arrow_writer as writer; writer.BATCH_ROWS = 2"}
+PATCHES = {"small batches": "import hfprep.formats.arrow_writer as writer; writer.BATCH_ROWS = 2"}
 Recorder = Callable[[str, object], None]
 
 

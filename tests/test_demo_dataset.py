@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from hfprep.audio.decode import load_waveform
-from hfprep.audio.input_features import extract_input_features
-from hfprep.demo.audio_files import KINDS, write_audio
-from hfprep.demo.dataset import DemoDataset, make_dataset
-from hfprep.demo.sentences import SENTENCES
-from hfprep.demo.voice import PEAK, SPEAKERS, speak
 from hfprep.errors import Reason, RejectedSample
-from hfprep.manifest import ManifestReader
-from hfprep.records import Rejection
+from hfprep.inputs.audio.decode import load_waveform
+from hfprep.inputs.manifest.rows import ManifestReader
+from hfprep.models.input_features import extract_input_features
+from hfprep.schema import Rejection
+from hfprep.tools.demo.audio_files import KINDS, write_audio
+from hfprep.tools.demo.dataset import DemoDataset, make_dataset
+from hfprep.tools.demo.sentences import SENTENCES
+from hfprep.tools.demo.voice import PEAK, SPEAKERS, speak
 
 
 @pytest.fixture(scope="module")

@@ -14,16 +14,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from hfprep.audio.input_features import check_preprocessor, extract_input_features
-from hfprep.demo import model_set
-from hfprep.demo.model_set import _SIZES, make_model_set
-from hfprep.demo.random_weights import random_pieces, write_safetensors, write_torch_file
-from hfprep.demo.sentences import SENTENCES
-from hfprep.demo.voice import SPEAKERS, speak
-from hfprep.model_config import ModelConfig
-from hfprep.models.checkpoints import IGNORED_PREFIXES, unknown_names
-from hfprep.models.feature_model import FeatureModel
-from hfprep.models.locate import locate
+from hfprep.models.input_features import check_preprocessor, extract_input_features
+from hfprep.recipes.indextts2.checkpoints import IGNORED_PREFIXES, unknown_names
+from hfprep.recipes.indextts2.config import ModelConfig
+from hfprep.recipes.indextts2.feature_model import FeatureModel
+from hfprep.recipes.indextts2.locate import locate
+from hfprep.tools.demo import model_set
+from hfprep.tools.demo.model_set import _SIZES, make_model_set
+from hfprep.tools.demo.random_weights import random_pieces, write_safetensors, write_torch_file
+from hfprep.tools.demo.sentences import SENTENCES
+from hfprep.tools.demo.voice import SPEAKERS, speak
 
 FILES = [
     "README.md", "RANDOM.json", "bpe.model", "config.yaml", "gpt.pth", "semantic_codec/model.safetensors",
@@ -221,7 +221,7 @@ def test_both_writers_write_what_their_libraries_read(tmp_path: Path) -> None:
 
 
 def test_large_tensors_are_written_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hfprep.demo.random_weights.PIECE_VALUES", 100)
+    monkeypatch.setattr("hfprep.tools.demo.random_weights.PIECE_VALUES", 100)
     sizes = [len(piece) for piece in random_pieces("layer.weight", (30, 50), seed=0)]
     assert sizes == [100] * 15
     write_torch_file(tmp_path / "a.pth", {"layer.weight": (30, 50)}, seed=0)

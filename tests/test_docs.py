@@ -28,7 +28,7 @@ from hfprep.errors import HfprepError, Reason
 from tests.doc_ways import USUAL, WAYS, Place
 
 if TYPE_CHECKING:
-    from hfprep.demo.dataset import DemoDataset
+    from hfprep.tools.demo.dataset import DemoDataset
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -82,7 +82,7 @@ def examples(page: Path) -> list[Example]:
 
 def quiet_run(arguments: list[str]) -> tuple[int, str]:
     """Exit status and output of `python -m hfprep ARGUMENTS`, in this process."""
-    from hfprep import cli
+    from hfprep.cli import app as cli
 
     result = CliRunner().invoke(cli.app, arguments)
     if isinstance(result.exception, HfprepError):
@@ -136,8 +136,8 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the examples find in the folder that they are run in: what scripts/demo makes, and names that pages use."""
-    from hfprep.demo.dataset import make_dataset
-    from hfprep.demo.tokenizer import train_tokenizer
+    from hfprep.tools.demo.dataset import make_dataset
+    from hfprep.tools.demo.tokenizer import train_tokenizer
 
     folder = tmp_path_factory.mktemp("docs")
     with pytest.MonkeyPatch.context() as patch:
@@ -337,7 +337,7 @@ def test_the_site_has_every_page_and_loads_nothing_from_elsewhere(site: Path) ->
 
 
 def test_the_reference_has_what_it_is_about(site: Path) -> None:
-    from hfprep.cli import app
+    from hfprep.cli.app import app
 
     assert {f"{reason.value}" for reason in Reason} <= parsed(site / "troubleshooting.html").ids
     files = parsed(site / "reference" / "formats.html").ids

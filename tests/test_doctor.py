@@ -11,11 +11,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from hfprep import doctor
-from hfprep.cli import app
-from hfprep.doctor import Level, examine
-from hfprep.download import SOURCES
-from hfprep.models.locate import locate
+from hfprep.cli.app import app
+from hfprep.recipes.indextts2.locate import locate
+from hfprep.tools import doctor
+from hfprep.tools.doctor import Level, examine
+from hfprep.tools.download import SOURCES
 from tests.fake_model_hub import Hub, hub_environment, serve_models
 
 

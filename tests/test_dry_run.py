@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import hfprep
-from hfprep.demo.dataset import make_dataset
-from hfprep.dry_run import preview
-from hfprep.models.feature_model import FeatureModel
+from hfprep.pipeline.dry_run import preview
+from hfprep.recipes.indextts2.feature_model import FeatureModel
+from hfprep.tools.demo.dataset import make_dataset
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +88,7 @@ def test_a_part_is_planned_alone(golden_small: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_prints_the_plan(golden_small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from hfprep.commands.plan import show_plan
+    from hfprep.cli.plan import show_plan
 
     assert show_plan(config_of(golden_small, tmp_path / "out", num_processes=2)) == 0
     shown = capsys.readouterr().out

@@ -17,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from hfprep.engines import processes, worker
-from hfprep.engines.messages import Assignment, Finished, Published, WorkerSetup
-from hfprep.engines.shards import Shard, ShardQueue
 from hfprep.errors import CheckpointError, HfprepError, Reason, StopRequested
-from hfprep.features import BatchResult
-from hfprep.planning import ROWS_SCHEMA
-from hfprep.records import Need, Rejection
+from hfprep.pipeline.engines import processes, worker
+from hfprep.pipeline.engines.messages import Assignment, Finished, Published, WorkerSetup
+from hfprep.pipeline.engines.shards import Shard, ShardQueue
+from hfprep.pipeline.features import BatchResult
+from hfprep.pipeline.planning import ROWS_SCHEMA
+from hfprep.schema import Need, Rejection
 from tests.fake_worker import Orders
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -26,20 +26,20 @@ import numpy as np
 import pytest
 
 import hfprep
-from hfprep.demo.dataset import DemoDataset, make_dataset
-from hfprep.engines import choice
-from hfprep.engines.spec import ExtractorSpec, Models
 from hfprep.errors import ConfigError, HfprepError, Reason
-from hfprep.features import FeatureExtractor
-from hfprep.intake import Loaded
-from hfprep.model_config import ModelConfig
-from hfprep.models.locate import locate
-from hfprep.records import Rejection
+from hfprep.pipeline.engines import choice
+from hfprep.pipeline.engines.spec import ExtractorSpec, Models
+from hfprep.pipeline.features import FeatureExtractor
+from hfprep.pipeline.intake import Loaded
+from hfprep.recipes.indextts2.config import ModelConfig
+from hfprep.recipes.indextts2.locate import locate
+from hfprep.schema import Rejection
 from hfprep.store.layout import Publisher, Staged
+from hfprep.tools.demo.dataset import DemoDataset, make_dataset
 from tests.s3_server import s3_server
 
 ray = pytest.importorskip("ray", reason="the extra hfprep[ray] is not installed")
-ray_engine = importlib.import_module("hfprep.engines.ray")  # with Ray there, its not loading is a failure
+ray_engine = importlib.import_module("hfprep.pipeline.engines.ray")  # with Ray there, its not loading is a failure
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ONE_CPU = ("--num-cpus=1", "--num-gpus=0")

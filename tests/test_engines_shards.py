@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pytest
 
-from hfprep.engines.shards import MAX_SHARD_ROWS, Culprit, Shard, ShardQueue, cut
+from hfprep.pipeline.engines.shards import MAX_SHARD_ROWS, Culprit, Shard, ShardQueue, cut
 
 
 def read(positions: Sequence[int] | np.ndarray) -> Iterable[tuple[int, str, int]]:

@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 import hfprep
-from hfprep.config import BuildConfig
-from hfprep.exporters.formats import open_set
-from hfprep.exporters.npy import export_npy
+from hfprep.formats.formats import open_set
+from hfprep.formats.npy import export_npy
+from hfprep.pipeline.config import BuildConfig
 from tests.sample_sets import public_files
 
 EXPORTS = ("arrow", "webdataset")

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hfprep.exporters.arrow_writer import ArrowOptions, export_arrow
-from hfprep.exporters.formats import open_set
-from hfprep.exporters.samples import Sample
-from hfprep.exporters.webdataset_writer import WebDatasetOptions, export_webdataset
+from hfprep.formats.arrow_writer import ArrowOptions, export_arrow
+from hfprep.formats.formats import open_set
+from hfprep.formats.samples import Sample
+from hfprep.formats.webdataset_writer import WebDatasetOptions, export_webdataset
 from tests.sample_sets import AWKWARD_IDS, DIM, ROWS, STATS, make_output, public_files
 
 CONVERT = """
@@ -182,10 +182,10 @@ def test_shards_keep_the_size(tmp_path: Path) -> None:
 KILLED_EXPORT = """
 import os, signal, sys
 from pathlib import Path
-from hfprep.exporters.arrow_writer import ArrowOptions, export_arrow
-from hfprep.exporters.formats import open_set
-from hfprep.exporters.npy import export_npy
-from hfprep.exporters.webdataset_writer import WebDatasetOptions, export_webdataset
+from hfprep.formats.arrow_writer import ArrowOptions, export_arrow
+from hfprep.formats.formats import open_set
+from hfprep.formats.npy import export_npy
+from hfprep.formats.webdataset_writer import WebDatasetOptions, export_webdataset
 from hfprep.store import atomic
 kind, source, target, stop = sys.argv[1], open_set(Path(sys.argv[2])), Path(sys.argv[3]), int(sys.argv[4])
 seen = 0

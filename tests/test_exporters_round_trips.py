@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from hfprep.errors import ConfigError, StoreError
-from hfprep.exporters.arrow_writer import ArrowOptions, export_arrow
-from hfprep.exporters.extra_fields import read_extra_fields, write_extra_fields
-from hfprep.exporters.folders import appearing_folder, unfinished_name
-from hfprep.exporters.formats import open_set
-from hfprep.exporters.npy import export_npy
-from hfprep.exporters.webdataset_writer import WebDatasetOptions, export_webdataset
-from hfprep.records import COLUMNS
-from hfprep.sizes import parse_size
-from hfprep.store import atomic
+from hfprep.formats.arrow_writer import ArrowOptions, export_arrow
+from hfprep.formats.extra_fields import read_extra_fields, write_extra_fields
+from hfprep.formats.folders import appearing_folder, unfinished_name
+from hfprep.formats.formats import open_set
+from hfprep.formats.npy import export_npy
+from hfprep.formats.webdataset_writer import WebDatasetOptions, export_webdataset
+from hfprep.io import atomic
+from hfprep.io.sizes import parse_size
+from hfprep.schema import COLUMNS
 from tests.sample_sets import AWKWARD_IDS, EXTRAS, make_output, public_files
 
 Export = Callable[[Path, Path], Any]

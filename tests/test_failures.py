@@ -22,14 +22,14 @@ import pytest
 import torch
 
 import hfprep
-from hfprep.models.feature_model import FeatureModel
-from hfprep.store.lock import OutputLock
+from hfprep.io.lock import OutputLock
+from hfprep.recipes.indextts2.feature_model import FeatureModel
 from tests.crash_child import CrashServer, Ended, Fault
 from tests.crash_trials import GOLDEN, SPLITS, Trials
 
 TWO_INTERRUPTS = """
 import os, signal, time
-from hfprep.models.feature_model import FeatureModel
+from hfprep.recipes.indextts2.feature_model import FeatureModel
 def twice(self, *arguments, **options):
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(0.2)
@@ -40,7 +40,7 @@ FeatureModel.forward = twice
 AUDIO_GOES = """
 import os
 from pathlib import Path
-from hfprep.models.feature_model import FeatureModel
+from hfprep.recipes.indextts2.feature_model import FeatureModel
 forward, folder = FeatureModel.forward, Path({folder!r})
 def goes(self, *arguments, **options):
     for path in folder.glob("*gone*"):
@@ -272,7 +272,7 @@ def test_audio_that_goes_while_the_run_goes_on(trials: Trials, how: str, tmp_pat
     output = trials.fresh()
     options: list[object] = ["build", "--manifest", manifest, "--models", GOLDEN / "checkpoints", "--batch-size", 1]
     options += ["--output-dir", output, "--workers", 1]
-    slow = "import hfprep.features\nhfprep.features.PREFETCH_BYTES = 1\nhfprep.features.ExtractorSettings.__init__.__kwdefaults__['prefetch_bytes'] = 1\n"  # noqa: E501
+    slow = "import hfprep.pipeline.features\nhfprep.features.PREFETCH_BYTES = 1\nhfprep.features.ExtractorSettings.__init__.__kwdefaults__['prefetch_bytes'] = 1\n"  # noqa: E501
     ended = trials.server.run(options, None, patches={"go": slow + AUDIO_GOES.format(folder=str(tmp_path))})
     assert ended.status == 0, ended.stderr
     assert listed(output) == {"synth0", "synth1", "synth7"}

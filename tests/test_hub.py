@@ -13,8 +13,8 @@ import pytest
 
 import hfprep
 from hfprep.errors import ConfigError
-from hfprep.exporters.hub import PushOptions
-from hfprep.exporters.published import public_value
+from hfprep.formats.hub import PushOptions
+from hfprep.formats.published import public_value
 from tests.fake_hub import TOKEN, Hub, serve_hub
 from tests.sample_sets import AWKWARD_IDS, make_output
 

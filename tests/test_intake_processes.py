@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from hfprep import intake_processes
 from hfprep.errors import Reason
-from hfprep.intake import Intake, IntakeSettings, Loaded, SampleLimits, Task
-from hfprep.intake_processes import IntakeProcesses
-from hfprep.records import Need, Rejection, Utterance
-from hfprep.text.tokenizer import TextTokenizer
+from hfprep.inputs.text.tokenizer import TextTokenizer
+from hfprep.pipeline import intake_processes
+from hfprep.pipeline.intake import Intake, IntakeSettings, Loaded, SampleLimits, Task
+from hfprep.pipeline.intake_processes import IntakeProcesses
+from hfprep.schema import Need, Rejection, Utterance
 
 MODEL = Path(__file__).parent / "data" / "text-bpe.model"
 TEXTS = [
@@ -103,7 +103,7 @@ def test_samples_and_rejections_are_the_same_from_many_threads(
     reasons = [found[1].reason for found in expected if isinstance(found, tuple) and isinstance(found[1], Rejection)]
     assert {Reason.AUDIO_MISSING, Reason.AUDIO_UNREADABLE, Reason.AUDIO_TOO_SHORT, Reason.AUDIO_TOO_LONG} < {*reasons}
     assert len(reasons) < len(tasks) - 3
-    monkeypatch.setattr("hfprep.intake.load_sample", lambda *_: pytest.fail("loaded in this process"))
+    monkeypatch.setattr("hfprep.pipeline.intake.load_sample", lambda *_: pytest.fail("loaded in this process"))
     there = Intake(TextTokenizer(MODEL), settings, processes)
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda task: plain(there.load(task)), tasks * 3))

@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 import hfprep
 from hfprep.errors import ConfigError, StoreError
-from hfprep.exporters.arrow_writer import ArrowOptions, export_arrow
-from hfprep.exporters.formats import open_set
-from hfprep.exporters.webdataset_writer import WebDatasetOptions, export_webdataset
-from hfprep.loading import FeatureDataset, LengthBucketedBatchSampler
+from hfprep.formats.arrow_writer import ArrowOptions, export_arrow
+from hfprep.formats.formats import open_set
+from hfprep.formats.loading import FeatureDataset, LengthBucketedBatchSampler
+from hfprep.formats.webdataset_writer import WebDatasetOptions, export_webdataset
 from tests.sample_sets import AWKWARD_IDS, DIM, ROWS, make_output
 
 FORMATS = ("npy", "arrow", "webdataset")

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from hfprep.errors import ConfigError, Reason
-from hfprep.manifest import ManifestReader
-from hfprep.records import Rejection, Utterance
+from hfprep.inputs.manifest.rows import ManifestReader
+from hfprep.schema import Rejection, Utterance
 
 GOOD = {"id": "a", "text": "Hello.", "audio": "a.wav"}
 

@@ -11,11 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 import hfprep
-from hfprep import cli
-from hfprep.config import BuildConfig
+from hfprep.cli import app as cli
 from hfprep.errors import ConfigError
-from hfprep.models.feature_model import FeatureModel
-from hfprep.store import atomic
+from hfprep.io import atomic
+from hfprep.pipeline.config import BuildConfig
+from hfprep.recipes.indextts2.feature_model import FeatureModel
 
 
 @pytest.fixture

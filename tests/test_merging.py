@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import hfprep
-from hfprep.config import Part
-from hfprep.demo.dataset import DemoDataset, make_dataset
 from hfprep.errors import ConfigError, StoreError
-from hfprep.merging import merge
-from hfprep.store import atomic
+from hfprep.io import atomic
+from hfprep.pipeline.config import Part
+from hfprep.pipeline.merging import merge
+from hfprep.tools.demo.dataset import DemoDataset, make_dataset
 from tests.crash_child import COLUMN_FOLDERS, CrashServer, Fault
 
 COUNT = 3
@@ -309,7 +309,7 @@ def test_a_part_that_is_run_again_counts_as_unfinished_until_it_is_through(
         raise StoreError("the disk is full")
 
     with monkeypatch.context() as patched:
-        patched.setattr("hfprep.building.write_stats", fail)
+        patched.setattr("hfprep.pipeline.building.write_stats", fail)
         with pytest.raises(StoreError):
             hfprep.build(config)
     assert not record.exists()

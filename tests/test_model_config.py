@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from hfprep.errors import ConfigError
-from hfprep.model_config import ModelConfig
+from hfprep.recipes.indextts2.config import ModelConfig
 
 
 def written(path: Path, values: Any) -> Path:

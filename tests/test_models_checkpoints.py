@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hfprep.bench.plain_models import read_tensors
 from hfprep.errors import CheckpointError
-from hfprep.model_config import ConditionConfig, ModelConfig, SemanticCodecConfig
-from hfprep.models import checkpoints
-from hfprep.models.checkpoints import (
+from hfprep.models.configs import ConditionConfig, SemanticCodecConfig
+from hfprep.models.semantic_config import SemanticEncoderConfig
+from hfprep.models.tensor_files import read_safetensors, read_torch_file
+from hfprep.recipes.indextts2 import checkpoints
+from hfprep.recipes.indextts2.checkpoints import (
     CODEC_FILE,
     GPT_FILE,
     SEMANTIC_FILE,
@@ -27,8 +28,8 @@ from hfprep.models.checkpoints import (
     load_semantic_encoder,
     unknown_names,
 )
-from hfprep.models.semantic_config import SemanticEncoderConfig
-from hfprep.models.tensor_files import read_safetensors, read_torch_file
+from hfprep.recipes.indextts2.config import ModelConfig
+from scripts.benchmark.plain_models import read_tensors
 
 PUBLISHED = ModelConfig(
     path=Path("config.yaml"),

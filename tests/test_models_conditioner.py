@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hfprep.bench import plain_models as reference
-from hfprep.model_config import ModelConfig
 from hfprep.models import conformer as conformer_module
 from hfprep.models import operators
-from hfprep.models.checkpoints import load_conditioners
 from hfprep.models.conditioner import Conditioner, EmotionConditioner
 from hfprep.models.conformer import Subsampling
 from hfprep.models.masking import FrameMask
 from hfprep.models.perceiver import Perceiver
+from hfprep.recipes.indextts2.checkpoints import load_conditioners
+from hfprep.recipes.indextts2.config import ModelConfig
+from scripts.benchmark import plain_models as reference
 
 WIDTH = 32
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from hfprep.errors import CheckpointError
-from hfprep.model_config import ModelConfig
 from hfprep.models.conditioner import Conditioner
-from hfprep.models.feature_model import FeatureModel
-from hfprep.models.locate import locate
 from hfprep.models.masking import FrameMask, KeyMask, TimeMask
 from hfprep.models.precision import computing
+from hfprep.recipes.indextts2.config import ModelConfig
+from hfprep.recipes.indextts2.feature_model import FeatureModel
+from hfprep.recipes.indextts2.locate import locate
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GOLDEN = [

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hfprep.model_config import ModelConfig
-from hfprep.models.feature_model import FeatureModel
-from hfprep.models.locate import locate
 from hfprep.models.masking import FrameMask, KeyMask, TimeMask
 from hfprep.models.semantic_encoder import relative_bias
+from hfprep.recipes.indextts2.config import ModelConfig
+from hfprep.recipes.indextts2.feature_model import FeatureModel
+from hfprep.recipes.indextts2.locate import locate
 
 LENGTHS = [11, 4]
 
@@ -24,7 +24,7 @@ def fused() -> Iterator[Any]:
     pytest.importorskip("triton")
     from triton.runtime import interpreter
 
-    from hfprep.models.fused import conditioner, kernels, operators
+    from hfprep.models.kernels import conditioner, kernels, operators
 
     assert isinstance(kernels.add_norm, interpreter.InterpretedFunction)
     plain = interpreter._patch_lang_tensor

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from hfprep.audio.input_features import HOP_LENGTH, MIN_SAMPLES, WINDOW_LENGTH, extract_input_features
-from hfprep.models import input_features
-from hfprep.models.input_features import batch_input_features
+from hfprep.models import batch_input_features as input_features
+from hfprep.models.batch_input_features import batch_input_features
+from hfprep.models.input_features import HOP_LENGTH, MIN_SAMPLES, WINDOW_LENGTH, extract_input_features
 
 # The even and the odd count of mel frames, with samples to spare and without; the shortest; more than one piece below.
 LENGTHS = [MIN_SAMPLES, MIN_SAMPLES + HOP_LENGTH, WINDOW_LENGTH + 100 * HOP_LENGTH, 20_000, 33_333, 8_000]

@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import constants
 
 from hfprep.errors import CheckpointError, ConfigError
-from hfprep.models.locate import ModelFiles, locate
+from hfprep.recipes.indextts2.locate import ModelFiles, locate
 
 MODEL = "facebook/w2v-bert-2.0"
 CODEC = "amphion/MaskGCT"
@@ -261,7 +261,7 @@ def test_an_index_cannot_point_outside(models: Path) -> None:
 
 def test_finding_files_needs_no_torch(models: Path) -> None:
     code = (
-        "import sys; from hfprep.models.locate import locate; locate(models=sys.argv[1]); "
+        "import sys; from hfprep.recipes.indextts2.locate import locate; locate(models=sys.argv[1]); "
         "print(sorted({'torch', 'transformers', 'datasets'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code, models], capture_output=True, text=True, check=True)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hfprep.bench.measuring import _status_bytes
-from hfprep.model_config import ModelConfig
 from hfprep.models import mapped_weights
-from hfprep.models.feature_model import FeatureModel
-from hfprep.models.locate import locate
 from hfprep.models.mapped_weights import hold_weights
+from hfprep.recipes.indextts2.config import ModelConfig
+from hfprep.recipes.indextts2.feature_model import FeatureModel
+from hfprep.recipes.indextts2.locate import locate
+from scripts.benchmark.measuring import _status_bytes
 
 GOLDEN = Path(__file__).resolve().parent / "golden-small"
 STATUS = Path("/proc/self/status")
@@ -180,7 +180,7 @@ def test_no_number_depends_on_streaming(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(mapped_weights, "RESIDENT_BYTES", 0)
     monkeypatch.setattr(mapped_weights, "FRAMES_PER_THREAD", 0)
     monkeypatch.setattr(
-        "hfprep.models.feature_model.hold_weights",
+        "hfprep.recipes.indextts2.feature_model.hold_weights",
         lambda model, parts: streamed.extend(hold_weights(model, parts)),
     )
     model = FeatureModel.load(files, config)

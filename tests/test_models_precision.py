@@ -9,11 +9,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hfprep.errors import ConfigError
-from hfprep.model_config import ModelConfig
 from hfprep.models import precision
-from hfprep.models.feature_model import FeatureModel
-from hfprep.models.locate import locate
 from hfprep.models.masking import FrameMask
+from hfprep.recipes.indextts2.config import ModelConfig
+from hfprep.recipes.indextts2.feature_model import FeatureModel
+from hfprep.recipes.indextts2.locate import locate
 
 CPU = torch.device("cpu")
 

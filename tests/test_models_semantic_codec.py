@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from hfprep.bench import plain_models as reference
-from hfprep.model_config import ModelConfig, SemanticCodecConfig
 from hfprep.models import semantic_codec as module
-from hfprep.models.checkpoints import load_semantic_codec
+from hfprep.models.configs import SemanticCodecConfig
 from hfprep.models.masking import FrameMask
 from hfprep.models.semantic_codec import Quantizer, SemanticCodec
+from hfprep.recipes.indextts2.checkpoints import load_semantic_codec
+from hfprep.recipes.indextts2.config import ModelConfig
+from scripts.benchmark import plain_models as reference
 
 
 @pytest.fixture(scope="module")

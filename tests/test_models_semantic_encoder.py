@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from transformers import Wav2Vec2BertConfig
 
-from hfprep.bench import plain_models as reference
 from hfprep.errors import CheckpointError
 from hfprep.models import semantic_encoder as module
-from hfprep.models.checkpoints import load_semantic_encoder
 from hfprep.models.masking import FrameMask
 from hfprep.models.operators import Scratch
 from hfprep.models.semantic_config import SemanticEncoderConfig
 from hfprep.models.semantic_encoder import EncoderLayer, SemanticEncoder, relative_bias
+from hfprep.recipes.indextts2.checkpoints import load_semantic_encoder
+from scripts.benchmark import plain_models as reference
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hfprep.model_config import ModelConfig
 from hfprep.models import streams as streams_module
-from hfprep.models.feature_model import FeatureModel
-from hfprep.models.locate import locate
 from hfprep.models.operators import Scratch
 from hfprep.models.streams import Cancelled, Streams
+from hfprep.recipes.indextts2.config import ModelConfig
+from hfprep.recipes.indextts2.feature_model import FeatureModel
+from hfprep.recipes.indextts2.locate import locate
 
 GOLDEN = Path(__file__).resolve().parent / "golden-small"
 LENGTHS = [29, 3, 88, 64, 4, 17, 101, 50]

@@ -16,15 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 
 import hfprep
-from hfprep import object_storage
-from hfprep.dry_run import preview
 from hfprep.errors import ConfigError, RejectedSample, StoreError
-from hfprep.merging import merge
-from hfprep.object_storage import is_url, joined, url_of
-from hfprep.records import COLUMNS
-from hfprep.store import lease, remote
+from hfprep.io import lease, object_storage
+from hfprep.io.lease import Lease
+from hfprep.io.object_storage import is_url, joined, url_of
+from hfprep.pipeline.dry_run import preview
+from hfprep.pipeline.merging import merge
+from hfprep.schema import COLUMNS
+from hfprep.store import remote
 from hfprep.store.fingerprints import AudioIdentity
-from hfprep.store.lease import Lease
 from tests.crash_child import CrashServer
 from tests.s3_server import S3Server, s3_server
 

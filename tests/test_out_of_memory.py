@@ -23,16 +23,16 @@ import torch
 from torch import Tensor
 
 import hfprep
-from hfprep.batching import BatchLimits
 from hfprep.errors import CheckpointError, Reason
-from hfprep.features import DeviceError, ExtractorSettings, FeatureExtractor
-from hfprep.intake import Task
 from hfprep.models.conditioner import Conditioner, EmotionConditioner
-from hfprep.models.feature_model import FeatureModel, FeatureTensors
 from hfprep.models.semantic_codec import SemanticCodec
 from hfprep.models.semantic_encoder import SemanticEncoder
-from hfprep.records import Features, Rejection, Utterance
-from hfprep.transfers import Download
+from hfprep.pipeline.batching import BatchLimits
+from hfprep.pipeline.features import DeviceError, ExtractorSettings, FeatureExtractor
+from hfprep.pipeline.intake import Task
+from hfprep.pipeline.transfers import Download
+from hfprep.recipes.indextts2.feature_model import FeatureModel, FeatureTensors
+from hfprep.schema import Features, Rejection, Utterance
 
 STEPS = ("semantic_encoder", "semantic_codec", "conditioner", "emotion_conditioner", "to the device", "from the device")
 ERRORS: dict[str, Callable[[], Exception]] = {
@@ -209,7 +209,7 @@ class Arriving(Download):
 def arriving(monkeypatch: pytest.MonkeyPatch) -> type[Arriving]:
     """What a GPU would do: the results of a batch come while the next one is being computed."""
     Arriving.log, Arriving.fails = [], staticmethod(lambda rows: None)
-    monkeypatch.setattr("hfprep.features.Download", Arriving)
+    monkeypatch.setattr("hfprep.pipeline.features.Download", Arriving)
     return Arriving
 
 

@@ -169,5 +169,5 @@ def test_the_wheel_holds_the_package_and_its_command(tmp_path: Path) -> None:
     assert modules <= names
     assert f"{info}/licenses/LICENSE" in names
     assert not [name for name in names if not name.startswith(("hfprep/", f"{info}/"))]
-    assert "hfprep = hfprep.cli:main" in entry_points
+    assert "hfprep = hfprep.cli.app:main" in entry_points
     assert metadata["Requires-Python"] == ">=3.11"

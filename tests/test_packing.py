@@ -10,21 +10,21 @@ import pytest
 import torch
 
 import hfprep
-from hfprep.building import Summary
-from hfprep.config import BuildConfig
-from hfprep.dry_run import preview
 from hfprep.errors import ConfigError, StoreError
-from hfprep.exporters import arrow_writer
-from hfprep.exporters.formats import open_set
-from hfprep.exporters.npy import export_npy
-from hfprep.packing.packer import Packer
-from hfprep.pairs import write_pairs
-from hfprep.records import COLUMNS
-from hfprep.report.collect import collect
-from hfprep.retokenizing import retokenize
-from hfprep.store import atomic
-from hfprep.verify.checking import VerifyOptions, verify
-from hfprep.verify.faults import FaultKind
+from hfprep.formats import arrow_writer
+from hfprep.formats.formats import open_set
+from hfprep.formats.npy import export_npy
+from hfprep.formats.packing.packer import Packer
+from hfprep.formats.pairs import write_pairs
+from hfprep.io import atomic
+from hfprep.pipeline.building import Summary
+from hfprep.pipeline.config import BuildConfig
+from hfprep.pipeline.dry_run import preview
+from hfprep.pipeline.retokenizing import retokenize
+from hfprep.schema import COLUMNS
+from hfprep.tools.report.collect import collect
+from hfprep.tools.verify.checking import VerifyOptions, verify
+from hfprep.tools.verify.faults import FaultKind
 from tests.sample_sets import public_files
 
 SHARED_FILES = ("rejected.jsonl", ".preprocessing_progress.txt")

@@ -12,9 +12,9 @@ import torch
 
 import hfprep
 from hfprep.errors import ConfigError, StoreError
-from hfprep.exporters.arrow_writer import export_arrow
-from hfprep.exporters.formats import open_set
-from hfprep.pairs import PairOptions, speaker_reader, write_pairs
+from hfprep.formats.arrow_writer import export_arrow
+from hfprep.formats.formats import open_set
+from hfprep.formats.pairs import PairOptions, speaker_reader, write_pairs
 from tests.sample_sets import make_output
 
 # 30 utterances of b, 12 of a, 5 of c, 1 of d.

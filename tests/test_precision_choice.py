@@ -8,11 +8,11 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import hfprep
-from hfprep import precision_choice
-from hfprep.dry_run import preview
 from hfprep.errors import ConfigError
 from hfprep.models import precision
-from hfprep.precision_choice import choose
+from hfprep.pipeline import precision_choice
+from hfprep.pipeline.dry_run import preview
+from hfprep.pipeline.precision_choice import choose
 
 SCHEMA = Path(__file__).resolve().parent.parent / "schemas/stats.schema.json"
 

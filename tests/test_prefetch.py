@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from hfprep.prefetch import prefetch
+from hfprep.pipeline.prefetch import prefetch
 
 
 @pytest.fixture

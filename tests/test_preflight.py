@@ -12,16 +12,16 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from typer.testing import CliRunner
 
-from hfprep.building import build
-from hfprep.cli import app
-from hfprep.config import BuildConfig
-from hfprep.demo.dataset import DemoDataset, make_dataset
+from hfprep.cli.app import app
 from hfprep.errors import CheckpointError, ConfigError, Reason
 from hfprep.models.semantic_config import NUM_LAYERS, SemanticEncoderConfig
-from hfprep.preflight import estimates, scan
-from hfprep.preflight.estimates import Work, estimate
-from hfprep.preflight.inspecting import frames_of_header
-from hfprep.preflight.scan import CheckOptions, check
+from hfprep.pipeline.building import build
+from hfprep.pipeline.config import BuildConfig
+from hfprep.tools.check import estimates, scan
+from hfprep.tools.check.estimates import Work, estimate
+from hfprep.tools.check.inspecting import frames_of_header
+from hfprep.tools.check.scan import CheckOptions, check
+from hfprep.tools.demo.dataset import DemoDataset, make_dataset
 
 ONLY_DECODING_SHOWS = {"truncated_flac", "nan_samples"}
 
@@ -212,8 +212,8 @@ def test_without_tokenizer_texts_are_left_alone(demo: DemoDataset) -> None:
     ("seconds", "rate", "via"), [(1.0, 16000, None), (0.73, 44100, None), (0.51, 8000, None), (0.73, 44100, 24000)]
 )
 def test_frames_of_a_header_are_those_of_the_audio(tmp_path: Path, seconds: float, rate: int, via: int | None) -> None:
-    from hfprep.audio.decode import load_waveform, read_header
-    from hfprep.audio.input_features import num_input_frames
+    from hfprep.inputs.audio.decode import load_waveform, read_header
+    from hfprep.models.input_features import num_input_frames
 
     path = tmp_path / "x.wav"
     tone(path, seconds, rate)
@@ -223,7 +223,8 @@ def test_frames_of_a_header_are_those_of_the_audio(tmp_path: Path, seconds: floa
 
 
 def test_the_work_of_the_published_models() -> None:
-    from hfprep.model_config import ConditionConfig, ModelConfig, SemanticCodecConfig
+    from hfprep.models.configs import ConditionConfig, SemanticCodecConfig
+    from hfprep.recipes.indextts2.config import ModelConfig
 
     def branch(linear_units: int, num_blocks: int) -> ConditionConfig:
         return ConditionConfig(

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from hfprep.building import build
-from hfprep.cli import app
-from hfprep.config import BuildConfig
-from hfprep.demo.dataset import DemoDataset, make_dataset
+from hfprep.cli.app import app
 from hfprep.errors import ConfigError
-from hfprep.report import collect as collecting
-from hfprep.report.charts import colours, histogram, main_directions
-from hfprep.report.collect import collect
-from hfprep.report.writing import write_report
+from hfprep.pipeline.building import build
+from hfprep.pipeline.config import BuildConfig
+from hfprep.tools.demo.dataset import DemoDataset, make_dataset
+from hfprep.tools.report import collect as collecting
+from hfprep.tools.report.charts import colours, histogram, main_directions
+from hfprep.tools.report.collect import collect
+from hfprep.tools.report.writing import write_report
 
 MOST_BYTES = 5_000_000
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -149,7 +149,7 @@ def test_a_hundred_thousand_samples_stay_under_five_megabytes(
         real.root, real.format, lengths, real.groups, points, generator.integers(0, 9, 8192), 20_000, real.stats,
         real.rejected, rejected, timeline,
     )  # fmt: skip
-    monkeypatch.setattr("hfprep.report.writing.collect", lambda root, with_audio: big)
+    monkeypatch.setattr("hfprep.tools.report.writing.collect", lambda root, with_audio: big)
     assert write_report(output, tmp_path / "big.html") < MOST_BYTES
 
 
@@ -168,8 +168,10 @@ def test_text_cannot_break_out_of_the_page(output: Path, tmp_path: Path) -> None
 def test_without_the_library_it_says_what_to_install(
     output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in [name for name in sys.modules if name.split(".")[0] == "bokeh" or name.startswith("hfprep.report.")]:
-        if name not in {"hfprep.report.writing", "hfprep.report.collect"}:
+    for name in [
+        name for name in sys.modules if name.split(".")[0] == "bokeh" or name.startswith("hfprep.tools.report.")
+    ]:
+        if name not in {"hfprep.tools.report.writing", "hfprep.tools.report.collect"}:
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "bokeh", None)
     with pytest.raises(ConfigError, match=r"hfprep\[report\]"):

@@ -20,13 +20,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import hfprep
-from hfprep.building import Shared, Summary, build
-from hfprep.engines import spec
 from hfprep.errors import CheckpointError
-from hfprep.features import FeatureExtractor
-from hfprep.models.feature_model import FeatureModel
-from hfprep.store import atomic, file_hashes
-from hfprep.text.tokenizer import TextTokenizer
+from hfprep.inputs.text.tokenizer import TextTokenizer
+from hfprep.io import atomic, file_hashes
+from hfprep.pipeline.building import Shared, Summary, build
+from hfprep.pipeline.engines import spec
+from hfprep.pipeline.features import FeatureExtractor
+from hfprep.recipes.indextts2.feature_model import FeatureModel
 
 CLIPS = ("synth1", "synth2", "synth4", "synth6")
 COLUMNS = ("text_ids", "codes", "condition", "emo_vec")
@@ -103,7 +103,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, golden_small: Path) -> Pl
 @pytest.fixture(autouse=True)
 def opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokenizers are slow to open and never change: once opened they are kept."""
-    monkeypatch.setattr("hfprep.inputs.TextTokenizer", kept_tokenizer)
+    monkeypatch.setattr("hfprep.pipeline.inputs.TextTokenizer", kept_tokenizer)
     monkeypatch.setattr(spec, "TextTokenizer", kept_tokenizer)
 
 
@@ -154,7 +154,7 @@ def no_audio(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("this run has no business with audio or models")
 
-    monkeypatch.setattr("hfprep.intake.load_waveform", never)
+    monkeypatch.setattr("hfprep.pipeline.intake.load_waveform", never)
     monkeypatch.setattr(FeatureModel, "load", never)
 
 
@@ -562,7 +562,7 @@ def vocabulary_of(place: Place, sample_id: str, tokenizers: dict[str, Path]) -> 
 def test_no_mixture_is_listed_when_a_change_is_killed_half_way(
     place: Place, killer: Callable[[str, str, int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hfprep.features.TEXT_ONLY_BATCH", 1)
+    monkeypatch.setattr("hfprep.pipeline.features.TEXT_ONLY_BATCH", 1)
     new = other_tokenizer(place.folder / "other.model")
     tokenizers = {"old": place.models / "bpe.model", "new": new}
     killer("before-rename", "text_ids", 3)
@@ -580,7 +580,7 @@ def test_no_mixture_is_listed_when_a_change_is_killed_half_way(
 def test_the_old_tokenizer_finds_what_an_early_kill_left_of_it(
     place: Place, killer: Callable[[str, str, int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hfprep.features.TEXT_ONLY_BATCH", 1)
+    monkeypatch.setattr("hfprep.pipeline.features.TEXT_ONLY_BATCH", 1)
     before = place.inodes()
     new = other_tokenizer(place.folder / "other.model")
     killer("before-rename", "text_ids", 1)
@@ -599,7 +599,7 @@ def test_the_old_tokenizer_finds_what_an_early_kill_left_of_it(
 def test_going_back_after_half_a_change_is_refused_with_both_values(
     place: Place, killer: Callable[[str, str, int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hfprep.features.TEXT_ONLY_BATCH", 1)
+    monkeypatch.setattr("hfprep.pipeline.features.TEXT_ONLY_BATCH", 1)
     new = other_tokenizer(place.folder / "other.model")
     killer("before-rename", "text_ids", 3)
     with pytest.raises(Killed):

@@ -10,11 +10,11 @@ import pytest
 import sentencepiece
 
 import hfprep
-from hfprep.config import BuildConfig
 from hfprep.errors import ConfigError, StoreError
-from hfprep.retokenizing import retokenize
-from hfprep.store import atomic
-from hfprep.text.tokenizer import TextTokenizer
+from hfprep.inputs.text.tokenizer import TextTokenizer
+from hfprep.io import atomic
+from hfprep.pipeline.config import BuildConfig
+from hfprep.pipeline.retokenizing import retokenize
 from tests.sample_sets import make_output, public_files
 
 TEXTS = (

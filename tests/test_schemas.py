@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from hfprep.errors import Reason, RejectedSample
-from hfprep.manifest import AudioFinder, check_id, parse_line
-from hfprep.records import Rejection, Utterance, manifest_record
+from hfprep.inputs.manifest.rows import AudioFinder, check_id, parse_line
+from hfprep.schema import Rejection, Utterance, manifest_record
 
 SCHEMAS = Path(__file__).resolve().parent.parent / "schemas"
 NAMES = ("manifest", "record", "rejected", "stats")

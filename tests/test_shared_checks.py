@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 import hfprep
-from hfprep.exporters.arrow_writer import export_arrow
-from hfprep.exporters.formats import open_set
-from hfprep.exporters.npy import export_npy
-from hfprep.exporters.webdataset_writer import export_webdataset
+from hfprep.formats.arrow_writer import export_arrow
+from hfprep.formats.formats import open_set
+from hfprep.formats.npy import export_npy
+from hfprep.formats.webdataset_writer import export_webdataset
 from tests.sample_sets import public_files
 
 TESTS = Path(__file__).resolve().parent

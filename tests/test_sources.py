@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hfprep.audio.containers import read_clip
-from hfprep.audio.decode import load_waveform, read_header
 from hfprep.errors import ConfigError, Reason, RejectedSample
-from hfprep.field_map import FieldMap
-from hfprep.manifest import AudioFinder, parse_line
-from hfprep.records import Rejection, Utterance
-from hfprep.references import ByteRange, ParquetCell, file_of, name_of, parse_reference, suffix_of
-from hfprep.sources.opening import open_source, rows_sha256
+from hfprep.inputs.audio.containers import read_clip
+from hfprep.inputs.audio.decode import load_waveform, read_header
+from hfprep.inputs.manifest.field_map import FieldMap
+from hfprep.inputs.manifest.opening import open_source, rows_sha256
+from hfprep.inputs.manifest.rows import AudioFinder, parse_line
+from hfprep.io.references import ByteRange, ParquetCell, file_of, name_of, parse_reference, suffix_of
+from hfprep.schema import Rejection, Utterance
 from tests.fake_hub import Repository, serve_hub
 
 
@@ -355,9 +355,9 @@ def test_a_hub_id_that_is_neither_cached_nor_reachable_says_what_to_do() -> None
 
 HUB_SCRIPT = """
 import json, pathlib, sys
-from hfprep.audio.containers import read_clip
-from hfprep.field_map import FieldMap
-from hfprep.sources.opening import open_source
+from hfprep.inputs.audio.containers import read_clip
+from hfprep.inputs.manifest.field_map import FieldMap
+from hfprep.inputs.manifest.opening import open_source
 rows = [row for _, row in open_source(pathlib.Path(sys.argv[1]), FieldMap()).lines()]
 print(json.dumps([[row["id"], row["text"], len(read_clip(row["audio"]))] for row in rows]))
 """

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import hfprep
-from hfprep.building import Shared, build
-from hfprep.engines import spool
-from hfprep.preflight.scan import CheckOptions, check
-from hfprep.records import COLUMNS
+from hfprep.pipeline.building import Shared, build
+from hfprep.pipeline.engines import spool
+from hfprep.schema import COLUMNS
+from hfprep.tools.check.scan import CheckOptions, check
 
 Build = Callable[..., hfprep.Summary]
 
@@ -145,7 +145,7 @@ def test_only_some_clips_of_parquet_are_set_out_at_a_time(
             sizes.append(file.stat().st_size)
             yield part
 
-    monkeypatch.setattr("hfprep.engines.local.spooled", watched)
+    monkeypatch.setattr("hfprep.pipeline.engines.local.spooled", watched)
     run(save_parquet(rows, tmp_path), tmp_path / "out")
     clips = [len(row["audio"]["bytes"]) for row in rows]
     assert sizes == [sum(clips[:2]), sum(clips[2:6]), sum(clips[6:])]  # each part ends with the clip that reaches it

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hfprep.errors import StoreError
-from hfprep.store import atomic
+from hfprep.io import atomic
 
 Points = list[tuple[str, str]]
 

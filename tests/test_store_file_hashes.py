@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from hfprep.errors import CheckpointError
-from hfprep.store import file_hashes, hash_file
-from hfprep.store.file_hashes import FileHashes, Hashers
+from hfprep.io import file_hashes, hash_file
+from hfprep.io.file_hashes import FileHashes, Hashers
 
 CONTENT = os.urandom(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -144,7 +144,7 @@ def test_hashing_begins_before_anything_heavy_is_imported(golden_small: Path, tm
     """And what a build writes down is what hashlib finds."""
     code = """
 import pathlib, sys
-from hfprep.config import BuildConfig
+from hfprep.pipeline.config import BuildConfig
 from hfprep.store import file_hashes
 
 file_hashes.LARGE_BYTES = 1
@@ -155,7 +155,7 @@ def begin_seen(self, key, path):
     return begin(self, key, path)
 
 file_hashes.Hashers.begin = begin_seen
-from hfprep.cli import run_build
+from hfprep.cli.app import run_build
 
 folder = pathlib.Path(sys.argv[1])
 config = BuildConfig(

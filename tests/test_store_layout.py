@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from hfprep.errors import Reason, StoreError
-from hfprep.records import Features, Need, Rejection, Utterance
-from hfprep.store import atomic
+from hfprep.io import atomic
+from hfprep.io.npy_format import npy_bytes
+from hfprep.schema import Features, Need, Rejection, Utterance
 from hfprep.store.fingerprints import AudioIdentity, Fingerprints
 from hfprep.store.layout import (
     PROGRESS,
@@ -25,7 +26,6 @@ from hfprep.store.layout import (
     npy_size,
 )
 from hfprep.store.listing import Listing, ListingOptions
-from hfprep.store.npy_format import npy_bytes
 from hfprep.store.state import State
 
 PRINTS = Fingerprints(b"t" * 16, b"c" * 16, b"l" * 16)

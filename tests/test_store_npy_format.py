@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from hfprep.store import npy_format
-from hfprep.store.npy_format import npy_bytes, npy_header, parse_npy
+from hfprep.io import npy_format
+from hfprep.io.npy_format import npy_bytes, npy_header, parse_npy
 
 SHAPES = [(), (0,), (1,), (28,), (32, 1280), (2, 0, 3), (2, 3, 4)]
 

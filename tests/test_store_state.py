@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hfprep.errors import Reason, StoreError
-from hfprep.records import Need, Rejection
+from hfprep.schema import Need, Rejection
 from hfprep.store.fingerprints import Fingerprints
 from hfprep.store.state import STATE_VERSION, State
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from hfprep.store.writer import BackgroundWriter
+from hfprep.pipeline.background import BackgroundWriter
 
 
 def test_jobs_run_in_order_and_one_waits_at_most() -> None:

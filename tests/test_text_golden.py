@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hfprep.errors import Reason, RejectedSample
-from hfprep.text.tokenizer import TextTokenizer
+from hfprep.inputs.text.tokenizer import TextTokenizer
 
 DATA = Path(__file__).parent / "data"
 CASES = [json.loads(line) for line in (DATA / "text.jsonl").read_text(encoding="utf-8").splitlines()]

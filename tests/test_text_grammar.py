@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hfprep.errors import ConfigError
-from hfprep.text.grammar import (
+from hfprep.inputs.text.grammar import (
     ChineseGrammar,
     EnglishGrammar,
     GrammarFailed,
@@ -89,7 +89,7 @@ def test_the_shipped_verbalizer_deletes_what_is_kept_here(chinese: ChineseGramma
 
 
 def test_the_files_are_those_that_the_rules_were_checked_on() -> None:
-    """hfprep.text.plain and ChineseGrammar rest on these very files: see there before changing a line of this."""
+    """hfprep.inputs.text.plain and ChineseGrammar depend on these exact files: read both before changing this test."""
     folder = grammar_folder()
     sha256 = {name: hashlib.sha256((folder / f"{name}.fst").read_bytes()).hexdigest()[:16] for name in CHECKED}
     assert sha256 == CHECKED

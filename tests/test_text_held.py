@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from hfprep.text.held import TONED_PINYIN, around, spell_pinyin
+from hfprep.inputs.text.held import TONED_PINYIN, around, spell_pinyin
 
 SYLLABLES = ("xuan4", "jve2", "ju4", "ying1", "zhong4", "shang5", "nü3", "lüe4", "lve4", "er2", "ng2", "a1", "ZHUANG1")
 

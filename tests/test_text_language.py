@@ -2,7 +2,7 @@
 
 import pytest
 
-from hfprep.text.language import canonical_language, detect_language
+from hfprep.inputs.text.language import canonical_language, detect_language
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-import hfprep.text.normalizer as normalizer_module
+import hfprep.inputs.text.normalizer as normalizer_module
 from hfprep.errors import ConfigError, Reason, RejectedSample
-from hfprep.text.normalizer import TextNormalizer, clean
+from hfprep.inputs.text.normalizer import TextNormalizer, clean
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from hfprep.text.grammar import ChineseGrammar, EnglishGrammar, grammar_folder
+from hfprep.inputs.text.grammar import ChineseGrammar, EnglishGrammar, grammar_folder
 
 ENGLISH = [
     "On May 5th, 2024 he paid $19.99 at 3:45 p.m.",

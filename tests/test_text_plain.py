@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfprep.text.grammar import ChineseGrammar, EnglishGrammar, grammar_folder
-from hfprep.text.plain import PlainChinese, PlainEnglish
+from hfprep.inputs.text.grammar import ChineseGrammar, EnglishGrammar, grammar_folder
+from hfprep.inputs.text.plain import PlainChinese, PlainEnglish
 
 ENGLISH = EnglishGrammar(grammar_folder())
 CHINESE = ChineseGrammar(grammar_folder())

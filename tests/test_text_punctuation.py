@@ -2,7 +2,7 @@
 
 import pytest
 
-from hfprep.text.punctuation import AMHARIC, CHINESE, COMMON, PunctuationMap
+from hfprep.inputs.text.punctuation import AMHARIC, CHINESE, COMMON, PunctuationMap
 
 EXPECTED = {
     ",": "：；;，、:",

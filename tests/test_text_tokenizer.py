@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from hfprep.errors import ConfigError, Reason, RejectedSample
-from hfprep.text.normalizer import TextNormalizer
-from hfprep.text.tokenizer import TextTokenizer, space_cjk
+from hfprep.inputs.text.normalizer import TextNormalizer
+from hfprep.inputs.text.tokenizer import TextTokenizer, space_cjk
 
 MODEL = Path(__file__).parent / "data" / "text-bpe.model"
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from hfprep.building import build
-from hfprep.cli import app
-from hfprep.config import BuildConfig
+from hfprep.cli.app import app
 from hfprep.errors import ConfigError, StoreError
-from hfprep.store.lock import OutputLock
-from hfprep.verify.checking import VerifyOptions, verify
-from hfprep.verify.faults import FaultKind
-from hfprep.verify.parity import draw
+from hfprep.io.lock import OutputLock
+from hfprep.pipeline.building import build
+from hfprep.pipeline.config import BuildConfig
+from hfprep.tools.verify.checking import VerifyOptions, verify
+from hfprep.tools.verify.faults import FaultKind
+from hfprep.tools.verify.parity import draw
 
 BAD_LINES = '{"id": "broken\n' + json.dumps({"id": "gone", "text": "Hello there", "audio": "gone.wav"}) + "\n"
 VAL_RATIO = 0.3

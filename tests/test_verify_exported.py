@@ -11,13 +11,13 @@ import datasets
 import numpy as np
 import pytest
 
-from hfprep.building import build
-from hfprep.config import BuildConfig
-from hfprep.exporters.arrow_writer import ArrowOptions, export_arrow
-from hfprep.exporters.formats import open_set
-from hfprep.exporters.webdataset_writer import export_webdataset
-from hfprep.verify.checking import VerifyOptions, verify
-from hfprep.verify.faults import FaultKind
+from hfprep.formats.arrow_writer import ArrowOptions, export_arrow
+from hfprep.formats.formats import open_set
+from hfprep.formats.webdataset_writer import export_webdataset
+from hfprep.pipeline.building import build
+from hfprep.pipeline.config import BuildConfig
+from hfprep.tools.verify.checking import VerifyOptions, verify
+from hfprep.tools.verify.faults import FaultKind
 
 
 @pytest.fixture(scope="module")

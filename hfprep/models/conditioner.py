@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from hfprep.model_config import ConditionConfig
+from hfprep.models.configs import ConditionConfig
 from hfprep.models.conformer import POSITION_ROWS, Conformer
 from hfprep.models.masking import FrameMask
 from hfprep.models.perceiver import Perceiver

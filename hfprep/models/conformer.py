@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hfprep.model_config import ConditionConfig
+from hfprep.models.configs import ConditionConfig
 from hfprep.models.masking import FrameMask, KeyMask, TimeMask
 from hfprep.models.operators import (
     DepthwiseConvolution,

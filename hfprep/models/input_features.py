@@ -1,91 +1,185 @@
-"""Input features of a whole batch at once, on whatever device its waveforms are.
+"""Waveform -> the w2v-bert-2.0 input features: log mel energies, normalised per utterance, stacked two by two.
 
-Gives `batch_input_features`: the arithmetic of `audio.input_features.extract_input_features` step by step, in torch.
-Takes padded waveforms. Knows nothing of files, nor of what a clip may be rejected for: the caller has seen to that.
+Gives what `transformers.SeamlessM4TFeatureExtractor` gives for one utterance, without its Python loop over frames and
+without its padding: only frames that the attention mask calls valid. Takes float32 samples at 16 kHz. Knows nothing
+of files, of batches or of the model that reads the features.
 """
 
 import functools
+import json
+import os
+from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from hfprep.audio.input_features import (
-    FEATURE_DIM,
-    FFT_LENGTH,
-    HOP_LENGTH,
-    MEL_FLOOR,
-    NUM_MEL_BINS,
-    PCM_SCALE,
-    PREEMPHASIS,
-    STRIDE,
-    VARIANCE_FLOOR,
-    WINDOW_LENGTH,
-    mel_filters,
-    num_input_frames,
-    povey_window,
-)
-from hfprep.models.masking import to_device
+from hfprep.errors import ConfigError, Reason, RejectedSample
 
-PIECE_FRAMES = 1 << 15  # mel frames worked on at a time: their float64 frames and spectra take some 600 MB
+SAMPLING_RATE = 16_000  # Hz
+WINDOW_SECONDS = 0.025
+HOP_SECONDS = 0.010
+WINDOW_LENGTH = round(WINDOW_SECONDS * SAMPLING_RATE)  # 400 samples
+HOP_LENGTH = round(HOP_SECONDS * SAMPLING_RATE)  # 160 samples
+FFT_LENGTH = 512  # the next power of two above WINDOW_LENGTH
+NUM_FREQUENCY_BINS = FFT_LENGTH // 2 + 1  # 257, each SAMPLING_RATE / FFT_LENGTH = 31.25 Hz wide
+NUM_MEL_BINS = 80
+MIN_FREQUENCY = 20.0  # Hz
+MAX_FREQUENCY = SAMPLING_RATE / 2  # Hz
+STRIDE = 2  # mel frames per model frame
+FEATURE_DIM = NUM_MEL_BINS * STRIDE  # 160
+FRAME_LENGTH = HOP_LENGTH * STRIDE  # samples from one model frame to the next: 320, so 50 frames a second
+MIN_SAMPLES = WINDOW_LENGTH + (STRIDE - 1) * HOP_LENGTH  # the shortest waveform with one valid model frame: 560
+
+PCM_SCALE = np.float32(2**15)  # Kaldi counts in 16-bit steps
+PREEMPHASIS = 0.97
+POVEY_EXPONENT = 0.85
+MEL_FLOOR = 2.0**-23  # 1.1921e-07, float32's epsilon, as in Kaldi
+VARIANCE_FLOOR = 1e-7
+
+SAFE_PEAK = 1e30  # 400 samples of this, doubled by the pre-emphasis, times 2^15 sum up to 3e37: within float32
+
+BLOCK_FRAMES = 128  # mel frames worked on at a time: their float64 frames and spectra (1 MB) stay in a core's cache
+MEL_GROUP = 16  # mel bins per matrix product: the filters are narrow, so each group sees a fraction of the spectrum
+
+PREPROCESSOR_VALUES = {
+    "feature_extractor_type": "SeamlessM4TFeatureExtractor",
+    "feature_size": NUM_MEL_BINS,
+    "num_mel_bins": NUM_MEL_BINS,
+    "sampling_rate": SAMPLING_RATE,
+    "stride": STRIDE,
+    "padding_side": "right",
+}
+"""Keys of preprocessor_config.json that change valid frames. (padding_value fills only frames that are masked out.)"""
 
 
-def batch_input_features(waveforms: Tensor, num_samples: Tensor) -> Tensor:
-    """Compute the input features of B clips.
+def num_input_frames(num_samples: int) -> int:
+    """Valid model frames (50 a second) of a waveform of `num_samples` samples at 16 kHz."""
+    if num_samples < WINDOW_LENGTH:
+        return 0
+    return (1 + (num_samples - WINDOW_LENGTH) // HOP_LENGTH) // STRIDE
 
-    waveforms: float32 (B, S) at 16 kHz, zeros beyond a clip's own samples; num_samples: int64 (B,) on the CPU, S and
-    less. Returns float32 (B, T, 160) on the device of the waveforms, with T the most frames of a clip; what is beyond
-    a clip's own `num_input_frames` is zero. Each clip must be one that `check_waveform` lets pass. Nothing waits for
-    the device. A clip's numbers are those of `extract_input_features` to some float32 roundings: mean and variance are
-    summed in double precision here, so that they do not depend on what else is in the batch.
+
+def extract_input_features(waveform: np.ndarray) -> np.ndarray:
+    """Compute the input features of one utterance.
+
+    waveform: float32 (num_samples,), full scale 1.0, at 16 kHz. Returns float32 (T_valid, 160) with
+    T_valid = `num_input_frames(num_samples)`: the mel bins of an even 10 ms frame, then of the odd one after it.
+    Raises RejectedSample: AUDIO_TOO_SHORT below one frame, AUDIO_NOT_FINITE where samples are beyond float32's reach.
+    Safe to call from many threads. Source: Kaldi's fbank as in transformers' SeamlessM4TFeatureExtractor.
     """
-    device = waveforms.device
-    num_frames = max(map(num_input_frames, num_samples.tolist()))
-    with torch.inference_mode():
-        mel_frames = 1 + (num_samples - WINDOW_LENGTH).div(HOP_LENGTH, rounding_mode="floor")
-        counts = to_device(torch.stack([mel_frames, mel_frames - mel_frames % STRIDE]), device)[:, :, None]
-        log_mel = _log_mel(waveforms, int(mel_frames.max()))
-        position = torch.arange(log_mel.shape[1], device=device)[None, :]
-        # The mean and variance are of all mel frames, also of a last odd one that no model frame holds.
-        present = (position < counts[0])[:, :, None]
-        total = counts[0][:, :, None].double()
-        mean = torch.where(present, log_mel, 0.0).sum(1, keepdim=True, dtype=torch.float64) / total
-        squares = torch.where(present, log_mel - mean, 0.0).square_()
-        variance = squares.sum(1, keepdim=True) / (total - 1)
-        normalised = (log_mel - mean.float()) / torch.sqrt(variance.float() + VARIANCE_FLOOR)
-        normalised.masked_fill_((position >= counts[1])[:, :, None], 0.0)
-        return normalised[:, : num_frames * STRIDE].reshape(len(waveforms), num_frames, FEATURE_DIM)
+    num_frames = num_input_frames(len(waveform))
+    if num_frames == 0:
+        message = f"the clip has {len(waveform)} samples at 16 kHz; one frame of features needs {MIN_SAMPLES}"
+        raise RejectedSample(Reason.AUDIO_TOO_SHORT, message)
+    log_mel = _log_mel(waveform)
+    # The mean and variance are of all mel frames, also of a last odd one that no model frame holds.
+    mean = log_mel.mean(axis=1, keepdims=True)
+    variance = log_mel.var(axis=1, ddof=1, keepdims=True)
+    normalised = (log_mel - mean) / np.sqrt(variance + np.float32(VARIANCE_FLOOR))
+    if not np.isfinite(normalised).all():
+        raise RejectedSample(Reason.AUDIO_NOT_FINITE, "the samples' energy overflows float32: scale the clip to +-1.0")
+    return np.ascontiguousarray(normalised.T[: num_frames * STRIDE]).reshape(num_frames, FEATURE_DIM)
 
 
-def _log_mel(waveforms: Tensor, num_frames: int) -> Tensor:
-    """Log mel energies, float32 (B, num_frames, 80); of frames beyond a clip's end they mean nothing."""
-    device = waveforms.device
-    frames = (waveforms * float(PCM_SCALE)).double().unfold(1, WINDOW_LENGTH, HOP_LENGTH)[:, :num_frames]
-    log_mel = torch.empty((len(waveforms), num_frames, NUM_MEL_BINS), device=device)
-    step = max(1, PIECE_FRAMES // len(waveforms))
-    for start in range(0, num_frames, step):
-        energies = _power_spectrum(frames[:, start : start + step]) @ _filters(device)
-        log_mel[:, start : start + step] = energies.clamp_(min=MEL_FLOOR).log_()
+def check_waveform(waveform: np.ndarray) -> None:
+    """Raise RejectedSample where `extract_input_features` would, for next to nothing where the samples are sane."""
+    # Written so that NaN is not below the bound either.
+    if num_input_frames(len(waveform)) == 0 or not max(waveform.max(), -waveform.min()) < SAFE_PEAK:
+        extract_input_features(waveform)
+
+
+def check_preprocessor(path: str | os.PathLike[str]) -> None:
+    """Hold a preprocessor_config.json against what `extract_input_features` computes.
+
+    A key that the file leaves out has the library's default, which is ours. Raises ConfigError naming each
+    key that differs, both values, or the file when it cannot be read.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON ({error}); fetch the semantic model again") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: holds {type(found).__name__}, not an object; fetch the semantic model again")
+    wrong = [
+        f"{key} is {found[key]!r}, hfprep computes {value!r}"
+        for key, value in PREPROCESSOR_VALUES.items()
+        if key in found and found[key] != value
+    ]
+    if wrong:
+        raise ConfigError(f"{path}: {'; '.join(wrong)}; use the preprocessor of facebook/w2v-bert-2.0")
+
+
+def _log_mel(waveform: np.ndarray) -> np.ndarray:
+    """Log mel energies, float32 (80, num_mel_frames): bins first, as the normalisation sums along frames."""
+    scaled = (np.asarray(waveform, np.float32) * PCM_SCALE).astype(np.float64)
+    frames = np.lib.stride_tricks.sliding_window_view(scaled, WINDOW_LENGTH)[::HOP_LENGTH]
+    log_mel = np.empty((NUM_MEL_BINS, len(frames)), np.float32)
+    buffer = np.zeros((min(BLOCK_FRAMES, len(frames)), FFT_LENGTH))
+    for start in range(0, len(frames), BLOCK_FRAMES):
+        block = frames[start : start + BLOCK_FRAMES]
+        power = _power_spectrum(block, buffer[: len(block)])
+        log_mel[:, start : start + len(block)] = np.log(np.maximum(_mel_energies(power), MEL_FLOOR)).T
     return log_mel
 
 
-def _power_spectrum(frames: Tensor) -> Tensor:
-    """Squared magnitudes, float64 (B, num_frames, 257), of frames, float64 (B, num_frames, 400)."""
-    centred = frames - frames.mean(-1, keepdim=True)
-    windowed = centred.clone()
-    windowed[..., 1:] -= PREEMPHASIS * centred[..., :-1]
-    windowed *= _window(frames.device)  # which is zero at the first sample: no pre-emphasis is needed there
-    # Rounded to single precision before it is squared, as in the library.
-    spectrum = torch.view_as_real(torch.fft.rfft(windowed, FFT_LENGTH).to(torch.complex64)).double()
-    return spectrum.square_().sum(-1)
+def _power_spectrum(frames: np.ndarray, buffer: np.ndarray) -> np.ndarray:
+    """Squared magnitudes, float64 (num_frames, 257); `buffer` (num_frames, 512) is scratch, zero beyond the window."""
+    centred = frames - frames.mean(axis=1, keepdims=True)
+    windowed = buffer[:, :WINDOW_LENGTH]
+    np.multiply(centred[:, :-1], PREEMPHASIS, out=windowed[:, 1:])
+    np.subtract(centred[:, 1:], windowed[:, 1:], out=windowed[:, 1:])
+    np.multiply(centred[:, 0], 1 - PREEMPHASIS, out=windowed[:, 0])
+    windowed *= povey_window()
+    # The library stores the spectrum as complex64 before it squares; the rounding is kept so that its numbers are.
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller checks the result
+        spectrum = np.fft.rfft(buffer).astype(np.complex64)
+    return np.abs(spectrum, dtype=np.float64) ** 2
+
+
+def _mel_energies(power: np.ndarray) -> np.ndarray:
+    """float64 (num_frames, 257) -> (num_frames, 80).
+
+    Products by torch: numpy's BLAS starts all its threads from within each of our worker threads, and cannot be
+    told otherwise for one thread.
+    """
+    source = torch.from_numpy(power)
+    energies = torch.empty(len(power), NUM_MEL_BINS, dtype=torch.float64)
+    for bins, frequencies, filters in _mel_filter_groups():
+        torch.mm(source[:, frequencies], filters, out=energies[:, bins])
+    return energies.numpy()
 
 
 @functools.cache
-def _window(device: torch.device) -> Tensor:
-    """float64 (400,)."""
-    return torch.from_numpy(povey_window()).to(device)
+def povey_window() -> np.ndarray:
+    """float64 (400,): a symmetric Hann window to the power 0.85."""
+    return np.hanning(WINDOW_LENGTH) ** POVEY_EXPONENT
 
 
 @functools.cache
-def _filters(device: torch.device) -> Tensor:
-    """float64 (257, 80)."""
-    return torch.from_numpy(mel_filters()).to(device)
+def mel_filters() -> np.ndarray:
+    """Kaldi's mel filters, float64 (257, 80): triangles of equal width on the mel scale from 20 to 8000 Hz.
+
+    mel(f) = 1127 ln(1 + f / 700); neighbouring triangles overlap by half and are not normalised by their area.
+    """
+    ends = _mel(np.array([MIN_FREQUENCY, MAX_FREQUENCY]))
+    corners = np.linspace(ends[0], ends[1], NUM_MEL_BINS + 2)
+    bins = _mel(np.arange(NUM_FREQUENCY_BINS) * (SAMPLING_RATE / FFT_LENGTH))[:, None]
+    rising = (bins - corners[:-2]) / np.diff(corners)[:-1]
+    falling = (corners[2:] - bins) / np.diff(corners)[1:]
+    return np.maximum(0.0, np.minimum(rising, falling))
+
+
+def _mel(frequency: np.ndarray) -> np.ndarray:
+    return 1127.0 * np.log(1.0 + frequency / 700.0)
+
+
+@functools.cache
+def _mel_filter_groups() -> tuple[tuple[slice, slice, torch.Tensor], ...]:
+    """For each group of filters: its mel bins, the frequency bins it reads, and its part of the matrix."""
+    groups = []
+    for first in range(0, NUM_MEL_BINS, MEL_GROUP):
+        bins = slice(first, first + MEL_GROUP)
+        used = np.flatnonzero(mel_filters()[:, bins].any(axis=1))
+        frequencies = slice(int(used[0]), int(used[-1]) + 1)
+        groups.append((bins, frequencies, torch.from_numpy(np.ascontiguousarray(mel_filters()[frequencies, bins]))))
+    return tuple(groups)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hfprep.model_config import SemanticCodecConfig
+from hfprep.models.configs import SemanticCodecConfig
 from hfprep.models.masking import FrameMask, TimeMask
 from hfprep.models.operators import DepthwiseConvolution, Linear, by_rows, linear, row_pieces
 

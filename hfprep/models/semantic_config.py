@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from hfprep.audio.input_features import FEATURE_DIM
 from hfprep.errors import CheckpointError
+from hfprep.models.input_features import FEATURE_DIM
 
 NUM_LAYERS = 17
 

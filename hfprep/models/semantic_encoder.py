@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hfprep.audio.input_features import FEATURE_DIM
+from hfprep.models.input_features import FEATURE_DIM
 from hfprep.models.masking import FrameMask, KeyMask
 from hfprep.models.operators import (
     DepthwiseConvolution,

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfprep.audio.containers import read_clip
-from hfprep.object_storage import is_url, status
-from hfprep.records import Need, Utterance
-from hfprep.references import ByteRange, parse_reference
-from hfprep.store.file_hashes import sha256_file
+from hfprep.inputs.audio.containers import read_clip
+from hfprep.io.file_hashes import sha256_file
+from hfprep.io.object_storage import is_url, status
+from hfprep.io.references import ByteRange, parse_reference
+from hfprep.schema import Need, Utterance
 
 # Raise the number of a group when hfprep's own computation of it changes its results.
 NUMERICS = {"text": 1, "codes": 1, "latents": 1}

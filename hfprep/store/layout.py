@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from hfprep.errors import StoreError
-from hfprep.records import COLUMNS, Features, Need, Rejection, Utterance, artifact_path, manifest_record
-from hfprep.store import atomic
+from hfprep.io import atomic
+from hfprep.io.npy_format import HEADER_BYTES, npy_bytes, npy_header
+from hfprep.schema import COLUMNS, Features, Need, Rejection, Utterance, artifact_path, manifest_record
 from hfprep.store.fingerprints import AudioIdentity, Fingerprints, source_of
-from hfprep.store.npy_format import HEADER_BYTES, npy_bytes, npy_header
 from hfprep.store.state import SampleState, State
 
 TRAIN, VAL = "train_manifest.jsonl", "val_manifest.jsonl"

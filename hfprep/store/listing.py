@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import BinaryIO
 
-from hfprep.records import Utterance
-from hfprep.store import atomic
+from hfprep.io import atomic
+from hfprep.schema import Utterance
 from hfprep.store.layout import PROGRESS, TRAIN, VAL, NpyOutput, is_validation, json_line, record_of
 from hfprep.store.state import SampleState, State
 

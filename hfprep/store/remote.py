@@ -24,11 +24,11 @@ from types import TracebackType
 from typing import Any
 
 from hfprep.errors import StoreError
-from hfprep.object_storage import REQUESTS_AT_A_TIME, download, file_names, read, remove, upload, url_of, write
-from hfprep.records import COLUMNS, Need, Rejection, artifact_path
-from hfprep.store import atomic
+from hfprep.io import atomic
+from hfprep.io.lease import Lease
+from hfprep.io.object_storage import REQUESTS_AT_A_TIME, download, file_names, read, remove, upload, url_of, write
+from hfprep.schema import COLUMNS, Need, Rejection, artifact_path
 from hfprep.store.layout import PRIVATE, VAL, NpyOutput, PlannedRow, Publisher, Staged
-from hfprep.store.lease import Lease
 from hfprep.store.state import State, copy_state
 from hfprep.store.timeline import TIMELINE
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hfprep.chunks import chunks_of
-from hfprep.records import Need
-from hfprep.store import atomic
+from hfprep.io import atomic
+from hfprep.io.chunks import chunks_of
+from hfprep.schema import Need
 from hfprep.store.fingerprints import Fingerprints
 from hfprep.store.layout import PRIVATE
 from hfprep.store.state import SELECTED_TOGETHER, SampleState, State

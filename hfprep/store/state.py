@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hfprep.chunks import chunks_of
 from hfprep.errors import Reason, StoreError
-from hfprep.records import Need, Rejection
-from hfprep.store.atomic import observe
+from hfprep.io.atomic import observe
+from hfprep.io.chunks import chunks_of
+from hfprep.schema import Need, Rejection
 from hfprep.store.fingerprints import Fingerprints
 
 log = logging.getLogger(__name__)

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from hfprep.chunks import chunks_of
 from hfprep.errors import StoreError
-from hfprep.store.atomic import write_bytes
-from hfprep.store.npy_format import parse_npy
+from hfprep.io.atomic import write_bytes
+from hfprep.io.chunks import chunks_of
+from hfprep.io.npy_format import parse_npy
 
 BLOCK = 256  # files read together
 Read = Callable[[str], bytes]

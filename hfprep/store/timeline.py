@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from hfprep.store import atomic
+from hfprep.io import atomic
 
 TIMELINE = "batches.jsonl"
 MAX_BYTES = 8 << 20  # some 60,000 batches; beyond, every second line of what is there is dropped at the next start

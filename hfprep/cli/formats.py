@@ -1,0 +1,158 @@
+"""Commands over a finished output: conversions between formats, pairs, new text ids, the Hub."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Source = Annotated[Path, typer.Argument(help="A finished set: an output of build, a saved data set, or shards.")]
+ShardSize = Annotated[str, typer.Option(help="Size of a shard at most, such as 500MB or 2GB.")]
+Dtype = Annotated[str, typer.Option(help="Of the latents: float32, or float16 (half the space, not the same numbers).")]
+
+
+def export_npy(
+    dataset: Annotated[str, typer.Argument(help="A saved Arrow data set, shards, or a Hub data set id.")],
+    out: Annotated[Path, typer.Argument(help="A new folder for the npy layout.")],
+) -> None:
+    """Write a data set (Arrow or WebDataset, local or from the Hub) as the npy layout."""
+    from hfprep.formats.formats import open_set
+    from hfprep.formats.loading.dataset import local_folder
+    from hfprep.formats.npy import export_npy as export
+
+    source = open_set(local_folder(dataset))
+    counts = export(source, out)
+    if source.origin.latents_dtype != "float32":
+        print(
+            f"The latents were stored as {source.origin.latents_dtype}; they are float32 now, but as coarse as before."
+        )
+    _say_counts(counts, out)
+
+
+def export_arrow(
+    out: Source,
+    dataset: Annotated[Path, typer.Argument(help="Where the data set goes; an earlier export is replaced.")],
+    max_shard_size: ShardSize = "500MB",
+    dtype: Dtype = "float32",
+    with_audio: Annotated[bool, typer.Option("--with-audio", help="Add the audio files, decoded when read.")] = False,
+    audio_root: Annotated[Path | None, typer.Option(help="Folder that the audio paths start from.")] = None,
+) -> None:
+    """Write a finished set as a saved Arrow data set (datasets.load_from_disk)."""
+    from hfprep.formats.arrow_writer import ArrowOptions
+    from hfprep.formats.arrow_writer import export_arrow as export
+    from hfprep.formats.audio_files import audio_finder
+    from hfprep.formats.formats import open_set
+    from hfprep.io.sizes import parse_size
+
+    find = audio_finder(out, audio_root) if with_audio else None
+    options = ArrowOptions(max_shard_bytes=parse_size(max_shard_size), dtype=dtype, find_audio=find)
+    with _locked(out):
+        _say_counts(export(open_set(out), dataset, options), dataset)
+
+
+def export_webdataset(
+    out: Source,
+    shards: Annotated[Path, typer.Argument(help="Where the shards go; an earlier export is replaced.")],
+    max_shard_size: ShardSize = "500MB",
+    max_shard_samples: Annotated[int, typer.Option(help="Samples in a shard at most.")] = 10_000,
+    dtype: Dtype = "float32",
+) -> None:
+    """Write a finished set as WebDataset tar shards with an index."""
+    from hfprep.formats.formats import open_set
+    from hfprep.formats.webdataset_writer import WebDatasetOptions
+    from hfprep.formats.webdataset_writer import export_webdataset as export
+    from hfprep.io.sizes import parse_size
+
+    size = parse_size(max_shard_size)
+    options = WebDatasetOptions(max_shard_bytes=size, max_shard_samples=max_shard_samples, dtype=dtype)
+    with _locked(out):
+        _say_counts(export(open_set(out), shards, options), shards)
+
+
+def pairs(
+    out: Annotated[Path, typer.Argument(help="An output of build.")],
+    pairs_per_target: Annotated[int, typer.Option(help="Prompts for each target.")] = 2,
+    min_text_len: Annotated[int, typer.Option(help="Leave out utterances with fewer text ids.")] = 1,
+    min_code_len: Annotated[int, typer.Option(help="Leave out utterances with fewer codes.")] = 1,
+    max_pairs: Annotated[int | None, typer.Option(help="Pairs a split at most, spread evenly over speakers.")] = None,
+    seed: Annotated[int, typer.Option(help="Another seed chooses other prompts.")] = 0,
+    speaker_from: Annotated[
+        str | None, typer.Option(help="For records without a speaker: folder, id:EXPRESSION or audio:EXPRESSION.")
+    ] = None,
+) -> None:
+    """Write prompt and target pairs (train_pairs.jsonl, val_pairs.jsonl) for the trainer."""
+    from hfprep.formats.pairs import PAIR_MANIFESTS, PairOptions, write_pairs
+
+    options = PairOptions(
+        pairs_per_target=pairs_per_target,
+        min_text_len=min_text_len,
+        min_code_len=min_code_len,
+        max_pairs=max_pairs,
+        seed=seed,
+        speaker_from=speaker_from,
+    )
+    with _locked(out):
+        for split, count in write_pairs(out, options).items():
+            alone = f"; {count.alone} speakers have a single utterance" if count.alone else ""
+            where = out / PAIR_MANIFESTS[split]
+            print(f"{where}: {count.pairs} pairs, {count.targets} targets, {count.speakers} speakers{alone}")
+
+
+def retokenize(
+    out: Annotated[Path, typer.Argument(help="An output of build.")],
+    tokenizer: Annotated[Path, typer.Option(help="The new SentencePiece model.")],
+    output_dir: Annotated[Path | None, typer.Option(help="A new folder for the result; default: in place.")] = None,
+    config: Annotated[Path | None, typer.Option(help="config.yaml, to check the tokenizer against the model.")] = None,
+) -> None:
+    """Make text ids anew with another tokenizer, without touching audio; rerun it if it was interrupted."""
+    from hfprep.pipeline.retokenizing import retokenize as run
+
+    with _locked(out):
+        counts = run(out, tokenizer, output_dir=output_dir, config=config)
+    _say_counts(counts, output_dir or out)
+
+
+def push(
+    source: Source,
+    repo: Annotated[str, typer.Argument(help="USER/NAME on the Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    format: Annotated[str, typer.Option(help="arrow or webdataset.")] = "arrow",  # noqa: A002 - the flag's name
+    max_shard_size: ShardSize = "500MB",
+    dtype: Dtype = "float32",
+) -> None:
+    """Upload a finished set to the Hugging Face Hub with a data set card; rerun it to resume."""
+    from hfprep.formats.hub import PushOptions
+    from hfprep.formats.hub import push as run
+    from hfprep.io.sizes import parse_size
+
+    options = PushOptions(private=private, format=format, max_shard_bytes=parse_size(max_shard_size), dtype=dtype)
+    with _locked(source):
+        url = run(source, repo, options)
+    print(f"Pushed to {url}\nRead it with: hfprep.load({repo!r}) or datasets.load_dataset({repo!r})")
+
+
+def _locked(out: Path) -> AbstractContextManager[Any]:
+    """Hold an output while reading it, so that no build changes it meanwhile."""
+    from hfprep.io.lock import OutputLock
+    from hfprep.store.layout import PRIVATE
+
+    return OutputLock(out / PRIVATE / "lock") if (out / PRIVATE).is_dir() else nullcontext()
+
+
+def _say_counts(counts: dict[str, int], where: Path) -> None:
+    print(f"{where}: {counts['train']} train, {counts['validation']} validation")
+
+
+def register(app: typer.Typer) -> None:
+    """Give the program these commands."""
+    commands: dict[str, Callable[..., None]] = {
+        "export-npy": export_npy,
+        "export-arrow": export_arrow,
+        "export-webdataset": export_webdataset,
+        "pairs": pairs,
+        "retokenize": retokenize,
+        "push": push,
+    }
+    for name, command in commands.items():
+        app.command(name)(command)

@@ -1,0 +1,70 @@
+"""`build --dataset ... --dataset ...`: several data sets in one run, one table, one exit status."""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from hfprep.pipeline.config import BuildConfig
+
+if TYPE_CHECKING:  # it loads torch
+    from hfprep.pipeline.building_many import DataSetResult, ManySummary
+
+COUNTS = ("lines read", "accepted", "train", "val", "reused", "computed", "rejected", "capped", "left to do")
+
+
+def run_many(configs: Sequence[BuildConfig]) -> int:
+    """Build the data sets, print one summary, and give the exit status."""
+    from rich.console import Console
+
+    from hfprep.pipeline.inputs import hashing_ahead
+
+    with hashing_ahead(configs[0]) as hashers:
+        from hfprep.pipeline.building import Shared
+        from hfprep.pipeline.building_many import build_many
+
+        found = build_many(configs, shared=Shared(hashers=hashers))
+    Console(width=None if sys.stdout.isatty() else 140).print(many_table(found))
+    for item in found.data_sets:
+        if item.error is not None:
+            print(f"{item.config.output_dir} was not built: {item.error}", file=sys.stderr)
+        elif item.summary is not None and item.summary.rejected:
+            print(f"Rejected lines: {item.summary.output_dir / 'rejected.jsonl'}")
+    if found.interrupted_by is not None:
+        print("Interrupted. Run the same command again to continue.")
+        return 128 + found.interrupted_by
+    return int(any(_failed(item) for item in found.data_sets))
+
+
+def _failed(item: "DataSetResult") -> bool:
+    """Whether a build of this data set alone would have ended with status 1."""
+    if item.summary is None:
+        return True
+    if not item.summary.accepted and (item.summary.lines_read or item.config.part is None):
+        print(f"{item.summary.output_dir}: no sample was accepted.", file=sys.stderr)
+        return True
+    return item.config.strict and bool(item.summary.rejected)
+
+
+def many_table(found: "ManySummary") -> Table:
+    """A row for each data set, and their sum."""
+    table = Table(title=f"hfprep build: {len(found.data_sets)} data sets", title_justify="left")
+    table.add_column("language")
+    table.add_column("output", overflow="fold")
+    for name in (*COUNTS, "hours", "seconds"):
+        table.add_column(name, justify="right")
+    totals, hours = [0] * len(COUNTS), 0.0
+    for item in found.data_sets:
+        summary, first = item.summary, (item.config.language or "", str(item.config.output_dir))
+        if summary is None:
+            table.add_row(*first, "not begun" if item.error is None else "failed")
+            continue
+        rejected = sum(summary.rejected.values())
+        counts = [summary.lines_read, summary.accepted, summary.train, summary.val, summary.reused]
+        counts += [summary.tally.done, rejected, summary.capped, summary.pending]
+        totals, hours = [a + b for a, b in zip(totals, counts, strict=True)], hours + summary.hours
+        table.add_row(*first, *map(str, counts), f"{summary.hours:.3f}", f"{summary.elapsed_seconds:.1f}")
+    table.add_section()
+    table.add_row("total", "", *map(str, totals), f"{hours:.3f}", f"{found.elapsed_seconds:.1f}")
+    return table

@@ -1,0 +1,19 @@
+"""`python -m hfprep report`: a finished output as one page to look at."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    output_dir: Annotated[Path, typer.Argument(metavar="OUT", help="A build's output directory, or an export.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The file; default: OUT/report.html.")] = None,
+    audio: Annotated[bool, typer.Option("--audio", help="Play a sample's source audio from its row.")] = False,
+) -> None:
+    """Write one self-contained HTML file: hours, lengths, codebook, voices, rejects, batches, provenance."""
+    from hfprep.tools.report.writing import write_report
+
+    target = output or output_dir / "report.html"
+    size = write_report(output_dir, target, with_audio=audio)
+    typer.echo(f"{target}: {size / 1e6:.1f} MB; open it in a browser")

@@ -1,0 +1,15 @@
+"""Where the audio of a finished output lies: its records hold the source manifest's own, possibly relative, paths."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from hfprep.formats.npy import read_state_value
+from hfprep.inputs.manifest.rows import AudioFinder
+
+
+def audio_finder(output: Path, audio_root: Path | None) -> Callable[[str], str]:
+    """How a record's audio path is found: from `audio_root`, else as the build found it, else from the output."""
+    paths = None if audio_root is not None else read_state_value(output, "paths")
+    manifest = (paths or {}).get("manifest")
+    finder = AudioFinder(Path(manifest) if manifest else (audio_root or output) / "manifest.jsonl")
+    return finder.find

@@ -1,0 +1,135 @@
+"""The data set card (README.md) of a set on the Hub: what it holds, what made it, how to load it."""
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from hfprep.formats.samples import SPLITS, SampleSet
+
+SECONDS_PER_HOUR = 3600.0
+SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+DATA_FILES = {"arrow": "{split}/*.arrow", "webdataset": "{split}-*.tar"}
+_LANGUAGE_CODE = re.compile(r"[a-z]{2,3}")
+COLUMNS_TEXT = {
+    "arrow": """| column | type | content |
+|---|---|---|
+| `id`, `text`, `speaker`, `language`, `audio_path` | string | the utterance |
+| `duration` | float64 | seconds |
+| `text_len`, `code_len`, `condition_len` | int32 | lengths of the features |
+| `text_ids` | list of int32 | token ids of the text |
+| `codes` | list of int32 | semantic codes, 50 a second |
+| `condition` | {dtype}, {shape} | speaker conditioning latents |
+| `emo_vec` | {dtype}, {dim} values | emotion vector |""",
+    "webdataset": """| member | type | content |
+|---|---|---|
+| `json` | object | `id`, `text`, `speaker`, `language`, `audio_path`, `duration`, lengths, other fields (`extra`) |
+| `text_ids.npy` | int32 | token ids of the text |
+| `codes.npy` | int32 | semantic codes, 50 a second |
+| `condition.npy` | {dtype}, {shape} | speaker conditioning latents |
+| `emo_vec.npy` | {dtype}, {dim} values | emotion vector |""",
+}
+
+
+@dataclass
+class _Totals:
+    """What the records add up to."""
+
+    samples: dict[str, int] = field(default_factory=dict)
+    hours: dict[str, float] = field(default_factory=dict)
+    languages: Counter[str] = field(default_factory=Counter)
+    speakers: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, source: SampleSet) -> "_Totals":
+        totals = cls()
+        for split in SPLITS:
+            seconds, count = 0.0, 0
+            for entry in source.split(split).entries():
+                values = entry.metadata()
+                seconds, count = seconds + (values["duration"] or 0.0), count + 1
+                totals.languages[values["language"] or ""] += 1
+                if values["speaker"]:
+                    totals.speakers.add(values["speaker"])
+            totals.samples[split], totals.hours[split] = count, seconds / SECONDS_PER_HOUR
+        return totals
+
+
+def card(source: SampleSet, repo: str, *, data_format: str, dtype: str) -> str:
+    """The card of a set that is pushed to `repo` in that format and latents dtype, as Markdown with its YAML header."""
+    totals = _Totals.of(source)
+    first = next((sample for split in SPLITS for sample in source.split(split).samples()), None)
+    shape = first.arrays["condition"].shape if first else (0, 0)
+    columns = COLUMNS_TEXT[data_format].format(dtype=dtype, shape=" x ".join(map(str, shape)), dim=shape[1])
+    rows = "\n".join(f"| {split} | {totals.samples[split]} | {totals.hours[split]:.2f} |" for split in SPLITS)
+    known = {name: count for name, count in totals.languages.most_common() if name}
+    languages = ", ".join(f"{name} ({count})" for name, count in known.items()) or "not given"
+    return f"""{_header(totals, repo, data_format)}
+# {repo.partition("/")[2]}
+
+Training features for the IndexTTS-2 GPT text-to-speech model, made by hfprep: token ids, semantic codes, speaker
+conditioning latents and emotion vectors. It holds no audio.
+
+| split | samples | hours |
+|---|---|---|
+{rows}
+
+Languages (samples): {languages}. Speakers: {len(totals.speakers) or "not given"}.
+
+## Load it
+
+```python
+import datasets
+
+data = datasets.load_dataset("{repo}")
+```
+
+or, as a trainer takes it:
+
+```python
+import hfprep
+
+data = hfprep.load("{repo}", "train")
+```
+
+## Features
+
+{columns}
+
+## What made it
+
+{_models(source.origin.stats)}
+"""
+
+
+def _header(totals: _Totals, repo: str, data_format: str) -> str:
+    count = sum(totals.samples.values())
+    size = next((name for bound, name in SIZES if count < bound), "n>10M")
+    files = [
+        {"split": split, "path": DATA_FILES[data_format].format(split=split)}
+        for split in SPLITS
+        if totals.samples[split] or data_format == "arrow"
+    ]
+    header: dict[str, Any] = {
+        "pretty_name": repo.partition("/")[2],
+        "task_categories": ["text-to-speech"],
+        "tags": ["speech", "features", "IndexTTS-2", "hfprep"],
+        "size_categories": [size],
+        "configs": [{"config_name": "default", "data_files": files}],
+    }
+    codes = sorted(name for name in totals.languages if _LANGUAGE_CODE.fullmatch(name))
+    if codes:
+        header["language"] = codes
+    lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in header.items()]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _models(stats: dict[str, Any] | None) -> str:
+    if not stats:
+        return "Not recorded."
+    hashes = stats.get("sha256") or {}
+    versions = stats.get("versions") or {}
+    lines = ["| file | sha256 |", "|---|---|", *(f"| `{name}` | `{value}` |" for name, value in hashes.items())]
+    made = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return "\n".join([*lines, "", f"Precision: {stats.get('precision', 'not recorded')}. {made}"]).rstrip()

@@ -1,0 +1,130 @@
+"""The source manifest's other fields: kept beside an npy output, turned into typed columns for Arrow.
+
+The npy manifests do not hold them. `write_extra_fields` keeps them in .hfprep/extra.jsonl, one line a planned row, in
+source order; `read_extra_fields` joins them to a manifest's entries by walking both once.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfprep.formats.samples import NO_EXTRA
+from hfprep.io.atomic import write_lines
+from hfprep.store.layout import PRIVATE, json_line
+
+EXTRA_FIELDS = "extra.jsonl"
+INT64 = 2**63
+
+
+def extra_path(root: Path) -> Path:
+    """Where an npy output keeps the other fields."""
+    return root / PRIVATE / EXTRA_FIELDS
+
+
+def write_extra_fields(root: Path, rows: Iterable[tuple[str, str]]) -> None:
+    """Keep (id, other fields as JSON) of all rows in source order; no file where no row has any."""
+    path = extra_path(root)
+    any_field = False
+
+    def lines() -> Iterator[bytes]:
+        nonlocal any_field
+        for sample_id, extra in rows:
+            any_field = any_field or extra != NO_EXTRA
+            yield json_line({"id": sample_id, "extra": extra})
+
+    write_lines(path, lines())
+    if not any_field:
+        path.unlink()
+
+
+def read_extra_fields(root: Path, ids: Iterable[str]) -> Iterator[str]:
+    """The other fields, as JSON, of ids that come in source order; "{}" for all where none are kept."""
+    path = extra_path(root)
+    if not path.is_file():
+        yield from (NO_EXTRA for _ in ids)
+        return
+    with open(path, "rb") as stream:
+        kept = map(json.loads, stream)
+        for sample_id in ids:
+            yield next((row["extra"] for row in kept if row["id"] == sample_id), NO_EXTRA)
+
+
+@dataclass(frozen=True)
+class ExtraColumn:
+    """One field of the source manifest as a column: its field, the column's name and Arrow type."""
+
+    field: str
+    name: str
+    dtype: str
+
+    def value(self, extra: Mapping[str, Any]) -> Any:
+        """The column's value for a row's fields; what does not fit the type becomes JSON text."""
+        value = extra.get(self.field)
+        if value is None:
+            return None
+        if self.dtype == "string":
+            return value if isinstance(value, str) and _encodable(value) else json_text(value)
+        return float(value) if self.dtype == "float64" else value
+
+
+class ExtraColumns:
+    """Collects which other fields there are, and of which types: `see` every row, then `columns`."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, set[str]] = {}
+
+    def see(self, extra: str) -> None:
+        if extra != NO_EXTRA:
+            for name, value in json.loads(extra).items():
+                self._kinds.setdefault(name, set()).update({_kind(value)} - {"null"})
+
+    def columns(self, taken: Iterable[str]) -> list[ExtraColumn]:
+        """A column for each field, under its own name unless that is taken."""
+        used = set(taken)
+        columns = []
+        for name, kinds in self._kinds.items():
+            free = name
+            while free in used:
+                free = f"extra_{free}"
+            used.add(free)
+            columns.append(ExtraColumn(name, free, _column_type(kinds)))
+        return columns
+
+
+def rebuilt(columns: Iterable[ExtraColumn], values: Mapping[str, Any]) -> str:
+    """The JSON object that typed columns give back; not always the one that they were made from."""
+    extra = {column.field: values[column.name] for column in columns if values[column.name] is not None}
+    return json_text(extra) if extra else NO_EXTRA
+
+
+def json_text(value: Any) -> str:
+    """A value as JSON that can be written as UTF-8: letters as they are, unless one is half of a surrogate pair."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if _encodable(text) else json.dumps(value)
+
+
+def _encodable(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _kind(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "bool"
+        case int():
+            return "int64" if -INT64 <= value < INT64 else "json"
+        case float():
+            return "float64"
+        case str():
+            return "string"
+    return "json"
+
+
+def _column_type(kinds: set[str]) -> str:
+    if len(kinds) == 1 and "json" not in kinds:
+        return next(iter(kinds))
+    return "float64" if kinds == {"int64", "float64"} else "string"

@@ -1,0 +1,106 @@
+"""A finished set on the Hugging Face Hub: exported beside its source without local paths, uploaded, cleaned up.
+
+An upload that broke off is resumed by pushing again: the export is the same bytes, and what the Hub has it does not
+take twice.
+"""
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
+
+from hfprep.errors import ConfigError, StoreError
+from hfprep.formats.arrow_writer import MAX_SHARD_BYTES, ArrowOptions, export_arrow
+from hfprep.formats.card import card
+from hfprep.formats.formats import open_set
+from hfprep.formats.published import PublishedSet
+from hfprep.formats.samples import DTYPES, SampleSet
+from hfprep.formats.webdataset_writer import WebDatasetOptions, export_webdataset
+
+LOGIN = "hf auth login"
+CARD = "README.md"
+PUSH_FORMATS = ("arrow", "webdataset")
+# What a failed transfer raises besides the Hub's own answers: the library's HTTP client where there is no connection,
+# and the library itself (RuntimeError) for a file.
+FAILURES: tuple[type[Exception], ...] = (
+    OSError,
+    RuntimeError,
+    *(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"),
+)
+UNAUTHORIZED = {401, 403}
+# What an earlier push left in the repository and this one does not bring goes, whichever format it was in.
+STALE = ["train/*", "validation/*", "*.tar", "index.json", "dataset_dict.json"]
+_REPO = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushOptions:
+    """How a set goes to the Hub."""
+
+    private: bool = False
+    format: str = "arrow"
+    max_shard_bytes: int = MAX_SHARD_BYTES
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.format not in PUSH_FORMATS:
+            raise ConfigError(f"--format is {self.format!r}; it must be {' or '.join(PUSH_FORMATS)}")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"--dtype is {self.dtype!r}; it must be {' or '.join(DTYPES)}")
+
+
+def push(source: Path, repo: str, options: PushOptions | None = None, *, token: str | None = None) -> str:
+    """Upload a finished set with its card; gives the address of the repository, which is made where it is missing.
+
+    `token` defaults to the one of the login. Raises ConfigError or StoreError; pushing again then resumes.
+    """
+    options = options or PushOptions()
+    if not _REPO.fullmatch(repo):
+        raise ConfigError(f"the repository is {repo!r}; it must be USER/NAME")
+    api = HfApi(token=token)
+    if token is None and api.token is None and _saved_token() is None:
+        raise ConfigError(f"you are not logged in to the Hub; run: {LOGIN}")
+    folder = source.with_name(f".{source.name}.push")
+    try:
+        made = api.create_repo(repo, repo_type="dataset", private=options.private, exist_ok=True)
+        _export(PublishedSet(open_set(source)), folder, repo, options)
+        message = f"hfprep: {options.format}"
+        api.upload_folder(
+            repo_id=repo, repo_type="dataset", folder_path=folder, commit_message=message, delete_patterns=STALE
+        )
+    except HfHubHTTPError as error:
+        raise StoreError(_explanation(error, repo)) from error
+    except FAILURES as error:
+        raise StoreError(f"pushing to {repo} failed: {error}; push again to resume") from error
+    shutil.rmtree(folder)
+    return str(made)
+
+
+def _export(source: SampleSet, folder: Path, repo: str, options: PushOptions) -> None:
+    """What is uploaded, and nothing else, in a folder of its own."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    if options.format == "arrow":
+        export_arrow(source, folder, ArrowOptions(max_shard_bytes=options.max_shard_bytes, dtype=options.dtype))
+    else:
+        export_webdataset(
+            source, folder, WebDatasetOptions(max_shard_bytes=options.max_shard_bytes, dtype=options.dtype)
+        )
+    dtype = open_set(folder).origin.latents_dtype
+    (folder / CARD).write_text(card(source, repo, data_format=options.format, dtype=dtype), encoding="utf-8")
+
+
+def _saved_token() -> str | None:
+    from huggingface_hub import get_token
+
+    return get_token()
+
+
+def _explanation(error: HfHubHTTPError, repo: str) -> str:
+    status = error.response.status_code if error.response is not None else None
+    if status in UNAUTHORIZED:
+        return f"the Hub does not let this login write to {repo}: {error}; log in with a write token: {LOGIN}"
+    return f"pushing to {repo} failed: {error}; push again to resume"

@@ -1,0 +1,181 @@
+"""Finished sets as map-style torch data sets: the same samples in the same order from every format.
+
+Gives `load`. Opens files when they are first read, in each worker process for itself, so data sets can be copied to
+workers by fork or by pickling.
+"""
+
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from hfprep.errors import ConfigError, StoreError
+from hfprep.formats.formats import open_set
+from hfprep.formats.npy import LineFile, NpySplit, load_array
+from hfprep.formats.pairs import PAIR_ARRAYS
+from hfprep.formats.samples import Split, parse_entry
+
+SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation"}
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class FeatureDataset(Dataset[dict[str, Any]]):
+    """The samples of one split, as tensors.
+
+    An item has id, language, text_ids and codes (int64), condition (float32, rows by dim) and emo_vec (float32).
+    Reading raises StoreError where a file is damaged, or a length is not the record's.
+    """
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = self.split.sample(_position(index, len(self)))
+        record = sample.entry.record
+        return {"id": sample.entry.id, "language": record.get("language"), **tensors(sample.arrays)}
+
+    def record(self, index: int) -> dict[str, Any]:
+        """The manifest record of a sample."""
+        return self.split.entry(_position(index, len(self))).record
+
+    @cached_property
+    def code_lengths(self) -> np.ndarray:
+        """Number of codes of every sample, int64: what a length-bucketed sampler sorts by."""
+        return self.split.lengths("code_len")
+
+    @cached_property
+    def text_lengths(self) -> np.ndarray:
+        """Number of text ids of every sample, int64."""
+        return self.split.lengths("text_len")
+
+
+class PairDataset(Dataset[dict[str, Any]]):
+    """Prompt and target pairs: text and codes of the target, conditioning and emotion of the prompt.
+
+    An item has what a `FeatureDataset` item has, its id and language being the pair's and the target's, and
+    prompt_id, target_id, prompt_language. Arrays come from the files that the pair manifest names, or, where `samples`
+    is given, from that set (of any format) by id.
+    """
+
+    def __init__(self, manifest: Path, samples: FeatureDataset | None = None) -> None:
+        self.manifest = manifest
+        self.samples = samples
+        self._lines = LineFile(manifest)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def record(self, index: int) -> dict[str, Any]:
+        """The pair's record."""
+        return parse_entry(self._lines.line(_position(index, len(self)))).record
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self.record(index)
+        arrays = self._from_files(record) if self.samples is None else self._from_samples(record, self.samples)
+        for name, field in (("text_ids", "target_text_len"), ("codes", "target_code_len")):
+            if len(arrays[name]) != record[field]:
+                raise StoreError(
+                    f"{self.manifest}, pair {record['id']!r}: {name} has {len(arrays[name])} values, but {field} is "
+                    f"{record[field]}; make the pairs again: python -m hfprep pairs {self.manifest.parent}"
+                )
+        return {
+            "id": record["id"],
+            "language": record["target_language"],
+            "prompt_id": record["prompt_id"],
+            "target_id": record["target_id"],
+            "prompt_language": record["prompt_language"],
+            **tensors(arrays),
+        }
+
+    def _from_files(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
+        root = self.manifest.parent
+        return {name: load_array(root, record[field], record["id"]) for name, (_, field) in PAIR_ARRAYS.items()}
+
+    def _from_samples(self, record: dict[str, Any], samples: FeatureDataset) -> dict[str, np.ndarray]:
+        arrays: dict[str, np.ndarray] = {}
+        for role in ("prompt", "target"):
+            index = self._positions.get(record[f"{role}_id"])
+            if index is None:
+                raise StoreError(f"{self.manifest}: pair {record['id']!r} names a {role} that is not in the data set")
+            sample = samples.split.sample(index)
+            arrays |= {name: sample.arrays[name] for name, (whose, _) in PAIR_ARRAYS.items() if whose == role}
+        return arrays
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        split = self.samples.split if self.samples is not None else None
+        return {entry.id: index for index, entry in enumerate(split.entries())} if split is not None else {}
+
+    @cached_property
+    def code_lengths(self) -> np.ndarray:
+        """Number of the target's codes of every pair, int64."""
+        return self._field("target_code_len")
+
+    @cached_property
+    def text_lengths(self) -> np.ndarray:
+        """Number of the target's text ids of every pair, int64."""
+        return self._field("target_text_len")
+
+    def _field(self, name: str) -> np.ndarray:
+        return np.fromiter((self.record(index)[name] for index in range(len(self))), np.int64, len(self))
+
+
+def tensors(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Arrays of a sample as tensors of their own: integers as int64, latents as float32."""
+    return {
+        name: torch.from_numpy(values.astype(np.int64 if values.dtype.kind == "i" else np.float32))
+        for name, values in arrays.items()
+    }
+
+
+def load(
+    path: str | Path, split: str = "train", *, pairs: str | Path | None = None, revision: str | None = None
+) -> FeatureDataset | PairDataset:
+    """The samples of a finished set, in source order, whatever its format.
+
+    `path`: an output of build, a saved Arrow data set, a folder of WebDataset shards, a manifest or pair manifest
+    (.jsonl), or a Hub data set id (downloaded into the Hub cache first, at `revision` where given). `split`: train or
+    validation. `pairs`: a pair manifest over the samples of that split. Raises ConfigError or StoreError.
+    """
+    if split not in SPLIT_NAMES:
+        raise ConfigError(f"split is {split!r}; it must be train or validation")
+    path = local_folder(path, revision)
+    if path.is_file():
+        return PairDataset(path) if _holds_pairs(path) else FeatureDataset(NpySplit(path))
+    samples = FeatureDataset(open_set(path).split(SPLIT_NAMES[split]))
+    return samples if pairs is None else PairDataset(Path(pairs), samples)
+
+
+def _holds_pairs(manifest: Path) -> bool:
+    lines = LineFile(manifest)
+    return bool(len(lines)) and "prompt_condition_path" in parse_entry(lines.line(0)).record
+
+
+def local_folder(path: str | Path, revision: str | None = None) -> Path:
+    """The path itself where it exists, else the copy in the Hub cache of the data set with that id; StoreError."""
+    if Path(path).exists():
+        return Path(path)
+    name = str(path)
+    if not _HUB_ID.fullmatch(name):
+        raise StoreError(f"there is no {name}, and it is not a Hub data set id (USER/NAME) either")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", revision=revision))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise StoreError(f"there is no folder {name}, and the Hub data set of that name failed: {error}") from error
+
+
+def _position(index: int, length: int) -> int:
+    position = index + length if index < 0 else index
+    if not 0 <= position < length:
+        raise IndexError(f"sample {index} of {length}")
+    return position

@@ -1,0 +1,234 @@
+"""The npy layout as a sample set, and sample sets written as the npy layout.
+
+Reads any output of a build (and of the scripts that came before, which have the same layout); `export_npy` writes one
+that equals, byte for byte, the one that a set was made from.
+"""
+
+import json
+import sqlite3
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from hfprep.errors import StoreError
+from hfprep.formats.extra_fields import extra_path, read_extra_fields, write_extra_fields
+from hfprep.formats.folders import appearing_folder
+from hfprep.formats.positioned import PositionedFile
+from hfprep.formats.samples import (
+    LATENTS,
+    SPLITS,
+    Entry,
+    Origin,
+    Sample,
+    SampleSet,
+    Split,
+    checked,
+    parse_entry,
+    safe_id,
+)
+from hfprep.io import atomic
+from hfprep.io.chunks import chunks_of
+from hfprep.io.npy_format import npy_bytes, parse_npy
+from hfprep.schema import COLUMNS
+from hfprep.store.layout import IO_THREADS, PRIVATE, PROGRESS, STATS, TRAIN, VAL
+from hfprep.store.statistics import write_stats
+
+MANIFESTS = {"train": TRAIN, "validation": VAL}
+CHUNK_SAMPLES = 256
+
+
+class LineFile:
+    """The lines of a file by number, without keeping them in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offsets = array("q", [0])
+        self._file = PositionedFile(path)
+        try:
+            with open(path, "rb") as stream:
+                for line in stream:
+                    self._offsets.append(self._offsets[-1] + len(line))
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read: {error.strerror or error}") from error
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def line(self, index: int) -> bytes:
+        """The bytes of a line, with its newline."""
+        start, end = self._offsets[index], self._offsets[index + 1]
+        return self._file.read(start, end - start)
+
+
+class NpySplit(Split):
+    """One manifest of an npy output."""
+
+    def __init__(self, manifest: Path) -> None:
+        self.manifest = manifest
+        self.root = manifest.parent
+        self._lines = LineFile(manifest)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def entry(self, index: int) -> Entry:
+        line = self._lines.line(index)
+        try:
+            return parse_entry(line)
+        except ValueError as error:
+            raise StoreError(f"{self.manifest}, line {index + 1}: {error}; run the build again to mend it") from None
+
+    def sample(self, index: int) -> Sample:
+        return self._load(self.entry(index))
+
+    def entries(self) -> Iterator[Entry]:
+        plain = (self.entry(index) for index in range(len(self)))
+        if not extra_path(self.root).is_file():
+            yield from plain
+            return
+        ids = (self.entry(index).id for index in range(len(self)))
+        for entry, extra in zip(plain, read_extra_fields(self.root, ids), strict=True):
+            yield Entry(entry.record, entry.line, extra)
+
+    def samples(self) -> Iterator[Sample]:
+        with ThreadPoolExecutor(IO_THREADS) as pool:
+            for chunk in chunks_of(self.entries(), CHUNK_SAMPLES):
+                yield from pool.map(self._load, chunk)
+
+    def _load(self, entry: Entry) -> Sample:
+        return checked(Sample(entry, load_arrays(self.root, entry.record, entry.id)), str(self.manifest))
+
+
+def load_arrays(root: Path, paths: dict[str, Any], sample_id: str, prefix: str = "") -> dict[str, np.ndarray]:
+    """The arrays that a record's `*_path` fields name, by column; raises StoreError naming sample and file."""
+    return {name: load_array(root, paths[f"{prefix}{name}_path"], sample_id) for name in COLUMNS}
+
+
+def load_array(root: Path, path: str, sample_id: str) -> np.ndarray:
+    """One .npy file, by its path relative to the manifest's folder."""
+    try:
+        return parse_npy((root / path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise StoreError(f"sample {sample_id!r}: {root / path} cannot be read: {error}; run the build again") from error
+
+
+class NpySet(SampleSet):
+    """An output directory in the npy layout."""
+
+    format = "npy"
+
+    @cached_property
+    def origin(self) -> Origin:
+        try:
+            stats = json.loads((self.root / STATS).read_bytes())
+        except FileNotFoundError:
+            stats = None
+        return Origin(stats, read_state_value(self.root, "settings") or {})
+
+    def split(self, name: str) -> NpySplit:
+        return NpySplit(self.root / MANIFESTS[name])
+
+
+def read_state_value(root: Path, key: str) -> Any:
+    """A value that the build keeps in its state, None where there is none; changes nothing on disk."""
+    path = root / PRIVATE / "state.sqlite"
+    if not path.is_file():
+        return None
+    try:
+        database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        try:
+            row = database.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        finally:
+            database.close()
+    except sqlite3.Error as error:
+        raise StoreError(f"the state in {path} cannot be read: {error}") from error
+    return None if row is None else json.loads(row[0])
+
+
+def is_npy_output(path: Path) -> bool:
+    """Whether a folder holds the npy layout."""
+    return (path / TRAIN).is_file() and (path / VAL).is_file()
+
+
+def export_npy(source: SampleSet, target: Path) -> dict[str, int]:
+    """Write a sample set as the npy layout into a new folder; gives the number of samples a split.
+
+    Latents that were stored as float16 come out as float32. Raises StoreError where `target` holds anything.
+    """
+    counts = {}
+    with appearing_folder(target, lambda _: False) as folder, ThreadPoolExecutor(IO_THREADS) as pool:
+        for column in COLUMNS:
+            (folder / column).mkdir()
+        extras = []
+        with ExitStack() as stack:
+            progress = stack.enter_context(atomic.replacing(folder / PROGRESS))
+            for name in SPLITS:
+                counts[name] = 0
+                manifest = stack.enter_context(atomic.replacing(folder / MANIFESTS[name]))
+                kept = extra_path(folder).with_suffix(f".{name}")
+                extras.append(kept)
+                kept.parent.mkdir(exist_ok=True)
+                extra_file = stack.enter_context(open(kept, "wb"))
+                for chunk in chunks_of(source.split(name).samples(), CHUNK_SAMPLES):
+                    _write_chunk(folder, chunk, pool)
+                    manifest.writelines(sample.entry.line for sample in chunk)
+                    progress.writelines(sample.entry.id.encode() + b"\n" for sample in chunk)
+                    extra_file.writelines(_extra_line(sample.entry) for sample in chunk)
+                    counts[name] += len(chunk)
+        _join_extras(folder, extras)
+        if source.origin.stats is not None:
+            write_stats(folder / STATS, source.origin.stats)
+    return counts
+
+
+def _extra_line(entry: Entry) -> bytes:
+    return json.dumps([entry.id, entry.extra]).encode() + b"\n"
+
+
+def _join_extras(folder: Path, parts: Sequence[Path]) -> None:
+    """One file of other fields, train then validation: within each split that is source order."""
+
+    def rows() -> Iterable[tuple[str, str]]:
+        for part in parts:
+            with open(part, "rb") as stream:
+                for line in stream:
+                    sample_id, extra = json.loads(line)
+                    yield sample_id, extra
+
+    write_extra_fields(folder, rows())
+    for part in parts:
+        part.unlink()
+    if not extra_path(folder).exists():
+        extra_path(folder).parent.rmdir()
+
+
+def _write_chunk(folder: Path, chunk: Sequence[Sample], pool: ThreadPoolExecutor) -> None:
+    jobs = []
+    for sample in chunk:
+        safe_id(sample.entry.id, folder)
+        for name, values in sample.arrays.items():
+            path = _inside(folder, sample.entry.record[f"{name}_path"], sample.entry.id)
+            jobs.append((path, values.astype(np.float32) if name in LATENTS else values))
+    for parent in {path.parent for path, _ in jobs}:
+        parent.mkdir(parents=True, exist_ok=True)
+    list(pool.map(lambda job: _write_array(*job), jobs))
+
+
+def _write_array(path: Path, values: np.ndarray) -> None:
+    with atomic.explained(path), open(path, "xb") as stream:
+        stream.write(npy_bytes(values))
+        stream.flush()
+        atomic.sync_file(stream.fileno(), path)
+
+
+def _inside(folder: Path, path: str, sample_id: str) -> Path:
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts or "\0" in path or not path.endswith(".npy"):
+        raise StoreError(f"sample {sample_id!r}: its record names the file {path!r}, which is not inside the output")
+    return folder / path

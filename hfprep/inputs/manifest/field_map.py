@@ -1,0 +1,76 @@
+"""`--map text=sentence,audio=path,id=utt`: which field of the input stands for which of ours.
+
+Knows names alone: nothing of files or formats, and of a row only that it is a dict.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hfprep.errors import ConfigError, Reason, RejectedSample
+from hfprep.io.references import name_of
+
+FIELDS = ("id", "text", "audio", "speaker", "language", "duration")
+REQUIRED = ("id", "text", "audio")
+LINE, AUDIO = "@line", "@audio"  # what an id can be made of instead of a field
+LINE_DIGITS = 8
+
+
+@dataclass(frozen=True)
+class FieldMap:
+    """Our fields by name, and the name each has in the input; a field that is not in it goes by its own name."""
+
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str | None) -> "FieldMap":
+        """The map that "text=sentence,audio=path" stands for. Raises ConfigError."""
+        sources: dict[str, str] = {}
+        for item in (text or "").split(","):
+            ours, equals, theirs = (part.strip() for part in item.partition("="))
+            if not item.strip():
+                continue
+            if not equals or not theirs or ours not in FIELDS or ours in sources:
+                allowed = f"OURS=YOURS with commas between; OURS is one of {', '.join(FIELDS)}, each once"
+                raise ConfigError(f"--map is {text!r}; {item!r} is wrong: it must be {allowed}")
+            if theirs.startswith("@") and (ours, theirs) not in (("id", LINE), ("id", AUDIO)):
+                raise ConfigError(f"--map is {text!r}; only id can be made up: id={LINE} or id={AUDIO}")
+            sources[ours] = theirs
+        return cls(sources)
+
+    def source(self, ours: str) -> str:
+        """The input's name of one of our fields."""
+        return self.sources.get(ours, ours)
+
+    def check(self, columns: Collection[str], where: str) -> None:
+        """Hold the map against the columns of an input that has a header. Raises ConfigError.
+
+        A column that was named must be there, and so must those of `REQUIRED` that go by their own names.
+        """
+        for ours in FIELDS:
+            theirs = self.source(ours)
+            if theirs.startswith("@") or theirs in columns or (ours not in REQUIRED and ours not in self.sources):
+                continue
+            offer = f"--map {ours}=COLUMN"
+            if ours == "id":
+                offer += f", or make ids up: --map id={LINE} (number of the row) or id={AUDIO} (name of the audio file)"
+            have = ", ".join(map(str, sorted(columns)[:20]))
+            raise ConfigError(f"{where} has no column {theirs!r}; it has: {have}. Say which one it is: {offer}")
+
+    def apply(self, number: int, row: dict[str, Any]) -> dict[str, Any]:
+        """The row under our names; fields that are mapped go by no other name. Raises RejectedSample."""
+        if not self.sources:
+            return row
+        used = {*self.sources, *self.sources.values()}
+        renamed = {name: value for name, value in row.items() if name not in used}
+        for ours, theirs in self.sources.items():
+            if theirs in row:
+                renamed[ours] = row[theirs]
+            elif ours in REQUIRED and not theirs.startswith("@"):
+                message = f"the field {theirs!r} (--map {ours}={theirs}) is missing; fields: {sorted(row)[:12]}"
+                raise RejectedSample(Reason.MISSING_FIELD, message)
+        if self.source("id") == LINE:
+            renamed["id"] = f"{number:0{LINE_DIGITS}d}"
+        elif self.source("id") == AUDIO and isinstance(renamed.get("audio"), str):
+            renamed["id"] = name_of(renamed["audio"])
+        return renamed

@@ -1,0 +1,225 @@
+"""Formats of one row a line: JSONL, CSV, TSV, and the metadata.csv of an LJSpeech folder.
+
+Numbers are those of the file's lines, from 1; a CSV row of several lines goes by its first. A row that cannot be read
+comes as the RejectedSample that says why; the rows after it are read.
+"""
+
+import contextlib
+import csv
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from hfprep.errors import ConfigError, Reason, RejectedSample
+from hfprep.inputs.manifest.field_map import FieldMap
+from hfprep.inputs.manifest.rows import ManifestReader, RawRow, open_manifest, parse_object
+
+DELIMITERS = ",;\t|"
+MAX_LINES_PER_ROW = 200
+LJSPEECH_DELIMITER = "|"
+
+
+def _numbered(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Every line of a file that is not blank, without its end."""
+    return ((number, raw.rstrip(b"\r\n")) for number, raw in ManifestReader(path).lines())
+
+
+def _decoded(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        found = f"byte {raw[error.start]:#04x} at column {error.start + 1}"
+        message = f"the line is not UTF-8 ({found}); save the file as UTF-8"
+        raise RejectedSample(Reason.INVALID_ENCODING, message) from None
+
+
+@dataclass(frozen=True, slots=True)
+class JsonLines:
+    """One JSON object a line."""
+
+    path: Path
+    fields: FieldMap
+
+    def lines(self) -> Iterator[tuple[int, RawRow]]:
+        """Number and row of each line that is not blank."""
+        lines = ManifestReader(self.path).lines()
+        if not self.fields.sources:
+            yield from lines
+            return
+        for number, raw in lines:
+            try:
+                yield number, self.fields.apply(number, parse_object(raw))
+            except RejectedSample as error:
+                yield number, error
+
+
+@dataclass(frozen=True, slots=True)
+class Delimited:
+    """CSV with a header, quoted as spreadsheets do (a field may hold line ends), or TSV, where each line is a row."""
+
+    path: Path
+    fields: FieldMap
+    tabs: bool = False
+
+    def lines(self) -> Iterator[tuple[int, RawRow]]:
+        """Number and row of each row after the header. Raises ConfigError where the header does not do."""
+        columns: list[str] | None = None
+        for number, values in self._tab_rows() if self.tabs else self._comma_rows():
+            if columns is None:
+                columns = self._header(number, values)
+                continue
+            try:
+                yield number, self.fields.apply(number, _row(columns, values, self.fields.source("duration")))
+            except RejectedSample as error:
+                yield number, error
+
+    def _header(self, number: int, values: "list[str] | RejectedSample") -> list[str]:
+        where = f"--manifest {str(self.path)!r}"
+        if isinstance(values, RejectedSample):
+            raise ConfigError(f"{where}: line {number} should name the columns: {values.message}")
+        columns = [name.strip() for name in values]
+        doubled = sorted({name for name in columns if columns.count(name) > 1})
+        if doubled:
+            raise ConfigError(f"{where}: line {number} names a column twice: {', '.join(map(repr, doubled))}")
+        self.fields.check(columns, where)
+        return columns
+
+    def _tab_rows(self) -> Iterator[tuple[int, "list[str] | RejectedSample"]]:
+        for number, raw in _numbered(self.path):
+            try:
+                yield number, [_unquoted(value) for value in _decoded(raw).split("\t")]
+            except RejectedSample as error:
+                yield number, error
+
+    def _comma_rows(self) -> Iterator[tuple[int, "list[str] | RejectedSample"]]:
+        with open_manifest(self.path) as stream:
+            lines = _Lines(stream)
+            delimiter = None
+            while (number := lines.start_row()) is not None:
+                delimiter = delimiter or max(DELIMITERS, key=lines.first().count)
+                try:
+                    values = next(csv.reader(lines, delimiter=delimiter, strict=True))
+                except (csv.Error, StopIteration) as error:
+                    lines.retry_after_first()
+                    message = f"the row is not CSV: {error}; double a quote that belongs to the text"
+                    yield number, RejectedSample(Reason.INVALID_FIELD, message)
+                    continue
+                if values:
+                    yield number, _encodable(values)
+
+
+@dataclass
+class _Lines:
+    """Decoded lines, with those of the present row kept until it is known to be whole."""
+
+    stream: BinaryIO
+    number: int = 0  # of the last line given out
+    taken: list[str] = field(default_factory=list)
+    waiting: deque[str] = field(default_factory=deque)
+
+    def start_row(self) -> int | None:
+        """Begin a row at the next line that is not blank: its number, None at the end."""
+        self.taken.clear()
+        while (line := self._next()) is not None:
+            if line.strip():
+                self.waiting.appendleft(line)
+                self.number -= 1
+                return self.number + 1
+        return None
+
+    def first(self) -> str:
+        """The line that begins the row."""
+        return self.waiting[0]
+
+    def retry_after_first(self) -> None:
+        """Give all lines of the row out again but the first."""
+        again = self.taken[1:]
+        self.waiting.extendleft(reversed(again))
+        self.number -= len(again)
+
+    def _next(self) -> str | None:
+        if self.waiting:
+            line = self.waiting.popleft()
+        else:
+            raw = self.stream.readline()
+            if not raw:
+                return None
+            line = raw.decode("utf-8", "surrogateescape")
+            if self.number == 0:
+                line = line.removeprefix("\ufeff")
+        self.number += 1
+        return line
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        if len(self.taken) == MAX_LINES_PER_ROW:
+            raise csv.Error(f"its quotes are still open after {MAX_LINES_PER_ROW} lines")
+        line = self._next()
+        if line is None:
+            raise StopIteration
+        self.taken.append(line)
+        return line
+
+
+def _encodable(values: list[str]) -> "list[str] | RejectedSample":
+    try:
+        "".join(values).encode("utf-8")
+    except UnicodeEncodeError:
+        return RejectedSample(Reason.INVALID_ENCODING, "the row is not UTF-8; save the file as UTF-8")
+    return values
+
+
+def _unquoted(value: str) -> str:
+    """A field that is quoted as a whole, with the quotes in it doubled, without them; any other as it is."""
+    if len(value) < 2 or not value.startswith('"') or not value.endswith('"'):
+        return value
+    inner = value[1:-1]
+    return value if '"' in inner.replace('""', "") else inner.replace('""', '"')
+
+
+def _row(columns: list[str], values: "list[str] | RejectedSample", duration: str) -> dict[str, Any]:
+    """The row that goes through the checks of a JSON object; a duration becomes a number where it is one."""
+    if isinstance(values, RejectedSample):
+        raise values
+    if len(values) != len(columns):
+        message = f"the row has {len(values)} fields, the header has {len(columns)}"
+        raise RejectedSample(Reason.INVALID_FIELD, message)
+    row: dict[str, Any] = dict(zip(columns, values, strict=True))
+    if duration in row:
+        with contextlib.suppress(ValueError):  # then the row is rejected with its value
+            row[duration] = float(row[duration]) if row[duration].strip() else None
+    return row
+
+
+@dataclass(frozen=True, slots=True)
+class LJSpeech:
+    """metadata.csv of lines `id|text|normalized text`, with the clips in wavs/<id>.wav.
+
+    `text` is the normalized one, which spells out what was spoken; the other one is in `raw_text`. A line of two
+    fields has but one text.
+    """
+
+    path: Path
+    fields: FieldMap
+
+    def lines(self) -> Iterator[tuple[int, RawRow]]:
+        """Number and row of each line."""
+        for number, raw in _numbered(self.path):
+            try:
+                yield number, self.fields.apply(number, _ljspeech_row(_decoded(raw)))
+            except RejectedSample as error:
+                yield number, error
+
+
+def _ljspeech_row(line: str) -> dict[str, Any]:
+    values = line.split(LJSPEECH_DELIMITER)
+    if not 2 <= len(values) <= 3:
+        message = f"the line has {len(values)} fields; an LJSpeech line is id|text|normalized text"
+        raise RejectedSample(Reason.INVALID_FIELD, message)
+    sample_id, raw_text, *normalized = (value.strip() for value in values)
+    text = (normalized and normalized[0]) or raw_text
+    return {"id": sample_id, "text": text, "raw_text": raw_text, "audio": f"wavs/{sample_id}.wav"}

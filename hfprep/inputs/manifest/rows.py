@@ -1,0 +1,275 @@
+"""Manifest lines -> rows or rejections.
+
+Takes a JSONL file (UTF-8, BOM tolerated) and gives, line by line, an `Utterance` or a `Rejection`. A bad line
+never stops the reading. Looks audio files up but never opens them; knows nothing of what was done before.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from hfprep.errors import ConfigError, Reason, RejectedSample
+from hfprep.io.object_storage import is_url, joined, open_stream, url_of
+from hfprep.io.references import moved, parse_reference
+from hfprep.schema import Rejection, Utterance
+
+MAX_NAME_BYTES = 255  # one path component, on every common Linux file system
+FOLDERS_REMEMBERED = 1024
+MAX_ID_BYTES = 3000  # leaves room for the output directory within PATH_MAX (4096)
+KNOWN_FIELDS = frozenset({"id", "text", "audio", "speaker", "language", "duration"})
+_NPY_SUFFIX_BYTES = len(".npy")
+UTF8_MARK = b"\xef\xbb\xbf"
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+RawRow = bytes | dict[str, Any] | RejectedSample  # a line, a row that was read already, or why it could not be read
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestReader:
+    """Reads one manifest; `language`, if given, is the hint for every row instead of the row's own."""
+
+    path: Path
+    language: str | None = None
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """Number (from 1) and bytes of each line that is not blank. Raises ConfigError where there is no such file."""
+        with open_manifest(self.path) as stream:
+            for number, raw in enumerate(stream, start=1):
+                line = raw.removeprefix(UTF8_MARK) if number == 1 else raw
+                if line.strip():
+                    yield number, line
+
+    def __iter__(self) -> Iterator[Utterance | Rejection]:
+        """One item for each line that is not blank, in order."""
+        finder = AudioFinder(self.path)
+        for number, raw in self.lines():
+            yield parse_line(number, raw, finder, self.language)
+
+
+def open_manifest(path: Path) -> BinaryIO:
+    """Open a manifest for reading bytes; ConfigError where there is none, or where it is UTF-16."""
+    url = url_of(path)
+    name = url or str(path)
+    try:
+        stream = open_stream(url) if url else open(path, "rb")  # noqa: SIM115 - the caller closes it
+    except OSError as error:
+        raise ConfigError(f"--manifest {name!r} cannot be read: {error.strerror or error}") from error
+    if stream.read(2) in _UTF16_MARKS:
+        stream.close()
+        raise ConfigError(f"--manifest {name!r} is UTF-16; make it UTF-8: iconv -f UTF-16 -t UTF-8 IN > OUT")
+    stream.seek(0)
+    return stream
+
+
+def folder_of(manifest: Path) -> str:
+    """The folder that a manifest lies in, absolute; a manifest that is a folder (or FOLDER:SPLIT) is it itself."""
+    url = url_of(manifest)
+    if url is not None:
+        return url.rpartition("/")[0]
+    path = os.path.abspath(manifest)
+    beside_split = path.rpartition(":")[0]
+    return next((place for place in (path, beside_split) if place and os.path.isdir(place)), os.path.dirname(path))
+
+
+class AudioFinder:
+    """Finds audio files: absolute, or relative to the working directory, the manifest's folder, or its parent.
+
+    A clip inside another file (see `references`) is looked for beside the manifest first: such names are the input's
+    own, and the file of the same name in the working directory may be another's. A URL is what it is, and beside a
+    manifest in object storage there is one place to look.
+    """
+
+    def __init__(self, manifest: Path) -> None:
+        folder = folder_of(manifest)
+        self._remote = folder if is_url(folder) else None
+        parent = os.path.dirname(folder)
+        self.roots = tuple(dict.fromkeys((os.getcwd(), folder, parent)))
+        self.container_roots = tuple(dict.fromkeys((folder, parent, os.getcwd())))
+        self._folders: dict[tuple[str, tuple[str, ...]], tuple[str, ...]] = {}
+
+    def find(self, audio: str) -> str:
+        """The first candidate that exists; the candidate beside the manifest where none does."""
+        reference = parse_reference(audio)
+        if reference is not None:
+            return moved(reference, self._first_existing(reference.file, self.container_roots, 0))
+        return self._first_existing(audio, self.roots, min(1, len(self.roots) - 1))
+
+    def _first_existing(self, path: str, roots: tuple[str, ...], otherwise: int) -> str:
+        if os.path.isabs(path) or is_url(path):
+            return path
+        if self._remote is not None:
+            return joined(self._remote, path)
+        found = self._with_folder(os.path.dirname(path), roots)
+        if found == (roots[otherwise],):  # it is there or nowhere: whoever looks at the file will see
+            return os.path.join(roots[otherwise], path)
+        for root in found:
+            candidate = os.path.join(root, path)
+            if os.path.exists(candidate):
+                return candidate
+        return os.path.join(roots[otherwise], path)
+
+    def _with_folder(self, folder: str, roots: tuple[str, ...]) -> tuple[str, ...]:
+        """Of these roots those that have such a folder: asked once a folder, not once a file."""
+        found = self._folders.get((folder, roots))
+        if found is None:
+            if len(self._folders) >= FOLDERS_REMEMBERED:
+                self._folders.clear()
+            found = tuple(root for root in roots if os.path.isdir(os.path.join(root, folder)))
+            self._folders[folder, roots] = found
+        return found
+
+
+class NoLookup(AudioFinder):
+    """Stands in for an AudioFinder where the audio is another part's business: looks at no disk."""
+
+    def find(self, audio: str) -> str:
+        """The value itself."""
+        return audio
+
+
+def parse_line(number: int, raw: RawRow, finder: AudioFinder, language: str | None) -> Utterance | Rejection:
+    """One manifest line (or row) as an `Utterance`, or the `Rejection` that says what is wrong with it."""
+    sample_id: str | None = None
+    try:
+        row = parse_object(raw)
+        sample_id = _read_id(row)
+        check_id(sample_id)
+        text, audio = _read_text(row, "text"), _read_text(row, "audio")
+        if not text.strip():
+            raise RejectedSample(Reason.EMPTY_TEXT, "text is empty; give the words that are spoken")
+        if not audio or "\0" in audio:
+            raise RejectedSample(Reason.INVALID_FIELD, f"audio is {audio!r}; give the path of an audio file")
+        extra = {key: value for key, value in row.items() if key not in KNOWN_FIELDS}
+        return Utterance(
+            line=number,
+            id=sample_id,
+            text=text,
+            audio=audio,
+            path=finder.find(audio),
+            speaker=_read_label(row, "speaker"),
+            language=language or _read_label(row, "language"),
+            duration=_read_duration(row),
+            extra=_dump_extra(extra) if extra else "{}",
+        )
+    except RejectedSample as error:
+        return Rejection(number, sample_id, error.reason, error.message)
+
+
+def _dump_extra(extra: dict[str, Any]) -> str:
+    """The fields as JSON; half a surrogate pair, which has no bytes, stays an escape."""
+    text = json.dumps(extra, ensure_ascii=False)
+    return text if _is_encodable(text) else json.dumps(extra)
+
+
+def parse_object(raw: RawRow) -> dict[str, Any]:
+    """The object that a line holds. Raises RejectedSample."""
+    if isinstance(raw, RejectedSample):
+        raise raw
+    if isinstance(raw, dict):
+        return raw
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        found = f"byte {raw[error.start]:#04x} at column {error.start + 1}"
+        message = f"the line is not UTF-8 ({found}); save the file as UTF-8"
+        raise RejectedSample(Reason.INVALID_ENCODING, message) from None
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RejectedSample(Reason.INVALID_JSON, f"the line is not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise RejectedSample(Reason.INVALID_JSON, f"the line is a JSON {type(row).__name__}, not an object")
+    return row
+
+
+def _field(row: dict[str, Any], name: str) -> Any:
+    if name not in row:
+        raise RejectedSample(Reason.MISSING_FIELD, f"the field {name!r} is missing; fields: {sorted(row)[:12]}")
+    return row[name]
+
+
+def _is_number(value: Any, *kinds: type) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _encodable(name: str, value: str) -> str:
+    if not _is_encodable(value):
+        reason = Reason.INVALID_ID if name == "id" else Reason.INVALID_FIELD
+        raise RejectedSample(reason, f"{name} holds half of a surrogate pair; save the text as UTF-8")
+    return value
+
+
+def _read_text(row: dict[str, Any], name: str) -> str:
+    value = _field(row, name)
+    if not isinstance(value, str):
+        raise RejectedSample(Reason.INVALID_FIELD, f"{name} is {json.dumps(value)[:80]}; it must be a string")
+    return _encodable(name, value)
+
+
+def _read_label(row: dict[str, Any], name: str) -> str | None:
+    value = row.get(name)
+    if value is None or value == "":
+        return None
+    if _is_number(value, int):
+        return str(value)
+    if not isinstance(value, str):
+        raise RejectedSample(Reason.INVALID_FIELD, f"{name} is {json.dumps(value)[:80]}; it must be a string")
+    return _encodable(name, value)
+
+
+def _read_duration(row: dict[str, Any]) -> float | None:
+    value = row.get("duration")
+    if value is None:
+        return None
+    try:
+        seconds = float(value) if _is_number(value, int, float) else math.nan
+    except OverflowError:  # an integer of hundreds of digits
+        seconds = math.inf
+    if not 0 <= seconds < math.inf:
+        raise RejectedSample(Reason.INVALID_FIELD, f"duration is {json.dumps(value)[:80]}; it must be seconds")
+    return seconds
+
+
+def _read_id(row: dict[str, Any]) -> str:
+    value = _field(row, "id")
+    if _is_number(value, int):
+        return str(value)
+    if not isinstance(value, str):
+        raise RejectedSample(Reason.INVALID_FIELD, f"id is {json.dumps(value)[:80]}; it must be a string or an integer")
+    return _encodable("id", value)
+
+
+def check_id(sample_id: str) -> None:
+    """Raise RejectedSample(INVALID_ID) unless a file of that name stays inside the output directory.
+
+    "a/b" makes a subfolder. Refused: empty or dot components, absolute paths, control characters, names too long
+    for a file system, and folders named like an artifact ("a.npy/b"), which would stand where the file of "a" goes.
+    """
+    parts = sample_id.split("/")
+    problem = None
+    if not sample_id or any(part in ("", ".", "..") for part in parts):
+        problem = "it is empty, absolute, or has an empty, '.' or '..' component"
+    elif _CONTROL_CHARACTER.search(sample_id):
+        problem = "it holds a control character"
+    elif any(part.endswith(".npy") for part in parts[:-1]):
+        problem = "a folder in it is named like an artifact (.npy)"
+    elif len(sample_id.encode()) > MAX_ID_BYTES or any(
+        len(part.encode()) + _NPY_SUFFIX_BYTES > MAX_NAME_BYTES for part in parts
+    ):
+        problem = f"a file name of it is longer than {MAX_NAME_BYTES - _NPY_SUFFIX_BYTES} bytes"
+    if problem:
+        raise RejectedSample(Reason.INVALID_ID, f"id {sample_id[:80]!r} cannot name a file: {problem}; rename it")

@@ -1,0 +1,53 @@
+"""Which normalisation rules a text gets: from a language code, or from the text's own script.
+
+Gives the canonical code of a hint and a guess for texts that come without one. Takes plain strings. Does not know
+what the rules of any language are, nor where hints come from.
+"""
+
+import re
+
+from hfprep.inputs.text.held import TONED_PINYIN
+
+ENGLISH, CHINESE, JAPANESE, AMHARIC = "en", "zh", "ja", "am"
+
+_ALIASES = {
+    "en": ENGLISH,
+    "zh": CHINESE,
+    "cn": CHINESE,
+    "ja": JAPANESE,
+    "jp": JAPANESE,
+    "am": AMHARIC,
+    "amh": AMHARIC,
+}
+
+# Ethiopic: the basic block (punctuation included), its supplement, extended and extended-A.
+_ETHIOPIC = re.compile("[\u1200-\u139f\u2d80-\u2ddf\uab00-\uab2f]")
+# Kana in all widths, then the marks that only Japanese writes: wave dash, double prime quotes, middle dot and the
+# prolonged sound mark (both inside the katakana block), ideographic iteration and closing marks.
+_JAPANESE = re.compile("[\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f\u301c-\u301f々〆]")
+_CHINESE_CHARACTER = re.compile("[\u4e00-\u9fff]")
+_LATIN_LETTER = re.compile("[A-Za-z]")
+
+
+def canonical_language(hint: str | None) -> str | None:
+    """Return the code under which the rules know a hint: "CN" -> "zh", "en-US" -> "en", "fr" -> "fr", blank -> None."""
+    if hint is None or not hint.strip():
+        return None
+    code = hint.strip().lower()
+    primary = re.split("[-_]", code, maxsplit=1)[0]
+    return _ALIASES.get(primary, code)
+
+
+def detect_language(text: str) -> str:
+    """Return "am", "ja", "zh" or "en" from the characters of a text.
+
+    A text without a Latin letter counts as Chinese, whose grammar also reads bare numbers; that is what the published
+    front end does (indextts/utils/front.py).
+    """
+    if _ETHIOPIC.search(text):
+        return AMHARIC
+    if _JAPANESE.search(text):
+        return JAPANESE
+    if _CHINESE_CHARACTER.search(text) or not _LATIN_LETTER.search(text) or TONED_PINYIN.search(text):
+        return CHINESE
+    return ENGLISH

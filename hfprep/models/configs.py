@@ -1,0 +1,26 @@
+"""Widths and depths of the networks whose sizes a model's config.yaml gives."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionConfig:
+    """One Conformer and Perceiver branch: `condition_module` or `emo_condition_module`."""
+
+    output_size: int
+    linear_units: int
+    attention_heads: int
+    num_blocks: int
+    perceiver_mult: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemanticCodecConfig:
+    """The RepCodec encoder and its quantizer: `semantic_codec`."""
+
+    codebook_size: int
+    hidden_size: int
+    codebook_dim: int
+    vocos_dim: int
+    vocos_intermediate_dim: int
+    vocos_num_layers: int

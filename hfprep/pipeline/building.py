@@ -1,0 +1,387 @@
+"""One build, from a manifest to finished features: the recipe that everything else serves.
+
+`build(BuildConfig(...))` is the Python call behind `python -m hfprep build`. Takes a config, gives a `Summary`.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from hfprep.errors import ConfigError, StopRequested
+from hfprep.formats.build_formats import export_formats, forget_exports, keep_extra_fields
+from hfprep.formats.packing.output import keep_features
+from hfprep.formats.samples import Origin
+from hfprep.io.atomic import write_lines
+from hfprep.io.file_hashes import Hashers
+from hfprep.io.lock import OutputLock
+from hfprep.io.object_storage import url_of
+from hfprep.pipeline.config import BuildConfig
+from hfprep.pipeline.devices import choose_workers
+from hfprep.pipeline.engines.choice import run_engine
+from hfprep.pipeline.engines.spec import BatchCost, Models
+from hfprep.pipeline.inputs import Inputs, find_inputs
+from hfprep.pipeline.logs import log_to_file
+from hfprep.pipeline.parts import part_facts, withdraw_part, write_part
+from hfprep.pipeline.planning import Plan, PlanCounts, Planner, PlanOptions
+from hfprep.pipeline.precision_choice import decide, measured
+from hfprep.pipeline.progress import BuildProgress, Tally
+from hfprep.pipeline.signals import StopSignals, stop_on_signals
+from hfprep.recipes.indextts2.config import ModelConfig
+from hfprep.schema import Rejection
+from hfprep.store.fingerprints import Fingerprinter
+from hfprep.store.layout import PROGRESS, REJECTED, STATS, NpyOutput, Publisher, Staged, json_line
+from hfprep.store.listing import Listed, Listing, ListingOptions
+from hfprep.store.remote import Mirror, RemoteOutput, UploadingPublisher, open_output
+from hfprep.store.state import State
+from hfprep.store.statistics import codebook_use, package_versions, write_stats
+from hfprep.store.timeline import Timeline
+
+log = logging.getLogger(__name__)
+
+SECONDS_PER_HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a build did. lines_read = accepted + all rejected + capped + pending (0 unless it was interrupted).
+
+    With an output in object storage `url` is that, and `output_dir` its local folder.
+    """
+
+    output_dir: Path
+    lines_read: int
+    accepted: int
+    rejected: dict[str, int]
+    capped: int
+    pending: int
+    train: int
+    val: int
+    hours: float
+    reused: int
+    adopted: int
+    mended: int
+    changed: int
+    out_of_memory_events: int
+    overlong: dict[str, int]
+    elapsed_seconds: float
+    tally: Tally = field(default_factory=Tally)
+    interrupted_by: int | None = None
+    url: str | None = None
+
+
+@dataclass
+class Shared:
+    """What the builds of one run have in common: the models, found by the first and loaded when one needs them.
+
+    `hashers` may have begun to hash their files (`hashing_ahead`).
+    """
+
+    inputs: Inputs | None = None
+    hashers: Hashers | None = None
+    models: Models = field(default_factory=Models)
+
+
+def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
+    """Compute every missing feature of a manifest into `config.output_dir`, or continue there.
+
+    Raises ConfigError, CheckpointError or StoreError before any audio is read where the options, the models or the
+    output directory are wrong; bad samples raise nothing, they are in rejected.jsonl. Builds with the same models may
+    have them `shared`.
+    """
+    started = time.monotonic()
+    datasets.disable_progress_bars()
+    shared = shared or Shared()
+    output = open_output(config.output_dir, config.work_dir)
+    with ExitStack() as stack:
+        stack.enter_context(OutputLock(output.private / "lock"))
+        mirror = stack.enter_context(Mirror(output)) if isinstance(output, RemoteOutput) else None
+        stack.enter_context(log_to_file(output.private / "build.log", as_json=config.log_json))
+        stop = stack.enter_context(stop_on_signals())
+        output.reset_work()
+        stack.callback(output.remove_work)
+        inputs = shared.inputs = shared.inputs or find_inputs(config, output, shared.hashers)
+        state = State(output.private / "state.sqlite", output.work / "scan.sqlite")
+        stack.callback(state.close)
+        withdraw_part(output)
+        config = decide(config, inputs, state)
+        run = _Run(config, output, state, inputs, shared.models, started, mirror)
+        stack.callback(run.close)
+        try:
+            plan = run.plan(stop)
+        except StopRequested:
+            log.warning("stopped as asked while the manifest was being read; nothing has changed")
+            return run.summary(stop.signal)
+        state.put("paths", _paths(config))
+        if run.counts.pending:
+            forget_exports(state)
+            if mirror is not None:
+                mirror.forget_changed(state, plan.chunks())
+                mirror.snapshot(state)
+        run.compute(plan, stop)
+        summary = run.finish(plan, stop)
+        if not summary.pending:
+            run.export()
+            if config.part is not None:
+                write_part(output, plan.path, part_facts(config, inputs))
+        if mirror is not None:
+            mirror.snapshot(state)
+        return summary
+
+
+def _paths(config: BuildConfig) -> dict[str, str | None]:
+    """What this build was given, absolute, for a verification to find again."""
+    paths = {name: getattr(config, name) for name in ("manifest", "tokenizer", "config", "gpt_checkpoint", "models")}
+    found = {name: None if path is None else url_of(path) or str(path.absolute()) for name, path in paths.items()}
+    for name in ("semantic_model", "semantic_codec"):  # a path or a hub id
+        value = getattr(config, name)
+        found[name] = str(Path(value).absolute()) if value is not None and Path(value).exists() else value
+    return found | {"folder": str(Path.cwd())}
+
+
+def plan_options(config: BuildConfig, model: ModelConfig, differences: Sequence[str] = ()) -> PlanOptions:
+    """What of a config decides which rows are taken and what of them is reused."""
+    return PlanOptions(
+        settings_changes=tuple(differences),
+        language=config.language,
+        max_samples=config.max_samples,
+        part=config.part,
+        fields=config.field_map,
+        skip_existing=config.skip_existing,
+        hash_audio=config.hash_audio,
+        refuse_changes=config.on_change == "refuse",
+        workers=choose_workers(config.workers),
+        max_text_tokens=model.max_text_tokens if config.drop_overlong else None,
+        max_codes=model.max_mel_tokens if config.drop_overlong else None,
+        model_dim=model.model_dim,
+    )
+
+
+class _Run:
+    """The steps of one build, in the order in which `build` takes them."""
+
+    def __init__(
+        self,
+        config: BuildConfig,
+        output: NpyOutput,
+        state: State,
+        inputs: Inputs,
+        models: Models,
+        started: float,
+        mirror: Mirror | None,
+    ) -> None:
+        self.config = config
+        self.output = output
+        self.state = state
+        self.inputs = inputs
+        self.models = models
+        self.started = started
+        self.mirror = mirror
+        self.kept = keep_features(output, state, config.formats, config.max_shard_bytes)
+        self.tally = Tally()
+        self.counts = PlanCounts()
+        self.listed = Listed()
+        self.out_of_memory_events = 0
+
+    def plan(self, stop: StopSignals) -> Plan:
+        """Hold the manifest against what is finished, and list exactly that."""
+        config, settings = self.config, self.inputs.settings(self.config)
+        earlier = self.earlier_settings()
+        differences = settings.differences(earlier)
+        for line in differences:
+            log.warning("changed since finished samples were computed: %s", line)
+        if self.output.occupied() and self.state.is_empty() and not config.skip_existing:
+            log.warning("%s holds artifacts of unknown origin; they are computed again (--skip-existing adopts them)",
+                        self.output.root)  # fmt: skip
+        options = plan_options(config, self.inputs.model_config, differences)
+        with self.listing() as listing:
+            planner = Planner(self.output, self.state, Fingerprinter(settings), options, listing,
+                              None if self.kept is None else self.kept.index)  # fmt: skip
+            counts = self.counts = planner.counts
+            plan = planner.plan(config.manifest, stop=lambda: stop.signal is not None)
+            if not counts.lines_read and config.part is None:
+                raise ConfigError(f"--manifest {str(config.manifest)!r} is empty; give one JSON object a line")
+            log.info("%d lines: %d to compute, %d finished already, %d rejected so far, %d capped",
+                     counts.lines_read, counts.pending, counts.reused, counts.rejected, counts.capped)  # fmt: skip
+            if settings.groups() not in earlier:
+                self.state.put("settings_begun", [*earlier[1:], settings.groups()] if earlier else [])
+            if not earlier:
+                self.state.put("settings", settings.groups())
+        if self.kept is None:
+            keep_extra_fields(self.output.root, plan.dataset.data.table)
+        self.list_rejected()
+        return plan
+
+    def earlier_settings(self) -> list[dict[str, dict[str, str]]]:
+        """All settings under which samples may have been computed: the last complete run's, and interrupted ones."""
+        last = self.state.get("settings")
+        return [] if last is None else [last, *(self.state.get("settings_begun") or [])]
+
+    def listing(self) -> Listing:
+        """What replaces manifests and progress file; its counts are this run's from now on."""
+        model = self.inputs.model_config
+        options = ListingOptions(
+            val_ratio=self.config.val_ratio,
+            max_text_tokens=model.max_text_tokens,
+            max_codes=model.max_mel_tokens,
+            manifests=self.kept is None,
+        )
+        listing = Listing(self.output, self.state, options)
+        self.listed = listing.listed
+        return listing
+
+    def close(self) -> None:
+        """Leave nothing half-written."""
+        if self.kept is not None:
+            self.kept.close()
+
+    def list_finished(self, plan: Plan) -> None:
+        """Make manifests and progress file list exactly what is finished."""
+        with self.listing() as listing:
+            for rows in plan.chunks():
+                known = self.state.samples(row.utterance.id for row in rows)
+                for row, sample in zip(rows, known, strict=True):
+                    if sample is not None and not sample.missing(row.fingerprints):
+                        listing.add(row.utterance, sample)
+
+    def list_rejected(self) -> None:
+        """Make rejected.jsonl list exactly this run's rejections, by line."""
+        write_lines(self.output.root / REJECTED, (json_line(item.record()) for item in self.state.rejections()))
+
+    def compute(self, plan: Plan, stop: StopSignals) -> None:
+        """Compute what is pending, publishing each batch as it completes."""
+        pending, kept, stopped = plan.counts.pending, self.kept, lambda: stop.signal is not None
+        if kept is not None:
+            codes = self.inputs.model_config.semantic_codec.codebook_size
+            kept.begin(plan, val_ratio=self.config.val_ratio, codebook_size=codes, stop=stopped)
+        if not pending or stop.signal is not None:
+            return
+        with (
+            contextlib.closing(self.publisher()) as publisher,
+            BuildProgress(pending) as progress,
+            Timeline(self.output.private) as timeline,
+        ):
+            self.tally = progress.tally
+
+            def sink(staged: list[Staged], rejections: list[Rejection], cost: BatchCost) -> None:
+                publisher.publish(staged, rejections)
+                if kept is not None:
+                    kept.settle([item.row.utterance.line for item in staged] + [item.line for item in rejections])
+                self.out_of_memory_events += cost.out_of_memory_events
+                timeline.add(rejected=len(rejections), **dataclasses.asdict(cost))
+                progress.advance(
+                    done=len(staged),
+                    rejected=len(rejections),
+                    audio_seconds=cost.audio_seconds,
+                    num_frames=cost.num_frames,
+                    padded_frames=cost.padded_frames,
+                )
+
+            try:
+                run_engine(
+                    self.config, self.inputs, plan, sink, work=self.output.work, models=self.models, stop=stopped
+                )
+            except StopRequested:
+                log.warning("stopped as asked; everything computed is on disk")
+
+    def publisher(self) -> Publisher:
+        """What makes batches final."""
+        if self.mirror is not None:
+            return UploadingPublisher(self.output, self.state, self.config.val_ratio, self.mirror)
+        return Publisher(self.output, self.state, self.config.val_ratio, manifests=self.kept is None)
+
+    def finish(self, plan: Plan, stop: StopSignals) -> Summary:
+        """Replace the running files by final ones and sum up."""
+        if self.tally.done or self.tally.rejected:
+            self.list_finished(plan)
+            self.list_rejected()
+        summary = self.summary(stop.signal)
+        if not summary.pending:
+            if self.kept is not None:
+                self.kept.finish()
+            self.state.put("settings", self.inputs.settings(self.config).groups())
+            self.state.put("settings_begun", [])
+        write_stats(self.output.root / STATS, self.stats(summary))
+        return summary
+
+    def export(self) -> None:
+        """Bring every format that was asked for up to date with what is finished."""
+        root, formats, size = self.output.root, self.config.formats, self.config.max_shard_bytes
+        if self.kept is None:
+            export_formats(root, self.state, formats, size)
+        elif self.kept.finished:
+            shown = self.kept.publish(Origin(json.loads((root / STATS).read_bytes()), self.state.get("settings")))
+            export_formats(root, self.state, set(formats) - {self.kept.name}, size, shown)
+
+    def summary(self, interrupted_by: int | None) -> Summary:
+        """Where this run stands."""
+        counts, listed = self.counts, self.listed
+        rejected = self.state.rejection_counts()
+        accepted = listed.train + listed.val
+        return Summary(
+            output_dir=self.output.root,
+            lines_read=counts.lines_read,
+            accepted=accepted,
+            rejected=rejected,
+            capped=counts.capped,
+            pending=counts.lines_read - accepted - sum(rejected.values()) - counts.capped,
+            train=listed.train,
+            val=listed.val,
+            hours=listed.seconds / SECONDS_PER_HOUR,
+            reused=counts.reused,
+            adopted=counts.adopted,
+            mended=counts.mended,
+            changed=counts.changed,
+            out_of_memory_events=self.out_of_memory_events,
+            overlong={"text": listed.overlong_text, "codes": listed.overlong_codes},
+            elapsed_seconds=time.monotonic() - self.started,
+            tally=self.tally,
+            interrupted_by=interrupted_by,
+            url=url_of(self.config.output_dir),
+        )
+
+    def stats(self, summary: Summary) -> dict[str, Any]:
+        """The content of stats.json."""
+        config, inputs = self.config, self.inputs
+        names = ("audio_sr", "batch_size", "drop_overlong", "hash_audio", "language", "max_samples", "val_ratio")
+        return {
+            "total": summary.accepted,
+            "train": summary.train,
+            "val": summary.val,
+            "tokenizer": str(config.tokenizer_path),
+            "gpt_checkpoint": str(config.gpt_checkpoint or inputs.files.gpt_checkpoint),
+            "sha256": inputs.sha256,
+            "versions": package_versions(),
+            "precision": config.precision,
+            "code_agreement": measured(self.state, config.precision),
+            "hours": round(summary.hours, 6),
+            "lines_read": summary.lines_read,
+            "accepted": summary.accepted,
+            "rejected": summary.rejected,
+            "capped": summary.capped,
+            "pending": summary.pending,
+            "codebook": self.codebook_use(inputs.model_config.semantic_codec.codebook_size),
+            "overlong": summary.overlong,
+            "out_of_memory_events": summary.out_of_memory_events,
+            "settings": {name: getattr(config, name) for name in names},
+        }
+
+    def codebook_use(self, size: int) -> dict[str, Any]:
+        """How the codes of the complete samples spread over the codebook."""
+        if self.kept is not None:
+            return self.kept.codebook_use(self.listed_ids(), size)
+        paths = (f"{self.output.root}/codes/{sample_id}.npy" for sample_id in self.listed_ids())
+        return codebook_use(paths, size, read=self.output.content, threads=self.output.reading_threads)
+
+    def listed_ids(self) -> Iterator[str]:
+        """Ids of the complete samples, in source order."""
+        with open(self.output.root / PROGRESS, encoding="utf-8", newline="\n") as lines:
+            yield from (line.rstrip("\n") for line in lines)

@@ -1,0 +1,90 @@
+"""Several data sets in one run: one build after the other, with models that are found and loaded once.
+
+`build_many(configs)` is the Python call behind `python -m hfprep build --dataset ...`.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hfprep.errors import ConfigError, StoreError
+from hfprep.inputs.manifest.opening import open_source
+from hfprep.pipeline.building import Shared, Summary, build
+from hfprep.pipeline.config import BuildConfig, flag
+from hfprep.pipeline.data_sets import refuse_twice
+from hfprep.pipeline.signals import stop_on_signals
+
+log = logging.getLogger(__name__)
+
+SAME_FOR_ALL = ("tokenizer", "config", "gpt_checkpoint", "semantic_model", "semantic_codec", "models", "device")
+
+
+@dataclass(frozen=True)
+class DataSetResult:
+    """What became of one data set: a summary, or the error that kept it from being built (both None: not begun)."""
+
+    config: BuildConfig
+    summary: Summary | None = None
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class ManySummary:
+    """What a run over several data sets did, in their order."""
+
+    data_sets: tuple[DataSetResult, ...]
+    elapsed_seconds: float
+    interrupted_by: int | None = None
+
+    @property
+    def summaries(self) -> tuple[Summary, ...]:
+        """Of the data sets that were built, as far as they came."""
+        return tuple(item.summary for item in self.data_sets if item.summary is not None)
+
+
+def build_many(configs: Sequence[BuildConfig], *, shared: Shared | None = None) -> ManySummary:
+    """Build every data set, in order; `data_sets.config_of_each` makes the configs.
+
+    Raises before anything is written where two data sets have the same manifest or output, models differ, or a manifest
+    cannot be read. Later a StoreError or ConfigError ends the build of its own data set only; an interrupt ends all.
+    """
+    started = time.monotonic()
+    check_together(configs)
+    shared = shared or Shared()
+    results: list[DataSetResult] = []
+    with stop_on_signals() as between_builds:
+        signal: int | None = None
+        for config in configs:
+            if signal is None:
+                results.append(_build_one(config, shared, number=len(results) + 1, count=len(configs)))
+                summary = results[-1].summary
+                signal = (summary.interrupted_by if summary else None) or between_builds.signal
+            else:
+                results.append(DataSetResult(config))
+    return ManySummary(tuple(results), time.monotonic() - started, signal)
+
+
+def check_together(configs: Sequence[BuildConfig]) -> None:
+    """Hold the configs against each other and look at the first row of each manifest. Raises ConfigError."""
+    if not configs:
+        raise ConfigError("there is no data set to build; give at least one")
+    refuse_twice(configs)
+    for name in SAME_FOR_ALL:
+        values = {str(getattr(config, name)) for config in configs}
+        if len(values) > 1:
+            raise ConfigError(f"{flag(name)} must be the same for all data sets of a run; it is {sorted(values)}")
+    for config in configs:
+        if next(iter(open_source(config.manifest, config.field_map).lines()), None) is None:
+            raise ConfigError(f"--manifest {str(config.manifest)!r} holds no rows")
+
+
+def _build_one(config: BuildConfig, shared: Shared, *, number: int, count: int) -> DataSetResult:
+    log.info("data set %d of %d: %s -> %s", number, count, config.manifest, config.output_dir)
+    try:
+        return DataSetResult(config, build(config, shared=shared))
+    except (StoreError, ConfigError) as error:
+        if isinstance(error, ConfigError) and shared.inputs is None:
+            raise  # the models are at fault: the other data sets would end the same way
+        log.error("%s was not built: %s", config.output_dir, error)
+        return DataSetResult(config, error=error)

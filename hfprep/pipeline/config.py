@@ -1,0 +1,183 @@
+"""What a build is asked to do: `BuildConfig`, validated once, with every default in one place.
+
+The command line takes its flags, defaults and help texts from the fields below. Knows nothing of
+how the work is done, nor of the model's config.yaml (see model_config).
+"""
+
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hfprep.errors import ConfigError
+from hfprep.inputs.manifest.field_map import FieldMap
+from hfprep.io.object_storage import url_of
+from hfprep.io.sizes import parse_size
+
+FORMATS = ("npy", "arrow", "webdataset")
+ON_CHANGE = ("recompute", "refuse")
+ENGINES = ("local", "ray")
+PLAIN, AUTO = "fp32", "auto"
+PRECISIONS = (PLAIN, "exact", "tf32", "bf16", "fp16", AUTO)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of `count` parts of a manifest, `index` counting from 0: every count-th line, so that all are alike."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Part":
+        """The part that "3/16" stands for; ConfigError where it stands for none."""
+        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        if found is None or not int(found[1]) < int(found[2]):
+            allowed = "INDEX/COUNT with INDEX from 0 to COUNT - 1, such as 0/16 for the first of sixteen parts"
+            raise ConfigError(f"--shard is {text!r}; it must be {allowed}")
+        return cls(int(found[1]), int(found[2]))
+
+    def holds(self, line: int) -> bool:
+        """Whether a manifest line, counted from 1, belongs to this part."""
+        return (line - 1) % self.count == self.index
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+
+def option(default: Any, text: str) -> Any:
+    """A dataclass field whose help text the command line shows."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """One build. Paths may be str or Path; model paths are needed unless `models` names a folder of them."""
+
+    manifest: Path = option(Path(), "JSONL: id, text, audio (or CSV, Parquet, tars, a data set: docs/inputs.md).")
+    output_dir: Path = option(Path(), "Where the features go (a folder or s3://...); a rerun continues there.")
+    work_dir: Path | None = option(None, "Local folder of an output in object storage; default: in ~/.cache/hfprep.")
+    map: str | None = option(None, "Names of fields: text=sentence,audio=path,id=utt; id=@line: row numbers.")
+    tokenizer: Path | None = option(None, "SentencePiece model (bpe.model).")
+    config: Path | None = option(None, "config.yaml of the IndexTTS-2 checkpoint.")
+    gpt_checkpoint: Path | None = option(None, "gpt.pth of the IndexTTS-2 checkpoint.")
+    semantic_model: str | None = option(None, "w2v-bert-2.0: a folder or hub id (default: facebook/w2v-bert-2.0).")
+    semantic_codec: str | None = option(None, "Its codec: a .safetensors file or hub id (default: amphion/MaskGCT).")
+    models: Path | None = option(None, "Folder with all model files; sets every model path not given itself.")
+    language: str | None = option(None, "Language of all rows (en, zh, ja, am, ...); default: each row's own.")
+    val_ratio: float = option(0.01, "Share of ids that go to val_manifest.jsonl, by a hash of the id.")
+    batch_size: int = option(0, "Samples a batch at most; 0: by the device's memory.")
+    workers: int = option(0, "Threads that decode audio; 0: one a CPU core.")
+    num_processes: int = option(0, "Processes on this machine; 0: one a GPU, else one.")
+    shard: str | None = option(None, "Do one part of the manifest: 0/16 to 15/16; `merge` joins the outputs.")
+    dry_run: bool = option(False, "Say what would be done, and by whom, without loading a model.")
+    engine: str = option("local", "local: this machine; ray: a Ray cluster (pip install 'hfprep[ray]').")
+    ray_address: str | None = option(None, "Address of the Ray cluster, such as auto or HOST:PORT; default: start one.")
+    num_gpus_per_worker: float | None = option(None, "GPUs a Ray worker, 0.5 for two on one; default: 1 where any.")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    precision: str = option(PLAIN, "fp32, exact (GPU: as good, faster), tf32, bf16, fp16; auto: by measuring.")
+    min_code_agreement: float = option(0.995, "Share of codes that another precision must compute as fp32 does.")
+    audio_sr: int = option(16000, "16000: straight to 16 kHz; another rate (24000): through it, as older scripts did.")
+    max_samples: int | None = option(None, "Take only the first N valid rows.")
+    skip_existing: bool = option(False, "Adopt complete artifacts on disk that hfprep has no record of.")
+    strict: bool = option(False, "Exit with status 1 when any line was rejected.")
+    drop_overlong: bool = option(False, "Reject samples over the model's text or code positions (else: only counted).")
+    hash_audio: bool = option(False, "Tell changed audio by its content rather than by size and mtime.")
+    on_change: str = option("recompute", "recompute or refuse, when what finished samples depend on has changed.")
+    format: str = option("npy", "Formats, with commas: npy, arrow, webdataset (the latter in folders of the output).")
+    max_shard_size: str = option("500MB", "Size of a shard of arrow or webdataset at most.")
+    log_json: bool = option(False, "Log lines as JSON objects.")
+
+    def __post_init__(self) -> None:
+        for name in ("manifest", "output_dir", "work_dir", "tokenizer", "config", "gpt_checkpoint", "models"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                object.__setattr__(self, name, Path(value))
+        self._require(self.manifest != Path(), "manifest", "the path of a manifest")
+        self._require(self.output_dir != Path(), "output_dir", "the path of a folder")
+        remote = url_of(self.output_dir) is not None
+        self._require(self.work_dir is None or remote, "work_dir", "left out: --output-dir is itself a local folder")
+        self._require(not (remote and self.skip_existing), "skip_existing", "left out with an output in object storage")
+        self._require(0 <= self.val_ratio <= 1, "val_ratio", "a number from 0 to 1")
+        self._require(self.batch_size >= 0, "batch_size", "0 (automatic) or a positive number")
+        self._require(self.workers >= 0, "workers", "0 (automatic) or a positive number")
+        self._require(self.num_processes >= 0, "num_processes", "0 (automatic) or a positive number")
+        self._require(self.audio_sr > 0, "audio_sr", "a sampling rate in Hz, such as 16000 or 24000")
+        self._require(self.max_samples is None or self.max_samples > 0, "max_samples", "a positive number")
+        self._require(self.engine in ENGINES, "engine", " or ".join(ENGINES))
+        self._require(self.precision in PRECISIONS, "precision", ", ".join(PRECISIONS[:-1]) + " or " + PRECISIONS[-1])
+        self._require(
+            self.precision != "auto" or (self.engine == "local" and self.shard is None),
+            "precision",
+            "a precision by name with --engine ray and with --shard: each machine would choose for itself",
+        )
+        self._require(0 < self.min_code_agreement <= 1, "min_code_agreement", "above 0, and not above 1")
+        gpus = self.num_gpus_per_worker
+        self._require(gpus is None or gpus >= 0, "num_gpus_per_worker", "0 or a positive number")
+        if self.shard is not None:
+            Part.parse(self.shard)
+        FieldMap.parse(self.map)
+        self._require(bool(self.formats) and set(self.formats) <= set(FORMATS), "format", _one_or_more(FORMATS))
+        self._require(
+            self.shard is None or "npy" in self.formats,
+            "format",
+            "npy, with commas also others, for a part (--shard): parts are merged in the npy layout. Merge them, then "
+            "use export-arrow or export-webdataset",
+        )
+        self._require(
+            not remote or self.formats == ("npy",),
+            "format",
+            "npy with an output in object storage; export a copy of it, or build locally and upload what comes out",
+        )
+        parse_size(self.max_shard_size)
+        self._require(self.on_change in ON_CHANGE, "on_change", " or ".join(ON_CHANGE))
+        self._require(
+            re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None, "device", "auto, cpu, cuda or cuda:N"
+        )
+
+    def _require(self, holds: bool, name: str, allowed: str) -> None:
+        if not holds:
+            raise ConfigError(f"{flag(name)} is {str(getattr(self, name))!r}; it must be {allowed}")
+
+    @property
+    def part(self) -> Part | None:
+        """The part of the manifest that `shard` names."""
+        return None if self.shard is None else Part.parse(self.shard)
+
+    @property
+    def field_map(self) -> FieldMap:
+        """Which field of the input stands for which of ours."""
+        return FieldMap.parse(self.map)
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats asked for, each once."""
+        return tuple(dict.fromkeys(name.strip() for name in self.format.split(",")))
+
+    @property
+    def max_shard_bytes(self) -> int:
+        """Bytes of a shard at most."""
+        return parse_size(self.max_shard_size)
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer in force: `tokenizer`, else bpe.model in the folder `models`."""
+        if self.tokenizer is not None:
+            return self.tokenizer
+        if self.models is None:
+            raise ConfigError("--tokenizer is missing: give it, or a folder with all model files as --models DIR")
+        return self.models / "bpe.model"
+
+
+def _one_or_more(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}, or several of these with commas"
+
+
+def flag(name: str) -> str:
+    """The command-line spelling of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def help_texts() -> dict[str, str]:
+    """Help text of every field of `BuildConfig`, by name."""
+    return {item.name: item.metadata["help"] for item in fields(BuildConfig)}

@@ -1,0 +1,237 @@
+"""What a build would do, without doing it: samples, hours, batches, padding, bytes, and who would get what.
+
+Takes a BuildConfig; plans as the build does, against a copy of the state, and loads no model. Lengths come from the
+manifest's durations or from file headers, so they may differ by a frame from what decoding will find. Writes nothing
+into the output directory.
+"""
+
+import heapq
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from hfprep.errors import ConfigError, RejectedSample
+from hfprep.inputs.audio.decode import TARGET_SAMPLING_RATE
+from hfprep.io.object_storage import url_of
+from hfprep.models.conditioner import NUM_LATENTS
+from hfprep.models.input_features import num_input_frames
+from hfprep.models.masking import packs
+from hfprep.pipeline.batching import BatchLimits, FrameBudget, batches, padded_frames
+from hfprep.pipeline.building import plan_options
+from hfprep.pipeline.config import BuildConfig
+from hfprep.pipeline.devices import choose_device, choose_workers, device_memory
+from hfprep.pipeline.engines.local import WINDOW_ROWS
+from hfprep.pipeline.engines.processes import choose_num_processes, worker_device
+from hfprep.pipeline.engines.shards import cut
+from hfprep.pipeline.inputs import Inputs, find_inputs
+from hfprep.pipeline.intake import expected_seconds
+from hfprep.pipeline.planning import Plan, PlanCounts, Planner
+from hfprep.pipeline.precision_choice import without_measuring
+from hfprep.schema import Need, Utterance
+from hfprep.store.fingerprints import Fingerprinter
+from hfprep.store.layout import NpyOutput, npy_size
+from hfprep.store.remote import RemoteOutput, fetch_state
+from hfprep.store.shard_index import ShardIndex
+from hfprep.store.state import SampleState, State, copy_state
+
+BLOCK_BYTES = 4096  # what a small file really takes on common file systems
+TEXTS_TRIED = 64
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process would get if all were equally fast."""
+
+    process: int
+    device: str
+    shards: int
+    samples: int
+    hours: float
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a build would do. `unreadable` are samples whose length no header gives: most will be rejected.
+
+    `hours` and everything after it concern the pending samples only; `padding` is the share of padded frames.
+    """
+
+    output_dir: Path
+    lines_read: int
+    rejected: dict[str, int]
+    capped: int
+    reused: int
+    pending: int
+    unreadable: int
+    hours: float
+    batches: int
+    padding: float
+    num_bytes: int
+    disk_bytes: int
+    shares: list[Share]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """A pending sample by what it will cost."""
+
+    seconds: float
+    need: Need
+    readable: bool
+
+    @property
+    def num_frames(self) -> int:
+        return num_input_frames(round(self.seconds * TARGET_SAMPLING_RATE))
+
+
+class _Unlisted:
+    """Takes the samples that a build would list, and lets them go."""
+
+    def add(self, utterance: Utterance, sample: SampleState) -> None:
+        del utterance, sample
+
+
+def preview(config: BuildConfig) -> Preview:
+    """Plan a build and say what it would do; raises what the build would raise before it reads any audio."""
+    datasets.disable_progress_bars()
+    with ExitStack() as stack:
+        private = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hfprep-dry-run-")))
+        url = url_of(config.output_dir)
+        output = NpyOutput(config.output_dir) if url is None else RemoteOutput(config.output_dir, url)
+        known = output.private / "state.sqlite"
+        hashes = output.private / "sha256.json"
+        output.private, output.work = private, private / "work"
+        output.work.mkdir()
+        if known.is_file():
+            copy_state(known, private / known.name)
+        if url is not None:
+            fetch_state(url, private / known.name)
+        if hashes.is_file():
+            (private / hashes.name).write_bytes(hashes.read_bytes())
+        inputs = find_inputs(config, output)
+        state = State(private / known.name)
+        stack.callback(state.close)
+        config = without_measuring(config, inputs, state)
+        options = plan_options(config, inputs.model_config)
+        fingerprinter = Fingerprinter(inputs.settings(config))
+        planner = Planner(output, state, fingerprinter, options, _Unlisted(), ShardIndex(output.root, state, ""))
+        plan = planner.plan(config.manifest)
+        if not plan.counts.lines_read and config.part is None:
+            raise ConfigError(f"--manifest {str(config.manifest)!r} is empty; give one JSON object a line")
+        return _Estimate(config, inputs, plan).preview(output.root, plan.counts, state.rejection_counts())
+
+
+class _Estimate:
+    """Adds up what the pending rows of a plan will cost."""
+
+    def __init__(self, config: BuildConfig, inputs: Inputs, plan: Plan) -> None:
+        self.config = config
+        self.inputs = inputs
+        self.plan = plan
+        self.num_processes = choose_num_processes(config.num_processes, config.device)
+        device = choose_device(config.device)
+        self.limits, self.packed = BatchLimits.choose(config.batch_size, device_memory(device)), packs(device)
+        self.text_len = self.mean_text_len()
+        self.num_batches = self.frames = self.padded = self.num_bytes = self.disk_bytes = self.unreadable = 0
+        self.shard_seconds: list[float] = []
+        self.shard_samples: list[int] = []
+
+    def preview(self, root: Path, counts: PlanCounts, rejected: dict[str, int]) -> Preview:
+        """Go through the shards as the engine would hand them out."""
+        positions = np.asarray(self.plan.pending_positions(), np.int64)
+        if self.num_processes > 1:
+            runs: Iterator[Any] = (shard.rows for shard in cut(positions))
+        else:
+            runs = (positions[start : start + WINDOW_ROWS] for start in range(0, len(positions), WINDOW_ROWS))
+        with ThreadPoolExecutor(choose_workers(self.config.workers)) as pool:
+            for run in runs:
+                rows = self.plan.dataset[run.tolist()]
+                columns = zip(rows["duration"], rows["path"], rows["need"], rows["audio_bytes"], strict=True)
+                self.add(list(pool.map(_measure, columns)))
+        return Preview(
+            output_dir=root,
+            lines_read=counts.lines_read,
+            rejected=rejected,
+            capped=counts.capped,
+            reused=counts.reused,
+            pending=counts.pending,
+            unreadable=self.unreadable,
+            hours=sum(self.shard_seconds) / 3600,
+            batches=self.num_batches,
+            padding=1 - self.frames / self.padded if self.padded else 0.0,
+            num_bytes=self.num_bytes,
+            disk_bytes=self.disk_bytes,
+            shares=self.shares(),
+        )
+
+    def add(self, samples: Sequence[_Sample]) -> None:
+        """Count one shard."""
+        heard = [sample for sample in samples if sample.need & Need.AUDIO and sample.readable]
+        heard.sort(key=lambda sample: -sample.seconds)
+        for batch in batches(heard, self.limits, FrameBudget(self.limits.max_frames), packed=self.packed):
+            self.num_batches += 1
+            self.frames += sum(sample.num_frames for sample in batch)
+            self.padded += padded_frames(batch, packed=self.packed)
+        self.unreadable += sum(not sample.readable for sample in samples)
+        self.shard_seconds.append(sum(sample.seconds for sample in heard))
+        self.shard_samples.append(len(samples))
+        for sample in samples:
+            if sample.readable:
+                sizes = [npy_size(name, shape) for name, shape in self.shapes(sample)]
+                self.num_bytes += sum(sizes)
+                self.disk_bytes += sum(-(-size // BLOCK_BYTES) * BLOCK_BYTES for size in sizes)
+
+    def shapes(self, sample: _Sample) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """The artifacts that a sample needs, and the shapes to expect."""
+        width = self.inputs.model_config.model_dim
+        if sample.need & Need.TEXT:
+            yield "text_ids", (self.text_len,)
+        if sample.need & Need.CODES:
+            yield "codes", (sample.num_frames,)
+        if sample.need & Need.LATENTS:
+            yield from (("condition", (NUM_LATENTS, width)), ("emo_vec", (width,)))
+
+    def mean_text_len(self) -> int:
+        """Mean token count of some texts, evenly spread over the plan."""
+        dataset = self.plan.dataset
+        step = max(1, len(dataset) // TEXTS_TRIED)
+        rows = dataset[list(islice(range(0, len(dataset), step), TEXTS_TRIED))]
+        lengths = []
+        for text, language in zip(rows["text"], rows["language"], strict=True):
+            try:
+                lengths.append(len(self.inputs.tokenizer.encode(text, language)))
+            except RejectedSample:
+                continue
+        return round(sum(lengths) / len(lengths)) if lengths else 0
+
+    def shares(self) -> list[Share]:
+        """Shards to processes: each goes to whoever is free first."""
+        count = self.num_processes
+        free = [(0.0, process) for process in range(count)]
+        shards, samples, seconds = [0] * count, [0] * count, [0.0] * count
+        for cost, size in zip(self.shard_seconds, self.shard_samples, strict=True):
+            busy, process = heapq.heappop(free)
+            heapq.heappush(free, (busy + max(cost, 1e-9), process))
+            shards[process] += 1
+            samples[process] += size
+            seconds[process] += cost
+        device = self.config.device
+        devices = [str(choose_device(worker_device(device, process))) for process in range(count)]
+        return [Share(i, devices[i], shards[i], samples[i], seconds[i] / 3600) for i in range(count)]
+
+
+def _measure(row: tuple[float | None, str, int, int]) -> _Sample:
+    """A pending sample's length, from its manifest row or else its file's header (or, in object storage, its size)."""
+    duration, path, need, num_bytes = row
+    if duration is None and need & Need.AUDIO:
+        duration = expected_seconds(path, num_bytes)
+        return _Sample(duration or 0.0, Need(need), readable=duration is not None)
+    return _Sample(duration or 0.0, Need(need), readable=True)

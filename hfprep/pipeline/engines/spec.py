@@ -1,0 +1,137 @@
+"""What an engine is given: how to open the extractor, where results go, when to stop.
+
+An engine decides who runs which rows where; everything it needs for that is here, small enough to send to another
+process. Knows nothing of manifests or of the output layout.
+"""
+
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from hfprep.inputs.text.tokenizer import TextTokenizer
+from hfprep.io.file_hashes import FileIdentity, check_unchanged
+from hfprep.pipeline.batching import BatchLimits
+from hfprep.pipeline.devices import choose_device, device_memory
+from hfprep.pipeline.features import BatchResult, DeviceError, ExtractorSettings, FeatureExtractor
+from hfprep.pipeline.intake_processes import IntakeProcesses
+from hfprep.recipes.indextts2.config import ModelConfig
+from hfprep.recipes.indextts2.feature_model import FeatureModel
+from hfprep.recipes.indextts2.locate import ModelFiles
+from hfprep.schema import Rejection
+from hfprep.store.layout import Staged
+
+log = logging.getLogger(__name__)
+
+MOST_PROCESSES = 16  # that load samples, 90 MB each; a clip of 8 s takes one 3 ms, a text full of numbers 30 ms
+
+
+@dataclass(frozen=True, slots=True)
+class BatchCost:
+    """What a batch took: samples, real and padded frames, seconds of audio, out-of-memory events on the way."""
+
+    rows: int
+    num_frames: int
+    padded_frames: int
+    audio_seconds: float
+    out_of_memory_events: int = 0
+
+
+class Sink(Protocol):
+    """Makes a batch final, in the process that holds the output directory."""
+
+    def __call__(self, staged: list[Staged], rejections: list[Rejection], cost: BatchCost) -> None: ...
+
+
+class Models:
+    """Feature models by their files and device, each loaded once however many extractors use it."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[tuple[ModelFiles, str, str], FeatureModel] = {}
+
+    def load(
+        self,
+        files: ModelFiles,
+        model_config: ModelConfig,
+        seen: Mapping[Path, FileIdentity],
+        device: torch.device,
+        precision: str = "fp32",
+    ) -> FeatureModel:
+        """The model of these files on a device. Raises ConfigError, CheckpointError, DeviceError where it is full.
+
+        `seen` are the files as they were when they were hashed; CheckpointError where they have changed since.
+        """
+        key = (files, str(device), precision)
+        if key not in self._loaded:
+            started = time.monotonic()
+            try:
+                model = FeatureModel.load(files, model_config, device=device, precision=precision)
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                raise DeviceError(
+                    f"the models do not fit into the memory of {device} that is free now ({error}); "
+                    "stop what else runs there, or use another --device, and run the same command again"
+                ) from error
+            check_unchanged(seen)
+            self._loaded[key] = model
+            log.info("models loaded on %s as %s in %.1f s", device, precision, time.monotonic() - started)
+        return self._loaded[key]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractorSpec:
+    """How to open a `FeatureExtractor`, here or in another process."""
+
+    files: ModelFiles
+    model_config: ModelConfig
+    tokenizer: Path
+    with_audio: bool
+    seen: Mapping[Path, FileIdentity] = field(default_factory=dict)
+    device: str = "auto"
+    precision: str = "fp32"
+    batch_size: int = 0
+    workers: int = 1
+    via_sampling_rate: int | None = None
+    drop_overlong: bool = False
+    threads: int | None = None
+
+    def open(self, device: str | None = None, *, models: Models | None = None) -> FeatureExtractor:
+        """Load the tokenizer and, where audio is wanted, the models (from `models`, where they are loaded already).
+
+        Raises ConfigError or CheckpointError.
+        """
+        models = models or Models()
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        place = choose_device(device or self.device)
+        limits = self.model_config if self.drop_overlong else None
+        settings = ExtractorSettings(
+            via_sampling_rate=self.via_sampling_rate,
+            workers=self.workers,
+            limits=BatchLimits.choose(self.batch_size, device_memory(place)),
+            max_text_tokens=limits.max_text_tokens if limits else None,
+            max_codes=limits.max_mel_tokens if limits else None,
+        )
+        tokenizer = TextTokenizer(self.tokenizer)
+        model, fallback, processes = None, None, None
+        with contextlib.ExitStack() as stack:
+            if self.with_audio and place.type != "cpu":
+                processes = IntakeProcesses(tokenizer, min(self.workers, MOST_PROCESSES))
+                stack.callback(processes.close)  # where the models cannot be loaded, which goes on while these start
+                fallback = partial(models.load, self.files, self.model_config, self.seen, torch.device("cpu"))
+            check_unchanged({path: identity for path, identity in self.seen.items() if path == self.tokenizer})
+            if self.with_audio:
+                model = models.load(self.files, self.model_config, self.seen, place, self.precision)
+            stack.pop_all()
+        return FeatureExtractor(tokenizer, model, settings, fallback=fallback, processes=processes)
+
+
+def cost_of(result: BatchResult, audio_seconds: float, out_of_memory_events: int) -> BatchCost:
+    """The cost of a computed batch."""
+    frames, padded = result.num_frames, result.padded_frames
+    return BatchCost(len(result.outcomes), frames, padded, audio_seconds, out_of_memory_events)

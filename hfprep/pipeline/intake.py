@@ -1,0 +1,210 @@
+"""One sample before the models: its text ids and its audio, or the reason why it cannot be used.
+
+Gives `load_sample`, which a build and a check share, so that both reject the same samples for the same reasons, and
+`Intake`, by which a build reads audio and calls it, here or in other processes. Knows nothing of batches or models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+
+from hfprep.errors import HfprepError, Reason, RejectedSample
+from hfprep.inputs.audio.decode import load_waveform, read_header
+from hfprep.io.object_storage import is_url
+from hfprep.models.input_features import check_waveform, extract_input_features, num_input_frames
+from hfprep.schema import Need, Rejection, Utterance
+
+if TYPE_CHECKING:
+    from hfprep.pipeline.intake_processes import IntakeProcesses
+
+OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "bad_alloc")
+BROKEN_DEVICE_TEXTS = ("CUDA error", "device-side assert", "CUDNN_STATUS_EXECUTION_FAILED")
+
+
+GUESSED_BYTES_PER_SECOND = 16_000  # between wav and mp3; a wrong guess costs padding or memory, never a number
+
+ReadAudio = Callable[[str, Callable[[int], None]], tuple[np.ndarray, float]]
+
+
+class Tokenizer(Protocol):
+    """What turns a text into token ids."""
+
+    def encode(self, text: str, language: str | None) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One utterance, the groups of columns that are wanted of it, and its audio's bytes where somebody has looked."""
+
+    utterance: Utterance
+    need: Need = Need.ALL
+    audio_bytes: int | None = None
+
+
+def expected_seconds(path: str, num_bytes: int | None) -> float | None:
+    """How long a clip is, as far as can be told before it is decoded: what its header says, None if it is unreadable.
+
+    Of a file of `num_bytes` in object storage it is a guess by its size: for its header it would be fetched twice.
+    """
+    if is_url(path) and num_bytes is not None:
+        return num_bytes / GUESSED_BYTES_PER_SECOND
+    try:
+        return read_header(path).seconds
+    except (RejectedSample, OSError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A task after its threads' work.
+
+    `audio` is the input features, float32 (num_frames, 160), or the samples at 16 kHz from which a GPU computes them,
+    float32 (num_samples,); None where no audio is needed.
+    """
+
+    task: Task
+    text_ids: np.ndarray | None
+    audio: np.ndarray | None
+    seconds: float | None
+
+    @property
+    def num_frames(self) -> int:
+        if self.audio is None:
+            return 0
+        return num_input_frames(len(self.audio)) if self.audio.ndim == 1 else len(self.audio)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An exception without its traceback, which would keep a failed batch's tensors alive."""
+
+    message: str
+    out_of_memory: bool
+    device_broken: bool
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        message = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:400]
+        out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+            isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
+        )
+        device_broken = isinstance(error, RuntimeError) and any(text in str(error) for text in BROKEN_DEVICE_TEXTS)
+        return cls(message, out_of_memory, device_broken and not out_of_memory)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleLimits:
+    """Frames of 20 ms that the models can take, and lengths beyond which a sample is rejected (None: no bound)."""
+
+    min_frames: int = 0
+    max_frames: int | None = None
+    max_text_tokens: int | None = None
+    max_codes: int | None = None
+
+    def check_text(self, length: int) -> None:
+        """Raise RejectedSample where there are more text ids than positions."""
+        check_length(Reason.TEXT_TOO_LONG, length, self.max_text_tokens)
+
+    def check_frames(self, num_frames: int) -> None:
+        """Raise RejectedSample where a clip is too short or too long for the models, or for the code positions."""
+        if num_frames < self.min_frames:
+            message = f"the clip has {num_frames} frames of 20 ms; the models need {self.min_frames}"
+            raise RejectedSample(Reason.AUDIO_TOO_SHORT, message)
+        if self.max_frames is not None and num_frames > self.max_frames:
+            limit = self.max_frames
+            message = f"the clip has {num_frames} frames of 20 ms; the position table ends at {limit}; cut the clip"
+            raise RejectedSample(Reason.AUDIO_TOO_LONG, message)
+        check_length(Reason.CODES_TOO_LONG, num_frames, self.max_codes)
+
+
+def check_length(reason: Reason, length: int, limit: int | None) -> None:
+    """Raise RejectedSample where a sample's text ids or codes are more than the model has positions for."""
+    what = "text ids" if reason is Reason.TEXT_TOO_LONG else "codes"
+    if limit is not None and length > limit:
+        raise RejectedSample(reason, f"{length} {what}; the model has positions for {limit} (--drop-overlong)")
+
+
+def load_sample(
+    task: Task, tokenizer: Tokenizer, read_audio: ReadAudio, limits: SampleLimits
+) -> Loaded | tuple[Task, Rejection]:
+    """What is needed of a sample before the models, or why it cannot be used; the one place that decides this.
+
+    `read_audio(path, check_frames)` gives an array with a row for each frame, float32 (num_frames, 160), or samples,
+    float32 (num_samples,), and the file's seconds; it calls `check_frames` as soon as it knows how many frames there
+    are.
+    Raises StoreError where the object storage that holds the audio cannot be reached.
+    """
+    utterance = task.utterance
+    foreseen, what = Reason.TEXT_FAILED, "text"
+    try:
+        text_ids = seconds = audio = None
+        if task.need & Need.TEXT:
+            text_ids = tokenizer.encode(utterance.text, utterance.language)
+            limits.check_text(len(text_ids))
+        foreseen, what = Reason.AUDIO_UNREADABLE, utterance.path
+        if task.need & Need.AUDIO:
+            audio, seconds = read_audio(utterance.path, limits.check_frames)
+        return Loaded(task, text_ids, audio, seconds)
+    except RejectedSample as error:
+        return task, reject(task, error.reason, error.message)
+    except HfprepError:  # the store cannot be reached, say: that is no sample's fault
+        raise
+    except Exception as error:  # noqa: BLE001 - a sample nobody foresaw must not end the run; the error is kept
+        failure = Failure.of(error)
+        reason = Reason.OUT_OF_MEMORY if failure.out_of_memory else foreseen
+        return task, reject(task, reason, f"while reading {what}: {failure.message}")
+
+
+def reject(task: Task, reason: Reason, message: str) -> Rejection:
+    """The rejection of a task's utterance."""
+    return Rejection(task.utterance.line, task.utterance.id, reason, message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntakeSettings:
+    """Which samples are taken, and as what: with `waveforms` as samples at 16 kHz, else as input features."""
+
+    limits: SampleLimits = field(default_factory=SampleLimits)
+    via_sampling_rate: int | None = None
+    waveforms: bool = False
+
+
+@dataclass
+class Intake:
+    """Tokenizes and reads one sample after another, with `processes` in these; safe to call from many threads."""
+
+    tokenizer: Tokenizer
+    settings: IntakeSettings
+    processes: IntakeProcesses | None = None
+
+    def load(self, task: Task) -> Loaded | tuple[Task, Rejection]:
+        """The sample, or why it cannot be used. Raises StoreError as `load_sample` does."""
+        found = None if self.processes is None else self.processes.load(task, self.settings)
+        return found or load_sample(task, self.tokenizer, self.read_audio, self.settings.limits)
+
+    def expected_seconds(self, tasks: Sequence[Task]) -> list[float]:
+        """How long the clips of some tasks are expected to be, for sorting and budgeting: 0 where nobody can tell."""
+        clips = [(task.utterance.path, task.audio_bytes) for task in tasks]
+        found = None if self.processes is None else self.processes.expected_seconds(clips)
+        if found is None:
+            found = [expected_seconds(path, num_bytes) for path, num_bytes in clips]
+        return [seconds or 0.0 for seconds in found]
+
+    def read_audio(self, path: str, check_frames: Callable[[int], None]) -> tuple[np.ndarray, float]:
+        """What `load_sample` asks for."""
+        waveform = load_waveform(path, via=self.settings.via_sampling_rate)
+        check_frames(num_input_frames(len(waveform.samples)))
+        if self.settings.waveforms:
+            check_waveform(waveform.samples)
+            return waveform.samples, waveform.seconds
+        return extract_input_features(waveform.samples), waveform.seconds
+
+    def close(self) -> None:
+        """End the processes."""
+        if self.processes is not None:
+            self.processes.close()

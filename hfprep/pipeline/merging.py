@@ -1,0 +1,276 @@
+"""Joining the finished parts of a build (`build --shard`) into the tree that one build would have made.
+
+Takes the parts' output directories; artifacts are hard-linked, or copied where that cannot be, and published as the
+build publishes them, so that a merge may be killed and run again. Loads no model and reads no audio.
+"""
+
+import contextlib
+import errno
+import heapq
+import itertools
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from hfprep.errors import ConfigError, StoreError
+from hfprep.formats.build_formats import forget_exports
+from hfprep.formats.extra_fields import write_extra_fields
+from hfprep.io import atomic
+from hfprep.io.chunks import chunks_of
+from hfprep.io.lock import OutputLock
+from hfprep.pipeline.logs import log_to_file
+from hfprep.pipeline.parts import FinishedPart, read_part
+from hfprep.schema import COLUMNS, Need
+from hfprep.store.layout import PROGRESS, REJECTED, STATS, NpyOutput, PlannedRow, Publisher, Staged, expected_shapes
+from hfprep.store.listing import Listed, Listing, ListingOptions
+from hfprep.store.state import SampleState, State
+from hfprep.store.statistics import codebook_use, write_stats
+
+log = logging.getLogger(__name__)
+
+CHUNK_ROWS = 1024
+LINK_THREADS = 8
+SECONDS_PER_HOUR = 3600.0
+CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+SUMMED = ("lines_read", "capped", "pending", "out_of_memory_events")
+
+
+@dataclass(frozen=True)
+class MergeSummary:
+    """What a merge did: samples listed, by split; `linked` and `copied` artifacts; samples there already."""
+
+    output_dir: Path
+    parts: int
+    train: int
+    val: int
+    rejected: int
+    hours: float
+    linked: int
+    copied: int
+    reused: int
+
+
+def merge(folders: Sequence[Path], output_dir: Path, *, copy: bool = False) -> MergeSummary:
+    """Join finished parts into `output_dir`, or continue there; `copy` makes files of their own instead of links.
+
+    Raises ConfigError where a part is missing, given twice, unfinished, or of another plan, other models or other
+    settings, and StoreError where the disk does not hold what a part claims.
+    """
+    parts = [read_part(Path(folder)) for folder in folders]
+    check_parts(parts, output_dir)
+    parts.sort(key=lambda part: part.facts.part.index)
+    output = NpyOutput(output_dir)
+    with ExitStack() as stack:
+        stack.enter_context(OutputLock(output.private / "lock"))
+        stack.enter_context(log_to_file(output.private / "build.log", as_json=False))
+        output.reset_work()
+        stack.callback(output.remove_work)
+        state = State(output.private / "state.sqlite", output.work / "scan.sqlite")
+        stack.callback(state.close)
+        sources = [State(part.output.private / "state.sqlite") for part in parts]
+        for source in sources:
+            stack.callback(source.close)
+        joint = _Merge(parts, sources, output, state, copy)
+        return joint.run()
+
+
+def check_parts(parts: Sequence[FinishedPart], output_dir: Path) -> None:
+    """Raise ConfigError unless these are all parts of one plan, each once, and none of them is the output."""
+    if not parts:
+        raise ConfigError("no parts are given; name the output directories of all `build --shard` runs")
+    first = parts[0]
+    for part in parts:
+        folder = part.output.root
+        if folder.resolve() == output_dir.resolve():
+            raise ConfigError(f"--output-dir {str(output_dir)!r} is one of the parts; give a folder of its own")
+        differences = first.facts.differences(part.facts)
+        if differences:
+            raise ConfigError(
+                f"{str(first.output.root)!r} and {str(folder)!r} are not parts of one build; they differ in\n  "
+                + "\n  ".join(differences)
+            )
+    count = first.facts.part.count
+    by_index: dict[int, list[str]] = {index: [] for index in range(count)}
+    for part in parts:
+        by_index[part.facts.part.index].append(str(part.output.root))
+    missing = [f"{index}/{count}" for index, found in by_index.items() if not found]
+    if missing:
+        raise ConfigError(f"{len(missing)} of {count} parts are missing: {', '.join(missing[:20])}; add their folders")
+    for index, found in by_index.items():
+        if len(found) > 1:
+            raise ConfigError(f"part {index}/{count} is given more than once: {', '.join(found)}; leave one of them")
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A planned row, the number of the part that it is from, and what that part's state says of it."""
+
+    planned: PlannedRow
+    part: int
+    sample: SampleState
+
+
+class _Merge:
+    """The steps of one merge."""
+
+    def __init__(
+        self, parts: Sequence[FinishedPart], sources: Sequence[State], output: NpyOutput, state: State, copy: bool
+    ) -> None:
+        self.parts = parts
+        self.sources = sources
+        self.output = output
+        self.state = state
+        self.copy = copy
+        self.numbers = itertools.count()
+        self.linked = self.copied = self.reused = 0
+
+    def run(self) -> MergeSummary:
+        """Publish what is missing, then list everything in source order and sum up."""
+        facts = self.parts[0].facts
+        forget_exports(self.state)
+        for key in ("settings", "paths"):
+            self.state.put(key, self.sources[0].get(key))
+        self.list_finished(self.chunks())  # what a killed merge left in the manifests may end in half a line
+        val_ratio = facts.settings["val_ratio"]
+        with (
+            contextlib.closing(Publisher(self.output, self.state, val_ratio)) as publisher,
+            ThreadPoolExecutor(LINK_THREADS) as pool,
+        ):
+            for chunk in self.chunks():
+                publisher.publish(self.stage(chunk, pool), [])
+        listed = self.list_finished(self.chunks())
+        atomic.write_lines(self.output.root / REJECTED, self.rejected_lines())
+        extra = ((row.utterance.id, row.utterance.extra) for row, _ in self.rows())
+        write_extra_fields(self.output.root, extra)
+        stats = self.stats(listed)
+        write_stats(self.output.root / STATS, stats)
+        return MergeSummary(
+            self.output.root, len(self.parts), listed.train, listed.val, sum(stats["rejected"].values()),
+            listed.seconds / SECONDS_PER_HOUR, self.linked, self.copied, self.reused,
+        )  # fmt: skip
+
+    def rows(self) -> Iterator[tuple[PlannedRow, int]]:
+        """The planned rows of all parts in source order, each with the number of its part."""
+        streams = (zip(part.rows(), itertools.repeat(number)) for number, part in enumerate(self.parts))
+        return heapq.merge(*streams, key=lambda item: item[0].utterance.line)
+
+    def chunks(self) -> Iterator[list[_Row]]:
+        """The complete samples of all parts, in source order, some at a time."""
+        for chunk in chunks_of(self.rows(), CHUNK_ROWS):
+            found = []
+            for number, source in enumerate(self.sources):
+                mine = [row for row, part in chunk if part == number]
+                samples = source.samples(row.utterance.id for row in mine)
+                for row, sample in zip(mine, samples, strict=True):
+                    if sample is not None and not sample.missing(row.fingerprints):
+                        found.append(_Row(row, number, sample))
+            found.sort(key=lambda row: row.planned.utterance.line)
+            yield found
+
+    def stage(self, chunk: Sequence[_Row], pool: ThreadPoolExecutor) -> list[Staged]:
+        """Give the chunk's missing artifacts temporary names in the output; StoreError where a part lacks one."""
+        known = self.state.samples(row.planned.utterance.id for row in chunk)
+        wanted = []
+        for row, sample in zip(chunk, known, strict=True):
+            utterance = row.planned.utterance
+            there = sample is not None and not sample.missing(row.planned.fingerprints)
+            if there and sample is not None and not self.output.incomplete(utterance.id, sample):
+                self.reused += 1
+                continue
+            wanted.append(row)
+        brought = list(pool.map(self.stage_sample, wanted))
+        self.linked += sum(linked for _, linked in brought)
+        self.copied += sum(len(staged.files) - linked for staged, linked in brought)
+        return [staged for staged, _ in brought]
+
+    def stage_sample(self, row: _Row) -> tuple[Staged, int]:
+        """Link or copy one sample's artifacts; gives how many were linked. Runs in a thread."""
+        sample_id, part = row.planned.utterance.id, self.parts[row.part].output
+        lacking = part.incomplete(sample_id, row.sample)
+        if lacking:
+            raise StoreError(
+                f"{part.root} lists sample {sample_id!r}, but its artifacts are not whole ({lacking!r}); "
+                "run that part's build again, then this"
+            )
+        files, linked = {}, 0
+        for name in COLUMNS:
+            temporary = self.output.work / f"{next(self.numbers)}-{name}"
+            with atomic.explained(temporary):
+                linked += self.bring(part.artifact(name, sample_id), temporary)
+            files[name] = str(temporary)
+        shapes = expected_shapes(row.sample)
+        planned = PlannedRow(row.planned.utterance, row.planned.fingerprints, row.planned.audio, Need.ALL)
+        return Staged(planned, files, shapes, row.sample.seconds), linked
+
+    def bring(self, source: Path, target: Path) -> bool:
+        """A hard link to a finished file (True), else a synced copy."""
+        if not self.copy:
+            try:
+                os.link(source, target)
+                return True
+            except OSError as error:
+                if error.errno not in CANNOT_LINK:
+                    raise
+        with open(source, "rb") as reading, open(target, "wb") as writing:
+            shutil.copyfileobj(reading, writing, 1 << 20)
+            writing.flush()
+            atomic.sync_file(writing.fileno(), target)
+        return False
+
+    def list_finished(self, chunks: Iterable[Sequence[_Row]]) -> Listed:
+        """Make manifests and progress file list exactly what is here and complete."""
+        facts = self.parts[0].facts
+        options = ListingOptions(
+            val_ratio=facts.settings["val_ratio"],
+            max_text_tokens=facts.numbers["max_text_tokens"],
+            max_codes=facts.numbers["max_codes"],
+        )
+        with Listing(self.output, self.state, options) as listing:
+            for chunk in chunks:
+                known = self.state.samples(row.planned.utterance.id for row in chunk)
+                for row, sample in zip(chunk, known, strict=True):
+                    if sample is not None and not sample.missing(row.planned.fingerprints):
+                        listing.add(row.planned.utterance, sample)
+            return listing.listed
+
+    def rejected_lines(self) -> Iterator[bytes]:
+        """The lines of all parts' rejected.jsonl, by manifest line."""
+
+        def lines(part: FinishedPart) -> Iterator[tuple[int, bytes]]:
+            with open(part.output.root / REJECTED, "rb") as stream:
+                for line in stream:
+                    yield json.loads(line)["line"], line
+
+        return map(itemgetter(1), heapq.merge(*map(lines, self.parts), key=itemgetter(0)))
+
+    def stats(self, listed: Listed) -> dict[str, Any]:
+        """The content of stats.json: what was counted is added up, what the codes say is read from them."""
+        found = [json.loads((part.output.root / STATS).read_bytes()) for part in self.parts]
+        for part, other in zip(self.parts, found, strict=True):
+            if other["versions"] != found[0]["versions"]:
+                log.warning("%s was made with other versions: %s", part.output.root, other["versions"])
+        rejected: dict[str, int] = {}
+        for stats in found:
+            for reason, count in stats["rejected"].items():
+                rejected[reason] = rejected.get(reason, 0) + count
+        with open(self.output.root / PROGRESS, encoding="utf-8", newline="\n") as ids:
+            paths = (self.output.artifact("codes", line.rstrip("\n")) for line in ids)
+            codebook = codebook_use(paths, self.parts[0].facts.numbers["codebook_size"], read=self.output.content)
+        total = listed.train + listed.val
+        counted = {"total": total, "accepted": total, "train": listed.train, "val": listed.val}
+        overlong = {"text": listed.overlong_text, "codes": listed.overlong_codes}
+        return (
+            found[0]
+            | counted
+            | {name: sum(stats[name] for stats in found) for name in SUMMED}
+            | {"hours": round(listed.seconds / SECONDS_PER_HOUR, 6), "overlong": overlong, "codebook": codebook}
+            | {"rejected": dict(sorted(rejected.items()))}
+        )

@@ -1,0 +1,126 @@
+"""A finished part of a build (`--shard`) and what has to be known of it so that parts can be joined.
+
+Beside its features a part keeps, in its private folder, its rows with their line numbers and a record of what the
+plan, the models and the settings were. Gives writing, withdrawing and reading of that; knows nothing of joining.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from hfprep.errors import ConfigError, StoreError
+from hfprep.inputs.manifest.opening import rows_sha256
+from hfprep.io import atomic
+from hfprep.pipeline.config import BuildConfig, Part
+from hfprep.pipeline.inputs import Inputs
+from hfprep.pipeline.planning import planned_row
+from hfprep.store.layout import NpyOutput, PlannedRow
+
+PART_FORMAT = 1
+RECORD, ROWS = "part.json", "part-rows.arrow"
+SETTINGS = ("language", "map", "max_samples", "val_ratio", "drop_overlong", "hash_audio")
+
+
+@dataclass(frozen=True)
+class PartFacts:
+    """Which part of which plan this is, and everything that must be the same in all parts.
+
+    `numbers` are what the joined manifests and statistics are counted with: the model's positions and codebook size.
+    """
+
+    part: Part
+    manifest: str
+    manifest_sha256: str
+    models: dict[str, str]
+    numerics: dict[str, Any]
+    settings: dict[str, Any]
+    numbers: dict[str, int]
+
+    def differences(self, other: "PartFacts") -> list[str]:
+        """One line for each thing that must be the same and is not: its name, here and there."""
+        lines = []
+        if self.part.count != other.part.count:
+            lines.append(f"number of parts: {self.part.count} and {other.part.count}")
+        if self.manifest_sha256 != other.manifest_sha256:
+            lines.append(f"manifest: {self.manifest} ({self.manifest_sha256}) and {other.manifest} "
+                         f"({other.manifest_sha256})")  # fmt: skip
+        for what in ("models", "numerics", "settings", "numbers"):
+            mine, theirs = getattr(self, what), getattr(other, what)
+            for name in sorted(mine.keys() | theirs.keys()):
+                if mine.get(name) != theirs.get(name):
+                    lines.append(f"{name}: {mine.get(name)} and {theirs.get(name)}")
+        return lines
+
+
+@dataclass(frozen=True)
+class FinishedPart:
+    """The output directory of a part that is complete."""
+
+    output: NpyOutput
+    facts: PartFacts
+
+    def rows(self) -> Iterator[PlannedRow]:
+        """The part's rows, in source order, rejected ones among them."""
+        with pa.memory_map(str(self.output.private / ROWS)) as source, pa.ipc.open_stream(source) as batches:
+            for batch in batches:
+                yield from map(planned_row, batch.to_pylist())
+
+
+def part_facts(config: BuildConfig, inputs: Inputs) -> PartFacts:
+    """The facts of the part that `config` names."""
+    assert config.part is not None
+    model = inputs.model_config
+    numerics = {f"{group} {name}": value for group, values in inputs.settings(config).groups().items()
+                for name, value in values.items() if name not in inputs.sha256}  # fmt: skip
+    return PartFacts(
+        part=config.part,
+        manifest=str(config.manifest),
+        manifest_sha256=rows_sha256(config.manifest, config.field_map),
+        models=inputs.sha256,
+        numerics=numerics,
+        settings={name: getattr(config, name) for name in SETTINGS},
+        numbers={
+            "max_text_tokens": model.max_text_tokens,
+            "max_codes": model.max_mel_tokens,
+            "codebook_size": model.semantic_codec.codebook_size,
+        },
+    )
+
+
+def write_part(output: NpyOutput, rows: Path, facts: PartFacts) -> None:
+    """Mark an output directory as a finished part; `rows`, the plan's file, is copied beside the mark."""
+    with open(rows, "rb") as source, atomic.replacing(output.private / ROWS) as target:
+        shutil.copyfileobj(source, target, 1 << 20)
+    record = {"format": PART_FORMAT} | dataclasses.asdict(facts) | {"part": str(facts.part)}
+    atomic.write_bytes(output.private / RECORD, json.dumps(record, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+def withdraw_part(output: NpyOutput) -> None:
+    """Take the mark away: a run is about to change what it stands for."""
+    with atomic.explained(output.private):
+        (output.private / RECORD).unlink(missing_ok=True)
+
+
+def read_part(folder: Path) -> FinishedPart:
+    """The finished part in `folder`; ConfigError where there is none, or it is not finished."""
+    output = NpyOutput(folder)
+    path = output.private / RECORD
+    try:
+        record = json.loads(path.read_bytes())
+        if record.pop("format") != PART_FORMAT:
+            raise StoreError(f"{path} was written by another version of hfprep; use the version that made the parts")
+        facts = PartFacts(**record | {"part": Part.parse(record["part"])})
+    except FileNotFoundError:
+        if not output.private.is_dir():
+            raise ConfigError(f"{str(folder)!r} is not the output directory of a build with --shard") from None
+        message = "holds no finished part; run its `build --shard` again until it says that nothing is left"
+        raise ConfigError(f"{str(folder)!r} {message}") from None
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise StoreError(f"{path} cannot be read: {error}; run the part's `build --shard` again") from error
+    return FinishedPart(output, facts)

@@ -1,0 +1,364 @@
+"""What there is to do: the manifest held against the state, before anything is computed.
+
+Reads every line once, in order; writes the valid rows with their fingerprints and needs to one Arrow file, which
+is the `datasets.Dataset` that everything after this maps over. Opens no audio, except headers of artifacts to adopt.
+"""
+
+import dataclasses
+import gc
+import itertools
+import json
+import logging
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import datasets
+import pyarrow as pa
+
+from hfprep.errors import Reason, RejectedSample, StopRequested, StoreError
+from hfprep.inputs.manifest.field_map import FieldMap
+from hfprep.inputs.manifest.opening import open_source
+from hfprep.inputs.manifest.rows import AudioFinder, NoLookup, parse_line
+from hfprep.io.atomic import explained
+from hfprep.io.chunks import chunks_of
+from hfprep.io.references import parse_reference
+from hfprep.pipeline.config import Part
+from hfprep.pipeline.inspection import Inspected, Inspector
+from hfprep.pipeline.intake import check_length
+from hfprep.schema import Need, Rejection, Utterance
+from hfprep.store.fingerprints import AudioIdentity, Fingerprinter, Fingerprints, source_of
+from hfprep.store.layout import NpyOutput, PlannedRow
+from hfprep.store.shard_index import ShardIndex
+from hfprep.store.state import GROUPS, SampleState, State
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+
+CHUNK_ROWS = 4096
+SHOWN_CHANGES = 5
+INSPECTED_TOGETHER = 256  # rows that one thread looks up at a time
+UTTERANCE_FIELDS = tuple(item.name for item in dataclasses.fields(Utterance))
+_fields_of = operator.attrgetter(*UTTERANCE_FIELDS)
+ROWS_SCHEMA = pa.schema(
+    [
+        ("line", pa.int64()),
+        ("id", pa.string()),
+        ("text", pa.string()),
+        ("audio", pa.string()),
+        ("path", pa.string()),
+        ("speaker", pa.string()),
+        ("language", pa.string()),
+        ("duration", pa.float64()),
+        ("extra", pa.string()),
+        ("text_fingerprint", pa.binary(16)),
+        ("codes_fingerprint", pa.binary(16)),
+        ("latents_fingerprint", pa.binary(16)),
+        ("audio_bytes", pa.int64()),
+        ("audio_mtime_ns", pa.int64()),
+        ("audio_sha256", pa.string()),
+        ("need", pa.uint8()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What decides which rows are taken and what of them is reused.
+
+    With `max_text_tokens` or `max_codes` finished samples beyond are rejected, as they are when they are computed.
+    Artifacts are adopted only where they are `model_dim` wide.
+    """
+
+    language: str | None = None
+    max_samples: int | None = None
+    part: Part | None = None
+    fields: FieldMap = field(default_factory=FieldMap)
+    skip_existing: bool = False
+    hash_audio: bool = False
+    refuse_changes: bool = False
+    workers: int = 1
+    settings_changes: tuple[str, ...] = ()
+    max_text_tokens: int | None = None
+    max_codes: int | None = None
+    model_dim: int | None = None
+
+
+@dataclass
+class PlanCounts:
+    """What the scan of a manifest found. lines_read = rows + rejected + capped, of this part if there are parts."""
+
+    lines_read: int = 0
+    rows: int = 0
+    rejected: int = 0
+    capped: int = 0
+    pending: int = 0
+    reused: int = 0
+    adopted: int = 0
+    mended: int = 0
+    changed: int = 0
+    need: Need = Need.NOTHING
+    changes: list[str] = field(default_factory=list)
+
+
+class Plan:
+    """The valid rows of a manifest as a Dataset on disk, in source order."""
+
+    def __init__(self, path: Path, counts: PlanCounts) -> None:
+        self.path = path
+        self.dataset = datasets.Dataset.from_file(str(path))
+        self.counts = counts
+
+    def chunks(self) -> Iterator[list[PlannedRow]]:
+        """Every valid row, in order, some thousand at a time; read, not mapped, so that no memory is kept."""
+        with pa.OSFile(str(self.path)) as source, pa.ipc.open_stream(source) as batches:
+            for batch in batches:
+                yield [planned_row(row) for row in batch.to_pylist()]
+
+    def pending_positions(self) -> list[int]:
+        """Positions in `dataset` of the rows of which something has yet to be computed."""
+        positions: list[int] = self.dataset.data.column("need").to_numpy().nonzero()[0].tolist()
+        return positions
+
+    def pending(self) -> datasets.Dataset:
+        """The rows of which something has yet to be computed."""
+        return self.dataset.select(self.pending_positions())
+
+
+def planned_row(row: dict[str, Any]) -> PlannedRow:
+    """A row of the plan's Dataset as an object."""
+    utterance = Utterance(*(row[name] for name in UTTERANCE_FIELDS))
+    fingerprints = Fingerprints(row["text_fingerprint"], row["codes_fingerprint"], row["latents_fingerprint"])
+    audio = AudioIdentity(row["audio_bytes"], row["audio_mtime_ns"], row["audio_sha256"])
+    return PlannedRow(utterance, fingerprints, audio, Need(row["need"]))
+
+
+class Lister(Protocol):
+    """Is told of every complete sample, in the manifest's order."""
+
+    def add(self, utterance: Utterance, sample: SampleState) -> None: ...
+
+
+class Planner:
+    """Scans a manifest and decides, row by row, what is finished already: artifacts, or what lies in `shards`."""
+
+    def __init__(
+        self,
+        output: NpyOutput,
+        state: State,
+        fingerprinter: Fingerprinter,
+        options: PlanOptions,
+        listing: Lister,
+        shards: ShardIndex | None = None,
+    ) -> None:
+        self.output = output
+        self.state = state
+        self.shards = shards
+        self.fingerprinter = fingerprinter
+        self.options = options
+        self.listing = listing
+        self.inspector = Inspector(
+            output=output, hash_audio=options.hash_audio, adopt=options.skip_existing, model_dim=options.model_dim
+        )
+        self.counts = PlanCounts()
+
+    def plan(self, manifest: Path, *, stop: Callable[[], bool] = lambda: False) -> Plan:
+        """Scan the manifest; rejections go to the state, complete samples to the listing.
+
+        Raises StoreError where changes are refused and there are some, StopRequested once `stop()` is true.
+        """
+        path = self.output.work / "rows.arrow"
+        with ExitStack() as stack:
+            stack.enter_context(explained(path))
+            stack.enter_context(_no_garbage_collection())
+            pool = stack.enter_context(ThreadPoolExecutor(self.options.workers))
+            sink = stack.enter_context(pa.OSFile(str(path), "wb"))
+            writer = stack.enter_context(pa.ipc.new_stream(sink, ROWS_SCHEMA))
+            for chunk, inspected in self._inspected(manifest, pool):
+                if stop():
+                    raise StopRequested
+                writer.write_batch(self._plan_chunk(chunk, inspected))
+        return Plan(path, self.counts)
+
+    def _valid_rows(self, manifest: Path) -> Iterator[Utterance]:
+        """Rows that can be read and whose id is new, up to the cap; everything else is rejected or counted."""
+        source = open_source(manifest, self.options.fields)
+        here, elsewhere = AudioFinder(manifest), NoLookup(manifest)
+        counts, part = self.counts, self.options.part
+        taken = 0
+        for number, raw in source.lines():
+            mine = part is None or part.holds(number)
+            counts.lines_read += mine
+            if taken == self.options.max_samples:
+                counts.capped += mine
+                continue
+            # Lines of other parts are read too: a duplicate id and --max-samples are matters of the whole manifest.
+            row = parse_line(number, raw, here if mine else elsewhere, self.options.language)
+            if isinstance(row, Utterance) and not self.state.first_sight(row.id):
+                message = f"id {row.id!r} stands on an earlier line already; give each row its own"
+                row = Rejection(number, row.id, Reason.DUPLICATE_ID, message)
+            if isinstance(row, Rejection):
+                if mine:
+                    self._reject(row)
+                continue
+            taken += 1
+            if mine:
+                yield row
+
+    def _reject(self, rejection: Rejection) -> None:
+        self.state.reject(rejection)
+        self.counts.rejected += 1
+
+    def _inspected(
+        self, manifest: Path, pool: ThreadPoolExecutor
+    ) -> Iterator[tuple[list[Utterance], Iterator[list[Inspected | RejectedSample]]]]:
+        """Chunks of valid rows with what the disk says of them; looked up while the chunk before is worked on."""
+        waiting = None
+        for chunk in chunks_of(self._valid_rows(manifest), CHUNK_ROWS):
+            ids = [utterance.id for utterance in chunk]
+            packed = [None] * len(ids) if self.shards is None else self.shards.packed(ids)
+            known = zip(chunk, self.state.samples(ids), packed, strict=True)
+            looking = (chunk, pool.map(self.inspector.inspect, chunks_of(known, INSPECTED_TOGETHER)))
+            if waiting is not None:
+                yield waiting
+            waiting = looking
+        if waiting is not None:
+            yield waiting
+
+    def _plan_chunk(
+        self, chunk: Sequence[Utterance], inspected: Iterator[list[Inspected | RejectedSample]]
+    ) -> pa.RecordBatch:
+        """The chunk's rows whose audio is there, as Arrow; changes to the state are kept in one transaction."""
+        rows = []
+        with self.state.transaction():
+            for utterance, found in zip(chunk, itertools.chain.from_iterable(inspected), strict=True):
+                try:
+                    rows.append(self._decide(utterance, found))
+                except RejectedSample as error:
+                    self._reject(Rejection(utterance.line, utterance.id, error.reason, error.message))
+            if self.options.refuse_changes and self.counts.changed:
+                self._refuse()
+        columns = zip(*rows, strict=True) if rows else [[] for _ in ROWS_SCHEMA]
+        arrays = [pa.array(values, item.type) for values, item in zip(columns, ROWS_SCHEMA, strict=True)]
+        return pa.record_batch(arrays, schema=ROWS_SCHEMA)
+
+    def _decide(self, utterance: Utterance, found: Inspected | RejectedSample) -> tuple[Any, ...]:
+        """One line of the plan; lists what is complete, notes in the state what was adopted or is not on disk."""
+        if isinstance(found, RejectedSample):
+            raise found
+        identity, sample = found.identity, found.known
+        fingerprints = self.fingerprinter.of(utterance, identity)
+        need = Need.ALL
+        if sample is not None:
+            need = self._missing(utterance, sample, found, fingerprints)
+        elif found.adopted:
+            need = self._adopt(utterance, found.adopted, fingerprints, source_of(utterance, identity))
+            sample = self.state.sample(utterance.id)
+        counts = self.counts
+        if sample is not None:
+            if self.options.max_text_tokens is not None or self.options.max_codes is not None:
+                self._check_lengths(sample, ~need)
+            if not need:
+                self.listing.add(utterance, sample)
+        counts.rows += 1
+        if need:
+            counts.need |= need
+            counts.pending += 1
+        else:
+            counts.reused += 1
+        fields = _fields_of(utterance)
+        prints = (fingerprints.text, fingerprints.codes, fingerprints.latents)
+        return (*fields, *prints, identity.size, identity.mtime_ns, identity.sha256, int(need))
+
+    def _missing(self, utterance: Utterance, sample: SampleState, found: Inspected, fingerprints: Fingerprints) -> Need:
+        """The groups of a known sample that have to be computed."""
+        missing = sample.missing(fingerprints)
+        if found.identity.sha256 and not missing & Need.AUDIO:
+            self._keep_source(utterance, sample, found.identity)
+        if not missing and not found.incomplete:
+            return missing
+        stale = missing & sample.finished()
+        if stale & Need.AUDIO:
+            same = self._seen_otherwise(utterance, sample, found.identity, fingerprints) & stale
+            stale, missing = stale & ~same, missing & ~same
+        if stale:
+            self._note_change(utterance, sample, source_of(utterance, found.identity))
+        if found.incomplete:
+            self.state.begin([(utterance.id, found.incomplete)])
+        return missing | found.incomplete
+
+    def _keep_source(self, utterance: Utterance, sample: SampleState, identity: AudioIdentity) -> None:
+        """Note under which mtime a content was seen again, for runs without --hash-audio."""
+        source = source_of(utterance, identity)
+        if sample.source != source:
+            self.state.adopt(utterance.id, {"source": source})
+
+    def _seen_otherwise(
+        self, utterance: Utterance, sample: SampleState, identity: AudioIdentity, fingerprints: Fingerprints
+    ) -> Need:
+        """The groups that are what is wanted, only fingerprinted before --hash-audio was switched on or off."""
+        source = json.loads(sample.source or "{}")
+        earlier = identity.known_by(source)
+        # Two clips inside one file have its mtime, and may be of one length: they are the same only by their place.
+        if earlier is None or (parse_reference(utterance.audio) and source.get("audio") != utterance.audio):
+            return Need.NOTHING
+        same = Need.AUDIO & ~sample.missing(self.fingerprinter.of(utterance, earlier))
+        wanted = fingerprints.by_need()
+        values: dict[str, Any] = {name: wanted[group] for group, name in GROUPS.items() if group & same}
+        if values:
+            self.state.adopt(utterance.id, values | {"source": source_of(utterance, identity)})
+        return same
+
+    def _check_lengths(self, sample: SampleState, fresh: Need) -> None:
+        """Refuse a finished sample that --drop-overlong would have refused before."""
+        if fresh & Need.TEXT:
+            check_length(Reason.TEXT_TOO_LONG, sample.text_len or 0, self.options.max_text_tokens)
+        if fresh & Need.CODES:
+            check_length(Reason.CODES_TOO_LONG, sample.code_len or 0, self.options.max_codes)
+
+    def _adopt(self, utterance: Utterance, values: dict[str, Any], fingerprints: Fingerprints, source: str) -> Need:
+        need = Need.ALL
+        mended = values.pop("mended", False)
+        for group, name in GROUPS.items():
+            if values.get(name):
+                values[name] = getattr(fingerprints, name)
+                need &= ~group
+        if values:
+            self.state.adopt(utterance.id, values | {"source": source})
+        self.counts.adopted += not need
+        self.counts.mended += mended
+        return need
+
+    def _note_change(self, utterance: Utterance, known: SampleState, source: str) -> None:
+        self.counts.changed += 1
+        if len(self.counts.changes) < SHOWN_CHANGES:
+            before, now = json.loads(known.source or "{}"), json.loads(source)
+            differing = [
+                f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in now if before.get(key) != now[key]
+            ]
+            if differing:
+                self.counts.changes.append(f"line {utterance.line}, id {utterance.id!r}: {'; '.join(differing)}")
+
+    def _refuse(self) -> None:
+        lines = "\n  ".join([*self.options.settings_changes, *self.counts.changes])
+        raise StoreError(
+            f"what finished samples depend on has changed, and --on-change is refuse:\n  {lines}\n"
+            "run with --on-change recompute to redo them, or with another --output-dir"
+        )
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Spare the collector a million short-lived objects without cycles; it would walk all of torch again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

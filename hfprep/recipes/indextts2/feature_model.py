@@ -1,0 +1,210 @@
+"""From input features to codes, condition latents and emotion vector: the four models, one after the other.
+
+Gives `FeatureModel` and its result `FeatureTensors`. Takes padded batches of tensors. Knows nothing of audio, of
+samples or of what to do when memory runs out: every step is an attribute (`semantic_encoder`, `semantic_codec`,
+`conditioner`, `emotion_conditioner`) that a caller may time, replace or make fail.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from hfprep.models.conditioner import Conditioner, EmotionConditioner
+from hfprep.models.mapped_weights import hold_weights
+from hfprep.models.masking import FrameMask, packs
+from hfprep.models.precision import computing, lower_weights, require
+from hfprep.models.semantic_codec import SemanticCodec
+from hfprep.models.semantic_encoder import SemanticEncoder
+from hfprep.models.streams import Streams
+from hfprep.recipes.indextts2.checkpoints import load_conditioners, load_semantic_codec, load_semantic_encoder
+from hfprep.recipes.indextts2.config import ModelConfig
+from hfprep.recipes.indextts2.locate import ModelFiles
+
+if TYPE_CHECKING:
+    from hfprep.models.kernels.codec import FusedSemanticCodec
+    from hfprep.models.kernels.conditioner import FusedConditioner
+    from hfprep.models.kernels.encoder import FusedSemanticEncoder
+
+MIN_FRAMES = 3
+
+
+@dataclass(frozen=True)
+class FeatureTensors:
+    """What a batch of B clips, padded to T frames, gave; None for what was not asked for.
+
+    `codes` (B, T) int64, of which the first lengths[b] are clip b's; `condition` (B, L, M) float32;
+    `emo_vec` (B, M) float32. All on the model's device.
+    """
+
+    codes: Tensor | None
+    condition: Tensor | None
+    emo_vec: Tensor | None
+
+
+class FeatureModel(nn.Module):
+    """The semantic encoder, the codec and the two conditioning branches."""
+
+    def __init__(
+        self,
+        *,
+        semantic_encoder: SemanticEncoder,
+        semantic_codec: SemanticCodec,
+        conditioner: Conditioner,
+        emotion_conditioner: EmotionConditioner,
+        config: ModelConfig,
+        precision: str = "fp32",
+    ) -> None:
+        super().__init__()
+        self.semantic_encoder: SemanticEncoder | FusedSemanticEncoder = semantic_encoder
+        self.semantic_codec: SemanticCodec | FusedSemanticCodec = semantic_codec
+        self.conditioner: Conditioner | FusedConditioner = conditioner
+        self.emotion_conditioner: EmotionConditioner | FusedConditioner = emotion_conditioner
+        emotion_conditioner.conformer.subsampling.scratch = conditioner.conformer.subsampling.scratch  # by turns
+        self.streams = Streams()
+        conformers = (conditioner.conformer, emotion_conditioner.conformer)
+        for module in (*semantic_encoder.layers, *semantic_codec.blocks, *conformers):
+            self.streams.ends_with(module)
+        self.config = config
+        self.precision = precision
+        self.min_frames = MIN_FRAMES
+        rows = min(branch.conformer.position_table.shape[1] for branch in (conditioner, emotion_conditioner))
+        # T' = (T - 1) // 2 must stay below the number of rows of the position table.
+        self.max_frames = 2 * rows
+        self.model_dim = config.model_dim
+        self.num_condition_latents: int = conditioner.perceiver.latents.shape[0]
+        self.eval().requires_grad_(False)
+
+    @classmethod
+    def load(
+        cls,
+        files: ModelFiles,
+        config: ModelConfig,
+        *,
+        device: str | torch.device = "cpu",
+        precision: str = "fp32",
+    ) -> FeatureModel:
+        """Load all parts from `files`, to compute in `precision`; in fp32 on a CPU the weights stay memory-mapped.
+
+        Raises CheckpointError where a file is not what `config` and the semantic model's config.json say, and
+        ConfigError where the device cannot compute in that precision.
+        """
+        require(precision, torch.device(device))
+        encoder = load_semantic_encoder(files.semantic_config, files.semantic_weights, files.w2v_stat)
+        codec = load_semantic_codec(files.semantic_codec, config)
+        conditioner, emotion_conditioner = load_conditioners(
+            files.gpt_checkpoint, config, semantic_size=encoder.mean.shape[0]
+        )
+        model = cls(
+            semantic_encoder=encoder,
+            semantic_codec=codec,
+            conditioner=conditioner,
+            emotion_conditioner=emotion_conditioner,
+            config=config,
+            precision=precision,
+        )
+        if torch.device(device).type == "cuda" and precision != "fp32":
+            return model.to(device).fused()
+        if precision != "fp32":
+            lower_weights((encoder, conditioner, emotion_conditioner))
+        model.to(device)
+        subsamplings = (conditioner.conformer.subsampling, emotion_conditioner.conformer.subsampling)
+        hold_weights(model, [*encoder.layers, *subsamplings])
+        return model
+
+    @torch.no_grad()
+    def fused(self) -> FeatureModel:
+        """This model with its parts, which are on a GPU, replaced by those that compute in its precision there."""
+        from hfprep.models.kernels.codec import FusedSemanticCodec
+        from hfprep.models.kernels.conditioner import FusedConditioner, FusedEmotionConditioner
+        from hfprep.models.kernels.encoder import FusedSemanticEncoder
+        from hfprep.models.kernels.operators import FORMS
+
+        if isinstance(self.semantic_codec, SemanticCodec):
+            self.semantic_codec = FusedSemanticCodec(self.semantic_codec, FORMS["exact"])
+        form = FORMS.get(self.precision)
+        if form is not None and isinstance(self.semantic_encoder, SemanticEncoder):
+            self.semantic_encoder = FusedSemanticEncoder(self.semantic_encoder, form)
+        if form is not None and isinstance(self.conditioner, Conditioner):
+            self.conditioner = FusedConditioner(self.conditioner, form)
+        if form is not None and isinstance(self.emotion_conditioner, EmotionConditioner):
+            self.emotion_conditioner = FusedEmotionConditioner(self.emotion_conditioner, form)
+        return self
+
+    @property
+    def packs(self) -> bool:
+        """Whether the clips of a batch are computed one after another, without its padding."""
+        return packs(self.device) and isinstance(self.semantic_encoder, SemanticEncoder)
+
+    @property
+    def device(self) -> torch.device:
+        return self.semantic_encoder.mean.device
+
+    def forward(
+        self, input_features: Tensor, lengths: Tensor, *, codes: bool = True, latents: bool = True
+    ) -> FeatureTensors:
+        """Compute the features of a padded batch.
+
+        `input_features` (B, T, 160) float32 on the model's device, `lengths` (B,) int64 on the CPU: the valid frames
+        of each clip, from `min_frames` to `max_frames`. What stands in the padding may be any finite numbers.
+        `codes`, `latents`: what to compute (`latents` is condition and emo_vec); the rest is None.
+        Raises ValueError for lengths out of range or a batch of another shape.
+        """
+        self._check(input_features, lengths)
+        compute = partial(self._compute, codes=codes, latents=latents)
+        if not self.packs:
+            device = input_features.device
+            return compute(input_features, FrameMask.from_lengths(lengths, input_features.shape[1], device))
+        frames = lengths.tolist()
+
+        def compute_part(clips: list[int]) -> FeatureTensors:
+            mask = FrameMask.of_packed(lengths[clips], input_features.device)
+            return compute(torch.cat([input_features[clip, : frames[clip]] for clip in clips])[None], mask)
+
+        parts = self.streams.parts(frames)
+        return _joined(self.streams.run(compute_part, parts), [clip for part in parts for clip in part])
+
+    def _compute(self, input_features: Tensor, mask: FrameMask, *, codes: bool, latents: bool) -> FeatureTensors:
+        """The features of a batch that is padded or packed, in its order."""
+        device = input_features.device
+        with torch.inference_mode(), computing(self.precision, device):
+            semantic = self.semantic_encoder(input_features, mask)
+            # A hair's breadth decides between two codes, and the codec is a twentieth of the work: nothing coarse here.
+            with computing("fp32", device):
+                found = self.semantic_codec(semantic, mask) if codes else None
+                if found is not None and mask.packed:
+                    found = pad_sequence([clip[0] for clip in mask.clips(found)], batch_first=True)
+            return FeatureTensors(
+                codes=found,
+                condition=self.conditioner(semantic, mask) if latents else None,
+                emo_vec=self.emotion_conditioner(semantic, mask) if latents else None,
+            )
+
+    def _check(self, input_features: Tensor, lengths: Tensor) -> None:
+        if input_features.ndim != 3 or lengths.shape != input_features.shape[:1]:
+            raise ValueError(
+                f"input_features {tuple(input_features.shape)} and lengths {tuple(lengths.shape)} "
+                "must be (B, T, 160) and (B,)"
+            )
+        shortest, longest = int(lengths.min()), int(lengths.max())
+        if shortest < self.min_frames or longest > min(self.max_frames, input_features.shape[1]):
+            raise ValueError(
+                f"lengths go from {shortest} to {longest} frames; they must lie between {self.min_frames} and "
+                f"{self.max_frames}, and within the batch's {input_features.shape[1]}"
+            )
+
+
+def _joined(parts: list[FeatureTensors], clips: list[int]) -> FeatureTensors:
+    """The features of the clips 0, 1, ... from those of parts, which hold `clips` one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    places = torch.tensor(clips).argsort()
+    codes, *latents = ([getattr(part, name) for part in parts] for name in ("codes", "condition", "emo_vec"))
+    condition, emo_vec = (None if found[0] is None else torch.cat(found)[places] for found in latents)
+    rows = None if codes[0] is None else pad_sequence([row for found in codes for row in found], batch_first=True)
+    return FeatureTensors(codes=None if rows is None else rows[places], condition=condition, emo_vec=emo_vec)

@@ -1,0 +1,135 @@
+"""What can be known of a sample without the models: its text ids, its audio's header, the reason to reject it.
+
+Gives `Inspector`, which runs in many processes at once, and `Inspection`, its result. Decides through `load_sample`, as
+a build does. Knows nothing of whole manifests.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hfprep.errors import RejectedSample
+from hfprep.inputs.audio.decode import TARGET_SAMPLING_RATE, load_waveform, read_header
+from hfprep.inputs.text.tokenizer import TextTokenizer, Tokenized
+from hfprep.models.input_features import extract_input_features, num_input_frames
+from hfprep.pipeline.inspection import identify_audio
+from hfprep.pipeline.intake import Loaded, SampleLimits, Task, load_sample, reject
+from hfprep.schema import Need, Rejection, Utterance
+
+SPACE_PIECE = "\u2581"  # SentencePiece's mark for a space
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What was found of one row that a build would take. `unknown`: the pieces that the tokenizer does not know."""
+
+    num_tokens: int
+    unknown: tuple[str, ...]
+    num_frames: int
+    seconds: float
+    sampling_rate: int
+    channels: int
+    format: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectorSettings:
+    """What decides about a row: the tokenizer (None: texts are not looked at), the limits, how audio is read."""
+
+    tokenizer: Path | None
+    limits: SampleLimits
+    via_sampling_rate: int | None = None
+    decode: bool = False
+
+
+class _Remembering:
+    """A tokenizer that keeps what it made of the last text."""
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.last: Tokenized | None = None
+
+    def encode(self, text: str, language: str | None) -> np.ndarray:
+        self.last = self.tokenizer.tokenize(text, language)
+        return self.last.ids
+
+
+class Inspector:
+    """Looks at rows, one after another; one for each thread or process."""
+
+    def __init__(self, settings: InspectorSettings, tokenizer: TextTokenizer | None = None) -> None:
+        self.settings = settings
+        if tokenizer is None and settings.tokenizer is not None:
+            tokenizer = TextTokenizer(settings.tokenizer)
+        self.tokenizer = tokenizer
+
+    def inspect(self, utterance: Utterance) -> Inspection | Rejection:
+        """Everything about one row, or why a build would reject it."""
+        need = Need.CODES | (Need.TEXT if self.tokenizer is not None else Need.NOTHING)
+        task = Task(utterance, need)
+        try:
+            identify_audio(utterance.path, by_content=False)
+        except RejectedSample as error:
+            return reject(task, error.reason, error.message)
+        text = _Remembering(self.tokenizer) if self.tokenizer is not None else None
+        header = _HeaderReader(self.settings.via_sampling_rate, self.settings.decode)
+        loaded = load_sample(task, text, header.read, self.settings.limits)  # type: ignore[arg-type]
+        if not isinstance(loaded, Loaded):
+            return loaded[1]
+        tokenized = text.last if text is not None else None
+        return Inspection(
+            num_tokens=0 if loaded.text_ids is None else len(loaded.text_ids),
+            unknown=() if tokenized is None else tuple(piece.replace(SPACE_PIECE, "") for piece in tokenized.unknown),
+            num_frames=loaded.num_frames,
+            seconds=loaded.seconds or 0.0,
+            sampling_rate=header.sampling_rate,
+            channels=header.channels,
+            format=header.format,
+        )
+
+
+@dataclass
+class _HeaderReader:
+    """Reads the audio of one sample: its header alone, or all of it as a build does."""
+
+    via: int | None
+    decode: bool
+    sampling_rate: int = 0
+    channels: int = 0
+    format: str = ""
+
+    def read(self, path: str, check_frames: Callable[[int], None]) -> tuple[np.ndarray, float]:
+        found = read_header(path)
+        self.sampling_rate, self.channels, self.format = found.sampling_rate, found.channels, found.format
+        if self.decode:
+            waveform = load_waveform(path, via=self.via)
+            check_frames(num_input_frames(len(waveform.samples)))
+            return extract_input_features(waveform.samples), waveform.seconds
+        frames = frames_of_header(found.seconds, found.sampling_rate, self.via)
+        check_frames(frames)
+        return np.empty((frames, 0), np.float32), found.seconds
+
+
+def frames_of_header(seconds: float, sampling_rate: int, via: int | None = None) -> int:
+    """Model frames that a file of that length and rate in Hz will have once it is resampled."""
+    num_samples = round(seconds * sampling_rate)
+    if via is not None and sampling_rate != TARGET_SAMPLING_RATE:
+        num_samples, sampling_rate = -(-num_samples * via // sampling_rate), via
+    return num_input_frames(-(-num_samples * TARGET_SAMPLING_RATE // sampling_rate))
+
+
+_inspector: list[Inspector] = []
+
+
+def start_process(settings: InspectorSettings) -> None:
+    """Prepare this worker process; called once in each."""
+    torch.set_num_threads(1)
+    _inspector[:] = [Inspector(settings)]
+
+
+def inspect_in_process(rows: Sequence[Utterance]) -> list[Inspection | Rejection]:
+    """Look at some rows in a worker process."""
+    return [_inspector[0].inspect(row) for row in rows]

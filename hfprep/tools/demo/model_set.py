@@ -1,0 +1,274 @@
+"""A model set of RANDOM numbers in the published layouts, made from a seed.
+
+Gives `make_model_set`: the real architectures at small width (seconds, a few megabytes) for the demo and the tests, or
+at the published widths (3.8 GB of disk) for measuring speed and memory. What it computes varies with the audio and
+means nothing. Knows nothing of runs.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import yaml
+
+from hfprep.models.input_features import FEATURE_DIM, PREPROCESSOR_VALUES, extract_input_features
+from hfprep.models.masking import FrameMask
+from hfprep.models.semantic_config import NUM_LAYERS, SemanticEncoderConfig
+from hfprep.recipes.indextts2.checkpoints import (
+    CODEC_FILE,
+    GPT_FILE,
+    SEMANTIC_FILE,
+    expected_shapes,
+    load_semantic_encoder,
+)
+from hfprep.recipes.indextts2.config import ModelConfig
+from hfprep.tools.demo.random_weights import Shapes, write_safetensors, write_torch_file
+from hfprep.tools.demo.tokenizer import VOCABULARY_SIZE, train_tokenizer
+from hfprep.tools.demo.voice import SPEAKERS, speak
+
+Size = Literal["small", "published"]
+
+CONFIG_FILE = "config.yaml"
+STATISTICS_FILE = "wav2vec2bert_stats.pt"
+TOKENIZER_FILE = "bpe.model"
+SEMANTIC_FOLDER = "w2v-bert-2.0"
+MARK_FILE = "RANDOM.json"
+README_FILE = "README.md"
+VERSION = 2  # of the numbers made from a seed; raise it when they change
+
+CALIBRATION_SECONDS = 3.0
+STATISTICS_DIGITS = 3  # rounded, so that another number of threads gives the same file
+
+README = """# RANDOM models
+Every number in this folder was drawn at random (seed {seed}, {size} size). The files have the layout of the published
+checkpoints, so that programs can be tried and measured. Features computed with them mean nothing: do not train on them.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Widths:
+    """The numbers by which the two sizes differ; each branch is (output_size, linear_units, heads, blocks)."""
+
+    model_dim: int
+    heads: int
+    layers: int
+    max_mel_tokens: int
+    max_text_tokens: int
+    text_tokens: int
+    condition: tuple[int, int, int, int]
+    emotion: tuple[int, int, int, int]
+    codebook_size: int
+    codec: tuple[int, int, int]
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_layers: int
+
+
+_SIZES: dict[str, _Widths] = {
+    "small": _Widths(
+        model_dim=48, heads=4, layers=1, max_mel_tokens=600, max_text_tokens=200, text_tokens=VOCABULARY_SIZE,
+        condition=(32, 64, 4, 2), emotion=(24, 48, 2, 1), codebook_size=256, codec=(32, 64, 2),
+        hidden_size=48, intermediate_size=96, num_heads=4, num_layers=NUM_LAYERS + 1,
+    ),
+    "published": _Widths(
+        model_dim=1280, heads=20, layers=24, max_mel_tokens=1815, max_text_tokens=600, text_tokens=12_000,
+        condition=(512, 2048, 8, 6), emotion=(512, 1024, 4, 4), codebook_size=8192, codec=(384, 2048, 12),
+        hidden_size=1024, intermediate_size=4096, num_heads=16, num_layers=24,
+    ),
+}  # fmt: skip
+
+
+def make_model_set(folder: str | Path, *, seed: int = 0, size: Size = "small") -> Path:
+    """Write a whole model set into `folder` and give its path; a complete one of that seed and size is left alone.
+
+    The published size takes 3.8 GB of disk and a minute. Its files are as long as the published ones, 5.9 GB, but for
+    the codec's decoder, of which there is as much as shows that it is skipped; the GPT's own weights are zeros.
+    Raises ValueError for another size.
+    """
+    if size not in _SIZES:
+        raise ValueError(f"size is {size!r}; it must be one of {', '.join(_SIZES)}")
+    folder = Path(folder)
+    mark = {"random": True, "seed": seed, "size": size, "version": VERSION}
+    if _read_mark(folder) == mark:
+        return folder
+    (folder / CODEC_FILE).parent.mkdir(parents=True, exist_ok=True)
+    (folder / SEMANTIC_FILE).parent.mkdir(parents=True, exist_ok=True)
+    (folder / MARK_FILE).unlink(missing_ok=True)
+    (folder / README_FILE).write_text(README.format(seed=seed, size=size), encoding="utf-8")
+    (folder / TOKENIZER_FILE).write_bytes(train_tokenizer())
+    config, semantic_config = _write_configs(folder, size)
+    needed = expected_shapes(config, semantic_config)
+    gpt = _unneeded_gpt(config, _SIZES[size])
+    holes = gpt.keys() if size == "published" else ()  # 2 GB that need not lie on the disk
+    write_torch_file(folder / GPT_FILE, {**needed[GPT_FILE], **gpt}, seed=seed, holes=holes)
+    write_safetensors(folder / CODEC_FILE, {**needed[CODEC_FILE], **_unneeded_codec(needed[CODEC_FILE])}, seed=seed)
+    semantic = {**needed[SEMANTIC_FILE], **_unneeded_layers(needed[SEMANTIC_FILE], _SIZES[size].num_layers)}
+    write_safetensors(folder / SEMANTIC_FILE, semantic, seed=seed)
+    _write_statistics(folder, semantic_config)
+    (folder / MARK_FILE).write_text(json.dumps(mark) + "\n", encoding="utf-8")
+    return folder
+
+
+def _read_mark(folder: Path) -> Any:
+    try:
+        return json.loads((folder / MARK_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _write_configs(folder: Path, size: Size) -> tuple[ModelConfig, SemanticEncoderConfig]:
+    widths = _SIZES[size]
+    text = yaml.safe_dump(_config_values(widths), sort_keys=False)
+    (folder / CONFIG_FILE).write_text(f"# RANDOM models: every number in this folder was drawn at random.\n{text}")
+    semantic = folder / SEMANTIC_FOLDER
+    _write_json(semantic / "config.json", _semantic_values(widths))
+    # The published file pads with 1; only frames that are masked out ever hold it.
+    _write_json(semantic / "preprocessor_config.json", {**PREPROCESSOR_VALUES, "padding_value": 1, "random": True})
+    return ModelConfig.read(folder / CONFIG_FILE), SemanticEncoderConfig.read(semantic / "config.json")
+
+
+def _config_values(widths: _Widths) -> dict[str, Any]:
+    def branch(output_size: int, linear_units: int, heads: int, blocks: int) -> dict[str, Any]:
+        return {
+            "output_size": output_size,
+            "linear_units": linear_units,
+            "attention_heads": heads,
+            "num_blocks": blocks,
+            "input_layer": "conv2d2",
+            "perceiver_mult": 2,
+        }
+
+    codec_dim, codec_intermediate, codec_layers = widths.codec
+    return {
+        "random": True,
+        "gpt": {
+            "model_dim": widths.model_dim,
+            "heads": widths.heads,
+            "layers": widths.layers,
+            "max_mel_tokens": widths.max_mel_tokens,
+            "max_text_tokens": widths.max_text_tokens,
+            "number_text_tokens": widths.text_tokens,
+            "number_mel_codes": widths.codebook_size + 2,
+            "start_mel_token": widths.codebook_size,
+            "stop_mel_token": widths.codebook_size + 1,
+            "start_text_token": 0,
+            "stop_text_token": 1,
+            "condition_type": "conformer_perceiver",
+            "condition_module": branch(*widths.condition),
+            "emo_condition_module": branch(*widths.emotion),
+        },
+        "semantic_codec": {
+            "codebook_size": widths.codebook_size,
+            "hidden_size": widths.hidden_size,
+            "codebook_dim": 8,
+            "vocos_dim": codec_dim,
+            "vocos_intermediate_dim": codec_intermediate,
+            "vocos_num_layers": codec_layers,
+        },
+        "gpt_checkpoint": GPT_FILE,
+        "w2v_stat": STATISTICS_FILE,
+        "version": 2.0,
+    }
+
+
+def _semantic_values(widths: _Widths) -> dict[str, Any]:
+    return {
+        "architectures": ["Wav2Vec2BertModel"],
+        "model_type": "wav2vec2-bert",
+        "random": True,
+        "add_adapter": False,
+        "conv_depthwise_kernel_size": 31,
+        "feature_projection_input_dim": FEATURE_DIM,
+        "hidden_act": "swish",
+        "hidden_size": widths.hidden_size,
+        "intermediate_size": widths.intermediate_size,
+        "layer_norm_eps": 1e-05,
+        "left_max_position_embeddings": 64,
+        "max_source_positions": 5000,
+        "num_attention_heads": widths.num_heads,
+        "num_hidden_layers": widths.num_layers,
+        "output_hidden_size": widths.hidden_size,
+        "position_embeddings_type": "relative_key",
+        "right_max_position_embeddings": 8,
+        "use_intermediate_ffn_before_adapter": False,
+    }
+
+
+def _unneeded_gpt(config: ModelConfig, widths: _Widths) -> Shapes:
+    """The tensors of the GPT itself."""
+    width, text, codes = config.model_dim, config.number_text_tokens + 1, config.semantic_codec.codebook_size + 2
+    shapes: dict[str, tuple[int, ...]] = {
+        "mel_pos_embedding.emb.weight": (config.max_mel_tokens + 3, width),
+        "text_pos_embedding.emb.weight": (config.max_text_tokens + 2, width),
+        "speed_emb.weight": (2, width),
+        "text_embedding.weight": (text, width),
+        "mel_embedding.weight": (codes, width),
+        "text_head.weight": (text, width),
+        "text_head.bias": (text,),
+        "mel_head.weight": (codes, width),
+        "mel_head.bias": (codes,),
+    }
+    norms = ["gpt.ln_f", "final_norm"]
+    for layer in (f"gpt.h.{number}" for number in range(widths.layers)):
+        norms += [f"{layer}.ln_1", f"{layer}.ln_2"]
+        products = (("attn.c_attn", 1, 3), ("attn.c_proj", 1, 1), ("mlp.c_fc", 1, 4), ("mlp.c_proj", 4, 1))
+        for name, inner, outer in products:
+            shapes[f"{layer}.{name}.weight"] = (inner * width, outer * width)
+            shapes[f"{layer}.{name}.bias"] = (outer * width,)
+    for norm in norms:
+        shapes |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
+    return shapes
+
+
+def _unneeded_codec(needed: Shapes) -> Shapes:
+    """The first block of the decoder, and the projection out of the codebook."""
+    first = "encoder.0.convnext.0."
+    decoder = {name.replace("encoder", "decoder", 1): shape for name, shape in needed.items() if name.startswith(first)}
+    width, size, _ = needed["quantizer.quantizers.0.in_project.weight_v"]
+    out = "quantizer.quantizers.0.out_project."
+    return {**decoder, f"{out}bias": (size,), f"{out}weight_g": (size, 1, 1), f"{out}weight_v": (size, width, 1)}
+
+
+def _unneeded_layers(needed: Shapes, num_layers: int) -> Shapes:
+    """The semantic encoder's layers after those that are needed."""
+    first = "encoder.layers.0."
+    shapes = {
+        name.replace(".0.", f".{layer}.", 1): shape
+        for layer in range(NUM_LAYERS, num_layers)
+        for name, shape in needed.items()
+        if name.startswith(first)
+    }
+    return {**shapes, "masked_spec_embed": needed["feature_projection.projection.bias"]}
+
+
+def _write_statistics(folder: Path, semantic_config: SemanticEncoderConfig) -> None:
+    """Measure mean and variance of the encoder's output over some demo speech, so that normalising does what it should.
+
+    Random layers give nearly the same large vector for every frame; codes would hardly vary without this.
+    """
+    path, size = folder / STATISTICS_FILE, semantic_config.hidden_size
+    torch.save({"mean": torch.zeros(size), "var": torch.ones(size)}, path)
+    encoder = load_semantic_encoder(folder / SEMANTIC_FOLDER / "config.json", [folder / SEMANTIC_FILE], path)
+    outputs = []
+    with torch.inference_mode():
+        for number, speaker in enumerate(SPEAKERS[:3]):
+            sound = speak(speaker, CALIBRATION_SECONDS, 16_000, np.random.default_rng(number)).astype(np.float32)
+            features = torch.from_numpy(extract_input_features(sound))[None]
+            num_frames = features.shape[1]
+            mask = FrameMask.from_lengths(torch.tensor([num_frames]), num_frames, features.device)
+            outputs.append(encoder(features, mask)[0])
+    output = torch.cat(outputs).double()
+    statistics = {"mean": _rounded(output.mean(dim=0)), "var": _rounded(output.var(dim=0))}
+    torch.save(statistics, path)
+
+
+def _rounded(values: torch.Tensor) -> torch.Tensor:
+    return torch.tensor([float(f"{value:.{STATISTICS_DIGITS - 1}e}") for value in values.tolist()])
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,24 @@
+"""One report, from an output to an HTML file: the recipe behind `python -m hfprep report`."""
+
+from pathlib import Path
+
+from hfprep.errors import ConfigError
+from hfprep.io.atomic import write_bytes
+from hfprep.tools.report.collect import collect
+
+
+def write_report(root: Path, target: Path, *, with_audio: bool = False) -> int:
+    """Write the report on a finished output (of any format) to `target`; gives its size in bytes.
+
+    `with_audio`: points and rows play their source audio where it is found on this machine. Raises ConfigError where
+    the drawing library is not installed, StoreError where the output is damaged.
+    """
+    try:
+        from hfprep.tools.report.page import render
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "bokeh":
+            raise
+        raise ConfigError("a report needs the bokeh package: pip install 'hfprep[report]'") from error
+    page = render(collect(root, with_audio=with_audio)).encode("utf-8", "replace")
+    write_bytes(target, page)
+    return len(page)

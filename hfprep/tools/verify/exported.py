@@ -1,0 +1,218 @@
+"""Everything that can be checked of an exported set (Arrow, WebDataset): shards, records, arrays, counts.
+
+Takes the set's folder, gives `Findings` and, for a repair, the shard files that are broken. Changes nothing.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hfprep.errors import StoreError
+from hfprep.formats.arrow import FORMAT_NAME as ARROW
+from hfprep.formats.arrow import STATE_FILE, ArrowSet, split_files
+from hfprep.formats.index import INDEX, Shard, read_index, shards_in
+from hfprep.formats.samples import LATENTS, SPLITS, SampleSet, Split
+from hfprep.formats.webdataset import WebDatasetSet, WebDatasetSplit
+from hfprep.io.file_hashes import sha256_file
+from hfprep.schema import COLUMNS
+from hfprep.store.layout import VAL, is_validation
+from hfprep.tools.verify.arrays import Bounds, check_array
+from hfprep.tools.verify.faults import FaultKind, Findings
+from hfprep.tools.verify.listing import LENGTHS, record_problem
+
+UNREADABLE = (StoreError, OSError, ValueError, KeyError, IndexError, TypeError, EOFError, MemoryError)
+SHAPES_SAMPLED = 101
+
+
+@dataclass
+class ExportedCheck:
+    """Checks one exported set."""
+
+    source: SampleSet
+    workers: int
+    vocab_size: int | None
+    findings: Findings = field(default_factory=Findings)
+    counts: dict[str, int] = field(default_factory=dict)
+    split_of: dict[str, tuple[str, str]] = field(default_factory=dict)  # split and place by id
+    broken_files: set[str] = field(default_factory=set)
+    readable: list[Split] = field(default_factory=list)
+    index: dict[str, Any] | None = None
+
+    def run(self) -> Findings:
+        """Check every shard and every sample."""
+        stats, self.index = self._stats(), self._index()
+        for name in SPLITS:
+            self.counts[name] = 0
+            for file, split in self._shards(name):
+                self.readable.append(split)
+                self._check_split(name, file, split, stats)
+        if stats:
+            expected = {"train": stats.get("train"), "validation": stats.get("val")}
+            for name, count in self.counts.items():
+                if expected[name] != count and not self.broken_files:
+                    message = f"the build that it was made from listed {expected[name]} samples, here are {count}"
+                    self.findings.add(FaultKind.STATS_DISAGREE, name, message)
+        self._check_unlisted()
+        return self.findings
+
+    def _stats(self) -> dict[str, Any]:
+        try:
+            return self.source.origin.stats or {}
+        except UNREADABLE as error:
+            self.findings.add(FaultKind.FILE_INVALID, "provenance", f"cannot be read: {error}")
+            return {}
+
+    def _index(self) -> dict[str, Any] | None:
+        """The index of the shards; an Arrow set that an earlier hfprep or `datasets` itself wrote has none."""
+        if isinstance(self.source, WebDatasetSet):
+            return self.source.index
+        index = read_index(self.source.root, ARROW)
+        if index is None and (self.source.root / INDEX).exists():
+            self._broken(INDEX, FaultKind.FILE_INVALID, "is no index of hfprep; export or fetch it again")
+        elif index is None:
+            self.findings.note(f"there is no {INDEX}: the shards have no checksums to be held against")
+        return index
+
+    def _shards(self, name: str) -> Iterator[tuple[str, Split]]:
+        """The readable parts of a split with the file that each lies in; the others become faults."""
+        if isinstance(self.source, WebDatasetSet):
+            yield from self._tar_shards(self.source, name)
+        elif isinstance(self.source, ArrowSet):
+            yield from self._arrow_shards(self.source, name)
+
+    def _check_sums(self, shards: Sequence[Shard]) -> list[str | None]:
+        """Hold shards against the index; gives the SHA-256 of each, None where it cannot be read."""
+        with ThreadPoolExecutor(self.workers) as pool:
+            sums = list(pool.map(lambda shard: _sha256(self.source.root / shard["name"]), shards))
+        for shard, found in zip(shards, sums, strict=True):
+            if found is None:
+                self._broken(shard["name"], FaultKind.FILE_MISSING, "there is no such shard; export or fetch it again")
+            elif found != shard.get("sha256"):
+                message = f"its SHA-256 is {found}, but {INDEX} says {shard.get('sha256')}; export or fetch it again"
+                self._broken(shard["name"], FaultKind.CHECKSUM, message)
+        return sums
+
+    def _tar_shards(self, source: WebDatasetSet, name: str) -> Iterator[tuple[str, Split]]:
+        shards = shards_in(source.index, name)
+        for shard, found in zip(shards, self._check_sums(shards), strict=True):
+            if found is None:
+                continue
+            try:
+                yield shard["name"], WebDatasetSplit(source.root, [shard])
+            except UNREADABLE as error:
+                self._broken(shard["name"], FaultKind.ARTIFACT_UNREADABLE, str(error))
+
+    def _arrow_shards(self, source: ArrowSet, name: str) -> Iterator[tuple[str, Split]]:
+        """The shards but for those whose bytes are not those of the index: offsets in them may lead anywhere."""
+        try:
+            names = [f"{name}/{file}" for file in split_files(source.root / name)]
+        except UNREADABLE as error:
+            self._broken(name, FaultKind.ARTIFACT_UNREADABLE, str(error))
+            return
+        wrong: set[str] = set()
+        if self.index is not None:
+            shards = shards_in(self.index, name)
+            sums = self._check_sums(shards)
+            wrong = {shard["name"] for shard, found in zip(shards, sums, strict=True) if found != shard.get("sha256")}
+            if names != [shard["name"] for shard in shards]:
+                message = f"lists other shards than {INDEX}; export the set again"
+                self.findings.add(FaultKind.FILE_INVALID, f"{name}/{STATE_FILE}", message)
+        for file in names:
+            if file in wrong:
+                continue
+            try:
+                split = source.split(name, file.removeprefix(f"{name}/"))
+                for batch in split.batches():
+                    batch.validate(full=True)
+                yield file, split
+            except UNREADABLE as error:
+                self._broken(file, FaultKind.ARTIFACT_UNREADABLE, str(error))
+
+    def _broken(
+        self, file: str, kind: FaultKind, message: str, sample_id: str | None = None, column: str | None = None
+    ) -> None:
+        self.broken_files.add(file)
+        self.findings.add(kind, file, message, sample_id=sample_id, column=column)
+
+    def _check_split(self, name: str, file: str, split: Split, stats: dict[str, Any]) -> None:
+        bounds = self._usual_shapes(split, stats)
+        val_ratio = stats.get("settings", {}).get("val_ratio")
+        for index in range(len(split)):
+            self.counts[name] += 1
+            where = f"{file}#{index}"
+            try:
+                sample = split.sample(index)
+            except UNREADABLE as error:
+                self._broken(file, FaultKind.ARTIFACT_UNREADABLE, f"sample {index}: {error}", self._id(split, index))
+                continue
+            record = sample.entry.record
+            problem = record_problem(record)
+            if problem:
+                self._broken(file, FaultKind.RECORD_INVALID, f"sample {index}: {problem}")
+                continue
+            self._place(name, where, record["id"], val_ratio)
+            for column, array in sample.arrays.items():
+                dtypes = tuple(map(np.dtype, ("float32", "float16"))) if column in LATENTS else (COLUMNS[column].dtype,)
+                for kind, message in check_array(array, column, bounds, record.get(LENGTHS.get(column, "")), dtypes):
+                    self._broken(file, kind, f"{column}: {message}", record["id"], column)
+
+    @staticmethod
+    def _id(split: Split, index: int) -> str | None:
+        try:
+            return split.entry(index).id
+        except UNREADABLE:
+            return None
+
+    def _usual_shapes(self, split: Split, stats: dict[str, Any]) -> Bounds:
+        shapes: Counter[tuple[int, ...]] = Counter()
+        for index in range(min(SHAPES_SAMPLED, len(split))):
+            try:
+                shapes[split.sample(index).arrays["condition"].shape] += 1
+            except UNREADABLE:
+                continue
+        codebook = stats.get("codebook", {}).get("size")
+        if not shapes or len(shape := shapes.most_common(1)[0][0]) != 2:
+            return Bounds(codebook, self.vocab_size)
+        return Bounds(codebook, self.vocab_size, model_dim=shape[1], condition_len=shape[0])
+
+    def _place(self, name: str, where: str, sample_id: str, val_ratio: float | None) -> None:
+        split, earlier = self.split_of.setdefault(sample_id, (name, where))
+        if earlier is not where:
+            kind = FaultKind.IN_BOTH_SPLITS if split != name else FaultKind.DUPLICATE_ID
+            self.findings.add(kind, where, f"the id stands at {earlier} too", sample_id=sample_id)
+        if val_ratio is not None and is_validation(sample_id, val_ratio) != (name == SPLITS[1]):
+            message = f"with a val ratio of {val_ratio} the id belongs into the other split ({VAL} or not)"
+            self.findings.add(FaultKind.WRONG_SPLIT, where, message, sample_id=sample_id)
+
+    def _check_unlisted(self) -> None:
+        root = self.source.root
+        listed = set(_listed_files(self.source))
+        pattern = "*.arrow" if isinstance(self.source, ArrowSet) else "*.tar"
+        for path in sorted(root.rglob(pattern)):
+            name = path.relative_to(root).as_posix()
+            if name not in listed and not name.startswith("."):
+                self.findings.add(FaultKind.UNLISTED_FILE, name, "a shard that nothing lists")
+
+
+def _listed_files(source: SampleSet) -> Iterator[str]:
+    if isinstance(source, WebDatasetSet):
+        for name in SPLITS:
+            yield from (shard["name"] for shard in shards_in(source.index, name))
+        return
+    for name in SPLITS:
+        try:
+            yield from (f"{name}/{file}" for file in split_files(source.root / name))
+        except UNREADABLE:
+            continue
+
+
+def _sha256(path: Path) -> str | None:
+    try:
+        return sha256_file(path)
+    except OSError:
+        return None

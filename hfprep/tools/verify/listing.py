@@ -1,0 +1,247 @@
+"""The text files of an npy output: manifests, progress, rejected.jsonl, stats.json, held against each other.
+
+Gives `Listing`: the valid records, and what is wrong with the rest. Opens no arrays.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hfprep.errors import Reason, RejectedSample
+from hfprep.inputs.manifest.rows import check_id
+from hfprep.schema import COLUMNS, artifact_path
+from hfprep.store.layout import PROGRESS, REJECTED, STATS, TRAIN, VAL, is_validation
+from hfprep.tools.verify.faults import FaultKind, Findings
+
+MANIFESTS = (TRAIN, VAL)
+LENGTHS = {"text_ids": "text_len", "codes": "code_len", "condition": "condition_len"}
+TEXTS = {"id": str, "audio_path": str, "text": str}
+LABELS = ("speaker", "language")
+COUNTS = ("total", "train", "val", "lines_read", "accepted", "capped", "pending")
+
+
+@dataclass
+class Listing:
+    """What the text files of an output say. `split_of` holds the valid ids; `suspect` the ids of invalid records."""
+
+    root: Path
+    findings: Findings
+    stats: dict[str, Any] = field(default_factory=dict)
+    split_of: dict[str, str] = field(default_factory=dict)
+    suspect: set[str] = field(default_factory=set)
+
+    def read(self, val_ratio: float | None) -> None:
+        """Read and check all text files; the records themselves are read again by `records`."""
+        self.stats = self._read_stats()
+        if val_ratio is None:
+            val_ratio = self.stats.get("settings", {}).get("val_ratio")
+        for name in MANIFESTS:
+            for number, record in self._records(name, report=True):
+                self._place(name, number, record["id"], val_ratio)
+        self._check_progress()
+        self._check_counts(self._check_rejected())
+
+    def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The split and record of every valid sample, once."""
+        seen: set[str] = set()
+        for name in MANIFESTS:
+            for _, record in self._records(name, report=False):
+                sample_id = record["id"]
+                if self.split_of.get(sample_id) == name and sample_id not in seen:
+                    seen.add(sample_id)
+                    yield name, record
+
+    def ids(self, name: str) -> Iterator[str]:
+        """The ids of the valid records of one manifest, in its order."""
+        return (record["id"] for _, record in self._records(name, report=False))
+
+    def _place(self, name: str, number: int, sample_id: str, val_ratio: float | None) -> None:
+        where = f"{name}:{number}"
+        earlier = self.split_of.get(sample_id)
+        if earlier == name:
+            self.findings.add(FaultKind.DUPLICATE_ID, where, "the id stands on an earlier line", sample_id=sample_id)
+            return
+        if earlier is not None:
+            self.findings.add(FaultKind.IN_BOTH_SPLITS, where, f"the id is in {earlier} too", sample_id=sample_id)
+            return
+        self.split_of[sample_id] = name
+        if val_ratio is not None and is_validation(sample_id, val_ratio) != (name == VAL):
+            right = VAL if name == TRAIN else TRAIN
+            message = f"with a val ratio of {val_ratio} the id belongs into {right}"
+            self.findings.add(FaultKind.WRONG_SPLIT, where, message, sample_id=sample_id)
+
+    def _records(self, name: str, *, report: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Valid records with their line numbers; with `report` the others become faults."""
+        path = self.root / name
+        if not path.is_file():
+            if report:
+                self.findings.add(FaultKind.FILE_MISSING, name, "there is no such file; a build writes it")
+            return
+        with open(path, "rb") as stream:
+            for number, raw in enumerate(stream, start=1):
+                record, problem = parse_record(raw)
+                if problem is None:
+                    yield number, record
+                elif report:
+                    sample_id = record.get("id") if isinstance(record.get("id"), str) else None
+                    self.suspect |= {sample_id} if sample_id else set()
+                    self.findings.add(FaultKind.RECORD_INVALID, f"{name}:{number}", problem, sample_id=sample_id)
+
+    def _read_stats(self) -> dict[str, Any]:
+        try:
+            stats = json.loads((self.root / STATS).read_bytes())
+        except FileNotFoundError:
+            self.findings.add(FaultKind.UNFINISHED, STATS, "there is no such file; run the build again to its end")
+            return {}
+        except (OSError, ValueError) as error:
+            self.findings.add(FaultKind.FILE_INVALID, STATS, f"cannot be read as JSON: {error}")
+            return {}
+        problem = _stats_problem(stats)
+        if problem:
+            self.findings.add(FaultKind.FILE_INVALID, STATS, problem)
+            return {}
+        if stats["pending"]:
+            message = f"{stats['pending']} lines are left to compute; run the build again"
+            self.findings.add(FaultKind.UNFINISHED, STATS, message)
+        return dict(stats)
+
+    def _check_progress(self) -> None:
+        """The progress file holds each listed id once, in an order of which both manifests are parts."""
+        path = self.root / PROGRESS
+        if not path.is_file():
+            self.findings.add(FaultKind.FILE_MISSING, PROGRESS, "there is no such file; a build writes it")
+            return
+        rests = {name: self.ids(name) for name in MANIFESTS}
+        heads = {name: next(rest, None) for name, rest in rests.items()}
+        seen: set[str] = set()
+        ordered = True
+        with open(path, "rb") as stream:
+            for number, raw in enumerate(stream, start=1):
+                sample_id = raw.decode("utf-8", "replace").removesuffix("\n")
+                where = f"{PROGRESS}:{number}"
+                if sample_id not in self.split_of or sample_id in seen or not raw.endswith(b"\n"):
+                    again = "stands here twice" if sample_id in seen else "is in no manifest"
+                    self.findings.add(FaultKind.PROGRESS_DISAGREES, where, f"the id {again}", sample_id=sample_id)
+                    ordered = False
+                    continue
+                seen.add(sample_id)
+                name = self.split_of[sample_id]
+                if ordered and heads[name] != sample_id:
+                    message = f"the order is not that of {name}, where {heads[name]!r} comes next"
+                    self.findings.add(FaultKind.PROGRESS_DISAGREES, where, message, sample_id=sample_id)
+                    ordered = False
+                heads[name] = next(rests[name], None)
+        for sample_id in self.split_of.keys() - seen:
+            message = f"the id is missing, though {self.split_of[sample_id]} lists it"
+            self.findings.add(FaultKind.PROGRESS_DISAGREES, PROGRESS, message, sample_id=sample_id)
+
+    def _check_rejected(self) -> dict[str, int] | None:
+        """Count rejected.jsonl by reason, checking each line; None where that cannot be done."""
+        path = self.root / REJECTED
+        if not path.is_file():
+            self.findings.add(FaultKind.FILE_MISSING, REJECTED, "there is no such file; a build writes it")
+            return None
+        counts: dict[str, int] = {}
+        last = 0
+        sound = True
+        with open(path, "rb") as stream:
+            for number, raw in enumerate(stream, start=1):
+                problem, line, reason = _rejection_problem(raw, last)
+                if problem:
+                    self.findings.add(FaultKind.FILE_INVALID, f"{REJECTED}:{number}", problem)
+                    sound = False
+                    continue
+                last = line
+                counts[reason] = counts.get(reason, 0) + 1
+        return counts if sound else None
+
+    def _check_counts(self, rejected: dict[str, int] | None) -> None:
+        if not self.stats:
+            return
+        stats, by_split = self.stats, list(self.split_of.values())
+        found = {"train": by_split.count(TRAIN), "val": by_split.count(VAL), "total": len(by_split)}
+        for name, count in found.items():
+            if stats[name] != count:
+                message = f"{name} is {stats[name]}, but the manifests list {count}"
+                self.findings.add(FaultKind.STATS_DISAGREE, STATS, message)
+        accounted = stats["accepted"] + sum(stats["rejected"].values()) + stats["capped"] + stats["pending"]
+        if accounted != stats["lines_read"]:
+            message = f"accepted + rejected + capped + pending = {accounted}, but lines_read is {stats['lines_read']}"
+            self.findings.add(FaultKind.STATS_DISAGREE, STATS, message)
+        if rejected is not None and rejected != {name: count for name, count in stats["rejected"].items() if count}:
+            message = f"holds {rejected}, but {STATS} says {stats['rejected']}"
+            self.findings.add(FaultKind.REJECTED_DISAGREES, REJECTED, message)
+
+
+def parse_record(raw: bytes) -> tuple[dict[str, Any], str | None]:
+    """A manifest line as a record, and what is wrong with it (None: nothing)."""
+    try:
+        record = json.loads(raw)
+    except ValueError as error:
+        return {}, f"the line is not JSON: {error}"
+    if not isinstance(record, dict):
+        return {}, f"the line is a JSON {type(record).__name__}, not an object"
+    if not raw.endswith(b"\n"):
+        return record, "the last line has no end; it may be cut off"
+    return record, record_problem(record)
+
+
+def record_problem(record: dict[str, Any]) -> str | None:
+    """What is wrong with a sample's record (None: nothing)."""
+    for name in TEXTS:
+        if not isinstance(record.get(name), str):
+            return f"{name} is {record.get(name)!r}; it must be a string"
+    try:
+        sample_id = record["id"]
+        check_id(sample_id)
+    except RejectedSample as error:
+        return error.message
+    for name in LABELS:
+        if name not in record or not isinstance(record[name], str | None):
+            return f"{name} is {record.get(name)!r}; it must be a string or null"
+    for column in COLUMNS:
+        if record.get(f"{column}_path") != artifact_path(column, sample_id):
+            return f"{column}_path is {record.get(f'{column}_path')!r}; it must be {artifact_path(column, sample_id)!r}"
+    for name in LENGTHS.values():
+        if not is_count(record.get(name)) or record[name] < 1:
+            return f"{name} is {record.get(name)!r}; it must be a whole number from 1"
+    duration = record.get("duration", "absent")
+    if duration is not None and (isinstance(duration, bool) or not isinstance(duration, int | float) or duration < 0):
+        return f"duration is {duration!r}; it must be seconds or null"
+    return None
+
+
+def is_count(value: Any) -> bool:
+    """Whether a JSON value is a whole number from 0."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _stats_problem(stats: Any) -> str | None:
+    if not isinstance(stats, dict):
+        return f"is a JSON {type(stats).__name__}, not an object"
+    for name in COUNTS:
+        if not is_count(stats.get(name)):
+            return f"{name} is {stats.get(name)!r}; it must be a count"
+    for name in ("rejected", "settings", "sha256", "codebook"):
+        if not isinstance(stats.get(name), dict):
+            return f"{name} is {stats.get(name)!r}; it must be an object"
+    if not all(is_count(value) for value in stats["rejected"].values()):
+        return f"rejected is {stats['rejected']!r}; it must hold counts"
+    return None
+
+
+def _rejection_problem(raw: bytes, last: int) -> tuple[str | None, int, str]:
+    """What is wrong with a line of rejected.jsonl (None: nothing), its manifest line, its reason."""
+    try:
+        row = json.loads(raw)
+    except ValueError as error:
+        return f"the line is not JSON: {error}", last, ""
+    if not isinstance(row, dict) or set(row) != {"line", "id", "reason", "message"} or not is_count(row["line"]):
+        return "the line must be an object with line, id, reason and message", last, ""
+    if row["reason"] not in set(Reason):
+        return f"the reason {row['reason']!r} is none that hfprep knows", last, ""
+    if row["line"] <= last:
+        return f"manifest line {row['line']} comes after line {last}; lines must rise", last, ""
+    return None, row["line"], row["reason"]

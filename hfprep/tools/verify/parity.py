@@ -1,0 +1,148 @@
+"""The proof that batches did no harm: samples drawn at random, computed again alone, compared with what is stored.
+
+Takes the output, its models and N. In the build's precision, one sample at a time. Codes and text ids must be equal;
+the vectors may differ by what the order of float32 sums makes of them.
+"""
+
+import os
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hfprep.errors import ConfigError
+from hfprep.inputs.manifest.rows import AudioFinder
+from hfprep.pipeline.building import Inputs
+from hfprep.pipeline.devices import choose_workers
+from hfprep.pipeline.engines.spec import ExtractorSpec
+from hfprep.pipeline.intake import Task
+from hfprep.schema import COLUMNS, Features, Rejection, Utterance, artifact_path
+from hfprep.tools.verify.faults import FaultKind, Findings
+
+MAX_RELATIVE_L2 = 1e-4
+Stored = Callable[[str], dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """What a comparison found: samples and codes compared, codes that differ, the largest relative difference."""
+
+    samples: int
+    codes: int
+    codes_differing: int
+    largest_difference: float
+
+
+def draw(records: Iterable[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
+    """`count` records drawn at random in one pass, each with the same chance."""
+    generator = random.Random(seed)
+    drawn: list[dict[str, Any]] = []
+    for number, record in enumerate(records):
+        if number < count:
+            drawn.append(record)
+        elif (place := generator.randint(0, number)) < count:
+            drawn[place] = record
+    return drawn
+
+
+def check_models(inputs: Inputs, stats: dict[str, Any]) -> None:
+    """ConfigError where these models are not those that the output was made with."""
+    earlier = stats.get("sha256", {})
+    differing = [name for name, value in inputs.sha256.items() if earlier.get(name, value) != value]
+    if differing:
+        raise ConfigError(
+            f"--parity: these are not the models that the output was made with: {', '.join(differing)} differ from "
+            "stats.json; give the ones that it was made with (--models, --tokenizer, ...)"
+        )
+
+
+def compare_alone(
+    records: Sequence[dict[str, Any]],
+    stored: Stored,
+    findings: Findings,
+    *,
+    inputs: Inputs,
+    tokenizer: Path,
+    device: str,
+    precision: str,
+    audio_sr: int | None,
+    finder: AudioFinder,
+    folder: str | None = None,
+) -> Parity:
+    """Compute each record's sample alone and compare with `stored(id)`; faults go to `findings`.
+
+    `folder` is where the build ran: relative audio paths are looked up there first.
+    """
+    spec = ExtractorSpec(
+        files=inputs.files,
+        model_config=inputs.model_config,
+        tokenizer=tokenizer,
+        seen=inputs.seen,
+        with_audio=True,
+        device=device,
+        precision=precision,
+        batch_size=1,
+        workers=choose_workers(0),
+        via_sampling_rate=audio_sr,
+    )
+    extractor = spec.open()
+    by_line = dict(enumerate(records))
+    tasks = [Task(_utterance(line, record, finder, folder)) for line, record in by_line.items()]
+    codes = differing = samples = 0
+    largest = 0.0
+    try:
+        for result in extractor.extract(tasks):
+            for task, outcome in result.outcomes:
+                samples += 1
+                flips, difference = _compare(by_line[task.utterance.line], outcome, stored, findings)
+                codes += by_line[task.utterance.line]["code_len"]
+                differing += flips
+                largest = max(largest, difference)
+    finally:
+        extractor.close()
+    return Parity(samples, codes, differing, largest)
+
+
+def _utterance(line: int, record: dict[str, Any], finder: AudioFinder, folder: str | None) -> Utterance:
+    audio = record["audio_path"]
+    beside = os.path.join(folder, audio) if folder else audio
+    path = beside if os.path.exists(beside) else finder.find(audio)
+    return Utterance(line, record["id"], record["text"], audio, path, language=record["language"])
+
+
+def _compare(
+    record: dict[str, Any], outcome: Features | Rejection, stored: Stored, findings: Findings
+) -> tuple[int, float]:
+    """Codes that differ, and the largest relative difference of the vectors."""
+    sample_id = record["id"]
+    if isinstance(outcome, Rejection):
+        message = f"could not be computed again: {outcome.reason.value}: {outcome.message}"
+        findings.add(FaultKind.PARITY, record["audio_path"], message, sample_id=sample_id)
+        return 0, 0.0
+    flips, largest = 0, 0.0
+    before = stored(sample_id)
+    for name, now in outcome.arrays().items():
+        then = before[name]
+        problem = None
+        if then.shape != now.shape:
+            problem = f"has the shape {then.shape}; alone it is {now.shape}"
+        elif COLUMNS[name].dtype.kind == "i":
+            unequal = int((then != now).sum())
+            flips += unequal if name == "codes" else 0
+            problem = f"{unequal} of {len(now)} values differ from those computed alone" if unequal else None
+        else:
+            difference = float(np.linalg.norm(then - now) / max(float(np.linalg.norm(now)), 1e-30))
+            largest = max(largest, difference)
+            if not difference <= allowed_difference(then):
+                problem = f"differs from the one computed alone by {difference:.1e} of its length"
+        if problem:
+            findings.add(FaultKind.PARITY, artifact_path(name, sample_id), problem, sample_id=sample_id, column=name)
+    return flips, largest
+
+
+def allowed_difference(stored: np.ndarray) -> float:
+    """The relative difference that rounding explains: float32 sums, or the stored type where that is coarser."""
+    return max(MAX_RELATIVE_L2, float(np.finfo(stored.dtype).eps))

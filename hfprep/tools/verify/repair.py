@@ -1,0 +1,140 @@
+"""Moves what is broken aside, so that the next build makes exactly that again.
+
+Takes the faults of an npy output. Nothing is deleted: files go to .hfprep/broken/<number>/ under their own paths. The
+manifests keep the intact samples only, so that a trainer can use them at once.
+"""
+
+import itertools
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from hfprep.io import atomic
+from hfprep.schema import COLUMNS, Need
+from hfprep.store.layout import PROGRESS, REJECTED, STATS, NpyOutput, json_line
+from hfprep.store.state import State
+from hfprep.tools.verify.faults import OF_ARTIFACT, Fault, FaultKind, Findings
+from hfprep.tools.verify.listing import MANIFESTS, Listing
+from hfprep.tools.verify.npy import STATE_FILE
+
+# Faults of the files that every build writes anew from the state.
+OF_LISTING = frozenset(
+    {
+        FaultKind.RECORD_INVALID,
+        FaultKind.DUPLICATE_ID,
+        FaultKind.IN_BOTH_SPLITS,
+        FaultKind.WRONG_SPLIT,
+        FaultKind.FILE_MISSING,
+        FaultKind.PROGRESS_DISAGREES,
+    }
+)
+
+
+def repair_npy(
+    output: NpyOutput, findings: Findings, listing: Listing, broken_exports: Collection[str] = ()
+) -> list[str]:
+    """Move what is broken to .hfprep/broken and forget it; gives a line for each thing done. Wants the lock.
+
+    `broken_exports` are folders of other formats below the output: they go as a whole, and a build makes them again.
+    """
+    broken = _Aside(output)
+    for name in sorted(broken_exports):
+        broken.move(name)
+    needs: dict[str, Need] = defaultdict(lambda: Need.NOTHING)
+    for fault in findings.faults:
+        if fault.kind in OF_ARTIFACT and fault.id is not None and fault.column is not None:
+            needs[fault.id] |= COLUMNS[fault.column].need
+            broken.move(fault.file)
+        elif fault.kind == FaultKind.STATE_DISAGREES and fault.id is not None:
+            needs[fault.id] |= Need.ALL
+        elif fault.kind == FaultKind.UNLISTED_FILE:
+            broken.move(fault.file)
+        elif fault.kind == FaultKind.FILE_INVALID:
+            broken.move(_file_of(fault))
+    _forget(output, needs)
+    if needs or any(findings.of(*OF_LISTING)):
+        _list_intact(output, listing, set(needs), broken)
+    if any(findings.of(FaultKind.UNFINISHED)):
+        output.remove_work()
+    actions = [f"moved {name} to {broken.folder.relative_to(output.root)}" for name in broken.moved]
+    actions += [f"{sample_id}: {_groups(need)} will be computed again" for sample_id, need in sorted(needs.items())]
+    if STATE_FILE in broken.moved:
+        actions.append("the record of what is finished is gone: build with --skip-existing to adopt what is intact")
+    return actions
+
+
+def _file_of(fault: Fault) -> str:
+    """The file of a fault without a line number."""
+    for name in (STATE_FILE, STATS, REJECTED):
+        if fault.file == name or fault.file.startswith(f"{name}:"):
+            return name
+    return fault.file
+
+
+def _groups(need: Need) -> str:
+    return ", ".join(
+        group.name.lower() for group in (Need.TEXT, Need.CODES, Need.LATENTS) if group & need and group.name
+    )
+
+
+def _forget(output: NpyOutput, needs: dict[str, Need]) -> None:
+    path = output.private / "state.sqlite"
+    if not needs or not path.is_file():
+        return
+    state = State(path)
+    try:
+        with state.transaction():
+            state.begin(needs.items())
+    finally:
+        state.close()
+
+
+def _list_intact(output: NpyOutput, listing: Listing, broken_ids: set[str], broken: "_Aside") -> None:
+    """Rewrite both manifests and the progress file without what is broken; the earlier ones are kept aside."""
+    misplaced = {fault.id for fault in listing.findings.of(FaultKind.WRONG_SPLIT)}
+    gone = broken_ids | listing.suspect | misplaced
+
+    def records(name: str) -> Iterable[bytes]:
+        intact = (record for split, record in listing.records() if split == name and record["id"] not in gone)
+        return (json_line(record) for record in intact)
+
+    lines = {name: list(records(name)) for name in MANIFESTS}
+    ids = [record["id"] for _, record in listing.records() if record["id"] not in gone]
+    for name in (*MANIFESTS, PROGRESS):
+        broken.copy(name)
+    atomic.write_lines(output.root / PROGRESS, (f"{sample_id}\n".encode() for sample_id in ids))
+    for name, content in lines.items():
+        atomic.write_lines(output.root / name, content)
+
+
+class _Aside:
+    """A new folder of the output's private part, to which files are moved under their own paths."""
+
+    def __init__(self, output: NpyOutput) -> None:
+        self.root = output.root
+        base = output.private / "broken"
+        self.folder = next(folder for number in itertools.count(1) if not (folder := base / str(number)).exists())
+        self.moved: list[str] = []
+
+    def _target(self, name: str) -> Path:
+        target = self.folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+    def move(self, name: str) -> None:
+        """Move a file (or a folder that stands where a file belongs) aside; nothing where it is not there."""
+        source = self.root / name
+        if name in self.moved or not os.path.lexists(source):
+            return
+        with atomic.explained(source):
+            os.rename(source, self._target(name))
+            atomic.sync_folder(source.parent)
+        self.moved.append(name)
+
+    def copy(self, name: str) -> None:
+        """Keep a copy of a file that is about to be rewritten."""
+        if (self.root / name).is_file():
+            with atomic.explained(self.folder):
+                shutil.copy2(self.root / name, self._target(name))

@@ -1,0 +1,183 @@
+"""One turn of a comparison, in a process of its own: the baseline, or a build of hfprep.
+
+`python -m scripts.benchmark.turn JOB RESULT` reads a `Job` from one JSON file and writes what it measured to another:
+samples, frames, padded_frames, seconds (since the process was asked for), startup_seconds (of these, until the first
+batch could begin), processor_seconds, stages (seconds by stage; of threads, the sum), peak_memory_bytes (mapped files
+included), peak_private_memory_bytes (without them), matrix_rate.
+"""
+
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from hfprep.pipeline.config import BuildConfig
+from scripts.benchmark.config import BASELINE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to run, and when it was asked for (seconds since 1970)."""
+
+    kind: str
+    models: str
+    manifest: str
+    output: str
+    batch_size: int
+    device: str
+    precision: str
+    threads: int
+    asked: float
+
+
+@dataclass
+class _Start:
+    """When the first batch could begin."""
+
+    asked: float
+    seconds: float | None = None
+
+    def done(self) -> None:
+        if self.seconds is None:
+            self.seconds = time.time() - self.asked
+
+
+def run_turn(job: Job) -> dict[str, Any]:
+    """Do the job here and measure it."""
+    if job.kind == BASELINE:
+        return _measured(job, partial(_run_baseline, job))
+    from hfprep.pipeline.inputs import hashing_ahead
+
+    config = BuildConfig(
+        manifest=Path(job.manifest),
+        output_dir=Path(job.output),
+        models=Path(job.models),
+        batch_size=job.batch_size,
+        device=job.device,
+        precision=job.precision,
+    )
+    with hashing_ahead(config) as hashers:  # as the command line does
+        return _measured(job, partial(_run_build, config, hashers))
+
+
+def _measured(job: Job, run: Callable[[Any, Any, _Start], dict[str, int]]) -> dict[str, Any]:
+    """What `run(device, watch, start)` counts, and what it costs."""
+    import torch
+
+    from hfprep.pipeline.devices import choose_device
+    from scripts.benchmark.measuring import PrivateMemory, Stopwatch, clock_for, matrix_rate, peak_memory
+
+    device = choose_device(job.device)
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    clock = clock_for(job.threads)
+    watch, start = Stopwatch(device, clock), _Start(job.asked)
+    with PrivateMemory() as private_memory:
+        counts = run(device, watch, start)
+    seconds = time.time() - job.asked
+    processor_seconds = time.process_time()
+    stages = watch.seconds()
+    memory = peak_memory()
+    device_memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    rates = {"fp32": matrix_rate(device, clock)}
+    if device.type == "cuda":
+        rates["bf16"] = matrix_rate(device, clock, torch.bfloat16)
+    return {
+        **dataclasses.asdict(job),
+        **counts,
+        "seconds": seconds,
+        "processor_seconds": processor_seconds,
+        "startup_seconds": start.seconds,
+        "stages": stages,
+        "peak_memory_bytes": memory,
+        "peak_private_memory_bytes": private_memory.peak,
+        "peak_device_memory_bytes": device_memory,
+        "threads": torch.get_num_threads(),
+        "matrix_rate": rates,
+    }
+
+
+def _run_baseline(job: Job, device: Any, watch: Any, start: _Start) -> dict[str, int]:
+    from hfprep.recipes.indextts2.config import ModelConfig
+    from hfprep.recipes.indextts2.locate import locate
+    from scripts.benchmark.baseline import Baseline, run_baseline
+
+    files = locate(models=Path(job.models), config=None, gpt_checkpoint=None, semantic_model=None, semantic_codec=None)
+    baseline = Baseline(files, ModelConfig.read(files.config), Path(job.models) / "bpe.model", device)
+    return run_baseline(
+        baseline, Path(job.manifest), Path(job.output), batch_size=job.batch_size, watch=watch, loaded=start.done
+    )
+
+
+def _run_build(config: BuildConfig, hashers: Any, device: Any, watch: Any, start: _Start) -> dict[str, int]:
+    from hfprep.pipeline.building import Shared, build
+
+    with _timed_build(watch, start, on_gpu=device.type == "cuda"):
+        summary = build(config, shared=Shared(hashers=hashers))
+    tally = summary.tally
+    return {"samples": summary.accepted, "frames": tally.frames, "padded_frames": tally.padded_frames}
+
+
+@contextlib.contextmanager
+def _timed_build(watch: Any, start: _Start, *, on_gpu: bool) -> Iterator[None]:
+    """Time the steps of builds meanwhile, where they are called."""
+    from hfprep.inputs.text.tokenizer import TextTokenizer
+    from hfprep.io.file_hashes import FileHashes
+    from hfprep.pipeline import features, intake, precision_choice
+    from hfprep.pipeline.intake_processes import IntakeProcesses
+    from hfprep.recipes.indextts2.feature_model import FeatureModel
+    from hfprep.store.layout import Publisher, Stage
+
+    load, measure = FeatureModel.load, precision_choice._measure
+    # With a GPU, processes decode and tokenize, and the device computes the input features.
+    reading: list[tuple[Any, str, str]] = [(IntakeProcesses, "load", "decode")] if on_gpu else [
+        (intake, "load_waveform", "decode"),
+        (intake, "extract_input_features", "features"),
+        (TextTokenizer, "encode", "text"),
+    ]  # fmt: skip
+    on_device = watch.watched("features", features.batch_input_features)
+
+    def load_watched(*args: Any, **options: Any) -> FeatureModel:
+        with watch.measuring("loading"):
+            model = load(*args, **options)
+        watch.watch("semantic encoder", model.semantic_encoder)
+        watch.watch("codec", model.semantic_codec)
+        watch.watch("conditioners", model.conditioner)
+        watch.watch("conditioners", model.emotion_conditioner)
+        start.done()
+        return model
+
+    def measure_unwatched(*args: Any) -> Any:
+        with watch.measuring("choosing the precision"), mock.patch.object(FeatureModel, "load", load):
+            return measure(*args)
+
+    steps: tuple[tuple[Any, str, str], ...] = (
+        *reading,
+        (Stage, "write", "writing"),
+        (Publisher, "publish", "writing"),
+        (FileHashes, "sha256", "hashing"),
+    )
+    with contextlib.ExitStack() as stack:
+        for owner, name, stage in steps:
+            stack.enter_context(mock.patch.object(owner, name, _timed(watch, stage, getattr(owner, name))))
+        stack.enter_context(mock.patch.object(features, "batch_input_features", on_device))
+        stack.enter_context(mock.patch.object(FeatureModel, "load", load_watched))
+        stack.enter_context(mock.patch.object(precision_choice, "_measure", measure_unwatched))
+        yield
+
+
+def _timed(watch: Any, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    timed: Callable[..., Any] = watch.timed(stage, function)
+    return timed
+
+
+if __name__ == "__main__":
+    asked = Job(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    Path(sys.argv[2]).write_text(json.dumps(run_turn(asked)), encoding="utf-8")
