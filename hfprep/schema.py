@@ -1,48 +1,204 @@
-"""The records that travel through hfprep and the columns that a sample consists of.
+"""What a sample is: its columns, the groups they are computed in, and their limits. Plain data, no torch.
 
-Gives frozen dataclasses for one manifest row (`Utterance`), its features (`Features`) and its refusal
-(`Rejection`), and the one table of feature columns (`COLUMNS`). Knows nothing of files, models or tensors' origin.
+`Schema` describes the samples of one output. Store, formats, verification, report and loader are given one and need
+nothing else, so an output is read by what it says of itself, without the recipe that made it.
 """
 
-from dataclasses import dataclass
-from enum import IntFlag
-from typing import Any
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
 from hfprep.errors import Reason
 
-
-class Need(IntFlag):
-    """Groups of feature columns that are computed, reused and fingerprinted together."""
-
-    NOTHING = 0
-    TEXT = 1
-    CODES = 2
-    LATENTS = 4
-    AUDIO = CODES | LATENTS
-    ALL = TEXT | CODES | LATENTS
+Kind = Literal["tokens", "codes", "vector"]
+Source = Literal["text", "audio"]
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One feature of a sample: its name (also its folder in the npy layout), dtype, rank and group."""
+    """One array of a sample; `name` is also its folder in the npy layout.
+
+    `dims` are numbers, or names of lengths: ("text_len",), ("codebooks", "code_len"), ("condition_len", 1280). Values
+    of tokens and codes are in [0, size); `pad` fills them up in a trainer's batch.
+    """
 
     name: str
-    dtype: np.dtype[Any]
-    ndim: int
-    need: Need
+    dtype: str
+    dims: tuple[int | str, ...]
+    group: str
+    kind: Kind
+    size: int | None = None
+    pad: int = 0
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        return np.dtype(self.dtype)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.dims)
+
+    @property
+    def lengths(self) -> tuple[str, ...]:
+        """Names of the lengths among its dims."""
+        return tuple(dim for dim in self.dims if isinstance(dim, str))
 
 
-COLUMNS: dict[str, Column] = {
-    column.name: column
-    for column in (
-        Column("text_ids", np.dtype(np.int32), 1, Need.TEXT),
-        Column("codes", np.dtype(np.int32), 1, Need.CODES),
-        Column("condition", np.dtype(np.float32), 2, Need.LATENTS),
-        Column("emo_vec", np.dtype(np.float32), 1, Need.LATENTS),
-    )
-}
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Columns that are computed, reused and fingerprinted together. Raise `numerics` when results change."""
+
+    name: str
+    source: Source
+    numerics: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RecordField:
+    """A field of a manifest record that follows from another: `values` by that field's value in lower case."""
+
+    name: str
+    source: str
+    values: Mapping[str, Any]
+    default: Any
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The samples of one output.
+
+    `limits` are the most that the model has positions for, by length name. `fixed` are lengths that every sample has
+    alike. `code_rate` is codes a second, None where there are none. `frame_rate` is frames of audio a second.
+    """
+
+    recipe: str
+    columns: tuple[Column, ...]
+    groups: tuple[Group, ...]
+    frame_rate: float = 50.0
+    code_rate: float | None = None
+    limits: Mapping[str, int] = field(default_factory=dict)
+    fixed: Mapping[str, int] = field(default_factory=dict)
+    record_fields: tuple[RecordField, ...] = ()
+
+    @functools.cached_property
+    def by_name(self) -> dict[str, Column]:
+        """The columns by name."""
+        return {column.name: column for column in self.columns}
+
+    @functools.cached_property
+    def group_names(self) -> tuple[str, ...]:
+        """Names of the groups, in order."""
+        return tuple(group.name for group in self.groups)
+
+    @functools.cached_property
+    def all_groups(self) -> frozenset[str]:
+        """Every group."""
+        return frozenset(self.group_names)
+
+    @functools.cached_property
+    def audio_groups(self) -> frozenset[str]:
+        """The groups that are computed from audio."""
+        return frozenset(group.name for group in self.groups if group.source == "audio")
+
+    @functools.cached_property
+    def text_groups(self) -> frozenset[str]:
+        """The groups that are computed from text."""
+        return self.all_groups - self.audio_groups
+
+    @functools.cached_property
+    def lengths(self) -> tuple[str, ...]:
+        """Names of all lengths, in the order in which columns name them."""
+        return tuple(dict.fromkeys(name for column in self.columns for name in column.lengths))
+
+    def columns_of(self, groups: Iterable[str]) -> tuple[Column, ...]:
+        """The columns of these groups, in order."""
+        wanted = frozenset(groups)
+        return tuple(column for column in self.columns if column.group in wanted)
+
+    def of_kind(self, kind: Kind) -> tuple[Column, ...]:
+        """The columns of a kind, in order."""
+        return tuple(column for column in self.columns if column.kind == kind)
+
+    def lengths_of(self, arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+        """The lengths that these arrays have, by name."""
+        return {
+            dim: size
+            for name, array in arrays.items()
+            for dim, size in zip(self.by_name[name].dims, array.shape, strict=True)
+            if isinstance(dim, str)
+        }
+
+    def shape(self, column: Column, lengths: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape of a column of a sample with these lengths."""
+        return tuple(dim if isinstance(dim, int) else lengths[dim] for dim in column.dims)
+
+    def bits(self, groups: Iterable[str]) -> int:
+        """A set of groups as a number, for storage: bit i is the i-th group."""
+        return sum(1 << self.group_names.index(name) for name in groups)
+
+    def groups_of(self, bits: int) -> frozenset[str]:
+        """The opposite of `bits`."""
+        return _groups_of(self.group_names, bits)
+
+    def problem(self, name: str, array: np.ndarray, lengths: Mapping[str, int], *, half: bool = False) -> str | None:
+        """What is wrong with an array of a sample with these lengths, None where nothing is.
+
+        With `half` vectors may be float16.
+        """
+        column = self.by_name[name]
+        kinds = {column.numpy_dtype} | ({np.dtype(np.float16)} if half and column.kind == "vector" else set())
+        if array.dtype not in kinds or array.ndim != column.ndim:
+            return f"{array.dtype} of shape {array.shape} instead of {column.dtype} with {column.ndim} dimension(s)"
+        for dim, size in zip(column.dims, array.shape, strict=True):
+            expected = dim if isinstance(dim, int) else lengths.get(dim)
+            if expected is not None and size != expected:
+                what = f"the record's {dim}" if isinstance(dim, str) else "the schema's size"
+                return f"of shape {array.shape}, but {what} is {expected}"
+        return None
+
+    def record(self) -> dict[str, Any]:
+        """The JSON object that travels with an output; `parse` is the opposite."""
+        return {
+            "recipe": self.recipe,
+            "columns": [
+                {"name": x.name, "dtype": x.dtype, "dims": list(x.dims), "group": x.group, "kind": x.kind,
+                 "size": x.size, "pad": x.pad}
+                for x in self.columns
+            ],
+            "groups": [{"name": x.name, "source": x.source, "numerics": x.numerics} for x in self.groups],
+            "frame_rate": self.frame_rate,
+            "code_rate": self.code_rate,
+            "limits": dict(self.limits),
+            "fixed": dict(self.fixed),
+            "record_fields": [
+                {"name": x.name, "source": x.source, "values": dict(x.values), "default": x.default}
+                for x in self.record_fields
+            ],
+        }  # fmt: skip
+
+    @classmethod
+    def parse(cls, record: Mapping[str, Any]) -> Schema:
+        """The schema that an output describes itself by. Raises KeyError, TypeError or ValueError where it is none."""
+        return cls(
+            recipe=str(record["recipe"]),
+            columns=tuple(Column(**{**item, "dims": tuple(item["dims"])}) for item in record["columns"]),
+            groups=tuple(Group(**item) for item in record["groups"]),
+            frame_rate=float(record["frame_rate"]),
+            code_rate=record["code_rate"],
+            limits=dict(record["limits"]),
+            fixed=dict(record["fixed"]),
+            record_fields=tuple(RecordField(**item) for item in record["record_fields"]),
+        )
+
+
+@functools.lru_cache(maxsize=1024)
+def _groups_of(names: tuple[str, ...], bits: int) -> frozenset[str]:
+    return frozenset(name for index, name in enumerate(names) if bits >> index & 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +222,10 @@ class Utterance:
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What was computed for one utterance; a column that was not asked for is None.
+    """What was computed for one utterance: arrays by column. `seconds` is the audio's own length, None if not read."""
 
-    text_ids: int32 (text_len,). codes: int32 (code_len,). condition: float32 (32, model_dim).
-    emo_vec: float32 (model_dim,). `seconds` is the audio's own length, None where audio was not read.
-    """
-
-    text_ids: np.ndarray | None = None
-    codes: np.ndarray | None = None
-    condition: np.ndarray | None = None
-    emo_vec: np.ndarray | None = None
+    arrays: Mapping[str, np.ndarray]
     seconds: float | None = None
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The columns that are there, by name, in the order of `COLUMNS`."""
-        return {name: value for name in COLUMNS if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,26 +247,37 @@ def artifact_path(column: str, sample_id: str) -> str:
     return f"{column}/{sample_id}.npy"
 
 
-def manifest_record(
-    utterance: Utterance, *, text_len: int, code_len: int, condition_len: int, seconds: float | None
-) -> dict[str, Any]:
-    """The object that stands for a sample in train_manifest.jsonl and val_manifest.jsonl."""
+METADATA: Mapping[str, type] = {
+    "id": str, "audio_path": str, "text": str, "speaker": str, "language": str, "duration": float,
+}  # fmt: skip
+
+
+def metadata_of(utterance: Utterance, seconds: float | None) -> dict[str, Any]:
+    """The fields of a manifest record that come from its row; `seconds` is the audio's own length."""
     duration = utterance.duration
     if duration is None and seconds is not None:
         duration = round(seconds, 6)
-    sample_id = utterance.id
     return {
-        "id": sample_id,
+        "id": utterance.id,
         "audio_path": utterance.audio.removeprefix("./"),
         "text": utterance.text,
         "speaker": utterance.speaker,
         "language": utterance.language,
         "duration": duration,
-        "text_ids_path": artifact_path("text_ids", sample_id),
-        "text_len": text_len,
-        "codes_path": artifact_path("codes", sample_id),
-        "code_len": code_len,
-        "condition_path": artifact_path("condition", sample_id),
-        "condition_len": condition_len,
-        "emo_vec_path": artifact_path("emo_vec", sample_id),
     }
+
+
+def manifest_record(schema: Schema, metadata: Mapping[str, Any], lengths: Mapping[str, int]) -> dict[str, Any]:
+    """The object that stands for a sample in train_manifest.jsonl and val_manifest.jsonl.
+
+    `metadata` has the fields of `METADATA`; each column adds its path and the lengths that no column before it has.
+    """
+    record = {name: metadata[name] for name in METADATA}
+    for column in schema.columns:
+        record[f"{column.name}_path"] = artifact_path(column.name, metadata["id"])
+        for name in column.lengths:
+            record.setdefault(name, lengths[name])
+    for item in schema.record_fields:
+        value = metadata[item.source]
+        record[item.name] = item.values.get(str(value).lower(), item.default) if value is not None else item.default
+    return record

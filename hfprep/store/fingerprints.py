@@ -16,10 +16,8 @@ from hfprep.inputs.audio.containers import read_clip
 from hfprep.io.file_hashes import sha256_file
 from hfprep.io.object_storage import is_url, status
 from hfprep.io.references import ByteRange, parse_reference
-from hfprep.schema import Need, Utterance
+from hfprep.schema import Schema, Utterance
 
-# Raise the number of a group when hfprep's own computation of it changes its results.
-NUMERICS = {"text": 1, "codes": 1, "latents": 1}
 DIGEST_BYTES = 16
 
 
@@ -81,58 +79,45 @@ def source_of(utterance: Utterance, audio: AudioIdentity) -> str:
     return json.dumps(row | file, ensure_ascii=False)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Everything but rows and audio that the numbers depend on, by column group, in words that can be shown."""
-
-    text: Mapping[str, str]
-    codes: Mapping[str, str]
-    latents: Mapping[str, str]
-
-    def groups(self) -> dict[str, dict[str, str]]:
-        """The settings with the version of hfprep's own computation, by group."""
-        groups = {"text": self.text, "codes": self.codes, "latents": self.latents}
-        return {name: {**values, "numerics": str(NUMERICS[name])} for name, values in groups.items()}
-
-    def differences(self, earlier: Sequence[Mapping[str, Mapping[str, str]]]) -> list[str]:
-        """One line for each setting that is not what it was: its name, the earlier and the present value.
-
-        `earlier` are all the settings under which samples may have been computed: more than one after a run that
-        changed them was interrupted.
-        """
-        lines: dict[str, None] = {}
-        for groups in earlier:
-            for group, values in self.groups().items():
-                before = groups.get(group, {})
-                for name in sorted(values.keys() | before.keys()):
-                    if before.get(name) != values.get(name):
-                        lines[f"{name}: was {before.get(name)}, is {values.get(name)}"] = None
-        return list(lines)
+Settings = Mapping[str, Mapping[str, str]]  # by group: everything but rows and audio that the numbers depend on
 
 
-@dataclass(frozen=True, slots=True)
-class Fingerprints:
-    """Fingerprints of one sample, 16 bytes a group."""
+def with_numerics(schema: Schema, settings: Settings) -> dict[str, dict[str, str]]:
+    """Settings with the version of hfprep's own computation, by group, in words that can be shown and stored."""
+    return {group.name: {**settings[group.name], "numerics": str(group.numerics)} for group in schema.groups}
 
-    text: bytes
-    codes: bytes
-    latents: bytes
 
-    def by_need(self) -> dict[Need, bytes]:
-        return {Need.TEXT: self.text, Need.CODES: self.codes, Need.LATENTS: self.latents}
+def differences(settings: Settings, earlier: Sequence[Settings]) -> list[str]:
+    """One line for each setting that is not what it was: its name, the earlier and the present value.
+
+    `earlier` are all the settings under which samples may have been computed: more than one after a run that
+    changed them was interrupted.
+    """
+    lines: dict[str, None] = {}
+    for groups in earlier:
+        for group, values in settings.items():
+            before = groups.get(group, {})
+            for name in sorted(values.keys() | before.keys()):
+                if before.get(name) != values.get(name):
+                    lines[f"{name}: was {before.get(name)}, is {values.get(name)}"] = None
+    return list(lines)
 
 
 class Fingerprinter:
-    """Computes the fingerprints of samples under given settings."""
+    """Computes the fingerprints of samples under given settings: by group, 32 hexadecimal digits."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._base = {name: digest(values) for name, values in settings.groups().items()}
+    def __init__(self, schema: Schema, settings: Settings) -> None:
+        self.settings = with_numerics(schema, settings)
+        self._text = {name: digest(self.settings[name]) for name in schema.group_names if name in schema.text_groups}
+        self._audio = {name: digest(self.settings[name]) for name in schema.group_names if name in schema.audio_groups}
 
-    def of(self, utterance: Utterance, audio: AudioIdentity) -> Fingerprints:
+    def of(self, utterance: Utterance, audio: AudioIdentity) -> dict[str, str]:
         """Fingerprints of one row and its audio; with a content hash the file's name does not matter."""
         text = f"{utterance.language}\0{utterance.text}".encode()
         source = audio.key() if audio.sha256 else audio.key() + b"\0" + utterance.audio.encode()
-        return Fingerprints(self._of("text", text), self._of("codes", source), self._of("latents", source))
+        found = {name: _fingerprint(base, text) for name, base in self._text.items()}
+        return found | {name: _fingerprint(base, source) for name, base in self._audio.items()}
 
-    def _of(self, group: str, content: bytes) -> bytes:
-        return hashlib.blake2b(self._base[group] + content, digest_size=DIGEST_BYTES).digest()
+
+def _fingerprint(base: bytes, content: bytes) -> str:
+    return hashlib.blake2b(base + content, digest_size=DIGEST_BYTES).hexdigest()

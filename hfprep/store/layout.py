@@ -22,16 +22,15 @@ import numpy as np
 from hfprep.errors import StoreError
 from hfprep.io import atomic
 from hfprep.io.npy_format import HEADER_BYTES, npy_bytes, npy_header
-from hfprep.schema import COLUMNS, Features, Need, Rejection, Utterance, artifact_path, manifest_record
-from hfprep.store.fingerprints import AudioIdentity, Fingerprints, source_of
-from hfprep.store.state import SampleState, State
+from hfprep.schema import Features, Rejection, Schema, Utterance, artifact_path, manifest_record, metadata_of
+from hfprep.store.fingerprints import AudioIdentity, source_of
+from hfprep.store.state import Finished, SampleState, State
 
 TRAIN, VAL = "train_manifest.jsonl", "val_manifest.jsonl"
 PROGRESS, REJECTED, STATS = ".preprocessing_progress.txt", "rejected.jsonl", "stats.json"
 PRIVATE = ".hfprep"
 SPLIT_BUCKETS = 1_000_000
 IO_THREADS = 8
-_GROUP_BITS = {name: int(column.need) for name, column in COLUMNS.items()}  # arithmetic on flags is slow
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
@@ -46,9 +45,9 @@ def json_line(record: Mapping[str, Any]) -> bytes:
 
 
 @functools.lru_cache(maxsize=65536)
-def npy_size(column: str, shape: tuple[int, ...]) -> int:
-    """Bytes of a complete artifact of that column and shape."""
-    return len(npy_bytes(np.empty(shape, COLUMNS[column].dtype)))
+def npy_size(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a complete artifact of that dtype and shape."""
+    return len(npy_bytes(np.empty(shape, dtype)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +55,9 @@ class PlannedRow:
     """A valid manifest row, the fingerprints its columns must have, and the groups that have yet to be computed."""
 
     utterance: Utterance
-    fingerprints: Fingerprints
+    fingerprints: Mapping[str, str]
     audio: AudioIdentity
-    need: Need
+    need: frozenset[str]
 
     @property
     def source(self) -> str:
@@ -78,22 +77,24 @@ class Staged:
     shapes: dict[str, tuple[int, ...]]
     seconds: float | None
 
-    @property
-    def need(self) -> Need:
-        """The column groups that are being replaced."""
-        present = Need.NOTHING
-        for name in self.files:
-            present |= COLUMNS[name].need
-        return present
+    def groups(self, schema: Schema) -> dict[str, Finished]:
+        """The column groups that are being replaced, as the state keeps them once they are in place."""
+        lengths: dict[str, dict[str, int]] = {}
+        for name, shape in self.shapes.items():
+            column = schema.by_name[name]
+            own = lengths.setdefault(column.group, {})
+            own.update((dim, size) for dim, size in zip(column.dims, shape, strict=True) if isinstance(dim, str))
+        return {name: Finished(self.row.fingerprints[name], own) for name, own in lengths.items()}
 
 
 class NpyOutput:
-    """One output directory in the npy layout."""
+    """One output directory in the npy layout, for samples of that schema."""
 
     reading_threads = 4
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, schema: Schema) -> None:
         self.root = root
+        self.schema = schema
         self.private = root / PRIVATE
         self.work = self.private / "work"
         self._root = str(root)
@@ -116,42 +117,43 @@ class NpyOutput:
         return self.root / artifact_path(column, sample_id)
 
     def artifacts(self, sample_id: str) -> list[str]:
-        """Paths of a sample's arrays, in the order of `COLUMNS`."""
-        return [f"{self._root}/{name}/{sample_id}.npy" for name in COLUMNS]
+        """Paths of a sample's arrays, in the order of the schema's columns."""
+        return [f"{self._root}/{column.name}/{sample_id}.npy" for column in self.schema.columns]
 
     def all_artifacts(self) -> Iterator[tuple[str, str]]:
         """Id and column of every artifact that lies here, of finished samples or not."""
-        for column in COLUMNS:
-            folder = self.root / column
+        for column in self.schema.columns:
+            folder = self.root / column.name
             for path in folder.rglob("*.npy"):
-                yield path.relative_to(folder).as_posix().removesuffix(".npy"), column
+                yield path.relative_to(folder).as_posix().removesuffix(".npy"), column.name
 
-    def incomplete(self, sample_id: str, state: SampleState, sizes: Sequence[int | None] | None = None) -> Need:
+    def incomplete(
+        self, sample_id: str, state: SampleState, sizes: Sequence[int | None] | None = None
+    ) -> frozenset[str]:
         """The finished groups of which an artifact is missing or has not the size that its lengths ask for.
 
         `sizes` are those of `artifacts(sample_id)` (None: no such file), where somebody has looked already.
         """
         if sizes is None:
             sizes = [_size_of(path) for path in self.artifacts(sample_id)]
-        finished = int(state.finished())
-        need = 0
-        for size, (name, shape) in zip(sizes, expected_shapes(state).items(), strict=True):
-            group = _GROUP_BITS[name]
-            if group & finished and size != npy_size(name, shape):
-                need |= group
-        return Need(need)
+        missing = set()
+        for size, column in zip(sizes, self.schema.columns, strict=True):
+            group = state.groups.get(column.group)
+            if group is not None and size != npy_size(column.dtype, self.schema.shape(column, group.lengths)):
+                missing.add(column.group)
+        return frozenset(missing)
 
     def read_shape(self, column: str, sample_id: str) -> tuple[int, ...] | None:
         """Shape of an artifact that is complete, readable and of the right dtype and rank, else None."""
-        path = self.artifact(column, sample_id)
+        path, described = self.artifact(column, sample_id), self.schema.by_name[column]
         try:
             with open(path, "rb") as stream:
                 header = npy_header(stream.read(HEADER_BYTES))
                 size = os.fstat(stream.fileno()).st_size
         except (OSError, ValueError):
             return None
-        right = header.dtype == COLUMNS[column].dtype and len(header.shape) == COLUMNS[column].ndim
-        return header.shape if right and size == npy_size(column, header.shape) else None
+        right = header.dtype == described.numpy_dtype and len(header.shape) == described.ndim
+        return header.shape if right and size == npy_size(described.dtype, header.shape) else None
 
     def content(self, path: str) -> bytes:
         """The content of an artifact, by its path here."""
@@ -160,7 +162,7 @@ class NpyOutput:
 
     def occupied(self) -> bool:
         """Whether artifacts lie here already."""
-        return any((self.root / column).is_dir() for column in COLUMNS)
+        return any((self.root / column.name).is_dir() for column in self.schema.columns)
 
 
 def _size_of(path: str) -> int | None:
@@ -170,26 +172,9 @@ def _size_of(path: str) -> int | None:
         return None
 
 
-def expected_shapes(state: SampleState) -> dict[str, tuple[int, ...]]:
-    """Shape of each artifact of a sample, by its lengths, in the order of `COLUMNS`."""
-    dim = state.model_dim or 0
-    return {
-        "text_ids": (state.text_len or 0,),
-        "codes": (state.code_len or 0,),
-        "condition": (state.condition_len or 0, dim),
-        "emo_vec": (dim,),
-    }
-
-
-def record_of(utterance: Utterance, state: SampleState) -> dict[str, Any]:
+def record_of(schema: Schema, utterance: Utterance, state: SampleState) -> dict[str, Any]:
     """The manifest record of a complete sample."""
-    return manifest_record(
-        utterance,
-        text_len=state.text_len or 0,
-        code_len=state.code_len or 0,
-        condition_len=state.condition_len or 0,
-        seconds=state.seconds,
-    )
+    return manifest_record(schema, metadata_of(utterance, state.seconds), state.lengths)
 
 
 class Stage:
@@ -211,7 +196,7 @@ class Stage:
         jobs: list[tuple[Path, np.ndarray]] = []
         staged = []
         for row, features in computed:
-            arrays = features.arrays()
+            arrays = features.arrays
             files = {name: self.folder / f"{next(self._numbers)}-{name}" for name in arrays}
             jobs += [(files[name], array) for name, array in arrays.items()]
             shapes = {name: array.shape for name, array in arrays.items()}
@@ -242,13 +227,13 @@ class Publisher:
     def publish(self, staged: Sequence[Staged], rejections: Sequence[Rejection]) -> None:
         """Put a batch in place and list it; raises StoreError, and then nothing of the batch is listed."""
         if staged:
+            finished = [(item.row, item.groups(self.output.schema)) for item in staged]
             with self.state.transaction():
-                self.state.begin((item.row.utterance.id, item.need) for item in staged)
+                self.state.begin((row.utterance.id, groups) for row, groups in finished)
             self._move(staged)
             with self.state.transaction():
-                for item in staged:
-                    row = item.row
-                    self.state.finish(row.utterance.id, item.shapes, item.seconds, row.fingerprints, row.source)
+                for item, (row, groups) in zip(staged, finished, strict=True):
+                    self.state.finish(row.utterance.id, groups, seconds=item.seconds, source=row.source)
         for rejection in rejections:
             self.state.reject(rejection)
         self._list(staged, rejections)
@@ -268,7 +253,7 @@ class Publisher:
             if state is None or state.missing(item.row.fingerprints):
                 raise StoreError(f"sample {utterance.id!r} was published with columns missing; please report this")
             name = VAL if is_validation(utterance.id, self.val_ratio) else TRAIN
-            lines[name].append(json_line(record_of(utterance, state)))
+            lines[name].append(json_line(record_of(self.output.schema, utterance, state)))
         for name, records in lines.items():
             if name in self._files:
                 self._files[name].append(records)

@@ -5,8 +5,9 @@ without an error. Knows nothing of why a sample is complete.
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import BinaryIO
 
@@ -20,25 +21,22 @@ STAYING = atomic.TEMPORARY[1]
 
 @dataclass(slots=True)
 class Listed:
-    """What the manifests list."""
+    """What the manifests list; `overlong` counts samples over each limit of the schema, by length name."""
 
     train: int = 0
     val: int = 0
     seconds: float = 0.0
-    overlong_text: int = 0
-    overlong_codes: int = 0
+    overlong: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ListingOptions:
-    """The share of ids that goes to validation, and the model's positions, beyond which samples are counted.
+    """The share of ids that goes to validation.
 
     Without `manifests` only the progress file is written: the features are not kept in the npy layout.
     """
 
     val_ratio: float
-    max_text_tokens: int
-    max_codes: int
     manifests: bool = True
 
 
@@ -98,12 +96,13 @@ class Listing:
         self._progress.write(utterance.id.encode() + b"\n")
         manifest = self._val if validation else self._train
         if manifest is not None:
-            line = json_line(record_of(utterance, sample))
+            line = json_line(record_of(self.output.schema, utterance, sample))
             manifest.write(line)
             if self._staying is not None and not is_validation(utterance.id, self._largest_ratio):
                 self._staying.write(line)
         listed.train += not validation
         listed.val += validation
         listed.seconds += sample.seconds or 0.0
-        listed.overlong_text += (sample.text_len or 0) > options.max_text_tokens
-        listed.overlong_codes += (sample.code_len or 0) > options.max_codes
+        lengths = sample.lengths
+        for name, limit in self.output.schema.limits.items():
+            listed.overlong[name] += lengths[name] > limit

@@ -27,7 +27,7 @@ from hfprep.errors import StoreError
 from hfprep.io import atomic
 from hfprep.io.lease import Lease
 from hfprep.io.object_storage import REQUESTS_AT_A_TIME, download, file_names, read, remove, upload, url_of, write
-from hfprep.schema import COLUMNS, Need, Rejection, artifact_path
+from hfprep.schema import Rejection, Schema, artifact_path
 from hfprep.store.layout import PRIVATE, VAL, NpyOutput, PlannedRow, Publisher, Staged
 from hfprep.store.state import State, copy_state
 from hfprep.store.timeline import TIMELINE
@@ -50,14 +50,14 @@ class RemoteOutput(NpyOutput):
 
     reading_threads = REQUESTS_AT_A_TIME
 
-    def __init__(self, root: Path, url: str) -> None:
-        super().__init__(root)
+    def __init__(self, root: Path, schema: Schema, url: str) -> None:
+        super().__init__(root, schema)
         self.url = url.rstrip("/")
 
-    def incomplete(self, sample_id: str, state: Any, sizes: Sequence[int | None] | None = None) -> Need:
+    def incomplete(self, sample_id: str, state: Any, sizes: Sequence[int | None] | None = None) -> frozenset[str]:
         """Nothing: the state claims what the store holds, and what was not yet sent is sent before anybody asks."""
         del sample_id, state, sizes
-        return Need.NOTHING
+        return frozenset()
 
     def content(self, path: str) -> bytes:
         """The content of an artifact, from the store where it is not here."""
@@ -125,7 +125,7 @@ class Mirror:
         for chunk in rows:
             known = state.samples(row.utterance.id for row in chunk)
             pairs = zip(chunk, known, strict=True)
-            stale = [(row.utterance.id, row.need & sample.finished()) for row, sample in pairs if sample is not None]
+            stale = [(row.utterance.id, row.need & sample.finished) for row, sample in pairs if sample is not None]
             with state.transaction():
                 state.begin((sample_id, need) for sample_id, need in stale if need)
 

@@ -1,6 +1,6 @@
 """What is finished: one row a sample in a small database inside the output directory.
 
-A row says, for each column group, with which fingerprint the artifacts on disk were computed, and their lengths.
+A row says, for each column group that is finished, with which fingerprint its columns were computed, and their lengths.
 It is written after the artifacts are in place and cleared before they are overwritten, so it never claims more
 than the disk holds. SQLite gives the transactions; memory does not grow with the number of rows.
 """
@@ -16,17 +16,16 @@ from typing import Any, NamedTuple
 from hfprep.errors import Reason, StoreError
 from hfprep.io.atomic import observe
 from hfprep.io.chunks import chunks_of
-from hfprep.schema import Need, Rejection
-from hfprep.store.fingerprints import Fingerprints
+from hfprep.schema import Rejection
+from hfprep.store.first_version import migrate
 
 log = logging.getLogger(__name__)
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS samples (
-    id TEXT PRIMARY KEY, text BLOB, codes BLOB, latents BLOB,
-    text_len INTEGER, code_len INTEGER, condition_len INTEGER, model_dim INTEGER, seconds REAL, source TEXT
+    id TEXT PRIMARY KEY, finished TEXT NOT NULL DEFAULT '{}', seconds REAL, source TEXT
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS shards (
     serial INTEGER PRIMARY KEY, split TEXT NOT NULL, number INTEGER, samples INTEGER NOT NULL, used INTEGER NOT NULL,
@@ -42,47 +41,55 @@ _SCAN_SCHEMA = """
 CREATE TABLE scanned (id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE rejected (line INTEGER PRIMARY KEY, id TEXT, reason TEXT NOT NULL, message TEXT NOT NULL);
 """
-_SAMPLE_COLUMNS = "text, codes, latents, text_len, code_len, condition_len, model_dim, seconds, source"
-_SELECT_SAMPLES = f"SELECT id, {_SAMPLE_COLUMNS} FROM samples WHERE id IN (SELECT value FROM json_each(?))"
+_SELECT_SAMPLES = "SELECT id, finished, seconds, source FROM samples WHERE id IN (SELECT value FROM json_each(?))"
+_FINISH = """
+INSERT INTO samples (id, finished, seconds, source) VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET
+    finished = json_patch(finished, excluded.finished),
+    seconds = coalesce(excluded.seconds, seconds), source = coalesce(excluded.source, source)
+"""
 SELECTED_TOGETHER = 512
-_TEXT, _CODES, _LATENTS = int(Need.TEXT), int(Need.CODES), int(Need.LATENTS)  # arithmetic on flags is slow
-GROUPS = {Need.TEXT: "text", Need.CODES: "codes", Need.LATENTS: "latents"}
+
+
+class Finished(NamedTuple):
+    """A finished group of a sample: the fingerprint that it was computed with, and the lengths of its columns."""
+
+    fingerprint: str
+    lengths: dict[str, int]
 
 
 class SampleState(NamedTuple):
-    """What the database holds of one sample; a group that is not finished has no fingerprint."""
+    """What the database holds of one sample; a group that is not finished is not in `groups`."""
 
-    text: bytes | None
-    codes: bytes | None
-    latents: bytes | None
-    text_len: int | None
-    code_len: int | None
-    condition_len: int | None
-    model_dim: int | None
-    seconds: float | None
-    source: str | None
+    groups: dict[str, Finished]
+    seconds: float | None = None
+    source: str | None = None
 
-    def by_need(self) -> dict[Need, bytes | None]:
-        """The stored fingerprint of each group."""
-        return {Need.TEXT: self.text, Need.CODES: self.codes, Need.LATENTS: self.latents}
-
-    def fingerprints(self) -> Fingerprints:
-        """The stored fingerprints of a sample of which every group is finished."""
-        return Fingerprints(self.text or b"", self.codes or b"", self.latents or b"")
-
-    def missing(self, wanted: Fingerprints) -> Need:
-        """The groups whose stored fingerprint is not the wanted one."""
-        return Need(
-            _TEXT * (self.text != wanted.text)
-            + _CODES * (self.codes != wanted.codes)
-            + _LATENTS * (self.latents != wanted.latents)
-        )
-
-    def finished(self) -> Need:
+    @property
+    def finished(self) -> frozenset[str]:
         """The groups that are finished under some fingerprint."""
-        return Need(
-            _TEXT * (self.text is not None) + _CODES * (self.codes is not None) + _LATENTS * (self.latents is not None)
+        return frozenset(self.groups)
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """The lengths of the columns of all finished groups."""
+        return {name: length for group in self.groups.values() for name, length in group.lengths.items()}
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """The fingerprint of each finished group."""
+        return {name: group.fingerprint for name, group in self.groups.items()}
+
+    def missing(self, wanted: Mapping[str, str]) -> frozenset[str]:
+        """The groups whose stored fingerprint is not the wanted one."""
+        groups = self.groups
+        return frozenset(
+            name for name, fingerprint in wanted.items() if name not in groups or groups[name][0] != fingerprint
         )
+
+
+def parse_sample(finished: str, seconds: float | None, source: str | None) -> SampleState:
+    """A sample's state from its row in the database."""
+    return SampleState({name: Finished(*group) for name, group in json.loads(finished).items()}, seconds, source)
 
 
 class State:
@@ -112,6 +119,11 @@ class State:
         version = self.get("version")
         if version is None:
             self.put("version", STATE_VERSION)
+        elif version == 1:
+            log.info("%s was written by hfprep 0.1.0; it is brought into the present form", path)
+            with self.transaction():
+                migrate(self._db)
+                self.put("version", STATE_VERSION)
         elif version != STATE_VERSION:
             raise StoreError(
                 f"{path} was written by another version of hfprep (format {version}); use a new --output-dir"
@@ -177,7 +189,7 @@ class State:
         for block in chunks_of(sample_ids, SELECTED_TOGETHER):
             with self._explained():
                 rows = self._db.execute(_SELECT_SAMPLES, (json.dumps(block),)).fetchall()
-            known = {row[0]: SampleState(*row[1:]) for row in rows}
+            known = {row[0]: parse_sample(*row[1:]) for row in rows}
             yield from map(known.get, block)
 
     def is_empty(self) -> bool:
@@ -209,43 +221,24 @@ class State:
         with self._explained():
             return dict(self._scan.execute("SELECT reason, count(*) FROM rejected GROUP BY reason ORDER BY reason"))
 
-    def begin(self, samples: Iterable[tuple[str, Need]]) -> None:
+    def begin(self, samples: Iterable[tuple[str, Iterable[str]]]) -> None:
         """Note that these groups are about to be overwritten: until `finish` they do not count as finished."""
+        rows = [(sample_id, json.dumps(dict.fromkeys(groups))) for sample_id, groups in samples]
         with self._explained():
-            for sample_id, need in samples:
-                names = ", ".join(f"{name} = NULL" for group, name in GROUPS.items() if group & need)
-                self._db.execute("INSERT OR IGNORE INTO samples (id) VALUES (?)", (sample_id,))
-                self._db.execute(f"UPDATE samples SET {names} WHERE id = ?", (sample_id,))
+            self._db.executemany("INSERT OR IGNORE INTO samples (id) VALUES (?)", ((row[0],) for row in rows))
+            self._db.executemany("UPDATE samples SET finished = json_patch(finished, ?2) WHERE id = ?1", rows)
 
     def finish(
         self,
         sample_id: str,
-        shapes: Mapping[str, tuple[int, ...]],
-        seconds: float | None,
-        fingerprints: Fingerprints,
-        source: str,
+        groups: Mapping[str, Finished],
+        *,
+        seconds: float | None = None,
+        source: str | None = None,
     ) -> None:
-        """Record that the columns in `shapes` are on disk, computed with these fingerprints from this source."""
-        values: dict[str, Any] = {"source": source}
-        if "text_ids" in shapes:
-            values |= {"text": fingerprints.text, "text_len": shapes["text_ids"][0]}
-        if "codes" in shapes:
-            values |= {"codes": fingerprints.codes, "code_len": shapes["codes"][0]}
-        if "condition" in shapes:
-            values |= {"latents": fingerprints.latents}
-            values |= dict(zip(("condition_len", "model_dim"), shapes["condition"], strict=True))
-        if seconds is not None:
-            values["seconds"] = seconds
-        self.adopt(sample_id, values)
-
-    def adopt(self, sample_id: str, values: dict[str, Any]) -> None:
-        """Set the given columns of a sample, leaving the others as they are."""
-        names = ", ".join(values)
-        marks = ", ".join("?" for _ in values)
-        updates = ", ".join(f"{name} = excluded.{name}" for name in values)
-        insert = f"INSERT INTO samples (id, {names}) VALUES (?, {marks}) ON CONFLICT (id) DO UPDATE SET {updates}"
+        """Record that the columns of these groups are on disk; other groups stay, None leaves a value as it is."""
         with self._explained():
-            self._db.execute(insert, (sample_id, *values.values()))
+            self._db.execute(_FINISH, (sample_id, json.dumps(groups), seconds, source))
 
 
 def copy_state(source: Path, target: Path) -> None:
