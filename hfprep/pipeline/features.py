@@ -26,7 +26,7 @@ from hfprep.pipeline.intake_processes import IntakeProcesses
 from hfprep.pipeline.prefetch import prefetch
 from hfprep.pipeline.transfers import Download, padded_batch
 from hfprep.recipes.indextts2.feature_model import FeatureModel
-from hfprep.schema import COLUMNS, Features, Need, Rejection, Utterance
+from hfprep.schema import Features, Rejection, Schema, Utterance
 
 log = logging.getLogger(__name__)
 
@@ -73,14 +73,13 @@ class ExtractorSettings:
     via_sampling_rate: int | None = None
     workers: int = 1
     limits: BatchLimits = field(default_factory=lambda: BatchLimits(1, None))
-    max_text_tokens: int | None = None
-    max_codes: int | None = None
+    drop_overlong: bool = False
     prefetch_bytes: int = PREFETCH_BYTES
 
 
-def map_schema(columns: datasets.Features) -> datasets.Features:
+def map_schema(columns: datasets.Features, schema: Schema) -> datasets.Features:
     """The columns of a Dataset after `map` with a `FeatureExtractor`: what was there, the features, `rejected`."""
-    types = {name: nested(datasets.Value(str(column.dtype)), column.ndim) for name, column in COLUMNS.items()}
+    types = {column.name: nested(datasets.Value(column.dtype), column.ndim) for column in schema.columns}
     return datasets.Features({**columns, **types, "rejected": datasets.Value("string")})
 
 
@@ -90,15 +89,15 @@ def nested(value: datasets.Value, depth: int) -> datasets.Value | datasets.List:
 
 
 class FeatureExtractor:
-    """Computes text ids, codes, condition and emo_vec for any number of rows, batch by batch.
+    """Computes the columns of a schema for any number of rows, batch by batch.
 
     `model` may be None where only text is wanted. `fallback` gives the model on the CPU for a lone sample that does
-    not fit on the device; without it, such a sample gets a second try where it was. With `max_text_tokens` or
-    `max_codes` longer samples are rejected. With `processes` samples are loaded in these, which end with it.
+    not fit on the device; without it, such a sample gets a second try where it was. With `processes` samples are loaded in these, which end with it.
     """
 
     def __init__(
         self,
+        schema: Schema,
         tokenizer: Tokenizer,
         model: FeatureModel | None,
         settings: ExtractorSettings,
@@ -106,6 +105,7 @@ class FeatureExtractor:
         fallback: Callable[[], FeatureModel] | None = None,
         processes: IntakeProcesses | None = None,
     ) -> None:
+        self.schema = schema
         self.model = model
         self.settings = settings
         self.fallback = fallback
@@ -115,10 +115,10 @@ class FeatureExtractor:
         self.looks_ahead = model is not None and model.device.type == "cuda"
         self.packed = model is not None and model.packs
         limits = SampleLimits(
+            schema=schema,
             min_frames=0 if model is None else model.min_frames,
             max_frames=None if model is None else model.max_frames,
-            max_text_tokens=settings.max_text_tokens,
-            max_codes=settings.max_codes,
+            drop_overlong=settings.drop_overlong,
         )
         # A GPU computes input features, too: in threads they would hold up the one that keeps it busy.
         intake = IntakeSettings(limits=limits, via_sampling_rate=settings.via_sampling_rate, waveforms=self.looks_ahead)
@@ -135,30 +135,35 @@ class FeatureExtractor:
         self.intake.close()
 
     def __call__(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """For `rows.map(extractor, batched=True, features=map_schema(rows.features), new_fingerprint=NAME)`.
+        """For `rows.map(extractor, batched=True, features=map_schema(rows.features, schema), new_fingerprint=NAME)`.
 
         Needs the columns `id`, `text`, `audio` (a path); `language` is optional. (A fingerprint of one's own, since
         hashing the function would pickle the model.)
 
-        Returns `text_ids` int32 (text_len,), `codes` int32 (code_len,), `condition` float32 (32, model_dim),
-        `emo_vec` float32 (model_dim,) and `rejected` (None, else "reason: message"; the features are then None).
+        Returns the columns of the schema and `rejected` (None, else "reason: message"; the features are then None).
         """
         hints = columns.get("language") or [None] * len(columns["id"])
         rows = zip(columns["id"], columns["text"], columns["audio"], hints, strict=True)
         tasks = [
-            Task(Utterance(line=line, id=sample_id, text=text, audio=audio, path=audio, language=hint))
+            Task(
+                Utterance(line=line, id=sample_id, text=text, audio=audio, path=audio, language=hint),
+                self.schema.all_groups,
+            )
             for line, (sample_id, text, audio, hint) in enumerate(rows)
         ]
         outcomes = {task.utterance.line: found for result in self.extract(tasks) for task, found in result.outcomes}
         found = [outcomes[line] for line in range(len(tasks))]
-        table: dict[str, list[Any]] = {name: [getattr(item, name, None) for item in found] for name in COLUMNS}
+        arrays = [item.arrays if isinstance(item, Features) else {} for item in found]
+        table: dict[str, list[Any]] = {
+            column.name: [item.get(column.name) for item in arrays] for column in self.schema.columns
+        }
         table["rejected"] = [f"{x.reason}: {x.message}" if isinstance(x, Rejection) else None for x in found]
         return table
 
     def extract(self, tasks: Sequence[Task]) -> Generator[BatchResult, None, None]:
         """Work through the tasks, longest first, and give each batch as it completes; every task has one outcome."""
-        with_audio = [task for task in tasks if task.need & Need.AUDIO]
-        text_only = [task for task in tasks if not task.need & Need.AUDIO]
+        with_audio = [task for task in tasks if task.need & self.schema.audio_groups]
+        text_only = [task for task in tasks if not task.need & self.schema.audio_groups]
         for start in range(0, len(text_only), TEXT_ONLY_BATCH):
             chunk = text_only[start : start + TEXT_ONLY_BATCH]
             yield BatchResult([self._finish(item) for item in self._pool.map(self.intake.load, chunk)])
@@ -299,9 +304,7 @@ class FeatureExtractor:
 
     def _forward(self, batch: list[Loaded], model: FeatureModel) -> Pending:
         """Give a padded batch to the model; what it gives waits for the results and cuts out each sample's own part."""
-        need = Need.NOTHING
-        for item in batch:
-            need |= item.task.need
+        need = frozenset[str]().union(*(item.task.need for item in batch))
         clips = [item.audio for item in batch if item.audio is not None]
         inputs = padded_batch(clips, model.device)
         if self.intake.settings.waveforms:
@@ -309,39 +312,34 @@ class FeatureExtractor:
         tensors = model(
             inputs,
             torch.tensor([item.num_frames for item in batch]),
-            codes=bool(need & Need.CODES),
-            latents=bool(need & Need.LATENTS),
+            need & self.schema.audio_groups,
         )
-        download = Download(
-            {
-                "codes": None if tensors.codes is None else tensors.codes.to(torch.int32),
-                "condition": None if tensors.condition is None else tensors.condition.float(),
-                "emo_vec": None if tensors.emo_vec is None else tensors.emo_vec.float(),
-            }
-        )
+        download = Download(tensors)
         return lambda: self._cut(download, batch)
 
     def _cut(self, download: Download, batch: list[Loaded]) -> list[Outcome]:
-        arrays = {name: array for name, array in download.wait().items() if array is not None}
+        arrays = download.wait()
         outcomes = []
         for index, item in enumerate(batch):
             own = {name: array[index] for name, array in arrays.items()}
-            if "codes" in own:
-                own["codes"] = own["codes"][: item.num_frames]
+            for column in self.schema.of_kind("codes"):
+                if column.name in own:
+                    own[column.name] = own[column.name][..., : item.num_frames]
             outcomes.append(self._finish(item, **own))
         return outcomes
 
-    @staticmethod
-    def _finish(item: Loaded | tuple[Task, Rejection], **computed: np.ndarray) -> Outcome:
+    def _finish(self, item: Loaded | tuple[Task, Rejection], **computed: np.ndarray) -> Outcome:
         """The outcome of one sample: the columns it needs, or a rejection where a number is not finite."""
         if isinstance(item, tuple):
             return item
         task = item.task
-        wanted = {name: value for name, value in computed.items() if COLUMNS[name].need & task.need}
+        wanted = {name: value for name, value in computed.items() if self.schema.by_name[name].group in task.need}
         for name, value in wanted.items():
             if not np.isfinite(value).all():
                 return task, reject(task, Reason.COMPUTE_FAILED, f"{name} holds NaN or infinite values")
-        return task, Features(text_ids=item.text_ids, seconds=item.seconds, **wanted)
+        if item.text_ids is not None:
+            wanted |= {column.name: item.text_ids for column in self.schema.of_kind("tokens")}
+        return task, Features(wanted, item.seconds)
 
 
 def _held_bytes(item: Loaded | tuple[Task, Rejection]) -> int:

@@ -5,18 +5,15 @@ Decides nothing, changes nothing; safe to use from several threads.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
-
 from pyarrow import fs
 
 from hfprep.errors import Reason, RejectedSample
 from hfprep.inputs.audio.decode import TARGET_SAMPLING_RATE, read_header
 from hfprep.io.object_storage import REQUESTS_AT_A_TIME, is_url
-from hfprep.models.input_features import num_input_frames
-from hfprep.schema import COLUMNS, Need, Utterance
+from hfprep.schema import Schema, Utterance
 from hfprep.store.fingerprints import AudioIdentity
 from hfprep.store.layout import NpyOutput
 from hfprep.store.shard_index import Packed
@@ -46,18 +43,30 @@ class Inspected:
 
     identity: AudioIdentity
     known: SampleState | None
-    incomplete: Need
-    adopted: dict[str, Any]
+    incomplete: frozenset[str]
+    adopted: "Adoptable | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Adoptable:
+    """Artifacts without a record: the lengths of the groups that count as done, and whether codes are to be redone."""
+
+    groups: dict[str, dict[str, int]]
+    seconds: float | None = None
+    padded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inspector:
-    """Looks at rows; adopts artifacts without a record only if `adopt`, and only where they are `model_dim` wide."""
+    """Looks at rows; adopts artifacts without a record only if `adopt`, and only where they fit the schema.
+
+    `num_codes(samples at 16 kHz)` is how many codes a clip has.
+    """
 
     output: NpyOutput
     hash_audio: bool
     adopt: bool
-    model_dim: int | None
+    num_codes: Callable[[int], int]
 
     def inspect(self, rows: Sequence[Known]) -> list[Inspected | RejectedSample]:
         """What the disk says of each of these rows; a RejectedSample where the audio is not there."""
@@ -112,7 +121,8 @@ class Inspector:
             infos = iter(fs.LocalFileSystem().get_file_info(paths))
         except (OSError, ValueError):
             return itertools.repeat(None, len(rows))
-        return (None if known is None else tuple(itertools.islice(infos, 1 + len(COLUMNS))) for _, known, _ in rows)
+        per_row = 1 + len(self.output.schema.columns)
+        return (None if known is None else tuple(itertools.islice(infos, per_row)) for _, known, _ in rows)
 
     def _inspect(
         self,
@@ -126,26 +136,40 @@ class Inspector:
             sizes = None if files is None else [file.size for file in files[1:]]
             incomplete = self.output.incomplete(utterance.id, known, sizes)
             if incomplete and packed is not None:
-                incomplete &= ~packed.holds(known)
-            return Inspected(identity, known, incomplete, {})
-        return Inspected(identity, None, Need.NOTHING, self._adoptable(utterance) if self.adopt else {})
+                incomplete -= packed.holds(known)
+            return Inspected(identity, known, incomplete)
+        return Inspected(identity, None, frozenset(), self._adoptable(utterance) if self.adopt else None)
 
-    def _adoptable(self, utterance: Utterance) -> dict[str, Any]:
-        """Lengths of the artifacts on disk that count as done; of audio columns only where the codes fit the audio."""
-        shapes = {name: self.output.read_shape(name, utterance.id) for name in COLUMNS}
-        values: dict[str, Any] = {}
-        if shapes["text_ids"] and shapes["text_ids"][0]:
-            values |= {"text": True, "text_len": shapes["text_ids"][0]}
-        codes, condition, emo_vec = shapes["codes"], shapes["condition"], shapes["emo_vec"]
-        if codes and condition and emo_vec and condition[1:] == emo_vec and self.model_dim in (None, emo_vec[0]):
-            try:
-                header = read_header(utterance.path)
-            except RejectedSample:
-                return values
-            expected = num_input_frames(round(header.seconds * TARGET_SAMPLING_RATE))
-            if abs(codes[0] - expected) <= ADOPTED_LENGTH_SLACK:
-                values |= {"codes": True, "latents": True, "code_len": codes[0], "seconds": header.seconds}
-                values |= {"condition_len": condition[0], "model_dim": condition[1]}
-            else:
-                values["mended"] = True
-        return values
+    def _adoptable(self, utterance: Utterance) -> Adoptable | None:
+        """What of the artifacts on disk counts as done; of audio groups only where the codes fit the audio."""
+        schema = self.output.schema
+        shapes = {column.name: self.output.read_shape(column.name, utterance.id) for column in schema.columns}
+        lengths = {group: _lengths(schema, group, shapes) for group in schema.group_names}
+        groups = {
+            group: found for group, found in lengths.items() if found is not None and group in schema.text_groups
+        }
+        audio = {group: found for group in schema.audio_groups if (found := lengths[group]) is not None}
+        codes = next((column for column in schema.of_kind("codes")), None)
+        if codes is None or audio.keys() != schema.audio_groups:
+            return Adoptable(groups) if groups else None
+        try:
+            header = read_header(utterance.path)
+        except RejectedSample:
+            return Adoptable(groups) if groups else None
+        expected = self.num_codes(round(header.seconds * TARGET_SAMPLING_RATE))
+        if abs(audio[codes.group][codes.lengths[-1]] - expected) > ADOPTED_LENGTH_SLACK:
+            return Adoptable(groups, padded=True)
+        return Adoptable(groups | audio, header.seconds)
+
+
+def _lengths(schema: Schema, group: str, shapes: Mapping[str, tuple[int, ...] | None]) -> dict[str, int] | None:
+    """The lengths of a group whose artifacts are all there and fit the schema and each other, else None."""
+    found: dict[str, int] = dict(schema.fixed)
+    for column in schema.columns_of([group]):
+        shape = shapes[column.name]
+        if shape is None:
+            return None
+        for dim, size in zip(column.dims, shape, strict=True):
+            if size != (dim if isinstance(dim, int) else found.setdefault(dim, size)) or not size:
+                return None
+    return {name: found[name] for column in schema.columns_of([group]) for name in column.lengths}

@@ -7,7 +7,7 @@ Gives `load_sample`, which a build and a check share, so that both reject the sa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -17,7 +17,7 @@ from hfprep.errors import HfprepError, Reason, RejectedSample
 from hfprep.inputs.audio.decode import load_waveform, read_header
 from hfprep.io.object_storage import is_url
 from hfprep.models.input_features import check_waveform, extract_input_features, num_input_frames
-from hfprep.schema import Need, Rejection, Utterance
+from hfprep.schema import Rejection, Schema, Utterance
 
 if TYPE_CHECKING:
     from hfprep.pipeline.intake_processes import IntakeProcesses
@@ -42,7 +42,7 @@ class Task:
     """One utterance, the groups of columns that are wanted of it, and its audio's bytes where somebody has looked."""
 
     utterance: Utterance
-    need: Need = Need.ALL
+    need: frozenset[str]
     audio_bytes: int | None = None
 
 
@@ -99,34 +99,49 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleLimits:
-    """Frames of 20 ms that the models can take, and lengths beyond which a sample is rejected (None: no bound)."""
+    """Frames that the models can take (None: no bound); with `drop_overlong`, the limits of the schema, too.
 
+    `num_codes(frames)` is how many codes a clip has.
+    """
+
+    schema: Schema
     min_frames: int = 0
     max_frames: int | None = None
-    max_text_tokens: int | None = None
-    max_codes: int | None = None
+    drop_overlong: bool = False
+    num_codes: Callable[[int], int] = int
 
-    def check_text(self, length: int) -> None:
+    def check_text(self, text_ids: np.ndarray) -> None:
         """Raise RejectedSample where there are more text ids than positions."""
-        check_length(Reason.TEXT_TOO_LONG, length, self.max_text_tokens)
+        if self.drop_overlong:
+            for column in self.schema.of_kind("tokens"):
+                check_length(self.schema, column.lengths[-1], len(text_ids))
 
     def check_frames(self, num_frames: int) -> None:
         """Raise RejectedSample where a clip is too short or too long for the models, or for the code positions."""
         if num_frames < self.min_frames:
-            message = f"the clip has {num_frames} frames of 20 ms; the models need {self.min_frames}"
+            message = f"the clip has {num_frames} frames of {self._frame}; the models need {self.min_frames}"
             raise RejectedSample(Reason.AUDIO_TOO_SHORT, message)
         if self.max_frames is not None and num_frames > self.max_frames:
             limit = self.max_frames
-            message = f"the clip has {num_frames} frames of 20 ms; the position table ends at {limit}; cut the clip"
+            message = f"the clip has {num_frames} frames of {self._frame}; the models take {limit}; cut the clip"
             raise RejectedSample(Reason.AUDIO_TOO_LONG, message)
-        check_length(Reason.CODES_TOO_LONG, num_frames, self.max_codes)
+        if self.drop_overlong:
+            for column in self.schema.of_kind("codes"):
+                check_length(self.schema, column.lengths[-1], self.num_codes(num_frames))
+
+    @property
+    def _frame(self) -> str:
+        return f"{1000 / self.schema.frame_rate:g} ms"
 
 
-def check_length(reason: Reason, length: int, limit: int | None) -> None:
-    """Raise RejectedSample where a sample's text ids or codes are more than the model has positions for."""
-    what = "text ids" if reason is Reason.TEXT_TOO_LONG else "codes"
-    if limit is not None and length > limit:
-        raise RejectedSample(reason, f"{length} {what}; the model has positions for {limit} (--drop-overlong)")
+def check_length(schema: Schema, name: str, length: int) -> None:
+    """Raise RejectedSample where a length of a sample is more than the model has positions for."""
+    limit = schema.limits.get(name)
+    if limit is None or length <= limit:
+        return
+    tokens = any(name in column.lengths for column in schema.of_kind("tokens"))
+    reason, what = (Reason.TEXT_TOO_LONG, "text ids") if tokens else (Reason.CODES_TOO_LONG, "codes")
+    raise RejectedSample(reason, f"{length} {what}; the model has positions for {limit} (--drop-overlong)")
 
 
 def load_sample(
@@ -143,11 +158,11 @@ def load_sample(
     foreseen, what = Reason.TEXT_FAILED, "text"
     try:
         text_ids = seconds = audio = None
-        if task.need & Need.TEXT:
+        if task.need & limits.schema.text_groups:
             text_ids = tokenizer.encode(utterance.text, utterance.language)
-            limits.check_text(len(text_ids))
+            limits.check_text(text_ids)
         foreseen, what = Reason.AUDIO_UNREADABLE, utterance.path
-        if task.need & Need.AUDIO:
+        if task.need & limits.schema.audio_groups:
             audio, seconds = read_audio(utterance.path, limits.check_frames)
         return Loaded(task, text_ids, audio, seconds)
     except RejectedSample as error:
@@ -169,7 +184,7 @@ def reject(task: Task, reason: Reason, message: str) -> Rejection:
 class IntakeSettings:
     """Which samples are taken, and as what: with `waveforms` as samples at 16 kHz, else as input features."""
 
-    limits: SampleLimits = field(default_factory=SampleLimits)
+    limits: SampleLimits
     via_sampling_rate: int | None = None
     waveforms: bool = False
 

@@ -30,7 +30,7 @@ from hfprep.errors import Reason
 from hfprep.inputs.text.normalizer import TextNormalizer
 from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.pipeline.intake import Intake, IntakeSettings, Loaded, Task, expected_seconds, reject
-from hfprep.schema import Need, Rejection
+from hfprep.schema import Rejection
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class IntakeProcesses:
                 ended = error.ended
             if ended not in CRASHES:
                 return None
-        reason = Reason.AUDIO_UNREADABLE if task.need & Need.AUDIO else Reason.TEXT_FAILED
+        reason = Reason.AUDIO_UNREADABLE if task.need & settings.limits.schema.audio_groups else Reason.TEXT_FAILED
         how = signal.Signals(-ended).name
         return task, reject(task, reason, f"while reading {task.utterance.path}: the process crashed ({how}), twice")
 

@@ -10,7 +10,7 @@ import itertools
 import json
 import logging
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from hfprep.errors import Reason, RejectedSample, StopRequested, StoreError
 from hfprep.inputs.manifest.field_map import FieldMap
@@ -28,13 +29,13 @@ from hfprep.io.atomic import explained
 from hfprep.io.chunks import chunks_of
 from hfprep.io.references import parse_reference
 from hfprep.pipeline.config import Part
-from hfprep.pipeline.inspection import Inspected, Inspector
+from hfprep.pipeline.inspection import Adoptable, Inspected, Inspector
 from hfprep.pipeline.intake import check_length
-from hfprep.schema import Need, Rejection, Utterance
-from hfprep.store.fingerprints import AudioIdentity, Fingerprinter, Fingerprints, source_of
+from hfprep.schema import Rejection, Utterance
+from hfprep.store.fingerprints import AudioIdentity, Fingerprinter, source_of
 from hfprep.store.layout import NpyOutput, PlannedRow
 from hfprep.store.shard_index import ShardIndex
-from hfprep.store.state import GROUPS, SampleState, State
+from hfprep.store.state import Finished, SampleState, State
 
 log = logging.getLogger(__name__)
 
@@ -45,34 +46,36 @@ SHOWN_CHANGES = 5
 INSPECTED_TOGETHER = 256  # rows that one thread looks up at a time
 UTTERANCE_FIELDS = tuple(item.name for item in dataclasses.fields(Utterance))
 _fields_of = operator.attrgetter(*UTTERANCE_FIELDS)
-ROWS_SCHEMA = pa.schema(
-    [
-        ("line", pa.int64()),
-        ("id", pa.string()),
-        ("text", pa.string()),
-        ("audio", pa.string()),
-        ("path", pa.string()),
-        ("speaker", pa.string()),
-        ("language", pa.string()),
-        ("duration", pa.float64()),
-        ("extra", pa.string()),
-        ("text_fingerprint", pa.binary(16)),
-        ("codes_fingerprint", pa.binary(16)),
-        ("latents_fingerprint", pa.binary(16)),
-        ("audio_bytes", pa.int64()),
-        ("audio_mtime_ns", pa.int64()),
-        ("audio_sha256", pa.string()),
-        ("need", pa.uint8()),
-    ]
-)
+
+
+def rows_schema(groups: Sequence[str]) -> pa.Schema:
+    """The columns of a plan: a row, a fingerprint for each group, its audio file, the groups still to be computed."""
+    return pa.schema(
+        [
+            ("line", pa.int64()),
+            ("id", pa.string()),
+            ("text", pa.string()),
+            ("audio", pa.string()),
+            ("path", pa.string()),
+            ("speaker", pa.string()),
+            ("language", pa.string()),
+            ("duration", pa.float64()),
+            ("extra", pa.string()),
+            ("fingerprints", pa.struct([(name, pa.string()) for name in groups])),
+            ("audio_bytes", pa.int64()),
+            ("audio_mtime_ns", pa.int64()),
+            ("audio_sha256", pa.string()),
+            ("need", pa.list_(pa.string())),
+        ]
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
     """What decides which rows are taken and what of them is reused.
 
-    With `max_text_tokens` or `max_codes` finished samples beyond are rejected, as they are when they are computed.
-    Artifacts are adopted only where they are `model_dim` wide.
+    With `drop_overlong` finished samples over a limit of the schema are rejected, as they are when they are computed.
+    `num_codes(samples at 16 kHz)` tells artifacts to adopt from those that hold padding.
     """
 
     language: str | None = None
@@ -84,9 +87,8 @@ class PlanOptions:
     refuse_changes: bool = False
     workers: int = 1
     settings_changes: tuple[str, ...] = ()
-    max_text_tokens: int | None = None
-    max_codes: int | None = None
-    model_dim: int | None = None
+    drop_overlong: bool = False
+    num_codes: Callable[[int], int] = int
 
 
 @dataclass
@@ -100,9 +102,9 @@ class PlanCounts:
     pending: int = 0
     reused: int = 0
     adopted: int = 0
-    mended: int = 0
+    repaired: int = 0
     changed: int = 0
-    need: Need = Need.NOTHING
+    need: set[str] = field(default_factory=set)
     changes: list[str] = field(default_factory=list)
 
 
@@ -122,7 +124,8 @@ class Plan:
 
     def pending_positions(self) -> list[int]:
         """Positions in `dataset` of the rows of which something has yet to be computed."""
-        positions: list[int] = self.dataset.data.column("need").to_numpy().nonzero()[0].tolist()
+        needed = pc.list_value_length(self.dataset.data.column("need"))
+        positions: list[int] = needed.to_numpy().nonzero()[0].tolist()
         return positions
 
     def pending(self) -> datasets.Dataset:
@@ -133,9 +136,8 @@ class Plan:
 def planned_row(row: dict[str, Any]) -> PlannedRow:
     """A row of the plan's Dataset as an object."""
     utterance = Utterance(*(row[name] for name in UTTERANCE_FIELDS))
-    fingerprints = Fingerprints(row["text_fingerprint"], row["codes_fingerprint"], row["latents_fingerprint"])
     audio = AudioIdentity(row["audio_bytes"], row["audio_mtime_ns"], row["audio_sha256"])
-    return PlannedRow(utterance, fingerprints, audio, Need(row["need"]))
+    return PlannedRow(utterance, row["fingerprints"], audio, frozenset(row["need"]))
 
 
 class Lister(Protocol):
@@ -163,9 +165,11 @@ class Planner:
         self.options = options
         self.listing = listing
         self.inspector = Inspector(
-            output=output, hash_audio=options.hash_audio, adopt=options.skip_existing, model_dim=options.model_dim
+            output=output, hash_audio=options.hash_audio, adopt=options.skip_existing, num_codes=options.num_codes
         )
         self.counts = PlanCounts()
+        self.schema = output.schema
+        self._rows = rows_schema(self.schema.group_names)
 
     def plan(self, manifest: Path, *, stop: Callable[[], bool] = lambda: False) -> Plan:
         """Scan the manifest; rejections go to the state, complete samples to the listing.
@@ -178,7 +182,7 @@ class Planner:
             stack.enter_context(_no_garbage_collection())
             pool = stack.enter_context(ThreadPoolExecutor(self.options.workers))
             sink = stack.enter_context(pa.OSFile(str(path), "wb"))
-            writer = stack.enter_context(pa.ipc.new_stream(sink, ROWS_SCHEMA))
+            writer = stack.enter_context(pa.ipc.new_stream(sink, self._rows))
             for chunk, inspected in self._inspected(manifest, pool):
                 if stop():
                     raise StopRequested
@@ -243,9 +247,9 @@ class Planner:
                     self._reject(Rejection(utterance.line, utterance.id, error.reason, error.message))
             if self.options.refuse_changes and self.counts.changed:
                 self._refuse()
-        columns = zip(*rows, strict=True) if rows else [[] for _ in ROWS_SCHEMA]
-        arrays = [pa.array(values, item.type) for values, item in zip(columns, ROWS_SCHEMA, strict=True)]
-        return pa.record_batch(arrays, schema=ROWS_SCHEMA)
+        columns = zip(*rows, strict=True) if rows else [[] for _ in self._rows]
+        arrays = [pa.array(values, item.type) for values, item in zip(columns, self._rows, strict=True)]
+        return pa.record_batch(arrays, schema=self._rows)
 
     def _decide(self, utterance: Utterance, found: Inspected | RejectedSample) -> tuple[Any, ...]:
         """One line of the plan; lists what is complete, notes in the state what was adopted or is not on disk."""
@@ -253,16 +257,16 @@ class Planner:
             raise found
         identity, sample = found.identity, found.known
         fingerprints = self.fingerprinter.of(utterance, identity)
-        need = Need.ALL
+        need = self.schema.all_groups
         if sample is not None:
             need = self._missing(utterance, sample, found, fingerprints)
-        elif found.adopted:
+        elif found.adopted is not None:
             need = self._adopt(utterance, found.adopted, fingerprints, source_of(utterance, identity))
             sample = self.state.sample(utterance.id)
         counts = self.counts
         if sample is not None:
-            if self.options.max_text_tokens is not None or self.options.max_codes is not None:
-                self._check_lengths(sample, ~need)
+            if self.options.drop_overlong:
+                self._check_lengths(sample, self.schema.all_groups - need)
             if not need:
                 self.listing.add(utterance, sample)
         counts.rows += 1
@@ -272,20 +276,21 @@ class Planner:
         else:
             counts.reused += 1
         fields = _fields_of(utterance)
-        prints = (fingerprints.text, fingerprints.codes, fingerprints.latents)
-        return (*fields, *prints, identity.size, identity.mtime_ns, identity.sha256, int(need))
+        return (*fields, fingerprints, identity.size, identity.mtime_ns, identity.sha256, sorted(need))
 
-    def _missing(self, utterance: Utterance, sample: SampleState, found: Inspected, fingerprints: Fingerprints) -> Need:
+    def _missing(
+        self, utterance: Utterance, sample: SampleState, found: Inspected, fingerprints: Mapping[str, str]
+    ) -> frozenset[str]:
         """The groups of a known sample that have to be computed."""
-        missing = sample.missing(fingerprints)
-        if found.identity.sha256 and not missing & Need.AUDIO:
+        missing, audio = sample.missing(fingerprints), self.schema.audio_groups
+        if found.identity.sha256 and not missing & audio:
             self._keep_source(utterance, sample, found.identity)
         if not missing and not found.incomplete:
             return missing
-        stale = missing & sample.finished()
-        if stale & Need.AUDIO:
+        stale = missing & sample.finished
+        if stale & audio:
             same = self._seen_otherwise(utterance, sample, found.identity, fingerprints) & stale
-            stale, missing = stale & ~same, missing & ~same
+            stale, missing = stale - same, missing - same
         if stale:
             self._note_change(utterance, sample, source_of(utterance, found.identity))
         if found.incomplete:
@@ -296,42 +301,38 @@ class Planner:
         """Note under which mtime a content was seen again, for runs without --hash-audio."""
         source = source_of(utterance, identity)
         if sample.source != source:
-            self.state.adopt(utterance.id, {"source": source})
+            self.state.finish(utterance.id, {}, source=source)
 
     def _seen_otherwise(
-        self, utterance: Utterance, sample: SampleState, identity: AudioIdentity, fingerprints: Fingerprints
-    ) -> Need:
+        self, utterance: Utterance, sample: SampleState, identity: AudioIdentity, fingerprints: Mapping[str, str]
+    ) -> frozenset[str]:
         """The groups that are what is wanted, only fingerprinted before --hash-audio was switched on or off."""
         source = json.loads(sample.source or "{}")
         earlier = identity.known_by(source)
         # Two clips inside one file have its mtime, and may be of one length: they are the same only by their place.
         if earlier is None or (parse_reference(utterance.audio) and source.get("audio") != utterance.audio):
-            return Need.NOTHING
-        same = Need.AUDIO & ~sample.missing(self.fingerprinter.of(utterance, earlier))
-        wanted = fingerprints.by_need()
-        values: dict[str, Any] = {name: wanted[group] for group, name in GROUPS.items() if group & same}
-        if values:
-            self.state.adopt(utterance.id, values | {"source": source_of(utterance, identity)})
+            return frozenset()
+        same = self.schema.audio_groups - sample.missing(self.fingerprinter.of(utterance, earlier))
+        if same:
+            groups = {name: Finished(fingerprints[name], sample.groups[name].lengths) for name in same}
+            self.state.finish(utterance.id, groups, source=source_of(utterance, identity))
         return same
 
-    def _check_lengths(self, sample: SampleState, fresh: Need) -> None:
+    def _check_lengths(self, sample: SampleState, fresh: Iterable[str]) -> None:
         """Refuse a finished sample that --drop-overlong would have refused before."""
-        if fresh & Need.TEXT:
-            check_length(Reason.TEXT_TOO_LONG, sample.text_len or 0, self.options.max_text_tokens)
-        if fresh & Need.CODES:
-            check_length(Reason.CODES_TOO_LONG, sample.code_len or 0, self.options.max_codes)
+        for group in fresh:
+            for name, length in sample.groups[group].lengths.items():
+                check_length(self.schema, name, length)
 
-    def _adopt(self, utterance: Utterance, values: dict[str, Any], fingerprints: Fingerprints, source: str) -> Need:
-        need = Need.ALL
-        mended = values.pop("mended", False)
-        for group, name in GROUPS.items():
-            if values.get(name):
-                values[name] = getattr(fingerprints, name)
-                need &= ~group
-        if values:
-            self.state.adopt(utterance.id, values | {"source": source})
+    def _adopt(
+        self, utterance: Utterance, found: Adoptable, fingerprints: Mapping[str, str], source: str
+    ) -> frozenset[str]:
+        groups = {name: Finished(fingerprints[name], lengths) for name, lengths in found.groups.items()}
+        if groups:
+            self.state.finish(utterance.id, groups, seconds=found.seconds, source=source)
+        need = self.schema.all_groups - groups.keys()
         self.counts.adopted += not need
-        self.counts.mended += mended
+        self.counts.repaired += found.padded
         return need
 
     def _note_change(self, utterance: Utterance, known: SampleState, source: str) -> None:

@@ -14,18 +14,10 @@ from typing import Any
 
 from hfprep.inputs.audio.containers import read_clip
 from hfprep.io.file_hashes import sha256_file
+from hfprep.io.digest import DIGEST_BYTES, digest
 from hfprep.io.object_storage import is_url, status
 from hfprep.io.references import ByteRange, parse_reference
 from hfprep.schema import Schema, Utterance
-
-DIGEST_BYTES = 16
-
-
-def digest(value: Any) -> bytes:
-    """A 16-byte hash of any JSON value."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()
-
 
 @dataclass(frozen=True, slots=True)
 class AudioIdentity:

@@ -87,17 +87,15 @@ class Staged:
         return {name: Finished(self.row.fingerprints[name], own) for name, own in lengths.items()}
 
 
-class NpyOutput:
-    """One output directory in the npy layout, for samples of that schema."""
+class OutputFolder:
+    """An output directory, and the private folder inside it."""
 
-    reading_threads = 4
+    url: str | None = None  # of the output in object storage that this is the local folder of
 
-    def __init__(self, root: Path, schema: Schema) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = root
-        self.schema = schema
         self.private = root / PRIVATE
         self.work = self.private / "work"
-        self._root = str(root)
 
     def reset_work(self) -> None:
         """An empty folder for working data; what a killed run left there goes."""
@@ -111,6 +109,17 @@ class NpyOutput:
     def remove_work(self) -> None:
         """Remove the working data."""
         shutil.rmtree(self.work, ignore_errors=True)
+
+
+class NpyOutput(OutputFolder):
+    """One output directory in the npy layout, for samples of that schema."""
+
+    reading_threads = 4
+
+    def __init__(self, root: Path, schema: Schema) -> None:
+        super().__init__(root)
+        self.schema = schema
+        self._root = str(root)
 
     def artifact(self, column: str, sample_id: str) -> Path:
         """Path of a sample's array."""

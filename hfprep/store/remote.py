@@ -28,7 +28,7 @@ from hfprep.io import atomic
 from hfprep.io.lease import Lease
 from hfprep.io.object_storage import REQUESTS_AT_A_TIME, download, file_names, read, remove, upload, url_of, write
 from hfprep.schema import Rejection, Schema, artifact_path
-from hfprep.store.layout import PRIVATE, VAL, NpyOutput, PlannedRow, Publisher, Staged
+from hfprep.store.layout import PRIVATE, VAL, NpyOutput, OutputFolder, PlannedRow, Publisher, Staged
 from hfprep.store.state import State, copy_state
 from hfprep.store.timeline import TIMELINE
 
@@ -52,7 +52,7 @@ class RemoteOutput(NpyOutput):
 
     def __init__(self, root: Path, schema: Schema, url: str) -> None:
         super().__init__(root, schema)
-        self.url = url.rstrip("/")
+        self.url: str = url.rstrip("/")
 
     def incomplete(self, sample_id: str, state: Any, sizes: Sequence[int | None] | None = None) -> frozenset[str]:
         """Nothing: the state claims what the store holds, and what was not yet sent is sent before anybody asks."""
@@ -67,13 +67,22 @@ class RemoteOutput(NpyOutput):
             return read(self.url + path.removeprefix(str(self.root)))
 
 
-def open_output(path: Path, folder: Path | None) -> NpyOutput:
+def open_folder(path: Path, folder: Path | None) -> OutputFolder:
     """The output directory `path`, or, where that is a URL, its local folder: `folder`, or one for each URL."""
     url = url_of(path)
     if url is None:
-        return NpyOutput(path)
+        return OutputFolder(path)
     name = hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
-    return RemoteOutput(folder or Path.home() / ".cache" / "hfprep" / name, url)
+    found = OutputFolder(folder or Path.home() / ".cache" / "hfprep" / name)
+    found.url = url
+    return found
+
+
+def open_output(folder: OutputFolder, schema: Schema) -> NpyOutput:
+    """The output in a folder, for samples of that schema."""
+    if folder.url is None:
+        return NpyOutput(folder.root, schema)
+    return RemoteOutput(folder.root, schema, folder.url)
 
 
 def fetch_state(url: str, target: Path) -> None:
@@ -216,7 +225,7 @@ class Mirror:
                     sample_id = line.rstrip("\n")
                     sample = state.sample(sample_id)
                     finished = Need.NOTHING if sample is None else sample.finished()
-                    self._send(sample_id, [name for name, column in COLUMNS.items() if column.need & finished])
+                    self._send(sample_id, [column.name for column in self.output.schema.columns_of(finished)])
             self._drain()
         finally:
             state.close()

@@ -7,7 +7,6 @@ samples or of what to do when memory runs out: every step is an attribute (`sema
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,7 @@ from hfprep.models.streams import Streams
 from hfprep.recipes.indextts2.checkpoints import load_conditioners, load_semantic_codec, load_semantic_encoder
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.locate import ModelFiles
+from hfprep.recipes.indextts2.schema import CODES, LATENTS
 
 if TYPE_CHECKING:
     from hfprep.models.kernels.codec import FusedSemanticCodec
@@ -34,17 +34,7 @@ if TYPE_CHECKING:
 MIN_FRAMES = 3
 
 
-@dataclass(frozen=True)
-class FeatureTensors:
-    """What a batch of B clips, padded to T frames, gave; None for what was not asked for.
-
-    `codes` (B, T) int64, of which the first lengths[b] are clip b's; `condition` (B, L, M) float32;
-    `emo_vec` (B, M) float32. All on the model's device.
-    """
-
-    codes: Tensor | None
-    condition: Tensor | None
-    emo_vec: Tensor | None
+AUDIO_GROUPS = frozenset({CODES, LATENTS})
 
 
 class FeatureModel(nn.Module):
@@ -146,44 +136,46 @@ class FeatureModel(nn.Module):
         return self.semantic_encoder.mean.device
 
     def forward(
-        self, input_features: Tensor, lengths: Tensor, *, codes: bool = True, latents: bool = True
-    ) -> FeatureTensors:
+        self, input_features: Tensor, lengths: Tensor, groups: frozenset[str] = AUDIO_GROUPS
+    ) -> dict[str, Tensor]:
         """Compute the features of a padded batch.
 
         `input_features` (B, T, 160) float32 on the model's device, `lengths` (B,) int64 on the CPU: the valid frames
         of each clip, from `min_frames` to `max_frames`. What stands in the padding may be any finite numbers.
-        `codes`, `latents`: what to compute (`latents` is condition and emo_vec); the rest is None.
+        Returns the columns of `groups` on the model's device: `codes` (B, T) int32, of which the first lengths[b] are
+        clip b's; `condition` (B, L, M) float32; `emo_vec` (B, M) float32.
         Raises ValueError for lengths out of range or a batch of another shape.
         """
         self._check(input_features, lengths)
-        compute = partial(self._compute, codes=codes, latents=latents)
+        compute = partial(self._compute, groups=groups)
         if not self.packs:
             device = input_features.device
             return compute(input_features, FrameMask.from_lengths(lengths, input_features.shape[1], device))
         frames = lengths.tolist()
 
-        def compute_part(clips: list[int]) -> FeatureTensors:
+        def compute_part(clips: list[int]) -> dict[str, Tensor]:
             mask = FrameMask.of_packed(lengths[clips], input_features.device)
             return compute(torch.cat([input_features[clip, : frames[clip]] for clip in clips])[None], mask)
 
         parts = self.streams.parts(frames)
         return _joined(self.streams.run(compute_part, parts), [clip for part in parts for clip in part])
 
-    def _compute(self, input_features: Tensor, mask: FrameMask, *, codes: bool, latents: bool) -> FeatureTensors:
+    def _compute(self, input_features: Tensor, mask: FrameMask, *, groups: frozenset[str]) -> dict[str, Tensor]:
         """The features of a batch that is padded or packed, in its order."""
-        device = input_features.device
+        device, found = input_features.device, {}
         with torch.inference_mode(), computing(self.precision, device):
             semantic = self.semantic_encoder(input_features, mask)
-            # A hair's breadth decides between two codes, and the codec is a twentieth of the work: nothing coarse here.
-            with computing("fp32", device):
-                found = self.semantic_codec(semantic, mask) if codes else None
-                if found is not None and mask.packed:
-                    found = pad_sequence([clip[0] for clip in mask.clips(found)], batch_first=True)
-            return FeatureTensors(
-                codes=found,
-                condition=self.conditioner(semantic, mask) if latents else None,
-                emo_vec=self.emotion_conditioner(semantic, mask) if latents else None,
-            )
+            if CODES in groups:
+                # A rounding error can change a code, and the codec is a twentieth of the work: always full precision.
+                with computing("fp32", device):
+                    codes = self.semantic_codec(semantic, mask).to(torch.int32)
+                if mask.packed:
+                    codes = pad_sequence([clip[0] for clip in mask.clips(codes)], batch_first=True)
+                found["codes"] = codes
+            if LATENTS in groups:
+                found["condition"] = self.conditioner(semantic, mask).float()
+                found["emo_vec"] = self.emotion_conditioner(semantic, mask).float()
+        return found
 
     def _check(self, input_features: Tensor, lengths: Tensor) -> None:
         if input_features.ndim != 3 or lengths.shape != input_features.shape[:1]:
@@ -199,12 +191,17 @@ class FeatureModel(nn.Module):
             )
 
 
-def _joined(parts: list[FeatureTensors], clips: list[int]) -> FeatureTensors:
+def _joined(parts: list[dict[str, Tensor]], clips: list[int]) -> dict[str, Tensor]:
     """The features of the clips 0, 1, ... from those of parts, which hold `clips` one after another."""
     if len(parts) == 1:
         return parts[0]
     places = torch.tensor(clips).argsort()
-    codes, *latents = ([getattr(part, name) for part in parts] for name in ("codes", "condition", "emo_vec"))
-    condition, emo_vec = (None if found[0] is None else torch.cat(found)[places] for found in latents)
-    rows = None if codes[0] is None else pad_sequence([row for found in codes for row in found], batch_first=True)
-    return FeatureTensors(codes=None if rows is None else rows[places], condition=condition, emo_vec=emo_vec)
+    found = {}
+    for name in parts[0]:
+        columns = [part[name] for part in parts]
+        if name == "codes":  # padded to the longest of each part
+            joined = pad_sequence([row for column in columns for row in column], batch_first=True)
+        else:
+            joined = torch.cat(columns)
+        found[name] = joined[places]
+    return found

@@ -1,0 +1,104 @@
+"""The seam between hfprep and a model family: what a recipe has to say, and nothing more.
+
+A recipe finds a family's files and gives a `ModelSet`: the schema of the samples, what their numbers depend on, text to
+ids, and, loaded on a device, waveforms to columns. Everything else (manifests, batches, memory, formats, resuming)
+is the same for all. A new recipe is one folder and one line in `registry`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from hfprep.schema import Schema
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+def option(default: Any, text: str) -> Any:
+    """A dataclass field whose help text the command line shows."""
+    return field(default=default, metadata={"help": text})
+
+
+class TextEncoder(Protocol):
+    """Turns a text into token ids. Picklable; safe to call from several threads."""
+
+    def encode(self, text: str, language: str | None = None) -> np.ndarray:
+        """The token ids of a text, int32 (text_len,). Raises RejectedSample where it has none."""
+
+
+class Model(Protocol):
+    """A recipe's networks on a device.
+
+    `min_frames` and `max_frames` bound a clip. With `packs` the clips of a batch are computed without its padding, so
+    that a batch costs the sum of their frames, not their number times the longest.
+    """
+
+    min_frames: int
+    max_frames: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    @property
+    def packs(self) -> bool:
+        """Whether it leaves out padding."""
+
+    def __call__(self, inputs: Tensor, lengths: Tensor, groups: frozenset[str]) -> dict[str, Tensor]:
+        """Compute the columns of some groups for a padded batch.
+
+        inputs: (B, longest, ...), what `ModelSet.prepare` gives for each clip, zero past its end; lengths: int64 (B,)
+        on the CPU, valid frames of each. Columns come as (B, ...) on the model's device, padded where they are ragged.
+        """
+
+
+class ModelSet(Protocol):
+    """The model files of one build: found and checked, weights not loaded. Small, picklable."""
+
+    @property
+    def schema(self) -> Schema:
+        """What a sample consists of with these files."""
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """Every file that the numbers depend on, by the name that stats.json gives it."""
+
+    def settings(self, sha256: Mapping[str, str], *, precision: str, audio_sr: int) -> dict[str, dict[str, str]]:
+        """What the numbers of each group depend on besides rows, audio and hfprep itself, in words for a person.
+
+        sha256: of each of `files`, by name.
+        """
+
+    def check(self) -> None:
+        """Raise ConfigError where the files do not belong together."""
+
+    def text_encoder(self) -> TextEncoder:
+        """Open the tokenizer."""
+
+    def num_codes(self, num_frames: int) -> int:
+        """How many codes a clip of so many frames has."""
+
+    def load(self, device: torch.device, precision: str) -> Model:
+        """Load the weights. Raises ConfigError, CheckpointError, or what torch raises where memory is short."""
+
+
+class Recipe(Protocol):
+    """One model family."""
+
+    name: str
+
+    def recognises(self, options: Any) -> bool:
+        """Whether the model files that these options name are of this family; reads no weights."""
+
+    def find(self, options: Any, *, fetch: bool = True) -> ModelSet:
+        """Find and check the files, without `fetch` only on this machine.
+
+        Raises ConfigError where an option is missing or wrong, CheckpointError that lists what is missing.
+        """

@@ -1,0 +1,108 @@
+"""IndexTTS-2: text ids, semantic codes, conditioning latents, emotion vectors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hfprep.errors import ConfigError
+from hfprep.inputs.text.tokenizer import TextTokenizer
+from hfprep.io.digest import digest
+from hfprep.recipes.indextts2.config import ModelConfig
+from hfprep.recipes.indextts2.locate import ModelFiles, locate
+from hfprep.recipes.indextts2.options import IndexTTS2Options
+from hfprep.recipes.indextts2.schema import CODES, LATENTS, NAME, TEXT, schema_of
+from hfprep.schema import Schema
+
+if TYPE_CHECKING:
+    import torch
+
+    from hfprep.recipes.indextts2.feature_model import FeatureModel
+
+
+@dataclass(frozen=True)
+class IndexTTS2Models:
+    """The files of one IndexTTS-2, found and checked."""
+
+    located: ModelFiles
+    tokenizer: Path
+    config: ModelConfig
+
+    @cached_property
+    def schema(self) -> Schema:
+        return schema_of(self.config)
+
+    @cached_property
+    def files(self) -> Mapping[str, Path]:
+        located = self.located
+        return {
+            "tokenizer": self.tokenizer,
+            "config": located.config,
+            "gpt_checkpoint": located.gpt_checkpoint,
+            "w2v_stat": located.w2v_stat,
+            "semantic_codec": located.semantic_codec,
+            "semantic_model/config.json": located.semantic_config,
+        } | {f"semantic_model/{path.name}": path for path in located.semantic_weights}
+
+    def settings(self, sha256: Mapping[str, str], *, precision: str, audio_sr: int) -> dict[str, dict[str, str]]:
+        semantic = {name: value for name, value in sha256.items() if name.startswith(("semantic_model", "w2v_stat"))}
+        semantic |= {"audio_sr": str(audio_sr), "precision": precision}
+        branches = (self.config.condition, self.config.emotion)
+        architecture = "".join(digest(dataclasses.asdict(branch)).hex() for branch in branches)
+        return {
+            TEXT: {"tokenizer": sha256["tokenizer"], "normalizer": self.text_encoder().normalizer.fingerprint()},
+            CODES: semantic | {"semantic_codec": sha256["semantic_codec"]},
+            LATENTS: semantic | {"gpt_checkpoint": sha256["gpt_checkpoint"], "conditioners": architecture},
+        }
+
+    def check(self) -> None:
+        from hfprep.models.input_features import check_preprocessor  # it imports torch
+
+        check_preprocessor(self.located.preprocessor_config)
+        size, known = self.text_encoder().vocab_size, self.config.number_text_tokens
+        if size > known:
+            raise ConfigError(
+                f"--tokenizer {str(self.tokenizer)!r} has {size} tokens, but the checkpoint has only {known} "
+                f"(gpt.number_text_tokens in {self.config.path}); use the tokenizer it was trained with, or extend the "
+                "checkpoint first"
+            )
+
+    def text_encoder(self) -> TextTokenizer:
+        return TextTokenizer(self.tokenizer)
+
+    def num_codes(self, num_frames: int) -> int:
+        return num_frames
+
+    def load(self, device: torch.device, precision: str) -> FeatureModel:
+        from hfprep.recipes.indextts2.feature_model import FeatureModel
+
+        return FeatureModel.load(self.located, self.config, device=device, precision=precision)
+
+
+class IndexTTS2:
+    """The recipe."""
+
+    name = NAME
+
+    def recognises(self, options: IndexTTS2Options) -> bool:
+        """Whatever nobody else claims is taken for IndexTTS-2, whose messages then say what is missing."""
+        del options
+        return True
+
+    def find(self, options: IndexTTS2Options, *, fetch: bool = True) -> IndexTTS2Models:
+        located = locate(
+            models=options.models,
+            config=options.config,
+            gpt_checkpoint=options.gpt_checkpoint,
+            semantic_model=options.semantic_model,
+            semantic_codec=options.semantic_codec,
+            fetch=fetch,
+        )
+        return IndexTTS2Models(located, options.tokenizer_path, ModelConfig.read(located.config))
+
+
+RECIPE = IndexTTS2()
