@@ -21,11 +21,11 @@ from hfprep.errors import CheckpointError, HfprepError, Reason
 from hfprep.io.chunks import chunks_of
 from hfprep.models.batch_input_features import batch_input_features
 from hfprep.pipeline.batching import BatchLimits, FrameBudget, batches, padded_frames
-from hfprep.pipeline.intake import Failure, Intake, IntakeSettings, Loaded, SampleLimits, Task, Tokenizer, reject
+from hfprep.pipeline.intake import Failure, Intake, IntakeSettings, Loaded, SampleLimits, Task, reject
 from hfprep.pipeline.intake_processes import IntakeProcesses
 from hfprep.pipeline.prefetch import prefetch
 from hfprep.pipeline.transfers import Download, padded_batch
-from hfprep.recipes.indextts2.feature_model import FeatureModel
+from hfprep.recipes.base import Model, ModelSet, TextEncoder
 from hfprep.schema import Features, Rejection, Schema, Utterance
 
 log = logging.getLogger(__name__)
@@ -92,20 +92,22 @@ class FeatureExtractor:
     """Computes the columns of a schema for any number of rows, batch by batch.
 
     `model` may be None where only text is wanted. `fallback` gives the model on the CPU for a lone sample that does
-    not fit on the device; without it, such a sample gets a second try where it was. With `processes` samples are loaded in these, which end with it.
+    not fit on the device; without it, such a sample gets a second try where it was. With
+    `processes` samples are loaded in these, which end with it.
     """
 
     def __init__(
         self,
-        schema: Schema,
-        tokenizer: Tokenizer,
-        model: FeatureModel | None,
+        models: ModelSet,
+        tokenizer: TextEncoder,
+        model: Model | None,
         settings: ExtractorSettings,
         *,
-        fallback: Callable[[], FeatureModel] | None = None,
+        fallback: Callable[[], Model] | None = None,
         processes: IntakeProcesses | None = None,
     ) -> None:
-        self.schema = schema
+        self.schema = models.schema
+        self.num_codes = models.num_codes
         self.model = model
         self.settings = settings
         self.fallback = fallback
@@ -115,7 +117,8 @@ class FeatureExtractor:
         self.looks_ahead = model is not None and model.device.type == "cuda"
         self.packed = model is not None and model.packs
         limits = SampleLimits(
-            schema=schema,
+            schema=self.schema,
+            num_codes=models.num_codes,
             min_frames=0 if model is None else model.min_frames,
             max_frames=None if model is None else model.max_frames,
             drop_overlong=settings.drop_overlong,
@@ -302,7 +305,7 @@ class FeatureExtractor:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _forward(self, batch: list[Loaded], model: FeatureModel) -> Pending:
+    def _forward(self, batch: list[Loaded], model: Model) -> Pending:
         """Give a padded batch to the model; what it gives waits for the results and cuts out each sample's own part."""
         need = frozenset[str]().union(*(item.task.need for item in batch))
         clips = [item.audio for item in batch if item.audio is not None]
@@ -324,7 +327,7 @@ class FeatureExtractor:
             own = {name: array[index] for name, array in arrays.items()}
             for column in self.schema.of_kind("codes"):
                 if column.name in own:
-                    own[column.name] = own[column.name][..., : item.num_frames]
+                    own[column.name] = own[column.name][..., : self.num_codes(item.num_frames)]
             outcomes.append(self._finish(item, **own))
         return outcomes
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from hfprep.errors import HfprepError, Reason, RejectedSample
 from hfprep.inputs.audio.decode import load_waveform, read_header
 from hfprep.io.object_storage import is_url
 from hfprep.models.input_features import check_waveform, extract_input_features, num_input_frames
+from hfprep.recipes.base import TextEncoder
 from hfprep.schema import Rejection, Schema, Utterance
 
 if TYPE_CHECKING:
@@ -29,12 +30,6 @@ BROKEN_DEVICE_TEXTS = ("CUDA error", "device-side assert", "CUDNN_STATUS_EXECUTI
 GUESSED_BYTES_PER_SECOND = 16_000  # between wav and mp3; a wrong guess costs padding or memory, never a number
 
 ReadAudio = Callable[[str, Callable[[int], None]], tuple[np.ndarray, float]]
-
-
-class Tokenizer(Protocol):
-    """What turns a text into token ids."""
-
-    def encode(self, text: str, language: str | None) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +140,7 @@ def check_length(schema: Schema, name: str, length: int) -> None:
 
 
 def load_sample(
-    task: Task, tokenizer: Tokenizer, read_audio: ReadAudio, limits: SampleLimits
+    task: Task, tokenizer: TextEncoder, read_audio: ReadAudio, limits: SampleLimits
 ) -> Loaded | tuple[Task, Rejection]:
     """What is needed of a sample before the models, or why it cannot be used; the one place that decides this.
 
@@ -193,7 +188,7 @@ class IntakeSettings:
 class Intake:
     """Tokenizes and reads one sample after another, with `processes` in these; safe to call from many threads."""
 
-    tokenizer: Tokenizer
+    tokenizer: TextEncoder
     settings: IntakeSettings
     processes: IntakeProcesses | None = None
 
