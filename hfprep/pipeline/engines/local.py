@@ -80,7 +80,9 @@ def run_rows(
             parts = stack.enter_context(contextlib.closing(spooled(every, spool, extractor.schema.audio_groups)))
         for part in parts or [every]:
             used = {row.utterance.line: row for row in part}
-            results = extractor.extract([Task(row.utterance, row.need, row.audio.size) for row in part])
+            results = extractor.extract(
+                [Task.of(extractor.schema, row.utterance, row.need, row.audio.size) for row in part]
+            )
             stack.callback(results.close)
             for result in results:
                 computed, rejections = [], []

@@ -30,7 +30,7 @@ from hfprep.pipeline.background import BackgroundWriter
 from hfprep.pipeline.engines.local import run_rows
 from hfprep.pipeline.engines.shards import MAX_SHARD_ROWS, Shard, cut
 from hfprep.pipeline.engines.spec import BatchCost, ExtractorSpec, Sink, cost_of
-from hfprep.pipeline.features import DeviceError
+from hfprep.pipeline.failures import DeviceError
 from hfprep.pipeline.planning import Plan
 from hfprep.recipes.base import absolute
 from hfprep.schema import Features, Rejection

@@ -18,7 +18,8 @@ import torch
 from hfprep.io.file_hashes import FileIdentity, check_unchanged
 from hfprep.pipeline.batching import BatchLimits
 from hfprep.pipeline.devices import choose_device, device_memory
-from hfprep.pipeline.features import BatchResult, DeviceError, ExtractorSettings, FeatureExtractor
+from hfprep.pipeline.failures import DeviceError
+from hfprep.pipeline.features import BatchResult, ExtractorSettings, FeatureExtractor
 from hfprep.pipeline.intake_processes import IntakeProcesses
 from hfprep.recipes.base import Model, ModelSet
 from hfprep.schema import Rejection
