@@ -70,7 +70,8 @@ def command_page() -> str:
     program = typer.main.get_command(app)
     lines = ["# Commands", "", "Each is called as `python -m hfprep COMMAND`, or `hfprep COMMAND`.", ""]
     for name, command in sorted(program.commands.items()):  # type: ignore[attr-defined]
-        lines += _command(name, command)
+        for below, inner in sorted(getattr(command, "commands", {"": command}).items()):
+            lines += _command(f"{name} {below}".strip(), inner)
     return "\n".join(lines)
 
 

@@ -156,16 +156,15 @@ def _torn_appends() -> None:
 
 def _log_computed(path: Path) -> None:
     """Note the id of every sample that the models begin to run over."""
-    from hfprep.pipeline.features import FeatureExtractor
+    from hfprep.pipeline.observing import observing
 
-    forward = FeatureExtractor._forward
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
-    def noted(self: FeatureExtractor, batch: list[Any], model: Any) -> Any:
-        os.write(descriptor, "".join(f"{item.task.utterance.id}\n" for item in batch).encode())
-        return forward(self, batch, model)
+    def note(moment: str, utterances: Sequence[Any]) -> None:
+        if moment == "batch begins":
+            os.write(descriptor, "".join(f"{utterance.id}\n" for utterance in utterances).encode())
 
-    FeatureExtractor._forward = noted  # type: ignore[method-assign]
+    observing(note).__enter__()  # for as long as this process lives
 
 
 def _limit_file_size(limit: int) -> None:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,21 +56,23 @@ class WayError(Exception):
     """An output could not be made or read."""
 
 
-def write_manifest(folder: Path) -> Path:
-    """golden-small's rows with all that a row may have or lack, and four lines that are rejected."""
+def write_manifest(folder: Path, ids: Iterable[str] = ()) -> Path:
+    """golden-small's rows (or those of these ids) with all that a row may have or lack, and four rejected lines."""
     folder.mkdir(parents=True)
     (folder / "audio").symlink_to(GOLDEN / "audio")
-    rows = [json.loads(line) for line in (GOLDEN / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
-    rows[0]["note"] = "a field of its own"
-    rows[1]["id"] = "folder/synth1"
-    rows[2]["take"] = 3
-    del rows[4]["speaker"], rows[5]["duration"], rows[6]["language"]
-    rows[3:3] = [
+    lines = (GOLDEN / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = {row["id"]: row for row in map(json.loads, lines)}
+    rows["synth0"]["note"] = "a field of its own"
+    rows["synth1"]["id"] = "folder/synth1"
+    rows["synth2"]["take"] = 3
+    del rows["synth4"]["speaker"], rows["synth5"]["duration"], rows["synth6"]["language"]
+    chosen = [rows[sample_id] for sample_id in ids or rows]
+    chosen[3:3] = [
         {"id": "lost", "text": "gone", "audio": "audio/nowhere.wav"},
-        {"id": "synth0", "text": "twice", "audio": "audio/synth0.wav"},
+        {"id": chosen[0]["id"], "text": "twice", "audio": "audio/synth0.wav"},
         {"id": "unreadable", "text": "no sound", "audio": "manifest.jsonl"},
     ]
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    lines = [json.dumps(row, ensure_ascii=False) for row in chosen]
     lines.insert(5, '{"id": "torn')
     manifest = folder / "manifest.jsonl"
     manifest.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -85,10 +87,12 @@ class Maker:
     checkout: Path
     python: str
     draw: random.Random
+    models: Path = GOLDEN / "checkpoints"
+    ids: Iterable[str] = ()
     kills: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.manifest = write_manifest(self.root / "data")
+        self.manifest = write_manifest(self.root / "data", self.ids)
         self.environment = os.environ | {
             "PYTHONPATH": str(self.checkout),
             "HF_HUB_OFFLINE": "1",
@@ -123,7 +127,7 @@ class Maker:
         return stdout
 
     def build_words(self, name: str, *options: object) -> list[object]:
-        words = ["-m", "hfprep", "build", "--manifest", self.manifest, "--models", GOLDEN / "checkpoints"]
+        words = ["-m", "hfprep", "build", "--manifest", self.manifest, "--models", self.models]
         words += ["--batch-size", 1, "--device", "cpu", "--precision", "fp32", "--val-ratio", 0.3]
         return [*words, "--output-dir", self.root / name, *options]
 

@@ -30,10 +30,10 @@ from hfprep.errors import ConfigError, HfprepError, Reason
 from hfprep.pipeline.engines import choice
 from hfprep.pipeline.engines.spec import ExtractorSpec, Models
 from hfprep.pipeline.features import FeatureExtractor
-from hfprep.pipeline.intake import Loaded
+from hfprep.pipeline.observing import observing
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.locate import locate
-from hfprep.schema import Rejection
+from hfprep.schema import Rejection, Utterance
 from hfprep.store.layout import Publisher, Staged
 from hfprep.tools.demo.dataset import DemoDataset, make_dataset
 from tests.s3_server import s3_server
@@ -208,19 +208,17 @@ class TroubledSpec(ExtractorSpec):
     deadly: str | None = None
 
     def open(self, device: str | None = None, *, models: Models | None = None) -> FeatureExtractor:
-        extractor = super().open(device, models=models)
-        compute, log, deadly = extractor._compute, self.log, self.deadly
+        log, deadly = self.log, self.deadly
 
-        def logged(batch: list[Loaded]) -> Any:
-            if any(item.task.utterance.id == deadly for item in batch):
+        def note(moment: str, utterances: Sequence[Utterance]) -> None:
+            if moment == "batch begins" and any(utterance.id == deadly for utterance in utterances):
                 os._exit(1)
-            outcomes = compute(batch)
-            with open(log, "a") as file:
-                file.write("x")
-            return outcomes
+            if moment == "batch computed":
+                with open(log, "a") as file:
+                    file.write("x")
 
-        extractor._compute = logged  # type: ignore[method-assign]
-        return extractor
+        observing(note).__enter__()  # for as long as this process lives
+        return super().open(device, models=models)
 
 
 @pytest.fixture

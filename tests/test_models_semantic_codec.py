@@ -71,3 +71,10 @@ def test_many_frames_are_scored_in_pieces(monkeypatch: pytest.MonkeyPatch) -> No
         wanted = quantizer()(features)
         monkeypatch.setattr(module, "scores_piece", lambda _: 4 * 7)
         assert torch.equal(quantizer()(features), wanted)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_frame_that_is_not_finite_has_no_code(value: float) -> None:
+    """Where only codes are computed nothing else would show it, and argmax would call it code 0."""
+    frames = torch.tensor([[[2.0, 0.0], [value, 1.0], [0.0, 3.0]]])
+    assert quantizer()(frames).tolist() == [[0, module.NO_CODE, 1]]

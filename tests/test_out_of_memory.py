@@ -28,11 +28,15 @@ from hfprep.models.conditioner import Conditioner, EmotionConditioner
 from hfprep.models.semantic_codec import SemanticCodec
 from hfprep.models.semantic_encoder import SemanticEncoder
 from hfprep.pipeline.batching import BatchLimits
-from hfprep.pipeline.features import DeviceError, ExtractorSettings, FeatureExtractor
+from hfprep.pipeline.breaker import SystematicFailureError, Unproven
+from hfprep.pipeline.failures import DeviceError
+from hfprep.pipeline.features import ExtractorSettings, FeatureExtractor
 from hfprep.pipeline.intake import Task
 from hfprep.pipeline.transfers import Download
+from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.feature_model import FeatureModel, FeatureTensors
-from hfprep.schema import Features, Rejection, Utterance
+from hfprep.recipes.indextts2.locate import locate
+from hfprep.schema import Features, Need, Rejection, Utterance
 
 STEPS = ("semantic_encoder", "semantic_codec", "conditioner", "emotion_conditioner", "to the device", "from the device")
 ERRORS: dict[str, Callable[[], Exception]] = {
@@ -44,6 +48,7 @@ ERRORS: dict[str, Callable[[], Exception]] = {
     ),
     "python": lambda: MemoryError(),
 }
+FIFTH = torch.tensor([4])
 Fails = Callable[[str, int, int], Exception | None]  # step, rows, padded frames -> what to raise
 
 
@@ -77,7 +82,7 @@ class Fragile:
         semantic = inputs.cumsum(1)
         self._step("semantic_codec", semantic)
         found = FeatureTensors(
-            codes=semantic[..., 0].round().long() if codes else None,
+            codes=semantic[..., 0].abs().round().long() if codes else None,
             condition=self._latent("conditioner", semantic, lengths) if latents else None,
             emo_vec=self._latent("emotion_conditioner", semantic, lengths)[:, 0] if latents else None,
         )
@@ -209,21 +214,21 @@ class Arriving(Download):
 def arriving(monkeypatch: pytest.MonkeyPatch) -> type[Arriving]:
     """What a GPU would do: the results of a batch come while the next one is being computed."""
     Arriving.log, Arriving.fails = [], staticmethod(lambda rows: None)
-    monkeypatch.setattr("hfprep.pipeline.features.Download", Arriving)
+    monkeypatch.setattr("hfprep.pipeline.forwarding.Download", Arriving)
     return Arriving
 
 
 def ahead(model: Fragile, arriving: type[Arriving], **options: Any) -> Bench:
     bench = Bench(model, LENGTHS, **options)
     bench.extractor.looks_ahead = True
-    forward = bench.extractor._forward
+    given = model.fails
 
-    def noted(batch: Any, model: Any) -> Any:
-        pending = forward(batch, model)
-        arriving.log.append(f"gave {len(batch)}")
-        return pending
+    def noted(step: str, rows: int, frames: int) -> Exception | None:
+        if step == "from the device":
+            arriving.log.append(f"gave {rows}")
+        return given(step, rows, frames)
 
-    bench.extractor._forward = noted  # type: ignore[method-assign]
+    model.fails = noted
     return bench
 
 
@@ -407,7 +412,7 @@ def test_the_culprit_of_a_failing_batch_is_found(quiet: dict[str, Features], cap
     assert isinstance(culprit, Rejection)
     assert (culprit.reason, culprit.message) == (Reason.COMPUTE_FAILED, "ZeroDivisionError: cannot stand this clip")
     assert_same(accepted(found), {name: value for name, value in quiet.items() if name != "clip-5"})
-    assert [rows for rows, _ in model.batches] == [1] * 15
+    assert [rows for rows, _ in model.batches] == [1] * 16  # one of them twice: it shows that the device works
     assert "a batch of 16 failed (ZeroDivisionError" in caplog.text
 
 
@@ -427,6 +432,25 @@ def test_numbers_that_are_not_finite_reject_their_own_sample(quiet: dict[str, Fe
     assert_same(accepted(found), {name: value for name, value in quiet.items() if name != "clip-3"})
 
 
+def test_only_codes_that_are_computed_again_are_rejected_too(golden_small: Path) -> None:
+    """A frame without finite hidden states has no code; it must not become one of those there are."""
+    files = locate(models=golden_small / "checkpoints")
+    model = FeatureModel.load(files, ModelConfig.read(files.config))
+    spoilt = model.semantic_encoder.register_forward_hook(lambda _m, _i, hidden: hidden.index_fill(1, FIFTH, np.nan))
+    tokenizer: Any = SimpleNamespace(encode=None)
+    extractor = FeatureExtractor(tokenizer, model, ExtractorSettings())
+    rows = [json.loads(line) for line in (golden_small / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+    path = str(golden_small / rows[0]["audio"])
+    task = Task(Utterance(line=1, id="a", text="x", audio=path, path=path), Need.CODES)
+    (result,) = extractor.extract([task])
+    assert isinstance(result.outcomes[0][1], Rejection)
+    assert result.outcomes[0][1].message == "codes are of NaN or infinite values"
+    spoilt.remove()
+    (result,) = extractor.extract([task])
+    assert isinstance(result.outcomes[0][1], Features)
+    extractor.close()
+
+
 @pytest.mark.parametrize("words", ["CUDA error: device-side assert triggered", "CUDA error: an illegal memory access"])
 def test_a_broken_device_ends_the_run_by_name(words: str) -> None:
     def fails(step: str, _: int, __: int) -> Exception | None:
@@ -435,6 +459,41 @@ def test_a_broken_device_ends_the_run_by_name(words: str) -> None:
     bench = Bench(Fragile(fails), LENGTHS)
     with pytest.raises(DeviceError, match="run the same command again, finished work is kept"):
         bench.run()
+    bench.extractor.close()
+
+
+def broken(step: str, _: int, __: int) -> Exception | None:
+    return RuntimeError("PTXAS error: cannot find ptxas") if step == "semantic_encoder" else None
+
+
+def test_a_fault_that_strikes_every_sample_proves_nothing_against_any() -> None:
+    found = Bench(Fragile(broken), LENGTHS).run()
+    assert {type(outcome) for outcome in found.values()} == {Unproven}
+    assert {cast(Unproven, outcome).kind for outcome in found.values()} == {"RuntimeError"}
+
+
+def test_with_a_sample_that_was_computed_before_the_only_one_left_is_proved_guilty() -> None:
+    """As in a rerun over an output of which one sample was rejected."""
+    bench = Bench(Fragile(), [40, 50, 60])
+    bench.model.fails = lambda step, _, frames: ValueError("odd") if frames == 60 and step == "conditioner" else None
+    task = Task(Utterance(line=2, id="clip-2", text="x", audio="2", path="2", duration=1.0))
+    (result,) = bench.extractor.extract([task])
+    assert isinstance(result.outcomes[0][1], Unproven)
+    bench.extractor._controls["before"] = Task(Utterance(line=0, id="clip-0", text="x", audio="0", path="0"))
+    (result,) = bench.extractor.extract([task])
+    assert type(result.outcomes[0][1]) is Rejection
+    bench.extractor.close()
+
+
+@pytest.mark.parametrize("broken_from", [0, 9])
+def test_the_map_function_ends_where_everything_fails(broken_from: int) -> None:
+    """And rejects nothing for it: neither before anything has worked, nor after."""
+    model = Fragile()
+    model.fails = lambda *step: broken(*step) if len(model.batches) >= broken_from else None
+    bench = Bench(model, LENGTHS, batch_size=1)
+    columns = {"id": [str(n) for n in range(16)], "text": ["x"] * 16, "audio": [str(n) for n in range(16)]}
+    with pytest.raises(SystematicFailureError, match=r"5 samples failed one after the other.*cannot find ptxas"):
+        bench.extractor(columns)
     bench.extractor.close()
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.io import atomic, file_hashes
 from hfprep.pipeline.building import Shared, Summary, build
 from hfprep.pipeline.engines import spec
-from hfprep.pipeline.features import FeatureExtractor
+from hfprep.pipeline.observing import observing
 from hfprep.recipes.indextts2.feature_model import FeatureModel
+from hfprep.schema import Utterance
 
 CLIPS = ("synth1", "synth2", "synth4", "synth6")
 COLUMNS = ("text_ids", "codes", "condition", "emo_vec")
@@ -118,7 +119,7 @@ def kept_tokenizer(path: Path) -> TextTokenizer:
 
 
 @pytest.fixture
-def place(finished: Place, tmp_path: Path, golden_small: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def place(finished: Place, tmp_path: Path, golden_small: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     """A finished build of one's own, with counters of what is computed from now on."""
     copy = Place(tmp_path / "data", golden_small)
     shutil.copytree(finished.output, copy.output, copy_function=shutil.copy2)
@@ -127,19 +128,19 @@ def place(finished: Place, tmp_path: Path, golden_small: Path, monkeypatch: pyte
     for name in os.listdir(copy.folder / "audio"):  # copytree keeps mtimes to the nanosecond, or this test is void
         ours, theirs = (root / "audio" / name for root in (copy.folder, finished.folder))
         assert ours.stat().st_mtime_ns == theirs.stat().st_mtime_ns
-    forward, encode = FeatureExtractor._forward, TextTokenizer.encode
+    encode = TextTokenizer.encode
 
-    def noted_forward(self: FeatureExtractor, batch: Any, model: Any) -> Any:
-        copy.computed.extend(item.task.utterance.id for item in batch)
-        return forward(self, batch, model)
+    def note(moment: str, utterances: Sequence[Utterance]) -> None:
+        if moment == "batch begins":
+            copy.computed.extend(utterance.id for utterance in utterances)
 
     def noted_encode(self: TextTokenizer, text: str, language: str | None = None) -> np.ndarray:
         copy.tokenized.append(text)
         return encode(self, text, language)
 
-    monkeypatch.setattr(FeatureExtractor, "_forward", noted_forward)
     monkeypatch.setattr(TextTokenizer, "encode", noted_encode)
-    return copy
+    with observing(note):
+        yield copy
 
 
 def assert_nothing_computed(place: Place, before: dict[str, tuple[int, int]]) -> None:

@@ -11,8 +11,8 @@ import pytest
 from hfprep.errors import Reason, StoreError
 from hfprep.io import atomic
 from hfprep.io.npy_format import npy_bytes
-from hfprep.schema import Features, Need, Rejection, Utterance
-from hfprep.store.fingerprints import AudioIdentity, Fingerprints
+from hfprep.schema import Features, Rejection, Utterance
+from hfprep.store.fingerprints import AudioIdentity
 from hfprep.store.layout import (
     PROGRESS,
     REJECTED,
@@ -27,14 +27,17 @@ from hfprep.store.layout import (
 )
 from hfprep.store.listing import Listing, ListingOptions
 from hfprep.store.state import State
+from tests.sample_schemas import speech_schema
 
-PRINTS = Fingerprints(b"t" * 16, b"c" * 16, b"l" * 16)
+SCHEMA = speech_schema(4)
+ALL = SCHEMA.all_groups
+PRINTS = {"text": "t" * 32, "codes": "c" * 32, "latents": "l" * 32}
 COLUMNS = ("text_ids", "codes", "condition", "emo_vec")
 
 
 @pytest.fixture
 def output(tmp_path: Path) -> NpyOutput:
-    place = NpyOutput(tmp_path / "out")
+    place = NpyOutput(tmp_path / "out", SCHEMA)
     place.reset_work()
     return place
 
@@ -46,7 +49,7 @@ def state(output: NpyOutput) -> Iterator[State]:
     database.close()
 
 
-def row(sample_id: str, line: int = 1, need: Need = Need.ALL) -> PlannedRow:
+def row(sample_id: str, line: int = 1, need: frozenset[str] = ALL) -> PlannedRow:
     utterance = Utterance(line=line, id=sample_id, text="words", audio="./a.wav", path="/a.wav", speaker="s")
     return PlannedRow(utterance, PRINTS, AudioIdentity(1, 2), need)
 
@@ -54,7 +57,8 @@ def row(sample_id: str, line: int = 1, need: Need = Need.ALL) -> PlannedRow:
 def features(length: int = 5) -> Features:
     codes = np.arange(length, dtype=np.int32)
     condition = np.ones((32, 4), np.float32)
-    return Features(text_ids=codes[:3], codes=codes, condition=condition, emo_vec=condition[0], seconds=length / 50)
+    arrays = {"text_ids": codes[:3], "codes": codes, "condition": condition, "emo_vec": condition[0]}
+    return Features(arrays, length / 50)
 
 
 def publish(output: NpyOutput, state: State, *rows: PlannedRow, rejections: tuple[Rejection, ...] = ()) -> None:
@@ -105,11 +109,11 @@ def test_a_published_batch_is_on_disk_known_and_listed(output: NpyOutput, state:
     rejection = Rejection(3, "c", Reason.AUDIO_EMPTY, "nothing there")
     publish(output, state, row("a"), row("folder/b"), rejections=(rejection,))
     for sample_id in ("a", "folder/b"):
-        for column, array in features().arrays().items():
+        for column, array in features().arrays.items():
             np.testing.assert_array_equal(np.load(output.root / column / f"{sample_id}.npy"), array)
         sample = state.sample(sample_id)
         assert sample is not None
-        assert (sample.missing(PRINTS), output.incomplete(sample_id, sample)) == (Need.NOTHING, Need.NOTHING)
+        assert (sample.missing(PRINTS), output.incomplete(sample_id, sample)) == (frozenset(), frozenset())
     assert sorted(ids_in(output, TRAIN) + ids_in(output, VAL)) == ["a", "folder/b"]
     assert (output.root / PROGRESS).read_text() == "a\nfolder/b\n"
     assert json.loads((output.root / REJECTED).read_text()) == rejection.record()
@@ -128,11 +132,11 @@ def test_a_sample_with_columns_missing_is_never_listed(output: NpyOutput, state:
 
 @pytest.mark.parametrize(
     ("column", "lost"),
-    [("text_ids", Need.TEXT), ("codes", Need.CODES), ("condition", Need.LATENTS), ("emo_vec", Need.LATENTS)],
+    [("text_ids", "text"), ("codes", "codes"), ("condition", "latents"), ("emo_vec", "latents")],
 )
 @pytest.mark.parametrize("damage", ["gone", "cut", "longer", "a folder"])
 def test_artifacts_that_are_not_whole_are_noticed(
-    output: NpyOutput, state: State, column: str, lost: Need, damage: str
+    output: NpyOutput, state: State, column: str, lost: str, damage: str
 ) -> None:
     publish(output, state, row("a"))
     path = output.root / column / "a.npy"
@@ -144,13 +148,12 @@ def test_artifacts_that_are_not_whole_are_noticed(
         path.write_bytes(content[:-1] if damage == "cut" else content + b"x")
     sample = state.sample("a")
     assert sample is not None
-    assert output.incomplete("a", sample) == lost
+    assert output.incomplete("a", sample) == {lost}
 
 
 def test_sizes_of_arrays_are_those_of_numpy() -> None:
-    for column, shape in (("codes", (0,)), ("codes", (12345,)), ("condition", (32, 1280)), ("emo_vec", (1280,))):
-        dtype = np.int32 if column == "codes" else np.float32
-        assert npy_size(column, shape) == len(npy_bytes(np.zeros(shape, dtype)))
+    for dtype, shape in (("int32", (0,)), ("int32", (12345,)), ("float32", (32, 1280)), ("float32", (1280,))):
+        assert npy_size(dtype, shape) == len(npy_bytes(np.zeros(shape, dtype)))
 
 
 def test_the_split_goes_by_the_sha1_of_the_id() -> None:
@@ -186,7 +189,7 @@ def test_no_interrupted_change_of_ratio_ever_puts_an_id_in_both(output: NpyOutpu
     publish(output, state, *rows)
 
     def relist(ratio: float) -> None:
-        with Listing(output, state, ListingOptions(val_ratio=ratio, max_text_tokens=9, max_codes=9)) as listing:
+        with Listing(output, state, ListingOptions(val_ratio=ratio)) as listing:
             for item, sample in zip(rows, state.samples(item.utterance.id for item in rows), strict=True):
                 assert sample is not None
                 listing.add(item.utterance, sample)

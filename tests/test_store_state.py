@@ -6,12 +6,16 @@ from pathlib import Path
 import pytest
 
 from hfprep.errors import Reason, StoreError
-from hfprep.schema import Need, Rejection
-from hfprep.store.fingerprints import Fingerprints
-from hfprep.store.state import STATE_VERSION, State
+from hfprep.schema import Rejection
+from hfprep.store.state import STATE_VERSION, Finished, State
 
-PRINTS = Fingerprints(b"t" * 16, b"c" * 16, b"l" * 16)
-SHAPES = {"text_ids": (5,), "codes": (50,), "condition": (32, 40), "emo_vec": (40,)}
+PRINTS = {"text": "t" * 32, "codes": "c" * 32, "latents": "l" * 32}
+GROUPS = {
+    "text": Finished(PRINTS["text"], {"text_len": 5}),
+    "codes": Finished(PRINTS["codes"], {"code_len": 50}),
+    "latents": Finished(PRINTS["latents"], {"condition_len": 32}),
+}
+ALL = frozenset(GROUPS)
 
 
 @pytest.fixture
@@ -19,31 +23,33 @@ def state(tmp_path: Path) -> State:
     return State(tmp_path / "state.sqlite")
 
 
-def finish(state: State, sample_id: str, shapes: dict[str, tuple[int, ...]] = SHAPES) -> None:
-    state.finish(sample_id, shapes, 1.0, PRINTS, "{}")
+def finish(state: State, sample_id: str) -> None:
+    state.finish(sample_id, GROUPS, seconds=1.0, source="{}")
 
 
 def test_a_finished_sample_is_known_with_its_lengths(state: State) -> None:
     finish(state, "a")
     sample = state.sample("a")
     assert sample is not None
-    assert (sample.text_len, sample.code_len, sample.condition_len, sample.model_dim) == (5, 50, 32, 40)
-    assert (sample.finished(), sample.missing(PRINTS)) == (Need.ALL, Need.NOTHING)
-    assert sample.missing(Fingerprints(b"x" * 16, PRINTS.codes, b"y" * 16)) == Need.TEXT | Need.LATENTS
+    assert sample.lengths == {"text_len": 5, "code_len": 50, "condition_len": 32}
+    assert (sample.finished, sample.missing(PRINTS)) == (ALL, frozenset())
+    assert sample.missing(PRINTS | {"text": "x" * 32, "latents": "y" * 32}) == {"text", "latents"}
+    assert (sample.seconds, sample.source, sample.fingerprints) == (1.0, "{}", PRINTS)
 
 
 def test_what_is_begun_does_not_count_until_it_is_finished(state: State) -> None:
     finish(state, "a")
-    state.begin([("a", Need.CODES), ("b", Need.ALL)])
+    state.begin([("a", {"codes"}), ("b", ALL)])
     known, new = state.samples(["a", "b"])
     assert known is not None
     assert new is not None
-    assert (known.finished(), new.finished()) == (Need.TEXT | Need.LATENTS, Need.NOTHING)
-    assert known.missing(PRINTS) == Need.CODES
-    state.finish("a", {"codes": (7,)}, None, PRINTS, "{}")
+    assert (known.finished, new.finished) == ({"text", "latents"}, frozenset())
+    assert known.missing(PRINTS) == {"codes"}
+    state.finish("a", {"codes": Finished(PRINTS["codes"], {"code_len": 7})})
     again = state.sample("a")
     assert again is not None
-    assert (again.finished(), again.code_len, again.text_len, again.seconds) == (Need.ALL, 7, 5, 1.0)
+    assert again.lengths == {"text_len": 5, "code_len": 7, "condition_len": 32}
+    assert (again.finished, again.seconds, again.source) == (ALL, 1.0, "{}")
 
 
 def test_samples_come_in_the_order_asked_for(state: State) -> None:
@@ -123,3 +129,36 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
         db.execute("UPDATE meta SET value = ? WHERE key = 'version'", (str(STATE_VERSION + 1),))
     with pytest.raises(StoreError, match=f"format {STATE_VERSION + 1}"):
         State(tmp_path / "state.sqlite")
+
+
+def test_a_state_of_the_first_version_is_brought_into_the_present_form(tmp_path: Path) -> None:
+    path = tmp_path / "state.sqlite"
+    with sqlite3.connect(path) as db:
+        db.executescript("""
+            CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+            CREATE TABLE samples (
+                id TEXT PRIMARY KEY, text BLOB, codes BLOB, latents BLOB, text_len INTEGER, code_len INTEGER,
+                condition_len INTEGER, model_dim INTEGER, seconds REAL, source TEXT
+            ) WITHOUT ROWID;
+            INSERT INTO meta VALUES ('version', '1');
+            INSERT INTO samples VALUES
+                ('whole', x'0A', x'0b', x'0c', 5, 50, 32, 40, 1.0, '{}'),
+                ('begun', x'0a', NULL, NULL, 5, 50, 32, 40, NULL, NULL),
+                ('nothing', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+        """)
+    db.close()
+    state = State(path)
+    whole, begun, nothing = state.samples(["whole", "begun", "nothing"])
+    state.close()
+    assert whole is not None
+    assert begun is not None
+    assert nothing is not None
+    assert whole.groups == {
+        "text": ("0a", {"text_len": 5}), "codes": ("0b", {"code_len": 50}), "latents": ("0c", {"condition_len": 32}),
+    }  # fmt: skip
+    assert (whole.seconds, whole.source) == (1.0, "{}")
+    assert begun.groups == {"text": ("0a", {"text_len": 5})}
+    assert nothing.groups == {}
+    again = State(path)
+    assert again.get("version") == STATE_VERSION
+    assert again.sample("whole") == whole

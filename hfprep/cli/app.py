@@ -17,7 +17,9 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from hfprep.cli import formats, scale, trust
+from hfprep.cli.extend_checkpoint import extend_checkpoint
 from hfprep.cli.many import run_many
+from hfprep.cli.tokenizer import tokenizer
 from hfprep.errors import HfprepError
 from hfprep.pipeline.config import BuildConfig, flag
 from hfprep.pipeline.data_sets import ManyOptions, config_of_each
@@ -32,6 +34,8 @@ _NOT_WITH_DATASET = ("manifest", "output_dir")
 formats.register(app)
 scale.register(app)
 trust.register(app)
+app.command("extend-checkpoint")(extend_checkpoint)
+app.add_typer(tokenizer, name="tokenizer")
 
 
 def options_of(*configs: type) -> Callable[[Callable[..., None]], Callable[..., None]]:

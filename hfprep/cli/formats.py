@@ -103,14 +103,14 @@ def retokenize(
     out: Annotated[Path, typer.Argument(help="An output of build.")],
     tokenizer: Annotated[Path, typer.Option(help="The new SentencePiece model.")],
     output_dir: Annotated[Path | None, typer.Option(help="A new folder for the result; default: in place.")] = None,
-    config: Annotated[Path | None, typer.Option(help="config.yaml, to check the tokenizer against the model.")] = None,
+    config: Annotated[Path | None, typer.Option(help="config.yaml of the model, where it has moved.")] = None,
 ) -> None:
-    """Make text ids anew with another tokenizer, without touching audio; rerun it if it was interrupted."""
+    """Make text ids anew with another tokenizer, without computing audio; rerun it if it was interrupted."""
     from hfprep.pipeline.retokenizing import retokenize as run
 
-    with _locked(out):
-        counts = run(out, tokenizer, output_dir=output_dir, config=config)
-    _say_counts(counts, output_dir or out)
+    changes = {} if config is None else {"config": config}
+    summary = run(out, tokenizer, output_dir=output_dir, **changes)
+    _say_counts({"train": summary.train, "validation": summary.val}, output_dir or out)
 
 
 def push(

@@ -38,8 +38,8 @@ def _reused(summary: Summary) -> str:
     parts = []
     if summary.adopted:
         parts.append(f"{summary.adopted} adopted from artifacts on disk")
-    if summary.mended:
-        parts.append(f"{summary.mended} with codes of a wrong length were redone")
+    if summary.repaired:
+        parts.append(f"{summary.repaired} with codes of a wrong length were redone")
     if summary.changed:
         parts.append(f"{summary.changed} had changed and were redone")
     return ", ".join(parts)

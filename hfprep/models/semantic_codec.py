@@ -17,6 +17,7 @@ from hfprep.models.operators import DepthwiseConvolution, Linear, by_rows, linea
 
 KERNEL_SIZE = 7
 EPS = 1e-6
+NO_CODE = -1
 
 
 def scores_piece(device: torch.device) -> int:
@@ -80,11 +81,12 @@ class Quantizer(nn.Module):
         self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.codebook_dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) float32 to codes (B, T) int64."""
+        """(B, T, D) float32 to codes (B, T) int64; `NO_CODE` where a frame is not finite, which argmax would call 0."""
         latents = F.normalize(F.linear(x, self.weight, self.bias), dim=-1).flatten(0, 1)
         step = max(1, scores_piece(x.device) // self.codebook.shape[0])
         codes = [F.linear(piece, self.codebook).argmax(dim=-1) for piece in latents.split(step)]
-        return torch.cat(codes).view(x.shape[:2])
+        finite = latents.isfinite().all(dim=-1)
+        return torch.cat(codes).where(finite, NO_CODE).view(x.shape[:2])
 
 
 class SemanticCodec(nn.Module):

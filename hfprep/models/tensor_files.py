@@ -10,6 +10,7 @@ import pickle
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,8 +19,8 @@ from torch import Tensor
 from hfprep.errors import CheckpointError
 
 
-def read_torch_file(path: Path) -> dict[str, Tensor]:
-    """Map a torch file that holds a state dict, or {"model": state dict}: name to tensor, nothing else is kept.
+def load_torch_file(path: Path) -> Any:
+    """Map a torch file and give what it holds, its tensors still on disk.
 
     Raises CheckpointError; a file that would need its pickle executed, or cannot be mapped, is refused.
     """
@@ -32,7 +33,7 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
             "map_location='cpu', weights_only=True), 'NEW')\"; else it is cut short or no checkpoint: fetch it again"
         )
     try:
-        values = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as exc:
         raise CheckpointError(
             f"{path}: holds objects other than tensors and plain values, and hfprep never executes pickles. "
@@ -40,11 +41,24 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
         ) from exc
     except (RuntimeError, ValueError, EOFError, OSError) as exc:
         raise CheckpointError(f"{path}: cannot be read as a torch file ({exc}); fetch it again") from exc
+
+
+def state_dict_of(values: Any, path: Path) -> Mapping[str, Any]:
+    """The state dict in what a torch file holds: it itself, or its "model". Raises CheckpointError where it is none."""
     if isinstance(values, Mapping) and isinstance(values.get("model"), Mapping):
         values = values["model"]
     if not isinstance(values, Mapping):
         raise CheckpointError(f"{path}: holds {type(values).__name__}, not a state dict")
-    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    return values
+
+
+def read_torch_file(path: Path) -> dict[str, Tensor]:
+    """Map a torch file that holds a state dict, or {"model": state dict}: name to tensor, nothing else is kept.
+
+    Raises CheckpointError as `load_torch_file` and `state_dict_of` do.
+    """
+    tensors = state_dict_of(load_torch_file(path), path)
+    return {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
 
 
 def read_safetensors(paths: Iterable[Path]) -> dict[str, Tensor]:

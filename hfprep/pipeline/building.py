@@ -18,12 +18,12 @@ import datasets
 
 from hfprep.errors import ConfigError, StopRequested
 from hfprep.formats.build_formats import export_formats, forget_exports, keep_extra_fields
-from hfprep.formats.packing.output import keep_features
 from hfprep.formats.samples import Origin
 from hfprep.io.atomic import write_lines
 from hfprep.io.file_hashes import Hashers
 from hfprep.io.lock import OutputLock
 from hfprep.io.object_storage import url_of
+from hfprep.models.input_features import num_input_frames
 from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.devices import choose_workers
 from hfprep.pipeline.engines.choice import run_engine
@@ -35,12 +35,13 @@ from hfprep.pipeline.planning import Plan, PlanCounts, Planner, PlanOptions
 from hfprep.pipeline.precision_choice import decide, measured
 from hfprep.pipeline.progress import BuildProgress, Tally
 from hfprep.pipeline.signals import StopSignals, stop_on_signals
-from hfprep.recipes.indextts2.config import ModelConfig
-from hfprep.schema import Rejection
-from hfprep.store.fingerprints import Fingerprinter
+from hfprep.recipes.base import ModelSet
+from hfprep.recipes.options import ModelOptions
+from hfprep.schema import Rejection, Schema
+from hfprep.store.fingerprints import Fingerprinter, differences, with_numerics
 from hfprep.store.layout import PROGRESS, REJECTED, STATS, NpyOutput, Publisher, Staged, json_line
 from hfprep.store.listing import Listed, Listing, ListingOptions
-from hfprep.store.remote import Mirror, RemoteOutput, UploadingPublisher, open_output
+from hfprep.store.remote import Mirror, RemoteOutput, UploadingPublisher, open_folder, open_output
 from hfprep.store.state import State
 from hfprep.store.statistics import codebook_use, package_versions, write_stats
 from hfprep.store.timeline import Timeline
@@ -48,6 +49,8 @@ from hfprep.store.timeline import Timeline
 log = logging.getLogger(__name__)
 
 SECONDS_PER_HOUR = 3600.0
+SCHEMA = "schema"  # in the state
+NAMED_FILES = ("tokenizer", "gpt_checkpoint")  # whose paths stats.json gives
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Summary:
     hours: float
     reused: int
     adopted: int
-    mended: int
+    repaired: int
     changed: int
     out_of_memory_events: int
     overlong: dict[str, int]
@@ -100,17 +103,19 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
     started = time.monotonic()
     datasets.disable_progress_bars()
     shared = shared or Shared()
-    output = open_output(config.output_dir, config.work_dir)
+    folder = open_folder(config.output_dir, config.work_dir)
     with ExitStack() as stack:
-        stack.enter_context(OutputLock(output.private / "lock"))
-        mirror = stack.enter_context(Mirror(output)) if isinstance(output, RemoteOutput) else None
-        stack.enter_context(log_to_file(output.private / "build.log", as_json=config.log_json))
+        stack.enter_context(OutputLock(folder.private / "lock"))
+        stack.enter_context(log_to_file(folder.private / "build.log", as_json=config.log_json))
         stop = stack.enter_context(stop_on_signals())
-        output.reset_work()
-        stack.callback(output.remove_work)
-        inputs = shared.inputs = shared.inputs or find_inputs(config, output, shared.hashers)
+        folder.reset_work()
+        stack.callback(folder.remove_work)
+        inputs = shared.inputs = shared.inputs or find_inputs(config, folder, shared.hashers)
+        output = open_output(folder, inputs.schema)
+        mirror = stack.enter_context(Mirror(output)) if isinstance(output, RemoteOutput) else None
         state = State(output.private / "state.sqlite", output.work / "scan.sqlite")
         stack.callback(state.close)
+        _check_recipe(state, inputs.schema)
         withdraw_part(output)
         config = decide(config, inputs, state)
         run = _Run(config, output, state, inputs, shared.models, started, mirror)
@@ -139,15 +144,33 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
 
 def _paths(config: BuildConfig) -> dict[str, str | None]:
     """What this build was given, absolute, for a verification to find again."""
-    paths = {name: getattr(config, name) for name in ("manifest", "tokenizer", "config", "gpt_checkpoint", "models")}
-    found = {name: None if path is None else url_of(path) or str(path.absolute()) for name, path in paths.items()}
-    for name in ("semantic_model", "semantic_codec"):  # a path or a hub id
-        value = getattr(config, name)
-        found[name] = str(Path(value).absolute()) if value is not None and Path(value).exists() else value
-    return found | {"folder": str(Path.cwd())}
+    found: dict[str, str | None] = {
+        "manifest": url_of(config.manifest) or str(config.manifest.absolute()),
+        "folder": str(Path.cwd()),
+    }
+    for item in dataclasses.fields(ModelOptions):
+        value = getattr(config, item.name)
+        if isinstance(value, Path):
+            found[item.name] = url_of(value) or str(value.absolute())
+        elif isinstance(value, str) and Path(value).exists():  # a path or a hub id
+            found[item.name] = str(Path(value).absolute())
+        else:
+            found[item.name] = value
+    return found
 
 
-def plan_options(config: BuildConfig, model: ModelConfig, differences: Sequence[str] = ()) -> PlanOptions:
+def _check_recipe(state: State, schema: Schema) -> None:
+    """Refuse an output that holds samples of another model family."""
+    before = state.get(SCHEMA)
+    if before is not None and before["recipe"] != schema.recipe:
+        raise ConfigError(
+            f"--output-dir holds samples of the recipe {before['recipe']!r}, and these models are of "
+            f"{schema.recipe!r}; give another folder"
+        )
+    state.put(SCHEMA, schema.record())
+
+
+def plan_options(config: BuildConfig, models: ModelSet, differences: Sequence[str] = ()) -> PlanOptions:
     """What of a config decides which rows are taken and what of them is reused."""
     return PlanOptions(
         settings_changes=tuple(differences),
@@ -159,9 +182,8 @@ def plan_options(config: BuildConfig, model: ModelConfig, differences: Sequence[
         hash_audio=config.hash_audio,
         refuse_changes=config.on_change == "refuse",
         workers=choose_workers(config.workers),
-        max_text_tokens=model.max_text_tokens if config.drop_overlong else None,
-        max_codes=model.max_mel_tokens if config.drop_overlong else None,
-        model_dim=model.model_dim,
+        drop_overlong=config.drop_overlong,
+        num_codes=lambda num_samples: models.num_codes(num_input_frames(num_samples)),
     )
 
 
@@ -185,7 +207,9 @@ class _Run:
         self.models = models
         self.started = started
         self.mirror = mirror
-        self.kept = keep_features(output, state, config.formats, config.max_shard_bytes)
+        self.kept: Any = (
+            None if "npy" in config.formats else keep_features(output, state, config.formats, config.max_shard_bytes)
+        )
         self.tally = Tally()
         self.counts = PlanCounts()
         self.listed = Listed()
@@ -193,17 +217,17 @@ class _Run:
 
     def plan(self, stop: StopSignals) -> Plan:
         """Hold the manifest against what is finished, and list exactly that."""
-        config, settings = self.config, self.inputs.settings(self.config)
+        config, settings = self.config, self.settings()
         earlier = self.earlier_settings()
-        differences = settings.differences(earlier)
-        for line in differences:
+        changed = differences(settings, earlier)
+        for line in changed:
             log.warning("changed since finished samples were computed: %s", line)
         if self.output.occupied() and self.state.is_empty() and not config.skip_existing:
             log.warning("%s holds artifacts of unknown origin; they are computed again (--skip-existing adopts them)",
                         self.output.root)  # fmt: skip
-        options = plan_options(config, self.inputs.model_config, differences)
+        options = plan_options(config, self.inputs.models, changed)
         with self.listing() as listing:
-            planner = Planner(self.output, self.state, Fingerprinter(settings), options, listing,
+            planner = Planner(self.output, self.state, self.fingerprinter(), options, listing,
                               None if self.kept is None else self.kept.index)  # fmt: skip
             counts = self.counts = planner.counts
             plan = planner.plan(config.manifest, stop=lambda: stop.signal is not None)
@@ -211,14 +235,22 @@ class _Run:
                 raise ConfigError(f"--manifest {str(config.manifest)!r} is empty; give one JSON object a line")
             log.info("%d lines: %d to compute, %d finished already, %d rejected so far, %d capped",
                      counts.lines_read, counts.pending, counts.reused, counts.rejected, counts.capped)  # fmt: skip
-            if settings.groups() not in earlier:
-                self.state.put("settings_begun", [*earlier[1:], settings.groups()] if earlier else [])
+            if settings not in earlier:
+                self.state.put("settings_begun", [*earlier[1:], settings] if earlier else [])
             if not earlier:
-                self.state.put("settings", settings.groups())
+                self.state.put("settings", settings)
         if self.kept is None:
             keep_extra_fields(self.output.root, plan.dataset.data.table)
         self.list_rejected()
         return plan
+
+    def settings(self) -> dict[str, dict[str, str]]:
+        """What numbers depend on now."""
+        return with_numerics(self.inputs.schema, self.inputs.settings(self.config))
+
+    def fingerprinter(self) -> Fingerprinter:
+        """The fingerprints of this run."""
+        return Fingerprinter(self.inputs.schema, self.inputs.settings(self.config))
 
     def earlier_settings(self) -> list[dict[str, dict[str, str]]]:
         """All settings under which samples may have been computed: the last complete run's, and interrupted ones."""
@@ -227,13 +259,7 @@ class _Run:
 
     def listing(self) -> Listing:
         """What replaces manifests and progress file; its counts are this run's from now on."""
-        model = self.inputs.model_config
-        options = ListingOptions(
-            val_ratio=self.config.val_ratio,
-            max_text_tokens=model.max_text_tokens,
-            max_codes=model.max_mel_tokens,
-            manifests=self.kept is None,
-        )
+        options = ListingOptions(val_ratio=self.config.val_ratio, manifests=self.kept is None)
         listing = Listing(self.output, self.state, options)
         self.listed = listing.listed
         return listing
@@ -260,8 +286,7 @@ class _Run:
         """Compute what is pending, publishing each batch as it completes."""
         pending, kept, stopped = plan.counts.pending, self.kept, lambda: stop.signal is not None
         if kept is not None:
-            codes = self.inputs.model_config.semantic_codec.codebook_size
-            kept.begin(plan, val_ratio=self.config.val_ratio, codebook_size=codes, stop=stopped)
+            kept.begin(plan, val_ratio=self.config.val_ratio, stop=stopped)
         if not pending or stop.signal is not None:
             return
         with (
@@ -307,7 +332,7 @@ class _Run:
         if not summary.pending:
             if self.kept is not None:
                 self.kept.finish()
-            self.state.put("settings", self.inputs.settings(self.config).groups())
+            self.state.put("settings", self.settings())
             self.state.put("settings_begun", [])
         write_stats(self.output.root / STATS, self.stats(summary))
         return summary
@@ -338,10 +363,10 @@ class _Run:
             hours=listed.seconds / SECONDS_PER_HOUR,
             reused=counts.reused,
             adopted=counts.adopted,
-            mended=counts.mended,
+            repaired=counts.repaired,
             changed=counts.changed,
             out_of_memory_events=self.out_of_memory_events,
-            overlong={"text": listed.overlong_text, "codes": listed.overlong_codes},
+            overlong=listed.overlong_by_group(self.inputs.schema),
             elapsed_seconds=time.monotonic() - self.started,
             tally=self.tally,
             interrupted_by=interrupted_by,
@@ -356,8 +381,9 @@ class _Run:
             "total": summary.accepted,
             "train": summary.train,
             "val": summary.val,
-            "tokenizer": str(config.tokenizer_path),
-            "gpt_checkpoint": str(config.gpt_checkpoint or inputs.files.gpt_checkpoint),
+            "recipe": inputs.schema.recipe,
+            "schema": inputs.schema.record(),
+            **{name: str(inputs.models.files[name]) for name in NAMED_FILES if name in inputs.models.files},
             "sha256": inputs.sha256,
             "versions": package_versions(),
             "precision": config.precision,
@@ -368,18 +394,17 @@ class _Run:
             "rejected": summary.rejected,
             "capped": summary.capped,
             "pending": summary.pending,
-            "codebook": self.codebook_use(inputs.model_config.semantic_codec.codebook_size),
+            "codebook": self.codebook_use(),
             "overlong": summary.overlong,
             "out_of_memory_events": summary.out_of_memory_events,
             "settings": {name: getattr(config, name) for name in names},
         }
 
-    def codebook_use(self, size: int) -> dict[str, Any]:
+    def codebook_use(self) -> dict[str, Any]:
         """How the codes of the complete samples spread over the codebook."""
         if self.kept is not None:
-            return self.kept.codebook_use(self.listed_ids(), size)
-        paths = (f"{self.output.root}/codes/{sample_id}.npy" for sample_id in self.listed_ids())
-        return codebook_use(paths, size, read=self.output.content, threads=self.output.reading_threads)
+            return self.kept.codebook_use(self.listed_ids())
+        return codebook_use(self.output, self.listed_ids())
 
     def listed_ids(self) -> Iterator[str]:
         """Ids of the complete samples, in source order."""

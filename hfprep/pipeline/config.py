@@ -5,14 +5,16 @@ how the work is done, nor of the model's config.yaml (see model_config).
 """
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from hfprep.errors import ConfigError
 from hfprep.inputs.manifest.field_map import FieldMap
 from hfprep.io.object_storage import url_of
 from hfprep.io.sizes import parse_size
+from hfprep.recipes.base import option
+from hfprep.recipes.options import ModelOptions
+from hfprep.recipes.registry import NAMES
 
 FORMATS = ("npy", "arrow", "webdataset")
 ON_CHANGE = ("recompute", "refuse")
@@ -45,25 +47,15 @@ class Part:
         return f"{self.index}/{self.count}"
 
 
-def option(default: Any, text: str) -> Any:
-    """A dataclass field whose help text the command line shows."""
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass(frozen=True, kw_only=True)
-class BuildConfig:
+class BuildConfig(ModelOptions):
     """One build. Paths may be str or Path; model paths are needed unless `models` names a folder of them."""
 
     manifest: Path = option(Path(), "JSONL: id, text, audio (or CSV, Parquet, tars, a data set: docs/inputs.md).")
     output_dir: Path = option(Path(), "Where the features go (a folder or s3://...); a rerun continues there.")
     work_dir: Path | None = option(None, "Local folder of an output in object storage; default: in ~/.cache/hfprep.")
     map: str | None = option(None, "Names of fields: text=sentence,audio=path,id=utt; id=@line: row numbers.")
-    tokenizer: Path | None = option(None, "SentencePiece model (bpe.model).")
-    config: Path | None = option(None, "config.yaml of the IndexTTS-2 checkpoint.")
-    gpt_checkpoint: Path | None = option(None, "gpt.pth of the IndexTTS-2 checkpoint.")
-    semantic_model: str | None = option(None, "w2v-bert-2.0: a folder or hub id (default: facebook/w2v-bert-2.0).")
-    semantic_codec: str | None = option(None, "Its codec: a .safetensors file or hub id (default: amphion/MaskGCT).")
-    models: Path | None = option(None, "Folder with all model files; sets every model path not given itself.")
+    recipe: str | None = option(None, f"Model family: {', '.join(NAMES)}; default: told from the model files.")
     language: str | None = option(None, "Language of all rows (en, zh, ja, am, ...); default: each row's own.")
     val_ratio: float = option(0.01, "Share of ids that go to val_manifest.jsonl, by a hash of the id.")
     batch_size: int = option(0, "Samples a batch at most; 0: by the device's memory.")
@@ -89,10 +81,10 @@ class BuildConfig:
     log_json: bool = option(False, "Log lines as JSON objects.")
 
     def __post_init__(self) -> None:
-        for name in ("manifest", "output_dir", "work_dir", "tokenizer", "config", "gpt_checkpoint", "models"):
-            value = getattr(self, name)
-            if isinstance(value, str):
-                object.__setattr__(self, name, Path(value))
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, str) and item.type in (Path, Path | None):
+                object.__setattr__(self, item.name, Path(value))
         self._require(self.manifest != Path(), "manifest", "the path of a manifest")
         self._require(self.output_dir != Path(), "output_dir", "the path of a folder")
         remote = url_of(self.output_dir) is not None
@@ -158,15 +150,6 @@ class BuildConfig:
     def max_shard_bytes(self) -> int:
         """Bytes of a shard at most."""
         return parse_size(self.max_shard_size)
-
-    @property
-    def tokenizer_path(self) -> Path:
-        """The tokenizer in force: `tokenizer`, else bpe.model in the folder `models`."""
-        if self.tokenizer is not None:
-            return self.tokenizer
-        if self.models is None:
-            raise ConfigError("--tokenizer is missing: give it, or a folder with all model files as --models DIR")
-        return self.models / "bpe.model"
 
 
 def _one_or_more(names: tuple[str, ...]) -> str:

@@ -21,7 +21,6 @@ import numpy as np
 from hfprep.errors import ConfigError, RejectedSample
 from hfprep.inputs.audio.decode import TARGET_SAMPLING_RATE
 from hfprep.io.object_storage import url_of
-from hfprep.models.conditioner import NUM_LATENTS
 from hfprep.models.input_features import num_input_frames
 from hfprep.models.masking import packs
 from hfprep.pipeline.batching import BatchLimits, FrameBudget, batches, padded_frames
@@ -35,10 +34,10 @@ from hfprep.pipeline.inputs import Inputs, find_inputs
 from hfprep.pipeline.intake import expected_seconds
 from hfprep.pipeline.planning import Plan, PlanCounts, Planner
 from hfprep.pipeline.precision_choice import without_measuring
-from hfprep.schema import Need, Utterance
+from hfprep.schema import Utterance
 from hfprep.store.fingerprints import Fingerprinter
-from hfprep.store.layout import NpyOutput, npy_size
-from hfprep.store.remote import RemoteOutput, fetch_state
+from hfprep.store.layout import OutputFolder, npy_size
+from hfprep.store.remote import fetch_state, open_output
 from hfprep.store.shard_index import ShardIndex
 from hfprep.store.state import SampleState, State, copy_state
 
@@ -84,7 +83,7 @@ class _Sample:
     """A pending sample by what it will cost."""
 
     seconds: float
-    need: Need
+    need: frozenset[str]
     readable: bool
 
     @property
@@ -105,23 +104,26 @@ def preview(config: BuildConfig) -> Preview:
     with ExitStack() as stack:
         private = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hfprep-dry-run-")))
         url = url_of(config.output_dir)
-        output = NpyOutput(config.output_dir) if url is None else RemoteOutput(config.output_dir, url)
-        known = output.private / "state.sqlite"
-        hashes = output.private / "sha256.json"
-        output.private, output.work = private, private / "work"
-        output.work.mkdir()
+        folder = OutputFolder(config.output_dir)
+        folder.url = url
+        known = folder.private / "state.sqlite"
+        hashes = folder.private / "sha256.json"
+        folder.private, folder.work = private, private / "work"
+        folder.work.mkdir()
         if known.is_file():
             copy_state(known, private / known.name)
         if url is not None:
             fetch_state(url, private / known.name)
         if hashes.is_file():
             (private / hashes.name).write_bytes(hashes.read_bytes())
-        inputs = find_inputs(config, output)
+        inputs = find_inputs(config, folder)
+        output = open_output(folder, inputs.schema)
+        output.private, output.work = folder.private, folder.work
         state = State(private / known.name)
         stack.callback(state.close)
         config = without_measuring(config, inputs, state)
-        options = plan_options(config, inputs.model_config)
-        fingerprinter = Fingerprinter(inputs.settings(config))
+        options = plan_options(config, inputs.models)
+        fingerprinter = Fingerprinter(inputs.schema, inputs.settings(config))
         planner = Planner(output, state, fingerprinter, options, _Unlisted(), ShardIndex(output.root, state, ""))
         plan = planner.plan(config.manifest)
         if not plan.counts.lines_read and config.part is None:
@@ -155,7 +157,7 @@ class _Estimate:
             for run in runs:
                 rows = self.plan.dataset[run.tolist()]
                 columns = zip(rows["duration"], rows["path"], rows["need"], rows["audio_bytes"], strict=True)
-                self.add(list(pool.map(_measure, columns)))
+                self.add(list(pool.map(self.measure, columns)))
         return Preview(
             output_dir=root,
             lines_read=counts.lines_read,
@@ -172,9 +174,18 @@ class _Estimate:
             shares=self.shares(),
         )
 
+    def measure(self, row: tuple[float | None, str, list[str], int]) -> _Sample:
+        """A pending sample's length, from its row or else its file's header (in object storage, its size)."""
+        duration, path, names, num_bytes = row
+        need = frozenset(names)
+        if duration is None and need & self.inputs.schema.audio_groups:
+            duration = expected_seconds(path, num_bytes)
+            return _Sample(duration or 0.0, need, readable=duration is not None)
+        return _Sample(duration or 0.0, need, readable=True)
+
     def add(self, samples: Sequence[_Sample]) -> None:
         """Count one shard."""
-        heard = [sample for sample in samples if sample.need & Need.AUDIO and sample.readable]
+        heard = [sample for sample in samples if sample.need & self.inputs.schema.audio_groups and sample.readable]
         heard.sort(key=lambda sample: -sample.seconds)
         for batch in batches(heard, self.limits, FrameBudget(self.limits.max_frames), packed=self.packed):
             self.num_batches += 1
@@ -185,19 +196,18 @@ class _Estimate:
         self.shard_samples.append(len(samples))
         for sample in samples:
             if sample.readable:
-                sizes = [npy_size(name, shape) for name, shape in self.shapes(sample)]
+                sizes = self.sizes(sample)
                 self.num_bytes += sum(sizes)
                 self.disk_bytes += sum(-(-size // BLOCK_BYTES) * BLOCK_BYTES for size in sizes)
 
-    def shapes(self, sample: _Sample) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """The artifacts that a sample needs, and the shapes to expect."""
-        width = self.inputs.model_config.model_dim
-        if sample.need & Need.TEXT:
-            yield "text_ids", (self.text_len,)
-        if sample.need & Need.CODES:
-            yield "codes", (sample.num_frames,)
-        if sample.need & Need.LATENTS:
-            yield from (("condition", (NUM_LATENTS, width)), ("emo_vec", (width,)))
+    def sizes(self, sample: _Sample) -> list[int]:
+        """Bytes of the artifacts that a sample needs, by the lengths to expect."""
+        models, schema = self.inputs.models, self.inputs.schema
+        num_codes = models.num_codes(sample.num_frames)
+        expected = {name: self.text_len for column in schema.of_kind("tokens") for name in column.lengths}
+        expected |= {name: num_codes for column in schema.of_kind("codes") for name in column.lengths}
+        expected |= schema.fixed
+        return [npy_size(column.dtype, schema.shape(column, expected)) for column in schema.columns_of(sample.need)]
 
     def mean_text_len(self) -> int:
         """Mean token count of some texts, evenly spread over the plan."""
@@ -207,7 +217,7 @@ class _Estimate:
         lengths = []
         for text, language in zip(rows["text"], rows["language"], strict=True):
             try:
-                lengths.append(len(self.inputs.tokenizer.encode(text, language)))
+                lengths.append(len(self.inputs.text_encoder.encode(text, language)))
             except RejectedSample:
                 continue
         return round(sum(lengths) / len(lengths)) if lengths else 0
@@ -226,12 +236,3 @@ class _Estimate:
         device = self.config.device
         devices = [str(choose_device(worker_device(device, process))) for process in range(count)]
         return [Share(i, devices[i], shards[i], samples[i], seconds[i] / 3600) for i in range(count)]
-
-
-def _measure(row: tuple[float | None, str, int, int]) -> _Sample:
-    """A pending sample's length, from its manifest row or else its file's header (or, in object storage, its size)."""
-    duration, path, need, num_bytes = row
-    if duration is None and need & Need.AUDIO:
-        duration = expected_seconds(path, num_bytes)
-        return _Sample(duration or 0.0, Need(need), readable=duration is not None)
-    return _Sample(duration or 0.0, Need(need), readable=True)

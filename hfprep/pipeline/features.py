@@ -1,31 +1,35 @@
 """The batched function that `datasets.map` calls: manifest rows -> feature columns.
 
 `FeatureExtractor` has samples loaded by threads ahead of the model, groups them by length, runs the model, and splits
-a batch that does not fit into memory. A sample that cannot be used becomes a `Rejection`;
-no sample is dropped. Knows nothing of output files, of what was done before, or of who runs which rows.
+a batch that does not fit into memory. A sample that cannot be used becomes a `Rejection`; no sample is dropped. Knows
+nothing of output files, of what was done before, or of who runs which rows.
 """
 
+import dataclasses
 import gc
+import itertools
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 
-from hfprep.errors import CheckpointError, HfprepError, Reason
-from hfprep.io.chunks import chunks_of
-from hfprep.models.batch_input_features import batch_input_features
+from hfprep.errors import CheckpointError, Reason
 from hfprep.pipeline.batching import BatchLimits, FrameBudget, batches, padded_frames
-from hfprep.pipeline.intake import Failure, Intake, IntakeSettings, Loaded, SampleLimits, Task, Tokenizer, reject
+from hfprep.pipeline.breaker import Breaker, Unproven
+from hfprep.pipeline.failures import DeviceError, Failure
+from hfprep.pipeline.forwarding import Arriving, Outcome, forward, outcome
+from hfprep.pipeline.intake import Intake, IntakeSettings, Loaded, SampleLimits, Task, reject
 from hfprep.pipeline.intake_processes import IntakeProcesses
+from hfprep.pipeline.observing import observe
 from hfprep.pipeline.prefetch import prefetch
-from hfprep.pipeline.transfers import Download, padded_batch
-from hfprep.recipes.indextts2.feature_model import FeatureModel
+from hfprep.pipeline.windows import Feed, Place, in_loading_order
+from hfprep.recipes.base import Model, ModelSet, TextEncoder
 from hfprep.schema import Features, Rejection, Schema, Utterance
 
 log = logging.getLogger(__name__)
@@ -35,15 +39,6 @@ DECODE_BYTES_PER_SECOND = 16000 * 4 * 12  # waveform, its float64 frames and spe
 LOADING_PER_WORKER = 4
 TEXT_ONLY_BYTES = 1 << 14
 TEXT_ONLY_BATCH = 256
-HEADERS_AT_ONCE = 32
-
-
-Outcome = tuple[Task, Features | Rejection]
-Pending = Callable[[], list[Outcome]]  # waits for what has been given to the device
-
-
-class DeviceError(HfprepError):
-    """The accelerator stopped working: no further batch can run in this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +49,6 @@ class BatchResult:
     num_frames: int = 0
     padded_frames: int = 0
     compute_seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Launched:
-    """A batch that the device has been given, and the samples that were refused before it."""
-
-    batch: list[Loaded]
-    refused: list[Outcome]
-    pending: list[Pending]
-    started: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,24 +73,37 @@ def nested(value: datasets.Value, depth: int) -> datasets.Value | datasets.List:
     return nested(datasets.List(value), depth - 1) if depth else value
 
 
+@dataclass
+class _Queue:
+    """What has been loaded and has no outcome yet, oldest first."""
+
+    todo: deque[list[Loaded]] = field(default_factory=deque)  # to be given to the device
+    arriving: deque[Arriving] = field(default_factory=deque)  # given, and waited for
+    refused: list[Outcome] = field(default_factory=list)  # refused while loading; they go with the next result
+
+
 class FeatureExtractor:
     """Computes the columns of a schema for any number of rows, batch by batch.
 
     `model` may be None where only text is wanted. `fallback` gives the model on the CPU for a lone sample that does
-    not fit on the device; without it, such a sample gets a second try where it was. With `processes` samples are loaded in these, which end with it.
+    not fit on the device; without it, such a sample gets a second try where it was. With `processes` samples are loaded
+    in these, which end with it. `control` is a sample that was computed before, if there is one: it shows whether the
+    machine or another sample is at fault.
     """
 
     def __init__(
         self,
-        schema: Schema,
-        tokenizer: Tokenizer,
-        model: FeatureModel | None,
+        models: ModelSet,
+        tokenizer: TextEncoder,
+        model: Model | None,
         settings: ExtractorSettings,
         *,
-        fallback: Callable[[], FeatureModel] | None = None,
+        fallback: Callable[[], Model] | None = None,
         processes: IntakeProcesses | None = None,
+        control: Task | None = None,
     ) -> None:
-        self.schema = schema
+        self.schema = models.schema
+        self.models = models
         self.model = model
         self.settings = settings
         self.fallback = fallback
@@ -115,7 +113,8 @@ class FeatureExtractor:
         self.looks_ahead = model is not None and model.device.type == "cuda"
         self.packed = model is not None and model.packs
         limits = SampleLimits(
-            schema=schema,
+            schema=self.schema,
+            num_codes=models.num_codes,
             min_frames=0 if model is None else model.min_frames,
             max_frames=None if model is None else model.max_frames,
             drop_overlong=settings.drop_overlong,
@@ -123,6 +122,8 @@ class FeatureExtractor:
         # A GPU computes input features, too: in threads they would hold up the one that keeps it busy.
         intake = IntakeSettings(limits=limits, via_sampling_rate=settings.via_sampling_rate, waveforms=self.looks_ahead)
         self.intake = Intake(tokenizer, intake, processes)
+        self._controls: dict[str, Task] = {} if control is None else {"before": control}
+        self._worked = False
         self._collected_at = 0.0
         # One thread each for torch in a loading thread, or every one of them would open a team of its own to resample.
         self._pool = ThreadPoolExecutor(
@@ -141,17 +142,21 @@ class FeatureExtractor:
         hashing the function would pickle the model.)
 
         Returns the columns of the schema and `rejected` (None, else "reason: message"; the features are then None).
+        Raises SystematicFailureError where samples fail one after the other for the same cause.
         """
         hints = columns.get("language") or [None] * len(columns["id"])
         rows = zip(columns["id"], columns["text"], columns["audio"], hints, strict=True)
         tasks = [
-            Task(
-                Utterance(line=line, id=sample_id, text=text, audio=audio, path=audio, language=hint),
-                self.schema.all_groups,
-            )
+            Task.of(self.schema, Utterance(line=line, id=sample_id, text=text, audio=audio, path=audio, language=hint))
             for line, (sample_id, text, audio, hint) in enumerate(rows)
         ]
-        outcomes = {task.utterance.line: found for result in self.extract(tasks) for task, found in result.outcomes}
+        outcomes: dict[int, Features | Rejection] = {}
+        breaker = Breaker()
+        for result in self.extract(tasks):
+            outcomes |= {task.utterance.line: found for task, found in result.outcomes}
+            rejections = [found for _, found in result.outcomes if isinstance(found, Rejection)]
+            breaker.take(computed=len(result.outcomes) - len(rejections), rejections=rejections)
+        breaker.finish()
         found = [outcomes[line] for line in range(len(tasks))]
         arrays = [item.arrays if isinstance(item, Features) else {} for item in found]
         table: dict[str, list[Any]] = {
@@ -162,132 +167,203 @@ class FeatureExtractor:
 
     def extract(self, tasks: Sequence[Task]) -> Generator[BatchResult, None, None]:
         """Work through the tasks, longest first, and give each batch as it completes; every task has one outcome."""
-        with_audio = [task for task in tasks if task.need & self.schema.audio_groups]
-        text_only = [task for task in tasks if not task.need & self.schema.audio_groups]
-        for start in range(0, len(text_only), TEXT_ONLY_BATCH):
-            chunk = text_only[start : start + TEXT_ONLY_BATCH]
-            yield BatchResult([self._finish(item) for item in self._pool.map(self.intake.load, chunk)])
-        if with_audio and self.model is None:
-            raise ValueError("model is None, but audio features are wanted; give a FeatureModel")
-        seconds = {id(task): task.utterance.duration or 0.0 for task in with_audio}
-        unknown = [task for task in with_audio if task.utterance.duration is None]
-        parts = list(chunks_of(unknown, HEADERS_AT_ONCE))
-        for part, found in zip(parts, self._pool.map(self.intake.expected_seconds, parts), strict=True):
-            seconds |= zip(map(id, part), found, strict=True)
-        with_audio.sort(key=lambda task: -seconds[id(task)])
+        windows = iter([tasks])
+        yield from self.stream(lambda _wait: next(windows, None))
+
+    def stream(self, feed: Feed) -> Generator[BatchResult, None, None]:
+        """Work through windows of tasks as `feed` has them: while one is computed, the next is being loaded.
+
+        `feed(wait)` gives the next window, and None where there is none: with `wait` for good, without it for now.
+        """
+        while (first := feed(True)) is not None:
+            places = in_loading_order(first, feed, self.intake.expected_seconds, self._pool)
+            yield from self._run(self._noted(places))
+
+    def _noted(self, places: Iterator[Place | None]) -> Iterator[Place | None]:
+        """The same places; the last and shortest of a window is kept as a control."""
+        for place in places:
+            if place is not None:
+                if place.group[1] and self.model is None:
+                    raise ValueError("model is None, but audio features are wanted; give a FeatureModel")
+                self._controls["shortest"] = place.task
+            yield place
+
+    def _run(self, places: Iterator[Place | None]) -> Iterator[BatchResult]:
+        """Results for places until there are none for now."""
+        queue = _Queue()
         loaded = prefetch(
-            with_audio,
-            self.intake.load,
-            cost_bytes=lambda task: TEXT_ONLY_BYTES + int(seconds[id(task)] * DECODE_BYTES_PER_SECOND),
-            size_bytes=_held_bytes,
+            places,
+            lambda place: (place, self.intake.load(place.task)),
+            cost_bytes=lambda place: TEXT_ONLY_BYTES + int(place.seconds * DECODE_BYTES_PER_SECOND),
+            size_bytes=lambda found: _held_bytes(found[1]),
             pool=self._pool,
             max_bytes=self.settings.prefetch_bytes,
             max_loading=LOADING_PER_WORKER * self.settings.workers,
         )
-        refused: list[Outcome] = []
-        waiting: _Launched | None = None
-        usable = self._without_rejections(loaded, refused)
-        for batch in batches(usable, self.settings.limits, self.budget, packed=self.packed):
-            launched: _Launched | None = self._launch(batch, refused)
-            refused.clear()
-            if self.looks_ahead:
-                waiting, launched = launched, waiting
-            if launched is not None:
-                yield self._collect(launched)
-        if waiting is not None:
-            yield self._collect(waiting)
-        if refused:
-            yield BatchResult(list(refused))
+        for batch in self._batches(self._usable(loaded, queue.refused)):
+            queue.todo.append(batch)
+            yield from self._work(queue, in_flight=int(self.looks_ahead))
+        yield from self._work(queue, in_flight=0)
+        if queue.refused:
+            yield BatchResult(queue.refused)
 
-    def _without_rejections(
-        self, loaded: Iterator[Loaded | tuple[Task, Rejection]], refused: list[Outcome]
-    ) -> Iterator[Loaded]:
+    def _batches(self, usable: Iterator[tuple[Place, Loaded]]) -> Iterator[list[Loaded]]:
+        for (_, with_audio), group in itertools.groupby(usable, lambda item: item[0].group):
+            limits = self.settings.limits if with_audio else BatchLimits(TEXT_ONLY_BATCH, None)
+            yield from batches((item for _, item in group), limits, self.budget, packed=self.packed)
+
+    def _usable(
+        self, loaded: Iterator[tuple[Place, Loaded | tuple[Task, Rejection]]], refused: list[Outcome]
+    ) -> Iterator[tuple[Place, Loaded]]:
         """What was loaded; the rest goes to `refused`, after a second try where only memory was short."""
-        for item in loaded:
+        for place, item in loaded:
             if isinstance(item, tuple) and item[1].reason is Reason.OUT_OF_MEMORY:
                 log.warning("%s; trying again", item[1].message)
                 self._free_memory()
-                item = self.intake.load(item[0])
-            if isinstance(item, tuple):
-                refused.append(item)
-            else:
-                yield item
+                item = self.intake.load(place.task)
+            if not isinstance(item, tuple):
+                yield place, item
+                continue
+            task, rejection = item
+            if isinstance(rejection, Unproven) and (self._worked or self._machine_works(task)):
+                rejection = rejection.proven()
+            refused.append((task, rejection))
 
-    def _cost(self, batch: list[Loaded]) -> int:
-        return padded_frames(batch, packed=self.packed)
+    def _work(self, queue: _Queue, *, in_flight: int) -> Iterator[BatchResult]:
+        """Give the device what waits, and take what it has done until no more than `in_flight` batches are on it."""
+        while queue.todo or len(queue.arriving) > in_flight:
+            found = self._collect(queue) if len(queue.arriving) > in_flight else self._launch(queue)
+            if found is not None:
+                outcomes = queue.refused + found.outcomes
+                queue.refused.clear()
+                yield dataclasses.replace(found, outcomes=outcomes)
 
-    def _launch(self, batch: list[Loaded], refused: list[Outcome]) -> _Launched:
-        started = time.perf_counter()
-        return _Launched(batch, list(refused), self._compute(batch), started)
-
-    def _collect(self, launched: _Launched) -> BatchResult:
-        computed = [outcome for pending in launched.pending for outcome in pending()]
-        now = time.perf_counter()
-        elapsed, self._collected_at = now - max(launched.started, self._collected_at), now
-        frames = sum(item.num_frames for item in launched.batch)
-        return BatchResult(launched.refused + computed, frames, self._cost(launched.batch), elapsed)
-
-    def _compute(self, batch: list[Loaded]) -> list[Pending]:
-        """Outcomes of a batch, in its order: halves after running out of memory, singles after any other error."""
-        assert self.model is not None
+    def _launch(self, queue: _Queue) -> BatchResult | None:
+        """Give the next batch to the device; the result, where there is one without waiting."""
+        batch, started = queue.todo.popleft(), time.perf_counter()
+        if not batch[0].with_audio:
+            self._worked = True
+            return BatchResult([(item.task, outcome(self.schema, item, {})) for item in batch])
         if len(batch) > 1 and not self.budget.allows(self._cost(batch)):  # its sibling has just shown that
-            return self._compute_halves(batch)
-        failure = None
+            self._push_halves(queue, batch)
+            return None
+        assert self.model is not None
+        observe("batch begins", [item.task.utterance for item in batch])
         try:
-            pending = self._forward(batch, self.model)
+            download = forward(batch, self.model, self.schema.audio_groups, waveforms=self.intake.settings.waveforms)
         except Exception as error:  # noqa: BLE001 - sorted by kind in `_after_failure`, which keeps the error
             failure = Failure.of(error)
-        if failure is None:  # outside of the except block: its traceback would keep the failed batch's tensors alive
+        else:
             self.budget.fitted(self._cost(batch))
-            return [lambda: self._wait_for(pending, batch)]
-        return self._after_failure(batch, failure)
+            queue.arriving.append(Arriving(self.models, batch, download, started))
+            return None
+        # Outside of the except block: its traceback would keep the failed batch's tensors alive.
+        return self._after_failure(queue, batch, failure)
 
-    def _wait_for(self, pending: Pending, batch: list[Loaded]) -> list[Outcome]:
-        """What a device gives for a batch; if it fails on the way, what comes of trying again."""
+    def _collect(self, queue: _Queue) -> BatchResult | None:
+        """Wait for the oldest batch that the device has; None where it failed and its parts wait to be tried again."""
+        arriving = queue.arriving.popleft()
+        batch = arriving.batch
         try:
-            return pending()
+            outcomes = arriving.outcomes()
         except Exception as error:  # noqa: BLE001 - sorted by kind in `_after_failure`, which keeps the error
             failure = Failure.of(error)
-        return [outcome for again in self._after_failure(batch, failure) for outcome in again()]
+            del arriving  # with its tensors
+        else:
+            now = time.perf_counter()
+            elapsed, self._collected_at = now - max(arriving.started, self._collected_at), now
+            return self._result(batch, outcomes, elapsed)
+        return self._after_failure(queue, batch, failure)
 
-    def _after_failure(self, batch: list[Loaded], failure: "Failure") -> list[Pending]:
-        if failure.device_broken:
+    def _result(self, batch: list[Loaded], outcomes: list[Outcome], elapsed: float = 0.0) -> BatchResult:
+        """The result of a batch; where a number was not finite, once it is known whose fault that is."""
+        observe("batch computed", [item.task.utterance for item in batch])
+        good = [task for task, found in outcomes if isinstance(found, Features)]
+        if good:
+            self._worked = True
+            self._controls["computed"] = good[-1]
+        for index, (task, found) in enumerate(outcomes):
+            if isinstance(found, Unproven) and (good or self._machine_works(task)):
+                outcomes[index] = task, found.proven()
+        return BatchResult(outcomes, sum(item.num_frames for item in batch), self._cost(batch), elapsed)
+
+    def _after_failure(self, queue: _Queue, batch: list[Loaded], failure: Failure) -> BatchResult | None:
+        """After running out of memory the halves of a batch wait in its place, after any other error its samples."""
+        if failure.device_broken and not self._device_answers():
             raise DeviceError(
                 f"the device failed: {failure.message}; run the same command again, finished work is kept"
             )
         if failure.out_of_memory:
             self._free_memory()
             self._note_out_of_memory(batch, failure)
-            if len(batch) > 1:
-                return self._compute_halves(batch)
-            on_cpu = self._compute_on_cpu(batch[0], failure)
-            return [lambda: [on_cpu]]
+            if len(batch) == 1:
+                return self._result(batch, [(batch[0].task, self._compute_on_cpu(batch[0], failure))])
+            self._push_halves(queue, batch)
+            return None
         if len(batch) > 1:
             log.warning("a batch of %d failed (%s); running its samples one by one", len(batch), failure.message)
-            return [pending for item in batch for pending in self._compute([item])]
-        rejection = reject(batch[0].task, Reason.COMPUTE_FAILED, failure.message)
-        return [lambda: [(batch[0].task, rejection)]]
+            queue.todo.extendleft([item] for item in reversed(batch))
+            return None
+        task = batch[0].task
+        line, name = task.utterance.line, task.utterance.id
+        rejection = Unproven(line, name, Reason.COMPUTE_FAILED, failure.message, failure.kind)
+        return self._result(batch, [(task, rejection)])
 
-    def _compute_halves(self, batch: list[Loaded]) -> list[Pending]:
+    def _push_halves(self, queue: _Queue, batch: list[Loaded]) -> None:
         middle = len(batch) // 2
-        return self._compute(batch[:middle]) + self._compute(batch[middle:])
+        queue.todo.extendleft((batch[middle:], batch[:middle]))
 
-    def _compute_on_cpu(self, item: Loaded, failure: "Failure") -> Outcome:
+    def _compute_on_cpu(self, item: Loaded, failure: Failure) -> Features | Rejection:
         """One more try for a lone sample: with the model on the CPU, or there again with the memory now free."""
         assert self.model is not None
         try:
-            return self._forward([item], self.model if self.fallback is None else self.fallback())()[0]
+            model = self.model if self.fallback is None else self.fallback()
+            return self._alone(item, model)
         except CheckpointError:
             raise  # the model files are at fault, not this sample
         except Exception as error:  # noqa: BLE001 - becomes this sample's rejection
             on_cpu = Failure.of(error)
         self._free_memory()
-        reason = Reason.OUT_OF_MEMORY if on_cpu.out_of_memory else Reason.COMPUTE_FAILED
-        return item.task, reject(
-            item.task, reason, f"alone on the device: {failure.message}; on the CPU: {on_cpu.message}"
-        )
+        message = f"alone on the device: {failure.message}; on the CPU: {on_cpu.message}"
+        if on_cpu.out_of_memory:
+            return reject(item.task, Reason.OUT_OF_MEMORY, message)
+        utterance = item.task.utterance
+        return Unproven(utterance.line, utterance.id, Reason.COMPUTE_FAILED, message, on_cpu.kind)
 
-    def _note_out_of_memory(self, batch: list[Loaded], failure: "Failure") -> None:
+    def _alone(self, item: Loaded, model: FeatureModel) -> Features | Rejection:
+        download = forward([item], model, self.schema.audio_groups, waveforms=self.intake.settings.waveforms)
+        ((_, found),) = Arriving(self.models, [item], download, 0.0).outcomes()
+        return found
+
+    def _machine_works(self, suspect: Task) -> bool:
+        """Whether another sample comes through now: then what failed is the fault of the suspect."""
+        for name in ("computed", "before", "shortest"):
+            task = self._controls.get(name)
+            if task is None or task.utterance.id == suspect.utterance.id:
+                continue
+            item = self.intake.load(task)
+            if isinstance(item, tuple):
+                continue
+            try:
+                if not item.with_audio or (self.model and isinstance(self._alone(item, self.model), Features)):
+                    return True
+            except Exception as error:  # noqa: BLE001 - only whether it works is of interest
+                log.warning("the control sample %r failed, too (%s)", task.utterance.id, Failure.of(error).message)
+        return False
+
+    def _device_answers(self) -> bool:
+        """Whether a GPU still computes: an error that has broken it comes again with whatever it is asked."""
+        if self.model is None or self.model.device.type != "cuda":
+            return False
+        try:
+            return bool((torch.ones(1, device=self.model.device) + 1).item() == 2)
+        except RuntimeError:
+            return False
+
+    def _cost(self, batch: list[Loaded]) -> int:
+        return padded_frames(batch, packed=self.packed)
+
+    def _note_out_of_memory(self, batch: list[Loaded], failure: Failure) -> None:
         size = self._cost(batch)
         self.out_of_memory_events += 1
         self.budget.failed(size)
@@ -301,45 +377,6 @@ class FeatureExtractor:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-    def _forward(self, batch: list[Loaded], model: FeatureModel) -> Pending:
-        """Give a padded batch to the model; what it gives waits for the results and cuts out each sample's own part."""
-        need = frozenset[str]().union(*(item.task.need for item in batch))
-        clips = [item.audio for item in batch if item.audio is not None]
-        inputs = padded_batch(clips, model.device)
-        if self.intake.settings.waveforms:
-            inputs = batch_input_features(inputs, torch.tensor([len(clip) for clip in clips]))
-        tensors = model(
-            inputs,
-            torch.tensor([item.num_frames for item in batch]),
-            need & self.schema.audio_groups,
-        )
-        download = Download(tensors)
-        return lambda: self._cut(download, batch)
-
-    def _cut(self, download: Download, batch: list[Loaded]) -> list[Outcome]:
-        arrays = download.wait()
-        outcomes = []
-        for index, item in enumerate(batch):
-            own = {name: array[index] for name, array in arrays.items()}
-            for column in self.schema.of_kind("codes"):
-                if column.name in own:
-                    own[column.name] = own[column.name][..., : item.num_frames]
-            outcomes.append(self._finish(item, **own))
-        return outcomes
-
-    def _finish(self, item: Loaded | tuple[Task, Rejection], **computed: np.ndarray) -> Outcome:
-        """The outcome of one sample: the columns it needs, or a rejection where a number is not finite."""
-        if isinstance(item, tuple):
-            return item
-        task = item.task
-        wanted = {name: value for name, value in computed.items() if self.schema.by_name[name].group in task.need}
-        for name, value in wanted.items():
-            if not np.isfinite(value).all():
-                return task, reject(task, Reason.COMPUTE_FAILED, f"{name} holds NaN or infinite values")
-        if item.text_ids is not None:
-            wanted |= {column.name: item.text_ids for column in self.schema.of_kind("tokens")}
-        return task, Features(wanted, item.seconds)
 
 
 def _held_bytes(item: Loaded | tuple[Task, Rejection]) -> int:

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+
 from pyarrow import fs
 
 from hfprep.errors import Reason, RejectedSample
@@ -145,9 +146,7 @@ class Inspector:
         schema = self.output.schema
         shapes = {column.name: self.output.read_shape(column.name, utterance.id) for column in schema.columns}
         lengths = {group: _lengths(schema, group, shapes) for group in schema.group_names}
-        groups = {
-            group: found for group, found in lengths.items() if found is not None and group in schema.text_groups
-        }
+        groups = {group: found for group, found in lengths.items() if found is not None and group in schema.text_groups}
         audio = {group: found for group in schema.audio_groups if (found := lengths[group]) is not None}
         codes = next((column for column in schema.of_kind("codes")), None)
         if codes is None or audio.keys() != schema.audio_groups:

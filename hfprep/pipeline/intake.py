@@ -8,42 +8,47 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from hfprep.errors import HfprepError, Reason, RejectedSample
 from hfprep.inputs.audio.decode import load_waveform, read_header
 from hfprep.io.object_storage import is_url
 from hfprep.models.input_features import check_waveform, extract_input_features, num_input_frames
+from hfprep.pipeline.breaker import Unproven
+from hfprep.pipeline.failures import Failure
+from hfprep.pipeline.observing import observe
+from hfprep.recipes.base import TextEncoder
 from hfprep.schema import Rejection, Schema, Utterance
 
 if TYPE_CHECKING:
     from hfprep.pipeline.intake_processes import IntakeProcesses
-
-OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "bad_alloc")
-BROKEN_DEVICE_TEXTS = ("CUDA error", "device-side assert", "CUDNN_STATUS_EXECUTION_FAILED")
-
 
 GUESSED_BYTES_PER_SECOND = 16_000  # between wav and mp3; a wrong guess costs padding or memory, never a number
 
 ReadAudio = Callable[[str, Callable[[int], None]], tuple[np.ndarray, float]]
 
 
-class Tokenizer(Protocol):
-    """What turns a text into token ids."""
-
-    def encode(self, text: str, language: str | None) -> np.ndarray: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One utterance, the groups of columns that are wanted of it, and its audio's bytes where somebody has looked."""
+    """One utterance, the groups of columns that are wanted of it, and its audio's bytes where somebody has looked.
+
+    `with_audio`: whether any of the groups is computed from audio.
+    """
 
     utterance: Utterance
     need: frozenset[str]
+    with_audio: bool
     audio_bytes: int | None = None
+
+    @classmethod
+    def of(
+        cls, schema: Schema, utterance: Utterance, need: frozenset[str] | None = None, audio_bytes: int | None = None
+    ) -> Task:
+        """A task under a schema; `need` None asks for every group."""
+        need = schema.all_groups if need is None else need
+        return cls(utterance, need, bool(need & schema.audio_groups), audio_bytes)
 
 
 def expected_seconds(path: str, num_bytes: int | None) -> float | None:
@@ -73,28 +78,14 @@ class Loaded:
     seconds: float | None
 
     @property
+    def with_audio(self) -> bool:
+        return self.audio is not None
+
+    @property
     def num_frames(self) -> int:
         if self.audio is None:
             return 0
         return num_input_frames(len(self.audio)) if self.audio.ndim == 1 else len(self.audio)
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An exception without its traceback, which would keep a failed batch's tensors alive."""
-
-    message: str
-    out_of_memory: bool
-    device_broken: bool
-
-    @classmethod
-    def of(cls, error: Exception) -> Failure:
-        message = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:400]
-        out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-            isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
-        )
-        device_broken = isinstance(error, RuntimeError) and any(text in str(error) for text in BROKEN_DEVICE_TEXTS)
-        return cls(message, out_of_memory, device_broken and not out_of_memory)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +136,7 @@ def check_length(schema: Schema, name: str, length: int) -> None:
 
 
 def load_sample(
-    task: Task, tokenizer: Tokenizer, read_audio: ReadAudio, limits: SampleLimits
+    task: Task, tokenizer: TextEncoder, read_audio: ReadAudio, limits: SampleLimits
 ) -> Loaded | tuple[Task, Rejection]:
     """What is needed of a sample before the models, or why it cannot be used; the one place that decides this.
 
@@ -162,7 +153,7 @@ def load_sample(
             text_ids = tokenizer.encode(utterance.text, utterance.language)
             limits.check_text(text_ids)
         foreseen, what = Reason.AUDIO_UNREADABLE, utterance.path
-        if task.need & limits.schema.audio_groups:
+        if task.with_audio:
             audio, seconds = read_audio(utterance.path, limits.check_frames)
         return Loaded(task, text_ids, audio, seconds)
     except RejectedSample as error:
@@ -171,8 +162,10 @@ def load_sample(
         raise
     except Exception as error:  # noqa: BLE001 - a sample nobody foresaw must not end the run; the error is kept
         failure = Failure.of(error)
-        reason = Reason.OUT_OF_MEMORY if failure.out_of_memory else foreseen
-        return task, reject(task, reason, f"while reading {what}: {failure.message}")
+        message = f"while reading {what}: {failure.message}"
+        if failure.out_of_memory:
+            return task, reject(task, Reason.OUT_OF_MEMORY, message)
+        return task, Unproven(utterance.line, utterance.id, foreseen, message, failure.kind)
 
 
 def reject(task: Task, reason: Reason, message: str) -> Rejection:
@@ -193,14 +186,17 @@ class IntakeSettings:
 class Intake:
     """Tokenizes and reads one sample after another, with `processes` in these; safe to call from many threads."""
 
-    tokenizer: Tokenizer
+    tokenizer: TextEncoder
     settings: IntakeSettings
     processes: IntakeProcesses | None = None
 
     def load(self, task: Task) -> Loaded | tuple[Task, Rejection]:
         """The sample, or why it cannot be used. Raises StoreError as `load_sample` does."""
+        observe("load begins", (task.utterance,))
         found = None if self.processes is None else self.processes.load(task, self.settings)
-        return found or load_sample(task, self.tokenizer, self.read_audio, self.settings.limits)
+        found = found or load_sample(task, self.tokenizer, self.read_audio, self.settings.limits)
+        observe("load ended", (task.utterance,))
+        return found
 
     def expected_seconds(self, tasks: Sequence[Task]) -> list[float]:
         """How long the clips of some tasks are expected to be, for sorting and budgeting: 0 where nobody can tell."""

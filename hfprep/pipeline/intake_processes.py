@@ -90,7 +90,7 @@ class IntakeProcesses:
                 ended = error.ended
             if ended not in CRASHES:
                 return None
-        reason = Reason.AUDIO_UNREADABLE if task.need & settings.limits.schema.audio_groups else Reason.TEXT_FAILED
+        reason = Reason.AUDIO_UNREADABLE if task.with_audio else Reason.TEXT_FAILED
         how = signal.Signals(-ended).name
         return task, reject(task, reason, f"while reading {task.utterance.path}: the process crashed ({how}), twice")
 

@@ -5,6 +5,7 @@ build publishes them, so that a merge may be killed and run again. Loads no mode
 """
 
 import contextlib
+import dataclasses
 import errno
 import heapq
 import itertools
@@ -28,8 +29,7 @@ from hfprep.io.chunks import chunks_of
 from hfprep.io.lock import OutputLock
 from hfprep.pipeline.logs import log_to_file
 from hfprep.pipeline.parts import FinishedPart, read_part
-from hfprep.schema import COLUMNS, Need
-from hfprep.store.layout import PROGRESS, REJECTED, STATS, NpyOutput, PlannedRow, Publisher, Staged, expected_shapes
+from hfprep.store.layout import PROGRESS, REJECTED, STATS, NpyOutput, PlannedRow, Publisher, Staged
 from hfprep.store.listing import Listed, Listing, ListingOptions
 from hfprep.store.state import SampleState, State
 from hfprep.store.statistics import codebook_use, write_stats
@@ -67,7 +67,7 @@ def merge(folders: Sequence[Path], output_dir: Path, *, copy: bool = False) -> M
     parts = [read_part(Path(folder)) for folder in folders]
     check_parts(parts, output_dir)
     parts.sort(key=lambda part: part.facts.part.index)
-    output = NpyOutput(output_dir)
+    output = NpyOutput(output_dir, parts[0].output.schema)
     with ExitStack() as stack:
         stack.enter_context(OutputLock(output.private / "lock"))
         stack.enter_context(log_to_file(output.private / "build.log", as_json=False))
@@ -197,17 +197,18 @@ class _Merge:
         lacking = part.incomplete(sample_id, row.sample)
         if lacking:
             raise StoreError(
-                f"{part.root} lists sample {sample_id!r}, but its artifacts are not whole ({lacking!r}); "
-                "run that part's build again, then this"
+                f"{part.root} lists sample {sample_id!r}, but its artifacts are not whole "
+                f"({', '.join(sorted(lacking))}); run that part's build again, then this"
             )
-        files, linked = {}, 0
-        for name in COLUMNS:
+        files, linked, schema = {}, 0, self.output.schema
+        for name in schema.by_name:
             temporary = self.output.work / f"{next(self.numbers)}-{name}"
             with atomic.explained(temporary):
                 linked += self.bring(part.artifact(name, sample_id), temporary)
             files[name] = str(temporary)
-        shapes = expected_shapes(row.sample)
-        planned = PlannedRow(row.planned.utterance, row.planned.fingerprints, row.planned.audio, Need.ALL)
+        lengths = row.sample.lengths
+        shapes = {column.name: schema.shape(column, lengths) for column in schema.columns}
+        planned = dataclasses.replace(row.planned, need=schema.all_groups)
         return Staged(planned, files, shapes, row.sample.seconds), linked
 
     def bring(self, source: Path, target: Path) -> bool:
@@ -228,11 +229,7 @@ class _Merge:
     def list_finished(self, chunks: Iterable[Sequence[_Row]]) -> Listed:
         """Make manifests and progress file list exactly what is here and complete."""
         facts = self.parts[0].facts
-        options = ListingOptions(
-            val_ratio=facts.settings["val_ratio"],
-            max_text_tokens=facts.numbers["max_text_tokens"],
-            max_codes=facts.numbers["max_codes"],
-        )
+        options = ListingOptions(val_ratio=facts.settings["val_ratio"])
         with Listing(self.output, self.state, options) as listing:
             for chunk in chunks:
                 known = self.state.samples(row.planned.utterance.id for row in chunk)
@@ -262,15 +259,17 @@ class _Merge:
             for reason, count in stats["rejected"].items():
                 rejected[reason] = rejected.get(reason, 0) + count
         with open(self.output.root / PROGRESS, encoding="utf-8", newline="\n") as ids:
-            paths = (self.output.artifact("codes", line.rstrip("\n")) for line in ids)
-            codebook = codebook_use(paths, self.parts[0].facts.numbers["codebook_size"], read=self.output.content)
+            codebook = codebook_use(self.output, (line.rstrip("\n") for line in ids))
         total = listed.train + listed.val
         counted = {"total": total, "accepted": total, "train": listed.train, "val": listed.val}
-        overlong = {"text": listed.overlong_text, "codes": listed.overlong_codes}
         return (
             found[0]
             | counted
             | {name: sum(stats[name] for stats in found) for name in SUMMED}
-            | {"hours": round(listed.seconds / SECONDS_PER_HOUR, 6), "overlong": overlong, "codebook": codebook}
+            | {
+                "hours": round(listed.seconds / SECONDS_PER_HOUR, 6),
+                "overlong": listed.overlong_by_group(self.output.schema),
+            }
+            | {"codebook": codebook}
             | {"rejected": dict(sorted(rejected.items()))}
         )

@@ -20,9 +20,11 @@ from hfprep.io import atomic
 from hfprep.pipeline.config import BuildConfig, Part
 from hfprep.pipeline.inputs import Inputs
 from hfprep.pipeline.planning import planned_row
-from hfprep.store.layout import NpyOutput, PlannedRow
+from hfprep.schema import Schema
+from hfprep.store.fingerprints import with_numerics
+from hfprep.store.layout import NpyOutput, OutputFolder, PlannedRow
 
-PART_FORMAT = 1
+PART_FORMAT = 2
 RECORD, ROWS = "part.json", "part-rows.arrow"
 SETTINGS = ("language", "map", "max_samples", "val_ratio", "drop_overlong", "hash_audio")
 
@@ -31,7 +33,7 @@ SETTINGS = ("language", "map", "max_samples", "val_ratio", "drop_overlong", "has
 class PartFacts:
     """Which part of which plan this is, and everything that must be the same in all parts.
 
-    `numbers` are what the joined manifests and statistics are counted with: the model's positions and codebook size.
+    `schema` is that of the samples, as `Schema.record` gives it.
     """
 
     part: Part
@@ -40,7 +42,7 @@ class PartFacts:
     models: dict[str, str]
     numerics: dict[str, Any]
     settings: dict[str, Any]
-    numbers: dict[str, int]
+    schema: dict[str, Any]
 
     def differences(self, other: "PartFacts") -> list[str]:
         """One line for each thing that must be the same and is not: its name, here and there."""
@@ -50,7 +52,7 @@ class PartFacts:
         if self.manifest_sha256 != other.manifest_sha256:
             lines.append(f"manifest: {self.manifest} ({self.manifest_sha256}) and {other.manifest} "
                          f"({other.manifest_sha256})")  # fmt: skip
-        for what in ("models", "numerics", "settings", "numbers"):
+        for what in ("models", "numerics", "settings", "schema"):
             mine, theirs = getattr(self, what), getattr(other, what)
             for name in sorted(mine.keys() | theirs.keys()):
                 if mine.get(name) != theirs.get(name):
@@ -75,8 +77,8 @@ class FinishedPart:
 def part_facts(config: BuildConfig, inputs: Inputs) -> PartFacts:
     """The facts of the part that `config` names."""
     assert config.part is not None
-    model = inputs.model_config
-    numerics = {f"{group} {name}": value for group, values in inputs.settings(config).groups().items()
+    settings = with_numerics(inputs.schema, inputs.settings(config))
+    numerics = {f"{group} {name}": value for group, values in settings.items()
                 for name, value in values.items() if name not in inputs.sha256}  # fmt: skip
     return PartFacts(
         part=config.part,
@@ -85,11 +87,7 @@ def part_facts(config: BuildConfig, inputs: Inputs) -> PartFacts:
         models=inputs.sha256,
         numerics=numerics,
         settings={name: getattr(config, name) for name in SETTINGS},
-        numbers={
-            "max_text_tokens": model.max_text_tokens,
-            "max_codes": model.max_mel_tokens,
-            "codebook_size": model.semantic_codec.codebook_size,
-        },
+        schema=inputs.schema.record(),
     )
 
 
@@ -109,15 +107,19 @@ def withdraw_part(output: NpyOutput) -> None:
 
 def read_part(folder: Path) -> FinishedPart:
     """The finished part in `folder`; ConfigError where there is none, or it is not finished."""
-    output = NpyOutput(folder)
-    path = output.private / RECORD
+    private = OutputFolder(folder).private
+    path = private / RECORD
     try:
         record = json.loads(path.read_bytes())
         if record.pop("format") != PART_FORMAT:
-            raise StoreError(f"{path} was written by another version of hfprep; use the version that made the parts")
+            raise StoreError(
+                f"{path} was written by another version of hfprep; run the part's `build --shard` again, which keeps "
+                "what is finished"
+            )
         facts = PartFacts(**record | {"part": Part.parse(record["part"])})
+        output = NpyOutput(folder, Schema.parse(facts.schema))
     except FileNotFoundError:
-        if not output.private.is_dir():
+        if not private.is_dir():
             raise ConfigError(f"{str(folder)!r} is not the output directory of a build with --shard") from None
         message = "holds no finished part; run its `build --shard` again until it says that nothing is left"
         raise ConfigError(f"{str(folder)!r} {message}") from None

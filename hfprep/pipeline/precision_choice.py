@@ -26,8 +26,9 @@ from hfprep.pipeline.batching import BatchLimits, FrameBudget, batches
 from hfprep.pipeline.config import AUTO, PLAIN, BuildConfig
 from hfprep.pipeline.devices import choose_device
 from hfprep.pipeline.inputs import Inputs
-from hfprep.recipes.indextts2.feature_model import MIN_FRAMES, FeatureModel
+from hfprep.recipes.base import Model
 from hfprep.schema import Rejection
+from hfprep.store.fingerprints import with_numerics
 from hfprep.store.state import State
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 KEY = "code_agreement"  # in the state
 # Frames that are measured: of 4000, an agreement of 0.995 has a standard error of 0.001. A CPU does 100 in a second.
 FRAMES = {"cpu": 1000, "cuda": 4000}
-LONGEST_FRAMES = 1500  # clips beyond are left out
+SHORTEST_FRAMES, LONGEST_FRAMES = 10, 1500  # other clips are left out
 MOST_ROWS = 1000
 BATCHES = {"cpu": BatchLimits(1, None), "cuda": BatchLimits(64, 8000)}
 
@@ -100,7 +101,8 @@ def measured(state: State, precision: str) -> dict[str, Any] | None:
 
 def _models_of(config: BuildConfig, inputs: Inputs) -> dict[str, str]:
     """What a measurement holds for: all that codes depend on, but for the precision."""
-    return {name: value for name, value in inputs.settings(config).groups()["codes"].items() if name != "precision"}
+    settings = with_numerics(inputs.schema, inputs.settings(config))
+    return {name: value for name, value in settings[_codes_group(inputs)].items() if name != "precision"}
 
 
 def _earlier(config: BuildConfig, inputs: Inputs, state: State) -> str | None:
@@ -111,7 +113,7 @@ def _earlier(config: BuildConfig, inputs: Inputs, state: State) -> str | None:
         precision: str = found["precision"]
         return precision
     begun = [state.get("settings") or {}, *(state.get("settings_begun") or [])]
-    codes: dict[str, str] = begun[-1].get("codes", {})
+    codes: dict[str, str] = begun[-1].get(_codes_group(inputs), {})
     same = models == {name: value for name, value in codes.items() if name != "precision"}
     return codes["precision"] if same and config.precision == AUTO else None
 
@@ -129,7 +131,7 @@ def _clips(config: BuildConfig, num_frames: int) -> Iterator[Clip]:
             features = extract_input_features(load_waveform(row.path, via=via).samples)
         except (RejectedSample, OSError):  # the build will say so
             continue
-        if MIN_FRAMES <= len(features) <= LONGEST_FRAMES:
+        if SHORTEST_FRAMES <= len(features) <= LONGEST_FRAMES:
             yield torch.from_numpy(features)
             num_frames -= len(features)
         if num_frames <= 0:
@@ -156,10 +158,11 @@ def _codes_in(
     mode: str, inputs: Inputs, device: torch.device, groups: list[list["_Sized"]]
 ) -> tuple[torch.Tensor, float]:
     """The codes of all clips in one precision, and the seconds they took."""
-    model = FeatureModel.load(inputs.files, inputs.model_config, device=device, precision=mode)
-    _codes(model, groups[0])  # the first call of everything takes longer
+    model = inputs.models.load(device, mode)
+    wanted = frozenset({_codes_group(inputs)})
+    _codes(model, groups[0], wanted)  # the first call of everything takes longer
     started = time.perf_counter()
-    codes = torch.cat([_codes(model, group) for group in groups])
+    codes = torch.cat([_codes(model, group, wanted) for group in groups])
     return codes, time.perf_counter() - started
 
 
@@ -174,11 +177,15 @@ class _Sized:
         return len(self.clip)
 
 
-def _codes(model: FeatureModel, group: list[_Sized]) -> torch.Tensor:
+def _codes_group(inputs: Inputs) -> str:
+    """The group whose codes say how exact a precision is."""
+    return next(column.group for column in inputs.schema.of_kind("codes"))
+
+
+def _codes(model: Model, group: list[_Sized], groups: frozenset[str]) -> torch.Tensor:
     """The codes of all clips of a batch, one after the other: int64 (frames,), on the CPU."""
     lengths = [item.num_frames for item in group]
     padded = torch.nn.utils.rnn.pad_sequence([item.clip for item in group], batch_first=True)
-    tensors = model(padded.to(model.device), torch.tensor(lengths))
-    assert tensors.codes is not None
-    codes = tensors.codes.cpu()
+    (codes,) = model(padded.to(model.device), torch.tensor(lengths), groups).values()
+    codes = codes.cpu()
     return torch.cat([row[:length] for row, length in zip(codes, lengths, strict=True)])

@@ -44,7 +44,7 @@ class _Ahead(Generic[Loaded]):
 
 
 def prefetch(
-    items: Iterable[Item],
+    items: Iterable[Item | None],
     load: Callable[[Item], Loaded],
     *,
     cost_bytes: Callable[[Item], int],
@@ -54,6 +54,9 @@ def prefetch(
     max_loading: int | None = None,
 ) -> Iterator[Loaded]:
     """Results of `load` for each item, in order, computed in `pool` ahead of the consumer.
+
+    A None among the items means that there is none at the moment: the next is asked for again whenever the consumer
+    takes a result, and the generator ends once nothing is loading or loaded.
 
     What is loading (`cost_bytes`) or loaded (`size_bytes`, else still the cost) and not yet consumed stays within
     `max_bytes`, except that one item is always let through. No more than `max_loading` items load at a time, so that
@@ -79,6 +82,8 @@ def prefetch(
             result = future.result()
             ahead.consumed(result, cost)
             yield result
+            if upcoming is None:
+                upcoming = next(source, None)
     finally:
         for future, _ in waiting:
             future.cancel()

@@ -22,16 +22,16 @@ def padded_batch(clips: Sequence[np.ndarray], device: torch.device) -> Tensor:
 
 
 class Download:
-    """Tensors on their way to the host, by name; None stays None. Those of a CPU are there already.
+    """Tensors on their way to the host, by name. Those of a CPU are there already.
 
     The copies are queued when it is made, `wait` gives the arrays. What fails on a GPU meanwhile is raised by either.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor | None]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._event: torch.cuda.Event | None = None
-        self._tensors: dict[str, Tensor | None] = {}
+        self._tensors: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
-            if tensor is None or tensor.device.type != "cuda":
+            if tensor.device.type != "cuda":
                 self._tensors[name] = tensor
                 continue
             host = self._tensors[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
@@ -39,8 +39,8 @@ class Download:
             self._event = self._event or torch.cuda.Event()
             self._event.record(torch.cuda.current_stream(tensor.device))
 
-    def wait(self) -> dict[str, np.ndarray | None]:
+    def wait(self) -> dict[str, np.ndarray]:
         """The arrays, once all of them have arrived."""
         if self._event is not None:
             self._event.synchronize()
-        return {name: None if tensor is None else tensor.numpy() for name, tensor in self._tensors.items()}
+        return {name: tensor.numpy() for name, tensor in self._tensors.items()}

@@ -7,6 +7,7 @@ is the same for all. A new recipe is one folder and one line in `registry`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
@@ -24,6 +25,18 @@ if TYPE_CHECKING:
 def option(default: Any, text: str) -> Any:
     """A dataclass field whose help text the command line shows."""
     return field(default=default, metadata={"help": text})
+
+
+def absolute(value: Any) -> Any:
+    """A dataclass with every path in it absolute, for processes with another working directory."""
+    if isinstance(value, Path):
+        return value.absolute()
+    if isinstance(value, tuple):
+        return tuple(map(absolute, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changes = {item.name: absolute(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        return dataclasses.replace(value, **changes)
+    return value
 
 
 class TextEncoder(Protocol):

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from hfprep.inputs.audio.containers import read_clip
-from hfprep.io.file_hashes import sha256_file
 from hfprep.io.digest import DIGEST_BYTES, digest
+from hfprep.io.file_hashes import sha256_file
 from hfprep.io.object_storage import is_url, status
 from hfprep.io.references import ByteRange, parse_reference
 from hfprep.schema import Schema, Utterance
+
 
 @dataclass(frozen=True, slots=True)
 class AudioIdentity:

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from hfprep.io import atomic
-from hfprep.schema import Utterance
+from hfprep.schema import Schema, Utterance
 from hfprep.store.layout import PROGRESS, TRAIN, VAL, NpyOutput, is_validation, json_line, record_of
 from hfprep.store.state import SampleState, State
 
@@ -27,6 +27,11 @@ class Listed:
     val: int = 0
     seconds: float = 0.0
     overlong: Counter[str] = field(default_factory=Counter)
+
+    def overlong_by_group(self, schema: Schema) -> dict[str, int]:
+        """What stats.json says of `overlong`: counts by the group whose columns have that length."""
+        groups = {name: column.group for column in schema.columns for name in column.lengths}
+        return {groups[name]: self.overlong[name] for name in schema.limits}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -224,7 +224,7 @@ class Mirror:
                 for line in lines:
                     sample_id = line.rstrip("\n")
                     sample = state.sample(sample_id)
-                    finished = Need.NOTHING if sample is None else sample.finished()
+                    finished = () if sample is None else sample.finished
                     self._send(sample_id, [column.name for column in self.output.schema.columns_of(finished)])
             self._drain()
         finally:

@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import math
-import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +15,9 @@ from hfprep.errors import StoreError
 from hfprep.io.atomic import write_bytes
 from hfprep.io.chunks import chunks_of
 from hfprep.io.npy_format import parse_npy
+from hfprep.store.layout import NpyOutput
 
 BLOCK = 256  # files read together
-Read = Callable[[str], bytes]
 PACKAGES = (
     "hfprep",
     "torch",
@@ -44,18 +43,20 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def codebook_use(paths: Iterable[str | os.PathLike[str]], size: int, *, read: Read, threads: int = 4) -> dict[str, Any]:
-    """How the codes in these .npy files (int32) spread over a codebook of `size` rows.
+def codebook_use(output: NpyOutput, ids: Iterable[str]) -> dict[str, Any]:
+    """How the codes of these samples spread over the codebook: size, used (rows), perplexity.
 
-    `read` gives a file's content, in so many threads.
-
-    Gives size, used (rows), perplexity. Raises StoreError where a file cannot be read.
+    Reads every one of their artifacts. Raises StoreError where one cannot be read.
     """
-    counts = np.zeros(size, np.int64)
+    column = next(iter(output.schema.of_kind("codes")), None)
+    if column is None or column.size is None:
+        return {}
+    counts, threads = np.zeros(column.size, np.int64), output.reading_threads
+    paths = (str(output.artifact(column.name, sample_id)) for sample_id in ids)
     with ThreadPoolExecutor(threads) as pool:
         for blocks in chunks_of(chunks_of(paths, BLOCK), threads):
-            for codes in pool.map(lambda block: _read_codes(block, read), blocks):
-                counts += np.bincount(codes, minlength=size)[:size]
+            for codes in pool.map(lambda block: _read_codes(block, output.content), blocks):
+                counts += np.bincount(codes, minlength=column.size)[: column.size]
     return codebook_summary(counts)
 
 
@@ -64,12 +65,12 @@ def codebook_summary(counts: np.ndarray) -> dict[str, Any]:
     return {"size": len(counts), "used": int((counts > 0).sum()), "perplexity": perplexity(counts)}
 
 
-def _read_codes(paths: Iterable[str | os.PathLike[str]], read: Read) -> np.ndarray:
+def _read_codes(paths: Iterable[str], read: Callable[[str], bytes]) -> np.ndarray:
     """All codes of these files, int32 (codes,)."""
     arrays = []
     for path in paths:
         try:
-            arrays.append(parse_npy(read(os.fspath(path))))
+            arrays.append(parse_npy(read(path)).reshape(-1))
         except (OSError, ValueError) as error:
             message = f"{path} was complete and cannot be read now: {error}; run the same command again"
             raise StoreError(message) from error

@@ -15,7 +15,6 @@ from hfprep.pipeline.engines.processes import choose_num_processes, run_processe
 from hfprep.pipeline.engines.spec import ExtractorSpec, Models, Sink
 from hfprep.pipeline.inputs import Inputs
 from hfprep.pipeline.planning import Plan
-from hfprep.schema import Need
 
 
 def run_engine(
@@ -34,11 +33,9 @@ def run_engine(
     """
     num_processes = choose_num_processes(config.num_processes, config.device)
     spec = ExtractorSpec(
-        files=inputs.files,
-        model_config=inputs.model_config,
-        tokenizer=config.tokenizer_path,
+        model_set=inputs.models,
         seen=inputs.seen,
-        with_audio=bool(plan.counts.need & Need.AUDIO),
+        with_audio=bool(plan.counts.need & inputs.schema.audio_groups),
         device=config.device,
         precision=config.precision,
         batch_size=config.batch_size,

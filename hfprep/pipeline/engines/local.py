@@ -75,10 +75,14 @@ def run_rows(
     planned = {row["line"]: planned_row(row) for row in rows}
     with contextlib.ExitStack() as stack:
         every = list(planned.values())
-        parts = None if spool is None else stack.enter_context(contextlib.closing(spooled(every, spool)))
+        parts = None
+        if spool is not None:
+            parts = stack.enter_context(contextlib.closing(spooled(every, spool, extractor.schema.audio_groups)))
         for part in parts or [every]:
             used = {row.utterance.line: row for row in part}
-            results = extractor.extract([Task(row.utterance, row.need, row.audio.size) for row in part])
+            results = extractor.extract(
+                [Task.of(extractor.schema, row.utterance, row.need, row.audio.size) for row in part]
+            )
             stack.callback(results.close)
             for result in results:
                 computed, rejections = [], []

@@ -30,9 +30,9 @@ from hfprep.pipeline.background import BackgroundWriter
 from hfprep.pipeline.engines.local import run_rows
 from hfprep.pipeline.engines.shards import MAX_SHARD_ROWS, Shard, cut
 from hfprep.pipeline.engines.spec import BatchCost, ExtractorSpec, Sink, cost_of
-from hfprep.pipeline.features import DeviceError
+from hfprep.pipeline.failures import DeviceError
 from hfprep.pipeline.planning import Plan
-from hfprep.recipes.indextts2.locate import ModelFiles
+from hfprep.recipes.base import absolute
 from hfprep.schema import Features, Rejection
 from hfprep.store.layout import PlannedRow, Stage
 
@@ -279,7 +279,7 @@ def run_ray(
         _join(options.address)
     try:
         _quiet_context()
-        spec = dataclasses.replace(spec, files=_absolute(spec.files), tokenizer=spec.tokenizer.absolute())
+        spec = dataclasses.replace(spec, model_set=absolute(spec.model_set))
         driver = _Driver(spec, plan, sink, work, fitting(options, ray.cluster_resources()))
         with contextlib.closing(driver):
             driver.run(stop)
@@ -306,20 +306,6 @@ def fitting(options: RayOptions, resources: dict[str, float]) -> RayOptions:
         share = 1.0 if gpus else 0.0
     room = int(gpus / share) if share else int((cpus - 1) / options.num_cpus_per_worker)
     return dataclasses.replace(options, num_gpus_per_worker=share, num_workers=options.num_workers or max(1, room))
-
-
-def _absolute(files: ModelFiles) -> ModelFiles:
-    """The same files, whatever folder a process works in."""
-    return ModelFiles(
-        config=files.config.absolute(),
-        gpt_checkpoint=files.gpt_checkpoint.absolute(),
-        w2v_stat=files.w2v_stat.absolute(),
-        semantic_model=files.semantic_model.absolute(),
-        semantic_config=files.semantic_config.absolute(),
-        preprocessor_config=files.preprocessor_config.absolute(),
-        semantic_weights=tuple(path.absolute() for path in files.semantic_weights),
-        semantic_codec=files.semantic_codec.absolute(),
-    )
 
 
 def _quiet_context() -> None:

@@ -15,15 +15,13 @@ from typing import Protocol
 
 import torch
 
-from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.io.file_hashes import FileIdentity, check_unchanged
 from hfprep.pipeline.batching import BatchLimits
 from hfprep.pipeline.devices import choose_device, device_memory
-from hfprep.pipeline.features import BatchResult, DeviceError, ExtractorSettings, FeatureExtractor
+from hfprep.pipeline.failures import DeviceError
+from hfprep.pipeline.features import BatchResult, ExtractorSettings, FeatureExtractor
 from hfprep.pipeline.intake_processes import IntakeProcesses
-from hfprep.recipes.indextts2.config import ModelConfig
-from hfprep.recipes.indextts2.feature_model import FeatureModel
-from hfprep.recipes.indextts2.locate import ModelFiles
+from hfprep.recipes.base import Model, ModelSet
 from hfprep.schema import Rejection
 from hfprep.store.layout import Staged
 
@@ -53,25 +51,24 @@ class Models:
     """Feature models by their files and device, each loaded once however many extractors use it."""
 
     def __init__(self) -> None:
-        self._loaded: dict[tuple[ModelFiles, str, str], FeatureModel] = {}
+        self._loaded: dict[tuple[tuple[Path, ...], str, str], Model] = {}
 
     def load(
         self,
-        files: ModelFiles,
-        model_config: ModelConfig,
+        models: ModelSet,
         seen: Mapping[Path, FileIdentity],
         device: torch.device,
         precision: str = "fp32",
-    ) -> FeatureModel:
+    ) -> Model:
         """The model of these files on a device. Raises ConfigError, CheckpointError, DeviceError where it is full.
 
         `seen` are the files as they were when they were hashed; CheckpointError where they have changed since.
         """
-        key = (files, str(device), precision)
+        key = (tuple(models.files.values()), str(device), precision)
         if key not in self._loaded:
             started = time.monotonic()
             try:
-                model = FeatureModel.load(files, model_config, device=device, precision=precision)
+                model = models.load(device, precision)
             except (torch.OutOfMemoryError, MemoryError) as error:
                 raise DeviceError(
                     f"the models do not fit into the memory of {device} that is free now ({error}); "
@@ -87,9 +84,7 @@ class Models:
 class ExtractorSpec:
     """How to open a `FeatureExtractor`, here or in another process."""
 
-    files: ModelFiles
-    model_config: ModelConfig
-    tokenizer: Path
+    model_set: ModelSet
     with_audio: bool
     seen: Mapping[Path, FileIdentity] = field(default_factory=dict)
     device: str = "auto"
@@ -109,26 +104,24 @@ class ExtractorSpec:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         place = choose_device(device or self.device)
-        limits = self.model_config if self.drop_overlong else None
         settings = ExtractorSettings(
             via_sampling_rate=self.via_sampling_rate,
             workers=self.workers,
             limits=BatchLimits.choose(self.batch_size, device_memory(place)),
-            max_text_tokens=limits.max_text_tokens if limits else None,
-            max_codes=limits.max_mel_tokens if limits else None,
+            drop_overlong=self.drop_overlong,
         )
-        tokenizer = TextTokenizer(self.tokenizer)
+        tokenizer = self.model_set.text_encoder()
         model, fallback, processes = None, None, None
         with contextlib.ExitStack() as stack:
             if self.with_audio and place.type != "cpu":
                 processes = IntakeProcesses(tokenizer, min(self.workers, MOST_PROCESSES))
                 stack.callback(processes.close)  # where the models cannot be loaded, which goes on while these start
-                fallback = partial(models.load, self.files, self.model_config, self.seen, torch.device("cpu"))
-            check_unchanged({path: identity for path, identity in self.seen.items() if path == self.tokenizer})
+                fallback = partial(models.load, self.model_set, self.seen, torch.device("cpu"))
+            check_unchanged(self.seen)
             if self.with_audio:
-                model = models.load(self.files, self.model_config, self.seen, place, self.precision)
+                model = models.load(self.model_set, self.seen, place, self.precision)
             stack.pop_all()
-        return FeatureExtractor(tokenizer, model, settings, fallback=fallback, processes=processes)
+        return FeatureExtractor(self.model_set, tokenizer, model, settings, fallback=fallback, processes=processes)
 
 
 def cost_of(result: BatchResult, audio_seconds: float, out_of_memory_events: int) -> BatchCost:

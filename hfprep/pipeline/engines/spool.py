@@ -13,18 +13,20 @@ import pyarrow as pa
 from hfprep.errors import RejectedSample
 from hfprep.inputs.audio.containers import ParquetColumn
 from hfprep.io.references import ByteRange, ParquetCell, parse_reference
-from hfprep.schema import Need, Rejection
+from hfprep.schema import Rejection
 from hfprep.store.layout import PlannedRow
 
 MAX_SPOOL_BYTES = 1 << 29
 
 
-def spooled(rows: Sequence[PlannedRow], spool: Path) -> Generator[list[PlannedRow], None, None]:
+def spooled(
+    rows: Sequence[PlannedRow], spool: Path, audio_groups: frozenset[str]
+) -> Generator[list[PlannedRow], None, None]:
     """The rows in parts, each with all its audio at hand; the file `spool` holds one part's clips and then goes.
 
     A cell that cannot be read stays what it is: whoever reads it next finds out why.
     """
-    cells = [_cell_of(row) for row in rows]
+    cells = [_cell_of(row) if row.need & audio_groups else None for row in rows]
     if not any(cells):
         yield list(rows)
         return
@@ -77,7 +79,7 @@ class _Columns:
 
 
 def _cell_of(row: PlannedRow) -> ParquetCell | None:
-    reference = parse_reference(row.utterance.path) if row.need & Need.AUDIO else None
+    reference = parse_reference(row.utterance.path)
     return reference if isinstance(reference, ParquetCell) else None
 
 

@@ -19,7 +19,8 @@ from hfprep.pipeline.background import BackgroundWriter
 from hfprep.pipeline.engines.local import map_rows
 from hfprep.pipeline.engines.messages import Assignment, Batch, Failed, Finished, LogLine, WorkerSetup
 from hfprep.pipeline.engines.spec import cost_of
-from hfprep.pipeline.features import BatchResult, DeviceError
+from hfprep.pipeline.failures import DeviceError
+from hfprep.pipeline.features import BatchResult
 from hfprep.schema import Features, Rejection
 from hfprep.store.layout import PlannedRow, Stage
 

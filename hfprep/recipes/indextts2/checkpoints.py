@@ -30,6 +30,10 @@ CODEC_FILE = "semantic_codec/model.safetensors"
 SEMANTIC_FILE = "w2v-bert-2.0/model.safetensors"
 STATISTICS_FILE = "wav2vec2bert_stats.pt"
 
+# The tensors of gpt.pth with a row for each text id, and one row more.
+TEXT_EMBEDDING = "text_embedding.weight"
+TEXT_ROWS = (TEXT_EMBEDDING, "text_head.weight", "text_head.bias")
+
 CONDITIONER_PREFIXES = ("conditioning_encoder.", "perceiver_encoder.")
 EMOTION_PREFIXES = ("emo_conditioning_encoder.", "emo_perceiver_encoder.", "emovec_layer.", "emo_layer.")
 

@@ -1,0 +1,130 @@
+"""`python -m hfprep tokenizer`: tokenizers held against a manifest, and one extended by what its language needs."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from hfprep.tools.tokenizer.compare import Comparison, TextCounts
+    from hfprep.tools.tokenizer.extend import Extended
+
+SHOWN = 10
+WORST_CHARACTERS = 8
+
+tokenizer = typer.Typer(no_args_is_help=True, help="Compare tokenizers over a manifest, or extend one for a language.")
+
+Manifests = Annotated[list[Path], typer.Option(help="Manifest, of any form that build takes; may be given again.")]
+Language = Annotated[str | None, typer.Option(help="Language of all rows, as for build.")]
+Map = Annotated[str | None, typer.Option("--map", help="Names of fields, as for build.")]
+
+
+@tokenizer.command("extend")
+def extend(
+    base: Annotated[Path, typer.Option(help="The SentencePiece model to extend (bpe.model).")],
+    manifest: Manifests,
+    output: Annotated[Path, typer.Option(help="Where the extended model goes.")],
+    language: Language = None,
+    map_: Map = None,
+    new_pieces: Annotated[int, typer.Option(help="Pieces to add at most, characters included.")] = 4000,
+    character_coverage: Annotated[
+        float, typer.Option(help="Share of the texts' characters that must have an id; the rarest may stay without.")
+    ] = 1.0,
+    unchanged: Annotated[
+        list[Path] | None,
+        typer.Option(help="Manifest in the base's languages, held against the result; may be given again."),
+    ] = None,
+) -> None:
+    """Add pieces for a manifest's language to a tokenizer; every id of the base stays what it is."""
+    from hfprep.tools.tokenizer.extend import ExtendOptions
+    from hfprep.tools.tokenizer.extend import extend as run
+
+    options = ExtendOptions(
+        base=base,
+        manifests=tuple(manifest),
+        output=output,
+        language=language,
+        map=map_,
+        new_pieces=new_pieces,
+        character_coverage=character_coverage,
+        unchanged=tuple(unchanged or ()),
+    )
+    for line in _extended_lines(run(options), output):
+        print(line)
+
+
+@tokenizer.command("compare")
+def compare(
+    models: Annotated[list[Path], typer.Argument(help="SentencePiece models.")],
+    manifest: Manifests,
+    language: Language = None,
+    map_: Map = None,
+    config: Annotated[Path | None, typer.Option(help="config.yaml: the model's text positions; default: 600.")] = None,
+) -> None:
+    """Show what each tokenizer makes of a manifest's texts, by language."""
+    from rich.console import Console
+
+    from hfprep.recipes.indextts2.config import ModelConfig
+    from hfprep.tools.tokenizer.compare import PUBLISHED_TEXT_TOKENS
+    from hfprep.tools.tokenizer.compare import compare as run
+
+    limit = PUBLISHED_TEXT_TOKENS if config is None else ModelConfig.read(config).max_text_tokens
+    found = run(models, manifest, language=language, field_map=map_, limit=limit)
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    for name, counts in sorted(found.languages.items()):
+        console.print(_comparison_table(name, counts, found))
+    if found.rejected:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in found.rejected.most_common())
+        print(f"{found.rejected.total()} of {found.read} lines were left out: {reasons}")
+    if not found.languages:
+        raise typer.Exit(1)
+
+
+def _extended_lines(found: "Extended", output: Path) -> list[str]:
+    lines = [
+        f"{output}: {found.size} pieces, {found.base_size} of the base, {len(found.characters)} new characters and "
+        f"{len(found.merges)} new merges",
+        f"{found.texts} texts: {found.ids_before} ids with the base, {found.ids_after} with the extended model"
+        + (f"; {found.skipped} lines were left out" if found.skipped else ""),
+    ]
+    if found.left_out:
+        named = " ".join(found.left_out[:WORST_CHARACTERS])
+        lines.append(f"{len(found.left_out)} characters have no id still: {named}")
+    if found.changed:
+        lines.append(f"{len(found.changed)} of {found.held} texts in the base's languages have other ids now:")
+        for text in found.changed[:SHOWN]:
+            lines.append(f"  {text.name[:60]}: {' '.join(text.before)} -> {' '.join(text.after)}")
+    else:
+        lines.append(f"{found.held} texts in the base's languages have the same ids as before")
+    return lines
+
+
+def _comparison_table(language: str, counts: "list[TextCounts]", found: "Comparison") -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    first = counts[0]
+    title = f"Language {language}: {first.texts} texts, {first.characters} characters"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("")
+    for path in found.tokenizers:
+        table.add_column(path.name, overflow="fold")
+    table.add_row("unknown", *(f"{count.unknown_rate:.2%} of characters" for count in counts))
+    if any(count.in_bytes for count in counts):
+        table.add_row(
+            "in bytes", *(f"{count.in_bytes / (count.characters or 1):.2%} of characters" for count in counts)
+        )
+    table.add_row("ids a character", *(f"{count.ids_per_character:.2f}" for count in counts))
+    table.add_row("longest", *(Text(f"{count.longest} ids: {count.longest_id}") for count in counts))
+    table.add_row(f"over {found.limit} ids", *(f"{count.over_limit} samples" for count in counts))
+    table.add_row("worst characters", *(_worst(count) for count in counts))
+    return table
+
+
+def _worst(counts: "TextCounts") -> str:
+    from rich.markup import escape
+
+    return escape(", ".join(f"{character} {count}" for character, count in counts.worst.most_common(WORST_CHARACTERS)))

@@ -1,0 +1,75 @@
+"""A batch through the models: inputs to the device, the models, results back, each sample's own part cut out.
+
+Gives `forward`, which only hands the work over, and `Arriving`, which waits for what comes of it. What fails on the
+way is raised by either; nothing here knows what to do about it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hfprep.errors import Reason
+from hfprep.models.batch_input_features import batch_input_features
+from hfprep.pipeline.breaker import Unproven
+from hfprep.pipeline.intake import Loaded, Task
+from hfprep.pipeline.transfers import Download, padded_batch
+from hfprep.recipes.base import Model, ModelSet
+from hfprep.schema import Features, Rejection, Schema
+
+NOT_FINITE = "not finite"  # the kind of failure
+
+Outcome = tuple[Task, Features | Rejection]
+
+
+def forward(batch: Sequence[Loaded], model: Model, audio_groups: frozenset[str], *, waveforms: bool) -> Download:
+    """Give a batch to the model; `waveforms` says that it holds samples, of which input features are computed here."""
+    need = audio_groups & frozenset[str]().union(*(item.task.need for item in batch))
+    clips = [item.audio for item in batch if item.audio is not None]
+    inputs = padded_batch(clips, model.device)
+    if waveforms:
+        inputs = batch_input_features(inputs, torch.tensor([len(clip) for clip in clips]))
+    return Download(model(inputs, torch.tensor([item.num_frames for item in batch]), need))
+
+
+@dataclass(frozen=True, slots=True)
+class Arriving:
+    """A batch whose results are on their way."""
+
+    models: ModelSet
+    batch: list[Loaded]
+    download: Download
+    started: float
+
+    def outcomes(self) -> list[Outcome]:
+        """Every sample's own features, once they have arrived, or its rejection."""
+        arrays, schema = self.download.wait(), self.models.schema
+        found = []
+        for index, item in enumerate(self.batch):
+            own = {name: array[index] for name, array in arrays.items()}
+            for column in schema.of_kind("codes"):
+                if column.name in own:
+                    own[column.name] = own[column.name][..., : self.models.num_codes(item.num_frames)]
+            found.append((item.task, outcome(schema, item, own)))
+        return found
+
+
+def outcome(schema: Schema, item: Loaded, computed: dict[str, np.ndarray]) -> Features | Rejection:
+    """The columns that a sample needs, or a rejection where a number of theirs is not finite.
+
+    A code below 0 stands for a frame whose hidden states were not finite.
+    """
+    task = item.task
+    wanted = {}
+    for name, value in computed.items():
+        column = schema.by_name[name]
+        if column.group not in task.need:
+            continue
+        wanted[name] = value
+        if not np.isfinite(value).all() or (column.kind == "codes" and (value < 0).any()):
+            message = f"{name} {'are of' if column.kind == 'codes' else 'holds'} NaN or infinite values"
+            return Unproven(task.utterance.line, task.utterance.id, Reason.COMPUTE_FAILED, message, NOT_FINITE)
+    if item.text_ids is not None:
+        wanted |= {column.name: item.text_ids for column in schema.of_kind("tokens")}
+    return Features(wanted, item.seconds)

@@ -1,0 +1,10 @@
+"""The options of all recipes together, for the command line: a name that two recipes share is one option."""
+
+from dataclasses import dataclass
+
+from hfprep.recipes.indextts2.options import IndexTTS2Options
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(IndexTTS2Options):
+    """Which model files a build is given."""

@@ -1,0 +1,185 @@
+"""A checkpoint with rows for an extended tokenizer: the recipe behind `extend-checkpoint`.
+
+Takes gpt.pth, its config.yaml, the tokenizer that it was trained with and an extended one; writes a folder that a
+build and a trainer take. The new file's tensors are the old ones, mapped and copied byte for byte, but for those with a
+row for each text id. Only these are ever held in memory. Pickles are never executed.
+"""
+
+import copy
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from hfprep.errors import CheckpointError, ConfigError, StoreError
+from hfprep.io import atomic
+from hfprep.models.tensor_files import load_torch_file, state_dict_of
+from hfprep.recipes.indextts2.checkpoints import GPT_FILE, TEXT_EMBEDDING, TEXT_ROWS
+from hfprep.tools.tokenizer.vocabulary import Vocabulary
+
+CONFIG_FILE, TOKENIZER_FILE = "config.yaml", "bpe.model"
+VOCABULARY_KEY = "number_text_tokens"
+_VOCABULARY_LINE = re.compile(rf"^(\s*{VOCABULARY_KEY}\s*:\s*)\d+", re.MULTILINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointOptions:
+    """The model files, the tokenizer that they were trained with (`base`), the extended one, and where to write."""
+
+    gpt_checkpoint: Path
+    config: Path
+    base: Path
+    tokenizer: Path
+    output_dir: Path
+
+    def __post_init__(self) -> None:
+        if self.output_dir.resolve() in {self.gpt_checkpoint.resolve().parent, self.config.resolve().parent}:
+            raise ConfigError(f"--output-dir {str(self.output_dir)!r} holds the checkpoint itself; give another folder")
+
+
+@dataclass(frozen=True)
+class ExtendedCheckpoint:
+    """What was written: the files, text ids before and after, and how many of the new rows were filled."""
+
+    files: tuple[Path, ...]
+    text_ids_before: int
+    text_ids: int
+    new_rows: int
+
+
+def extend_checkpoint(options: CheckpointOptions) -> ExtendedCheckpoint:
+    """Write gpt.pth, config.yaml, bpe.model and the statistics that the config names to a folder.
+
+    Raises ConfigError where the tokenizers or the config do not fit, CheckpointError where gpt.pth does not, StoreError
+    where the folder cannot be written. The checkpoint is written last.
+    """
+    base = Vocabulary(options.base, "--base")
+    pieces = new_pieces(base, Vocabulary(options.tokenizer, "--tokenizer"))
+    values = load_torch_file(options.gpt_checkpoint)
+    tensors = state_dict_of(values, options.gpt_checkpoint)
+    rows = _text_rows(tensors, options.gpt_checkpoint)
+    if base.size > rows - 1:
+        raise ConfigError(
+            f"--base {str(options.base)!r} has {base.size} pieces, but {options.gpt_checkpoint} has rows for "
+            f"{rows - 1}: it was trained with another tokenizer"
+        )
+    sources = [base.ids(piece) or [base.processor.unk_id()] for piece in pieces]
+    text_ids = max(rows - 1, base.size + len(pieces))
+    text, settings = _config(options.config)
+    _check_marks(settings, base.size, base.size + len(pieces), options.config)
+    grown = {name: grow(tensors[name], sources, first=base.size, rows=text_ids + 1) for name in TEXT_ROWS}
+    folder = options.output_dir
+    atomic.write_bytes(folder / CONFIG_FILE, _with_number(text, settings, text_ids).encode())
+    atomic.write_bytes(folder / TOKENIZER_FILE, options.tokenizer.read_bytes())
+    files = [folder / CONFIG_FILE, folder / TOKENIZER_FILE, *_copied_statistics(settings, options)]
+    files.append(folder / Path(settings.get("gpt_checkpoint") or GPT_FILE).name)
+    write_checkpoint(files[-1], _replaced(values, tensors, grown))
+    return ExtendedCheckpoint(tuple(files), rows - 1, text_ids, len(pieces))
+
+
+def new_pieces(base: Vocabulary, extended: Vocabulary) -> list[str]:
+    """The pieces that a tokenizer has behind those of its base; ConfigError where it has no more, or others."""
+    before, after = base.pieces, extended.pieces
+    for number, (old, new) in enumerate(zip(before, after, strict=False)):
+        if old != new:
+            raise ConfigError(
+                f"--tokenizer {str(extended.path)!r} is no extension of --base {str(base.path)!r}: id {number} is "
+                f"{new!r} and was {old!r}"
+            )
+    if len(after) <= len(before):
+        raise ConfigError(
+            f"--tokenizer {str(extended.path)!r} has {len(after)} pieces and --base {str(base.path)!r} {len(before)}: "
+            "there is nothing to extend"
+        )
+    return after[len(before) :]
+
+
+def grow(old: Tensor, sources: Sequence[Sequence[int]], *, first: int, rows: int) -> Tensor:
+    """A tensor (old rows, ...) with `rows` rows: from `first` on, the mean of the old rows that each source names.
+
+    The last row of the old tensor, which is no token's, is the last one of the new.
+    """
+    grown = torch.empty(rows, *old.shape[1:], dtype=old.dtype)
+    grown[: len(old) - 1] = old[:-1]
+    grown[-1] = old[-1]
+    for number, source in enumerate(sources, start=first):
+        grown[number] = old[list(source)].float().mean(dim=0).to(old.dtype)
+    return grown
+
+
+def write_checkpoint(path: Path, values: Any) -> None:
+    """Write a torch file from mapped tensors; the file appears whole or not at all. Raises StoreError."""
+    with atomic.replacing(path) as stream:
+        try:
+            # By name: given a stream, torch would copy each tensor into memory as a whole.
+            torch.save(values, stream.name)
+        except RuntimeError as error:
+            raise StoreError(f"cannot write {path}: {error}; free some space and run the same command again") from error
+
+
+def _text_rows(tensors: Mapping[str, Any], path: Path) -> int:
+    """How many rows the text embedding has; CheckpointError where the tensors of text ids do not go together."""
+    missing = [name for name in TEXT_ROWS if not isinstance(tensors.get(name), Tensor)]
+    if missing:
+        raise CheckpointError(f"{path}: has no {', '.join(missing)}; give the GPT's own checkpoint (gpt.pth)")
+    shapes = {name: tuple(tensors[name].shape) for name in TEXT_ROWS}
+    rows = shapes[TEXT_EMBEDDING][0]
+    if any(shape[0] != rows for shape in shapes.values()):
+        raise CheckpointError(f"{path}: the tensors of text ids have different numbers of rows: {shapes}")
+    return rows
+
+
+def _replaced(values: Any, tensors: Mapping[str, Any], grown: Mapping[str, Tensor]) -> Any:
+    """What the file held, with some tensors in the place of others."""
+    state = {**tensors, **grown}
+    if values is tensors:
+        return state
+    return {**values, "model": state}
+
+
+def _config(path: Path) -> tuple[str, dict[str, Any]]:
+    """A config.yaml as text and as values; ConfigError where it is not one of a model."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        values = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config {str(path)!r} cannot be read: {error}") from error
+    if not isinstance(values, dict) or not isinstance(values.get("gpt"), dict):
+        raise ConfigError(f"--config {str(path)!r} has no gpt section; give the model's config.yaml")
+    if not isinstance(values["gpt"].get(VOCABULARY_KEY), int):
+        raise ConfigError(f"--config {str(path)!r} has no gpt.{VOCABULARY_KEY}; give the model's config.yaml")
+    return text, values
+
+
+def _check_marks(settings: Mapping[str, Any], first: int, end: int, path: Path) -> None:
+    """ConfigError where a mark at the start or end of texts is one of the new ids."""
+    for name in ("start_text_token", "stop_text_token"):
+        value = settings["gpt"].get(name)
+        if isinstance(value, int) and first <= value < end:
+            raise ConfigError(f"gpt.{name} in {path} is {value}, which would be the id of a new piece")
+
+
+def _with_number(text: str, settings: Mapping[str, Any], number: int) -> str:
+    """The config with another size of the vocabulary; all else as it is written, comments too."""
+    wanted = copy.deepcopy(dict(settings))
+    wanted["gpt"][VOCABULARY_KEY] = number
+    changed = _VOCABULARY_LINE.sub(rf"\g<1>{number}", text)
+    if yaml.safe_load(changed) == wanted:
+        return changed
+    return yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)
+
+
+def _copied_statistics(settings: Mapping[str, Any], options: CheckpointOptions) -> list[Path]:
+    """The statistics that the config names, beside the new one, where they are beside the old one."""
+    name = settings.get("w2v_stat")
+    if not isinstance(name, str) or Path(name).name != name or not (options.config.parent / name).is_file():
+        return []
+    with atomic.explained(options.output_dir / name):
+        shutil.copyfile(options.config.parent / name, options.output_dir / name)
+    return [options.output_dir / name]

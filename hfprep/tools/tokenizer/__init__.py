@@ -1,0 +1,1 @@
+"""Tokenizers held against a manifest, and one extended by what a manifest's language needs."""

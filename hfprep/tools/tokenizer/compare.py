@@ -1,0 +1,103 @@
+"""Tokenizers side by side over a manifest's texts: the recipe behind `tokenizer compare`.
+
+Each text is normalised once, as a build does, and tokenized by every model. Keeps counts, never the texts.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hfprep.errors import ConfigError, Reason
+from hfprep.inputs.text.tokenizer import TextTokenizer
+from hfprep.tools.tokenizer.model_file import SPACE_PIECE, open_bytes
+from hfprep.tools.tokenizer.texts import ManifestTexts
+
+NO_LANGUAGE = "(none)"
+PUBLISHED_TEXT_TOKENS = 600  # text positions of the published models
+
+
+@dataclass
+class TextCounts:
+    """What one tokenizer makes of the texts of one language; characters are counted without spaces.
+
+    `unknown` counts the characters that it has no id for, `in_bytes` those that it writes in bytes.
+    """
+
+    texts: int = 0
+    characters: int = 0
+    ids: int = 0
+    unknown: int = 0
+    in_bytes: int = 0
+    longest: int = 0
+    longest_id: str = ""
+    over_limit: int = 0
+    worst: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def unknown_rate(self) -> float:
+        """Share of the characters that the tokenizer has no id for."""
+        return self.unknown / self.characters if self.characters else 0.0
+
+    @property
+    def ids_per_character(self) -> float:
+        return self.ids / self.characters if self.characters else 0.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """By language, the counts of each tokenizer in the order in which they were given."""
+
+    tokenizers: tuple[Path, ...]
+    limit: int
+    languages: dict[str, list[TextCounts]]
+    read: int
+    rejected: Counter[Reason]
+
+
+def compare(
+    tokenizers: Sequence[Path],
+    manifests: Sequence[Path],
+    *,
+    language: str | None = None,
+    field_map: str | None = None,
+    limit: int = PUBLISHED_TEXT_TOKENS,
+) -> Comparison:
+    """Tokenize the texts of some manifests with each tokenizer; `limit` are the model's text positions.
+
+    Raises ConfigError where a tokenizer or a manifest cannot be read.
+    """
+    if not tokenizers:
+        raise ConfigError("no tokenizer is given; give one or more SentencePiece models")
+    opened = [TextTokenizer(path) for path in tokenizers]  # says what is wrong with a file
+    models = [open_bytes(path.read_bytes()) for path in tokenizers]
+    texts = ManifestTexts(manifests, opened[0], language, field_map)
+    languages: dict[str, list[TextCounts]] = {}
+    for text in texts:
+        counts = languages.setdefault(text.language or NO_LANGUAGE, [TextCounts() for _ in models])
+        for model, count in zip(models, counts, strict=True):
+            _add(count, text.id, text.stages.tokenizer_input, model, limit)
+    return Comparison(tuple(tokenizers), limit, languages, texts.read, texts.rejected)
+
+
+def _add(counts: TextCounts, sample_id: str, text: str, model: Any, limit: int) -> None:
+    ids, pieces = model.encode(text, out_type=int), model.encode(text, out_type=str)
+    counts.texts += 1
+    counts.ids += len(ids)
+    counts.over_limit += len(ids) > limit
+    if len(ids) > counts.longest:
+        counts.longest, counts.longest_id = len(ids), sample_id
+    written = model.normalize(text)
+    counts.characters += len(written) - written.count(SPACE_PIECE)
+    unknown = "".join(piece for piece, number in zip(pieces, ids, strict=True) if model.is_unknown(number))
+    in_bytes = _in_bytes(pieces, ids, model)
+    counts.unknown += len(unknown.replace(SPACE_PIECE, ""))
+    counts.in_bytes += len(in_bytes)
+    counts.worst.update((unknown + in_bytes).replace(SPACE_PIECE, ""))
+
+
+def _in_bytes(pieces: Sequence[str], ids: Sequence[int], model: Any) -> str:
+    """The characters that a model with byte fallback writes in bytes."""
+    spelt = bytes(int(piece[3:5], 16) for piece, number in zip(pieces, ids, strict=True) if model.is_byte(number))
+    return spelt.decode("utf-8", "replace")

@@ -1,0 +1,92 @@
+"""Byte-pair merges learnt on top of a segmentation that is there already.
+
+Takes words as rows of symbols with their counts; gives the pieces to add, best first. Words are segmented as a BPE
+model with the earlier pieces would segment them, so that each new piece is reachable and its count is what the model
+will meet. The same words give the same pieces: ties go to the piece that sorts first. (Sennrich et al., 2016.)
+"""
+
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+
+LEAST_COUNT = 2  # what occurs once is no pattern
+
+
+def learn_merges(words: Mapping[tuple[str, ...], int], most: int, allowed: Callable[[str], bool]) -> list[str]:
+    """At most `most` new pieces for words (their symbols, how often they occur), of those that `allowed` lets pass."""
+    learner = _Learner(words, allowed)
+    while len(learner.ranks) < most and learner.learn():
+        pass
+    return list(learner.ranks)
+
+
+class _Learner:
+    def __init__(self, words: Mapping[tuple[str, ...], int], allowed: Callable[[str], bool]) -> None:
+        self.ranks: dict[str, int] = {}
+        self._allowed = allowed
+        self._verdicts: dict[str, bool] = {}
+        self._words = [list(symbols) for symbols in words]
+        self._times = list(words.values())
+        self._counts = Counter[str]()
+        self._places: defaultdict[str, set[int]] = defaultdict(set)
+        for index in range(len(self._words)):
+            self._count(index, 1)
+        self._heap = [(-count, piece) for piece, count in self._counts.items()]
+        heapq.heapify(self._heap)
+
+    def learn(self) -> bool:
+        """Add the most frequent piece; False where none is left."""
+        while self._heap:
+            count, piece = heapq.heappop(self._heap)
+            if -count < LEAST_COUNT:
+                return False
+            if self._counts[piece] == -count:  # else the count has changed since, and stands in the heap anew
+                self._add(piece)
+                return True
+        return False
+
+    def _add(self, piece: str) -> None:
+        self.ranks[piece] = len(self.ranks)
+        changed = set[str]()
+        for index in self._places.pop(piece):
+            changed |= self._count(index, -1)
+            self._words[index] = merged(self._words[index], self.ranks)
+            changed |= self._count(index, 1)
+        for other in changed:
+            if self._counts[other] > 0:
+                heapq.heappush(self._heap, (-self._counts[other], other))
+
+    def _count(self, index: int, sign: int) -> set[str]:
+        """Count a word's pairs in (1) or out (-1); gives the pieces that they would make."""
+        found = set()
+        for left, right in pairwise(self._words[index]):
+            piece = left + right
+            if not self._may_be(piece):
+                continue
+            found.add(piece)
+            self._counts[piece] += sign * self._times[index]
+            if sign > 0:
+                self._places[piece].add(index)
+        return found
+
+    def _may_be(self, piece: str) -> bool:
+        verdict = self._verdicts.get(piece)
+        if verdict is None:
+            verdict = self._verdicts[piece] = self._allowed(piece)
+        return verdict
+
+
+def merged(symbols: Sequence[str], ranks: Mapping[str, int]) -> list[str]:
+    """A word's symbols with all pairs merged that make a known piece: of the lowest rank first, then from the left."""
+    word = list(symbols)
+    while True:
+        known = [
+            (rank, place)
+            for place, (left, right) in enumerate(pairwise(word))
+            if (rank := ranks.get(left + right)) is not None
+        ]
+        if not known:
+            return word
+        _, place = min(known)
+        word[place : place + 2] = [word[place] + word[place + 1]]

@@ -1,0 +1,63 @@
+"""The texts of manifests as SentencePiece gets them in a build: cleaned, normalised, in capitals.
+
+Gives one `ManifestText` a row. Audio is not looked for: only texts are read. What a build would reject for its text, or
+could not read as a row, is counted and left out.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hfprep.errors import ConfigError, Reason, RejectedSample
+from hfprep.inputs.manifest.field_map import FieldMap
+from hfprep.inputs.manifest.opening import open_source
+from hfprep.inputs.manifest.rows import NoLookup, parse_line
+from hfprep.inputs.text.tokenizer import TextStages, TextTokenizer
+from hfprep.schema import Rejection
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestText:
+    """A row's id, its language hint (None: none) and the stages of its text."""
+
+    id: str
+    language: str | None
+    stages: TextStages
+
+
+@dataclass
+class ManifestTexts:
+    """Reads the texts of manifests, one after another; `read` and `rejected` count lines once it has been read.
+
+    `language`, if given, is the hint of every row instead of its own; `field_map` names fields as for a build.
+    """
+
+    manifests: Sequence[Path]
+    tokenizer: TextTokenizer
+    language: str | None = None
+    field_map: str | None = None
+    read: int = 0
+    rejected: Counter[Reason] = field(default_factory=Counter)
+
+    def __iter__(self) -> Iterator[ManifestText]:
+        """Raises ConfigError where a manifest cannot be read or has no line."""
+        fields = FieldMap.parse(self.field_map)
+        self.read, self.rejected = 0, Counter()
+        for manifest in self.manifests:
+            before = self.read
+            finder = NoLookup(manifest)
+            for number, raw in open_source(manifest, fields).lines():
+                self.read += 1
+                row = parse_line(number, raw, finder, self.language)
+                if isinstance(row, Rejection):
+                    self.rejected[row.reason] += 1
+                    continue
+                try:
+                    stages = self.tokenizer.prepare(row.text, row.language)
+                except RejectedSample as error:
+                    self.rejected[error.reason] += 1
+                    continue
+                yield ManifestText(row.id, row.language, stages)
+            if self.read == before:
+                raise ConfigError(f"--manifest {str(manifest)!r} is empty; give one JSON object a line")
