@@ -186,7 +186,7 @@ from hfprep.formats.arrow_writer import ArrowOptions, export_arrow
 from hfprep.formats.formats import open_set
 from hfprep.formats.npy import export_npy
 from hfprep.formats.webdataset_writer import WebDatasetOptions, export_webdataset
-from hfprep.store import atomic
+from hfprep.io import atomic
 kind, source, target, stop = sys.argv[1], open_set(Path(sys.argv[2])), Path(sys.argv[3]), int(sys.argv[4])
 seen = 0
 def kill(point, path):
