@@ -10,10 +10,11 @@ import numpy as np
 
 from hfprep.formats.extra_fields import write_extra_fields
 from hfprep.io.npy_format import npy_bytes
-from hfprep.schema import COLUMNS, Utterance, manifest_record
+from hfprep.schema import Utterance, manifest_record, metadata_of
+from hfprep.store.first_version import first_schema
 from hfprep.store.layout import TRAIN, VAL, json_line
 
-ROWS, DIM = 4, 6
+ROWS, DIM = 32, 6
 AWKWARD_IDS = (
     "plain",
     "with.dots.in.it",
@@ -49,6 +50,7 @@ def make_output(
     line_of: Callable[[dict[str, Any]], bytes] = json_line,
 ) -> Path:
     """An output with a sample for each id, every third in validation; the same numbers for the same arguments."""
+    schema = first_schema(dim)
     manifests: dict[str, list[bytes]] = {TRAIN: [], VAL: []}
     extras = []
     for number, sample_id in enumerate(ids):
@@ -69,14 +71,12 @@ def make_output(
             language=None if number % 2 else "en",
             duration=number if number % 4 == 0 else number + 0.1,
         )
-        record = manifest_record(
-            utterance, text_len=3 + number % 40, code_len=len(arrays["codes"]), condition_len=ROWS, seconds=1.0
-        )
+        record = manifest_record(schema, metadata_of(utterance, 1.0), schema.lengths_of(arrays))
         record = change(record, number)
-        for column in COLUMNS:
-            path = root / record[f"{column}_path"]
+        for name, array in arrays.items():
+            path = root / record[f"{name}_path"]
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(npy_bytes(arrays[column]))
+            path.write_bytes(npy_bytes(array))
         manifests[VAL if number % 3 == 2 else TRAIN].append(line_of(record))
         fields = {"score": EXTRAS[number % len(EXTRAS)], "take": number, "codes": "a name that is taken"}
         extras.append((sample_id, json.dumps(fields, ensure_ascii=False) if extra and number % 5 else "{}"))

@@ -5,7 +5,7 @@ long as the columns are there.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,16 @@ import pyarrow as pa
 
 from hfprep.errors import StoreError
 from hfprep.formats.extra_fields import ExtraColumn, rebuilt
-from hfprep.formats.samples import LATENTS, METADATA, Entry, Origin, Sample, SampleSet, Split, checked, entry_from
-from hfprep.schema import COLUMNS
+from hfprep.formats.index import Places, read_index
+from hfprep.formats.samples import Entry, Origin, Sample, SampleSet, Split, checked, entry_from, fields_of
+from hfprep.schema import Schema
 
-TITLE = "IndexTTS-2 training features made by hfprep: text ids, semantic codes, conditioning latents, emotion vectors."
+TITLE = "Training features made by hfprep."
+MADE_BY = "made by hfprep"  # in every title that there has been
 FORMAT_NAME = "hfprep-arrow"  # in the index
 EXACT_LINE, EXACT_EXTRA = "manifest_line", "extra_json"
 DICT_FILE, INFO_FILE, STATE_FILE = "dataset_dict.json", "dataset_info.json", "state.json"
+ROW = "row"  # a sample's place: the position of its row among all rows of its split
 
 
 def describe(origin: Origin, columns: list[ExtraColumn]) -> str:
@@ -34,7 +37,7 @@ def read_description(path: Path) -> dict[str, Any] | None:
     """The provenance in a data set's info file; None where it is not there or is not hfprep's."""
     try:
         title, _, rest = str(json.loads(path.read_bytes()).get("description")).partition("\n")
-        return dict(json.loads(rest)) if title == TITLE else None
+        return dict(json.loads(rest)) if MADE_BY in title else None
     except (OSError, ValueError):
         return None
 
@@ -58,18 +61,14 @@ def split_files(root: Path) -> list[str]:
     return [item["filename"] for item in json.loads((root / STATE_FILE).read_bytes())["_data_files"]]
 
 
-class ArrowSplit(Split):
-    """One split of a saved data set, or one `file` of it."""
+class ArrowRows:
+    """The rows of Arrow IPC streams, one file after another; memory-mapped, in each process for itself."""
 
-    def __init__(self, root: Path, extra_columns: list[ExtraColumn], file: str | None = None) -> None:
+    def __init__(self, root: Path, files: Sequence[str] | None = None) -> None:
         self.root = root
-        self.extra_columns = extra_columns
-        self.file = file
+        self.files = files  # None: those that the folder lists
         self._batches: list[pa.RecordBatch] | None = None
         self._ends = np.cumsum([batch.num_rows for batch in self.batches()], dtype=np.int64)
-        missing = sorted((METADATA.keys() | COLUMNS.keys()) - set(self._names()))
-        if missing:
-            raise StoreError(f"{root} is not a data set of hfprep: it has no column {', '.join(missing)}")
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -78,27 +77,54 @@ class ArrowSplit(Split):
         return self.__dict__ | {"_batches": None}
 
     def batches(self) -> list[pa.RecordBatch]:
-        """The record batches of all shards, memory-mapped."""
+        """The record batches of all files; StoreError where one cannot be read."""
         if self._batches is None:
             try:
-                files = split_files(self.root) if self.file is None else [self.file]
+                files = split_files(self.root) if self.files is None else self.files
                 streams = [pa.ipc.open_stream(pa.memory_map(str(self.root / file))) for file in files]
-                self._schema = streams[0].schema
+                self.schema = streams[0].schema
                 self._batches = [batch for stream in streams for batch in stream if batch.num_rows]
             except (OSError, ValueError, KeyError, IndexError, pa.ArrowException) as error:
                 raise StoreError(f"{self.root} cannot be read as a saved data set: {error}; make it again") from error
         return self._batches
 
-    def _names(self) -> list[str]:
-        self.batches()
-        return list(self._schema.names)
-
-    def _row(self, index: int) -> tuple[pa.RecordBatch, int]:
+    def row(self, index: int) -> tuple[pa.RecordBatch, int]:
+        """The record batch that holds a row, and the row's position in it."""
         batches = self.batches()
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         number = int(np.searchsorted(self._ends, index, side="right"))
         return batches[number], index - (int(self._ends[number - 1]) if number else 0)
+
+
+class ArrowSplit(Split):
+    """One split of a saved data set; `places` say in which order its rows come, None: as they are."""
+
+    def __init__(
+        self,
+        schema: Schema,
+        rows: ArrowRows,
+        extra_columns: list[ExtraColumn],
+        places: Places | None = None,
+    ) -> None:
+        self.schema = schema
+        self.rows = rows
+        self.extra_columns = extra_columns
+        self.places = places
+        names = {column.name for column in schema.columns} | fields_of(schema).keys()
+        missing = sorted(names - set(rows.schema.names))
+        if missing:
+            raise StoreError(f"{rows.root} is not a data set of hfprep: it has no column {', '.join(missing)}")
+        if places is not None and len(places) != len(rows):
+            raise StoreError(f"{rows.root} has {len(rows)} rows instead of {len(places)}; make or fetch it again")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def _row(self, index: int) -> tuple[pa.RecordBatch, int]:
+        if self.places is not None and 0 <= index < len(self):
+            index = int(self.places.column(ROW)[index])
+        return self.rows.row(index)
 
     def entry(self, index: int) -> Entry:
         return self._entry(*self._row(index))
@@ -112,48 +138,35 @@ class ArrowSplit(Split):
         exact_extra = value(EXACT_EXTRA) if EXACT_EXTRA in names else None
         kept = [column for column in self.extra_columns if column.name in names]
         extra = exact_extra or rebuilt(kept, {column.name: value(column.name) for column in kept})
-        return entry_from({name: value(name) for name in METADATA}, exact_line, extra)
+        metadata = {name: value(name) for name in fields_of(self.schema)}
+        return entry_from(self.schema, metadata, exact_line, extra)
 
     def sample(self, index: int) -> Sample:
         batch, row = self._row(index)
         entry = self._entry(batch, row)
-        arrays = {name: _array(batch.column(name), row, COLUMNS[name].ndim) for name in COLUMNS}
-        return checked(Sample(entry, arrays), str(self.root))
+        arrays = {item.name: _array(batch.column(item.name), row, item.ndim) for item in self.schema.columns}
+        return checked(self.schema, Sample(entry, arrays), str(self.rows.root))
 
     def lengths(self, name: str) -> np.ndarray:
-        parts = [batch.column(name).to_numpy(zero_copy_only=False) for batch in self.batches()]
-        return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
+        parts = [batch.column(name).to_numpy(zero_copy_only=False) for batch in self.rows.batches()]
+        found = np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
+        return found if self.places is None else found[self.places.column(ROW)]
 
 
 def _array(column: pa.Array, row: int, ndim: int) -> np.ndarray:
-    """One row of a list column as an array, without a copy; of a 2-D column with its rows."""
+    """One row of a list column as an array of so many dimensions, without a copy."""
     storage = column.storage if isinstance(column, pa.ExtensionArray) else column
     values = storage[row].values
     if values is None:
         return np.zeros((0,) * ndim, np.float64)
-    if ndim == 1:
-        return np.asarray(values.to_numpy())
-    return np.asarray(values.flatten().to_numpy()).reshape(len(values), -1)
-
-
-class ArrowShard:
-    """One shard's file, of any split, by row; memory-mapped."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as batches:
-                self._batches = [batch for batch in batches if batch.num_rows]
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise StoreError(f"{path} cannot be read: {error}; see `verify` for what is broken") from error
-        self._ends = np.cumsum([batch.num_rows for batch in self._batches], dtype=np.int64)
-
-    def arrays(self, row: int) -> dict[str, np.ndarray]:
-        """The arrays of a row, as they are stored."""
-        number = int(np.searchsorted(self._ends, row, side="right"))
-        start = int(self._ends[number - 1]) if number else 0
-        batch = self._batches[number]
-        return {name: _array(batch.column(name), row - start, COLUMNS[name].ndim) for name in COLUMNS}
+    counts = [len(values)]
+    for _ in range(ndim - 1):
+        values = values.flatten()
+        counts.append(len(values))
+    if not counts[-1]:
+        return np.zeros((counts[0], *(0,) * (ndim - 1)), values.type.to_pandas_dtype())
+    shape = [counts[0], *(count // before for before, count in zip(counts, counts[1:], strict=False))]
+    return np.asarray(values.to_numpy()).reshape(shape)
 
 
 class ArrowSet(SampleSet):
@@ -167,24 +180,44 @@ class ArrowSet(SampleSet):
         return next((item for item in found if item is not None), {})
 
     @cached_property
+    def _index(self) -> Mapping[str, Any]:
+        """The index; one that is not of these shards counts as none: `datasets` has saved the set again."""
+        return read_index(self.root, FORMAT_NAME) or {}
+
+    @cached_property
     def origin(self) -> Origin:
         return Origin.parse({"latents_dtype": self._stored_dtype()} | dict(self._description))
 
+    def _types(self) -> dict[str, pa.DataType]:
+        """Types of the columns, but for the extension types around them."""
+        schema = ArrowRows(self.root / _split_names(self.root)[0]).schema
+        return {item.name: getattr(item.type, "storage_type", item.type) for item in schema}
+
     def _stored_dtype(self) -> str:
-        batches = [batch for name in _split_names(self.root) for batch in self.split(name).batches()[:1]]
-        half = bool(batches) and all(_value_type(batches[0].column(name).type) == pa.float16() for name in LATENTS)
-        return "float16" if half else "float32"
+        kinds = {name: _value_type(dtype) for name, dtype in self._types().items()}
+        return "float16" if pa.float16() in kinds.values() else "float32"
+
+    def _width(self, column: str) -> int:
+        dtype = self._types().get(column)
+        if isinstance(dtype, pa.FixedSizeListType):
+            return int(dtype.list_size)
+        for name in _split_names(self.root):
+            for batch in ArrowRows(self.root / name).batches():
+                return len(batch.column(column)[0])
+        return 0
 
     def split(self, name: str, file: str | None = None) -> ArrowSplit:
+        """A split, or the rows of one `file` of it as they come there."""
         names = _split_names(self.root)
         if name not in names:
             raise StoreError(f"{self.root} has no split {name!r}; it has {', '.join(names) or 'none'}")
         columns = [ExtraColumn(**item) for item in self._description.get("extra_columns", ())]
-        return ArrowSplit(self.root / name, columns, file)
+        rows = ArrowRows(self.root / name, None if file is None else [file])
+        places = Places.of(self.root, self._index, name) if file is None and self._index else None
+        return ArrowSplit(self.schema, rows, columns, places)
 
 
 def _value_type(dtype: pa.DataType) -> pa.DataType:
-    dtype = dtype.storage_type if isinstance(dtype, pa.ExtensionType) else dtype
     while isinstance(dtype, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
         dtype = dtype.value_type
     return dtype

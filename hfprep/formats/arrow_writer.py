@@ -1,14 +1,13 @@
-"""Sample sets written as a saved Arrow data set: what `datasets.load_from_disk` opens with no hfprep code.
+"""Shards of a saved Arrow data set: what `datasets.load_from_disk` opens with no hfprep code.
 
-Rows go to shards as they come, in memory no more than one record batch; the folder appears whole at the end.
+A shard is an Arrow IPC stream, which is append-only by nature: a block of samples is one record batch at its end.
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +16,43 @@ import numpy as np
 import pyarrow as pa
 
 import hfprep
-from hfprep.errors import ConfigError, RejectedSample, StoreError
-from hfprep.formats.arrow import DICT_FILE, EXACT_EXTRA, EXACT_LINE, FORMAT_NAME, STATE_FILE, describe, is_own_export
+from hfprep.errors import RejectedSample, StoreError
+from hfprep.formats.arrow import (
+    DICT_FILE,
+    EXACT_EXTRA,
+    EXACT_LINE,
+    FORMAT_NAME,
+    INFO_FILE,
+    ROW,
+    STATE_FILE,
+    ArrowRows,
+    ArrowSplit,
+    describe,
+    is_own_export,
+)
+from hfprep.formats.exporting import export, stored_dtype
 from hfprep.formats.extra_fields import ExtraColumn, ExtraColumns, rebuilt
-from hfprep.formats.folders import appearing_folder
-from hfprep.formats.index import listed, write_index
-from hfprep.formats.samples import DTYPES, LATENTS, METADATA, SPLITS, Entry, Origin, Sample, SampleSet
-from hfprep.formats.shard_files import ShardStream, Start, WrittenShard, closing_stream
+from hfprep.formats.index import write_index
+from hfprep.formats.nested_lists import list_array, list_feature
+from hfprep.formats.samples import SPLITS, Entry, Origin, Sample, SampleSet, fields_of, stored_vectors
+from hfprep.formats.shards import Block, Place, Shard, ShardFormat, ShardOptions, ShardReader, blocks_of
 from hfprep.inputs.audio.containers import read_clip
 from hfprep.io import atomic
+from hfprep.io.digest import digest
 from hfprep.io.references import file_name_of
-from hfprep.schema import COLUMNS
+from hfprep.schema import Schema
 
-MAX_SHARD_BYTES = 500 * 10**6
 BATCH_ROWS = 64
 AUDIO = "audio"
-_VALUE_TYPES = {str: "string", float: "float64", int: "int32"}
+END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # continuation marker, and a message of no bytes
+_VALUE_TYPES = {str: "string", float: "float64", int: "int32", bool: "bool"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArrowOptions:
+class ArrowOptions(ShardOptions):
     """How a saved data set is written. `find_audio` gives the path of a record's audio, to embed the file itself."""
 
-    max_shard_bytes: int = MAX_SHARD_BYTES
-    dtype: str = "float32"
     find_audio: Callable[[str], str] | None = None
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"--dtype is {self.dtype!r}; it must be {' or '.join(DTYPES)}")
 
 
 @dataclass
@@ -57,24 +64,19 @@ class Survey:
     extra: list[ExtraColumn] = field(default_factory=list)
 
     @classmethod
-    def of(cls, entries: Callable[[], Iterable[Entry]]) -> "Survey":
-        """The needs of records, which are gone through once or twice: train first, then validation."""
+    def of(cls, schema: Schema, entries: Callable[[], Iterable[Entry]], *, written: bool = True) -> "Survey":
+        """The needs of records, which are gone through once or twice: train first, then validation.
+
+        With `written` False the records have no lines that hfprep would write otherwise.
+        """
         survey, collected = cls(), ExtraColumns()
         for entry in entries():
-            survey.exact_lines = survey.exact_lines or entry.exact_line() is not None
+            survey.exact_lines = survey.exact_lines or (written and entry.exact_line(schema) is not None)
             collected.see(entry.extra)
-        survey.extra = collected.columns([*METADATA, *COLUMNS, AUDIO, EXACT_LINE, EXACT_EXTRA])
+        names = [column.name for column in schema.columns]
+        survey.extra = collected.columns([*fields_of(schema), *names, AUDIO, EXACT_LINE, EXACT_EXTRA])
         survey.exact_extras = bool(survey.extra) and any(survey.exact_extra(entry) for entry in entries())
         return survey
-
-    def record(self) -> dict[str, Any]:
-        """The JSON object that stands for it."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def parse(cls, record: Mapping[str, Any]) -> "Survey":
-        """The opposite of `record`."""
-        return cls(record["exact_lines"], record["exact_extras"], [ExtraColumn(**item) for item in record["extra"]])
 
     def values(self, entry: Entry) -> dict[str, Any]:
         """The typed columns of a row's other fields."""
@@ -89,214 +91,165 @@ class Survey:
 def export_arrow(source: SampleSet, target: Path, options: ArrowOptions | None = None) -> dict[str, int]:
     """Write a sample set as a saved DatasetDict {train, validation}; gives the number of samples a split.
 
-    Columns: the record's fields, text_ids and codes (int32 lists), condition (2-D) and emo_vec (fixed length) in
-    float32, or float16 where asked, and the source manifest's other fields. Replaces an earlier export as a whole.
+    Columns: the record's fields, the schema's columns (vectors in float32, or float16 where asked), and the source
+    manifest's other fields. Replaces an earlier export as a whole.
     """
-    options = options or ArrowOptions()
-    stored = source.origin.latents_dtype
-    origin = Origin(source.origin.stats, source.origin.fingerprints, stored if stored == "float16" else options.dtype)
-    survey = Survey.of(lambda: (entry for name in SPLITS for entry in source.split(name).entries()))
-    splits = {}
-    with appearing_folder(target, is_own_export) as folder:
-        columns = ArrowColumns.of(survey, _condition_shape(source), origin.latents_dtype, options)
-        for name in SPLITS:
-            (folder / name).mkdir()
-            shards = _write_split(folder / name, source.split(name).samples(), columns, options)
-            for shard, final in zip(shards, shard_names(len(shards)), strict=True):
-                atomic.rename(shard.path, folder / name / final)
-            describe_split(folder / name, shards, columns, origin)
-            splits[name] = shards
-        return describe_set(folder, splits)
+    options = stored_dtype(options or ArrowOptions(), source)
+    survey = Survey.of(source.schema, lambda: (entry for name in SPLITS for entry in source.split(name).entries()))
+    return export(source, target, ArrowShards(source.schema, options, survey))
 
 
-def _condition_shape(source: SampleSet) -> tuple[int, ...]:
-    first = next((sample for name in SPLITS for sample in islice(source.split(name).samples(), 1)), None)
-    return first.arrays["condition"].shape if first else (0, 0)
+class ArrowShards(ShardFormat):
+    """A saved DatasetDict."""
 
+    name = "arrow"
+    marker = DICT_FILE
+    tail = END_OF_STREAM
+    empty_splits = True
 
-def _write_split(
-    folder: Path, samples: Iterable[Sample], columns: "ArrowColumns", options: ArrowOptions
-) -> list[WrittenShard]:
-    stream = ArrowStream(lambda number: folder / f"{number:05d}.arrow", columns, options)
-    shards = []
-    with closing_stream(stream):
-        for sample in samples:
-            shards += stream.add(sample)
-        return shards + stream.finish()
+    def __init__(self, schema: Schema, options: ArrowOptions, survey: Survey | None = None) -> None:
+        super().__init__(schema, options)
+        self.survey = survey or Survey()
+        self._dtype = np.dtype(options.dtype)
+        self._find_audio = options.find_audio
 
-
-def shard_names(count: int) -> list[str]:
-    """The files of a split with so many shards."""
-    return [f"data-{index:05d}-of-{count:05d}.arrow" for index in range(count)]
-
-
-def describe_set(folder: Path, splits: Mapping[str, Sequence[WrittenShard]]) -> dict[str, int]:
-    """Write the index, and then the file that makes a folder of splits a saved DatasetDict; gives their samples."""
-    items = {
-        name: listed(shards, (f"{name}/{file}" for file in shard_names(len(shards)))) for name, shards in splits.items()
-    }
-    counts = write_index(folder, FORMAT_NAME, items)
-    atomic.write_bytes(folder / DICT_FILE, json.dumps({"splits": list(SPLITS)}).encode())
-    return counts
-
-
-@dataclass(frozen=True)
-class ArrowColumns:
-    """The columns of a data set, and what they are made from."""
-
-    features: datasets.Features
-    survey: Survey
-    dtype: str
-
-    @classmethod
-    def of(cls, survey: Survey, condition: tuple[int, ...], dtype: str, options: ArrowOptions) -> "ArrowColumns":
-        """The columns for records as surveyed and conditions of that shape."""
-        rows, dim = condition
-        columns: dict[str, Any] = {name: datasets.Value(_VALUE_TYPES[kind]) for name, kind in METADATA.items()}
-        columns |= {
-            "text_ids": datasets.List(datasets.Value("int32")),
-            "codes": datasets.List(datasets.Value("int32")),
-            "condition": datasets.Array2D((rows, dim), dtype),
-            "emo_vec": datasets.List(datasets.Value(dtype), length=dim),
-        }
+    @cached_property
+    def features(self) -> datasets.Features:
+        """The columns of the data set."""
+        schema, survey = self.schema, self.survey
+        columns: dict[str, Any] = {
+            name: datasets.Value(_VALUE_TYPES[kind]) for name, kind in fields_of(schema).items()
+        }  # fmt: skip
+        for column in schema.columns:
+            dtype = self.options.dtype if column.kind == "vector" else column.dtype
+            columns[column.name] = list_feature(schema, column, dtype)
         columns |= {column.name: datasets.Value(column.dtype) for column in survey.extra}
         if survey.exact_lines:
             columns[EXACT_LINE] = datasets.Value("string")
         if survey.exact_extras:
             columns[EXACT_EXTRA] = datasets.Value("string")
-        if options.find_audio is not None:
+        if self._find_audio is not None:
             columns[AUDIO] = datasets.Audio()
-        return cls(datasets.Features(columns), survey, dtype)
+        return datasets.Features(columns)
 
+    @cached_property
+    def arrow_schema(self) -> pa.Schema:
+        return self.features.arrow_schema
 
-def describe_split(folder: Path, shards: Sequence[WrittenShard], columns: ArrowColumns, origin: Origin) -> None:
-    """Write dataset_info.json and state.json beside a split's shards, which have their final names."""
-    size, count = sum(shard.num_bytes for shard in shards), sum(shard.samples for shard in shards)
-    description = describe(origin, columns.survey.extra)
-    info = datasets.DatasetInfo(description=description, features=columns.features, dataset_name="hfprep")
-    info.version = datasets.Version(hfprep.__version__)
-    info.dataset_size = info.size_in_bytes = size
-    info.splits = datasets.SplitDict(dataset_name="hfprep")
-    info.splits.add(datasets.SplitInfo(folder.name, num_bytes=size, num_examples=count, dataset_name="hfprep"))
-    info.write_to_directory(str(folder), pretty_print=True)
-    content = [str(columns.features.arrow_schema), *(shard.sha256 for shard in shards)]
-    state: dict[str, Any] = {
-        "_data_files": [{"filename": name} for name in shard_names(len(shards))],
-        "_fingerprint": hashlib.blake2b("\n".join(content).encode(), digest_size=8).hexdigest(),
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-        "_split": folder.name,
-    }
-    atomic.write_bytes(folder / STATE_FILE, json.dumps(state, indent=2, sort_keys=True).encode())
+    @cached_property
+    def head(self) -> bytes:  # type: ignore[override]  # cached
+        return bytes(self.arrow_schema.serialize())
 
+    def layout(self) -> str:
+        return digest([str(self.features), [dataclasses.asdict(item) for item in self.survey.extra]]).hex()
 
-class ArrowStream(ShardStream):
-    """Samples as rows of record batches; a split without samples gets one empty shard."""
+    def shard_name(self, split: str, number: int) -> str:
+        return f"{split}/data-{number:05d}.arrow"
 
-    def __init__(
-        self,
-        shard_path: Callable[[int], Path],
-        columns: ArrowColumns,
-        options: ArrowOptions,
-        start: Start | None = None,
-    ) -> None:
-        super().__init__(shard_path, start or Start())
-        self.features = columns.features
-        self.schema = columns.features.arrow_schema
-        self.survey = columns.survey
-        self.dtype = np.dtype(columns.dtype)
-        self.options = options
-        self._rows: list[Sample] = []
-
-    def add(self, sample: Sample) -> list[WrittenShard]:
-        self._rows.append(sample)
-        return self._write_batch() if len(self._rows) == BATCH_ROWS else []
-
-    def finish(self) -> list[WrittenShard]:
-        shards = self._write_batch() if self._rows else []
-        if self.file is None and self.number == 0:
-            self._open()
-        return shards if self.file is None else [*shards, self._end()]
-
-    def _write_batch(self) -> list[WrittenShard]:
-        batch, self._rows = self._batch(self._rows), []
-        most = self.options.max_shard_bytes - batch.nbytes
-        ended = self._make_room(lambda samples, used: not samples or used <= most)
-        assert self.file is not None
-        with atomic.explained(self.file.path):
-            self._writer.write_batch(batch)
-        self.samples, self.used = self.samples + batch.num_rows, self.used + batch.nbytes
-        return ended
-
-    def _open(self) -> None:
-        super()._open()
-        assert self.file is not None
-        self._writer = pa.ipc.new_stream(self.file.stream, self.schema)
-
-    def _end(self) -> WrittenShard:
-        assert self.file is not None
-        with atomic.explained(self.file.path):
-            self._writer.close()
-        return super()._end()
+    def encode(self, samples: Sequence[Sample]) -> list[Block]:
+        runs = blocks_of(samples, BATCH_ROWS, self.options.max_shard_bytes)
+        return [Block(bytes(self._batch(run).serialize()), len(run)) for run in runs]
 
     def _batch(self, rows: Sequence[Sample]) -> pa.RecordBatch:
         columns: dict[str, Any] = {}
         for sample in rows:
-            values = sample.entry.metadata() | self.survey.values(sample.entry)
-            values |= {EXACT_LINE: sample.entry.exact_line(), EXACT_EXTRA: self.survey.exact_extra(sample.entry)}
+            values = sample.entry.metadata(self.schema) | self.survey.values(sample.entry)
+            if self.survey.exact_lines:
+                values[EXACT_LINE] = sample.entry.exact_line(self.schema)
+            if self.survey.exact_extras:
+                values[EXACT_EXTRA] = self.survey.exact_extra(sample.entry)
             for key, value in values.items():
                 columns.setdefault(key, []).append(value)
-        for name in COLUMNS:
-            columns[name] = [
-                stored_latents(sample, name, self.dtype) if name in LATENTS else sample.arrays[name] for sample in rows
+        if self._find_audio is not None:
+            columns[AUDIO] = [_audio(sample.entry, self._find_audio) for sample in rows]
+        arrays = []
+        for item in self.arrow_schema:
+            if item.name in self.schema.by_name:
+                values = [stored_vectors(self.schema, sample, item.name, self._dtype) for sample in rows]
+                arrays.append(list_array(values, item.type))
+            else:
+                arrays.append(pa.array(columns[item.name], item.type))
+        return pa.record_batch(arrays, schema=self.arrow_schema)
+
+    def reader(self, path: Path) -> "ArrowReader":
+        return ArrowReader(path, self)
+
+    @property
+    def place_columns(self) -> tuple[str, ...]:
+        return (ROW,)
+
+    def place_of(self, place: Place, shard: int, first_row: int, lengths: Mapping[str, int]) -> tuple[int, ...]:
+        del shard, lengths
+        return (first_row + place.row,)
+
+    def describe(
+        self, folder: Path, splits: Mapping[str, Sequence[Shard]], places: Mapping[str, np.ndarray], origin: Origin
+    ) -> dict[str, int]:
+        items = {}
+        for name in SPLITS:
+            self._describe_split(folder / name, splits[name], origin)
+            items[name] = [
+                {
+                    "name": self.shard_name(name, shard.number),
+                    "samples": shard.samples,
+                    "bytes": shard.num_bytes,
+                    "sha256": shard.sha256,
+                }
+                for shard in splits[name]
             ]
-        if self.options.find_audio is not None:
-            columns[AUDIO] = [_audio(sample.entry, self.options.find_audio) for sample in rows]
-        arrays = [self._column(item, columns[item.name]) for item in self.schema]
-        return pa.record_batch(arrays, schema=self.schema)
+        counts = write_index(folder, FORMAT_NAME, items, places, self.place_columns)
+        atomic.write_bytes(folder / DICT_FILE, json.dumps({"splits": list(SPLITS)}).encode())
+        return counts
 
-    def _column(self, item: pa.Field, values: list[Any]) -> pa.Array:
-        if item.name not in COLUMNS:
-            return pa.array(values, item.type)
-        if item.name == "emo_vec":
-            same = self._same_shape(item, values)
-            return pa.FixedSizeListArray.from_arrays(pa.array(same.reshape(-1)), type=item.type)
-        if item.name == "condition":
-            same = self._same_shape(item, values)
-            rows = pa.ListArray.from_arrays(_steps(same.shape[0] * same.shape[1], same.shape[2]), same.reshape(-1))
-            storage = pa.ListArray.from_arrays(_steps(same.shape[0], same.shape[1]), rows)
-            return pa.ExtensionArray.from_storage(item.type, storage.cast(item.type.storage_type))
-        offsets = np.concatenate([[0], np.cumsum([len(value) for value in values])]).astype(np.int32)
-        return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(values)))
+    def _describe_split(self, folder: Path, shards: Sequence[Shard], origin: Origin) -> None:
+        """Write dataset_info.json and state.json beside a split's shards."""
+        size, count = sum(shard.num_bytes for shard in shards), sum(shard.samples for shard in shards)
+        description = describe(origin, self.survey.extra)
+        info = datasets.DatasetInfo(description=description, features=self.features, dataset_name="hfprep")
+        info.version = datasets.Version(hfprep.__version__)
+        info.dataset_size = info.size_in_bytes = size
+        info.splits = datasets.SplitDict(dataset_name="hfprep")
+        info.splits.add(datasets.SplitInfo(folder.name, num_bytes=size, num_examples=count, dataset_name="hfprep"))
+        info.write_to_directory(str(folder), pretty_print=True)
+        with atomic.explained(folder / INFO_FILE), open(folder / INFO_FILE, "rb") as stream:
+            atomic.sync_file(stream.fileno(), folder / INFO_FILE)
+        content = [str(self.arrow_schema), *(shard.sha256 for shard in shards)]
+        state: dict[str, Any] = {
+            "_data_files": [
+                {"filename": self.shard_name(folder.name, shard.number).partition("/")[2]} for shard in shards
+            ],
+            "_fingerprint": digest(content).hex()[:16],
+            "_format_columns": None,
+            "_format_kwargs": {},
+            "_format_type": None,
+            "_output_all_columns": False,
+            "_split": folder.name,
+        }
+        atomic.write_bytes(folder / STATE_FILE, json.dumps(state, indent=2, sort_keys=True).encode())
 
-    def _same_shape(self, item: pa.Field, values: list[np.ndarray]) -> np.ndarray:
-        feature = self.features[item.name]
-        wanted = (feature.length,) if item.name == "emo_vec" else tuple(feature.shape)
-        for value in values:
-            if value.shape != wanted:
-                raise StoreError(
-                    f"{item.name} has the shape {value.shape} in one sample and {wanted} in the first; a data set "
-                    "holds features of one model: build these samples again"
-                )
-        return np.stack(values)
-
-
-def stored_latents(sample: Sample, column: str, dtype: np.dtype[Any]) -> np.ndarray:
-    """A sample's latents in the dtype that they are stored in; StoreError where float16 cannot hold them."""
-    values = sample.arrays[column]
-    if values.dtype == dtype:
-        return values
-    with np.errstate(over="ignore"):
-        stored = values.astype(dtype)
-    if not np.array_equal(np.isfinite(stored), np.isfinite(values)):
-        raise StoreError(f"sample {sample.entry.id!r}: {column} is too large for {dtype}; export it as float32")
-    return stored
+    def replaceable(self, folder: Path) -> bool:
+        return is_own_export(folder)
 
 
-def _steps(count: int, width: int) -> pa.Array:
-    return pa.array(np.arange(count + 1, dtype=np.int32) * np.int32(width), pa.int32())
+class ArrowReader(ShardReader):
+    """One shard; one that grows is looked at again where a row is asked for that was not there before."""
+
+    def __init__(self, path: Path, shards: ArrowShards) -> None:
+        self.path = path
+        self.shards = shards
+        self._split = self._opened()
+
+    def _opened(self) -> ArrowSplit:
+        return ArrowSplit(self.shards.schema, ArrowRows(self.path.parent, [self.path.name]), self.shards.survey.extra)
+
+    def sample(self, row: int, start: int, size: int) -> Sample:
+        del start, size
+        if row >= len(self._split):
+            self._split = self._opened()
+        try:
+            return self._split.sample(row)
+        except IndexError:
+            raise StoreError(f"{self.path} does not hold row {row}; see its disk, then run the same command again") from None
 
 
 def _audio(entry: Entry, find: Callable[[str], str]) -> dict[str, Any]:
@@ -306,5 +259,5 @@ def _audio(entry: Entry, find: Callable[[str], str]) -> dict[str, Any]:
     except (OSError, RejectedSample, pa.ArrowException) as error:
         raise StoreError(
             f"sample {entry.id!r}: its audio {audio} cannot be read: {getattr(error, 'strerror', None) or error}; "
-            "say where it lies with --audio-root, or leave out --with-audio"
+            "say where it is with --audio-root, or leave out --with-audio"
         ) from error

@@ -7,29 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hfprep.formats.samples import SPLITS, SampleSet
+from hfprep.schema import Column, Schema
 
 SECONDS_PER_HOUR = 3600.0
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 DATA_FILES = {"arrow": "{split}/*.arrow", "webdataset": "{split}-*.tar"}
 _LANGUAGE_CODE = re.compile(r"[a-z]{2,3}")
-COLUMNS_TEXT = {
-    "arrow": """| column | type | content |
-|---|---|---|
-| `id`, `text`, `speaker`, `language`, `audio_path` | string | the utterance |
-| `duration` | float64 | seconds |
-| `text_len`, `code_len`, `condition_len` | int32 | lengths of the features |
-| `text_ids` | list of int32 | token ids of the text |
-| `codes` | list of int32 | semantic codes, 50 a second |
-| `condition` | {dtype}, {shape} | speaker conditioning latents |
-| `emo_vec` | {dtype}, {dim} values | emotion vector |""",
-    "webdataset": """| member | type | content |
-|---|---|---|
-| `json` | object | `id`, `text`, `speaker`, `language`, `audio_path`, `duration`, lengths, other fields (`extra`) |
-| `text_ids.npy` | int32 | token ids of the text |
-| `codes.npy` | int32 | semantic codes, 50 a second |
-| `condition.npy` | {dtype}, {shape} | speaker conditioning latents |
-| `emo_vec.npy` | {dtype}, {dim} values | emotion vector |""",
-}
+FORMAT_TEXT = {
+    "arrow": ("column", "| `id`, `text`, `speaker`, `language`, `audio_path` | string | the utterance |\n"
+              "| `duration` | float64 | seconds |"),
+    "webdataset": ("member", "| `json` | object | `id`, `text`, `speaker`, `language`, `audio_path`, `duration`, "
+                   "lengths, other fields (`extra`) |"),
+}  # fmt: skip
 
 
 @dataclass
@@ -47,7 +36,7 @@ class _Totals:
         for split in SPLITS:
             seconds, count = 0.0, 0
             for entry in source.split(split).entries():
-                values = entry.metadata()
+                values = entry.metadata(source.schema)
                 seconds, count = seconds + (values["duration"] or 0.0), count + 1
                 totals.languages[values["language"] or ""] += 1
                 if values["speaker"]:
@@ -59,17 +48,14 @@ class _Totals:
 def card(source: SampleSet, repo: str, *, data_format: str, dtype: str) -> str:
     """The card of a set that is pushed to `repo` in that format and latents dtype, as Markdown with its YAML header."""
     totals = _Totals.of(source)
-    first = next((sample for split in SPLITS for sample in source.split(split).samples()), None)
-    shape = first.arrays["condition"].shape if first else (0, 0)
-    columns = COLUMNS_TEXT[data_format].format(dtype=dtype, shape=" x ".join(map(str, shape)), dim=shape[1])
+    schema = source.schema
     rows = "\n".join(f"| {split} | {totals.samples[split]} | {totals.hours[split]:.2f} |" for split in SPLITS)
     known = {name: count for name, count in totals.languages.most_common() if name}
     languages = ", ".join(f"{name} ({count})" for name, count in known.items()) or "not given"
-    return f"""{_header(totals, repo, data_format)}
+    return f"""{_header(totals, repo, data_format, schema)}
 # {repo.partition("/")[2]}
 
-Training features for the IndexTTS-2 GPT text-to-speech model, made by hfprep: token ids, semantic codes, speaker
-conditioning latents and emotion vectors. It holds no audio.
+Training features for a text-to-speech model, made by hfprep with the recipe {schema.recipe}. It holds no audio.
 
 | split | samples | hours |
 |---|---|---|
@@ -95,7 +81,7 @@ data = hfprep.load("{repo}", "train")
 
 ## Features
 
-{columns}
+{_columns(schema, data_format, dtype)}
 
 ## What made it
 
@@ -103,7 +89,31 @@ data = hfprep.load("{repo}", "train")
 """
 
 
-def _header(totals: _Totals, repo: str, data_format: str) -> str:
+def _columns(schema: Schema, data_format: str, dtype: str) -> str:
+    """A table of what a sample holds."""
+    name, first = FORMAT_TEXT[data_format]
+    lines = [f"| {name} | type | content |", "|---|---|---|", first]
+    if data_format == "arrow":
+        lengths = ", ".join(f"`{length}`" for length in schema.lengths)
+        lines += [f"| {lengths} | int32 | lengths of the features |"] if lengths else []
+    for column in schema.columns:
+        shown = f"`{column.name}`" if data_format == "arrow" else f"`{column.name}.npy`"
+        shape = " x ".join(str(schema.fixed.get(str(dim), dim)) for dim in column.dims)
+        kind = dtype if column.kind == "vector" else column.dtype
+        lines.append(f"| {shown} | {kind}, {shape} | {_content(schema, column)} |")
+    return "\n".join(lines)
+
+
+def _content(schema: Schema, column: Column) -> str:
+    if column.kind == "tokens":
+        return "token ids of the text"
+    if column.kind == "codes":
+        return "codes of the audio" + (f", {schema.code_rate:g} a second" if schema.code_rate else "")
+    source = next(group.source for group in schema.groups if group.name == column.group)
+    return f"vector of the {source}" if column.ndim == 1 else f"vectors of the {source}"
+
+
+def _header(totals: _Totals, repo: str, data_format: str, schema: Schema) -> str:
     count = sum(totals.samples.values())
     size = next((name for bound, name in SIZES if count < bound), "n>10M")
     files = [
@@ -114,7 +124,7 @@ def _header(totals: _Totals, repo: str, data_format: str) -> str:
     header: dict[str, Any] = {
         "pretty_name": repo.partition("/")[2],
         "task_categories": ["text-to-speech"],
-        "tags": ["speech", "features", "IndexTTS-2", "hfprep"],
+        "tags": ["speech", "features", schema.recipe, "hfprep"],
         "size_categories": [size],
         "configs": [{"config_name": "default", "data_files": files}],
     }

@@ -40,15 +40,39 @@ def write_extra_fields(root: Path, rows: Iterable[tuple[str, str]]) -> None:
 
 
 def read_extra_fields(root: Path, ids: Iterable[str]) -> Iterator[str]:
-    """The other fields, as JSON, of ids that come in source order; "{}" for all where none are kept."""
+    """The other fields, as JSON, of these ids; "{}" for one that the file does not have, and for all where there is none.
+
+    Ids that come in source order are found by reading the file once.
+    """
     path = extra_path(root)
     if not path.is_file():
         yield from (NO_EXTRA for _ in ids)
         return
+    offsets: dict[str, int] | None = None
     with open(path, "rb") as stream:
-        kept = map(json.loads, stream)
         for sample_id in ids:
-            yield next((row["extra"] for row in kept if row["id"] == sample_id), NO_EXTRA)
+            if offsets is None:
+                row = next((row for line in stream if (row := json.loads(line))["id"] == sample_id), None)
+                if row is not None:
+                    yield row["extra"]
+                    continue
+                offsets = _offsets(path)  # not in this order, or of another manifest
+            position = offsets.get(sample_id)
+            if position is None:
+                yield NO_EXTRA
+                continue
+            stream.seek(position)
+            yield json.loads(stream.readline())["extra"]
+
+
+def _offsets(path: Path) -> dict[str, int]:
+    """Where the line of each id starts."""
+    offsets, position = {}, 0
+    with open(path, "rb") as stream:
+        for line in stream:
+            offsets[json.loads(line)["id"]] = position
+            position += len(line)
+    return offsets
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from hfprep.formats.webdataset import WebDatasetSet, is_webdataset
 from hfprep.store.layout import PRIVATE
 
 SHARD_FORMATS = ("arrow", "webdataset")
+KEPT_FORMAT = "packed_format"  # in the state: the format that an output without npy is kept in, by its first name
 
 
 def kept_in(path: Path) -> Path | None:
     """The folder of the set that a build's output holds where it is not in the npy layout; else None."""
     if is_npy_output(path) or not (path / PRIVATE).is_dir():
         return None
-    kept = read_state_value(path, "packed_format")
+    kept = read_state_value(path, KEPT_FORMAT)
     folders = [path / name for name in ([kept] if kept else SHARD_FORMATS)]
     return next((folder for folder in folders if is_arrow_set(folder) or is_webdataset(folder)), None)
 

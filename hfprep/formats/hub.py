@@ -13,11 +13,12 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from hfprep.errors import ConfigError, StoreError
-from hfprep.formats.arrow_writer import MAX_SHARD_BYTES, ArrowOptions, export_arrow
+from hfprep.formats.arrow_writer import ArrowOptions, export_arrow
 from hfprep.formats.card import card
 from hfprep.formats.formats import open_set
 from hfprep.formats.published import PublishedSet
 from hfprep.formats.samples import DTYPES, SampleSet
+from hfprep.formats.shards import MAX_SHARD_BYTES
 from hfprep.formats.webdataset_writer import WebDatasetOptions, export_webdataset
 
 LOGIN = "hf auth login"
@@ -32,7 +33,7 @@ FAILURES: tuple[type[Exception], ...] = (
 )
 UNAUTHORIZED = {401, 403}
 # What an earlier push left in the repository and this one does not bring goes, whichever format it was in.
-STALE = ["train/*", "validation/*", "*.tar", "index.json", "dataset_dict.json"]
+STALE = ["train/*", "validation/*", "*.tar", "index.json", "places.npy", "dataset_dict.json"]
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -63,6 +64,7 @@ def push(source: Path, repo: str, options: PushOptions | None = None, *, token: 
     api = HfApi(token=token)
     if token is None and api.token is None and _saved_token() is None:
         raise ConfigError(f"you are not logged in to the Hub; run: {LOGIN}")
+    source = source.absolute()
     folder = source.with_name(f".{source.name}.push")
     try:
         made = api.create_repo(repo, repo_type="dataset", private=options.private, exist_ok=True)

@@ -1,19 +1,24 @@
-"""index.json beside the shards of an export: every shard with its samples, bytes and SHA-256.
+"""index.json beside the shards of a set: every shard with its samples, bytes and SHA-256; and where each sample is.
 
 Written last, so that a folder that has it is complete. Knows nothing of what a shard holds; each format has a name of
-its own in it.
+its own in it. The samples' places are numbers in a file beside it, in source order, train before validation.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hfprep.formats.shard_files import WrittenShard
+import numpy as np
+
+from hfprep.errors import StoreError
 from hfprep.io import atomic
 
 INDEX = "index.json"
 INDEX_VERSION = 1
+PLACES = "places.npy"
 
 Shard = dict[str, Any]  # name, samples, bytes, sha256
 
@@ -27,25 +32,77 @@ def read_index(root: Path, format_name: str) -> dict[str, Any] | None:
     return index if isinstance(index, dict) and index.get("format") == format_name else None
 
 
-def listed(shards: Iterable[WrittenShard], names: Iterable[str]) -> list[Shard]:
-    """What an index says of finished shards; `names` are their paths below its folder, with forward slashes."""
-    return [
-        {"name": name, "samples": shard.samples, "bytes": shard.num_bytes, "sha256": shard.sha256}
-        for name, shard in zip(names, shards, strict=True)
-    ]
-
-
 def shards_in(index: Mapping[str, Any], split: str) -> list[Shard]:
-    """The shards of a split, in the order of their samples."""
+    """The shards of a split; its places refer to them by their position here."""
     return list(index.get("splits", {}).get(split, {}).get("shards", ()))
 
 
 def write_index(
-    root: Path, format_name: str, splits: Mapping[str, list[Shard]], more: Mapping[str, Any] | None = None
+    root: Path,
+    format_name: str,
+    splits: Mapping[str, list[Shard]],
+    places: Mapping[str, np.ndarray],
+    columns: Sequence[str],
+    more: Mapping[str, Any] | None = None,
 ) -> dict[str, int]:
-    """Write and sync the index of all splits, with what else is to stand in it; gives the samples of each split."""
+    """Write and sync the places and then the index of all splits; gives the samples of each split.
+
+    places: of each split, int64 (samples, columns). `more` is what else is to stand in the index.
+    """
+    table = np.concatenate([places[name].reshape(-1, len(columns)) for name in splits]).astype(np.int64)
+    with atomic.replacing(root / PLACES) as stream:
+        np.lib.format.write_array(stream, table, version=(1, 0), allow_pickle=False)
     counts = {name: sum(shard["samples"] for shard in shards) for name, shards in splits.items()}
     described = {name: {"samples": counts[name], "shards": shards} for name, shards in splits.items()}
-    index = {"format": format_name, "version": INDEX_VERSION, "splits": described} | dict(more or {})
+    index = {"format": format_name, "version": INDEX_VERSION, "splits": described}
+    index |= {"places": {"file": PLACES, "columns": list(columns)}} | dict(more or {})
     atomic.write_bytes(root / INDEX, json.dumps(index, indent=2, ensure_ascii=False).encode() + b"\n")
     return counts
+
+
+@dataclass
+class Places:
+    """Where the samples of one split are, read when first asked for, in each process for itself."""
+
+    path: Path
+    columns: tuple[str, ...]
+    start: int
+    samples: int
+
+    @classmethod
+    def of(cls, root: Path, index: Mapping[str, Any], split: str) -> "Places | None":
+        """The places that an index names; None where it names none, as hfprep 0.1.0 wrote it."""
+        if "places" not in index:
+            return None
+        start = 0
+        for name, described in index["splits"].items():
+            if name == split:
+                break
+            start += described["samples"]
+        described = index["splits"].get(split, {"samples": 0})
+        return cls(root / index["places"]["file"], tuple(index["places"]["columns"]), start, described["samples"])
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "table"}
+
+    @cached_property
+    def table(self) -> np.ndarray:
+        """int64 (samples, columns), mapped; StoreError where the file is not that."""
+        try:
+            table = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise StoreError(f"{self.path} cannot be read: {error}; make or fetch the set again") from error
+        rows = table[self.start : self.start + self.samples]
+        if table.dtype != np.int64 or rows.shape != (self.samples, len(self.columns)):
+            raise StoreError(f"{self.path} does not hold the places of {self.samples} samples; make or fetch it again")
+        return rows
+
+    def column(self, name: str) -> np.ndarray:
+        """One of its columns, int64 (samples,); KeyError where there is no such column."""
+        try:
+            return np.asarray(self.table[:, self.columns.index(name)])
+        except ValueError:
+            raise KeyError(name) from None

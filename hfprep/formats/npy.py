@@ -7,7 +7,7 @@ that equals, byte for byte, the one that a set was made from.
 import json
 import sqlite3
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cached_property
@@ -21,7 +21,6 @@ from hfprep.formats.extra_fields import extra_path, read_extra_fields, write_ext
 from hfprep.formats.folders import appearing_folder
 from hfprep.formats.positioned import PositionedFile
 from hfprep.formats.samples import (
-    LATENTS,
     SPLITS,
     Entry,
     Origin,
@@ -30,12 +29,14 @@ from hfprep.formats.samples import (
     Split,
     checked,
     parse_entry,
+    parse_schema,
     safe_id,
 )
 from hfprep.io import atomic
 from hfprep.io.chunks import chunks_of
 from hfprep.io.npy_format import npy_bytes, parse_npy
-from hfprep.schema import COLUMNS
+from hfprep.schema import Schema
+from hfprep.store.first_version import first_schema, width_column
 from hfprep.store.layout import IO_THREADS, PRIVATE, PROGRESS, STATS, TRAIN, VAL
 from hfprep.store.statistics import write_stats
 
@@ -67,10 +68,11 @@ class LineFile:
 
 
 class NpySplit(Split):
-    """One manifest of an npy output."""
+    """One manifest of an npy output, of samples of that schema."""
 
-    def __init__(self, manifest: Path) -> None:
+    def __init__(self, manifest: Path, schema: Schema) -> None:
         self.manifest = manifest
+        self.schema = schema
         self.root = manifest.parent
         self._lines = LineFile(manifest)
 
@@ -82,7 +84,7 @@ class NpySplit(Split):
         try:
             return parse_entry(line)
         except ValueError as error:
-            raise StoreError(f"{self.manifest}, line {index + 1}: {error}; run the build again to mend it") from None
+            raise StoreError(f"{self.manifest}, line {index + 1}: {error}; run the build again to repair it") from None
 
     def sample(self, index: int) -> Sample:
         return self._load(self.entry(index))
@@ -102,12 +104,19 @@ class NpySplit(Split):
                 yield from pool.map(self._load, chunk)
 
     def _load(self, entry: Entry) -> Sample:
-        return checked(Sample(entry, load_arrays(self.root, entry.record, entry.id)), str(self.manifest))
+        arrays = load_arrays(self.root, self.schema, entry.record)
+        return checked(self.schema, Sample(entry, arrays), str(self.manifest))
 
 
-def load_arrays(root: Path, paths: dict[str, Any], sample_id: str, prefix: str = "") -> dict[str, np.ndarray]:
+def load_arrays(root: Path, schema: Schema, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The arrays that a record's `*_path` fields name, by column; raises StoreError naming sample and file."""
-    return {name: load_array(root, paths[f"{prefix}{name}_path"], sample_id) for name in COLUMNS}
+    arrays = {}
+    for column in schema.columns:
+        path = record.get(f"{column.name}_path")
+        if not isinstance(path, str):
+            raise StoreError(f"sample {record.get('id')!r} in {root} has no {column.name}_path; run the build again")
+        arrays[column.name] = load_array(root, path, str(record.get("id")))
+    return arrays
 
 
 def load_array(root: Path, path: str, sample_id: str) -> np.ndarray:
@@ -129,10 +138,30 @@ class NpySet(SampleSet):
             stats = json.loads((self.root / STATS).read_bytes())
         except FileNotFoundError:
             stats = None
-        return Origin(stats, read_state_value(self.root, "settings") or {})
+        fingerprints = read_state_value(self.root, "settings") or {}
+        return Origin(stats, fingerprints, schema=parse_schema((stats or {}).get("schema")))
 
     def split(self, name: str) -> NpySplit:
-        return NpySplit(self.root / MANIFESTS[name])
+        return NpySplit(self.root / MANIFESTS[name], self.schema)
+
+    def _width(self, column: str) -> int:
+        return _width_in([self.root / name for name in MANIFESTS.values()], column)
+
+
+def open_manifest(path: Path) -> NpySplit:
+    """The samples that one manifest lists."""
+    schema = NpySet(path.parent).origin.schema
+    return NpySplit(path, schema or first_schema(_width_in([path], width_column())))
+
+
+def _width_in(manifests: Iterable[Path], column: str) -> int:
+    """Length of the first array in a column."""
+    for manifest in manifests:
+        with open(manifest, "rb") as stream:
+            for line in stream:
+                record = parse_entry(line).record
+                return len(load_array(manifest.parent, record[f"{column}_path"], str(record.get("id"))))
+    return 0
 
 
 def read_state_value(root: Path, key: str) -> Any:
@@ -159,12 +188,12 @@ def is_npy_output(path: Path) -> bool:
 def export_npy(source: SampleSet, target: Path) -> dict[str, int]:
     """Write a sample set as the npy layout into a new folder; gives the number of samples a split.
 
-    Latents that were stored as float16 come out as float32. Raises StoreError where `target` holds anything.
+    Vectors that were stored as float16 come out in their own dtype. Raises StoreError where `target` holds anything.
     """
     counts = {}
     with appearing_folder(target, lambda _: False) as folder, ThreadPoolExecutor(IO_THREADS) as pool:
-        for column in COLUMNS:
-            (folder / column).mkdir()
+        for column in source.schema.columns:
+            (folder / column.name).mkdir()
         extras = []
         with ExitStack() as stack:
             progress = stack.enter_context(atomic.replacing(folder / PROGRESS))
@@ -176,14 +205,17 @@ def export_npy(source: SampleSet, target: Path) -> dict[str, int]:
                 kept.parent.mkdir(exist_ok=True)
                 extra_file = stack.enter_context(open(kept, "wb"))
                 for chunk in chunks_of(source.split(name).samples(), CHUNK_SAMPLES):
-                    _write_chunk(folder, chunk, pool)
+                    _write_chunk(folder, source.schema, chunk, pool)
                     manifest.writelines(sample.entry.line for sample in chunk)
                     progress.writelines(sample.entry.id.encode() + b"\n" for sample in chunk)
                     extra_file.writelines(_extra_line(sample.entry) for sample in chunk)
                     counts[name] += len(chunk)
         _join_extras(folder, extras)
-        if source.origin.stats is not None:
-            write_stats(folder / STATS, source.origin.stats)
+        stats, schema = source.origin.stats, source.origin.schema
+        if schema is not None and (stats or {}).get("schema") is None:
+            stats = (stats or {}) | {"schema": schema.record()}
+        if stats is not None:
+            write_stats(folder / STATS, stats)
     return counts
 
 
@@ -208,13 +240,13 @@ def _join_extras(folder: Path, parts: Sequence[Path]) -> None:
         extra_path(folder).parent.rmdir()
 
 
-def _write_chunk(folder: Path, chunk: Sequence[Sample], pool: ThreadPoolExecutor) -> None:
+def _write_chunk(folder: Path, schema: Schema, chunk: Sequence[Sample], pool: ThreadPoolExecutor) -> None:
     jobs = []
     for sample in chunk:
         safe_id(sample.entry.id, folder)
         for name, values in sample.arrays.items():
             path = _inside(folder, sample.entry.record[f"{name}_path"], sample.entry.id)
-            jobs.append((path, values.astype(np.float32) if name in LATENTS else values))
+            jobs.append((path, values.astype(schema.by_name[name].numpy_dtype, copy=False)))
     for parent in {path.parent for path, _ in jobs}:
         parent.mkdir(parents=True, exist_ok=True)
     list(pool.map(lambda job: _write_array(*job), jobs))

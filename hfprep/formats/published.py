@@ -44,7 +44,11 @@ class PublishedSet(SampleSet):
     @cached_property
     def origin(self) -> Origin:
         origin = self.source.origin
-        return Origin(public_value(origin.stats), public_value(origin.fingerprints), origin.latents_dtype)
+        stats, fingerprints = public_value(origin.stats), public_value(origin.fingerprints)
+        return Origin(stats, fingerprints, origin.latents_dtype, origin.schema)
+
+    def _width(self, column: str) -> int:
+        return self.source._width(column)
 
     def split(self, name: str) -> "PublishedSplit":
         return PublishedSplit(self.source.split(name))
@@ -55,29 +59,29 @@ class PublishedSplit(Split):
 
     def __init__(self, source: Split) -> None:
         self.source = source
+        self.schema = source.schema
 
     def __len__(self) -> int:
         return len(self.source)
 
     def entry(self, index: int) -> Entry:
-        return _published(self.source.entry(index))
+        return self._published(self.source.entry(index))
 
     def sample(self, index: int) -> Sample:
         sample = self.source.sample(index)
-        return Sample(_published(sample.entry), sample.arrays)
+        return Sample(self._published(sample.entry), sample.arrays)
 
     def entries(self) -> Iterator[Entry]:
-        return map(_published, self.source.entries())
+        return map(self._published, self.source.entries())
 
     def samples(self) -> Iterator[Sample]:
-        return (Sample(_published(sample.entry), sample.arrays) for sample in self.source.samples())
+        return (Sample(self._published(sample.entry), sample.arrays) for sample in self.source.samples())
 
-
-def _published(entry: Entry) -> Entry:
-    """The record in hfprep's own form: fields that only older scripts wrote do not travel."""
-    metadata = entry.metadata()
-    metadata["audio_path"] = _public_text(metadata["audio_path"] or "")
-    extra = entry.extra
-    if extra != NO_EXTRA:
-        extra = json_text(public_value(json.loads(extra)))
-    return entry_from(metadata, None, extra)
+    def _published(self, entry: Entry) -> Entry:
+        """The record in hfprep's own form: fields that only older scripts wrote do not travel."""
+        metadata = entry.metadata(self.schema)
+        metadata["audio_path"] = _public_text(metadata["audio_path"] or "")
+        extra = entry.extra
+        if extra != NO_EXTRA:
+            extra = json_text(public_value(json.loads(extra)))
+        return entry_from(self.schema, metadata, None, extra)

@@ -1,15 +1,14 @@
-"""A finished sample set, whatever format it lies in: splits of samples in source order, and where they come from.
+"""A finished sample set, whatever its format: splits of samples in source order, and where they come from.
 
 Gives `Entry` (a sample's record), `Sample` (with its arrays), and the two bases that each format fills in: `Split`,
-readable by position, and `SampleSet`. The one description of a record's fields that Arrow and WebDataset share is
-here too. Knows nothing of how any format stores them.
+readable by position, and `SampleSet`. What a sample consists of is the set's own `schema`.
 """
 
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +16,33 @@ import numpy as np
 
 from hfprep.errors import RejectedSample, StoreError
 from hfprep.inputs.manifest.rows import check_id
-from hfprep.schema import COLUMNS, artifact_path
+from hfprep.schema import METADATA, Schema, manifest_record
+from hfprep.store.first_version import first_schema, width_column
 from hfprep.store.layout import json_line
 
 SPLITS = ("train", "validation")
 DTYPES = ("float32", "float16")
-LATENTS = ("condition", "emo_vec")
+HALF = np.dtype(np.float16)
 NO_EXTRA = "{}"
-LENGTHS = {"text_ids": "text_len", "codes": "code_len", "condition": "condition_len"}
-METADATA: dict[str, type] = {
-    "id": str,
-    "audio_path": str,
-    "text": str,
-    "speaker": str,
-    "language": str,
-    "duration": float,
-    "text_len": int,
-    "code_len": int,
-    "condition_len": int,
-}
+
+
+@lru_cache(maxsize=16)
+def _fields(recipe_fields: tuple[tuple[str, type], ...], lengths: tuple[str, ...]) -> dict[str, type]:
+    return {**METADATA, **dict.fromkeys(lengths, int), **dict(recipe_fields)}
+
+
+def fields_of(schema: Schema) -> dict[str, type]:
+    """The fields of a record, but for the paths of its arrays, and the type of each."""
+    return _fields(tuple((item.name, _kind(item.default)) for item in schema.record_fields), schema.lengths)
+
+
+def _kind(default: Any) -> type:
+    return str if default is None else type(default)
+
+
+def lengths_of(schema: Schema, record: Mapping[str, Any]) -> dict[str, int]:
+    """The lengths that a record gives; KeyError, TypeError or ValueError where it lacks one."""
+    return {name: int(record[name]) for name in schema.lengths}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +62,19 @@ class Entry:
     def id(self) -> str:
         return str(self.record["id"])
 
-    def metadata(self) -> dict[str, Any]:
-        """The record's fields in the types of `METADATA`, None where there is no value of that kind."""
-        return {name: _as(kind, self.record.get(name)) for name, kind in METADATA.items()}
+    def metadata(self, schema: Schema) -> dict[str, Any]:
+        """The record's fields in the types of `fields_of`, None where there is no value of that kind."""
+        return {name: _as(kind, self.record.get(name)) for name, kind in fields_of(schema).items()}
 
-    def exact_line(self) -> str | None:
+    def exact_line(self, schema: Schema) -> str | None:
         """The manifest line, where `metadata` alone would not give it back byte for byte; else None."""
-        return None if json_line(record_of(self.metadata())) == self.line else self.line.decode("utf-8")
+        line = self.line
+        return None if json_line(record_of(schema, self.metadata(schema))) == line else line.decode("utf-8")
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """An entry with its arrays, by the names of `COLUMNS`: int32 (length,), float32 (rows, dim), float32 (dim,)."""
+    """An entry with its arrays, by column."""
 
     entry: Entry
     arrays: dict[str, np.ndarray]
@@ -74,24 +82,52 @@ class Sample:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a sample set comes from: its stats.json, what its numbers depend on, and how its latents are stored."""
+    """Where a sample set comes from: its stats.json, what its numbers depend on, how its vectors are stored.
+
+    `schema` is None where the set does not name one: hfprep 0.1.0 made it.
+    """
 
     stats: dict[str, Any] | None = None
     fingerprints: dict[str, Any] = field(default_factory=dict)
     latents_dtype: str = "float32"
+    schema: Schema | None = None
 
     def record(self) -> dict[str, Any]:
         """The JSON object that travels with the data."""
-        return {"latents_dtype": self.latents_dtype, "fingerprints": self.fingerprints, "stats": self.stats}
+        return {
+            "schema": None if self.schema is None else self.schema.record(),
+            "latents_dtype": self.latents_dtype,
+            "fingerprints": self.fingerprints,
+            "stats": self.stats,
+        }
 
     @classmethod
     def parse(cls, record: Mapping[str, Any]) -> "Origin":
-        """The opposite of `record`."""
-        return cls(record.get("stats"), record.get("fingerprints") or {}, record.get("latents_dtype", "float32"))
+        """The opposite of `record`; StoreError where the schema cannot be read."""
+        stats = record.get("stats")
+        return cls(
+            stats,
+            record.get("fingerprints") or {},
+            record.get("latents_dtype", "float32"),
+            parse_schema(record.get("schema") or (stats or {}).get("schema")),
+        )
+
+
+def parse_schema(record: Any) -> Schema | None:
+    """The schema that an output describes itself by, None where it has none; StoreError where it cannot be read."""
+    if record is None:
+        return None
+    try:
+        return Schema.parse(record)
+    except (KeyError, TypeError, ValueError) as error:
+        message = f"the set's description of its columns cannot be read ({error!r}); a later hfprep may have written it"
+        raise StoreError(message) from error
 
 
 class Split(ABC):
     """The samples of one split by position, in source order. Safe to read from several processes and threads."""
+
+    schema: Schema
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -134,25 +170,29 @@ class SampleSet(ABC):
     def split(self, name: str) -> Split:
         """The split of that name; an empty one where there is none."""
 
+    @cached_property
+    def schema(self) -> Schema:
+        """What a sample consists of: as the set says, or as hfprep 0.1.0 wrote it."""
+        return self.origin.schema or first_schema(self._width(width_column()))
 
-def record_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest record, in its own order of fields, that these values stand for."""
-    sample_id = metadata["id"]
-    record: dict[str, Any] = {
-        name: metadata[name] for name in METADATA if not name.endswith("_len")
-    }  # fmt: skip
-    for column in COLUMNS:
-        record[f"{column}_path"] = artifact_path(column, sample_id)
-        if column in LENGTHS:
-            record[LENGTHS[column]] = metadata[LENGTHS[column]]
+    @abstractmethod
+    def _width(self, column: str) -> int:
+        """Length of the vectors in a column with one dimension; 0 in a set without samples."""
+
+
+def record_of(schema: Schema, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest record that these values, of the fields of `fields_of`, stand for."""
+    record = manifest_record(schema, metadata, metadata)
+    for item in schema.record_fields:
+        record[item.name] = metadata.get(item.name, record[item.name])
     return record
 
 
-def entry_from(metadata: Mapping[str, Any], exact_line: str | None, extra: str) -> Entry:
+def entry_from(schema: Schema, metadata: Mapping[str, Any], exact_line: str | None, extra: str) -> Entry:
     """An entry from what Arrow and WebDataset keep of it: the opposite of `metadata` and `exact_line`."""
     if exact_line:
         return parse_entry(exact_line.encode("utf-8"), extra)
-    return Entry(record_of(metadata), None, extra)
+    return Entry(record_of(schema, metadata), None, extra)
 
 
 def parse_entry(line: bytes, extra: str = NO_EXTRA) -> Entry:
@@ -160,21 +200,31 @@ def parse_entry(line: bytes, extra: str = NO_EXTRA) -> Entry:
     return Entry(json.loads(line), line, extra)
 
 
-def checked(sample: Sample, where: str) -> Sample:
-    """The sample itself, when its arrays have the lengths, ranks and dtypes that its record says; else StoreError."""
+def checked(schema: Schema, sample: Sample, where: str) -> Sample:
+    """The sample itself, when its arrays are as the schema and its record say; else StoreError."""
     record = sample.entry.record
-    for name, column in COLUMNS.items():
-        array = sample.arrays[name]
-        kinds = {column.dtype} | ({np.dtype(np.float16)} if name in LATENTS else set())
-        problem = None
-        if array.dtype not in kinds or array.ndim != column.ndim:
-            problem = f"{array.dtype} of shape {array.shape} instead of {column.dtype} with {column.ndim} dimension(s)"
-        elif name in LENGTHS and len(array) != record[LENGTHS[name]]:
-            problem = f"of length {len(array)}, but the record's {LENGTHS[name]} is {record[LENGTHS[name]]}"
+    try:
+        lengths = lengths_of(schema, record)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{where}: sample {record.get('id')!r}: its record lacks a length ({error!r})") from error
+    for name, array in sample.arrays.items():
+        problem = schema.problem(name, array, lengths, half=True)
         if problem:
             advice = "make the set again from its source"
             raise StoreError(f"{where}: sample {record['id']!r}: {name} is {problem}; {advice}")
     return sample
+
+
+def stored_vectors(schema: Schema, sample: Sample, column: str, dtype: np.dtype[Any]) -> np.ndarray:
+    """An array as it is stored, vectors in `dtype`; StoreError where float16 cannot hold them."""
+    values = sample.arrays[column]
+    if schema.by_name[column].kind != "vector" or values.dtype == dtype:
+        return values
+    with np.errstate(over="ignore"):
+        stored = values.astype(dtype)
+    if not np.array_equal(np.isfinite(stored), np.isfinite(values)):
+        raise StoreError(f"sample {sample.entry.id!r}: {column} is too large for {dtype}; export it as float32")
+    return stored
 
 
 def safe_id(sample_id: str, where: str | Path) -> str:

@@ -1,29 +1,31 @@
 """Tar shards in the WebDataset convention as a sample set.
 
-Needs the index that hfprep writes beside the shards. Members are found by reading tar headers, once; samples are then
-read by position.
+Needs the index that hfprep writes beside the shards; it says where each sample is. In a set of hfprep 0.1.0, whose index
+does not, samples are found by reading tar headers, once.
 """
 
 import json
 import re
-from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hfprep.errors import StoreError
-from hfprep.formats.index import INDEX, read_index
+from hfprep.formats.index import INDEX, Places, read_index
 from hfprep.formats.positioned import PositionedFile
-from hfprep.formats.samples import METADATA, Entry, Origin, Sample, SampleSet, Split, checked, entry_from
+from hfprep.formats.samples import Entry, Origin, Sample, SampleSet, Split, checked, entry_from, fields_of
 from hfprep.io.npy_format import parse_npy
-from hfprep.schema import COLUMNS
+from hfprep.schema import Schema
+from hfprep.store.first_version import first_schema
 
 FORMAT_NAME = "hfprep-webdataset"
 EXACT_LINE, EXTRA = "manifest_line", "extra"
+SHARD, START, SIZE = "shard", "start", "bytes"  # a sample's place; its lengths follow
 BLOCK = 512
-MEMBERS = ("json", *(f"{column}.npy" for column in COLUMNS))
-_NAME = re.compile(rb"\d{9}\.([a-z_.]+)")
+_NAME = re.compile(rb"[0-9a-f]+\.(.+)")
 
 
 def is_webdataset(path: Path) -> bool:
@@ -31,23 +33,30 @@ def is_webdataset(path: Path) -> bool:
     return read_index(path, FORMAT_NAME) is not None
 
 
-def metadata_json(entry: Entry) -> dict[str, Any]:
+def members_of(schema: Schema) -> tuple[str, ...]:
+    """The members of a sample, in their order, without its key."""
+    return ("json", *(f"{column.name}.npy" for column in schema.columns))
+
+
+def metadata_json(schema: Schema, entry: Entry) -> dict[str, Any]:
     """What the .json member of a sample holds: always the same fields, each always of one type.
 
     Readers such as `datasets` take the types from the first samples, so nothing is null: a missing text is "", a
     missing number 0. `manifest_line` is the exact manifest line where these fields do not give it back, else "".
     """
-    values = {name: kind() if value is None else value for (name, value), kind in zip(
-        entry.metadata().items(), METADATA.values(), strict=True)}  # fmt: skip
-    exact = "" if _entry(values, "", "").line == entry.line else entry.line.decode("utf-8")
+    metadata = entry.metadata(schema)
+    values = {
+        name: kind() if metadata[name] is None else metadata[name] for name, kind in fields_of(schema).items()
+    }  # fmt: skip
+    exact = "" if _entry(schema, values, "", "").line == entry.line else entry.line.decode("utf-8")
     return values | {EXTRA: entry.extra, EXACT_LINE: exact}
 
 
-def _entry(values: dict[str, Any], exact_line: str, extra: str) -> Entry:
-    metadata = {name: values[name] for name in METADATA}
+def _entry(schema: Schema, values: Mapping[str, Any], exact_line: str, extra: str) -> Entry:
+    metadata = {name: values[name] for name in fields_of(schema)}
     for name in ("speaker", "language"):
         metadata[name] = metadata[name] or None
-    return entry_from(metadata, exact_line or None, extra)
+    return entry_from(schema, metadata, exact_line or None, extra)
 
 
 def parse_header(block: bytes) -> tuple[bytes, int]:
@@ -56,30 +65,72 @@ def parse_header(block: bytes) -> tuple[bytes, int]:
     return name, int(block[124:135], 8) if name else 0
 
 
-class TarFile(PositionedFile):
-    """A shard, read by position."""
+def parse_sample(schema: Schema, data: memoryview, where: Path) -> Sample:
+    """A sample from its members, one after another; StoreError where they are not what they have to be."""
+    members = _members(data, members_of(schema), where)
+    entry = _parse_entry(schema, members["json"])
+    try:
+        arrays = {column.name: parse_npy(members[f"{column.name}.npy"]) for column in schema.columns}
+    except ValueError as error:
+        message = f"sample {entry.id!r}: an array in {where} cannot be read: {error}; make it again"
+        raise StoreError(message) from error
+    return checked(schema, Sample(entry, arrays), str(where))
 
-    def header(self, offset: int) -> tuple[bytes, int]:
-        """Name and size of the member whose header stands at `offset`; an empty name at the end."""
+
+def _parse_entry(schema: Schema, data: memoryview) -> Entry:
+    values = json.loads(bytes(data))
+    return _entry(schema, values, values[EXACT_LINE], values[EXTRA])
+
+
+def _members(data: memoryview, wanted: Sequence[str], where: Path) -> dict[str, memoryview]:
+    """The first members of a sample, by name."""
+    found, offset = {}, 0
+    for name_wanted in wanted:
         try:
-            return parse_header(self.read(offset, BLOCK))
+            name, size = parse_header(bytes(data[offset : offset + BLOCK]))
         except ValueError:
-            raise StoreError(f"{self.path} is damaged at byte {offset}; export it again") from None
+            raise StoreError(f"{where} is damaged; make it again") from None
+        member = name.partition(b".")[2].decode(errors="replace")
+        if member != name_wanted:
+            raise StoreError(f"{where} has {member or 'nothing'} where {name_wanted} should be; export it again")
+        found[member] = data[offset + BLOCK : offset + BLOCK + size]
+        offset += BLOCK + padded(size)
+    return found
 
 
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
+    """Bytes that so many bytes take in a tar file."""
     return -(-size // BLOCK) * BLOCK
 
 
-class WebDatasetSplit(Split):
-    """The shards of one split, in order."""
+def scan(file: PositionedFile) -> Iterator[tuple[int, int]]:
+    """Start and size of each sample, by the headers: it begins with its .json."""
+    offset, start = 0, -1
+    while True:
+        try:
+            name, size = parse_header(file.read(offset, BLOCK))
+        except ValueError:
+            raise StoreError(f"{file.path} is damaged at byte {offset}; export it again") from None
+        match = _NAME.fullmatch(name)
+        if not name or (match and match[1] == b"json"):
+            if start >= 0:
+                yield start, offset - start
+            start = offset
+        if not name:
+            return
+        offset += BLOCK + padded(size)
 
-    def __init__(self, root: Path, shards: list[dict[str, Any]]) -> None:
+
+class WebDatasetSplit(Split):
+    """The samples of one split; `places` say where they are, None: where the headers say."""
+
+    def __init__(self, root: Path, schema: Schema, shards: list[dict[str, Any]], places: Places | None = None) -> None:
         self.root = root
-        self._files: list[TarFile] = []
-        self._shard = array("i")
-        self._offset = array("q")
-        self._sizes = [int(shard["bytes"]) for shard in shards]
+        self.schema = schema
+        self._files: list[PositionedFile] = []
+        self._places = places
+        self._scanned: np.ndarray | None = None
+        found: list[tuple[int, int, int]] = []
         for number, shard in enumerate(shards):
             path = root / shard["name"]
             size = path.stat().st_size if path.is_file() else -1
@@ -87,66 +138,45 @@ class WebDatasetSplit(Split):
                 raise StoreError(
                     f"{path} has {max(size, 0)} bytes instead of {shard['bytes']}; export or fetch it again"
                 )
-            self._files.append(TarFile(path))
-            offsets = list(self._scan(self._files[-1]))
-            if len(offsets) != shard["samples"]:
-                raise StoreError(f"{path} has {len(offsets)} samples instead of {shard['samples']}; export it again")
-            self._offset.extend(offsets)
-            self._shard.extend([number] * len(offsets))
-
-    @staticmethod
-    def _scan(file: TarFile) -> Iterator[int]:
-        """Where each sample starts: at its .json, which comes first."""
-        offset = 0
-        while True:
-            name, size = file.header(offset)
-            if not name:
-                return
-            match = _NAME.fullmatch(name)
-            if match and match[1] == b"json":
-                yield offset
-            offset += BLOCK + _padded(size)
+            self._files.append(PositionedFile(path))
+            if places is None:
+                before = len(found)
+                found += ((number, start, length) for start, length in scan(self._files[-1]))
+                if len(found) - before != shard["samples"]:
+                    message = f"{path} has {len(found) - before} samples instead of {shard['samples']}; export it again"
+                    raise StoreError(message)
+        if places is None:
+            self._scanned = np.array(found, np.int64).reshape(-1, 3)
 
     def __len__(self) -> int:
-        return len(self._offset)
+        return len(self._places) if self._places is not None else len(self._table)
 
-    def _read(self, index: int, members: tuple[str, ...]) -> dict[str, memoryview]:
-        """The first members of a sample, by name, in one read."""
-        file, start = self._files[self._shard[index]], self._offset[index]
-        data = memoryview(file.read(start, self._end(index) - start))
-        found, offset = {}, 0
-        for wanted in members:
-            name, size = parse_header(bytes(data[offset : offset + BLOCK]))
-            member = name.partition(b".")[2].decode()
-            if member != wanted:
-                raise StoreError(f"{file.path} has {member or 'nothing'} where {wanted} should be; export it again")
-            found[member] = data[offset + BLOCK : offset + BLOCK + size]
-            offset += BLOCK + _padded(size)
-        return found
+    @property
+    def _table(self) -> np.ndarray:
+        """Shard, start and bytes of each sample, int64 (samples, 3 or more)."""
+        if self._scanned is not None:
+            return self._scanned
+        assert self._places is not None
+        return self._places.table
 
-    def _end(self, index: int) -> int:
-        """Where the next sample starts, or the shard ends."""
-        last = index + 1 == len(self) or self._shard[index + 1] != self._shard[index]
-        return self._sizes[self._shard[index]] if last else self._offset[index + 1]
+    def _read(self, index: int) -> tuple[memoryview, Path]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        shard, start, size = map(int, self._table[index, :3])
+        file = self._files[shard]
+        return memoryview(file.read(start, size)), file.path
 
     def entry(self, index: int) -> Entry:
-        return self._parse(self._read(index, MEMBERS[:1])["json"])
-
-    @staticmethod
-    def _parse(data: memoryview) -> Entry:
-        values = json.loads(bytes(data))
-        return _entry(values, values[EXACT_LINE], values[EXTRA])
+        data, path = self._read(index)
+        return _parse_entry(self.schema, _members(data, ("json",), path)["json"])
 
     def sample(self, index: int) -> Sample:
-        members = self._read(index, MEMBERS)
-        where = str(self._files[self._shard[index]].path)
-        entry = self._parse(members["json"])
-        try:
-            arrays = {name: parse_npy(members[f"{name}.npy"]) for name in COLUMNS}
-        except ValueError as error:
-            message = f"sample {entry.id!r}: an array in {where} cannot be read: {error}; make it again"
-            raise StoreError(message) from error
-        return checked(Sample(entry, arrays), where)
+        return parse_sample(self.schema, *self._read(index))
+
+    def lengths(self, name: str) -> np.ndarray:
+        if self._places is not None and name in self._places.columns:
+            return self._places.column(name)
+        return super().lengths(name)
 
 
 class WebDatasetSet(SampleSet):
@@ -166,8 +196,22 @@ class WebDatasetSet(SampleSet):
     def origin(self) -> Origin:
         return Origin.parse(self.index)
 
+    def _width(self, column: str) -> int:
+        """By a sample's own members: what they must be is not known yet."""
+        for split in self.index["splits"].values():
+            for shard in split["shards"]:
+                file = PositionedFile(self.root / shard["name"])
+                for start, size in scan(file):
+                    members = _members(memoryview(file.read(start, size)), members_of(first_schema(0)), file.path)
+                    return len(parse_npy(members[f"{column}.npy"]))
+        return 0
+
     def split(self, name: str) -> WebDatasetSplit:
         splits = self.index["splits"]
         if name not in splits:
             raise StoreError(f"{self.root} has no split {name!r}; it has {', '.join(splits)}")
-        return WebDatasetSplit(self.root, splits[name]["shards"])
+        return WebDatasetSplit(self.root, self.schema, splits[name]["shards"], Places.of(self.root, self.index, name))
+
+    def shard(self, shard: Mapping[str, Any]) -> WebDatasetSplit:
+        """The samples of one shard, as the headers say."""
+        return WebDatasetSplit(self.root, self.schema, [dict(shard)])

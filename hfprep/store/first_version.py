@@ -17,6 +17,11 @@ def first_schema(width: int) -> Schema:
     return Schema.parse(json.loads(_SCHEMA.read_text(encoding="utf-8").replace('"width"', str(width))))
 
 
+def width_column() -> str:
+    """The column whose one dimension is that width."""
+    return next(column.name for column in first_schema(0).columns if column.dims == (0,))
+
+
 def migrate(database: sqlite3.Connection) -> None:
     """Give the samples of a state of version 1, which had a SQL column for each group and length, their present form.
 

@@ -15,9 +15,12 @@ from torch.utils.data import Dataset
 
 from hfprep.errors import ConfigError, StoreError
 from hfprep.formats.formats import open_set
-from hfprep.formats.npy import LineFile, NpySplit, load_array
+from hfprep.formats.loading.batches import Item
+from hfprep.formats.npy import LineFile, NpySet, load_array, open_manifest
 from hfprep.formats.pairs import PAIR_ARRAYS
 from hfprep.formats.samples import Split, parse_entry
+from hfprep.schema import Schema
+from hfprep.store.first_version import first_schema
 
 SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation"}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -26,12 +29,18 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 class FeatureDataset(Dataset[dict[str, Any]]):
     """The samples of one split, as tensors.
 
-    An item has id, language, text_ids and codes (int64), condition (float32, rows by dim) and emo_vec (float32).
-    Reading raises StoreError where a file is damaged, or a length is not the record's.
+    An item has id, language, what else follows from them in the record, and each column of the set's schema: tokens and
+    codes as int64, vectors as float32. Reading raises StoreError where a file is damaged, or a length is not the
+    record's.
     """
 
     def __init__(self, split: Split) -> None:
         self.split = split
+
+    @property
+    def schema(self) -> Schema:
+        """What a sample consists of."""
+        return self.split.schema
 
     def __len__(self) -> int:
         return len(self.split)
@@ -39,7 +48,13 @@ class FeatureDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.split.sample(_position(index, len(self)))
         record = sample.entry.record
-        return {"id": sample.entry.id, "language": record.get("language"), **tensors(sample.arrays)}
+        values = {"id": sample.entry.id, "language": record.get("language")}
+        values |= {item.name: record.get(item.name) for item in self.schema.record_fields}
+        return Item(self.schema, values | tensors(sample.arrays))
+
+    def lengths(self, name: str) -> np.ndarray:
+        """A length of every sample, such as code_len, int64."""
+        return self.split.lengths(name)
 
     def record(self, index: int) -> dict[str, Any]:
         """The manifest record of a sample."""
@@ -148,7 +163,7 @@ def load(
         raise ConfigError(f"split is {split!r}; it must be train or validation")
     path = local_folder(path, revision)
     if path.is_file():
-        return PairDataset(path) if _holds_pairs(path) else FeatureDataset(NpySplit(path))
+        return PairDataset(path) if _holds_pairs(path) else FeatureDataset(open_manifest(path))
     samples = FeatureDataset(open_set(path).split(SPLIT_NAMES[split]))
     return samples if pairs is None else PairDataset(Path(pairs), samples)
 

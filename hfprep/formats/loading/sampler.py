@@ -46,6 +46,7 @@ class LengthBucketedBatchSampler(Sampler[list[int]]):
         self.drop_last = drop_last
         self.bucket_batches = bucket_batches
         self.epoch = 0
+        self._known: tuple[int, list[list[int]]] | None = None
         running = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.world_size = world_size if world_size is not None else torch.distributed.get_world_size() if running else 1
         self.rank = rank if rank is not None else torch.distributed.get_rank() if running else 0
@@ -63,7 +64,12 @@ class LengthBucketedBatchSampler(Sampler[list[int]]):
         return iter(self._mine())
 
     def _mine(self) -> list[list[int]]:
-        """This rank's batches of this epoch."""
+        """This rank's batches of this epoch, made once."""
+        if self._known is None or self._known[0] != self.epoch:
+            self._known = self.epoch, self._made()
+        return self._known[1]
+
+    def _made(self) -> list[list[int]]:
         batches = self._batches()
         if self.drop_last:
             batches = batches[: len(batches) // self.world_size * self.world_size]

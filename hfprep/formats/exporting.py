@@ -1,0 +1,62 @@
+"""A sample set written as shards: read samples there, append here, with the writers that builds use."""
+
+import dataclasses
+from array import array
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from hfprep.formats.folders import appearing_folder
+from hfprep.formats.samples import SPLITS, Origin, SampleSet, lengths_of
+from hfprep.formats.shards import Shard, ShardFormat, ShardOptions, SplitWriter
+from hfprep.io.chunks import chunks_of
+
+SAMPLES_TOGETHER = 64
+
+Options = TypeVar("Options", bound=ShardOptions)
+
+
+def stored_dtype(options: Options, source: SampleSet) -> Options:
+    """The options, with the dtype that the source's vectors have where that is float16: no more can be had."""
+    return dataclasses.replace(options, dtype="float16") if source.origin.latents_dtype == "float16" else options
+
+
+def export(source: SampleSet, target: Path, shards: ShardFormat) -> dict[str, int]:
+    """Write a sample set as shards into a folder that appears whole; gives the number of samples a split.
+
+    Replaces an earlier set of that format. Raises StoreError where `target` holds anything else.
+    """
+    origin = source.origin
+    origin = Origin(origin.stats, origin.fingerprints, shards.options.dtype, origin.schema)
+    splits: dict[str, list[Shard]] = {}
+    places: dict[str, np.ndarray] = {}
+    with appearing_folder(target, shards.replaceable) as folder:
+        for name in SPLITS:
+            splits[name], places[name] = _export_split(source, folder, name, shards)
+        return shards.describe(folder, splits, places, origin)
+
+
+def _export_split(source: SampleSet, folder: Path, name: str, shards: ShardFormat) -> tuple[list[Shard], np.ndarray]:
+    splits: list[Shard] = []
+
+    def new() -> Shard:
+        splits.append(Shard(name, len(splits)))
+        return splits[-1]
+
+    writer = SplitWriter(shards, folder, new)
+    table = array("q")
+    try:
+        first_row = 0
+        for chunk in chunks_of(source.split(name).samples(), SAMPLES_TOGETHER):
+            for sample, place in zip(chunk, writer.append(shards.encode(chunk)), strict=True):
+                if place.row == 0 and place.shard.number:
+                    first_row += splits[place.shard.number - 1].samples
+                lengths = lengths_of(source.schema, sample.entry.record)
+                table.extend(shards.place_of(place, place.shard.number, first_row, lengths))
+        if not splits and shards.empty_splits:
+            writer.open_empty()
+        writer.finish()
+    finally:
+        writer.close()
+    return splits, np.frombuffer(table, np.int64).reshape(-1, len(shards.place_columns))

@@ -1,0 +1,43 @@
+"""A schema's columns as Arrow list types, and arrays of samples as values of these.
+
+A dimension that is a number, or a length that every sample has alike, is a list of fixed size; any other a list. Two
+fixed dimensions are an `Array2D`, which is what `datasets` gives back as one array.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from hfprep.schema import Column, Schema
+
+
+def list_feature(schema: Schema, column: Column, dtype: str) -> Any:
+    """The feature of a column whose values are stored in `dtype`."""
+    sizes = [dim if isinstance(dim, int) else schema.fixed.get(dim) for dim in column.dims]
+    if len(sizes) == 2 and None not in sizes:
+        return datasets.Array2D((sizes[0], sizes[1]), dtype)
+    feature: Any = datasets.Value(dtype)
+    for size in reversed(sizes):
+        feature = datasets.List(feature) if size is None else datasets.List(feature, length=size)
+    return feature
+
+
+def list_array(values: Sequence[np.ndarray], dtype: pa.DataType) -> pa.Array:
+    """Arrays of samples, all of as many dimensions as `dtype` has lists, as one Arrow array of that type."""
+    storage = getattr(dtype, "storage_type", dtype)
+    flat = pa.array(np.concatenate([value.reshape(-1) for value in values]))
+    array = _nested(flat, storage, np.array([value.shape for value in values], np.int64))
+    return array if storage is dtype else pa.ExtensionArray.from_storage(dtype, array)
+
+
+def _nested(flat: pa.Array, dtype: pa.DataType, shapes: np.ndarray) -> pa.Array:
+    """Lists around values; shapes: of the arrays that are left to be told apart, int64 (arrays, dimensions)."""
+    sizes = shapes[:, 0]
+    inner = flat if shapes.shape[1] == 1 else _nested(flat, dtype.value_type, np.repeat(shapes[:, 1:], sizes, axis=0))
+    if isinstance(dtype, pa.FixedSizeListType):
+        return pa.FixedSizeListArray.from_arrays(inner, type=dtype)
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), inner, type=dtype)
