@@ -62,3 +62,16 @@ def shared_golden() -> Path | None:
     """The larger golden set over real speech, where it lies beside the checkout."""
     golden = SHARED / "golden"
     return golden if golden.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def golden25_small() -> Path:
+    """As golden_small, for IndexTTS-2.5, with four recordings."""
+    return REPOSITORY / "tests" / "golden25-small"
+
+
+@pytest.fixture(scope="session")
+def shared_golden25() -> Path | None:
+    """The larger set for IndexTTS-2.5."""
+    golden = SHARED / "golden25"
+    return golden if golden.is_dir() else None

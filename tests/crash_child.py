@@ -156,7 +156,7 @@ def _torn_appends() -> None:
 
 def _log_computed(path: Path) -> None:
     """Note the id of every sample that the models begin to run over."""
-    from hfprep.pipeline.observing import observing
+    from hfprep.pipeline.observing import add_observer
 
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
@@ -164,7 +164,7 @@ def _log_computed(path: Path) -> None:
         if moment == "batch begins":
             os.write(descriptor, "".join(f"{utterance.id}\n" for utterance in utterances).encode())
 
-    observing(note).__enter__()  # for as long as this process lives
+    add_observer(note)
 
 
 def _limit_file_size(limit: int) -> None:

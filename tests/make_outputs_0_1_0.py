@@ -10,9 +10,13 @@ holds when 0.1.0 itself has finished it, and how many samples that had to comput
 
 import argparse
 import json
+import os
 import random
 import shutil
+import signal
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,37 +59,77 @@ def command_line(kind: str) -> list[object]:
     return [*words, "--max-shard-size", OPTIONS["max_shard_size"], "--format", kind]
 
 
-def make(maker: Maker, kind: str) -> dict[str, dict[str, Any]]:
-    """The complete and the interrupted output of one format; what finishing them comes to, by name."""
-    found = {f"{kind}-complete": finish(maker, maker.build(f"{kind}-complete", *command_line(kind)), kind)}
+def make_complete(maker: Maker, kind: str) -> dict[str, Any]:
+    """A build that comes to its end."""
+    return finish(maker, maker.build(f"{kind}-complete", *command_line(kind)), kind)
+
+
+def make_interrupted(maker: Maker, kind: str) -> dict[str, Any]:
+    """Two samples finished by a first build; a second one is killed after it has listed one or two of three more."""
     first = maker.build(f"{kind}-first", *command_line(kind), "--max-samples", IN_FIRST_BUILD)
-    for _ in range(20):
-        folder = maker.root / f"{kind}-interrupted"
-        for earlier in (folder, folder.with_name(f"{folder.name}-finished")):
-            shutil.rmtree(earlier, ignore_errors=True)
+    for folder in attempts(maker, f"{kind}-interrupted"):
         shutil.copytree(first, folder, symlinks=True)
         killed = maker.killed_once(folder.name, 0.05, tuple(command_line(kind)))
         if killed and IN_FIRST_BUILD < listed(folder / PROGRESS) < len(CLIPS):
-            found[folder.name] = finish(maker, folder, kind)
-            if found[folder.name]["computed"] >= 1:
+            found = finish(maker, folder, kind)
+            if found["computed"] >= 1:
                 return found
-    raise SystemExit(f"{kind}: no build was interrupted in the middle")
+    raise AssertionError
+
+
+def make_packing(maker: Maker, kind: str) -> dict[str, Any]:
+    """A build of all samples, killed while it moves them from npy files to shards, which nothing names yet."""
+    for folder in attempts(maker, f"{kind}-packing"):
+        process = maker.start(*maker.build_words(folder.name, *command_line(kind)))
+        while process.poll() is None and not half_packed(folder):
+            time.sleep(0.0002)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        if half_packed(folder):
+            return finish(maker, folder, kind)
+    raise AssertionError
+
+
+def half_packed(folder: Path) -> bool:
+    """Whether a shard is written and the npy files of its samples, and of no others, are gone."""
+    whole = [path for path in (folder / ".hfprep" / "shards").glob("*") if path.suffix != ".tmp"]
+    return bool(whole) and 0 < len(list((folder / "codes").rglob("*.npy"))) < len(CLIPS)
+
+
+def attempts(maker: Maker, name: str) -> Iterator[Path]:
+    """A folder that is not there, some times over."""
+    for _ in range(20):
+        for earlier in (name, f"{name}-finished"):
+            shutil.rmtree(maker.root / earlier, ignore_errors=True)
+        yield maker.root / name
+    raise SystemExit(f"{name}: no build was killed at the right moment")
+
+
+MAKERS: dict[str, Callable[[Maker, str], dict[str, Any]]] = {
+    "complete": make_complete,
+    "interrupted": make_interrupted,
+    "packing": make_packing,
+}
+NAMES = (*(f"{kind}-{state}" for kind in FORMATS for state in ("complete", "interrupted")), "arrow-packing")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--checkout", type=Path, required=True, help="of hfprep 0.1.0")
-    checkout = parser.parse_args().checkout.resolve()
+    parser.add_argument("names", nargs="*", default=NAMES, help="default: all that are kept")
+    arguments = parser.parse_args()
     shutil.copytree(GOLDEN / "checkpoints", ROOT / "models")
-    maker = Maker(ROOT, checkout, sys.executable, random.Random(0), ROOT / "models", CLIPS)
-    content: dict[str, Any] = {}
-    for kind in FORMATS:
-        content |= make(maker, kind)
-    for name in content:
+    maker = Maker(ROOT, arguments.checkout.resolve(), sys.executable, random.Random(0), ROOT / "models", CLIPS)
+    described = FIXTURES / "content.json"
+    content = json.loads(described.read_bytes()) if described.exists() else {}
+    for name in arguments.names:
+        kind, state = name.split("-")
+        content[name] = MAKERS[state](maker, kind)
         shutil.rmtree(FIXTURES / name, ignore_errors=True)
         shutil.copytree(ROOT / name, FIXTURES / name)
     shutil.copy(maker.manifest, FIXTURES / "manifest.jsonl")
-    (FIXTURES / "content.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    described.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -36,7 +36,7 @@ CHILD = """
 import resource, sys, time
 started = float(sys.argv.pop(1))
 from hfprep import cli
-from hfprep.store import atomic
+from hfprep.io import atomic
 first = []
 def observe(point, path):
     if point == "before-append" and not first:

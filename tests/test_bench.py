@@ -11,7 +11,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from hfprep.cli.app import app
 from hfprep.errors import ConfigError
 from hfprep.models import operators
 from hfprep.models.configs import ConditionConfig, SemanticCodecConfig
@@ -20,6 +19,7 @@ from hfprep.pipeline.intake_processes import IntakeProcesses
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.feature_model import FeatureModel
 from hfprep.recipes.indextts2.locate import locate
+from scripts.benchmark.__main__ import app
 from scripts.benchmark.arithmetic import STAGES, needed_flops
 from scripts.benchmark.comparing import evaluate
 from scripts.benchmark.config import BenchConfig

@@ -30,7 +30,7 @@ from hfprep.errors import ConfigError, HfprepError, Reason
 from hfprep.pipeline.engines import choice
 from hfprep.pipeline.engines.spec import ExtractorSpec, Models
 from hfprep.pipeline.features import FeatureExtractor
-from hfprep.pipeline.observing import observing
+from hfprep.pipeline.observing import add_observer
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.locate import locate
 from hfprep.schema import Rejection, Utterance
@@ -217,7 +217,7 @@ class TroubledSpec(ExtractorSpec):
                 with open(log, "a") as file:
                     file.write("x")
 
-        observing(note).__enter__()  # for as long as this process lives
+        add_observer(note)
         return super().open(device, models=models)
 
 

@@ -272,7 +272,7 @@ def test_audio_that_goes_while_the_run_goes_on(trials: Trials, how: str, tmp_pat
     output = trials.fresh()
     options: list[object] = ["build", "--manifest", manifest, "--models", GOLDEN / "checkpoints", "--batch-size", 1]
     options += ["--output-dir", output, "--workers", 1]
-    slow = "import hfprep.pipeline.features\nhfprep.features.PREFETCH_BYTES = 1\nhfprep.features.ExtractorSettings.__init__.__kwdefaults__['prefetch_bytes'] = 1\n"  # noqa: E501
+    slow = "import hfprep.pipeline.features\nhfprep.pipeline.features.PREFETCH_BYTES = 1\nhfprep.pipeline.features.ExtractorSettings.__init__.__kwdefaults__['prefetch_bytes'] = 1\n"  # noqa: E501
     ended = trials.server.run(options, None, patches={"go": slow + AUDIO_GOES.format(folder=str(tmp_path))})
     assert ended.status == 0, ended.stderr
     assert listed(output) == {"synth0", "synth1", "synth7"}

@@ -156,7 +156,7 @@ def test_a_sample_at_which_processes_crash_is_rejected(
 ) -> None:
     """Here it would end the run; where only one of two crashes, it may have been for want of memory."""
     prelude = (
-        "\nimport os; from hfprep import intake; load = intake.load_waveform\n"
+        "\nimport os; from hfprep.pipeline import intake; load = intake.load_waveform\n"
         "def crash(path, **options):\n"
         f"    for mark in [{str(tmp_path)!r} + f'/{{number}}' for number in range({crashes})]:\n"
         "        if path.endswith('2.wav') and not os.path.exists(mark): open(mark, 'w').close(); os.abort()\n"
@@ -192,7 +192,7 @@ def test_lengths_are_unknown_where_a_process_crashes(
     started: list[int], tasks: list[Task], ending: str, expected: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Asked here the header would end the run; a process that ended in another way says nothing of the header."""
-    prelude = f"\nimport os; from hfprep import intake\nintake.read_header = lambda path: {ending}\n"
+    prelude = f"\nimport os; from hfprep.pipeline import intake\nintake.read_header = lambda path: {ending}\n"
     monkeypatch.setattr(intake_processes, "CODE", intake_processes.CODE.replace("\n", prelude, 1))
     processes = IntakeProcesses(TextTokenizer(MODEL), 1)
     assert Intake(TextTokenizer(MODEL), SETTINGS, processes).expected_seconds(tasks[1:2]) == [expected]
@@ -278,7 +278,7 @@ def test_other_threads_go_on_while_a_text_is_read(processes: IntakeProcesses, ta
 
 def test_they_end_with_whoever_asks() -> None:
     code = (
-        "import os, signal, sys; from pathlib import Path; from hfprep import intake_processes as module\n"
+        "import os, signal, sys; from pathlib import Path; from hfprep.pipeline import intake_processes as module\n"
         "p = module.IntakeProcesses(module.TextTokenizer(Path(sys.argv[1])), 1); q = p._start()\n"
         "os.kill(q.number, 0); os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -141,8 +141,9 @@ def test_speaker_rules() -> None:
     for rule in ("file", "id:", "id:("):
         with pytest.raises(ConfigError, match="--speaker-from"):
             speaker_reader(rule)
-    with pytest.raises(ConfigError, match="--max-pairs is 0"):
-        PairOptions(max_pairs=0)
+    with pytest.raises(ConfigError, match="--max-pairs is -1"):
+        PairOptions(max_pairs=-1)
+    assert PairOptions(max_pairs=0) == PairOptions()
 
 
 def test_the_loader_takes_voice_and_emotion_from_the_prompt(output: Path, tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_hashing_begins_before_anything_heavy_is_imported(golden_small: Path, tm
     code = """
 import pathlib, sys
 from hfprep.pipeline.config import BuildConfig
-from hfprep.store import file_hashes
+from hfprep.io import file_hashes
 
 file_hashes.LARGE_BYTES = 1
 begin, seen = file_hashes.Hashers.begin, []

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import hfprep.inputs.text.normalizer as normalizer_module
+import hfprep.inputs.text.spoken as spoken_module
 from hfprep.errors import ConfigError, Reason, RejectedSample
 from hfprep.inputs.text.normalizer import TextNormalizer, clean
 
@@ -96,7 +97,7 @@ def test_other_text_may_be_long(normalizer: TextNormalizer, language: str, word:
 
 
 def test_a_grammar_that_returns_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(normalizer_module.EnglishGrammar, "normalize", lambda *_: "")
+    monkeypatch.setattr(spoken_module.EnglishGrammar, "normalize", lambda *_: "")
     with pytest.raises(RejectedSample, match="made nothing of 'fifty 50'") as rejected:
         TextNormalizer().normalize("fifty 50", "en")
     assert rejected.value.reason is Reason.TEXT_FAILED
@@ -121,8 +122,8 @@ def test_threads_and_pickles_agree(normalizer: TextNormalizer) -> None:
 
 def test_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
     fingerprints = [TextNormalizer().fingerprint()]
-    for name in ("NORMALIZER_VERSION", "VERSION"):
-        monkeypatch.setattr(normalizer_module, name, "other")
+    for module, name in ((normalizer_module, "NORMALIZER_VERSION"), (spoken_module, "VERSION")):
+        monkeypatch.setattr(module, name, "other")
         fingerprints.append(TextNormalizer().fingerprint())
     assert len(set(fingerprints)) == 3
     assert "WeTextProcessing 1.0.4.1" in fingerprints[0]

@@ -75,28 +75,71 @@ def pairs(
     pairs_per_target: Annotated[int, typer.Option(help="Prompts for each target.")] = 2,
     min_text_len: Annotated[int, typer.Option(help="Leave out utterances with fewer text ids.")] = 1,
     min_code_len: Annotated[int, typer.Option(help="Leave out utterances with fewer codes.")] = 1,
-    max_pairs: Annotated[int | None, typer.Option(help="Pairs a split at most, spread evenly over speakers.")] = None,
+    max_text_len: Annotated[
+        int | None, typer.Option(help="Leave out utterances with more text ids; default: the model's positions.")
+    ] = None,
+    max_code_len: Annotated[
+        int | None, typer.Option(help="Leave out utterances with more codes; default: the model's positions.")
+    ] = None,
+    max_pairs: Annotated[
+        int | None, typer.Option(help="Pairs a split at most, spread evenly over speakers; 0: all.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Another seed chooses other prompts.")] = 0,
     speaker_from: Annotated[
         str | None, typer.Option(help="For records without a speaker: folder, id:EXPRESSION or audio:EXPRESSION.")
     ] = None,
+    paths: Annotated[str, typer.Option(help="relative (as in the manifests) or absolute.")] = "relative",
+    audio_root: Annotated[
+        Path | None, typer.Option(help="With --paths absolute: folder that the audio paths start from.")
+    ] = None,
+    train_output_name: Annotated[str, typer.Option(help="Name of the file in OUT.")] = "train_pairs.jsonl",
+    val_output_name: Annotated[str, typer.Option(help="Name of the file in OUT.")] = "val_pairs.jsonl",
 ) -> None:
-    """Write prompt and target pairs (train_pairs.jsonl, val_pairs.jsonl) for the trainer."""
-    from hfprep.formats.pairs import PAIR_MANIFESTS, PairOptions, write_pairs
+    """Write prompt and target pairs for the trainer; builds that change the samples make them again."""
+    from hfprep.formats.pair_files import make_pairs
+    from hfprep.formats.pairs import PairOptions
 
     options = PairOptions(
         pairs_per_target=pairs_per_target,
         min_text_len=min_text_len,
         min_code_len=min_code_len,
+        max_text_len=max_text_len,
+        max_code_len=max_code_len,
         max_pairs=max_pairs,
         seed=seed,
         speaker_from=speaker_from,
+        paths=paths,
+        audio_root=None if audio_root is None else str(audio_root.absolute()),
+        train_output_name=train_output_name,
+        val_output_name=val_output_name,
     )
     with _locked(out):
-        for split, count in write_pairs(out, options).items():
+        for split, count in make_pairs(out, options).items():
             alone = f"; {count.alone} speakers have a single utterance" if count.alone else ""
-            where = out / PAIR_MANIFESTS[split]
-            print(f"{where}: {count.pairs} pairs, {count.targets} targets, {count.speakers} speakers{alone}")
+            overlong = f"; {count.overlong} overlong utterances left out" if count.overlong else ""
+            where = out / options.names[split]
+            print(f"{where}: {count.pairs} pairs, {count.targets} targets, {count.speakers} speakers{alone}{overlong}")
+
+
+def export_manifests(
+    out: Annotated[Path, typer.Argument(help="An output of build.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the manifests go.")],
+    paths: Annotated[str, typer.Option(help="relative (to DIR) or absolute.")] = "relative",
+    audio_root: Annotated[Path | None, typer.Option(help="Folder that the audio paths start from.")] = None,
+) -> None:
+    """Write the manifests and pairs of an output with paths that are found from DIR, or from anywhere; audio, too."""
+    from hfprep.formats.manifest_paths import export_manifests as export
+    from hfprep.formats.pair_files import pair_files
+
+    with _locked(out):
+        found = export(out, folder, paths=paths, audio_root=audio_root, pairs=tuple(pair_files(out)))
+    for name, count in found.files.items():
+        print(f"{folder / name}: {count} lines")
+    if found.missing:
+        print(
+            f"{len(found.missing)} audio paths are left as they were, since there is no such file: {found.missing[0]} "
+            "(--audio-root names the folder that they start from)"
+        )
 
 
 def retokenize(
@@ -150,6 +193,7 @@ def register(app: typer.Typer) -> None:
         "export-npy": export_npy,
         "export-arrow": export_arrow,
         "export-webdataset": export_webdataset,
+        "export-manifests": export_manifests,
         "pairs": pairs,
         "retokenize": retokenize,
         "push": push,

@@ -4,6 +4,7 @@ Takes an npy output, writes train_pairs.jsonl and val_pairs.jsonl into it, each 
 depends on the ids, the options and the seed alone. Keeps some bytes a record in memory, never the records.
 """
 
+import json
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -13,12 +14,15 @@ from typing import Any
 
 from hfprep.errors import ConfigError, StoreError
 from hfprep.formats.formats import no_manifests
+from hfprep.formats.manifest_paths import ABSOLUTE, RELATIVE, PathWriter, check_paths
 from hfprep.formats.npy import MANIFESTS, LineFile, is_npy_output
 from hfprep.formats.samples import parse_entry
 from hfprep.io.atomic import write_lines
-from hfprep.store.layout import json_line
+from hfprep.store.layout import REJECTED, STATS, json_line
 
 PAIR_MANIFESTS = {"train": "train_pairs.jsonl", "validation": "val_pairs.jsonl"}
+TAKEN = {*MANIFESTS.values(), REJECTED}
+PUBLISHED_LIMITS = {"text_len": 600, "code_len": 1815}  # positions of the published models, where nothing else is said
 # Which half of a pair an array comes from, and the field that names its file (the trainer's own choice: the voice and
 # the emotion are the prompt's, what is said is the target's).
 PAIR_ARRAYS = {
@@ -31,31 +35,70 @@ PAIR_ARRAYS = {
 
 @dataclass(frozen=True, kw_only=True)
 class PairOptions:
-    """Which pairs are made. `max_pairs` holds for each split; utterances under a minimum are no part of any pair."""
+    """Which pairs are made, and what they are called. `max_pairs` holds for each split; 0 stands for all.
+
+    Utterances under a minimum or over a maximum are in no pair; a maximum that is not given is the model's own, as the
+    output says it. With `paths` absolute, audio is looked for from `audio_root`, else as the build found it.
+    """
 
     pairs_per_target: int = 2
     min_text_len: int = 1
     min_code_len: int = 1
+    max_text_len: int | None = None
+    max_code_len: int | None = None
     max_pairs: int | None = None
     seed: int = 0
     speaker_from: str | None = None
+    paths: str = RELATIVE
+    audio_root: str | None = None
+    train_output_name: str = PAIR_MANIFESTS["train"]
+    val_output_name: str = PAIR_MANIFESTS["validation"]
 
     def __post_init__(self) -> None:
-        for name in ("pairs_per_target", "max_pairs"):
+        if self.max_pairs == 0:
+            object.__setattr__(self, "max_pairs", None)
+        for name in ("pairs_per_target", "max_pairs", "max_text_len", "max_code_len"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be a positive number")
         speaker_reader(self.speaker_from)
+        check_paths(self.paths)
+        for option, name in (
+            ("--train-output-name", self.train_output_name),
+            ("--val-output-name", self.val_output_name),
+        ):
+            if PurePosixPath(name).name != name or name.startswith(".") or not name.endswith(".jsonl") or name in TAKEN:
+                raise ConfigError(
+                    f"{option} is {name!r}; it must be the name of a new file in the output, such as pairs.jsonl"
+                )
+        if self.train_output_name == self.val_output_name:
+            raise ConfigError(
+                f"--val-output-name is {self.val_output_name!r}; it must be another than --train-output-name"
+            )
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The files' names by split."""
+        return {"train": self.train_output_name, "validation": self.val_output_name}
+
+    @property
+    def audio_folder(self) -> Path | None:
+        """The folder that audio paths start from."""
+        return None if self.audio_root is None else Path(self.audio_root)
 
 
 @dataclass(frozen=True)
 class PairCounts:
-    """How many pairs a split got, of how many targets and speakers, and how many utterances found no partner."""
+    """How many pairs a split got, of how many targets and speakers, and how many utterances found no partner.
+
+    `overlong` utterances have more text ids or codes than the model has positions for, and are in no pair.
+    """
 
     pairs: int
     targets: int
     speakers: int
     alone: int
+    overlong: int = 0
 
 
 def speaker_reader(rule: str | None) -> Callable[[dict[str, Any]], str | None]:
@@ -85,22 +128,66 @@ def speaker_reader(rule: str | None) -> Callable[[dict[str, Any]], str | None]:
 
 
 def write_pairs(output: Path, options: PairOptions | None = None) -> dict[str, PairCounts]:
-    """Write train_pairs.jsonl and val_pairs.jsonl into an npy output; gives the counts a split.
+    """Write a file of pairs for each split into an npy output; gives the counts a split.
 
-    Raises StoreError where there are no manifests, or where an utterance has no speaker: nothing is written then.
+    Raises StoreError where there are no manifests, where an utterance has no speaker, or where a split comes out
+    without a pair (but for validation, where the build was told to have none): nothing is written then.
     """
     options = options or PairOptions()
     if not is_npy_output(output):
         raise StoreError(no_manifests(output))
-    splits = {name: _Speakers.read(output / MANIFESTS[name], options) for name in PAIR_MANIFESTS}
+    stats = _stats(output)
+    limits = _Limits.of(options, stats)
+    splits = {name: _Speakers.read(output / MANIFESTS[name], options, limits) for name in PAIR_MANIFESTS}
+    chosen = {name: speakers.choose(options) for name, speakers in splits.items()}
+    _check_pairs(output, splits, chosen, stats)
+    write = PathWriter(output, output, ABSOLUTE, options.audio_folder) if options.paths == ABSOLUTE else None
     counts = {}
     for name, speakers in splits.items():
-        chosen = speakers.choose(options)
-        write_lines(output / PAIR_MANIFESTS[name], speakers.lines(chosen))
-        made = sum(map(len, chosen.values()))
+        write_lines(output / options.names[name], speakers.lines(chosen[name], write))
+        made = sum(map(len, chosen[name].values()))
         alone = sum(1 for members in speakers.members.values() if len(members) < 2)
-        counts[name] = PairCounts(made, len(chosen), len(speakers.members), alone)
+        counts[name] = PairCounts(made, len(chosen[name]), len(speakers.members), alone, speakers.overlong)
     return counts
+
+
+def _check_pairs(
+    output: Path, splits: dict[str, "_Speakers"], chosen: dict[str, dict[int, list[int]]], stats: dict[str, Any]
+) -> None:
+    """StoreError where a split that should have pairs has none."""
+    for name, speakers in splits.items():
+        wanted = name == "train" or stats.get("settings", {}).get("val_ratio") != 0
+        if wanted and not chosen[name]:
+            raise StoreError(
+                f"{output / MANIFESTS[name]} gives no pairs: of its {len(speakers.lines_of)} samples no two are of one "
+                "speaker, long enough and not overlong. Build again with another --val-ratio, or with --val-count N "
+                "(nothing is computed again)"
+            )
+
+
+def _stats(output: Path) -> dict[str, Any]:
+    """What the build says of its output; empty where it says nothing."""
+    try:
+        stats = json.loads((output / STATS).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return stats if isinstance(stats, dict) else {}
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """Text ids and codes beyond which an utterance is overlong."""
+
+    text_len: int
+    code_len: int
+
+    @classmethod
+    def of(cls, options: PairOptions, stats: dict[str, Any]) -> "_Limits":
+        said = stats.get("limits") or PUBLISHED_LIMITS
+        return cls(options.max_text_len or said["text_len"], options.max_code_len or said["code_len"])
+
+    def exceeded(self, record: dict[str, Any]) -> bool:
+        return bool(record["text_len"] > self.text_len or record["code_len"] > self.code_len)
 
 
 def pair_record(prompt: dict[str, Any], target: dict[str, Any]) -> dict[str, Any]:
@@ -130,19 +217,22 @@ def pair_record(prompt: dict[str, Any], target: dict[str, Any]) -> dict[str, Any
 class _Speakers:
     """Line numbers of a manifest by speaker, in source order."""
 
-    def __init__(self, lines: LineFile, members: dict[str, list[int]]) -> None:
+    def __init__(self, lines: LineFile, members: dict[str, list[int]], overlong: int) -> None:
         self.lines_of = lines
         self.members = members
+        self.overlong = overlong
 
     @classmethod
-    def read(cls, manifest: Path, options: PairOptions) -> "_Speakers":
+    def read(cls, manifest: Path, options: PairOptions, limits: _Limits) -> "_Speakers":
         lines, members, missing = LineFile(manifest), dict[str, list[int]](), list[str]()
-        speaker_of = speaker_reader(options.speaker_from)
+        speaker_of, overlong = speaker_reader(options.speaker_from), 0
         for index in range(len(lines)):
             record = parse_entry(lines.line(index)).record
             speaker = speaker_of(record)
             if not speaker:
                 missing.append(record["id"])
+            elif limits.exceeded(record):
+                overlong += 1
             elif record["text_len"] >= options.min_text_len and record["code_len"] >= options.min_code_len:
                 members.setdefault(str(speaker), []).append(index)
         if missing:
@@ -151,7 +241,7 @@ class _Speakers:
                 "put `speaker` into the source manifest and build again (nothing is recomputed), or say how to read "
                 "it: --speaker-from folder, --speaker-from 'id:^([^_]+)_' or --speaker-from 'audio:EXPRESSION'"
             )
-        return cls(lines, members)
+        return cls(lines, members, overlong)
 
     def choose(self, options: PairOptions) -> dict[int, list[int]]:
         """Prompts of each target, as line numbers, targets in source order."""
@@ -166,13 +256,14 @@ class _Speakers:
                 chosen[target] = prompts
         return dict(sorted(chosen.items()))
 
-    def lines(self, chosen: dict[int, list[int]]) -> Iterator[bytes]:
-        """The pair manifest's lines."""
+    def lines(self, chosen: dict[int, list[int]], write: PathWriter | None) -> Iterator[bytes]:
+        """The pair manifest's lines, their paths as `write` has them."""
         speaker_of = {index: speaker for speaker, members in self.members.items() for index in members}
         for target, prompts in chosen.items():
             record = parse_entry(self.lines_of.line(target)).record | {"speaker": speaker_of[target]}
             for prompt in prompts:
-                yield json_line(pair_record(parse_entry(self.lines_of.line(prompt)).record, record))
+                pair = pair_record(parse_entry(self.lines_of.line(prompt)).record, record)
+                yield json_line(pair if write is None else write(pair))
 
 
 def _even_shares(most: dict[str, int], total: int | None) -> dict[str, int]:

@@ -43,7 +43,7 @@ def batch_input_features(waveforms: Tensor, num_samples: Tensor) -> Tensor:
     with torch.inference_mode():
         mel_frames = 1 + (num_samples - WINDOW_LENGTH).div(HOP_LENGTH, rounding_mode="floor")
         counts = to_device(torch.stack([mel_frames, mel_frames - mel_frames % STRIDE]), device)[:, :, None]
-        log_mel = _log_mel(waveforms, int(mel_frames.max()))
+        log_mel = log_mel_energies(waveforms, int(mel_frames.max()), scale=float(PCM_SCALE))
         position = torch.arange(log_mel.shape[1], device=device)[None, :]
         # The mean and variance are of all mel frames, also of a last odd one that no model frame holds.
         present = (position < counts[0])[:, :, None]
@@ -56,10 +56,13 @@ def batch_input_features(waveforms: Tensor, num_samples: Tensor) -> Tensor:
         return normalised[:, : num_frames * STRIDE].reshape(len(waveforms), num_frames, FEATURE_DIM)
 
 
-def _log_mel(waveforms: Tensor, num_frames: int) -> Tensor:
-    """Log mel energies, float32 (B, num_frames, 80); of frames beyond a clip's end they mean nothing."""
+def log_mel_energies(waveforms: Tensor, num_frames: int, *, scale: float) -> Tensor:
+    """Log mel energies of waveforms (B, S), times `scale`, float32 (B, num_frames, 80).
+
+    Of frames beyond a clip's end they mean nothing. The scale matters where energies reach the floor.
+    """
     device = waveforms.device
-    frames = (waveforms * float(PCM_SCALE)).double().unfold(1, WINDOW_LENGTH, HOP_LENGTH)[:, :num_frames]
+    frames = (waveforms * scale).double().unfold(1, WINDOW_LENGTH, HOP_LENGTH)[:, :num_frames]
     log_mel = torch.empty((len(waveforms), num_frames, NUM_MEL_BINS), device=device)
     step = max(1, PIECE_FRAMES // len(waveforms))
     for start in range(0, num_frames, step):

@@ -228,7 +228,7 @@ class _Run:
         options = plan_options(config, self.inputs.models, changed)
         with self.listing() as listing:
             planner = Planner(self.output, self.state, self.fingerprinter(), options, listing,
-                              None if self.kept is None else self.kept.index)  # fmt: skip
+                              artifacts=self.kept is None)  # fmt: skip
             counts = self.counts = planner.counts
             plan = planner.plan(config.manifest, stop=lambda: stop.signal is not None)
             if not counts.lines_read and config.part is None:

@@ -38,7 +38,6 @@ from hfprep.schema import Utterance
 from hfprep.store.fingerprints import Fingerprinter
 from hfprep.store.layout import OutputFolder, npy_size
 from hfprep.store.remote import fetch_state, open_output
-from hfprep.store.shard_index import ShardIndex
 from hfprep.store.state import SampleState, State, copy_state
 
 BLOCK_BYTES = 4096  # what a small file really takes on common file systems
@@ -124,7 +123,7 @@ def preview(config: BuildConfig) -> Preview:
         config = without_measuring(config, inputs, state)
         options = plan_options(config, inputs.models)
         fingerprinter = Fingerprinter(inputs.schema, inputs.settings(config))
-        planner = Planner(output, state, fingerprinter, options, _Unlisted(), ShardIndex(output.root, state, ""))
+        planner = Planner(output, state, fingerprinter, options, _Unlisted(), artifacts=state.get("packed_format") is None)
         plan = planner.plan(config.manifest)
         if not plan.counts.lines_read and config.part is None:
             raise ConfigError(f"--manifest {str(config.manifest)!r} is empty; give one JSON object a line")

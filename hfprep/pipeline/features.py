@@ -330,7 +330,7 @@ class FeatureExtractor:
         utterance = item.task.utterance
         return Unproven(utterance.line, utterance.id, Reason.COMPUTE_FAILED, message, on_cpu.kind)
 
-    def _alone(self, item: Loaded, model: FeatureModel) -> Features | Rejection:
+    def _alone(self, item: Loaded, model: Model) -> Features | Rejection:
         download = forward([item], model, self.schema.audio_groups, waveforms=self.intake.settings.waveforms)
         ((_, found),) = Arriving(self.models, [item], download, 0.0).outcomes()
         return found

@@ -17,10 +17,9 @@ from hfprep.io.object_storage import REQUESTS_AT_A_TIME, is_url
 from hfprep.schema import Schema, Utterance
 from hfprep.store.fingerprints import AudioIdentity
 from hfprep.store.layout import NpyOutput
-from hfprep.store.shard_index import Packed
 from hfprep.store.state import SampleState
 
-Known = tuple[Utterance, SampleState | None, Packed | None]  # a row, what the state says of it, where it is packed
+Known = tuple[Utterance, SampleState | None]  # a row and what the state says of it
 ADOPTED_LENGTH_SLACK = 1  # frames; a header's length of an mp3 may be a little off
 
 
@@ -61,24 +60,26 @@ class Adoptable:
 class Inspector:
     """Looks at rows; adopts artifacts without a record only if `adopt`, and only where they fit the schema.
 
+    Without `artifacts` the features of finished samples are kept elsewhere, and nothing is looked for here.
     `num_codes(samples at 16 kHz)` is how many codes a clip has.
     """
 
     output: NpyOutput
     hash_audio: bool
     adopt: bool
+    artifacts: bool
     num_codes: Callable[[int], int]
 
     def inspect(self, rows: Sequence[Known]) -> list[Inspected | RejectedSample]:
         """What the disk says of each of these rows; a RejectedSample where the audio is not there."""
         found: list[Inspected | RejectedSample] = []
-        remote = self._identify_remote(utterance.path for utterance, _, _ in rows if is_url(utterance.path))
-        for (utterance, known, packed), files in zip(rows, self._look(rows), strict=True):
+        remote = self._identify_remote(utterance.path for utterance, _ in rows if is_url(utterance.path))
+        for (utterance, known), files in zip(rows, self._look(rows), strict=True):
             try:
                 identity = remote.get(utterance.path) or self._identify(utterance, files)
                 if isinstance(identity, RejectedSample):
                     raise identity
-                found.append(self._inspect(utterance, known, packed, identity, files))
+                found.append(self._inspect(utterance, known, identity, files))
             except RejectedSample as error:
                 found.append(error)
         return found
@@ -111,33 +112,30 @@ class Inspector:
         """
         paths = [
             path
-            for utterance, known, _ in rows
+            for utterance, known in rows
             if known is not None
             for path in (
                 "." if is_url(utterance.path) else utterance.path,  # the store was asked already
-                *self.output.artifacts(utterance.id),
+                *(self.output.artifacts(utterance.id) if self.artifacts else ()),
             )
         ]
         try:
             infos = iter(fs.LocalFileSystem().get_file_info(paths))
         except (OSError, ValueError):
             return itertools.repeat(None, len(rows))
-        per_row = 1 + len(self.output.schema.columns)
-        return (None if known is None else tuple(itertools.islice(infos, per_row)) for _, known, _ in rows)
+        per_row = 1 + len(self.output.schema.columns) * self.artifacts
+        return (None if known is None else tuple(itertools.islice(infos, per_row)) for _, known in rows)
 
     def _inspect(
         self,
         utterance: Utterance,
         known: SampleState | None,
-        packed: Packed | None,
         identity: AudioIdentity,
         files: Sequence[fs.FileInfo] | None,
     ) -> Inspected:
         if known is not None:
             sizes = None if files is None else [file.size for file in files[1:]]
-            incomplete = self.output.incomplete(utterance.id, known, sizes)
-            if incomplete and packed is not None:
-                incomplete -= packed.holds(known)
+            incomplete = self.output.incomplete(utterance.id, known, sizes) if self.artifacts else frozenset()
             return Inspected(identity, known, incomplete)
         return Inspected(identity, None, frozenset(), self._adoptable(utterance) if self.adopt else None)
 

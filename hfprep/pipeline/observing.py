@@ -21,6 +21,11 @@ def observe(moment: Moment, utterances: Sequence[Utterance]) -> None:
         observer(moment, utterances)
 
 
+def add_observer(observer: Observer) -> None:
+    """Call `observer(moment, utterances)` at every moment for as long as this process lives."""
+    _observers.append(observer)
+
+
 @contextlib.contextmanager
 def observing(observer: Observer) -> Iterator[None]:
     """While inside, call `observer(moment, utterances)` at every moment in this process."""

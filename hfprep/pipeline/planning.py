@@ -34,7 +34,6 @@ from hfprep.pipeline.intake import check_length
 from hfprep.schema import Rejection, Utterance
 from hfprep.store.fingerprints import AudioIdentity, Fingerprinter, source_of
 from hfprep.store.layout import NpyOutput, PlannedRow
-from hfprep.store.shard_index import ShardIndex
 from hfprep.store.state import Finished, SampleState, State
 
 log = logging.getLogger(__name__)
@@ -147,7 +146,7 @@ class Lister(Protocol):
 
 
 class Planner:
-    """Scans a manifest and decides, row by row, what is finished already: artifacts, or what lies in `shards`."""
+    """Scans a manifest and decides, row by row, what is finished already; without `artifacts`, by the state alone."""
 
     def __init__(
         self,
@@ -156,16 +155,20 @@ class Planner:
         fingerprinter: Fingerprinter,
         options: PlanOptions,
         listing: Lister,
-        shards: ShardIndex | None = None,
+        *,
+        artifacts: bool = True,
     ) -> None:
         self.output = output
         self.state = state
-        self.shards = shards
         self.fingerprinter = fingerprinter
         self.options = options
         self.listing = listing
         self.inspector = Inspector(
-            output=output, hash_audio=options.hash_audio, adopt=options.skip_existing, num_codes=options.num_codes
+            output=output,
+            hash_audio=options.hash_audio,
+            adopt=options.skip_existing,
+            artifacts=artifacts,
+            num_codes=options.num_codes,
         )
         self.counts = PlanCounts()
         self.schema = output.schema
@@ -225,8 +228,7 @@ class Planner:
         waiting = None
         for chunk in chunks_of(self._valid_rows(manifest), CHUNK_ROWS):
             ids = [utterance.id for utterance in chunk]
-            packed = [None] * len(ids) if self.shards is None else self.shards.packed(ids)
-            known = zip(chunk, self.state.samples(ids), packed, strict=True)
+            known = zip(chunk, self.state.samples(ids), strict=True)
             looking = (chunk, pool.map(self.inspector.inspect, chunks_of(known, INSPECTED_TOGETHER)))
             if waiting is not None:
                 yield waiting

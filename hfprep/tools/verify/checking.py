@@ -18,6 +18,7 @@ import numpy as np
 from hfprep.errors import ConfigError, HfprepError
 from hfprep.formats.arrow import is_arrow_set
 from hfprep.formats.formats import kept_in, open_set
+from hfprep.formats.pair_files import renew_pairs
 from hfprep.formats.samples import SampleSet, Split
 from hfprep.formats.webdataset import is_webdataset
 from hfprep.inputs.manifest.rows import AudioFinder
@@ -33,6 +34,7 @@ from hfprep.tools.verify.exported import ExportedCheck
 from hfprep.tools.verify.faults import Fault, FaultKind, Findings
 from hfprep.tools.verify.listing import Listing
 from hfprep.tools.verify.npy import verify_npy
+from hfprep.tools.verify.pairs import verify_pairs
 from hfprep.tools.verify.parity import Parity, Stored, check_models, compare_alone, draw
 from hfprep.tools.verify.repair import repair_npy
 from hfprep.tools.verify.state_reader import StateReader
@@ -91,6 +93,7 @@ def verify(options: VerifyOptions) -> Verdict:
         raise ConfigError(f"{str(root)!r} holds no features: neither manifests, nor arrays, nor an export")
     with _undisturbed(output, options.repair):
         findings, listing = verify_npy(output, workers=choose_workers(options.workers), vocab_size=_vocab_size(options))
+        verify_pairs(root, findings)
         parity = None
         if options.parity:
             broken = {fault.id for fault in findings.faults}
@@ -100,6 +103,7 @@ def verify(options: VerifyOptions) -> Verdict:
         repairs = []
         if options.repair and (findings.faults or faults):
             repairs = repair_npy(output, findings, listing, {fault.file.partition("/")[0] for fault in faults})
+            repairs += renew_pairs(root)
     samples = len(listing.split_of)
     return Verdict("npy", samples, findings.faults + faults, findings.notes + notes, repairs, parity)
 

@@ -31,6 +31,7 @@ class FaultKind(StrEnum):
     STATS_DISAGREE = "stats_disagree"
     REJECTED_DISAGREES = "rejected_disagrees"
     STATE_DISAGREES = "state_disagrees"
+    PAIRS_DISAGREE = "pairs_disagree"
     UNFINISHED = "unfinished"
     UNLISTED_FILE = "unlisted_file"
     CHECKSUM = "checksum"

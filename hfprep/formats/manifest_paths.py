@@ -1,0 +1,113 @@
+"""Manifests whose paths a trainer finds from another folder: absolute, or relative to where they are.
+
+Records of a build name its arrays relative to the output, and the audio as the source manifest does. Here they are
+written for a reader that knows neither folder.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hfprep.errors import ConfigError, StoreError
+from hfprep.formats.audio_files import audio_finder
+from hfprep.formats.formats import no_manifests
+from hfprep.formats.npy import MANIFESTS, LineFile, is_npy_output
+from hfprep.formats.samples import parse_entry
+from hfprep.io.atomic import write_lines
+from hfprep.io.object_storage import is_url
+from hfprep.io.references import file_of, moved, parse_reference
+from hfprep.store.layout import json_line
+
+RELATIVE, ABSOLUTE = "relative", "absolute"
+PATHS = (RELATIVE, ABSOLUTE)
+AUDIO_PATH = "audio_path"  # the end of every field that names audio; others that end in _path name arrays
+
+
+def check_paths(paths: str) -> None:
+    """Raise ConfigError where `paths` is none of `PATHS`."""
+    if paths not in PATHS:
+        raise ConfigError(f"--paths is {paths!r}; it must be {' or '.join(PATHS)}")
+
+
+@dataclass
+class PathWriter:
+    """Writes the paths of an output's records anew: absolute, or relative to `folder`.
+
+    `missing` are the audio paths at which there is no file: they stay as they are in the record.
+    """
+
+    output: Path
+    folder: Path
+    paths: str
+    audio_root: Path | None = None
+    missing: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        check_paths(self.paths)
+        self._find: Callable[[str], str] = audio_finder(self.output, self.audio_root)
+        self._root, self._base = os.path.abspath(self.output), os.path.abspath(self.folder)
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        """The record of a sample or a pair with its paths written anew."""
+        changed = {}
+        for name, value in record.items():
+            if name.endswith(AUDIO_PATH):
+                changed[name] = self._audio(value)
+            elif name.endswith("_path"):
+                changed[name] = self._place(os.path.join(self._root, value))
+        return record | changed
+
+    def _audio(self, audio: str) -> str:
+        if is_url(audio):
+            return audio
+        found = self._find(audio)
+        file = file_of(found)
+        if not os.path.exists(file):
+            self.missing.add(audio)
+            return audio
+        reference = parse_reference(found)
+        return self._place(file) if reference is None else moved(reference, self._place(file))
+
+    def _place(self, path: str) -> str:
+        absolute = os.path.normpath(os.path.abspath(path))
+        return Path(absolute if self.paths == ABSOLUTE else os.path.relpath(absolute, self._base)).as_posix()
+
+
+@dataclass(frozen=True)
+class ExportedManifests:
+    """How many records each file got, by name, and the audio paths at which there is no file."""
+
+    files: dict[str, int]
+    missing: tuple[str, ...]
+
+
+def export_manifests(
+    output: Path, target: Path, *, paths: str = RELATIVE, audio_root: Path | None = None, pairs: tuple[str, ...] = ()
+) -> ExportedManifests:
+    """Write both manifests of an npy output, and its pair files of these names, into another folder.
+
+    Files of the same names there are replaced. Raises StoreError where the output has no manifests, ConfigError where
+    the folder is the output itself.
+    """
+    if not is_npy_output(output):
+        raise StoreError(no_manifests(output))
+    if target.resolve() == output.resolve():
+        raise ConfigError(f"DIR is {str(target)!r}, the output itself; give another folder")
+    writer = PathWriter(output, target, paths, audio_root)
+    files = {}
+    for name in (*MANIFESTS.values(), *pairs):
+        lines = LineFile(output / name)
+        write_lines(target / name, _rewritten(lines, writer))
+        files[name] = len(lines)
+    return ExportedManifests(files, tuple(sorted(writer.missing)))
+
+
+def _rewritten(lines: LineFile, writer: PathWriter) -> Iterator[bytes]:
+    for index in range(len(lines)):
+        try:
+            record = parse_entry(lines.line(index)).record
+        except ValueError as error:
+            raise StoreError(f"{lines.path}, line {index + 1}: {error}; run the build again") from None
+        yield json_line(writer(record))

@@ -1,0 +1,169 @@
+"""Which pair files an output has, of which manifests they were made, and whether they still hold.
+
+Each time pairs are written, `.hfprep/pairs.json` gets their names, options and the SHA-256 of the manifests. What
+changes an output calls `renew_pairs` at its end.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfprep.errors import HfprepError
+from hfprep.formats.manifest_paths import ABSOLUTE, PathWriter
+from hfprep.formats.npy import MANIFESTS, LineFile, is_npy_output
+from hfprep.formats.pairs import PAIR_MANIFESTS, PairCounts, PairOptions, pair_record, write_pairs
+from hfprep.formats.samples import parse_entry
+from hfprep.io.atomic import write_bytes
+from hfprep.io.file_hashes import sha256_file
+from hfprep.store.layout import PRIVATE
+
+RECORD = "pairs.json"
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """The pair files of one call, by split, how they were made, and the SHA-256 of the manifests that they are of."""
+
+    options: PairOptions
+    manifests: dict[str, str]
+
+    @property
+    def files(self) -> dict[str, str]:
+        """File names by split."""
+        return self.options.names
+
+
+@dataclass(frozen=True)
+class PairProblem:
+    """One pair that is not of its records: its file, line and id, and what is wrong."""
+
+    file: str
+    line: int
+    id: str | None
+    message: str
+
+
+def make_pairs(output: Path, options: PairOptions) -> dict[str, PairCounts]:
+    """Write pairs and remember how; raises as `write_pairs` does."""
+    before = manifest_hashes(output) if is_npy_output(output) else {}
+    counts = write_pairs(output, options)
+    others = [made for made in known_pairs(output) if made.files != options.names]
+    _remember(output, [*others, PairSet(options, before)])
+    return counts
+
+
+def known_pairs(output: Path) -> list[PairSet]:
+    """The pair sets that are remembered; none where there is no record, or it cannot be read."""
+    try:
+        sets = json.loads((output / PRIVATE / RECORD).read_bytes())["sets"]
+        return [PairSet(PairOptions(**made["options"]), made["manifests"]) for made in sets]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def pair_files(output: Path) -> dict[str, str]:
+    """The pair files that are there, by name the split: those that are remembered, and those of the usual names."""
+    names = {name: split for made in known_pairs(output) for split, name in made.files.items()}
+    names |= {name: split for split, name in PAIR_MANIFESTS.items()}
+    return {name: split for name, split in names.items() if (output / name).is_file()}
+
+
+def renew_pairs(output: Path) -> list[str]:
+    """Make pairs again that are of other manifests than the present ones, or remove them; one line for each set.
+
+    Pairs that nothing is remembered of are removed where one of them does not hold.
+    """
+    lines, kept = [], []
+    present = manifest_hashes(output) if is_npy_output(output) else {}
+    known = known_pairs(output)
+    for made in known:
+        if made.manifests == present:
+            kept.append(made)
+            continue
+        names = ", ".join(made.files.values())
+        try:
+            counts = write_pairs(output, made.options)
+        except HfprepError as error:
+            _remove(output, made.files.values())
+            lines.append(f"removed {names}: the samples have changed, and no pairs can be made of them now: {error}")
+        else:
+            kept.append(PairSet(made.options, present))
+            pairs = sum(count.pairs for count in counts.values())
+            lines.append(f"made {names} again, since the samples have changed: {pairs} pairs")
+    if kept != known:
+        _remember(output, kept)
+    remembered = {name for made in known for name in made.files.values()}
+    unknown = [name for name in pair_files(output) if name not in remembered]
+    if any(next(pair_problems(output, name), None) for name in unknown):
+        _remove(output, unknown)
+        lines.append(f"removed {', '.join(unknown)}: the samples have changed; make the pairs again")
+    return lines
+
+
+def pair_problems(output: Path, name: str) -> Iterator[PairProblem]:
+    """Hold each pair of a file against the records of its two utterances, all fields of it."""
+    split = pair_files(output)[name]
+    manifest = output / MANIFESTS[split]
+    if not manifest.is_file():
+        yield PairProblem(name, 1, None, f"there is no {manifest.name} that it could be of")
+        return
+    records = _Records(manifest)
+    writer = next((_writer(output, made.options) for made in known_pairs(output) if name in made.files.values()), None)
+    lines = LineFile(output / name)
+    for index in range(len(lines)):
+        try:
+            pair = json.loads(lines.line(index))
+            pair_id, message = pair["id"], records.problem(pair, writer)
+        except (ValueError, KeyError, TypeError) as error:
+            pair_id, message = None, f"is no pair ({error!r})"
+        if message is not None:
+            yield PairProblem(name, index + 1, pair_id, message)
+
+
+def manifest_hashes(output: Path) -> dict[str, str]:
+    """The SHA-256 of both manifests, by split."""
+    return {split: sha256_file(output / name) for split, name in MANIFESTS.items()}
+
+
+class _Records:
+    """The records of a manifest by id, which stay in the file."""
+
+    def __init__(self, manifest: Path) -> None:
+        self._name = manifest.name
+        self._lines = LineFile(manifest)
+        self._places = {self._record(index)["id"]: index for index in range(len(self._lines))}
+
+    def problem(self, pair: dict[str, Any], writer: PathWriter | None) -> str | None:
+        """What is wrong with a pair, None where it is what would be made of its records now."""
+        found = {}
+        for role in ("prompt", "target"):
+            place = self._places.get(pair[f"{role}_id"])
+            if place is None:
+                return f"{role}_id {pair[f'{role}_id']!r} is not in {self._name}"
+            found[role] = self._record(place)
+        expected = pair_record(found["prompt"], found["target"] | {"speaker": pair["speaker"]})
+        expected = expected if writer is None else writer(expected)
+        other = [name for name in expected if pair.get(name) != expected[name]]
+        if not other:
+            return None
+        return f"{other[0]} is {pair.get(other[0])!r}, but {self._name} says {expected[other[0]]!r}"
+
+    def _record(self, index: int) -> dict[str, Any]:
+        return parse_entry(self._lines.line(index)).record
+
+
+def _writer(output: Path, options: PairOptions) -> PathWriter | None:
+    return PathWriter(output, output, ABSOLUTE, options.audio_folder) if options.paths == ABSOLUTE else None
+
+
+def _remove(output: Path, names: Any) -> None:
+    for name in names:
+        (output / name).unlink(missing_ok=True)
+
+
+def _remember(output: Path, sets: list[PairSet]) -> None:
+    content = [{"options": dataclasses.asdict(made.options), "manifests": made.manifests} for made in sets]
+    write_bytes(output / PRIVATE / RECORD, json.dumps({"sets": content}, indent=2).encode() + b"\n")

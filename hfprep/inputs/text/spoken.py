@@ -1,0 +1,125 @@
+"""English and Chinese text with its numbers and symbols as words: the grammars behind their fast paths.
+
+Gives `Grammars`, one object for both languages, and what goes before them. Takes strings. Does not know languages'
+codes or punctuation tables: those differ between model families.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+from hfprep.errors import Reason, RejectedSample
+from hfprep.inputs.text.grammar import PACKAGE, VERSION, ChineseGrammar, EnglishGrammar, grammar_folder
+from hfprep.inputs.text.held import around
+from hfprep.inputs.text.plain import PlainChinese, PlainEnglish
+
+# The published front end asks for no word boundary, so "rabbit's" becomes "rabbit is": tokens at training must be the
+# tokens at inference.
+_CONTRACTED_IS = re.compile(r"(what|where|who|which|how|t?here|it|s?he|that|this)'s", re.IGNORECASE)
+# How many capitalised chunks (English) and characters (Chinese) are remembered: some ten megabytes when full.
+_CHUNK_CACHE = 20_000
+TEXT_CACHE = 4096
+# The grammars take some 180 kB and a millisecond for each character. The models have 600 positions for text: what is
+# longer than this is far beyond them, and could take the memory of everything else.
+_LONGEST_FOR_GRAMMAR = 5000
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def join_contractions(text: str) -> str:
+    """The text with "what's", "it's" and the like as "what is", "it is"."""
+    return _CONTRACTED_IS.sub(r"\1 is", text)
+
+
+def refuse_half_characters(text: str) -> None:
+    """Raise RejectedSample, text_failed, for a text that is not valid Unicode."""
+    surrogate = _SURROGATE.search(text)
+    if surrogate:
+        raise RejectedSample(
+            Reason.TEXT_FAILED,
+            f"the text holds half a character (U+{ord(surrogate[0]):04X} at position {surrogate.start()}): "
+            "it was cut or wrongly decoded; write the whole character, or remove it",
+        )
+
+
+class Grammars:
+    """Both grammars, each loaded when a text first needs it. Safe to call from several threads."""
+
+    def __init__(self, folder: Path | None = None, *, cache_size: int = TEXT_CACHE) -> None:
+        """Take the folder of the grammars' .fst files (None: the installed package's) and how many texts to keep."""
+        self.folder = folder
+        self.cache_size = cache_size
+        self._lock = threading.Lock()
+        self._english: Callable[[str], str] | None = None
+        self._chinese: Callable[[str], str] | None = None
+
+    def english(self, text: str) -> str:
+        """The spoken form of an English text.
+
+        Raises GrammarFailed where the grammar has no reading of it, RejectedSample, text_too_long, where it is far too
+        long for the grammar, and ConfigError where the grammar is not installed.
+        """
+        with self._lock:
+            if self._english is None:
+                self._english = _english(EnglishGrammar(self._folder()), self.cache_size)
+        return self._english(text)
+
+    def chinese(self, text: str) -> str:
+        """The spoken form of a Chinese text, pinyin and foreign names held back; raises as `english` does."""
+        with self._lock:
+            if self._chinese is None:
+                self._chinese = _chinese(ChineseGrammar(self._folder()), self.cache_size)
+        return self._chinese(text)
+
+    def fingerprint(self) -> str:
+        """What the spoken forms depend on besides the text and these rules."""
+        return f"{PACKAGE} {VERSION}" if self.folder is None else f"grammars {_sha256(self.folder)}"
+
+    def _folder(self) -> Path:
+        return self.folder if self.folder is not None else grammar_folder()
+
+
+def _sha256(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for grammar in (EnglishGrammar(folder), ChineseGrammar(folder)):
+        for path in grammar.files:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _english(grammar: EnglishGrammar, cache_size: int) -> Callable[[str], str]:
+    """The grammar behind its fast path and its memory."""
+    plain = PlainEnglish(grammar, cache_size=_CHUNK_CACHE)
+    remembered = lru_cache(cache_size)(grammar.normalize)
+
+    def spoken(text: str) -> str:
+        tokens = plain.tokens(text)
+        return remembered(_readable(text)) if tokens is None else grammar.verbalize(tokens)
+
+    return spoken
+
+
+def _chinese(grammar: ChineseGrammar, cache_size: int) -> Callable[[str], str]:
+    """The grammar behind its fast path, its memory, and what it must not read."""
+    plain = PlainChinese(grammar, cache_size=_CHUNK_CACHE)
+    remembered = lru_cache(cache_size)(grammar.normalize)
+
+    def spoken(text: str) -> str:
+        result = plain.spoken(text)
+        return remembered(_readable(text)) if result is None else result
+
+    return lambda text: around(text.rstrip(), spoken)
+
+
+def _readable(text: str) -> str:
+    if len(text) > _LONGEST_FOR_GRAMMAR:
+        raise RejectedSample(
+            Reason.TEXT_TOO_LONG,
+            f"the text has {len(text)} characters; one with numbers or symbols can have {_LONGEST_FOR_GRAMMAR}. "
+            "Cut the sample into sentences",
+        )
+    return text

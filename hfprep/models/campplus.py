@@ -1,0 +1,263 @@
+"""CAM++ (CAMPPlus): a clip's log mel energies to one speaker vector.
+
+Gives `Campplus`: fbank (B, F, 80) with lengths to vectors (B, E), each from its own frames alone. Every convolution
+sees zeros past a clip's own end, every mean and deviation is of real steps. In eval mode batch norms are affine maps:
+those behind a convolution are part of its weights here, the others are a `scale` and a `shift`. Takes no checkpoint:
+whoever loads one folds it (recipes).
+Source: Wang et al. 2023 (CAM++), Yu et al. 2021 (densely connected TDNN), as published by 3D-Speaker.
+
+Shapes: C head channels, F frames (10 ms), T steps = (F + 1) // 2, S stretches of 100 steps, G growth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hfprep.models.masking import FrameMask, TimeMask, packs, to_device
+from hfprep.models.operators import Linear, linear
+
+NUM_MEL_BINS = 80
+FREQUENCY_STRIDE = 8  # three strides of 2
+TDNN_KERNEL = 5
+STRETCH = 100  # steps that share one context: 2 s
+DILATIONS = (1, 2, 2)
+MIN_FRAMES = 3  # two steps, without which there is no deviation
+
+# Frames that exist at once on a GPU: their largest map is 670 MB at full width.
+FRAMES_PER_PIECE = 1 << 16
+# Frames of a convolution on a CPU: oneDNN compiles 3 MB of code for every length that it meets.
+TILE = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class CampplusConfig:
+    """The widths of the network: of the head's maps, the steps, a layer's bottleneck, context and growth, the vector.
+
+    `num_layers` are those of each dense block.
+    """
+
+    head_channels: int
+    channels: int
+    bottleneck: int
+    context: int
+    growth: int
+    num_layers: tuple[int, ...]
+    vector: int
+
+
+class MapConvolution(nn.Module):
+    """A 3x3 convolution over mel bins and frames, padding 1, then a ReLU unless `final` is added to it first."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1) -> None:
+        super().__init__()
+        self.stride = stride
+        self.time_mask = TimeMask()
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, 3, 3))
+        self.bias = nn.Parameter(torch.empty(out_channels))
+
+    def forward(self, x: Tensor, frames: FrameMask) -> Tensor:
+        """(B, C, bins, F), whose padding is zeroed, to (B, C', bins / stride, F)."""
+        x = self.time_mask(x, frames)
+        if x.device.type != "cpu":
+            return F.conv2d(x, self.weight, self.bias, stride=(self.stride, 1), padding=1)
+        num_frames = x.shape[-1]
+        padded = F.pad(x, (1, 1 + -num_frames % TILE))
+        tiles = [
+            F.conv2d(padded[..., start : start + TILE + 2], self.weight, self.bias, (self.stride, 1), (1, 0))
+            for start in range(0, num_frames, TILE)
+        ]
+        return torch.cat(tiles, dim=-1)[..., :num_frames]
+
+
+class MapBlock(nn.Module):
+    """Two convolutions, added to their input; `stride` 2 halves the bins and puts a 1x1 convolution on the input."""
+
+    def __init__(self, channels: int, *, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.first = MapConvolution(channels, channels, stride=stride)
+        self.second = MapConvolution(channels, channels)
+        if stride > 1:
+            self.shortcut_weight = nn.Parameter(torch.empty(channels, channels))
+            self.shortcut_bias = nn.Parameter(torch.empty(channels))
+
+    def forward(self, x: Tensor, frames: FrameMask) -> Tensor:
+        hidden = self.second(self.first(x, frames).relu_(), frames)
+        if self.stride == 1:
+            return hidden.add_(x).relu_()
+        strided = x[:, :, :: self.stride]
+        hidden.add_((self.shortcut_weight @ strided.flatten(2)).view_as(hidden))
+        return hidden.add_(self.shortcut_bias[:, None, None]).relu_()
+
+
+class Head(nn.Module):
+    """Convolutions over mel bins and frames: (B, F, 80) to (B, F, C * 10)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = MapConvolution(1, channels)
+        self.blocks = nn.ModuleList(MapBlock(channels, stride=stride) for stride in (2, 1, 2, 1))
+        self.last = MapConvolution(channels, channels, stride=2)
+
+    def forward(self, fbank: Tensor, frames: FrameMask) -> Tensor:
+        over_maps = frames
+        if frames.padding is not None:
+            over_maps = replace(frames, padding=frames.padding[:, None].transpose(2, 3))  # (B, 1, 1, F)
+        # The mask works in place, and fbank is the caller's.
+        maps = fbank.transpose(1, 2)[:, None].clone()
+        maps = self.first(maps, over_maps).relu_()
+        for block in self.blocks:
+            maps = block(maps, over_maps)
+        maps = self.last(maps, over_maps).relu_()
+        return maps.flatten(1, 2).transpose(1, 2)
+
+
+class StepConvolution(nn.Module):
+    """Conv1d over frames, kernel 5, stride 2, padding 2, then a ReLU: (B, F, I) to (B, T, O)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.time_mask = TimeMask()
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, TDNN_KERNEL))
+        self.bias = nn.Parameter(torch.empty(out_channels))
+
+    def forward(self, x: Tensor, frames: FrameMask) -> Tensor:
+        margin = TDNN_KERNEL // 2
+        padded = F.pad(self.time_mask(x, frames), (0, 0, margin, margin))
+        windows = padded.unfold(1, TDNN_KERNEL, 2).flatten(2)  # (B, T, I * 5)
+        return linear(windows, self.weight.flatten(1), self.bias).relu_()
+
+
+class Contexts(nn.Module):
+    """How the steps' means are taken: a matrix that makes the contexts of all stretches in one matmul.
+
+    A stretch's context is the mean over all steps of the clip plus the mean over the stretch's own.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean_mask, self.stretch_mask = TimeMask(), TimeMask()
+
+    def forward(self, steps: FrameMask, like: Tensor) -> Tensor:
+        """(B, S, T), of the type and on the device of `like` (B, T, C)."""
+        ones = like.new_ones(*like.shape[:2], 1)
+        of_all = self.mean_mask(ones.clone(), steps).mT  # (B, 1, T)
+        number = torch.arange(like.shape[1], device=like.device) // STRETCH
+        stretches = torch.arange(-(-like.shape[1] // STRETCH), device=like.device)
+        of_own = self.stretch_mask(ones, steps).mT * (number == stretches[:, None])  # (B, S, T)
+        # A stretch that is all padding has no step; its context is never used.
+        return of_all / of_all.sum(-1, keepdim=True) + of_own / of_own.sum(-1, keepdim=True).clamp_min_(1.0)
+
+
+class DenseLayer(nn.Module):
+    """Norm, ReLU, bottleneck, ReLU; then a convolution over time, each step scaled by a gate made of its context."""
+
+    def __init__(self, in_channels: int, config: CampplusConfig, *, dilation: int) -> None:
+        super().__init__()
+        self.in_channels, self.growth, self.dilation = in_channels, config.growth, dilation
+        self.scale = nn.Parameter(torch.empty(in_channels))
+        self.shift = nn.Parameter(torch.empty(in_channels))
+        self.bottleneck = Linear(in_channels, config.bottleneck)
+        self.time_mask = TimeMask()
+        # A tap's weights one after another: three products in one, then shifted sums of their narrow results.
+        self.local_weight = nn.Parameter(torch.empty(3 * config.growth, config.bottleneck))
+        self.squeeze = Linear(config.bottleneck, config.context)
+        self.gate = Linear(config.context, config.growth)
+
+    def forward(self, features: Tensor, steps: FrameMask, contexts: Tensor, stretch_of: Tensor) -> None:
+        """Write this layer's G channels behind the `in_channels` of features (B, T, all channels)."""
+        hidden = torch.addcmul(self.shift, features[..., : self.in_channels], self.scale).relu_()
+        hidden = self.time_mask(self.bottleneck(hidden).relu_(), steps)
+        growth, dilation = self.growth, self.dilation
+        taps = linear(hidden, self.local_weight)
+        local = taps[..., growth : 2 * growth]
+        local[:, dilation:] += taps[:, :-dilation, :growth]
+        local[:, :-dilation] += taps[:, dilation:, 2 * growth :]
+        gate = self.gate(self.squeeze(contexts @ hidden).relu_()).sigmoid_()  # (B, S, G)
+        new = features[..., self.in_channels : self.in_channels + growth]
+        torch.mul(local, gate.index_select(1, stretch_of), out=new)
+
+
+class DenseBlock(nn.Module):
+    """Dense layers, each fed with all channels before it; then norm, ReLU and a 1x1 convolution to half of them."""
+
+    def __init__(self, in_channels: int, num_layers: int, config: CampplusConfig, *, dilation: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            DenseLayer(in_channels + layer * config.growth, config, dilation=dilation) for layer in range(num_layers)
+        )
+        self.out_channels = in_channels + num_layers * config.growth
+        self.scale = nn.Parameter(torch.empty(self.out_channels))
+        self.shift = nn.Parameter(torch.empty(self.out_channels))
+        self.transit = Linear(self.out_channels, self.out_channels // 2)
+
+    def forward(self, x: Tensor, steps: FrameMask, contexts: Tensor, stretch_of: Tensor) -> Tensor:
+        features = x.new_empty(*x.shape[:2], self.out_channels)
+        features[..., : x.shape[-1]] = x
+        for layer in self.layers:
+            layer(features, steps, contexts, stretch_of)
+        return self.transit(torch.addcmul(self.shift, features, self.scale).relu_())
+
+
+class Statistics(nn.Module):
+    """Mean and unbiased deviation over a clip's steps: (B, T, C) to (B, 2 * C)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean_mask, self.deviation_mask = TimeMask(), TimeMask()
+
+    def forward(self, x: Tensor, steps: FrameMask) -> Tensor:
+        counts = to_device(steps.lengths.to(x.dtype), x.device)[:, None]
+        mean = self.mean_mask(x, steps).sum(1) / counts
+        squares = self.deviation_mask((x - mean[:, None]).square_(), steps)
+        return torch.cat([mean, (squares.sum(1) / (counts - 1)).sqrt_()], dim=-1)
+
+
+class Campplus(nn.Module):
+    """The whole network; batch norms are folded."""
+
+    def __init__(self, config: CampplusConfig) -> None:
+        super().__init__()
+        self.head = Head(config.head_channels)
+        self.tdnn = StepConvolution(config.head_channels * NUM_MEL_BINS // FREQUENCY_STRIDE, config.channels)
+        blocks = []
+        channels = config.channels
+        for num_layers, dilation in zip(config.num_layers, DILATIONS, strict=True):
+            blocks.append(DenseBlock(channels, num_layers, config, dilation=dilation))
+            channels = blocks[-1].out_channels // 2
+        self.blocks = nn.ModuleList(blocks)
+        self.contexts = Contexts()
+        self.statistics = Statistics()
+        self.out = Linear(2 * channels, config.vector)
+
+    @property
+    def packs(self) -> bool:
+        """Whether the clips of a batch are computed one after another, without its padding."""
+        return packs(self.out.weight.device)
+
+    def forward(self, fbank: Tensor, lengths: Tensor) -> Tensor:
+        """Speaker vectors (B, E) float32 of fbank (B, F, 80) float32, of which the first `lengths[b]` frames are real.
+
+        `lengths` (B,) int64 on the CPU, from `MIN_FRAMES`; what stands in the padding may be any finite numbers.
+        """
+        if self.packs:
+            clips = zip(fbank, lengths.tolist(), strict=True)
+            return torch.cat([self._vectors(clip[None, :length], torch.tensor([length])) for clip, length in clips])
+        size = max(1, FRAMES_PER_PIECE // fbank.shape[1])
+        pieces: Sequence[tuple[Tensor, Tensor]] = list(zip(fbank.split(size), lengths.split(size), strict=True))
+        return torch.cat([self._vectors(piece, of_piece) for piece, of_piece in pieces])
+
+    def _vectors(self, fbank: Tensor, lengths: Tensor) -> Tensor:
+        frames = FrameMask.from_lengths(lengths, fbank.shape[1], fbank.device)
+        x = self.tdnn(self.head(fbank, frames), frames)
+        steps = FrameMask.from_lengths((lengths + 1) // 2, x.shape[1], x.device)
+        contexts = self.contexts(steps, x)
+        stretch_of = torch.arange(x.shape[1], device=x.device) // STRETCH
+        for block in self.blocks:
+            x = block(x, steps, contexts, stretch_of)
+        return self.out(self.statistics(x.relu_(), steps))

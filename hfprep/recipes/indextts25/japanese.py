@@ -1,0 +1,69 @@
+"""Japanese text cut into words, as IndexTTS-2.5 reads it: by fugashi with the dictionary unidic-lite.
+
+Gives `JapaneseWords`. Both packages are an extra (`pip install 'hfprep[ja]'`): without them a Japanese text is
+rejected; other languages do without.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+from hfprep.errors import Reason, RejectedSample
+
+INSTALL = "pip install 'hfprep[ja]'"
+_PACKAGES = ("fugashi", "unidic-lite")
+_SPACES = re.compile("( +)")
+_WHITE_SPACE = re.compile(r"\s+")
+
+
+class JapaneseWords:
+    """Puts a space between the words of a text; loads the dictionary when a text first needs it. Safe in threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tagger: Any = None
+
+    def __call__(self, text: str) -> str:
+        """The text with a space between its words; runs of spaces stay as they are.
+
+        Raises RejectedSample, text_failed, where the packages are not installed or the dictionary loses characters.
+        """
+        return "".join(part if part.startswith(" ") else self._words(part) for part in _SPACES.split(text) if part)
+
+    def _words(self, part: str) -> str:
+        with self._lock:  # a tagger holds the sentence that it is at
+            if self._tagger is None:
+                self._tagger = _open_tagger()
+            words = [word.surface for word in self._tagger(part)]
+        if _bare("".join(words)) != _bare(part):
+            raise RejectedSample(Reason.TEXT_FAILED, f"the Japanese dictionary loses characters of {part[:60]!r}")
+        return " ".join(words)
+
+
+def _bare(text: str) -> str:
+    return _WHITE_SPACE.sub("", text)
+
+
+def versions() -> str:
+    """The installed packages and their versions, or that there are none."""
+    try:
+        return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in _PACKAGES)
+    except importlib.metadata.PackageNotFoundError:
+        return "no Japanese words"
+
+
+def _open_tagger() -> Any:
+    try:
+        import fugashi
+        import unidic_lite
+    except ImportError as error:
+        raise RejectedSample(
+            Reason.TEXT_FAILED, f"Japanese text is cut into words by fugashi and unidic-lite: {INSTALL}"
+        ) from error
+    # By name: fugashi would take another dictionary where one is installed, with other words.
+    folder = Path(unidic_lite.DICDIR)
+    return fugashi.Tagger(f'-r "{folder / "mecabrc"}" -d "{folder}"')

@@ -1,0 +1,215 @@
+"""Token ids of a text for IndexTTS-2.5, with the steps that its inference takes before it asks its vocabulary.
+
+Gives `TextEncoder`: text and language code in, int32 ids out, and every stage in between. Takes the vocabulary's path
+and, where there is one, the model set's glossary. Source: IndexTTS-2.5's infer_v2_5.py and utils/front.py.
+
+Its rules are not those of IndexTTS-2: the punctuation table comes before the grammars ("8:00" is "8,00" to them), the
+grammar is chosen by the text and not by the language, and nothing is stripped.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hfprep.errors import Reason, RejectedSample
+from hfprep.inputs.text import punctuation
+from hfprep.inputs.text.grammar import GrammarFailed
+from hfprep.inputs.text.held import TONED_PINYIN
+from hfprep.inputs.text.spoken import Grammars, join_contractions, refuse_half_characters
+from hfprep.recipes.indextts25 import japanese
+from hfprep.recipes.indextts25.glossary import Glossary
+from hfprep.recipes.indextts25.vocabulary import DROPPED_IDS, MAX_CHARACTERS, Vocabulary, language_id
+
+TEXT_VERSION = "1"  # raised whenever the rules of this module give another token for any text
+
+SPOKEN_LANGUAGES = ("zh", "zhen", "en")
+LOWER_CASE_LANGUAGES = (*SPOKEN_LANGUAGES, "ja")
+
+_READING = re.compile(r"<([^|>\n]+)\|([^>\n]+)>")  # <surface|pronunciation>
+_TOKEN = re.compile(r"<\|([^|]+)\|>")
+_KANA = re.compile("[\u3040-\u309f]+|[\u30a0-\u30ff]+")
+_CHINESE_CHARACTER = re.compile("[\u4e00-\u9fff]")
+_LATIN_LETTER = re.compile("[A-Za-z]")
+_MAIL_ADDRESS = re.compile("[a-zA-Z0-9]+@[a-zA-Z0-9]+[.][a-zA-Z]+")
+_HYPHENED = re.compile("[A-Za-z][A-Za-z0-9]*(?:-[A-Za-z0-9]+)+")  # GPT-5-nano
+_SHIELD = "<H>"
+_SHIELDED = re.compile(rf"\s*{_SHIELD}\s*")
+
+_COMMON_MARKS = punctuation.PunctuationMap(punctuation.COMMON)
+_CHINESE_MARKS = punctuation.PunctuationMap(punctuation.CHINESE)
+
+
+@dataclass(frozen=True, slots=True)
+class TextStages:
+    """A text on its way to ids: after the punctuation table, as spoken, and as the vocabulary sees it."""
+
+    cleaned: str
+    normalized: str
+    final: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """A text's stages, the vocabulary's ids, and those that the model sees, (text_len,) int32."""
+
+    stages: TextStages
+    all_ids: list[int]
+    ids: np.ndarray
+
+
+class TextEncoder:
+    """Text to ids. Safe to call from several threads, and picklable (a copy opens everything anew)."""
+
+    def __init__(self, vocabulary: Path, *, glossary: Path | None = None, grammar_dir: Path | None = None) -> None:
+        """Read the vocabulary and the glossary; raises ConfigError where one is missing or no such file."""
+        self.vocabulary = Vocabulary(vocabulary)
+        self.glossary = Glossary() if glossary is None else Glossary.read(glossary)
+        self._arguments = (Path(vocabulary), glossary, grammar_dir)
+        self._grammars = Grammars(grammar_dir)
+        self._japanese = japanese.JapaneseWords()
+
+    def __reduce__(self) -> tuple[Callable[..., TextEncoder], tuple[Path, Path | None, Path | None]]:
+        return _rebuild, self._arguments
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are below it."""
+        return self.vocabulary.size
+
+    def fingerprint(self) -> str:
+        """What the ids depend on besides the text and its language."""
+        return ", ".join(
+            (
+                f"rules {TEXT_VERSION}",
+                self._grammars.fingerprint(),
+                japanese.versions(),
+                f"Unicode {unicodedata.unidata_version}",
+                f"vocabulary {self.vocabulary.sha256}",
+                f"glossary {self.glossary.sha256}",
+            )
+        )
+
+    def encode(self, text: str, language: str | None = None) -> np.ndarray:
+        """The ids of a text that the model sees, int32 (text_len,), without its start and stop token.
+
+        Raises RejectedSample: empty_text where there is nothing to say, text_failed where the text cannot be read or
+        no grammar has a reading of it, text_too_long where it is far too long to be read.
+        """
+        return self.tokenize(text, language).ids
+
+    def tokenize(self, text: str, language: str | None = None) -> Tokenized:
+        """A text's ids with every stage on the way; raises as `encode` does."""
+        stages = self.stages(text, language)
+        if not text.strip():
+            raise RejectedSample(Reason.EMPTY_TEXT, f"there is nothing to say in the text {text[:60]!r}")
+        if not stages.normalized.strip():
+            raise RejectedSample(Reason.TEXT_FAILED, f"the zh grammar has no reading of {text[:60]!r}")
+        return self.tokenize_stages(stages, language)
+
+    def tokenize_stages(self, stages: TextStages, language: str | None) -> Tokenized:
+        """The ids of what `stages` gave, be it empty."""
+        all_ids = self.vocabulary.encode(f"<|{_code(language)}|> {stages.final}")
+        ids = np.array([number for number in all_ids if number not in DROPPED_IDS], dtype=np.int32)
+        return Tokenized(stages, all_ids, ids)
+
+    def stages(self, text: str, language: str | None = None) -> TextStages:
+        """A text before tokenization; raises RejectedSample, text_failed or text_too_long, as `encode` does."""
+        _check(text)
+        code = _code(language)
+        cleaned = _COMMON_MARKS(text)
+        normalized = self._spoken(cleaned) if code in SPOKEN_LANGUAGES else cleaned
+        final = normalized
+        if code in LOWER_CASE_LANGUAGES:
+            final = final.lower()
+        elif code == "es":
+            final = final.upper()
+        final = _READING.sub(_pronounced, final)
+        if code == "ja":
+            final = self._japanese(final)
+        return TextStages(cleaned, normalized, _TOKEN.sub(lambda match: f"<|{match[1].upper()}|>", final))
+
+    @staticmethod
+    def language_id(language: str | None) -> int:
+        """The number of a language code for the trainer's language embedding."""
+        return language_id(language)
+
+    def _spoken(self, text: str) -> str:
+        """A Chinese or English text with numbers and symbols as words; "" where the Chinese grammar has no reading."""
+        text, hidden = _hide_readings(text)
+        chinese = _reads_as_chinese(text)
+        text = self.glossary.apply(join_contractions(text), "zh" if chinese else "en")
+        shielded = _HYPHENED.sub(lambda match: match[0].replace("-", _SHIELD), text.rstrip() if chinese else text)
+        any_shield = _HYPHENED.search(text) is not None
+        try:
+            spoken = self._grammars.chinese(shielded) if chinese else self._grammars.english(shielded)
+            spoken = _SHIELDED.sub("-", spoken) if any_shield else spoken
+        except GrammarFailed:  # a no-break space is enough
+            spoken = "" if chinese else text
+        spoken = (_CHINESE_MARKS if chinese else _COMMON_MARKS)(spoken)
+        for stand_in, reading in hidden.items():
+            spoken = spoken.replace(stand_in, reading)
+        return spoken
+
+
+def _rebuild(vocabulary: Path, glossary: Path | None, grammar_dir: Path | None) -> TextEncoder:
+    return TextEncoder(vocabulary, glossary=glossary, grammar_dir=grammar_dir)
+
+
+def _code(language: str | None) -> str:
+    return (language or "").lower()
+
+
+def _check(text: str) -> None:
+    refuse_half_characters(text)
+    if len(text) > MAX_CHARACTERS:
+        raise RejectedSample(
+            Reason.TEXT_TOO_LONG,
+            f"the text has {len(text):,} characters, and {MAX_CHARACTERS:,} are read at most: no model has positions "
+            "for so many. Cut the sample into sentences",
+        )
+
+
+def _reads_as_chinese(text: str) -> bool:
+    """Whether the Chinese grammar reads a text; it is the one for bare numbers, too."""
+    return (
+        _CHINESE_CHARACTER.search(text) is not None
+        or _LATIN_LETTER.search(text) is None
+        or _MAIL_ADDRESS.fullmatch(text) is not None
+        or TONED_PINYIN.search(text) is not None
+    )
+
+
+def _hide_readings(text: str) -> tuple[str, Mapping[str, str]]:
+    """A text with a run of letters in the place of each <surface|pronunciation>, and what each run stands for."""
+    hidden: dict[str, str] = {}
+
+    def hide(match: re.Match[str]) -> str:
+        stand_in = f"HELDREADING{_letters(len(hidden))}HELDREADING"
+        hidden[stand_in] = match[0]
+        return stand_in
+
+    return _READING.sub(hide, text), hidden
+
+
+def _letters(number: int) -> str:
+    """0 to 25 are a to z, then aa, ab, ...: a digit would be read aloud."""
+    letters = ""
+    while number >= 0:
+        letters = chr(ord("a") + number % 26) + letters
+        number = number // 26 - 1
+    return letters
+
+
+def _pronounced(match: re.Match[str]) -> str:
+    """What <surface|pronunciation> is to the model: kana as they are, else capitals between two special tokens."""
+    reading = match[2].upper()
+    if _KANA.fullmatch(reading):
+        return f" {reading} "
+    token = "<|SPECIAL_TOKEN_2|>" if _CHINESE_CHARACTER.search(match[1]) else "<|SPECIAL_TOKEN_1|>"
+    return f"{token}{reading}{token}"

@@ -1,0 +1,123 @@
+"""The tokens of IndexTTS-2.5: the ranks of its .tiktoken file, the special tokens after them, the languages' numbers.
+
+Gives `Vocabulary` (text to ids) and `language_id`. Takes the path of the ranks file, which is read here: nothing is
+fetched or cached. The special tokens are nowhere in the file; their order is the model's own.
+Source: Whisper's tokenizer with the ranks and tokens of CosyVoice's, which IndexTTS-2.5 took over.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+from hfprep.errors import ConfigError
+
+NUM_TOKENS = 60_509  # of the published vocabulary: 58,836 ranks and 1,673 special tokens; gpt.number_text_tokens
+DROPPED_IDS = (0, 1)  # the model's start and stop token; it drops both wherever they occur in a text
+MAX_CHARACTERS = 20_000
+"""Texts beyond this are refused unread: no 600 ids hold so much, and a run of one character takes long."""
+
+PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+
+_CODES = """
+en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la mi ml cy
+sk te fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr pa si km sn yo so af oc ka be tg sd gu am yi lo
+uz fo ht ps tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su
+yue minnan wuyu dialect zh/en en/zh common
+"""
+LANGUAGES = tuple(_CODES.split())
+"""The language codes in the order of their numbers; the first `NUM_LANGUAGE_TOKENS` have a token."""
+NUM_LANGUAGE_TOKENS = 99
+COMMON_LANGUAGE = LANGUAGES.index("common")
+
+_EVENTS = ["ASR", "AED", "SER", "Speech", "/Speech", "BGM", "/BGM", "Laughter", "/Laughter", "Applause", "/Applause"]
+_EMOTIONS = ["HAPPY", "SAD", "ANGRY", "NEUTRAL"]
+_TASKS = ["translate", "transcribe", "startoflm", "startofprev", "nospeech", "notimestamps"]
+_SOUNDS = ["TTS/B", "TTS/O", "TTS/Q", "TTS/A", "TTS/CO", "TTS/CL", "TTS/H", *(f"TTS/SP{n:02d}" for n in range(1, 14))]
+
+
+def special_tokens() -> list[str]:
+    """The special tokens in the order of their ids, from the number of ranks on."""
+    names = [
+        "endoftext",
+        "startoftranscript",
+        *LANGUAGES[:NUM_LANGUAGE_TOKENS],
+        *_EVENTS,
+        *_EMOTIONS,
+        *_TASKS,
+        *(f"SPECIAL_TOKEN_{number}" for number in range(1, 31)),
+        *_SOUNDS,
+        *(f"{step * 0.02:.2f}" for step in range(1501)),
+    ]
+    return [f"<|{name}|>" for name in names]
+
+
+def language_id(language: str | None) -> int:
+    """The number of a language code, in any case; of none, or one that the model does not know, that of "common"."""
+    code = (language or "").lower()
+    return LANGUAGES.index(code) if code in LANGUAGES else COMMON_LANGUAGE
+
+
+class Vocabulary:
+    """Text to ids. Safe to call from several threads, and picklable (a copy reads the file anew)."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the ranks. Raises ConfigError where the file is missing or is not this model's vocabulary."""
+        self.path = Path(path)
+        ranks = _read_ranks(self.path)
+        special = {token: len(ranks) + place for place, token in enumerate(special_tokens())}
+        import tiktoken
+
+        self.size = len(ranks) + len(special)
+        self._encoding = tiktoken.Encoding(
+            self.path.name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special, explicit_n_vocab=self.size
+        )
+
+    def __reduce__(self) -> tuple[Callable[[Path], Vocabulary], tuple[Path]]:
+        return Vocabulary, (self.path,)
+
+    @cached_property
+    def sha256(self) -> str:
+        """The SHA-256 of the ranks file, in hexadecimal."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, special tokens written out in it included."""
+        return self._encoding.encode(text, allowed_special="all")
+
+    def pieces(self, ids: list[int]) -> list[str]:
+        """What each id stands for; bytes that are no character by themselves as U+FFFD."""
+        return [self._encoding.decode_single_token_bytes(number).decode(errors="replace") for number in ids]
+
+
+_EMPTY = b"="  # how the published file writes the token without bytes at rank 48,474
+
+
+def _read_ranks(path: Path) -> dict[bytes, int]:
+    """The file's lines: a token in base64, a space, its rank."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ConfigError(
+            f"vocabulary not found: {path} ({error.strerror}). It is multilingual_zh_ja_yue_char_del.tiktoken of "
+            "the model set (hub repository IndexTeam/IndexTTS-2.5)"
+        ) from error
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            token, rank = line.split()
+            ranks[b"" if token == _EMPTY else base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error) as error:
+            raise ConfigError(
+                f"{path} is no tiktoken vocabulary: line {number} is not a token in base64 and its rank ({error})"
+            ) from error
+    if sorted(ranks.values()) != list(range(len(lines))) or not all(bytes([byte]) in ranks for byte in range(256)):
+        raise ConfigError(
+            f"{path} is no whole vocabulary: its {len(lines):,} lines must have the ranks from 0 on, each once, and a "
+            "token for every single byte"
+        )
+    return ranks
