@@ -1,7 +1,7 @@
 """Computed batches on their way into shards: serialised where they were computed, appended where the output is.
 
-`ShardStaging` goes to the workers and opens a `ShardStage` there. `Appender` appends what these give: bytes, one sync for
-each split, then one transaction of the state, which says where the samples are and that they are finished. Killed
+`ShardStaging` goes to the workers and opens a `ShardStage` there. `Appender` appends what these give: bytes, one sync
+for each split, then one transaction of the state, which says where the samples are and that they are finished. Killed
 anywhere, the state never claims what is not on disk.
 """
 
@@ -200,7 +200,7 @@ class Appender:
         self._say_closed(writers)
 
     def finish(self, splits: Sequence[str]) -> None:
-        """Close all open shards; each of these splits has one, empty where it has no samples and the format has such."""
+        """Close all open shards; each of these splits has one, an empty one if need be, where the format has such."""
         for split in splits:
             if self.shards.empty_splits and not self.index.shards(split):
                 self._before()

@@ -1,9 +1,9 @@
 """The end of a build that keeps its features in shards: every listed sample once, in its split, and no dead row.
 
 A shard is left as it is where all of its rows are listed, in its split, with their present records, and in the present
-layout. The others are written again, one after another: rows that are listed go to the shards of their splits, rows that
-the manifest does not list now to shards in the private folder, rows that others have replaced nowhere. Then the old
-shard goes. So the disk never holds more than the features and a few shards, and what is killed goes on where it was.
+layout. The others are written again, one after another: rows that are listed go to the shards of their splits, rows
+that the manifest does not list now to shards in the private folder, rows that others have replaced nowhere. Then the
+old shard goes. So the disk never holds more than the features and a few shards, and a killed run goes on where it was.
 """
 
 import json

@@ -1,8 +1,8 @@
 """The features of a build in shards of one format: what its parts have in common, and what a killed run left.
 
-The shards of a split are in the set's folder (OUT/arrow, OUT/webdataset) from the start. What makes that folder a set is
-removed before anything in it changes, and written again when the build is complete. Samples that the manifest does not
-list now are in shards in the private folder.
+The shards of a split are in the set's folder (OUT/arrow, OUT/webdataset) from the start. What makes that folder a set
+is removed before anything in it changes, and written again when the build is complete. Samples that the manifest does
+not list now are in shards in the private folder.
 """
 
 import logging
@@ -203,7 +203,7 @@ class ShardOutput:
                     atomic.sync_folder(path.parent)
 
     def _remove_others(self, known: set[Path]) -> None:
-        """Delete the files of shards that nothing speaks of: a killed run had not come to say so, or they are broken."""
+        """Delete files of shards that the state does not know: a killed run had not told it, or they are broken."""
         suffix = SUFFIXES[self.name]
         for folder in [self.private] if self._is_other() else [self.private, self.folder]:
             for path in folder.rglob(f"*{suffix}*") if folder.is_dir() else ():

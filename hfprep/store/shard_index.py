@@ -14,18 +14,6 @@ from hfprep.store.state import SELECTED_TOGETHER, SampleState, State
 
 SHARDS = "shards"
 UNLISTED = "unlisted"  # the split of samples that the manifest does not list now
-_TABLES = """
-CREATE TABLE IF NOT EXISTS shard_files (
-    serial INTEGER PRIMARY KEY, split TEXT NOT NULL, number INTEGER NOT NULL, name TEXT NOT NULL,
-    samples INTEGER NOT NULL, used INTEGER NOT NULL, num_bytes INTEGER NOT NULL, sha256 TEXT NOT NULL,
-    layout TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS places (
-    id TEXT PRIMARY KEY, shard INTEGER NOT NULL, row INTEGER NOT NULL, start INTEGER NOT NULL, size INTEGER NOT NULL,
-    entry BLOB NOT NULL, stale TEXT NOT NULL DEFAULT '[]'
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS places_by_shard ON places (shard, row);
-"""
 _SHARD = "serial, split, number, name, samples, used, num_bytes, sha256, layout"
 _PLACE = "shard, row, start, size, entry, stale"
 _SELECT_PLACES = f"SELECT id, {_PLACE} FROM places WHERE id IN (SELECT value FROM json_each(?))"
@@ -80,8 +68,6 @@ class ShardIndex:
 
     def __init__(self, state: State) -> None:
         self.state = state
-        for statement in _TABLES.split(";"):
-            state.query(statement)
 
     def shards(self, split: str | None = None) -> list[Shard]:
         """All shards, or those of a split, by their numbers."""
