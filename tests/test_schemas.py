@@ -15,8 +15,11 @@ from jsonschema import Draft202012Validator
 
 from hfprep.errors import Reason, RejectedSample
 from hfprep.inputs.manifest.rows import AudioFinder, check_id, parse_line
-from hfprep.schema import Rejection, Utterance, manifest_record
+from hfprep.schema import Rejection, Utterance, manifest_record, metadata_of
+from tests.sample_schemas import speech_schema
 
+SCHEMA = speech_schema()
+LENGTHS = {"text_len": 4, "code_len": 124, "condition_len": 32}
 SCHEMAS = Path(__file__).resolve().parent.parent / "schemas"
 NAMES = ("manifest", "record", "rejected", "stats")
 
@@ -78,7 +81,7 @@ def test_records_are_valid() -> None:
     full = Utterance(1, "a/b", "Hello.", "./wavs/b.wav", "wavs/b.wav", "s1", "en", 2.5)
     bare = Utterance(2, "7", "Hello.", "b.wav", "b.wav")
     for utterance in (full, bare):
-        record = manifest_record(utterance, text_len=4, code_len=124, condition_len=32, seconds=2.48)
+        record = manifest_record(SCHEMA, metadata_of(utterance, 2.48), LENGTHS)
         assert faults("record", record) == []
         assert list(record) == schema("record")["required"]
 
@@ -90,14 +93,14 @@ def test_records_are_valid() -> None:
 )
 def test_a_wrong_record_is_seen(change: dict[str, Any]) -> None:
     utterance = Utterance(1, "a", "Hello.", "a.wav", "a.wav")
-    record = manifest_record(utterance, text_len=4, code_len=124, condition_len=32, seconds=2.48)
+    record = manifest_record(SCHEMA, metadata_of(utterance, 2.48), LENGTHS)
     assert faults("record", record | change)
 
 
 @pytest.mark.parametrize("field", ["id", "audio_path", "text_len", "emo_vec_path"])
 def test_a_record_without_a_field_is_seen(field: str) -> None:
     utterance = Utterance(1, "a", "Hello.", "a.wav", "a.wav")
-    record = manifest_record(utterance, text_len=4, code_len=124, condition_len=32, seconds=2.48)
+    record = manifest_record(SCHEMA, metadata_of(utterance, 2.48), LENGTHS)
     del record[field]
     assert faults("record", record) == [f": '{field}' is a required property"]
 

@@ -249,7 +249,9 @@ class ArrowReader(ShardReader):
         try:
             return self._split.sample(row)
         except IndexError:
-            raise StoreError(f"{self.path} does not hold row {row}; see its disk, then run the same command again") from None
+            raise StoreError(
+                f"{self.path} does not hold row {row}; see its disk, then run the same command again"
+            ) from None
 
 
 def _audio(entry: Entry, find: Callable[[str], str]) -> dict[str, Any]:

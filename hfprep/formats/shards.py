@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hfprep.errors import ConfigError
-from hfprep.formats.samples import DTYPES, Entry, Origin, Sample
+from hfprep.formats.samples import DTYPES, Origin, Sample
 from hfprep.io import atomic
 from hfprep.schema import Schema
 

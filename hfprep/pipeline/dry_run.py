@@ -123,7 +123,9 @@ def preview(config: BuildConfig) -> Preview:
         config = without_measuring(config, inputs, state)
         options = plan_options(config, inputs.models)
         fingerprinter = Fingerprinter(inputs.schema, inputs.settings(config))
-        planner = Planner(output, state, fingerprinter, options, _Unlisted(), artifacts=state.get("packed_format") is None)
+        planner = Planner(
+            output, state, fingerprinter, options, _Unlisted(), artifacts=state.get("packed_format") is None
+        )
         plan = planner.plan(config.manifest)
         if not plan.counts.lines_read and config.part is None:
             raise ConfigError(f"--manifest {str(config.manifest)!r} is empty; give one JSON object a line")

@@ -16,11 +16,10 @@ from torch.utils.data import Dataset
 from hfprep.errors import ConfigError, StoreError
 from hfprep.formats.formats import open_set
 from hfprep.formats.loading.batches import Item
-from hfprep.formats.npy import LineFile, NpySet, load_array, open_manifest
+from hfprep.formats.npy import LineFile, load_array, open_manifest
 from hfprep.formats.pairs import PAIR_ARRAYS
 from hfprep.formats.samples import Split, parse_entry
 from hfprep.schema import Schema
-from hfprep.store.first_version import first_schema
 
 SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation"}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
