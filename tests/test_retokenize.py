@@ -128,5 +128,5 @@ def test_another_output_is_not_overwritten(tmp_path: Path, built: Path, golden_s
     manifest = tmp_path / "other.jsonl"
     manifest.write_text(json.dumps(row | {"audio": str(golden_small / row["audio"])}) + "\n", encoding="utf-8")
     hfprep.build(dataclasses.replace(config_of(golden_small, tmp_path / "other"), manifest=manifest))
-    with pytest.raises(StoreError, match="holds features of .*other.jsonl; give another"):
+    with pytest.raises(StoreError, match=r"holds features of .*other.jsonl; give another"):
         retokenize(built, tokenizer, output_dir=tmp_path / "other")
