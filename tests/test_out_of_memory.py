@@ -395,10 +395,8 @@ def test_the_limit_of_one_window_holds_for_the_next() -> None:
     """`datasets.map` calls the function once a window; what was learnt is kept in between."""
     model = Fragile(above(2, "semantic_encoder"))
     bench = Bench(model, [50] * 8)
-    tasks = [
-        Task.of(SCHEMA, Utterance(line=n, id=str(n), text="x", audio=str(n), path=str(n), duration=1.0))
-        for n in range(8)
-    ]
+    clips = [Utterance(line=n, id=str(n), text="x", audio=str(n), path=str(n), duration=1.0) for n in range(8)]
+    tasks = [Task.of(SCHEMA, clip) for clip in clips]
     for _ in range(3):
         assert sum(len(result.outcomes) for result in bench.extractor.extract(tasks)) == 8
     assert bench.extractor.out_of_memory_events == 2
