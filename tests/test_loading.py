@@ -137,7 +137,7 @@ def test_a_length_that_is_not_the_records_is_an_error(tmp_path: Path) -> None:
     np.save(source / "text_ids" / "b.npy", np.zeros(9, np.int32))
     data = hfprep.load(source)
     assert data[0]["id"] == "a"
-    with pytest.raises(StoreError, match="'b': text_ids is of length 9, but the record's text_len is 4"):
+    with pytest.raises(StoreError, match=r"'b': text_ids is of shape \(9,\), but the record's text_len is 4"):
         data[1]
 
 

@@ -4,6 +4,7 @@ Reads the shards by memory mapping, a row without copies. What `datasets` itself
 long as the columns are there.
 """
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -165,7 +166,7 @@ def _array(column: pa.Array, row: int, ndim: int) -> np.ndarray:
         counts.append(len(values))
     if not counts[-1]:
         return np.zeros((counts[0], *(0,) * (ndim - 1)), values.type.to_pandas_dtype())
-    shape = [counts[0], *(count // before for before, count in zip(counts, counts[1:], strict=False))]
+    shape = [counts[0], *(count // before for before, count in itertools.pairwise(counts))]
     return np.asarray(values.to_numpy()).reshape(shape)
 
 

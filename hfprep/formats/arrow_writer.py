@@ -35,12 +35,13 @@ from hfprep.formats.extra_fields import ExtraColumn, ExtraColumns, rebuilt
 from hfprep.formats.index import write_index
 from hfprep.formats.nested_lists import list_array, list_feature
 from hfprep.formats.samples import SPLITS, Entry, Origin, Sample, SampleSet, fields_of, stored_vectors
-from hfprep.formats.shards import Block, Place, Shard, ShardFormat, ShardOptions, ShardReader, blocks_of
+from hfprep.formats.shards import Block, ShardFormat, ShardOptions, ShardReader, blocks_of
 from hfprep.inputs.audio.containers import read_clip
 from hfprep.io import atomic
 from hfprep.io.digest import digest
 from hfprep.io.references import file_name_of
 from hfprep.schema import Schema
+from hfprep.store.shard_index import Shard
 
 BATCH_ROWS = 64
 AUDIO = "audio"
@@ -174,13 +175,19 @@ class ArrowShards(ShardFormat):
     def reader(self, path: Path) -> "ArrowReader":
         return ArrowReader(path, self)
 
+    def earlier_places(self, path: Path) -> list[tuple[int, int]] | None:
+        rows = ArrowRows(path.parent, [path.name])
+        return [(0, 0)] * len(rows) if rows.schema.equals(self.arrow_schema) else None
+
     @property
     def place_columns(self) -> tuple[str, ...]:
         return (ROW,)
 
-    def place_of(self, place: Place, shard: int, first_row: int, lengths: Mapping[str, int]) -> tuple[int, ...]:
+    def place_of(
+        self, place: tuple[int, int, int], shard: int, first_row: int, lengths: Mapping[str, int]
+    ) -> tuple[int, ...]:
         del shard, lengths
-        return (first_row + place.row,)
+        return (first_row + place[0],)
 
     def describe(
         self, folder: Path, splits: Mapping[str, Sequence[Shard]], places: Mapping[str, np.ndarray], origin: Origin
@@ -190,7 +197,7 @@ class ArrowShards(ShardFormat):
             self._describe_split(folder / name, splits[name], origin)
             items[name] = [
                 {
-                    "name": self.shard_name(name, shard.number),
+                    "name": shard.name,
                     "samples": shard.samples,
                     "bytes": shard.num_bytes,
                     "sha256": shard.sha256,
@@ -215,9 +222,7 @@ class ArrowShards(ShardFormat):
             atomic.sync_file(stream.fileno(), folder / INFO_FILE)
         content = [str(self.arrow_schema), *(shard.sha256 for shard in shards)]
         state: dict[str, Any] = {
-            "_data_files": [
-                {"filename": self.shard_name(folder.name, shard.number).partition("/")[2]} for shard in shards
-            ],
+            "_data_files": [{"filename": shard.name.partition("/")[2]} for shard in shards],
             "_fingerprint": digest(content).hex()[:16],
             "_format_columns": None,
             "_format_kwargs": {},
@@ -249,9 +254,8 @@ class ArrowReader(ShardReader):
         try:
             return self._split.sample(row)
         except IndexError:
-            raise StoreError(
-                f"{self.path} does not hold row {row}; see its disk, then run the same command again"
-            ) from None
+            message = f"{self.path} does not hold row {row}, which was written there; check its disk, then run again"
+            raise StoreError(message) from None
 
 
 def _audio(entry: Entry, find: Callable[[str], str]) -> dict[str, Any]:

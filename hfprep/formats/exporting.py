@@ -9,8 +9,9 @@ import numpy as np
 
 from hfprep.formats.folders import appearing_folder
 from hfprep.formats.samples import SPLITS, Origin, SampleSet, lengths_of
-from hfprep.formats.shards import Shard, ShardFormat, ShardOptions, SplitWriter
+from hfprep.formats.shards import ShardFormat, ShardOptions, SplitWriter
 from hfprep.io.chunks import chunks_of
+from hfprep.store.shard_index import Shard
 
 SAMPLES_TOGETHER = 64
 
@@ -41,7 +42,8 @@ def _export_split(source: SampleSet, folder: Path, name: str, shards: ShardForma
     splits: list[Shard] = []
 
     def new() -> Shard:
-        splits.append(Shard(name, len(splits)))
+        number = len(splits)
+        splits.append(Shard(number, name, number, shards.shard_name(name, number)))
         return splits[-1]
 
     writer = SplitWriter(shards, folder, new)
@@ -53,7 +55,8 @@ def _export_split(source: SampleSet, folder: Path, name: str, shards: ShardForma
                 if place.row == 0 and place.shard.number:
                     first_row += splits[place.shard.number - 1].samples
                 lengths = lengths_of(source.schema, sample.entry.record)
-                table.extend(shards.place_of(place, place.shard.number, first_row, lengths))
+                number = place.shard.number
+                table.extend(shards.place_of((place.row, place.start, place.size), number, first_row, lengths))
         if not splits and shards.empty_splits:
             writer.open_empty()
         writer.finish()

@@ -40,7 +40,7 @@ def write_extra_fields(root: Path, rows: Iterable[tuple[str, str]]) -> None:
 
 
 def read_extra_fields(root: Path, ids: Iterable[str]) -> Iterator[str]:
-    """The other fields, as JSON, of these ids; "{}" for one that the file does not have, and for all where there is none.
+    """The other fields, as JSON, of these ids; "{}" for one that the file does not have, or where there is no file.
 
     Ids that come in source order are found by reading the file once.
     """

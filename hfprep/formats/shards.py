@@ -19,6 +19,7 @@ from hfprep.errors import ConfigError
 from hfprep.formats.samples import DTYPES, Origin, Sample
 from hfprep.io import atomic
 from hfprep.schema import Schema
+from hfprep.store.shard_index import Shard
 
 MAX_SHARD_BYTES = 500 * 10**6
 OPEN = ".open"
@@ -34,28 +35,9 @@ class Block:
     samples: int
 
 
-@dataclass(slots=True)
-class Shard:
-    """A shard of a split. `used` are the bytes of its samples and of what comes before them.
-
-    `num_bytes` and `sha256` are of the closed file; 0 and "" while it is open.
-    """
-
-    split: str
-    number: int
-    samples: int = 0
-    used: int = 0
-    num_bytes: int = 0
-    sha256: str = ""
-
-    @property
-    def closed(self) -> bool:
-        return bool(self.sha256)
-
-
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a sample is: its row in a shard, and where the block that holds it starts and how long that is."""
+class Appended:
+    """Where a sample was appended: its row in a shard, where the block that holds it starts, and how long that is."""
 
     shard: Shard
     row: int
@@ -125,6 +107,13 @@ class ShardFormat(ABC):
         """A shard's file, by place; StoreError where it cannot be read."""
 
     @abstractmethod
+    def earlier_places(self, path: Path) -> list[tuple[int, int]] | None:
+        """Start and size of each row of a shard that hfprep 0.1.0 wrote; None where it would be written otherwise now.
+
+        Raises StoreError where the file cannot be read.
+        """
+
+    @abstractmethod
     def describe(
         self, folder: Path, splits: Mapping[str, Sequence[Shard]], places: Mapping[str, np.ndarray], origin: Origin
     ) -> dict[str, int]:
@@ -139,8 +128,13 @@ class ShardFormat(ABC):
         """What the index says of each sample."""
 
     @abstractmethod
-    def place_of(self, place: Place, shard: int, first_row: int, lengths: Mapping[str, int]) -> tuple[int, ...]:
-        """The values of `place_columns`; `shard` and `first_row` are the shard's and its first row's in the split."""
+    def place_of(
+        self, place: tuple[int, int, int], shard: int, first_row: int, lengths: Mapping[str, int]
+    ) -> tuple[int, ...]:
+        """The values of `place_columns` for a sample; `place` is its row in the shard, and its block's start and size.
+
+        `shard` and `first_row` are the shard's and its first row's positions in the split.
+        """
 
     @abstractmethod
     def replaceable(self, folder: Path) -> bool:
@@ -199,7 +193,10 @@ class ShardFile:
         return str(self._digest.hexdigest())
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        """Let go of the file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 def open_path(folder: Path, name: str) -> Path:
@@ -229,7 +226,7 @@ class SplitWriter:
     _file: ShardFile | None = None
     _dirty: bool = False
 
-    def append(self, blocks: Iterable[Block]) -> list[Place]:
+    def append(self, blocks: Iterable[Block]) -> list[Appended]:
         """Append blocks; gives the place of each of their samples. They are durable after `sync`."""
         places, waiting = [], list[bytes]()
         for block in blocks:
@@ -238,7 +235,8 @@ class SplitWriter:
                 waiting = []
                 self.finish()
             shard = self._opened()
-            places += [Place(shard, shard.samples + row, shard.used, len(block.data)) for row in range(block.samples)]
+            rows = range(shard.samples, shard.samples + block.samples)
+            places += [Appended(shard, row, shard.used, len(block.data)) for row in rows]
             shard.samples += block.samples
             shard.used += len(block.data)
             waiting.append(block.data)
@@ -262,7 +260,7 @@ class SplitWriter:
         if tail:
             self._file.append(tail)
         shard.num_bytes = shard.used + len(tail)
-        shard.sha256 = self._file.finish(self.folder / self.shards.shard_name(shard.split, shard.number))
+        shard.sha256 = self._file.finish(self.folder / shard.name)
         self.closed.append(shard)
         self.current = self._file = None
 
@@ -288,12 +286,11 @@ class SplitWriter:
         if self.current is None:
             resumed, self.resumed = self.resumed, None
             self.current = shard = resumed or self.new()
-            name = self.shards.shard_name(shard.split, shard.number)
-            path = open_path(self.folder, name)
+            path = open_path(self.folder, shard.name)
             if resumed is not None:
                 if not path.exists():
                     with atomic.explained(path):
-                        atomic.rename(self.folder / name, path)
+                        atomic.rename(self.folder / shard.name, path)
                         atomic.sync_folder(path.parent)
                 self._file = ShardFile.resume(path, shard.used)
                 shard.num_bytes, shard.sha256 = 0, ""

@@ -1,7 +1,7 @@
 """Tar shards in the WebDataset convention as a sample set.
 
-Needs the index that hfprep writes beside the shards; it says where each sample is. In a set of hfprep 0.1.0, whose index
-does not, samples are found by reading tar headers, once.
+Needs the index that hfprep writes beside the shards; it says where each sample is. In a set of hfprep 0.1.0, whose
+index does not, samples are found by reading tar headers, once.
 """
 
 import json

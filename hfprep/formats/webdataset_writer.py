@@ -18,7 +18,7 @@ from hfprep.formats.exporting import export, stored_dtype
 from hfprep.formats.index import INDEX, write_index
 from hfprep.formats.positioned import PositionedFile
 from hfprep.formats.samples import Origin, Sample, SampleSet, stored_vectors
-from hfprep.formats.shards import Block, Place, Shard, ShardFormat, ShardOptions, ShardReader
+from hfprep.formats.shards import Block, ShardFormat, ShardOptions, ShardReader
 from hfprep.formats.webdataset import (
     FORMAT_NAME,
     SHARD,
@@ -28,9 +28,11 @@ from hfprep.formats.webdataset import (
     metadata_json,
     padded,
     parse_sample,
+    scan,
 )
 from hfprep.io.npy_format import npy_bytes
 from hfprep.schema import Schema
+from hfprep.store.shard_index import Shard
 
 MAX_SHARD_SAMPLES = 10_000
 KEY_BYTES = 12
@@ -95,13 +97,21 @@ class WebDatasetShards(ShardFormat):
     def reader(self, path: Path) -> "TarReader":
         return TarReader(path, self.schema)
 
+    def earlier_places(self, path: Path) -> list[tuple[int, int]] | None:
+        found = list(scan(PositionedFile(path)))
+        if found:
+            self.reader(path).sample(0, *found[0])
+        return found
+
     @property
     def place_columns(self) -> tuple[str, ...]:
         return (SHARD, START, SIZE, *self.schema.lengths)
 
-    def place_of(self, place: Place, shard: int, first_row: int, lengths: Mapping[str, int]) -> tuple[int, ...]:
+    def place_of(
+        self, place: tuple[int, int, int], shard: int, first_row: int, lengths: Mapping[str, int]
+    ) -> tuple[int, ...]:
         del first_row
-        return (shard, place.start, place.size, *(lengths[name] for name in self.schema.lengths))
+        return (shard, *place[1:], *(lengths[name] for name in self.schema.lengths))
 
     def describe(
         self, folder: Path, splits: Mapping[str, Sequence[Shard]], places: Mapping[str, np.ndarray], origin: Origin
@@ -109,7 +119,7 @@ class WebDatasetShards(ShardFormat):
         items = {
             name: [
                 {
-                    "name": self.shard_name(name, shard.number),
+                    "name": shard.name,
                     "samples": shard.samples,
                     "bytes": shard.num_bytes,
                     "sha256": shard.sha256,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hfprep.schema import Schema
 
+_NAMES = {"arrow": "{split}/data-{number:05d}.arrow", "webdataset": "{split}-{number:06d}.tar"}
 _SCHEMA = Path(__file__).with_name("schema-0.1.0.json")
 
 
@@ -44,4 +45,36 @@ def migrate(database: sqlite3.Connection) -> None:
         f"INSERT INTO samples SELECT id, json_patch('{{}}', json_object({', '.join(groups)})), seconds, source "
         "FROM samples_1"
     )
+    if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'packed'").fetchone():
+        _migrate_shards(database, schema)
     database.execute("DROP TABLE samples_1")
+
+
+def _migrate_shards(database: sqlite3.Connection, schema: Schema) -> None:
+    """Shards that were written from npy artifacts: their names here, and where each sample is.
+
+    Some groups of a sample may have been computed again since; those are `stale`, and in artifacts.
+    """
+    kept = database.execute("SELECT value FROM meta WHERE key = 'packed_format'").fetchone()
+    name_of = _NAMES[json.loads(kept[0])] if kept is not None and json.loads(kept[0]) else ""
+    numbers: dict[str, int] = {}
+    rows = database.execute(
+        "SELECT serial, split, number, name, samples, num_bytes, sha256 FROM shards "
+        "ORDER BY number IS NULL, number, serial"
+    ).fetchall()
+    for serial, split, place, name, samples, num_bytes, sha256 in rows:
+        number = numbers.get(split, 0) if place is None else place
+        numbers[split] = max(numbers.get(split, 0), number + 1)
+        named = name.partition("/")[2] or name_of.format(split=split, number=number)
+        values = (serial, split, number, named, samples, num_bytes, num_bytes, sha256, "")
+        database.execute("INSERT INTO shard_files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+    other = ", ".join(
+        f"CASE WHEN packed.{name} IS NOT samples_1.{name} THEN '{name}' END" for name in schema.group_names
+    )
+    stale = f"(SELECT json_group_array(value) FROM json_each(json_array({other})) WHERE value IS NOT NULL)"
+    database.execute(
+        "INSERT INTO places (id, shard, row, start, size, entry, stale) "
+        f"SELECT packed.id, shard, row, 0, 0, entry, {stale} FROM packed JOIN samples_1 ON samples_1.id = packed.id"
+    )
+    database.execute("DROP TABLE packed")
+    database.execute("DROP TABLE shards")

@@ -9,7 +9,7 @@ import contextlib
 import json
 import logging
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,15 +27,16 @@ CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITH
 CREATE TABLE IF NOT EXISTS samples (
     id TEXT PRIMARY KEY, finished TEXT NOT NULL DEFAULT '{}', seconds REAL, source TEXT
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS shards (
-    serial INTEGER PRIMARY KEY, split TEXT NOT NULL, number INTEGER, samples INTEGER NOT NULL, used INTEGER NOT NULL,
-    num_bytes INTEGER NOT NULL, sha256 TEXT NOT NULL, layout TEXT NOT NULL, name TEXT NOT NULL, code_counts BLOB
+CREATE TABLE IF NOT EXISTS shard_files (
+    serial INTEGER PRIMARY KEY, split TEXT NOT NULL, number INTEGER NOT NULL, name TEXT NOT NULL,
+    samples INTEGER NOT NULL, used INTEGER NOT NULL, num_bytes INTEGER NOT NULL, sha256 TEXT NOT NULL,
+    layout TEXT NOT NULL
 );
-CREATE TABLE IF NOT EXISTS packed (
-    id TEXT PRIMARY KEY, shard INTEGER NOT NULL, row INTEGER NOT NULL,
-    text BLOB, codes BLOB, latents BLOB, entry BLOB NOT NULL
+CREATE TABLE IF NOT EXISTS places (
+    id TEXT PRIMARY KEY, shard INTEGER NOT NULL, row INTEGER NOT NULL, start INTEGER NOT NULL, size INTEGER NOT NULL,
+    entry BLOB NOT NULL, stale TEXT NOT NULL DEFAULT '[]'
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS packed_by_shard ON packed (shard);
+CREATE INDEX IF NOT EXISTS places_by_shard ON places (shard, row);
 """
 _SCAN_SCHEMA = """
 CREATE TABLE scanned (id TEXT PRIMARY KEY) WITHOUT ROWID;
@@ -166,6 +167,11 @@ class State:
         """The rows that a statement gives; its own tables are left to who uses this."""
         with self._explained():
             return self._db.execute(statement, values).fetchall()
+
+    def query_many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+        """A statement once for each of these rows of values."""
+        with self._explained():
+            self._db.executemany(statement, rows)
 
     def get(self, key: str) -> Any:
         """A value stored under `key`, None where there is none."""

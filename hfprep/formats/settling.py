@@ -1,0 +1,193 @@
+"""The end of a build that keeps its features in shards: every listed sample once, in its split, and no dead row.
+
+A shard is left as it is where all of its rows are listed, in its split, with their present records, and in the present
+layout. The others are written again, one after another: rows that are listed go to the shards of their splits, rows
+that the manifest does not list now to shards in the private folder, rows that others have replaced nowhere. Then the
+old shard goes. So the disk never holds more than the features and a few shards, and a killed run goes on where it was.
+"""
+
+import json
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hfprep.errors import StoreError
+from hfprep.formats.appending import Encoded, StoredRow, bare_entry, entry_digest, entry_for, split_of
+from hfprep.formats.samples import SPLITS, Entry, Sample, parse_entry
+from hfprep.formats.shard_output import PlannedRows, ShardOutput
+from hfprep.io.chunks import chunks_of
+from hfprep.store.shard_index import UNLISTED, Place, Shard
+
+ROWS_TOGETHER = 64
+_LISTED = """
+PRAGMA plan.journal_mode=OFF; PRAGMA plan.synchronous=OFF;
+CREATE TABLE plan.listed (
+    id TEXT PRIMARY KEY, position INTEGER NOT NULL, split TEXT NOT NULL, entry BLOB NOT NULL, line BLOB, extra TEXT
+) WITHOUT ROWID;
+CREATE INDEX plan.listed_by_position ON listed (position)
+"""
+ROWS_IN_ORDER = 4096
+_CLEAN_ROWS = """
+SELECT count(*) FROM places JOIN listed USING (id)
+WHERE places.shard = ? AND listed.split = ? AND listed.entry = places.entry
+"""
+_KEPT_ROWS = """
+SELECT count(*) FROM places LEFT JOIN listed USING (id) WHERE places.shard = ? AND listed.id IS NULL
+"""
+_ORDER = """
+SELECT listed.id, listed.split, places.shard, places.row, places.start, places.size
+FROM listed JOIN places USING (id) WHERE listed.position >= ? AND listed.position < ? ORDER BY listed.position
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What the plan says of a sample: split and digest of its entry; the entry itself where a shard has another."""
+
+    split: str
+    digest: bytes
+    entry: Entry | None
+
+
+class Settling:
+    """Settles the shards of one output for one plan."""
+
+    def __init__(self, kept: ShardOutput, val_ratio: float) -> None:
+        self.kept = kept
+        self.index = kept.index
+        self.state = kept.state
+        self.val_ratio = val_ratio
+        self._count = 0
+
+    def list_plan(self, plan: PlannedRows) -> None:
+        """Note which samples are finished, and what has to stand in their shards."""
+        path = self.kept.output.work / "listed.sqlite"  # nobody needs it afterwards
+        self.state.query("ATTACH ? AS plan", str(path))
+        for statement in _LISTED.split(";"):
+            self.state.query(statement)
+        position = 0
+        with self.state.transaction():
+            for rows in plan.chunks():
+                found = []
+                ids = [row.utterance.id for row in rows]
+                for row, sample, place in zip(rows, self.state.samples(ids), self.index.places(ids), strict=True):
+                    if sample is None or sample.missing(row.fingerprints):
+                        continue  # rejected, or still to be computed
+                    if place is None or place.holds(sample) != sample.finished:
+                        raise StoreError(f"sample {row.utterance.id!r} is finished and in no shard; please report this")
+                    entry = entry_for(self.kept.shards, row, sample.seconds, sample.lengths)
+                    digest = entry_digest(entry)
+                    new = digest != place.entry
+                    split = split_of(row.utterance.id, self.val_ratio)
+                    line, extra = (entry.line, entry.extra) if new else (None, None)
+                    found.append((row.utterance.id, position, split, digest, line, extra))
+                    position += 1
+                self.state.query_many("INSERT INTO listed VALUES (?, ?, ?, ?, ?, ?)", found)
+        self._count = position
+
+    def close(self) -> None:
+        """Drop what was noted of the plan."""
+        self.state.query("DETACH plan")
+        (self.kept.output.work / "listed.sqlite").unlink(missing_ok=True)
+
+    def settle(self, stop: Callable[[], bool]) -> bool:
+        """Write again what has to be; False where `stop()` said so before the end."""
+        kept = self.kept
+        dirty = [shard for shard in self.index.shards() if not self._is_clean(shard)]
+        if dirty:
+            kept.appender.begin_again([shard.serial for shard in dirty])
+        for shard in dirty:
+            if stop():
+                return False
+            self._write_again(shard)
+        kept.appender.finish(SPLITS)
+        return True
+
+    def _is_clean(self, shard: Shard) -> bool:
+        if shard.split == UNLISTED:
+            return bool(self.state.query(_KEPT_ROWS, shard.serial)[0][0] == shard.samples)
+        count = self.state.query(_CLEAN_ROWS, shard.serial, shard.split)[0][0]
+        return bool(count == shard.samples and shard.layout == self.kept.shards.layout())
+
+    def _write_again(self, shard: Shard) -> None:
+        kept = self.kept
+        kept.withdraw()
+        for members in chunks_of(self.index.members(shard.serial), ROWS_TOGETHER):
+            kept.appender.append(self._encoded(members))
+        path = kept.path(shard)
+        self.index.forget([shard.serial])
+        kept.stored.forget(shard.serial)
+        kept.removed(shard, path)
+
+    def _encoded(self, members: Sequence[tuple[str, Place]]) -> list[Encoded]:
+        """Rows of one shard as blocks for the splits that they belong to now."""
+        listed = self._listed([sample_id for sample_id, _ in members])
+        rows: dict[str, list[tuple[Sample, StoredRow]]] = {}
+        for sample_id, place in members:
+            known = listed.get(sample_id)
+            if known is None:
+                sample, split, digest = self._unlisted(sample_id, place), UNLISTED, b""
+                if sample is None:
+                    continue
+            else:
+                sample, split, digest = self.kept.stored.sample(place), known.split, known.digest
+                if known.entry is not None:
+                    sample = Sample(known.entry, sample.arrays)
+            rows.setdefault(split, []).append((sample, StoredRow(sample_id, digest, {})))
+        return [item for split, found in rows.items() for item in encoded(self.kept, split, found)]
+
+    def _unlisted(self, sample_id: str, place: Place) -> Sample | None:
+        """A sample that is kept for the day that its row comes back; None for one that no build can use."""
+        try:
+            arrays = self.kept.stored.sample(place).arrays
+        except StoreError:  # of other models, or damaged
+            return None
+        state = self.state.sample(sample_id)
+        if state is None or state.finished != self.kept.shards.schema.all_groups:
+            return None
+        return Sample(bare_entry(self.kept.shards, sample_id, state.lengths), arrays)
+
+    def _listed(self, ids: Sequence[str]) -> dict[str, Listed]:
+        found = self.state.query(
+            "SELECT id, split, entry, line, extra FROM listed WHERE id IN (SELECT value FROM json_each(?))",
+            json.dumps(ids),
+        )
+        return {
+            sample_id: Listed(split, digest, None if line is None else Entry(parse_entry(line).record, None, extra))
+            for sample_id, split, digest, line, extra in found
+        }
+
+    def places(self) -> dict[str, np.ndarray]:
+        """Where the samples of each split are, in source order: int64 (samples, columns of the format)."""
+        shards = self.kept.shards
+        positions: dict[int, tuple[int, int]] = {}
+        for split in SPLITS:
+            first = 0
+            for number, shard in enumerate(self.index.shards(split)):
+                positions[shard.serial] = (number, first)
+                first += shard.samples
+        with_lengths = bool(set(shards.place_columns) & set(shards.schema.lengths))
+        tables = {split: array("q") for split in SPLITS}
+        for rows in self._in_order():
+            samples = self.state.samples(row[0] for row in rows) if with_lengths else [None] * len(rows)
+            for (_, split, serial, *place), sample in zip(rows, samples, strict=True):
+                row, start, size = place
+                lengths = {} if sample is None else sample.lengths
+                tables[split].extend(shards.place_of((row, start, size), *positions[serial], lengths))
+        columns = len(shards.place_columns)
+        return {split: np.frombuffer(table, np.int64).reshape(-1, columns) for split, table in tables.items()}
+
+    def _in_order(self) -> Iterator[list[tuple[str, str, int, int, int, int]]]:
+        for start in range(0, self._count, ROWS_IN_ORDER):
+            yield self.state.query(_ORDER, start, start + ROWS_IN_ORDER)  # type: ignore[misc]
+
+
+def encoded(kept: ShardOutput, split: str, rows: Sequence[tuple[Sample, StoredRow]]) -> list[Encoded]:
+    """Samples of one split as blocks."""
+    found, taken = [], 0
+    for block in kept.shards.encode([sample for sample, _ in rows]):
+        found.append(Encoded(split, block, [row for _, row in rows[taken : taken + block.samples]]))
+        taken += block.samples
+    return found

@@ -1,0 +1,229 @@
+"""The features of a build in shards of one format: what its parts have in common, and what a killed run left.
+
+The shards of a split are in the set's folder (OUT/arrow, OUT/webdataset) from the start. What makes that folder a set
+is removed before anything in it changes, and written again when the build is complete. Samples that the manifest does
+not list now are in shards in the private folder.
+"""
+
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import datasets
+import pyarrow.compute as pc
+
+from hfprep.errors import StoreError
+from hfprep.formats.appending import Appender
+from hfprep.formats.arrow_writer import ArrowOptions, ArrowShards, Survey
+from hfprep.formats.index import PLACES
+from hfprep.formats.samples import NO_EXTRA, Entry
+from hfprep.formats.shards import OPEN, ShardFormat, found_path, open_path
+from hfprep.formats.stored import StoredSamples
+from hfprep.formats.webdataset_writer import WebDatasetOptions, WebDatasetShards
+from hfprep.io import atomic
+from hfprep.store.layout import NpyOutput, PlannedRow
+from hfprep.store.shard_index import SHARDS, UNLISTED, Shard, ShardIndex
+from hfprep.store.state import State
+
+log = logging.getLogger(__name__)
+
+SURVEY = "packed_survey"  # in the state, by its first name: what the columns for other fields were chosen by
+DESCRIBED = "packed_set"  # in the state: what the files beside the shards were written for
+FIRST_LAYOUT = "0.1.0"  # of shards that are otherwise than they would be written now
+SUFFIXES = {"arrow": ".arrow", "webdataset": ".tar"}
+
+
+class PlannedRows(Protocol):
+    """The rows of a plan: its file, its rows as a data set with a column `extra`, and as objects, in source order."""
+
+    path: Path
+    dataset: datasets.Dataset
+
+    def chunks(self) -> Iterator[list[PlannedRow]]: ...
+
+
+class ShardOutput:
+    """The shards of one output, in the format `name`."""
+
+    def __init__(self, output: NpyOutput, state: State, name: str, max_shard_bytes: int) -> None:
+        self.output = output
+        self.state = state
+        self.name = name
+        self.max_shard_bytes = max_shard_bytes
+        self.index = ShardIndex(state)
+        self.folder = output.root / name
+        self._withdrawn = False
+        self.use(Survey(**_parsed(state.get(SURVEY))))
+
+    @property
+    def private(self) -> Path:
+        """Where the shards of samples are that are not listed."""
+        return self.output.private / SHARDS
+
+    def use(self, survey: Survey) -> None:
+        """Take the columns that a survey asks for."""
+        self.shards = _format(self.name, self.output, self.max_shard_bytes, survey)
+        self.stored = StoredSamples(self.output, self.index, self.shards, self.path)
+        self.appender = Appender(self.index, self.shards, self.folder_of, before=self.withdraw, closed=self.closed)
+
+    def folder_of(self, split: str) -> Path:
+        """The folder that the names of a split's shards are relative to."""
+        return self.private if split == UNLISTED else self.folder
+
+    def path(self, shard: Shard) -> Path:
+        """A shard's file, open or closed."""
+        return found_path(self.folder_of(shard.split), shard.name)
+
+    def closed(self, shards: Sequence[Shard]) -> None:
+        """Shards were closed."""
+        del shards
+
+    def removed(self, shard: Shard, path: Path) -> None:
+        """The state knows no more of a shard: its file goes."""
+        del shard
+        with atomic.explained(path):
+            path.unlink(missing_ok=True)
+
+    def survey(self, plan: PlannedRows) -> None:
+        """Choose the columns for the other fields of a plan's rows: those of before, where they are the same."""
+        column = plan.dataset.data.column("extra")
+        survey = Survey()
+        if pc.all(pc.equal(column, NO_EXTRA)).as_py() is False:
+            schema = self.output.schema
+            survey = Survey.of(
+                schema, lambda: (Entry({}, None, str(value)) for value in column), written=False
+            )  # fmt: skip
+            known = Survey(**_parsed(self.state.get(SURVEY)))
+            if sorted(map(repr, known.extra)) == sorted(map(repr, survey.extra)):
+                survey.extra = known.extra  # the order in which rows brought them makes no other layout
+                survey.exact_extras = any(survey.exact_extra(Entry({}, None, str(value))) for value in column)
+        self.state.put(SURVEY, survey.record())
+        self.use(survey)
+        self.recognise()
+
+    def recognise(self) -> None:
+        """Shards of hfprep 0.1.0 that are as they would be written now count as such."""
+        for shard in self.index.shards():
+            if shard.layout:
+                continue
+            found = self.shards.earlier_places(self.path(shard))
+            shard.layout = FIRST_LAYOUT if found is None else self.shards.layout()
+            with self.state.transaction():
+                self.index.put([shard])
+                self.index.place(
+                    (sample_id, place._replace(start=start, size=size))
+                    for (sample_id, place), (start, size) in self._rows_of(shard, found or [])
+                )
+
+    def _rows_of(self, shard: Shard, found: Sequence[tuple[int, int]]) -> Iterator[tuple[Any, tuple[int, int]]]:
+        return ((member, found[member[1].row]) for member in self.index.members(shard.serial) if found)
+
+    def check_place(self) -> None:
+        """Raise StoreError where something else is in the set's place."""
+        folder = self.folder
+        if self.index.shards() or not (folder.exists() or folder.is_symlink()):
+            return
+        if not folder.is_dir() or (any(folder.iterdir()) and not self.shards.replaceable(folder)):
+            raise StoreError(f"{folder} exists and is not a set that hfprep wrote; move it away, or give a new folder")
+
+    @property
+    def former(self) -> Path:
+        """Where a set that was there before is kept until this one is complete."""
+        return self.folder.with_name(f".{self.folder.name}.former")
+
+    def withdraw(self) -> None:
+        """Before the first change: nothing in the set's folder passes for a whole set any more."""
+        if self._withdrawn or not self.folder.is_dir():
+            return
+        with atomic.explained(self.folder):
+            if self._is_other():
+                shutil.rmtree(self.former, ignore_errors=True)
+                atomic.rename(self.folder, self.former)
+            else:
+                (self.folder / self.shards.marker).unlink(missing_ok=True)
+                for path in [*self.folder.rglob("*.json"), self.folder / PLACES]:
+                    path.unlink(missing_ok=True)
+                atomic.sync_folder(self.folder)
+        self._withdrawn = True
+
+    def _is_other(self) -> bool:
+        """Whether the folder is an export of earlier days."""
+        marked = (self.folder / self.shards.marker).exists()
+        return marked and not any(shard.split != UNLISTED for shard in self.index.shards())
+
+    def recover(self) -> None:
+        """Hold what is known against the disk: torn tails are cut off, shards that are gone are forgotten."""
+        self._bring_into_place()
+        broken, kept = list[Shard](), list[Shard]()
+        for shard in self.index.shards():
+            if shard.closed or shard.samples:
+                (kept if self._recover(shard) else broken).append(shard)
+            else:
+                self.index.forget([shard.serial])  # begun, and nothing is in it
+        if broken:
+            shown = ", ".join(shard.name for shard in broken[:5])
+            log.warning("%d shards are missing or not whole (%s); their samples count as not computed",
+                        len(broken), shown)  # fmt: skip
+            self.index.forget([shard.serial for shard in broken])
+        self._remove_others({self.path(shard) for shard in kept})
+
+    def _recover(self, shard: Shard) -> bool:
+        """Whether a shard is there; one that was being appended to is cut back, and is open from now on."""
+        folder = self.folder_of(shard.split)
+        path = folder / shard.name
+        if shard.closed and _size(path) == shard.num_bytes and not open_path(folder, shard.name).exists():
+            return True
+        found = self.path(shard)
+        size = _size(found)
+        if size is None or size < shard.used or (shard.closed and shard.num_bytes == shard.used):
+            return False
+        with atomic.explained(found):
+            if found == path:
+                atomic.rename(path, open_path(folder, shard.name))
+            with open(open_path(folder, shard.name), "r+b") as stream:
+                stream.truncate(shard.used)
+                atomic.sync_file(stream.fileno(), found)
+        if shard.closed:
+            shard.num_bytes, shard.sha256 = 0, ""
+            with self.state.transaction():
+                self.index.put([shard])
+        return True
+
+    def _bring_into_place(self) -> None:
+        """Shards that hfprep 0.1.0 kept in the private folder until the set was complete."""
+        for shard in self.index.shards():
+            private = self.output.private / SHARDS / f"{shard.serial}{SUFFIXES[self.name]}"
+            if private.is_file() and private != self.path(shard):
+                path = self.folder_of(shard.split) / shard.name
+                with atomic.explained(path):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    atomic.rename(private, path)
+                    atomic.sync_folder(path.parent)
+
+    def _remove_others(self, known: set[Path]) -> None:
+        """Delete files of shards that the state does not know: a killed run had not told it, or they are broken."""
+        suffix = SUFFIXES[self.name]
+        for folder in [self.private] if self._is_other() else [self.private, self.folder]:
+            for path in folder.rglob(f"*{suffix}*") if folder.is_dir() else ():
+                if path not in known and path.name.endswith((suffix, suffix + OPEN)):
+                    with atomic.explained(path):
+                        path.unlink()
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _parsed(record: dict[str, Any] | None) -> dict[str, Any]:
+    return Survey.parse(record).__dict__ if record else {}
+
+
+def _format(name: str, output: NpyOutput, max_shard_bytes: int, survey: Survey) -> ShardFormat:
+    if name == "arrow":
+        return ArrowShards(output.schema, ArrowOptions(max_shard_bytes=max_shard_bytes), survey)
+    return WebDatasetShards(output.schema, WebDatasetOptions(max_shard_bytes=max_shard_bytes))

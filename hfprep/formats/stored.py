@@ -1,0 +1,71 @@
+"""Samples that an output has, wherever they are: in shards, as artifacts of the npy layout, or in both together."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from hfprep.errors import StoreError
+from hfprep.formats.samples import Sample
+from hfprep.formats.shards import ShardFormat, ShardReader
+from hfprep.io.npy_format import parse_npy
+from hfprep.store.layout import NpyOutput
+from hfprep.store.shard_index import Place, Shard, ShardIndex
+from hfprep.store.state import SampleState
+
+OPEN_SHARDS = 4
+
+
+class StoredSamples:
+    """Reads samples of one output; keeps the shards that it read last open, even where they are deleted meanwhile.
+
+    `path_of` gives a shard's file.
+    """
+
+    def __init__(
+        self, output: NpyOutput, index: ShardIndex, shards: ShardFormat, path_of: Callable[[Shard], Path]
+    ) -> None:
+        self.output = output
+        self.index = index
+        self.shards = shards
+        self._path_of = path_of
+        self._open: OrderedDict[int, ShardReader] = OrderedDict()
+
+    def sample(self, place: Place) -> Sample:
+        """The sample at a place; StoreError where it cannot be read."""
+        reader = self._open.get(place.shard)
+        if reader is None:
+            shard = next(shard for shard in self.index.shards() if shard.serial == place.shard)
+            reader = self._open[place.shard] = self.shards.reader(self._path_of(shard))
+            if len(self._open) > OPEN_SHARDS:
+                self._open.popitem(last=False)
+        self._open.move_to_end(place.shard)
+        return reader.sample(place.row, place.start, place.size)
+
+    def forget(self, serial: int) -> None:
+        """Open this shard anew when it is asked for again: its file has moved."""
+        self._open.pop(serial, None)
+
+    def arrays(
+        self, sample_id: str, sample: SampleState, place: Place | None, groups: Iterable[str]
+    ) -> dict[str, np.ndarray]:
+        """The columns of these groups, as the state has them; StoreError where one cannot be read."""
+        wanted = self.shards.schema.columns_of(groups)
+        held = frozenset[str]() if place is None else place.holds(sample)
+        found = {}
+        if place is not None and any(column.group in held for column in wanted):
+            found = self.sample(place).arrays
+        return {
+            column.name: found[column.name] if column.group in held else self._artifact(column.name, sample_id)
+            for column in wanted
+        }
+
+    def _artifact(self, column: str, sample_id: str) -> np.ndarray:
+        path = self.output.artifact(column, sample_id)
+        try:
+            return parse_npy(path.read_bytes())
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error  # without the path, which the message has already
+            message = f"{path} was complete and cannot be read now: {why}; run the same command again"
+            raise StoreError(message) from error
