@@ -79,6 +79,17 @@ class Survey:
         survey.exact_extras = bool(survey.extra) and any(survey.exact_extra(entry) for entry in entries())
         return survey
 
+    def record(self) -> dict[str, Any]:
+        """The JSON object that stands for it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def parse(cls, record: Mapping[str, Any] | None) -> "Survey":
+        """The opposite of `record`; what records without other fields need, where there is none."""
+        if record is None:
+            return cls()
+        return cls(record["exact_lines"], record["exact_extras"], [ExtraColumn(**item) for item in record["extra"]])
+
     def values(self, entry: Entry) -> dict[str, Any]:
         """The typed columns of a row's other fields."""
         extra = json.loads(entry.extra)

@@ -1,12 +1,11 @@
 """Where a build keeps its features: as npy artifacts, or, where npy is not asked for, in the shards of another format.
 
-`open_store` gives one of two things that a build uses alike:
+`open_store` gives one of two things that a build uses alike. From then on the state is true of shards: what it says is
+finished is whole.
 
     kept = open_store(output, state, formats, max_shard_bytes)
     kept.manifests                    whether manifests list the samples (npy), or the progress file alone
     kept.name                         npy, arrow or webdataset
-    kept.places(ids)                  for the planner, an iterator: where each sample is in shards (None: in none).
-                                      `place.holds(sample_state)` are groups that need no artifact
     kept.begin(plan, val_ratio)       once the plan is there, before anything is computed
     kept.staging                      for the workers, small: `staging.open(folder)` gives a stage,
                                       `stage.write([(PlannedRow, Features)])` a list of staged samples, each with `.row`
@@ -21,7 +20,7 @@ import itertools
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +55,7 @@ from hfprep.store.layout import (
     Stage,
     json_line,
 )
-from hfprep.store.shard_index import UNLISTED, Place
+from hfprep.store.shard_index import UNLISTED
 from hfprep.store.state import SampleState, State
 
 log = logging.getLogger(__name__)
@@ -85,10 +84,6 @@ class NpyKept:
         self.output = output
         self.state = state
         self.val_ratio = 0.0
-
-    def places(self, ids: Iterable[str]) -> Iterator[Place | None]:
-        """None for each: there are no shards."""
-        return (None for _ in ids)
 
     def begin(self, plan: PlannedRows, val_ratio: float) -> None:
         """Nothing has to be done before rows are computed."""
@@ -123,10 +118,6 @@ class ShardKept(ShardOutput):
         self.val_ratio = 0.0
         self._plan: PlannedRows | None = None
         self._settling: Settling | None = None
-
-    def places(self, ids: Iterable[str]) -> Iterator[Place | None]:
-        """Where each of these samples is in shards, in their order; None for one that is in none."""
-        return self.index.places(ids)
 
     def begin(self, plan: PlannedRows, val_ratio: float) -> None:
         """Choose the columns, and bring what is in artifacts of the npy layout into shards."""

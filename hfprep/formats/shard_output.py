@@ -23,14 +23,19 @@ from hfprep.formats.shards import OPEN, ShardFormat, found_path, open_path
 from hfprep.formats.stored import StoredSamples
 from hfprep.formats.webdataset_writer import WebDatasetOptions, WebDatasetShards
 from hfprep.io import atomic
+from hfprep.io.chunks import chunks_of
 from hfprep.store.layout import NpyOutput, PlannedRow
 from hfprep.store.shard_index import SHARDS, UNLISTED, Shard, ShardIndex
-from hfprep.store.state import State
+from hfprep.store.state import SELECTED_TOGETHER, State
 
 log = logging.getLogger(__name__)
 
 SURVEY = "packed_survey"  # in the state, by its first name: what the columns for other fields were chosen by
 DESCRIBED = "packed_set"  # in the state: what the files beside the shards were written for
+_ELSEWHERE = """
+SELECT id FROM samples LEFT JOIN places USING (id)
+WHERE samples.finished != '{}' AND (places.id IS NULL OR places.stale != '[]')
+"""
 FIRST_LAYOUT = "0.1.0"  # of shards that are otherwise than they would be written now
 SUFFIXES = {"arrow": ".arrow", "webdataset": ".tar"}
 
@@ -55,7 +60,7 @@ class ShardOutput:
         self.index = ShardIndex(state)
         self.folder = output.root / name
         self._withdrawn = False
-        self.use(Survey(**_parsed(state.get(SURVEY))))
+        self.use(Survey.parse(state.get(SURVEY)))
 
     @property
     def private(self) -> Path:
@@ -91,14 +96,15 @@ class ShardOutput:
         column = plan.dataset.data.column("extra")
         survey = Survey()
         if pc.all(pc.equal(column, NO_EXTRA)).as_py() is False:
-            schema = self.output.schema
-            survey = Survey.of(
-                schema, lambda: (Entry({}, None, str(value)) for value in column), written=False
-            )  # fmt: skip
-            known = Survey(**_parsed(self.state.get(SURVEY)))
+
+            def entries() -> Iterator[Entry]:
+                return (Entry({}, None, value.as_py()) for value in column)
+
+            survey = Survey.of(self.output.schema, entries, written=False)
+            known = Survey.parse(self.state.get(SURVEY))
             if sorted(map(repr, known.extra)) == sorted(map(repr, survey.extra)):
                 survey.extra = known.extra  # the order in which rows brought them makes no other layout
-                survey.exact_extras = any(survey.exact_extra(Entry({}, None, str(value))) for value in column)
+                survey.exact_extras = any(survey.exact_extra(entry) for entry in entries())
         self.state.put(SURVEY, survey.record())
         self.use(survey)
         self.recognise()
@@ -168,6 +174,18 @@ class ShardOutput:
                         len(broken), shown)  # fmt: skip
             self.index.forget([shard.serial for shard in broken])
         self._remove_others({self.path(shard) for shard in kept})
+        self._hold_against_disk()
+
+    def _hold_against_disk(self) -> None:
+        """Nothing counts as finished that is neither in a shard nor in artifacts of the npy layout."""
+        for ids in chunks_of((row[0] for row in self.state.query(_ELSEWHERE)), SELECTED_TOGETHER):
+            missing = []
+            for sample_id, sample, place in zip(ids, self.state.samples(ids), self.index.places(ids), strict=True):
+                if sample is not None:
+                    held = frozenset[str]() if place is None else place.holds(sample)
+                    missing.append((sample_id, self.output.incomplete(sample_id, sample) - held))
+            with self.state.transaction():
+                self.state.begin((sample_id, groups) for sample_id, groups in missing if groups)
 
     def _recover(self, shard: Shard) -> bool:
         """Whether a shard is there; one that was being appended to is cut back, and is open from now on."""
@@ -217,10 +235,6 @@ def _size(path: Path) -> int | None:
         return path.stat().st_size
     except OSError:
         return None
-
-
-def _parsed(record: dict[str, Any] | None) -> dict[str, Any]:
-    return Survey.parse(record).__dict__ if record else {}
 
 
 def _format(name: str, output: NpyOutput, max_shard_bytes: int, survey: Survey) -> ShardFormat:
