@@ -24,7 +24,7 @@ class Column:
     """One array of a sample; `name` is also its folder in the npy layout.
 
     `dims` are numbers, or names of lengths: ("text_len",), ("codebooks", "code_len"), ("condition_len", 1280). Values
-    of tokens and codes are in [0, size); `pad` fills them up in a trainer's batch.
+    of tokens and codes are in [0, size); `pad` fills them up in a trainer's batch. `about` says what it is.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Column:
     kind: Kind
     size: int | None = None
     pad: int = 0
+    about: str = ""
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
@@ -167,7 +168,7 @@ class Schema:
             "recipe": self.recipe,
             "columns": [
                 {"name": x.name, "dtype": x.dtype, "dims": list(x.dims), "group": x.group, "kind": x.kind,
-                 "size": x.size, "pad": x.pad}
+                 "size": x.size, "pad": x.pad, "about": x.about}
                 for x in self.columns
             ],
             "groups": [{"name": x.name, "source": x.source, "numerics": x.numerics} for x in self.groups],

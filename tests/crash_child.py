@@ -214,14 +214,13 @@ def _warm_up(folder: Path) -> None:
     import torch
 
     from hfprep import BuildConfig
-    from hfprep.pipeline import building, inputs
-    from hfprep.pipeline.engines import spec
+    from hfprep.pipeline import building
+    from hfprep.recipes.indextts2 import recipe
+    from hfprep.recipes.indextts2.feature_model import FeatureModel
 
     torch.set_num_threads(1)
-    tokenizer = functools.cache(spec.TextTokenizer)
-    load = functools.cache(spec.FeatureModel.load)
-    inputs.TextTokenizer = spec.TextTokenizer = tokenizer  # type: ignore[misc,assignment]
-    spec.FeatureModel.load = load  # type: ignore[method-assign]
+    recipe.TextTokenizer = functools.cache(recipe.TextTokenizer)  # type: ignore[misc,assignment]
+    FeatureModel.load = functools.cache(FeatureModel.load)  # type: ignore[method-assign]
     golden = Path(__file__).resolve().parent / "golden-small"
     manifest, models = golden / "manifest.jsonl", golden / "checkpoints"
     building.build(BuildConfig(manifest=manifest, models=models, output_dir=folder / "warm", workers=1, max_samples=2))

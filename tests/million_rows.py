@@ -20,17 +20,16 @@ from hfprep.inputs.manifest.rows import AudioFinder, parse_line
 from hfprep.io.atomic import write_all
 from hfprep.io.npy_format import npy_bytes
 from hfprep.pipeline.building import find_inputs
-from hfprep.schema import COLUMNS, Utterance
+from hfprep.schema import Utterance
 from hfprep.store.fingerprints import AudioIdentity, Fingerprinter, source_of
-from hfprep.store.layout import NpyOutput
-from hfprep.store.state import State
+from hfprep.store.layout import OutputFolder
+from hfprep.store.state import Finished, State
 
 GOLDEN = Path(__file__).resolve().parent / "golden-small"
 LINKS_PER_FILE = 50_000  # ext4 allows 65,000
 ROWS_PER_FOLDER = 1000
 NEW_ROWS = ("synth1", "synth2", "synth4", "synth6")
-TEXT_LEN, CODE_LEN, CONDITION_LEN = 24, 20, 32
-MAX_RESIDENT_BYTES, MAX_STARTUP_SECONDS = 1 << 30, 60.0
+TEXT_LEN, CODE_LEN, MAX_RESIDENT_BYTES, MAX_STARTUP_SECONDS = 1 << 30, 60.0
 
 CHILD = """
 import resource, sys, time
@@ -76,28 +75,30 @@ def fabricate(folder: Path, rows: int) -> tuple[Path, Path]:
     """The manifest and an output directory in which all of its rows but the last few are finished."""
     manifest, output = folder / "manifest.jsonl", folder / "out"
     (folder / "same").mkdir(parents=True)
-    place = NpyOutput(output)
+    place = OutputFolder(output)
     place.reset_work()
     config = BuildConfig(manifest=manifest, output_dir=output, models=GOLDEN / "checkpoints")
     inputs = find_inputs(config, place)
-    model_dim = inputs.model_config.model_dim
-    settings = inputs.settings(config)
-    fingerprinter = Fingerprinter(settings)
-    shapes = {"text_ids": (TEXT_LEN,), "codes": (CODE_LEN,), "condition": (CONDITION_LEN, model_dim)}
-    shapes |= {"emo_vec": (model_dim,)}
+    schema = inputs.schema
+    fingerprinter = Fingerprinter(schema, inputs.settings(config))
+    lengths = {"text_len": TEXT_LEN, "code_len": CODE_LEN, **schema.fixed}
     arrays = {
-        name: LinkedFile(folder / "same", name, npy_bytes(np.zeros(shapes[name], COLUMNS[name].dtype)))
-        for name in COLUMNS
+        x.name: LinkedFile(folder / "same", x.name, npy_bytes(np.zeros(schema.shape(x, lengths), x.dtype)))
+        for x in schema.columns
+    }
+    own_lengths = {
+        group: {name: lengths[name] for column in schema.columns_of([group]) for name in column.lengths}
+        for group in schema.group_names
     }
     clip = LinkedFile(folder / "same", "clip", (GOLDEN / "audio" / "synth6.ogg").read_bytes())
     finder = AudioFinder(manifest)
     state = State(place.private / "state.sqlite")
-    state.put("settings", settings.groups())
+    state.put("settings", fingerprinter.settings)
     with open(manifest, "w", encoding="utf-8") as lines, state.transaction():
         for number in range(rows):
             if number % ROWS_PER_FOLDER == 0:
                 part = f"part-{number // ROWS_PER_FOLDER:05d}"
-                for name in COLUMNS:
+                for name in arrays:
                     (output / name / part).mkdir(parents=True)
                 (folder / "audio" / part).mkdir(parents=True)
             sample_id = f"{part}/utterance-{number:07d}"
@@ -111,7 +112,8 @@ def fabricate(folder: Path, rows: int) -> tuple[Path, Path]:
             assert isinstance(utterance, Utterance)
             audio = AudioIdentity.of(utterance.path, by_content=False)
             prints = fingerprinter.of(utterance, audio)
-            state.finish(sample_id, shapes, 0.41, prints, source_of(utterance, audio))
+            groups = {name: Finished(prints[name], own) for name, own in own_lengths.items()}
+            state.finish(sample_id, groups, seconds=0.41, source=source_of(utterance, audio))
         for row_line in (GOLDEN / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
             row = json.loads(row_line)
             if row["id"] in NEW_ROWS:

@@ -18,10 +18,12 @@ from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.pipeline.batching import BatchLimits
 from hfprep.pipeline.features import ExtractorSettings, FeatureExtractor, map_schema
 from hfprep.pipeline.intake_processes import IntakeProcesses
-from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.feature_model import FeatureModel
-from hfprep.recipes.indextts2.locate import locate
-from hfprep.schema import COLUMNS
+from hfprep.recipes.indextts2.options import IndexTTS2Options
+from hfprep.recipes.indextts2.recipe import RECIPE
+
+COLUMNS = ("text_ids", "codes", "condition", "emo_vec")
+
 
 Build = Callable[..., hfprep.Summary]
 
@@ -85,21 +87,26 @@ def test_manifests_are_in_source_order_and_split_by_the_hash(build: Build, golde
 
 def test_a_plain_datasets_map_gives_the_same_features(build: Build, golden_small: Path) -> None:
     output = build().output_dir
-    files = locate(models=golden_small / "checkpoints")
-    model = FeatureModel.load(files, ModelConfig.read(files.config))
+    models = RECIPE.find(IndexTTS2Options(models=golden_small / "checkpoints"))
+    model = models.load(torch.device("cpu"), "fp32")
     settings = ExtractorSettings(limits=BatchLimits(3, None))
-    extractor = FeatureExtractor(TextTokenizer(golden_small / "checkpoints" / "bpe.model"), model, settings)
+    extractor = FeatureExtractor(models, models.text_encoder(), model, settings)
     rows = datasets.Dataset.from_list(rows_of(golden_small))
     bad = datasets.Dataset.from_list([{"id": "gone", "text": "x", "audio": "gone.wav", "language": "en"}])
     rows = datasets.concatenate_datasets([rows.select_columns(["id", "text", "audio", "language"]), bad])
     mapped = rows.map(
-        extractor, batched=True, batch_size=5, features=map_schema(rows.features), new_fingerprint="plain-map"
+        extractor,
+        batched=True,
+        batch_size=5,
+        features=map_schema(rows.features, models.schema),
+        new_fingerprint="plain-map",
     ).with_format("numpy")
     extractor.close()
     for row in mapped.select(range(8)):
-        for name, column in COLUMNS.items():
-            array = np.load(output / name / f"{row['id']}.npy")
-            np.testing.assert_allclose(np.stack(row[name]).astype(column.dtype), array, rtol=1e-4, atol=1e-5)
+        for column in models.schema.columns:
+            array = np.load(output / column.name / f"{row['id']}.npy")
+            got = np.stack(row[column.name]).astype(column.dtype)
+            np.testing.assert_allclose(got, array, rtol=1e-4, atol=1e-5)
     last = mapped.with_format(None)[8]
     assert last["codes"] is None
     assert last["rejected"].startswith("audio_missing: ")
@@ -113,9 +120,11 @@ def on_the_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None
     def begin() -> None:
         made = FeatureExtractor.__init__
 
-        def as_with_a_gpu(self: FeatureExtractor, tokenizer: TextTokenizer, *args: Any, **options: Any) -> None:
+        def as_with_a_gpu(
+            self: FeatureExtractor, models: Any, tokenizer: TextTokenizer, *args: Any, **options: Any
+        ) -> None:
             processes.append(IntakeProcesses(tokenizer, 2))
-            made(self, tokenizer, *args, **options | {"processes": processes[-1]})
+            made(self, models, tokenizer, *args, **options | {"processes": processes[-1]})
             assert not self.looks_ahead
             self.looks_ahead = True
             self.intake.settings = dataclasses.replace(self.intake.settings, waveforms=True)
@@ -157,8 +166,8 @@ def test_a_clip_that_does_not_fit_goes_to_the_cpu_as_a_waveform(
 ) -> None:
     output = build().output_dir
     on_the_device()
-    files = locate(models=golden_small / "checkpoints")
-    model = FeatureModel.load(files, ModelConfig.read(files.config))
+    models = RECIPE.find(IndexTTS2Options(models=golden_small / "checkpoints"))
+    model = models.load(torch.device("cpu"), "fp32")
 
     class Full:
         device, min_frames, max_frames, packs = model.device, model.min_frames, model.max_frames, False
@@ -167,7 +176,8 @@ def test_a_clip_that_does_not_fit_goes_to_the_cpu_as_a_waveform(
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     extractor = FeatureExtractor(
-        TextTokenizer(golden_small / "checkpoints" / "bpe.model"),
+        models,
+        models.text_encoder(),
         cast(FeatureModel, Full()),
         ExtractorSettings(limits=BatchLimits(3, None)),
         fallback=lambda: model,

@@ -22,9 +22,10 @@ from hfprep.pipeline.engines import processes, worker
 from hfprep.pipeline.engines.messages import Assignment, Finished, Published, WorkerSetup
 from hfprep.pipeline.engines.shards import Shard, ShardQueue
 from hfprep.pipeline.features import BatchResult
-from hfprep.pipeline.planning import ROWS_SCHEMA
-from hfprep.schema import Need, Rejection
+from hfprep.pipeline.planning import rows_schema
+from hfprep.schema import Rejection
 from tests.fake_worker import Orders
+from tests.sample_schemas import speech_schema
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FAKE_CODE = (
@@ -316,11 +317,11 @@ def test_a_worker_on_a_cpu_computes_nothing_until_the_last_batch_is_published(
     extractor = _Extractor(looks_ahead)
     plan = tmp_path / "plan.arrow"
     row = {"id": "a", "text": "t", "audio": "a.wav", "path": "a.wav", "extra": "{}", "audio_bytes": 1,
-           "audio_mtime_ns": 1, "need": int(Need.ALL)} | dict.fromkeys(
-        ("text_fingerprint", "codes_fingerprint", "latents_fingerprint"), bytes(16)
-    )  # fmt: skip
-    with pa.OSFile(str(plan), "wb") as sink, pa.ipc.new_stream(sink, ROWS_SCHEMA) as writer:
-        writer.write_table(pa.Table.from_pylist([row | {"line": line} for line in (1, 2, 3)], ROWS_SCHEMA))
+           "audio_mtime_ns": 1, "need": ["text", "codes", "latents"],
+           "fingerprints": dict.fromkeys(("text", "codes", "latents"), "0" * 32)}  # fmt: skip
+    schema = rows_schema(speech_schema().group_names)
+    with pa.OSFile(str(plan), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_table(pa.Table.from_pylist([row | {"line": line} for line in (1, 2, 3)], schema))
     spec: Any = SimpleNamespace(open=lambda device: extractor)
     here, there = Pipe()
     setup = WorkerSetup(spec=spec, device="cpu", plan=plan, folder=tmp_path / "work")

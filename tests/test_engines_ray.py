@@ -31,8 +31,8 @@ from hfprep.pipeline.engines import choice
 from hfprep.pipeline.engines.spec import ExtractorSpec, Models
 from hfprep.pipeline.features import FeatureExtractor
 from hfprep.pipeline.observing import add_observer
-from hfprep.recipes.indextts2.config import ModelConfig
-from hfprep.recipes.indextts2.locate import locate
+from hfprep.recipes.indextts2.options import IndexTTS2Options
+from hfprep.recipes.indextts2.recipe import RECIPE
 from hfprep.schema import Rejection, Utterance
 from hfprep.store.layout import Publisher, Staged
 from hfprep.tools.demo.dataset import DemoDataset, make_dataset
@@ -305,10 +305,8 @@ def test_a_node_that_does_not_see_the_audio_ends_the_run(golden_small: Path) -> 
 
 
 def test_a_node_without_the_models_says_so(golden_small: Path, tmp_path: Path) -> None:
-    files = locate(models=golden_small / "checkpoints")
-    spec = ExtractorSpec(
-        files=files, model_config=ModelConfig.read(files.config), tokenizer=tmp_path / "none.model", with_audio=True
-    )
+    options = IndexTTS2Options(models=golden_small / "checkpoints", tokenizer=tmp_path / "none.model")
+    spec = ExtractorSpec(model_set=RECIPE.find(options), with_audio=True)
     actor = ray_engine.Actor(spec, None, str(Path.cwd()))
     (reported,) = actor.compute(0, b"")
     assert isinstance(reported.error, HfprepError)

@@ -59,7 +59,7 @@ def random_state(text_rows: int, dtype: torch.dtype = torch.float32) -> dict[str
     }
 
 
-def model_files(folder: Path, values: Any, text_ids: int) -> dict[str, Path]:
+def model_files(folder: Path, values: Any, text_ids: int) -> dict[str, Any]:
     folder.mkdir()
     (folder / "config.yaml").write_text(CONFIG.format(text_ids=text_ids), encoding="utf-8")
     torch.save({"mean": torch.zeros(3), "var": torch.ones(3)}, folder / "stats.pt")
@@ -300,3 +300,53 @@ def test_a_write_that_fails_leaves_no_checkpoint(
     with pytest.raises(StoreError, match=r"cannot write .*gpt\.pth: .*; free some space"):
         extend_checkpoint(CheckpointOptions(**files, base=base, tokenizer=new, output_dir=tmp_path / "new"))
     assert not list((tmp_path / "new").glob("gpt.pth*"))
+
+
+def test_a_language_of_indextts25_starts_from_another(golden25_small: Path, tmp_path: Path) -> None:
+    models = golden25_small / "checkpoints"
+    arguments = ["extend-checkpoint", "--gpt-checkpoint", str(models / "gpt.pth"), "--output-dir", str(tmp_path)]
+    arguments += ["--config", str(models / "config.yaml"), "--language", "am", "--like", "en"]
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 0, result.output
+    before, after = loaded(models / "gpt.pth"), loaded(tmp_path / "gpt.pth")
+    assert list(after) == list(before)
+    for name, old in before.items():
+        if name == "lang_embedding.weight":
+            assert after[name][75].equal(old[0])  # am and en
+            assert not old[75].equal(old[0])
+            rest = [row for row in range(len(old)) if row != 75]
+            assert same_bytes(after[name][rest], old[rest])
+        else:
+            assert same_bytes(after[name], old), name
+    assert (tmp_path / "config.yaml").read_bytes() == (models / "config.yaml").read_bytes()
+    assert (tmp_path / "wav2vec2bert_stats.pt").read_bytes() == (models / "wav2vec2bert_stats.pt").read_bytes()
+
+
+def test_a_language_without_a_row_or_of_another_model_is_refused(
+    tokenizers: tuple[Path, Path], golden25_small: Path, tmp_path: Path
+) -> None:
+    base, new = tokenizers
+    models = golden25_small / "checkpoints"
+    files: dict[str, Any] = {
+        "gpt_checkpoint": models / "gpt.pth",
+        "config": models / "config.yaml",
+        "output_dir": tmp_path / "new",
+    }
+    with pytest.raises(
+        ConfigError, match=r"--language is 'gez'; it must be a language that IndexTTS-2\.5 has a row for .*: en, zh"
+    ):
+        extend_checkpoint(CheckpointOptions(**files, language="gez", like="am"))
+    with pytest.raises(ConfigError, match="--like is 'common'"):
+        extend_checkpoint(CheckpointOptions(**files, language="am", like="common"))
+    for options in (
+        {},
+        {"language": "am"},
+        {"base": base},
+        {"base": base, "tokenizer": new, "language": "am", "like": "en"},
+    ):
+        with pytest.raises(ConfigError, match=r"give --base and --tokenizer \(IndexTTS-2\), or --language and --like"):
+            CheckpointOptions(**files, **options)
+    old = model_files(tmp_path / "old", random_state(size_of(base) + 1), size_of(base))
+    with pytest.raises(ConfigError, match=r"--language is for IndexTTS-2\.5: .* has no lang_embedding\.weight"):
+        extend_checkpoint(CheckpointOptions(**old, output_dir=tmp_path / "new", language="am", like="en"))
+    assert not (tmp_path / "new").exists()

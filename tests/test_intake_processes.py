@@ -21,7 +21,8 @@ from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.pipeline import intake_processes
 from hfprep.pipeline.intake import Intake, IntakeSettings, Loaded, SampleLimits, Task
 from hfprep.pipeline.intake_processes import IntakeProcesses
-from hfprep.schema import Need, Rejection, Utterance
+from hfprep.schema import Rejection, Utterance
+from tests.sample_schemas import speech_schema
 
 MODEL = Path(__file__).parent / "data" / "text-bpe.model"
 TEXTS = [
@@ -34,7 +35,8 @@ TEXTS = [
     ("half a character: \ud800", "en"),
     ("7" * 6000, "en"),
 ]
-SETTINGS = IntakeSettings(limits=SampleLimits(min_frames=3, max_frames=300), waveforms=True)
+SCHEMA = speech_schema()
+SETTINGS = IntakeSettings(limits=SampleLimits(schema=SCHEMA, min_frames=3, max_frames=300), waveforms=True)
 
 
 @pytest.fixture
@@ -48,11 +50,11 @@ def tasks(tmp_path: Path) -> list[Task]:
         found.append(task_of(number, text, path, language))
     (tmp_path / "damaged.wav").write_bytes(b"RIFF" + bytes(100))
     found += [task_of(number, "x", tmp_path / name) for number, name in ((90, "damaged.wav"), (91, "missing.wav"))]
-    return [*found, replace(found[1], need=Need.TEXT)]
+    return [*found, replace(found[1], need=SCHEMA.text_groups, with_audio=False)]
 
 
 def task_of(number: int, text: str, path: Path, language: str | None = None) -> Task:
-    return Task(Utterance(number, f"clip-{number}", text, str(path), str(path), language=language))
+    return Task.of(SCHEMA, Utterance(number, f"clip-{number}", text, str(path), str(path), language=language))
 
 
 @pytest.fixture
@@ -259,7 +261,7 @@ def test_other_threads_go_on_while_a_text_is_read(processes: IntakeProcesses, ta
     processes.load(tasks[0], SETTINGS)  # the process is there and has its grammar
     longest, last, done = 0.0, time.perf_counter(), threading.Event()
     text = "It cost $4.50 on May 5, 2021, and $5.60 the day after. " * 4
-    long = Task(replace(tasks[0].utterance, text=text), Need.TEXT)
+    long = Task.of(SCHEMA, replace(tasks[0].utterance, text=text), SCHEMA.text_groups)
 
     def read() -> None:
         processes.load(long, SETTINGS)

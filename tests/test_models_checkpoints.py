@@ -24,10 +24,10 @@ from hfprep.recipes.indextts2.checkpoints import (
     expected_shapes,
     load_conditioners,
     load_semantic_codec,
-    load_semantic_encoder,
     unknown_names,
 )
 from hfprep.recipes.indextts2.config import ModelConfig
+from hfprep.recipes.networks import load_semantic_encoder
 from scripts.benchmark.plain_models import read_tensors
 
 PUBLISHED = ModelConfig(
@@ -285,4 +285,4 @@ def test_names_are_translated_here_only() -> None:
     package = Path(__file__).resolve().parent.parent / "hfprep"
     published_name = re.compile(r"linear_pos|norm_mha|to_kv|pwconv1|w_1\b|emovec_layer|proj_context")
     hits = {path.name for path in package.rglob("*.py") if published_name.search(path.read_text(encoding="utf-8"))}
-    assert hits == {"checkpoints.py"}
+    assert hits == {"networks.py"}

@@ -16,7 +16,7 @@ from hfprep.models.masking import FrameMask
 from hfprep.models.operators import Scratch
 from hfprep.models.semantic_config import SemanticEncoderConfig
 from hfprep.models.semantic_encoder import EncoderLayer, SemanticEncoder, relative_bias
-from hfprep.recipes.indextts2.checkpoints import load_semantic_encoder
+from hfprep.recipes.networks import load_semantic_encoder
 from scripts.benchmark import plain_models as reference
 
 

@@ -33,10 +33,11 @@ from hfprep.pipeline.failures import DeviceError
 from hfprep.pipeline.features import ExtractorSettings, FeatureExtractor
 from hfprep.pipeline.intake import Task
 from hfprep.pipeline.transfers import Download
-from hfprep.recipes.indextts2.config import ModelConfig
-from hfprep.recipes.indextts2.feature_model import FeatureModel, FeatureTensors
-from hfprep.recipes.indextts2.locate import locate
-from hfprep.schema import Features, Need, Rejection, Utterance
+from hfprep.recipes.indextts2.feature_model import FeatureModel
+from hfprep.recipes.indextts2.options import IndexTTS2Options
+from hfprep.recipes.indextts2.recipe import RECIPE
+from hfprep.schema import Features, Rejection, Utterance
+from tests.sample_schemas import speech_schema
 
 STEPS = ("semantic_encoder", "semantic_codec", "conditioner", "emotion_conditioner", "to the device", "from the device")
 ERRORS: dict[str, Callable[[], Exception]] = {
@@ -49,6 +50,8 @@ ERRORS: dict[str, Callable[[], Exception]] = {
     "python": lambda: MemoryError(),
 }
 FIFTH = torch.tensor([4])
+SCHEMA = speech_schema(4, latents=2)
+MODELS: Any = SimpleNamespace(schema=SCHEMA, num_codes=int)
 Fails = Callable[[str, int, int], Exception | None]  # step, rows, padded frames -> what to raise
 
 
@@ -74,18 +77,19 @@ class Fragile:
             self.refs.append(weakref.ref(like))
             raise error
 
-    def __call__(self, inputs: Tensor, lengths: Tensor, *, codes: bool, latents: bool) -> FeatureTensors:
+    def __call__(self, inputs: Tensor, lengths: Tensor, groups: frozenset[str]) -> dict[str, Tensor]:
         self.leaked += sum(ref() is not None for ref in self.refs)
         self.tried.append(len(inputs))
         self._step("to the device", inputs)
         self._step("semantic_encoder", inputs)
         semantic = inputs.cumsum(1)
         self._step("semantic_codec", semantic)
-        found = FeatureTensors(
-            codes=semantic[..., 0].abs().round().long() if codes else None,
-            condition=self._latent("conditioner", semantic, lengths) if latents else None,
-            emo_vec=self._latent("emotion_conditioner", semantic, lengths)[:, 0] if latents else None,
-        )
+        found = {}
+        if "codes" in groups:
+            found["codes"] = semantic[..., 0].abs().round().int()
+        if "latents" in groups:
+            found["condition"] = self._latent("conditioner", semantic, lengths)
+            found["emo_vec"] = self._latent("emotion_conditioner", semantic, lengths)[:, 0]
         self._step("from the device", semantic)
         self.batches.append((inputs.shape[0], inputs.shape[0] * inputs.shape[1]))
         return found
@@ -110,6 +114,7 @@ class Bench:
     def __post_init__(self) -> None:
         fallback = self.fallback
         self.extractor = FeatureExtractor(
+            MODELS,
             SimpleNamespace(encode=lambda text, _: np.array([len(text)], np.int32)),
             cast(FeatureModel, self.model),
             ExtractorSettings(limits=BatchLimits(self.batch_size, self.max_frames), workers=2),
@@ -125,7 +130,10 @@ class Bench:
     def run(self) -> dict[str, Features | Rejection]:
         """Outcomes by id; every task must have exactly one."""
         tasks = [
-            Task(Utterance(line=n, id=f"clip-{n}", text="x" * n, audio=str(n), path=str(n), duration=length / 50))
+            Task.of(
+                SCHEMA,
+                Utterance(line=n, id=f"clip-{n}", text="x" * n, audio=str(n), path=str(n), duration=length / 50),
+            )
             for n, length in enumerate(self.lengths)
         ]
         found: list[tuple[str, Features | Rejection]] = []
@@ -161,8 +169,8 @@ def accepted(found: dict[str, Features | Rejection]) -> dict[str, Features]:
 def assert_same(found: dict[str, Features], expected: dict[str, Features]) -> None:
     assert found.keys() == expected.keys()
     for name, features in expected.items():
-        for column, array in features.arrays().items():
-            np.testing.assert_array_equal(found[name].arrays()[column], array, err_msg=f"{name} {column}")
+        for column, array in features.arrays.items():
+            np.testing.assert_array_equal(found[name].arrays[column], array, err_msg=f"{name} {column}")
 
 
 def above(size: int, step: str, error: str = "cuda") -> Fails:
@@ -199,10 +207,9 @@ class Arriving(Download):
     log: list[str]
     fails: Callable[[int], Exception | None]
 
-    def wait(self) -> dict[str, np.ndarray | None]:
+    def wait(self) -> dict[str, np.ndarray]:
         arrays = super().wait()
         emo_vec = arrays["emo_vec"]
-        assert emo_vec is not None
         self.log.append(f"waited for {len(emo_vec)}")
         error = self.fails(len(emo_vec))
         if error is not None:
@@ -388,7 +395,8 @@ def test_the_limit_of_one_window_holds_for_the_next() -> None:
     """`datasets.map` calls the function once a window; what was learnt is kept in between."""
     model = Fragile(above(2, "semantic_encoder"))
     bench = Bench(model, [50] * 8)
-    tasks = [Task(Utterance(line=n, id=str(n), text="x", audio=str(n), path=str(n), duration=1.0)) for n in range(8)]
+    clips = [Utterance(line=n, id=str(n), text="x", audio=str(n), path=str(n), duration=1.0) for n in range(8)]
+    tasks = [Task.of(SCHEMA, clip) for clip in clips]
     for _ in range(3):
         assert sum(len(result.outcomes) for result in bench.extractor.extract(tasks)) == 8
     assert bench.extractor.out_of_memory_events == 2
@@ -400,10 +408,10 @@ def test_the_limit_of_one_window_holds_for_the_next() -> None:
 
 def test_the_culprit_of_a_failing_batch_is_found(quiet: dict[str, Features], caplog: pytest.LogCaptureFixture) -> None:
     class Allergic(Fragile):
-        def __call__(self, inputs: Tensor, lengths: Tensor, *, codes: bool, latents: bool) -> FeatureTensors:
+        def __call__(self, inputs: Tensor, lengths: Tensor, groups: frozenset[str]) -> dict[str, Tensor]:
             if LENGTHS[5] in lengths.tolist():
                 raise ZeroDivisionError("cannot stand this clip\nand more")
-            return super().__call__(inputs, lengths, codes=codes, latents=latents)
+            return super().__call__(inputs, lengths, groups)
 
     model = Allergic()
     with caplog.at_level(logging.WARNING, logger="hfprep"):
@@ -434,14 +442,14 @@ def test_numbers_that_are_not_finite_reject_their_own_sample(quiet: dict[str, Fe
 
 def test_only_codes_that_are_computed_again_are_rejected_too(golden_small: Path) -> None:
     """A frame without finite hidden states has no code; it must not become one of those there are."""
-    files = locate(models=golden_small / "checkpoints")
-    model = FeatureModel.load(files, ModelConfig.read(files.config))
+    models = RECIPE.find(IndexTTS2Options(models=golden_small / "checkpoints"))
+    model = models.load(torch.device("cpu"), "fp32")
     spoilt = model.semantic_encoder.register_forward_hook(lambda _m, _i, hidden: hidden.index_fill(1, FIFTH, np.nan))
     tokenizer: Any = SimpleNamespace(encode=None)
-    extractor = FeatureExtractor(tokenizer, model, ExtractorSettings())
+    extractor = FeatureExtractor(models, tokenizer, model, ExtractorSettings())
     rows = [json.loads(line) for line in (golden_small / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
     path = str(golden_small / rows[0]["audio"])
-    task = Task(Utterance(line=1, id="a", text="x", audio=path, path=path), Need.CODES)
+    task = Task.of(models.schema, Utterance(line=1, id="a", text="x", audio=path, path=path), frozenset({"codes"}))
     (result,) = extractor.extract([task])
     assert isinstance(result.outcomes[0][1], Rejection)
     assert result.outcomes[0][1].message == "codes are of NaN or infinite values"
@@ -476,10 +484,10 @@ def test_with_a_sample_that_was_computed_before_the_only_one_left_is_proved_guil
     """As in a rerun over an output of which one sample was rejected."""
     bench = Bench(Fragile(), [40, 50, 60])
     bench.model.fails = lambda step, _, frames: ValueError("odd") if frames == 60 and step == "conditioner" else None
-    task = Task(Utterance(line=2, id="clip-2", text="x", audio="2", path="2", duration=1.0))
+    task = Task.of(SCHEMA, Utterance(line=2, id="clip-2", text="x", audio="2", path="2", duration=1.0))
     (result,) = bench.extractor.extract([task])
     assert isinstance(result.outcomes[0][1], Unproven)
-    bench.extractor._controls["before"] = Task(Utterance(line=0, id="clip-0", text="x", audio="0", path="0"))
+    bench.extractor._controls["before"] = Task.of(SCHEMA, Utterance(line=0, id="clip-0", text="x", audio="0", path="0"))
     (result,) = bench.extractor.extract([task])
     assert type(result.outcomes[0][1]) is Rejection
     bench.extractor.close()

@@ -662,7 +662,7 @@ def test_what_is_damaged_is_not_adopted(place: Place, damage: str) -> None:
         np.save(broken, np.pad(array, (0, 60)))
     without_state(place)
     summary = place.build(skip_existing=True)
-    assert (summary.adopted, summary.accepted, summary.mended) == (3, 4, damage == "padded")
+    assert (summary.adopted, summary.accepted, summary.repaired) == (3, 4, damage == "padded")
     assert place.computed == ([] if damage == "no ids" else ["synth4"])
     assert len(place.tokenized) == (damage == "no ids")
 
@@ -698,7 +698,7 @@ if LEGACY.is_dir():
             val_ratio=0.3,
         )
         summary = hfprep.build(config)
-        assert (summary.adopted, summary.mended, summary.tally.done, summary.accepted) == (2, 4, 4, 6)
+        assert (summary.adopted, summary.repaired, summary.tally.done, summary.accepted) == (2, 4, 4, 6)
         changed = {path.stem for path, was in before.items() if (path.stat().st_ino, path.read_bytes()) != was}
         lengths = {path.stem: len(np.load(path)) for path in (output / "codes").glob("*.npy")}
         sound = {"1088-134315-0000", "cv-651325"}

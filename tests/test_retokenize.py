@@ -1,17 +1,15 @@
-"""Text ids made anew: the same as a build with that tokenizer gives, no audio read, whole at every instant."""
+"""Text ids made anew: the same as a build with that tokenizer gives, and no audio is computed again."""
 
+import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import sentencepiece
 
 import hfprep
 from hfprep.errors import ConfigError, StoreError
-from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.io import atomic
 from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.retokenizing import retokenize
@@ -66,12 +64,12 @@ def test_it_equals_a_build_with_that_tokenizer(
     shutil.copytree(built, source)
     before = public_files(source)
     stamps = {path: path.stat().st_mtime_ns for path in source.rglob("codes/*")}
-    counts = retokenize(source, tokenizer, output_dir=target if beside else None)
+    summary = retokenize(source, tokenizer, output_dir=target if beside else None)
     result = target if beside else source
     rebuilt = tmp_path / "rebuilt"
     shutil.copytree(built, rebuilt)
     hfprep.build(config_of(golden_small, rebuilt, tokenizer))
-    assert sum(counts.values()) == 8
+    assert summary.train + summary.val == 8
     assert without_stats(result) == without_stats(rebuilt)
     assert without_stats(result) != {name: data for name, data in before.items() if name != "stats.json"}
     stats, expected = (json.loads((folder / "stats.json").read_bytes()) for folder in (result, rebuilt))
@@ -86,106 +84,49 @@ def test_it_equals_a_build_with_that_tokenizer(
     assert hfprep.build(config_of(golden_small, result)).reused == 0  # and that the old tokenizer's ids are gone
 
 
-def test_no_audio_is_needed(tmp_path: Path, tokenizer: Path) -> None:
-    """An output of which nothing but the npy layout is left, with awkward ids."""
-    output = make_output(tmp_path / "out")
-    model = TextTokenizer(tokenizer)
-    retokenize(output, tokenizer)
-    check_consistent(output, lambda ids, text, language: np.array_equal(ids, model.encode(text, language)))
+def test_other_options_of_the_last_build_hold(tmp_path: Path, golden_small: Path, tokenizer: Path) -> None:
+    output = tmp_path / "out"
+    config = dataclasses.replace(config_of(golden_small, output), language="en", max_samples=5, hash_audio=True)
+    hfprep.build(config)
+    summary = retokenize(output, tokenizer)
+    assert (summary.accepted, summary.capped, summary.tally.done) == (5, 3, 5)
+    settings = json.loads((output / "stats.json").read_bytes())["settings"]
+    assert (settings["language"], settings["max_samples"], settings["val_ratio"]) == ("en", 5, 0.3)
 
 
-def check_consistent(output: Path, right: Callable[[np.ndarray, str, str | None], bool]) -> None:
-    """Every record names a complete file of the length that it says."""
-    seen = []
-    for name in ("train_manifest.jsonl", "val_manifest.jsonl"):
-        with open(output / name, "rb") as stream:
-            for record in map(json.loads, stream):
-                ids = np.load(output / record["text_ids_path"])
-                assert len(ids) == record["text_len"]
-                assert right(ids, record["text"], record["language"])
-                seen.append(record["id"])
-    assert len(seen) == len(set(seen)) == 12
+def test_a_run_that_was_killed_while_it_copied_is_done_again(tmp_path: Path, built: Path, tokenizer: Path) -> None:
+    class Killed(BaseException):
+        """Stands for a kill."""
 
+    def kill(point: str, _path: str) -> None:
+        if point == "before-rename":
+            raise Killed
 
-class _Killed(BaseException):
-    """Stands for a kill."""
-
-
-@pytest.fixture
-def observed() -> Iterator[None]:
-    yield
-    atomic.set_observer(None)
-
-
-@pytest.mark.usefixtures("observed")
-def test_manifests_and_files_agree_at_every_instant(tmp_path: Path, tokenizer: Path) -> None:
-    """Looked at, and killed, at every named point; the rerun ends as a quiet run does, whatever was left."""
-    source = make_output(tmp_path / "source")
-    model = TextTokenizer(tokenizer)
-    quiet = tmp_path / "quiet"
-    shutil.copytree(source, quiet)
-    old = {record_id: data for record_id, data in public_files(source).items() if record_id.startswith("text_ids/")}
-
-    def known(ids: np.ndarray, text: str, language: str | None) -> bool:
-        was = any(data.endswith(ids.tobytes()) for data in old.values())
-        return was or np.array_equal(ids, model.encode(text, language))
-
-    points: list[str] = []
-
-    def look(point: str, path: str) -> None:
-        points.append(f"{point} {Path(path).name}")
-        check_consistent(quiet, known)
-
-    atomic.set_observer(look)
-    retokenize(quiet, tokenizer)
-    atomic.set_observer(None)
-    expected = public_files(quiet)
-    late = [index for index, point in enumerate(points) if "manifest" in point or "text_ids" in point]
-    assert len(late) > 8
-    for stop in [5, *late[::3]]:
-        output = tmp_path / f"killed-{stop}"
-        shutil.copytree(source, output)
-        seen = 0
-
-        def kill(point: str, path: str, stop: int = stop) -> None:
-            nonlocal seen
-            if seen == stop:
-                raise _Killed
-            seen += 1
-
-        atomic.set_observer(kill)
-        with pytest.raises(_Killed):
-            retokenize(output, tokenizer)
+    target = tmp_path / "target"
+    atomic.set_observer(kill)
+    try:
+        with pytest.raises(Killed):
+            retokenize(built, tokenizer, output_dir=target)
+    finally:
         atomic.set_observer(None)
-        check_consistent(output, known)
-        retokenize(output, tokenizer)
-        assert public_files(output) == expected
-        shutil.rmtree(output)
+    assert not target.exists()
+    retokenize(built, tokenizer, output_dir=target)
+    again = retokenize(built, tokenizer, output_dir=target)  # after success: nothing is left to do
+    assert (again.accepted, again.reused) == (8, 8)
 
 
-def test_a_text_without_ids_changes_nothing(tmp_path: Path, tokenizer: Path) -> None:
-    def change(record: dict[str, object], number: int) -> dict[str, object]:
-        return record | {"text": "\u3000"} if number == 4 else record
-
-    output = make_output(tmp_path / "out", change=change)
-    before = public_files(output)
-    with pytest.raises(StoreError, match="1 texts have no ids under this tokenizer, so nothing was changed"):
-        retokenize(output, tokenizer)
-    assert public_files(output).items() >= before.items()
-    with pytest.raises(StoreError, match="1 texts have no ids"):
-        retokenize(output, tokenizer, output_dir=tmp_path / "beside")
-    assert not (tmp_path / "beside").exists()
-
-
-def test_a_tokenizer_too_large_for_the_model_is_refused(tmp_path: Path, golden_small: Path, tokenizer: Path) -> None:
-    config = tmp_path / "config.yaml"
-    text = (golden_small / "checkpoints" / "config.yaml").read_text(encoding="utf-8")
-    lines = ["  number_text_tokens: 7" if "number_text_tokens" in line else line for line in text.splitlines()]
-    config.write_text("\n".join(lines), encoding="utf-8")
-    output = make_output(tmp_path / "out")
-    with pytest.raises(ConfigError, match="has only 7"):
-        retokenize(output, tokenizer, config=config)
-    with pytest.raises(ConfigError, match="tokenizer not found"):
-        retokenize(output, tmp_path / "missing.model")
-    with pytest.raises(StoreError, match="holds no manifests"):
+def test_an_output_that_does_not_say_where_it_is_from(tmp_path: Path, tokenizer: Path) -> None:
+    with pytest.raises(ConfigError, match="run `build` on its manifest with the new --tokenizer and --skip-existing"):
+        retokenize(make_output(tmp_path / "out"), tokenizer)
+    with pytest.raises(ConfigError, match="is no output of `build`"):
         retokenize(tmp_path / "missing", tokenizer)
+
+
+def test_another_output_is_not_overwritten(tmp_path: Path, built: Path, golden_small: Path, tokenizer: Path) -> None:
+    lines = (golden_small / "manifest.jsonl").read_text(encoding="utf-8").splitlines()[:1]
+    row = json.loads(lines[0])
+    manifest = tmp_path / "other.jsonl"
+    manifest.write_text(json.dumps(row | {"audio": str(golden_small / row["audio"])}) + "\n", encoding="utf-8")
+    hfprep.build(dataclasses.replace(config_of(golden_small, tmp_path / "other"), manifest=manifest))
+    with pytest.raises(StoreError, match=r"holds features of .*other.jsonl; give another"):
+        retokenize(built, tokenizer, output_dir=tmp_path / "other")

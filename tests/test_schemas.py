@@ -15,10 +15,15 @@ from jsonschema import Draft202012Validator
 
 from hfprep.errors import Reason, RejectedSample
 from hfprep.inputs.manifest.rows import AudioFinder, check_id, parse_line
-from hfprep.schema import Rejection, Utterance, manifest_record
+from hfprep.schema import Rejection, Utterance, manifest_record, metadata_of
+from scripts.record_schemas import files
+from tests.sample_schemas import speech_schema
 
+RECORD = "record-indextts-2"
+SCHEMA = speech_schema()
+LENGTHS = {"text_len": 4, "code_len": 124, "condition_len": 32}
 SCHEMAS = Path(__file__).resolve().parent.parent / "schemas"
-NAMES = ("manifest", "record", "rejected", "stats")
+NAMES = ("manifest", RECORD, "rejected", "stats")
 
 
 def schema(name: str) -> dict[str, Any]:
@@ -54,6 +59,11 @@ def test_schemas_describe_every_field(name: str) -> None:
         assert description.get("description"), f"{name}: {field} has no description"
 
 
+@pytest.mark.parametrize("path", files(), ids=lambda path: path.name)
+def test_record_schemas_follow_from_the_recipes(path: Path) -> None:
+    assert path.read_text(encoding="utf-8") == files()[path], "run python scripts/record_schemas.py"
+
+
 def test_reasons_are_those_of_the_code() -> None:
     reasons = [reason.value for reason in Reason]
     assert [choice["const"] for choice in schema("rejected")["properties"]["reason"]["oneOf"]] == reasons
@@ -78,9 +88,9 @@ def test_records_are_valid() -> None:
     full = Utterance(1, "a/b", "Hello.", "./wavs/b.wav", "wavs/b.wav", "s1", "en", 2.5)
     bare = Utterance(2, "7", "Hello.", "b.wav", "b.wav")
     for utterance in (full, bare):
-        record = manifest_record(utterance, text_len=4, code_len=124, condition_len=32, seconds=2.48)
-        assert faults("record", record) == []
-        assert list(record) == schema("record")["required"]
+        record = manifest_record(SCHEMA, metadata_of(utterance, 2.48), LENGTHS)
+        assert faults(RECORD, record) == []
+        assert list(record) == schema(RECORD)["required"]
 
 
 @pytest.mark.parametrize(
@@ -90,16 +100,16 @@ def test_records_are_valid() -> None:
 )
 def test_a_wrong_record_is_seen(change: dict[str, Any]) -> None:
     utterance = Utterance(1, "a", "Hello.", "a.wav", "a.wav")
-    record = manifest_record(utterance, text_len=4, code_len=124, condition_len=32, seconds=2.48)
-    assert faults("record", record | change)
+    record = manifest_record(SCHEMA, metadata_of(utterance, 2.48), LENGTHS)
+    assert faults(RECORD, record | change)
 
 
 @pytest.mark.parametrize("field", ["id", "audio_path", "text_len", "emo_vec_path"])
 def test_a_record_without_a_field_is_seen(field: str) -> None:
     utterance = Utterance(1, "a", "Hello.", "a.wav", "a.wav")
-    record = manifest_record(utterance, text_len=4, code_len=124, condition_len=32, seconds=2.48)
+    record = manifest_record(SCHEMA, metadata_of(utterance, 2.48), LENGTHS)
     del record[field]
-    assert faults("record", record) == [f": '{field}' is a required property"]
+    assert faults(RECORD, record) == [f": '{field}' is a required property"]
 
 
 def test_the_golden_manifest_is_valid(golden_small: Path) -> None:
@@ -217,7 +227,7 @@ def build(tmp_path_factory: pytest.TempPathFactory, golden_small: Path) -> Build
 def test_what_a_build_lists_is_valid(build: Build, split: str) -> None:
     records = json_lines(build.output / f"{split}_manifest.jsonl")
     assert records
-    assert [fault for record in records for fault in faults("record", record)] == []
+    assert [fault for record in records for fault in faults(RECORD, record)] == []
     assert len(records) == build.stats[split]
 
 

@@ -121,7 +121,7 @@ def test_a_published_batch_is_on_disk_known_and_listed(output: NpyOutput, state:
 
 def test_a_sample_with_columns_missing_is_never_listed(output: NpyOutput, state: State) -> None:
     stage, publisher = Stage(output.work / "stage"), Publisher(output, state, 0.0)
-    half = Features(codes=np.zeros(4, np.int32), seconds=0.1)
+    half = Features({"codes": np.zeros(4, np.int32)}, 0.1)
     with pytest.raises(StoreError, match="'a' was published with columns missing"):
         publisher.publish(stage.write([(row("a"), half)]), [])
     publisher.close()

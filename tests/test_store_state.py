@@ -43,7 +43,7 @@ def test_what_is_begun_does_not_count_until_it_is_finished(state: State) -> None
     known, new = state.samples(["a", "b"])
     assert known is not None
     assert new is not None
-    assert (known.finished, new.finished) == ({"text", "latents"}, frozenset())
+    assert (known.finished, new.finished) == (frozenset({"text", "latents"}), frozenset())
     assert known.missing(PRINTS) == {"codes"}
     state.finish("a", {"codes": Finished(PRINTS["codes"], {"code_len": 7})})
     again = state.sample("a")

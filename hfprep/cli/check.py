@@ -86,6 +86,8 @@ def show(found: "Preflight", expected: "Estimate | None", *, decoded: bool, with
     if found.accepted:
         console.print(_shares("language", found.languages))
         console.print(_shares("speaker", found.speakers))
+    if found.texts:
+        console.print(_texts(found))
     if found.rejected:
         console.print(_rejections(found))
     for line in _oddities(found, with_text=with_text, decoded=decoded):
@@ -148,6 +150,45 @@ def _shares(what: str, shares: "dict[str, Share]") -> "Table":
     return table
 
 
+def _texts(found: "Preflight") -> "Table":
+    from rich.text import Text
+
+    table = _table("Texts, as they are read and tokenized", "language", "text", "normalised", "pieces")
+    for language, examples in sorted(found.texts.items(), key=lambda item: -found.languages[item[0]].samples)[
+        :MOST_ROWS
+    ]:
+        for example in examples:
+            cells = (example.text, example.normalized, " ".join(example.pieces))
+            table.add_row(
+                language, *(Text(cell[:TEXT_WIDTH] + ("…" if len(cell) > TEXT_WIDTH else "")) for cell in cells)
+            )
+    return table
+
+
+def _text_rules(found: "Preflight") -> list[str]:
+    """What the text rules do that hardly anybody wants."""
+    lines = []
+    for doubtful, count in found.doubtful.most_common():
+        grammar = {"en": "English", "zh": "Chinese"}[doubtful.language]
+        example = found.doubtful_examples.get(doubtful)
+        shown = (
+            f", such as {example.id}: {example.text[:TEXT_WIDTH]!r} -> {example.normalized[:TEXT_WIDTH]!r}"
+            if example
+            else ""
+        )
+        lines.append(
+            f"{count} samples without a language are read as {grammar}, by their script ({doubtful.script}){shown}"
+        )
+    if found.doubtful:
+        lines.append(
+            "  The published front end does the same; a `language` in the manifest, or --language, gives others."
+        )
+    for language, count in found.digits_left.most_common():
+        example_id = found.digit_examples[language]
+        lines.append(f"{count} samples in {language} have digits left after normalisation, such as {example_id}")
+    return lines
+
+
 def _rejections(found: "Preflight") -> "Table":
     from rich.text import Text
 
@@ -176,6 +217,7 @@ def _oddities(found: "Preflight", *, with_text: bool, decoded: bool) -> list[str
         for character, count in found.unknown_characters.most_common(WORST_CHARACTERS):
             sample_id, text = found.unknown_examples[character]
             lines.append(f"  {character!r} U+{ord(character):04X} x {count}, as in {sample_id}: {text[:TEXT_WIDTH]}")
+    lines += _text_rules(found)
     if not with_text:
         lines.append("Texts were not looked at: give --tokenizer or --models for that.")
     if not decoded:

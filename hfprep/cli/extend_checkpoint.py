@@ -7,20 +7,31 @@ import typer
 
 
 def extend_checkpoint(
-    gpt_checkpoint: Annotated[Path, typer.Option(help="gpt.pth of the IndexTTS-2 checkpoint.")],
+    gpt_checkpoint: Annotated[Path, typer.Option(help="gpt.pth of the checkpoint.")],
     config: Annotated[Path, typer.Option(help="Its config.yaml.")],
-    base: Annotated[Path, typer.Option(help="The tokenizer that it was trained with (bpe.model).")],
-    tokenizer: Annotated[Path, typer.Option(help="The extended tokenizer (`tokenizer extend`).")],
     output_dir: Annotated[Path, typer.Option(help="Folder for the new files; not the checkpoint's own.")],
+    base: Annotated[Path | None, typer.Option(help="IndexTTS-2: the tokenizer that it was trained with.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="IndexTTS-2: the extended one (`tokenizer extend`).")] = None,
+    language: Annotated[str | None, typer.Option(help="IndexTTS-2.5: the language that has no trained row.")] = None,
+    like: Annotated[str | None, typer.Option(help="IndexTTS-2.5: the language whose row it starts from.")] = None,
 ) -> None:
-    """Give a checkpoint rows for an extended tokenizer, each the mean of the rows that stood for the same text."""
+    """Give a checkpoint rows for an extended tokenizer (IndexTTS-2), or for a language (IndexTTS-2.5)."""
     from hfprep.tools.extend_checkpoint import CheckpointOptions
     from hfprep.tools.extend_checkpoint import extend_checkpoint as run
 
     options = CheckpointOptions(
-        gpt_checkpoint=gpt_checkpoint, config=config, base=base, tokenizer=tokenizer, output_dir=output_dir
+        gpt_checkpoint=gpt_checkpoint,
+        config=config,
+        output_dir=output_dir,
+        base=base,
+        tokenizer=tokenizer,
+        language=language,
+        like=like,
     )
     found = run(options)
-    print(f"{found.text_ids} text ids (before: {found.text_ids_before}), {found.new_rows} rows made from others")
+    if language is None:
+        print(f"{found.text_ids} text ids (before: {found.text_ids_before}), {found.new_rows} rows made from others")
+    else:
+        print(f"the row of {language} starts from that of {like}")
     for path in found.files:
         print(path)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hfprep.errors import ConfigError
 from hfprep.inputs.manifest.field_map import FieldMap
+from hfprep.inputs.text.language import language_option
 from hfprep.io.object_storage import url_of
 from hfprep.io.sizes import parse_size
 from hfprep.recipes.base import option
@@ -90,6 +91,7 @@ class BuildConfig(ModelOptions):
         remote = url_of(self.output_dir) is not None
         self._require(self.work_dir is None or remote, "work_dir", "left out: --output-dir is itself a local folder")
         self._require(not (remote and self.skip_existing), "skip_existing", "left out with an output in object storage")
+        object.__setattr__(self, "language", language_option(self.language))
         self._require(0 <= self.val_ratio <= 1, "val_ratio", "a number from 0 to 1")
         self._require(self.batch_size >= 0, "batch_size", "0 (automatic) or a positive number")
         self._require(self.workers >= 0, "workers", "0 (automatic) or a positive number")

@@ -103,9 +103,10 @@ class ModelSet(Protocol):
 
 
 class Recipe(Protocol):
-    """One model family."""
+    """One model family. `published` is the schema of its published models, for documentation."""
 
     name: str
+    published: Schema
 
     def recognises(self, options: Any) -> bool:
         """Whether the model files that these options name are of this family; reads no weights."""

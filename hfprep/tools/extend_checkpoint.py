@@ -1,8 +1,9 @@
-"""A checkpoint with rows for an extended tokenizer: the recipe behind `extend-checkpoint`.
+"""A checkpoint with rows for a new language: the recipe behind `extend-checkpoint`.
 
-Takes gpt.pth, its config.yaml, the tokenizer that it was trained with and an extended one; writes a folder that a
-build and a trainer take. The new file's tensors are the old ones, mapped and copied byte for byte, but for those with a
-row for each text id. Only these are ever held in memory. Pickles are never executed.
+For IndexTTS-2 these are rows for an extended tokenizer: takes gpt.pth, its config.yaml, the tokenizer that it was
+trained with and the extended one, and writes a folder that a build and a trainer take. IndexTTS-2.5 has a row for each
+language instead, which can start from another language's. The new file's tensors are the old ones, mapped and copied
+byte for byte, but for those whose rows change. Only these are ever held in memory. Pickles are never executed.
 """
 
 import copy
@@ -18,34 +19,49 @@ import yaml
 from torch import Tensor
 
 from hfprep.errors import CheckpointError, ConfigError, StoreError
+from hfprep.inputs.text.language import canonical_language
 from hfprep.io import atomic
 from hfprep.models.tensor_files import load_torch_file, state_dict_of
 from hfprep.recipes.indextts2.checkpoints import GPT_FILE, TEXT_EMBEDDING, TEXT_ROWS
+from hfprep.recipes.indextts25.vocabulary import COMMON_LANGUAGE, LANGUAGES, language_id
 from hfprep.tools.tokenizer.vocabulary import Vocabulary
 
 CONFIG_FILE, TOKENIZER_FILE = "config.yaml", "bpe.model"
+LANGUAGE_EMBEDDING = "lang_embedding.weight"  # of IndexTTS-2.5: a row for each language, and one more
 VOCABULARY_KEY = "number_text_tokens"
 _VOCABULARY_LINE = re.compile(rf"^(\s*{VOCABULARY_KEY}\s*:\s*)\d+", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointOptions:
-    """The model files, the tokenizer that they were trained with (`base`), the extended one, and where to write."""
+    """The model files, what to extend them by, and where to write.
+
+    IndexTTS-2: `base`, the tokenizer that it was trained with, and `tokenizer`, the extended one. IndexTTS-2.5:
+    `language`, whose row is to start from that of `like`.
+    """
 
     gpt_checkpoint: Path
     config: Path
-    base: Path
-    tokenizer: Path
     output_dir: Path
+    base: Path | None = None
+    tokenizer: Path | None = None
+    language: str | None = None
+    like: str | None = None
 
     def __post_init__(self) -> None:
         if self.output_dir.resolve() in {self.gpt_checkpoint.resolve().parent, self.config.resolve().parent}:
             raise ConfigError(f"--output-dir {str(self.output_dir)!r} holds the checkpoint itself; give another folder")
+        by_tokenizer, by_language = (self.base, self.tokenizer), (self.language, self.like)
+        whole = [pair for pair in (by_tokenizer, by_language) if None not in pair]
+        if len(whole) != 1 or any(
+            value is not None for pair in (by_tokenizer, by_language) if pair not in whole for value in pair
+        ):
+            raise ConfigError("give --base and --tokenizer (IndexTTS-2), or --language and --like (IndexTTS-2.5)")
 
 
 @dataclass(frozen=True)
 class ExtendedCheckpoint:
-    """What was written: the files, text ids before and after, and how many of the new rows were filled."""
+    """What was written: the files, text ids before and after, and how many rows were made from others."""
 
     files: tuple[Path, ...]
     text_ids_before: int
@@ -54,13 +70,21 @@ class ExtendedCheckpoint:
 
 
 def extend_checkpoint(options: CheckpointOptions) -> ExtendedCheckpoint:
-    """Write gpt.pth, config.yaml, bpe.model and the statistics that the config names to a folder.
+    """Write gpt.pth, config.yaml, the tokenizer and the statistics that the config names to a folder.
 
-    Raises ConfigError where the tokenizers or the config do not fit, CheckpointError where gpt.pth does not, StoreError
-    where the folder cannot be written. The checkpoint is written last.
+    Raises ConfigError where the tokenizers, the language or the config do not fit, CheckpointError where gpt.pth does
+    not, StoreError where the folder cannot be written. The checkpoint is written last.
     """
-    base = Vocabulary(options.base, "--base")
-    pieces = new_pieces(base, Vocabulary(options.tokenizer, "--tokenizer"))
+    if options.base is not None and options.tokenizer is not None:
+        return _extend_text(options, Vocabulary(options.base, "--base"), Vocabulary(options.tokenizer, "--tokenizer"))
+    assert options.language is not None  # else the options are refused
+    assert options.like is not None
+    return _start_language(options, options.language, options.like)
+
+
+def _extend_text(options: CheckpointOptions, base: Vocabulary, extended: Vocabulary) -> ExtendedCheckpoint:
+    """Rows for the new pieces of a tokenizer, each the mean of the rows that stood for the same text."""
+    pieces = new_pieces(base, extended)
     values = load_torch_file(options.gpt_checkpoint)
     tensors = state_dict_of(values, options.gpt_checkpoint)
     rows = _text_rows(tensors, options.gpt_checkpoint)
@@ -76,11 +100,49 @@ def extend_checkpoint(options: CheckpointOptions) -> ExtendedCheckpoint:
     grown = {name: grow(tensors[name], sources, first=base.size, rows=text_ids + 1) for name in TEXT_ROWS}
     folder = options.output_dir
     atomic.write_bytes(folder / CONFIG_FILE, _with_number(text, settings, text_ids).encode())
-    atomic.write_bytes(folder / TOKENIZER_FILE, options.tokenizer.read_bytes())
+    atomic.write_bytes(folder / TOKENIZER_FILE, extended.model)
     files = [folder / CONFIG_FILE, folder / TOKENIZER_FILE, *_copied_statistics(settings, options)]
     files.append(folder / Path(settings.get("gpt_checkpoint") or GPT_FILE).name)
     write_checkpoint(files[-1], _replaced(values, tensors, grown))
     return ExtendedCheckpoint(tuple(files), rows - 1, text_ids, len(pieces))
+
+
+def _start_language(options: CheckpointOptions, language: str, like: str) -> ExtendedCheckpoint:
+    """The row of one language made that of another."""
+    target, source = _language_row("--language", language), _language_row("--like", like)
+    values = load_torch_file(options.gpt_checkpoint)
+    tensors = state_dict_of(values, options.gpt_checkpoint)
+    rows = tensors.get(LANGUAGE_EMBEDDING)
+    if not isinstance(rows, Tensor):
+        raise ConfigError(
+            f"--language is for IndexTTS-2.5: {options.gpt_checkpoint} has no {LANGUAGE_EMBEDDING}. For IndexTTS-2, "
+            "give --base and --tokenizer"
+        )
+    if len(rows) <= max(target, source):
+        raise CheckpointError(
+            f"{options.gpt_checkpoint}: {LANGUAGE_EMBEDDING} has {len(rows)} rows, too few for {language}"
+        )
+    changed = rows.clone()
+    changed[target] = rows[source]
+    text, settings = _config(options.config)
+    folder = options.output_dir
+    atomic.write_bytes(folder / CONFIG_FILE, text.encode())
+    files = [folder / CONFIG_FILE, *_copied_statistics(settings, options), folder / GPT_FILE]
+    write_checkpoint(files[-1], _replaced(values, tensors, {LANGUAGE_EMBEDDING: changed}))
+    text_ids = settings["gpt"][VOCABULARY_KEY]
+    return ExtendedCheckpoint(tuple(files), text_ids, text_ids, 1)
+
+
+def _language_row(option: str, language: str) -> int:
+    """The row of a language in IndexTTS-2.5's table; ConfigError where it has none of its own."""
+    code = canonical_language(language) or ""
+    row = language_id(code)
+    if row == COMMON_LANGUAGE:
+        raise ConfigError(
+            f"{option} is {language!r}; it must be a language that IndexTTS-2.5 has a row for (others share that of "
+            f"`common`): {', '.join(LANGUAGES[:COMMON_LANGUAGE])}"
+        )
+    return row
 
 
 def new_pieces(base: Vocabulary, extended: Vocabulary) -> list[str]:

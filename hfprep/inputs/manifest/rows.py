@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from hfprep.errors import ConfigError, Reason, RejectedSample
+from hfprep.inputs.text.language import read_hint
 from hfprep.io.object_storage import is_url, joined, open_stream, url_of
 from hfprep.io.references import moved, parse_reference
 from hfprep.schema import Rejection, Utterance
@@ -153,7 +154,7 @@ def parse_line(number: int, raw: RawRow, finder: AudioFinder, language: str | No
             audio=audio,
             path=finder.find(audio),
             speaker=_read_label(row, "speaker"),
-            language=language or _read_label(row, "language"),
+            language=language or _read_language(row),
             duration=_read_duration(row),
             extra=_dump_extra(extra) if extra else "{}",
         )
@@ -229,6 +230,17 @@ def _read_label(row: dict[str, Any], name: str) -> str | None:
     if not isinstance(value, str):
         raise RejectedSample(Reason.INVALID_FIELD, f"{name} is {json.dumps(value)[:80]}; it must be a string")
     return _encodable(name, value)
+
+
+def _read_language(row: dict[str, Any]) -> str | None:
+    value = _read_label(row, "language")
+    if value is None or not value.strip():
+        return value
+    try:
+        return read_hint(value)
+    except ValueError as error:
+        message = f"language is {value[:80]!r}, which is no language code that is known; {error}"
+        raise RejectedSample(Reason.INVALID_FIELD, message) from None
 
 
 def _read_duration(row: dict[str, Any]) -> float | None:

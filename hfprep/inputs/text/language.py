@@ -1,12 +1,15 @@
 """Which normalisation rules a text gets: from a language code, or from the text's own script.
 
-Gives the canonical code of a hint and a guess for texts that come without one. Takes plain strings. Does not know
-what the rules of any language are, nor where hints come from.
+Gives a hint as it is to be kept, its canonical code, and a guess for texts that come without one. Takes plain strings.
+Does not know what the rules of any language are, nor where hints come from.
 """
 
+import difflib
 import re
 
+from hfprep.errors import ConfigError
 from hfprep.inputs.text.held import TONED_PINYIN
+from hfprep.inputs.text.language_codes import KNOWN_CODES, MEANINGS
 
 ENGLISH, CHINESE, JAPANESE, AMHARIC = "en", "zh", "ja", "am"
 
@@ -26,6 +29,7 @@ _ETHIOPIC = re.compile("[\u1200-\u139f\u2d80-\u2ddf\uab00-\uab2f]")
 # prolonged sound mark (both inside the katakana block), ideographic iteration and closing marks.
 _JAPANESE = re.compile("[\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f\u301c-\u301f々〆]")
 _CHINESE_CHARACTER = re.compile("[\u4e00-\u9fff]")
+_THREE_LETTERS = re.compile("[a-z]{3}")
 _LATIN_LETTER = re.compile("[A-Za-z]")
 
 
@@ -36,6 +40,36 @@ def canonical_language(hint: str | None) -> str | None:
     code = hint.strip().lower()
     primary = re.split("[-_]", code, maxsplit=1)[0]
     return _ALIASES.get(primary, code)
+
+
+def read_hint(hint: str) -> str:
+    """Return a hint as it stands where its code is known, else the code of the language that it plainly names.
+
+    "CN" and "en-US" stay; "english" and "eng" become "en", "Amharic" becomes "am". A code of three letters that has no
+    shorter form ("gez") stays, too. Raises ValueError, with the nearest names, for anything else.
+    """
+    name = " ".join(hint.lower().replace("_", "-").split())
+    primary = name.split("-", maxsplit=1)[0]
+    if primary in KNOWN_CODES or name in KNOWN_CODES:
+        return hint
+    for spelling in (name, primary, name.split(" ", maxsplit=1)[0]):  # "Chinese (Taiwan)", too
+        if spelling in MEANINGS:
+            return MEANINGS[spelling]
+    if _THREE_LETTERS.fullmatch(primary):
+        return hint
+    names = [*MEANINGS, *KNOWN_CODES]
+    near = [f"{MEANINGS.get(found, found)} ({found})" for found in difflib.get_close_matches(name, names, n=3)]
+    raise ValueError(f"the nearest are {', '.join(near)}" if near else "such as en, zh, ja or am")
+
+
+def language_option(value: str | None) -> str | None:
+    """Return the hint that --language stands for, None for a blank one; ConfigError where it names no language."""
+    if value is None or not value.strip():
+        return None
+    try:
+        return read_hint(value)
+    except ValueError as error:
+        raise ConfigError(f"--language is {value!r}; it must be a language code; {error}") from None
 
 
 def detect_language(text: str) -> str:

@@ -21,10 +21,11 @@ from hfprep.models.precision import computing, lower_weights, require
 from hfprep.models.semantic_codec import SemanticCodec
 from hfprep.models.semantic_encoder import SemanticEncoder
 from hfprep.models.streams import Streams
-from hfprep.recipes.indextts2.checkpoints import load_conditioners, load_semantic_codec, load_semantic_encoder
+from hfprep.recipes.indextts2.checkpoints import load_conditioners, load_semantic_codec
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.locate import ModelFiles
 from hfprep.recipes.indextts2.schema import CODES, LATENTS
+from hfprep.recipes.networks import load_semantic_encoder
 
 if TYPE_CHECKING:
     from hfprep.models.kernels.codec import FusedSemanticCodec

@@ -15,7 +15,7 @@ from hfprep.io.digest import digest
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.locate import ModelFiles, locate
 from hfprep.recipes.indextts2.options import IndexTTS2Options
-from hfprep.recipes.indextts2.schema import CODES, LATENTS, NAME, TEXT, schema_of
+from hfprep.recipes.indextts2.schema import CODES, LATENTS, NAME, PUBLISHED, TEXT, schema_of
 from hfprep.schema import Schema
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class IndexTTS2:
     """The recipe."""
 
     name = NAME
+    published = PUBLISHED
 
     def recognises(self, options: IndexTTS2Options) -> bool:
         """Whatever nobody else claims is taken for IndexTTS-2, whose messages then say what is missing."""

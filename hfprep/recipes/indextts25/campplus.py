@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hfprep.models.campplus import DILATIONS, FREQUENCY_STRIDE, NUM_MEL_BINS, TDNN_KERNEL, Campplus, CampplusConfig
 from hfprep.models.tensor_files import read_torch_file
-from hfprep.recipes.indextts25.tensors import check_tensors, fill
+from hfprep.recipes.tensors import Shapes, check_tensors, fill
 
 EPS = 1e-5
 PUBLISHED = CampplusConfig(
@@ -23,8 +23,6 @@ PUBLISHED = CampplusConfig(
 )
 _COUNTER = ".num_batches_tracked"  # of training; a file may leave it out
 _BLOCKS = range(len(DILATIONS))
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 def load_campplus(path: Path) -> Campplus:
@@ -34,7 +32,7 @@ def load_campplus(path: Path) -> Campplus:
     """
     tensors = {name: tensor for name, tensor in read_torch_file(path).items() if not name.endswith(_COUNTER)}
     config = campplus_config(tensors)
-    check_tensors(tensors, campplus_shapes(config), path=path)
+    check_tensors(tensors, campplus_shapes(config), path=path, needed=("head.", "xvector."))
     with torch.device("meta"):
         network = Campplus(config)
     fill(network, _folded(tensors, config))

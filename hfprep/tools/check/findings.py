@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from hfprep.errors import Reason
+from hfprep.inputs.text.scripts import DoubtfulGrammar
 from hfprep.pipeline.intake import SampleLimits
 from hfprep.schema import Rejection, Utterance
 from hfprep.store.layout import npy_size
@@ -45,6 +46,16 @@ class Share:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class TextExample:
+    """A text as it stands, as it is read, and as pieces."""
+
+    id: str
+    text: str
+    normalized: str
+    pieces: tuple[str, ...]
+
+
 @dataclass
 class Preflight:
     """The findings of a check. lines_read = accepted + rejected + capped."""
@@ -69,6 +80,11 @@ class Preflight:
     unknown_rows: int = 0
     unknown_characters: Counter[str] = field(default_factory=Counter)
     unknown_examples: dict[str, tuple[str, str]] = field(default_factory=dict)
+    texts: dict[str, list[TextExample]] = field(default_factory=dict)
+    doubtful: Counter[DoubtfulGrammar] = field(default_factory=Counter)
+    doubtful_examples: dict[DoubtfulGrammar, TextExample] = field(default_factory=dict)
+    digits_left: Counter[str] = field(default_factory=Counter)
+    digit_examples: dict[str, str] = field(default_factory=dict)
     over_text: list[tuple[str, int]] = field(default_factory=list)
     over_codes: list[tuple[str, int]] = field(default_factory=list)
     over_text_count: int = 0
@@ -97,10 +113,26 @@ class Preflight:
         self.sampling_rates[found.sampling_rate] += 1
         self.channels[found.channels] += 1
         self.formats[found.format] += 1
+        self._note_text(utterance, found)
         self._note_unknown(utterance, found)
         self._note_positions(utterance, found)
         self._note_duration(utterance, found)
         self.disk_bytes += self._disk_bytes(found)
+
+    def _note_text(self, utterance: Utterance, found: Inspection) -> None:
+        language = utterance.language or NONE_GIVEN
+        if found.normalized is not None:
+            example = TextExample(utterance.id, utterance.text, found.normalized, found.pieces)
+            examples = self.texts.setdefault(language, [])
+            if len(examples) < EXAMPLES:
+                examples.append(example)
+            if found.doubtful is not None:
+                self.doubtful_examples.setdefault(found.doubtful, example)
+        if found.doubtful is not None:
+            self.doubtful[found.doubtful] += 1
+        if found.digits_left:
+            self.digits_left[language] += 1
+            self.digit_examples.setdefault(language, utterance.id)
 
     def _note_unknown(self, utterance: Utterance, found: Inspection) -> None:
         self.unknown_tokens += len(found.unknown)

@@ -4,15 +4,18 @@ Gives `Inspector`, which runs in many processes at once, and `Inspection`, its r
 a build does. Knows nothing of whole manifests.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from hfprep.errors import RejectedSample
 from hfprep.inputs.audio.decode import TARGET_SAMPLING_RATE, load_waveform, read_header
+from hfprep.inputs.text.scripts import DoubtfulGrammar, doubtful_grammar, has_digits
 from hfprep.inputs.text.tokenizer import TextTokenizer, Tokenized
 from hfprep.models.input_features import extract_input_features, num_input_frames
 from hfprep.pipeline.inspection import identify_audio
@@ -20,14 +23,23 @@ from hfprep.pipeline.intake import Loaded, SampleLimits, Task, load_sample, reje
 from hfprep.schema import Need, Rejection, Utterance
 
 SPACE_PIECE = "\u2581"  # SentencePiece's mark for a space
+TEXTS_EACH = 3  # of a language, and of each doubtful grammar, whose stages are shown
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What was found of one row that a build would take. `unknown`: the pieces that the tokenizer does not know."""
+    """What was found of one row that a build would take.
+
+    `unknown`: the pieces that the tokenizer does not know. `doubtful`: what speaks against the grammar that a text
+    without a language gets. `normalized` and `pieces` are there for some rows of each language.
+    """
 
     num_tokens: int
     unknown: tuple[str, ...]
+    doubtful: DoubtfulGrammar | None
+    digits_left: bool
+    normalized: str | None
+    pieces: tuple[str, ...]
     num_frames: int
     seconds: float
     sampling_rate: int
@@ -65,6 +77,7 @@ class Inspector:
         if tokenizer is None and settings.tokenizer is not None:
             tokenizer = TextTokenizer(settings.tokenizer)
         self.tokenizer = tokenizer
+        self._shown = Counter[str | DoubtfulGrammar | None]()
 
     def inspect(self, utterance: Utterance) -> Inspection | Rejection:
         """Everything about one row, or why a build would reject it."""
@@ -83,12 +96,27 @@ class Inspector:
         return Inspection(
             num_tokens=0 if loaded.text_ids is None else len(loaded.text_ids),
             unknown=() if tokenized is None else tuple(piece.replace(SPACE_PIECE, "") for piece in tokenized.unknown),
+            **self._text(utterance, tokenized),
             num_frames=loaded.num_frames,
             seconds=loaded.seconds or 0.0,
             sampling_rate=header.sampling_rate,
             channels=header.channels,
             format=header.format,
         )
+
+    def _text(self, utterance: Utterance, tokenized: Tokenized | None) -> dict[str, Any]:
+        """What of an `Inspection` is about the text rules; texts themselves go with the first rows of each kind."""
+        doubtful = None if utterance.language else doubtful_grammar(utterance.text)
+        normalized = None if tokenized is None else tokenized.stages.normalized
+        kinds = (doubtful, utterance.language) if doubtful is not None else (utterance.language,)
+        shown = tokenized if any(self._shown[kind] < TEXTS_EACH for kind in kinds) else None
+        self._shown.update(kinds)
+        return {
+            "doubtful": doubtful,
+            "digits_left": normalized is not None and has_digits(normalized),
+            "normalized": normalized if shown is not None else None,
+            "pieces": () if shown is None else shown.pieces,
+        }
 
 
 @dataclass

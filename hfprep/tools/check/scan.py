@@ -22,6 +22,7 @@ from hfprep.inputs.audio.decode import TARGET_SAMPLING_RATE
 from hfprep.inputs.manifest.field_map import FieldMap
 from hfprep.inputs.manifest.opening import open_source
 from hfprep.inputs.manifest.rows import AudioFinder, RawRow, parse_line, parse_object
+from hfprep.inputs.text.language import language_option
 from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.io import atomic
 from hfprep.pipeline.devices import choose_device, choose_workers
@@ -61,6 +62,9 @@ class CheckOptions:
     workers: int = 0
     device: str = "auto"
     fix: Path | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "language", language_option(self.language))
 
     @property
     def tokenizer_path(self) -> Path | None:

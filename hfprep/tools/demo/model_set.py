@@ -22,9 +22,9 @@ from hfprep.recipes.indextts2.checkpoints import (
     GPT_FILE,
     SEMANTIC_FILE,
     expected_shapes,
-    load_semantic_encoder,
 )
 from hfprep.recipes.indextts2.config import ModelConfig
+from hfprep.recipes.networks import load_semantic_encoder
 from hfprep.tools.demo.random_weights import Shapes, write_safetensors, write_torch_file
 from hfprep.tools.demo.tokenizer import VOCABULARY_SIZE, train_tokenizer
 from hfprep.tools.demo.voice import SPEAKERS, speak

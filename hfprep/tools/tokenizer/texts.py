@@ -13,6 +13,7 @@ from hfprep.errors import ConfigError, Reason, RejectedSample
 from hfprep.inputs.manifest.field_map import FieldMap
 from hfprep.inputs.manifest.opening import open_source
 from hfprep.inputs.manifest.rows import NoLookup, parse_line
+from hfprep.inputs.text.language import language_option
 from hfprep.inputs.text.tokenizer import TextStages, TextTokenizer
 from hfprep.schema import Rejection
 
@@ -41,15 +42,15 @@ class ManifestTexts:
     rejected: Counter[Reason] = field(default_factory=Counter)
 
     def __iter__(self) -> Iterator[ManifestText]:
-        """Raises ConfigError where a manifest cannot be read or has no line."""
-        fields = FieldMap.parse(self.field_map)
+        """Raises ConfigError where a manifest cannot be read or has no line, or where the language is none."""
+        fields, language = FieldMap.parse(self.field_map), language_option(self.language)
         self.read, self.rejected = 0, Counter()
         for manifest in self.manifests:
             before = self.read
             finder = NoLookup(manifest)
             for number, raw in open_source(manifest, fields).lines():
                 self.read += 1
-                row = parse_line(number, raw, finder, self.language)
+                row = parse_line(number, raw, finder, language)
                 if isinstance(row, Rejection):
                     self.rejected[row.reason] += 1
                     continue

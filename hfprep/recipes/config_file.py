@@ -1,0 +1,116 @@
+"""The sections of a model set's config.yaml that model families share.
+
+Gives `read_config`, `Section`, whose values are checked as they are read, and `condition_config`. Takes the path of the
+file. Keys that hfprep does not compute from are ignored; values that it cannot compute are refused by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hfprep.errors import ConfigError
+from hfprep.models.configs import ConditionConfig, SemanticCodecConfig
+
+INPUT_LAYER = "conv2d2"
+
+
+def read_config(path: Path) -> Section:
+    """The whole of a config.yaml. Raises ConfigError where it cannot be read or is no mapping."""
+    return Section(path, "", _load_yaml(path))
+
+
+@dataclass(frozen=True)
+class Section:
+    """One mapping of the file, which knows its own name for the messages."""
+
+    path: Path
+    name: str
+    values: dict[str, Any]
+
+    def error(self, key: str, problem: str) -> ConfigError:
+        """What to raise about a key."""
+        return ConfigError(f"{self.path}: {self.name}{key} {problem}")
+
+    def has(self, key: str) -> bool:
+        """Whether the key has a value."""
+        return self.values.get(key) is not None
+
+    def get(self, key: str, wanted: str) -> Any:
+        """The value of a key, which must be there; `wanted` says what it has to be."""
+        if not self.has(key):
+            raise self.error(key, f"is missing; it must be {wanted}")
+        return self.values[key]
+
+    def section(self, key: str) -> Section:
+        """The mapping under a key."""
+        value = self.get(key, "a mapping")
+        if not isinstance(value, dict):
+            raise self.error(key, f"is {value!r}; it must be a mapping")
+        return Section(self.path, f"{self.name}{key}.", value)
+
+    def count(self, key: str) -> int:
+        """A whole number from 1."""
+        value = self.get(key, "a whole number from 1")
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise self.error(key, f"is {value!r}; it must be a whole number from 1")
+        return value
+
+    def text(self, key: str) -> str:
+        """A file name."""
+        value = self.get(key, "a file name")
+        if not isinstance(value, str) or not value.strip():
+            raise self.error(key, f"is {value!r}; it must be a file name")
+        return value
+
+    def require(self, key: str, allowed: str) -> None:
+        """Raise ConfigError unless the key has the one value that can be computed."""
+        value = self.get(key, repr(allowed))
+        if value != allowed:
+            raise self.error(key, f"is {value!r}; hfprep computes {allowed!r} only")
+
+
+def condition_config(section: Section) -> ConditionConfig:
+    """One Conformer and Perceiver branch. Raises ConfigError naming the key, its value and what is allowed."""
+    section.require("input_layer", INPUT_LAYER)
+    config = ConditionConfig(
+        output_size=section.count("output_size"),
+        linear_units=section.count("linear_units"),
+        attention_heads=section.count("attention_heads"),
+        num_blocks=section.count("num_blocks"),
+        perceiver_mult=section.count("perceiver_mult"),
+    )
+    if config.output_size % config.attention_heads:
+        raise section.error(
+            "attention_heads", f"is {config.attention_heads}; it must divide output_size ({config.output_size})"
+        )
+    return config
+
+
+def codec_config(section: Section) -> SemanticCodecConfig:
+    """The widths of `semantic_codec`; raises as `condition_config` does."""
+    return SemanticCodecConfig(
+        codebook_size=section.count("codebook_size"),
+        hidden_size=section.count("hidden_size"),
+        codebook_dim=section.count("codebook_dim"),
+        vocos_dim=section.count("vocos_dim"),
+        vocos_intermediate_dim=section.count("vocos_intermediate_dim"),
+        vocos_num_layers=section.count("vocos_num_layers"),
+    )
+
+
+def _load_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except OSError as exc:
+        raise ConfigError(
+            f"{path}: cannot be read ({exc.strerror}); give the model's config.yaml with --config"
+        ) from exc
+    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: is not a YAML file ({exc}); give the model's config.yaml with --config") from exc
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds {type(values).__name__}, not a mapping; give the model's config.yaml")
+    return values

@@ -1,0 +1,84 @@
+"""Writes schemas/record-<recipe>.schema.json for every recipe, from its Schema. Run it after changing one.
+
+usage: python scripts/record_schemas.py
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hfprep.recipes.registry import NAMES, recipe
+from hfprep.schema import Schema
+
+ROOT = Path(__file__).resolve().parent.parent
+METADATA = {
+    "id": ("Sample id", "The input manifest's id, as a string. It is in train or in val, never in both.", "string"),
+    "audio_path": ("Audio path", "The input manifest's own value of audio, with a leading ./ dropped.", "string"),
+    "text": ("Transcript", "The input manifest's text, unchanged.", "string"),
+    "speaker": ("Speaker", "The input manifest's speaker; null where it gave none.", ["string", "null"]),
+    "language": (
+        "Language",
+        "The language in force: --language, else the row's own; null where there was neither.",
+        ["string", "null"],
+    ),
+    "duration": (
+        "Duration", "Seconds: the input manifest's value, else the length of the decoded audio.", ["number", "null"]
+    ),
+}  # fmt: skip
+
+
+def record_schema(schema: Schema) -> dict[str, Any]:
+    """The JSON Schema of the manifest records of a recipe."""
+    properties: dict[str, Any] = {}
+    for name, (title, description, kind) in METADATA.items():
+        properties[name] = {"title": title, "description": description, "type": kind}
+        if kind == "string":
+            properties[name]["minLength"] = 1
+    properties["duration"]["minimum"] = 0
+    for column in schema.columns:
+        shape = ", ".join(map(str, column.dims)) + ("," if len(column.dims) == 1 else "")
+        properties[f"{column.name}_path"] = {
+            "title": f"File of {column.name}",
+            "description": f"NumPy file, {column.dtype}, shape ({shape}): {column.about}.",
+            "type": "string",
+            "pattern": f"^{column.name}/.+\\.npy$",
+        }
+        for length in column.lengths:
+            properties.setdefault(length, {
+                "title": f"Length {length}",
+                "description": f"The dimension {length} of {column.name}, without padding.",
+                "type": "integer",
+                "minimum": 1,
+            })  # fmt: skip
+    for item in schema.record_fields:
+        properties[item.name] = {
+            "title": item.name,
+            "description": f"Follows from the record's {item.source}.",
+            "enum": sorted({*item.values.values(), item.default}),
+        }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:hfprep:schema:record-{schema.recipe}",
+        "title": f"Output record of {schema.recipe}",
+        "description": "One line of train_manifest.jsonl or val_manifest.jsonl: one complete sample, listed only when "
+        "all its files are on disk. Lines are in the order of the input manifest. Paths are relative to the folder "
+        "that holds the manifest, with forward slashes.",
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def files() -> dict[Path, str]:
+    """What the files should hold, by path."""
+    schemas = [recipe(name).published for name in NAMES]
+    return {
+        ROOT / "schemas" / f"record-{schema.recipe}.schema.json": json.dumps(record_schema(schema), indent=2) + "\n"
+        for schema in schemas
+    }
+
+
+if __name__ == "__main__":
+    for path, content in files().items():
+        path.write_text(content, encoding="utf-8")
