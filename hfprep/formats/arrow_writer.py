@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 
@@ -42,6 +41,9 @@ from hfprep.io.digest import digest
 from hfprep.io.references import file_name_of
 from hfprep.schema import Schema
 from hfprep.store.shard_index import Shard
+
+if TYPE_CHECKING:
+    import datasets
 
 BATCH_ROWS = 64
 AUDIO = "audio"
@@ -126,8 +128,10 @@ class ArrowShards(ShardFormat):
         self._find_audio = options.find_audio
 
     @cached_property
-    def features(self) -> datasets.Features:
+    def features(self) -> "datasets.Features":
         """The columns of the data set."""
+        import datasets  # takes a second, which workers need not wait for
+
         schema, survey = self.schema, self.survey
         columns: dict[str, Any] = {
             name: datasets.Value(_VALUE_TYPES[kind]) for name, kind in fields_of(schema).items()
@@ -144,12 +148,23 @@ class ArrowShards(ShardFormat):
             columns[AUDIO] = datasets.Audio()
         return datasets.Features(columns)
 
-    @cached_property
+    @property
     def arrow_schema(self) -> pa.Schema:
+        """The columns as Arrow has them."""
         return self.features.arrow_schema
 
     @cached_property
-    def head(self) -> bytes:  # type: ignore[override]  # cached
+    def storage(self) -> pa.Schema:
+        """The same without extension types, which say how values are to be shown and not how they are stored."""
+        return pa.schema([(item.name, getattr(item.type, "storage_type", item.type)) for item in self.arrow_schema])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a stage elsewhere needs: it serialises, and describes nothing."""
+        storage = self.storage
+        return {name: value for name, value in self.__dict__.items() if name != "features"} | {"storage": storage}
+
+    @property
+    def head(self) -> bytes:
         return bytes(self.arrow_schema.serialize())
 
     def layout(self) -> str:
@@ -175,13 +190,13 @@ class ArrowShards(ShardFormat):
         if self._find_audio is not None:
             columns[AUDIO] = [_audio(sample.entry, self._find_audio) for sample in rows]
         arrays = []
-        for item in self.arrow_schema:
+        for item in self.storage:
             if item.name in self.schema.by_name:
                 values = [stored_vectors(self.schema, sample, item.name, self._dtype) for sample in rows]
                 arrays.append(list_array(values, item.type))
             else:
                 arrays.append(pa.array(columns[item.name], item.type))
-        return pa.record_batch(arrays, schema=self.arrow_schema)
+        return pa.record_batch(arrays, schema=self.storage)
 
     def reader(self, path: Path) -> "ArrowReader":
         return ArrowReader(path, self)
@@ -221,6 +236,8 @@ class ArrowShards(ShardFormat):
 
     def _describe_split(self, folder: Path, shards: Sequence[Shard], origin: Origin) -> None:
         """Write dataset_info.json and state.json beside a split's shards."""
+        import datasets
+
         size, count = sum(shard.num_bytes for shard in shards), sum(shard.samples for shard in shards)
         description = describe(origin, self.survey.extra)
         info = datasets.DatasetInfo(description=description, features=self.features, dataset_name="hfprep")

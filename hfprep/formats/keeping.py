@@ -20,9 +20,9 @@ import itertools
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
 
 from hfprep.formats.appending import (
     Encoded,
@@ -43,16 +43,16 @@ from hfprep.io import atomic
 from hfprep.io.chunks import chunks_of
 from hfprep.io.digest import digest
 from hfprep.io.file_hashes import sha256_file
-from hfprep.schema import Rejection
+from hfprep.schema import Column, Rejection
 from hfprep.store.layout import (
     PROGRESS,
     REJECTED,
     TRAIN,
     VAL,
     NpyOutput,
+    NpyStaging,
     PlannedRow,
     Publisher,
-    Stage,
     json_line,
 )
 from hfprep.store.shard_index import UNLISTED
@@ -62,15 +62,6 @@ log = logging.getLogger(__name__)
 
 ROWS_TOGETHER = 64
 SETTLED = "settled"  # in the state: the plan that the shards were last settled for
-
-
-@dataclass(frozen=True)
-class NpyStaging:
-    """How to open a stage for artifacts of the npy layout."""
-
-    def open(self, folder: Path) -> Stage:
-        """A stage in a folder of one process."""
-        return Stage(folder)
 
 
 class NpyKept:
@@ -192,6 +183,15 @@ class ShardKept(ShardOutput):
         if self._settling is not None:
             self._settling.close()
             self._settling = None
+
+    def arrays(self, ids: Iterable[str], column: Column) -> Iterator[np.ndarray]:
+        """A column of each of these samples, which must be finished."""
+        for block in chunks_of(ids, ROWS_TOGETHER):
+            for sample_id, sample, place in zip(
+                block, self.state.samples(block), list(self.index.places(block)), strict=True
+            ):
+                if sample is not None:
+                    yield self.stored.arrays(sample_id, sample, place, [column.group])[column.name]
 
     def complete(self, rows: Sequence[StagedRow]) -> list[Encoded]:
         """Rows of which only some columns were computed, with those that the output has, as blocks."""

@@ -7,7 +7,6 @@ fixed dimensions are an `Array2D`, which is what `datasets` gives back as one ar
 from collections.abc import Sequence
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 
@@ -16,6 +15,8 @@ from hfprep.schema import Column, Schema
 
 def list_feature(schema: Schema, column: Column, dtype: str) -> Any:
     """The feature of a column whose values are stored in `dtype`."""
+    import datasets  # takes a second, which workers need not wait for
+
     sizes = [dim if isinstance(dim, int) else schema.fixed.get(dim) for dim in column.dims]
     if len(sizes) == 2 and None not in sizes:
         return datasets.Array2D((sizes[0], sizes[1]), dtype)
@@ -27,10 +28,8 @@ def list_feature(schema: Schema, column: Column, dtype: str) -> Any:
 
 def list_array(values: Sequence[np.ndarray], dtype: pa.DataType) -> pa.Array:
     """Arrays of samples, all of as many dimensions as `dtype` has lists, as one Arrow array of that type."""
-    storage = getattr(dtype, "storage_type", dtype)
     flat = pa.array(np.concatenate([value.reshape(-1) for value in values]))
-    array = _nested(flat, storage, np.array([value.shape for value in values], np.int64))
-    return array if storage is dtype else pa.ExtensionArray.from_storage(dtype, array)
+    return _nested(flat, dtype, np.array([value.shape for value in values], np.int64))
 
 
 def _nested(flat: pa.Array, dtype: pa.DataType, shapes: np.ndarray) -> pa.Array:

@@ -9,9 +9,8 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import datasets
 import pyarrow.compute as pc
 
 from hfprep.errors import StoreError
@@ -27,6 +26,9 @@ from hfprep.io.chunks import chunks_of
 from hfprep.store.layout import NpyOutput, PlannedRow
 from hfprep.store.shard_index import SHARDS, UNLISTED, Shard, ShardIndex
 from hfprep.store.state import SELECTED_TOGETHER, State
+
+if TYPE_CHECKING:
+    import datasets
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ class PlannedRows(Protocol):
     """The rows of a plan: its file, its rows as a data set with a column `extra`, and as objects, in source order."""
 
     path: Path
-    dataset: datasets.Dataset
+    dataset: "datasets.Dataset"
 
     def chunks(self) -> Iterator[list[PlannedRow]]: ...
 

@@ -15,6 +15,7 @@ from hfprep.pipeline.engines.processes import choose_num_processes, run_processe
 from hfprep.pipeline.engines.spec import ExtractorSpec, Models, Sink
 from hfprep.pipeline.inputs import Inputs
 from hfprep.pipeline.planning import Plan
+from hfprep.store.layout import Staging
 
 
 def run_engine(
@@ -26,6 +27,7 @@ def run_engine(
     work: Path,
     models: Models,
     stop: Callable[[], bool],
+    staging: Staging,
 ) -> None:
     """Compute the pending rows of a plan; raises StopRequested once `stop()` is true, and what engine and sink raise.
 
@@ -43,6 +45,7 @@ def run_engine(
         via_sampling_rate=None if config.audio_sr == TARGET_SAMPLING_RATE else config.audio_sr,
         drop_overlong=config.drop_overlong,
         threads=threads_per_process(num_processes) if num_processes > 1 else None,
+        staging=staging,
     )
     if config.engine == "ray":
         _run_on_ray(config, spec, plan, sink, work, stop)

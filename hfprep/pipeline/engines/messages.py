@@ -3,12 +3,13 @@
 Plain records that can be pickled; light to import, so that a worker is heavy only once it opens its models.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfprep.schema import Rejection
-from hfprep.store.layout import Staged
+from hfprep.store.layout import StagedSample
 
 if TYPE_CHECKING:  # these modules load torch
     from hfprep.pipeline.engines.spec import BatchCost, ExtractorSpec
@@ -37,7 +38,7 @@ class Batch:
     """A computed and staged batch of a shard; with `awaited` its worker goes on when the driver says `Published`."""
 
     shard: int
-    staged: list[Staged]
+    staged: Sequence[StagedSample]
     rejections: list[Rejection]
     cost: "BatchCost"
     awaited: bool = False

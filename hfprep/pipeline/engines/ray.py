@@ -34,7 +34,7 @@ from hfprep.pipeline.failures import DeviceError
 from hfprep.pipeline.planning import Plan
 from hfprep.recipes.base import absolute
 from hfprep.schema import Features, Rejection
-from hfprep.store.layout import PlannedRow, Stage
+from hfprep.store.layout import PlannedRow
 
 try:
     import ray
@@ -146,7 +146,7 @@ class _Driver:
         self.rows = plan.dataset.with_format("arrow")
         self.lines = plan.dataset.data.column("line").to_numpy()  # they rise
         self.done = np.zeros(len(plan.dataset), np.bool_)
-        self.stage = Stage(folder)
+        self.stage = spec.staging.open(folder)
         self.writer = BackgroundWriter(overlap=True)
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ process. Knows nothing of manifests or of the output layout.
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from hfprep.pipeline.features import BatchResult, ExtractorSettings, FeatureExtr
 from hfprep.pipeline.intake_processes import IntakeProcesses
 from hfprep.recipes.base import Model, ModelSet
 from hfprep.schema import Rejection
-from hfprep.store.layout import Staged
+from hfprep.store.layout import NpyStaging, StagedSample, Staging
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class BatchCost:
 class Sink(Protocol):
     """Makes a batch final, in the process that holds the output directory."""
 
-    def __call__(self, staged: list[Staged], rejections: list[Rejection], cost: BatchCost) -> None: ...
+    def __call__(self, staged: Sequence[StagedSample], rejections: list[Rejection], cost: BatchCost) -> None: ...
 
 
 class Models:
@@ -94,6 +94,7 @@ class ExtractorSpec:
     via_sampling_rate: int | None = None
     drop_overlong: bool = False
     threads: int | None = None
+    staging: Staging = field(default_factory=NpyStaging)
 
     def open(self, device: str | None = None, *, models: Models | None = None) -> FeatureExtractor:
         """Load the tokenizer and, where audio is wanted, the models (from `models`, where they are loaded already).

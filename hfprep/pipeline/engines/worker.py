@@ -22,7 +22,7 @@ from hfprep.pipeline.engines.spec import cost_of
 from hfprep.pipeline.failures import DeviceError
 from hfprep.pipeline.features import BatchResult
 from hfprep.schema import Features, Rejection
-from hfprep.store.layout import PlannedRow, Stage
+from hfprep.store.layout import PlannedRow
 
 
 class _Outbox:
@@ -86,7 +86,7 @@ class _Worker:
         self.extractor = setup.spec.open(setup.device)
         self.writer = BackgroundWriter(overlap=self.extractor.looks_ahead)
         self.plan = datasets.Dataset.from_file(str(setup.plan))
-        self.stage = Stage(setup.folder)
+        self.stage = setup.spec.staging.open(setup.folder)
         self.counted = 0
 
     def compute(self, assignment: Assignment) -> None:
