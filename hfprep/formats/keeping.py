@@ -12,6 +12,7 @@ finished is whole.
     kept.publisher()                  for the driver: `publish(staged, rejections)`, `close()`
     kept.finish(plan, stop)           once nothing is left to compute; False where `stop()` ended it early
     kept.publish(origin)              the complete set in its place; a digest of what it shows, for exports
+    kept.read(column, ids)            that column of these samples, one array each
     kept.close()                      leave nothing open
 """
 
@@ -21,9 +22,13 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from hfprep.errors import StoreError
 from hfprep.formats.appending import (
     Encoded,
     ShardStaging,
@@ -43,6 +48,7 @@ from hfprep.io import atomic
 from hfprep.io.chunks import chunks_of
 from hfprep.io.digest import digest
 from hfprep.io.file_hashes import sha256_file
+from hfprep.io.npy_format import parse_npy
 from hfprep.schema import Rejection
 from hfprep.store.layout import (
     PROGRESS,
@@ -98,6 +104,19 @@ class NpyKept:
         """Artifacts are final already."""
         del plan, stop
         return True
+
+    def read(self, column: str, ids: Sequence[str]) -> list[np.ndarray]:
+        """A column of these samples."""
+        paths = [str(self.output.artifact(column, sample_id)) for sample_id in ids]
+        with ThreadPoolExecutor(self.output.reading_threads) as pool:
+            return list(pool.map(self._read, paths))
+
+    def _read(self, path: str) -> np.ndarray:
+        try:
+            return parse_npy(self.output.content(path))
+        except (OSError, ValueError) as error:
+            message = f"{path} was complete and cannot be read now: {error}; run the same command again"
+            raise StoreError(message) from error
 
     def publish(self, origin: Origin) -> str:
         """Manifests and artifacts are the set."""
@@ -185,6 +204,12 @@ class ShardKept(ShardOutput):
         remove_empty_folders(self.output)
         remove_empty(self.private)
         return content
+
+    def read(self, column: str, ids: Sequence[str]) -> list[np.ndarray]:
+        """A column of these samples."""
+        group = [self.shards.schema.by_name[column].group]
+        known = zip(ids, self.state.samples(ids), list(self.index.places(ids)), strict=True)
+        return [self.stored.arrays(x, sample or SampleState({}), place, group)[column] for x, sample, place in known]
 
     def close(self) -> None:
         """Let go of what is open, as it is."""

@@ -15,15 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 
 from hfprep.errors import ConfigError, StopRequested
 from hfprep.formats.build_formats import export_formats, forget_exports, keep_extra_fields
+from hfprep.formats.keeping import open_store
 from hfprep.formats.samples import Origin
 from hfprep.io.atomic import write_lines
 from hfprep.io.file_hashes import Hashers
 from hfprep.io.lock import OutputLock
 from hfprep.io.object_storage import url_of
 from hfprep.models.input_features import num_input_frames
+from hfprep.pipeline.codebook import CodebookUse
 from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.devices import choose_workers
 from hfprep.pipeline.engines.choice import run_engine
@@ -37,13 +40,13 @@ from hfprep.pipeline.progress import BuildProgress, Tally
 from hfprep.pipeline.signals import StopSignals, stop_on_signals
 from hfprep.recipes.base import ModelSet
 from hfprep.recipes.options import ModelOptions
-from hfprep.schema import Rejection, Schema
+from hfprep.schema import Column, Rejection, Schema
 from hfprep.store.fingerprints import Fingerprinter, differences, with_numerics
-from hfprep.store.layout import PROGRESS, REJECTED, STATS, NpyOutput, Publisher, Staged, json_line
+from hfprep.store.layout import PROGRESS, REJECTED, STATS, NpyOutput, json_line
 from hfprep.store.listing import Listed, Listing, ListingOptions
 from hfprep.store.remote import Mirror, RemoteOutput, UploadingPublisher, open_folder, open_output
 from hfprep.store.state import State
-from hfprep.store.statistics import codebook_use, package_versions, write_stats
+from hfprep.store.statistics import package_versions, write_stats
 from hfprep.store.timeline import Timeline
 
 log = logging.getLogger(__name__)
@@ -207,9 +210,9 @@ class _Run:
         self.models = models
         self.started = started
         self.mirror = mirror
-        self.kept: Any = (
-            None if "npy" in config.formats else keep_features(output, state, config.formats, config.max_shard_bytes)
-        )
+        self.kept = open_store(output, state, config.formats, config.max_shard_bytes)
+        self.settled = False
+        self.codebook = CodebookUse(state, inputs.schema)
         self.tally = Tally()
         self.counts = PlanCounts()
         self.listed = Listed()
@@ -228,7 +231,7 @@ class _Run:
         options = plan_options(config, self.inputs.models, changed)
         with self.listing() as listing:
             planner = Planner(self.output, self.state, self.fingerprinter(), options, listing,
-                              artifacts=self.kept is None)  # fmt: skip
+                              artifacts=self.kept.manifests)  # fmt: skip
             counts = self.counts = planner.counts
             plan = planner.plan(config.manifest, stop=lambda: stop.signal is not None)
             if not counts.lines_read and config.part is None:
@@ -239,7 +242,7 @@ class _Run:
                 self.state.put("settings_begun", [*earlier[1:], settings] if earlier else [])
             if not earlier:
                 self.state.put("settings", settings)
-        if self.kept is None:
+        if self.kept.manifests:
             keep_extra_fields(self.output.root, plan.dataset.data.table)
         self.list_rejected()
         return plan
@@ -259,15 +262,14 @@ class _Run:
 
     def listing(self) -> Listing:
         """What replaces manifests and progress file; its counts are this run's from now on."""
-        options = ListingOptions(val_ratio=self.config.val_ratio, manifests=self.kept is None)
+        options = ListingOptions(val_ratio=self.config.val_ratio, manifests=self.kept.manifests)
         listing = Listing(self.output, self.state, options)
         self.listed = listing.listed
         return listing
 
     def close(self) -> None:
         """Leave nothing half-written."""
-        if self.kept is not None:
-            self.kept.close()
+        self.kept.close()
 
     def list_finished(self, plan: Plan) -> None:
         """Make manifests and progress file list exactly what is finished."""
@@ -284,9 +286,8 @@ class _Run:
 
     def compute(self, plan: Plan, stop: StopSignals) -> None:
         """Compute what is pending, publishing each batch as it completes."""
-        pending, kept, stopped = plan.counts.pending, self.kept, lambda: stop.signal is not None
-        if kept is not None:
-            kept.begin(plan, val_ratio=self.config.val_ratio, stop=stopped)
+        pending = plan.counts.pending
+        self.kept.begin(plan, self.config.val_ratio)
         if not pending or stop.signal is not None:
             return
         with (
@@ -296,12 +297,14 @@ class _Run:
         ):
             self.tally = progress.tally
 
-            def sink(staged: list[Staged], rejections: list[Rejection], cost: BatchCost) -> None:
+            counts = plan.counts
+            self.codebook.begin(reused=counts.reused, changed=bool(counts.known))
+
+            def sink(staged: list[Any], rejections: list[Rejection], cost: BatchCost) -> None:
                 publisher.publish(staged, rejections)
-                if kept is not None:
-                    kept.settle([item.row.utterance.line for item in staged] + [item.line for item in rejections])
+                self.codebook.add(len(staged), cost.codes)
                 self.out_of_memory_events += cost.out_of_memory_events
-                timeline.add(rejected=len(rejections), **dataclasses.asdict(cost))
+                timeline.add(rejected=len(rejections), **cost.record())
                 progress.advance(
                     done=len(staged),
                     rejected=len(rejections),
@@ -312,16 +315,23 @@ class _Run:
 
             try:
                 run_engine(
-                    self.config, self.inputs, plan, sink, work=self.output.work, models=self.models, stop=stopped
+                    self.config,
+                    self.inputs,
+                    plan,
+                    self.kept.staging,
+                    sink,
+                    work=self.output.work,
+                    models=self.models,
+                    stop=lambda: stop.signal is not None,
                 )
             except StopRequested:
                 log.warning("stopped as asked; everything computed is on disk")
 
-    def publisher(self) -> Publisher:
+    def publisher(self) -> Any:
         """What makes batches final."""
         if self.mirror is not None:
             return UploadingPublisher(self.output, self.state, self.config.val_ratio, self.mirror)
-        return Publisher(self.output, self.state, self.config.val_ratio, manifests=self.kept is None)
+        return self.kept.publisher()
 
     def finish(self, plan: Plan, stop: StopSignals) -> Summary:
         """Replace the running files by final ones and sum up."""
@@ -330,8 +340,7 @@ class _Run:
             self.list_rejected()
         summary = self.summary(stop.signal)
         if not summary.pending:
-            if self.kept is not None:
-                self.kept.finish()
+            self.settled = self.kept.finish(plan, lambda: stop.signal is not None)
             self.state.put("settings", self.settings())
             self.state.put("settings_begun", [])
         write_stats(self.output.root / STATS, self.stats(summary))
@@ -340,9 +349,7 @@ class _Run:
     def export(self) -> None:
         """Bring every format that was asked for up to date with what is finished."""
         root, formats, size = self.output.root, self.config.formats, self.config.max_shard_bytes
-        if self.kept is None:
-            export_formats(root, self.state, formats, size)
-        elif self.kept.finished:
+        if self.settled:
             shown = self.kept.publish(Origin(json.loads((root / STATS).read_bytes()), self.state.get("settings")))
             export_formats(root, self.state, set(formats) - {self.kept.name}, size, shown)
 
@@ -394,17 +401,15 @@ class _Run:
             "rejected": summary.rejected,
             "capped": summary.capped,
             "pending": summary.pending,
-            "codebook": self.codebook_use(),
+            "codebook": self.codebook.summary(self.listed_ids(), summary.accepted, self.read_codes),
             "overlong": summary.overlong,
             "out_of_memory_events": summary.out_of_memory_events,
             "settings": {name: getattr(config, name) for name in names},
         }
 
-    def codebook_use(self) -> dict[str, Any]:
-        """How the codes of the complete samples spread over the codebook."""
-        if self.kept is not None:
-            return self.kept.codebook_use(self.listed_ids())
-        return codebook_use(self.output, self.listed_ids())
+    def read_codes(self, column: Column, ids: Sequence[str]) -> np.ndarray:
+        """All codes of some samples, one after another."""
+        return np.concatenate([codes.reshape(-1) for codes in self.kept.read(column.name, ids)])
 
     def listed_ids(self) -> Iterator[str]:
         """Ids of the complete samples, in source order."""

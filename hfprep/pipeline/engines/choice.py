@@ -12,7 +12,7 @@ from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.devices import choose_workers
 from hfprep.pipeline.engines.local import run_local
 from hfprep.pipeline.engines.processes import choose_num_processes, run_processes, threads_per_process
-from hfprep.pipeline.engines.spec import ExtractorSpec, Models, Sink
+from hfprep.pipeline.engines.spec import ExtractorSpec, Models, Sink, Staging
 from hfprep.pipeline.inputs import Inputs
 from hfprep.pipeline.planning import Plan
 
@@ -21,6 +21,7 @@ def run_engine(
     config: BuildConfig,
     inputs: Inputs,
     plan: Plan,
+    staging: Staging,
     sink: Sink,
     *,
     work: Path,
@@ -34,6 +35,7 @@ def run_engine(
     num_processes = choose_num_processes(config.num_processes, config.device)
     spec = ExtractorSpec(
         model_set=inputs.models,
+        staging=staging,
         seen=inputs.seen,
         with_audio=bool(plan.counts.need & inputs.schema.audio_groups),
         device=config.device,

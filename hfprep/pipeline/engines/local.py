@@ -19,7 +19,7 @@ from hfprep.pipeline.engines.spool import by_its_own_name, spooled
 from hfprep.pipeline.features import BatchResult, FeatureExtractor, Task
 from hfprep.pipeline.planning import planned_row
 from hfprep.schema import Features, Rejection
-from hfprep.store.layout import PlannedRow, Stage
+from hfprep.store.layout import PlannedRow
 
 WINDOW_ROWS = 2048  # rows among which samples of like length find each other
 DONE = datasets.Features({"id": datasets.Value("string"), "rejected": datasets.Value("string")})
@@ -44,7 +44,7 @@ def run_local(
     """
     with contextlib.ExitStack() as stack:
         extractor = spec.open(models=models)
-        stage, writer = Stage(work / "stage"), BackgroundWriter(overlap=extractor.looks_ahead)
+        stage, writer = spec.staging.open(work / "stage"), BackgroundWriter(overlap=extractor.looks_ahead)
         for closing in (stage.close, writer.close, extractor.close):
             stack.callback(closing)
         counted = 0
@@ -53,8 +53,8 @@ def run_local(
             computed: list[tuple[PlannedRow, Features]], rejections: list[Rejection], result: BatchResult
         ) -> None:
             nonlocal counted
-            seconds = sum(features.seconds or 0.0 for _, features in computed)
-            cost = cost_of(result, seconds, extractor.out_of_memory_events - counted)
+            features = [item for _, item in computed]
+            cost = cost_of(result, features, extractor.schema, extractor.out_of_memory_events - counted)
             counted = extractor.out_of_memory_events
             writer.submit(lambda: sink(stage.write(computed), rejections, cost))
             if stop():

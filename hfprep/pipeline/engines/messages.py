@@ -5,10 +5,9 @@ Plain records that can be pickled; light to import, so that a worker is heavy on
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hfprep.schema import Rejection
-from hfprep.store.layout import Staged
 
 if TYPE_CHECKING:  # these modules load torch
     from hfprep.pipeline.engines.spec import BatchCost, ExtractorSpec
@@ -37,7 +36,7 @@ class Batch:
     """A computed and staged batch of a shard; with `awaited` its worker goes on when the driver says `Published`."""
 
     shard: int
-    staged: list[Staged]
+    staged: list[Any]
     rejections: list[Rejection]
     cost: "BatchCost"
     awaited: bool = False

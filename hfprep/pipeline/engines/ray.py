@@ -34,7 +34,7 @@ from hfprep.pipeline.failures import DeviceError
 from hfprep.pipeline.planning import Plan
 from hfprep.recipes.base import absolute
 from hfprep.schema import Features, Rejection
-from hfprep.store.layout import PlannedRow, Stage
+from hfprep.store.layout import PlannedRow
 
 try:
     import ray
@@ -125,8 +125,8 @@ class Actor:
         try:
             with tempfile.TemporaryDirectory(prefix="hfprep-") as folder:
                 for computed, rejections, result in run_rows(selected, self.extractor, spool=Path(folder) / "clips"):
-                    seconds = sum(features.seconds or 0.0 for _, features in computed)
-                    cost = cost_of(result, seconds, self.extractor.out_of_memory_events - counted)
+                    features, events = [item for _, item in computed], self.extractor.out_of_memory_events
+                    cost = cost_of(result, features, self.extractor.schema, events - counted)
                     counted = self.extractor.out_of_memory_events
                     yield Reported(self.node, computed, rejections, cost)
         except DeviceError:
@@ -146,7 +146,7 @@ class _Driver:
         self.rows = plan.dataset.with_format("arrow")
         self.lines = plan.dataset.data.column("line").to_numpy()  # they rise
         self.done = np.zeros(len(plan.dataset), np.bool_)
-        self.stage = Stage(folder)
+        self.stage = spec.staging.open(folder)
         self.writer = BackgroundWriter(overlap=True)
 
     def close(self) -> None:
