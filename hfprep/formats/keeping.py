@@ -12,6 +12,7 @@ finished is whole.
     kept.publisher()                  for the driver: `publish(staged, rejections)`, `close()`
     kept.finish(plan, stop)           once nothing is left to compute; False where `stop()` ended it early
     kept.publish(origin)              the complete set in its place; a digest of what it shows, for exports
+    kept.read(column, ids)            that column of these samples, one array each
     kept.close()                      leave nothing open
 """
 
@@ -20,10 +21,14 @@ import itertools
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from hfprep.errors import StoreError
 from hfprep.formats.appending import (
     Encoded,
     ShardStaging,
@@ -43,16 +48,17 @@ from hfprep.io import atomic
 from hfprep.io.chunks import chunks_of
 from hfprep.io.digest import digest
 from hfprep.io.file_hashes import sha256_file
-from hfprep.schema import Column, Rejection
+from hfprep.io.npy_format import parse_npy
+from hfprep.schema import Rejection
 from hfprep.store.layout import (
     PROGRESS,
     REJECTED,
     TRAIN,
     VAL,
     NpyOutput,
-    NpyStaging,
     PlannedRow,
     Publisher,
+    Stage,
     json_line,
 )
 from hfprep.store.shard_index import UNLISTED
@@ -62,6 +68,15 @@ log = logging.getLogger(__name__)
 
 ROWS_TOGETHER = 64
 SETTLED = "settled"  # in the state: the plan that the shards were last settled for
+
+
+@dataclass(frozen=True)
+class NpyStaging:
+    """How to open a stage for artifacts of the npy layout."""
+
+    def open(self, folder: Path) -> Stage:
+        """A stage in a folder of one process."""
+        return Stage(folder)
 
 
 class NpyKept:
@@ -89,6 +104,19 @@ class NpyKept:
         """Artifacts are final already."""
         del plan, stop
         return True
+
+    def read(self, column: str, ids: Sequence[str]) -> list[np.ndarray]:
+        """A column of these samples."""
+        paths = [str(self.output.artifact(column, sample_id)) for sample_id in ids]
+        with ThreadPoolExecutor(self.output.reading_threads) as pool:
+            return list(pool.map(self._read, paths))
+
+    def _read(self, path: str) -> np.ndarray:
+        try:
+            return parse_npy(self.output.content(path))
+        except (OSError, ValueError) as error:
+            message = f"{path} was complete and cannot be read now: {error}; run the same command again"
+            raise StoreError(message) from error
 
     def publish(self, origin: Origin) -> str:
         """Manifests and artifacts are the set."""
@@ -177,21 +205,18 @@ class ShardKept(ShardOutput):
         remove_empty(self.private)
         return content
 
+    def read(self, column: str, ids: Sequence[str]) -> list[np.ndarray]:
+        """A column of these samples."""
+        group = [self.shards.schema.by_name[column].group]
+        known = zip(ids, self.state.samples(ids), list(self.index.places(ids)), strict=True)
+        return [self.stored.arrays(x, sample or SampleState({}), place, group)[column] for x, sample, place in known]
+
     def close(self) -> None:
         """Let go of what is open, as it is."""
         self.appender.close()
         if self._settling is not None:
             self._settling.close()
             self._settling = None
-
-    def arrays(self, ids: Iterable[str], column: Column) -> Iterator[np.ndarray]:
-        """A column of each of these samples, which must be finished."""
-        for block in chunks_of(ids, ROWS_TOGETHER):
-            for sample_id, sample, place in zip(
-                block, self.state.samples(block), list(self.index.places(block)), strict=True
-            ):
-                if sample is not None:
-                    yield self.stored.arrays(sample_id, sample, place, [column.group])[column.name]
 
     def complete(self, rows: Sequence[StagedRow]) -> list[Encoded]:
         """Rows of which only some columns were computed, with those that the output has, as blocks."""

@@ -15,16 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 
 from hfprep.errors import ConfigError, StopRequested
 from hfprep.formats.build_formats import export_formats, forget_exports, keep_extra_fields
-from hfprep.formats.keeping import NpyKept, open_store
+from hfprep.formats.keeping import open_store
 from hfprep.formats.samples import Origin
 from hfprep.io.atomic import write_lines
 from hfprep.io.file_hashes import Hashers
 from hfprep.io.lock import OutputLock
 from hfprep.io.object_storage import url_of
 from hfprep.models.input_features import num_input_frames
+from hfprep.pipeline.codebook import CodebookUse
 from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.devices import choose_workers
 from hfprep.pipeline.engines.choice import run_engine
@@ -38,13 +40,13 @@ from hfprep.pipeline.progress import BuildProgress, Tally
 from hfprep.pipeline.signals import StopSignals, stop_on_signals
 from hfprep.recipes.base import ModelSet
 from hfprep.recipes.options import ModelOptions
-from hfprep.schema import Rejection, Schema
+from hfprep.schema import Column, Rejection, Schema
 from hfprep.store.fingerprints import Fingerprinter, differences, with_numerics
 from hfprep.store.layout import PROGRESS, REJECTED, STATS, NpyOutput, json_line
 from hfprep.store.listing import Listed, Listing, ListingOptions
-from hfprep.store.remote import Mirror, RemoteOutput, open_folder, open_output
+from hfprep.store.remote import Mirror, RemoteOutput, UploadingPublisher, open_folder, open_output
 from hfprep.store.state import State
-from hfprep.store.statistics import codebook_of, codebook_use, package_versions, write_stats
+from hfprep.store.statistics import package_versions, write_stats
 from hfprep.store.timeline import Timeline
 
 log = logging.getLogger(__name__)
@@ -210,6 +212,7 @@ class _Run:
         self.mirror = mirror
         self.kept = open_store(output, state, config.formats, config.max_shard_bytes)
         self.settled = False
+        self.codebook = CodebookUse(state, inputs.schema)
         self.tally = Tally()
         self.counts = PlanCounts()
         self.listed = Listed()
@@ -283,21 +286,25 @@ class _Run:
 
     def compute(self, plan: Plan, stop: StopSignals) -> None:
         """Compute what is pending, publishing each batch as it completes."""
-        pending, kept, stopped = plan.counts.pending, self.kept, lambda: stop.signal is not None
-        kept.begin(plan, self.config.val_ratio)
+        pending = plan.counts.pending
+        self.kept.begin(plan, self.config.val_ratio)
         if not pending or stop.signal is not None:
             return
         with (
-            contextlib.closing(kept.publisher()) as publisher,
+            contextlib.closing(self.publisher()) as publisher,
             BuildProgress(pending) as progress,
             Timeline(self.output.private) as timeline,
         ):
             self.tally = progress.tally
 
-            def sink(staged: Sequence[Any], rejections: list[Rejection], cost: BatchCost) -> None:
+            counts = plan.counts
+            self.codebook.begin(reused=counts.reused, changed=bool(counts.known))
+
+            def sink(staged: list[Any], rejections: list[Rejection], cost: BatchCost) -> None:
                 publisher.publish(staged, rejections)
+                self.codebook.add(len(staged), cost.codes)
                 self.out_of_memory_events += cost.out_of_memory_events
-                timeline.add(rejected=len(rejections), **dataclasses.asdict(cost))
+                timeline.add(rejected=len(rejections), **cost.record())
                 progress.advance(
                     done=len(staged),
                     rejected=len(rejections),
@@ -308,11 +315,23 @@ class _Run:
 
             try:
                 run_engine(
-                    self.config, self.inputs, plan, sink, work=self.output.work, models=self.models, stop=stopped,
-                    staging=kept.staging,
-                )  # fmt: skip
+                    self.config,
+                    self.inputs,
+                    plan,
+                    self.kept.staging,
+                    sink,
+                    work=self.output.work,
+                    models=self.models,
+                    stop=lambda: stop.signal is not None,
+                )
             except StopRequested:
                 log.warning("stopped as asked; everything computed is on disk")
+
+    def publisher(self) -> Any:
+        """What makes batches final."""
+        if self.mirror is not None:
+            return UploadingPublisher(self.output, self.state, self.config.val_ratio, self.mirror)
+        return self.kept.publisher()
 
     def finish(self, plan: Plan, stop: StopSignals) -> Summary:
         """Replace the running files by final ones and sum up."""
@@ -382,18 +401,15 @@ class _Run:
             "rejected": summary.rejected,
             "capped": summary.capped,
             "pending": summary.pending,
-            "codebook": self.codebook_use(),
+            "codebook": self.codebook.summary(self.listed_ids(), summary.accepted, self.read_codes),
             "overlong": summary.overlong,
             "out_of_memory_events": summary.out_of_memory_events,
             "settings": {name: getattr(config, name) for name in names},
         }
 
-    def codebook_use(self) -> dict[str, Any]:
-        """How the codes of the complete samples spread over the codebook."""
-        codes = next(iter(self.output.schema.of_kind("codes")), None)
-        if isinstance(self.kept, NpyKept) or codes is None:
-            return codebook_use(self.output, self.listed_ids())
-        return codebook_of(codes, self.kept.arrays(self.listed_ids(), codes))
+    def read_codes(self, column: Column, ids: Sequence[str]) -> np.ndarray:
+        """All codes of some samples, one after another."""
+        return np.concatenate([codes.reshape(-1) for codes in self.kept.read(column.name, ids)])
 
     def listed_ids(self) -> Iterator[str]:
         """Ids of the complete samples, in source order."""

@@ -92,13 +92,17 @@ class PlanOptions:
 
 @dataclass
 class PlanCounts:
-    """What the scan of a manifest found. lines_read = rows + rejected + capped, of this part if there are parts."""
+    """What the scan of a manifest found. lines_read = rows + rejected + capped, of this part if there are parts.
+
+    `known` are pending rows that the state has something of.
+    """
 
     lines_read: int = 0
     rows: int = 0
     rejected: int = 0
     capped: int = 0
     pending: int = 0
+    known: int = 0
     reused: int = 0
     adopted: int = 0
     repaired: int = 0
@@ -275,6 +279,7 @@ class Planner:
         if need:
             counts.need |= need
             counts.pending += 1
+            counts.known += sample is not None
         else:
             counts.reused += 1
         fields = _fields_of(utterance)

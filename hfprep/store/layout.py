@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -212,36 +212,6 @@ class Stage:
             staged.append(Staged(row, {name: str(path) for name, path in files.items()}, shapes, features.seconds))
         list(self._pool.map(lambda job: write_array(*job), jobs))
         return staged
-
-
-@dataclass(frozen=True)
-class NpyStaging:
-    """How to open a stage for artifacts, here or in another process."""
-
-    def open(self, folder: Path) -> Stage:
-        """A stage in a folder of one process."""
-        return Stage(folder)
-
-
-class StagedSample(Protocol):
-    """A computed sample on its way to the driver, whatever the format."""
-
-    @property
-    def row(self) -> PlannedRow: ...
-
-
-class AnyStage(Protocol):
-    """What a worker makes of computed samples; one of a format."""
-
-    def write(self, computed: Sequence[tuple[PlannedRow, Features]]) -> Sequence[StagedSample]: ...
-
-    def close(self) -> None: ...
-
-
-class Staging(Protocol):
-    """How to open a stage, here or in another process; small enough to send there."""
-
-    def open(self, folder: Path) -> AnyStage: ...
 
 
 class Publisher:

@@ -15,7 +15,6 @@ from hfprep.errors import StoreError
 from hfprep.io.atomic import write_bytes
 from hfprep.io.chunks import chunks_of
 from hfprep.io.npy_format import parse_npy
-from hfprep.schema import Column
 from hfprep.store.layout import NpyOutput
 
 BLOCK = 256  # files read together
@@ -58,14 +57,6 @@ def codebook_use(output: NpyOutput, ids: Iterable[str]) -> dict[str, Any]:
         for blocks in chunks_of(chunks_of(paths, BLOCK), threads):
             for codes in pool.map(lambda block: _read_codes(block, output.content), blocks):
                 counts += np.bincount(codes, minlength=column.size)[: column.size]
-    return codebook_summary(counts)
-
-
-def codebook_of(column: Column, arrays: Iterable[np.ndarray]) -> dict[str, Any]:
-    """The same of arrays of codes."""
-    counts = np.zeros(column.size or 0, np.int64)
-    for codes in arrays:
-        counts += np.bincount(codes.reshape(-1), minlength=len(counts))[: len(counts)]
     return codebook_summary(counts)
 
 

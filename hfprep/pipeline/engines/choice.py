@@ -12,22 +12,21 @@ from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.devices import choose_workers
 from hfprep.pipeline.engines.local import run_local
 from hfprep.pipeline.engines.processes import choose_num_processes, run_processes, threads_per_process
-from hfprep.pipeline.engines.spec import ExtractorSpec, Models, Sink
+from hfprep.pipeline.engines.spec import ExtractorSpec, Models, Sink, Staging
 from hfprep.pipeline.inputs import Inputs
 from hfprep.pipeline.planning import Plan
-from hfprep.store.layout import Staging
 
 
 def run_engine(
     config: BuildConfig,
     inputs: Inputs,
     plan: Plan,
+    staging: Staging,
     sink: Sink,
     *,
     work: Path,
     models: Models,
     stop: Callable[[], bool],
-    staging: Staging,
 ) -> None:
     """Compute the pending rows of a plan; raises StopRequested once `stop()` is true, and what engine and sink raise.
 
@@ -36,6 +35,7 @@ def run_engine(
     num_processes = choose_num_processes(config.num_processes, config.device)
     spec = ExtractorSpec(
         model_set=inputs.models,
+        staging=staging,
         seen=inputs.seen,
         with_audio=bool(plan.counts.need & inputs.schema.audio_groups),
         device=config.device,
@@ -45,7 +45,6 @@ def run_engine(
         via_sampling_rate=None if config.audio_sr == TARGET_SAMPLING_RATE else config.audio_sr,
         drop_overlong=config.drop_overlong,
         threads=threads_per_process(num_processes) if num_processes > 1 else None,
-        staging=staging,
     )
     if config.engine == "ray":
         _run_on_ray(config, spec, plan, sink, work, stop)

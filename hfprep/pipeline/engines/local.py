@@ -53,8 +53,8 @@ def run_local(
             computed: list[tuple[PlannedRow, Features]], rejections: list[Rejection], result: BatchResult
         ) -> None:
             nonlocal counted
-            seconds = sum(features.seconds or 0.0 for _, features in computed)
-            cost = cost_of(result, seconds, extractor.out_of_memory_events - counted)
+            features = [item for _, item in computed]
+            cost = cost_of(result, features, extractor.schema, extractor.out_of_memory_events - counted)
             counted = extractor.out_of_memory_events
             writer.submit(lambda: sink(stage.write(computed), rejections, cost))
             if stop():

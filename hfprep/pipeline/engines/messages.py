@@ -3,13 +3,11 @@
 Plain records that can be pickled; light to import, so that a worker is heavy only once it opens its models.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hfprep.schema import Rejection
-from hfprep.store.layout import StagedSample
 
 if TYPE_CHECKING:  # these modules load torch
     from hfprep.pipeline.engines.spec import BatchCost, ExtractorSpec
@@ -38,7 +36,7 @@ class Batch:
     """A computed and staged batch of a shard; with `awaited` its worker goes on when the driver says `Published`."""
 
     shard: int
-    staged: Sequence[StagedSample]
+    staged: list[Any]
     rejections: list[Rejection]
     cost: "BatchCost"
     awaited: bool = False

@@ -125,8 +125,8 @@ class Actor:
         try:
             with tempfile.TemporaryDirectory(prefix="hfprep-") as folder:
                 for computed, rejections, result in run_rows(selected, self.extractor, spool=Path(folder) / "clips"):
-                    seconds = sum(features.seconds or 0.0 for _, features in computed)
-                    cost = cost_of(result, seconds, self.extractor.out_of_memory_events - counted)
+                    features, events = [item for _, item in computed], self.extractor.out_of_memory_events
+                    cost = cost_of(result, features, self.extractor.schema, events - counted)
                     counted = self.extractor.out_of_memory_events
                     yield Reported(self.node, computed, rejections, cost)
         except DeviceError:

@@ -8,22 +8,23 @@ import contextlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from hfprep.io.file_hashes import FileIdentity, check_unchanged
 from hfprep.pipeline.batching import BatchLimits
+from hfprep.pipeline.codebook import Counted, count_codes
 from hfprep.pipeline.devices import choose_device, device_memory
 from hfprep.pipeline.failures import DeviceError
 from hfprep.pipeline.features import BatchResult, ExtractorSettings, FeatureExtractor
 from hfprep.pipeline.intake_processes import IntakeProcesses
 from hfprep.recipes.base import Model, ModelSet
-from hfprep.schema import Rejection
-from hfprep.store.layout import NpyStaging, StagedSample, Staging
+from hfprep.schema import Features, Rejection, Schema
+from hfprep.store.layout import PlannedRow
 
 log = logging.getLogger(__name__)
 
@@ -32,19 +33,41 @@ MOST_PROCESSES = 16  # that load samples, 90 MB each; a clip of 8 s takes one 3 
 
 @dataclass(frozen=True, slots=True)
 class BatchCost:
-    """What a batch took: samples, real and padded frames, seconds of audio, out-of-memory events on the way."""
+    """What a batch took: samples, real and padded frames, seconds of audio, out-of-memory events; its codes."""
 
     rows: int
     num_frames: int
     padded_frames: int
     audio_seconds: float
     out_of_memory_events: int = 0
+    codes: Counted | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Its numbers, for the timeline."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "codes"}
+
+
+class Stage(Protocol):
+    """Writes computed samples under temporary names, or as bytes, for the process that makes them final."""
+
+    def write(self, computed: Sequence[tuple[PlannedRow, Features]]) -> list[Any]:
+        """Write and sync these samples; gives them as the sink takes them, each with its `row`. Raises StoreError."""
+
+    def close(self) -> None:
+        """Let go of what is open."""
+
+
+class Staging(Protocol):
+    """How a worker hands over what it computes: small, and safe to send to other processes."""
+
+    def open(self, folder: Path) -> Stage:
+        """A stage in a folder of one process."""
 
 
 class Sink(Protocol):
     """Makes a batch final, in the process that holds the output directory."""
 
-    def __call__(self, staged: Sequence[StagedSample], rejections: list[Rejection], cost: BatchCost) -> None: ...
+    def __call__(self, staged: list[Any], rejections: list[Rejection], cost: BatchCost) -> None: ...
 
 
 class Models:
@@ -85,6 +108,7 @@ class ExtractorSpec:
     """How to open a `FeatureExtractor`, here or in another process."""
 
     model_set: ModelSet
+    staging: Staging
     with_audio: bool
     seen: Mapping[Path, FileIdentity] = field(default_factory=dict)
     device: str = "auto"
@@ -94,7 +118,6 @@ class ExtractorSpec:
     via_sampling_rate: int | None = None
     drop_overlong: bool = False
     threads: int | None = None
-    staging: Staging = field(default_factory=NpyStaging)
 
     def open(self, device: str | None = None, *, models: Models | None = None) -> FeatureExtractor:
         """Load the tokenizer and, where audio is wanted, the models (from `models`, where they are loaded already).
@@ -125,7 +148,9 @@ class ExtractorSpec:
         return FeatureExtractor(self.model_set, tokenizer, model, settings, fallback=fallback, processes=processes)
 
 
-def cost_of(result: BatchResult, audio_seconds: float, out_of_memory_events: int) -> BatchCost:
+def cost_of(result: BatchResult, computed: Sequence[Features], schema: Schema, out_of_memory_events: int) -> BatchCost:
     """The cost of a computed batch."""
     frames, padded = result.num_frames, result.padded_frames
-    return BatchCost(len(result.outcomes), frames, padded, audio_seconds, out_of_memory_events)
+    seconds = sum(features.seconds or 0.0 for features in computed)
+    codes = count_codes(schema, computed)
+    return BatchCost(len(result.outcomes), frames, padded, seconds, out_of_memory_events, codes)

@@ -86,6 +86,7 @@ class _Worker:
         self.extractor = setup.spec.open(setup.device)
         self.writer = BackgroundWriter(overlap=self.extractor.looks_ahead)
         self.plan = datasets.Dataset.from_file(str(setup.plan))
+        self.folder = setup.folder
         self.stage = setup.spec.staging.open(setup.folder)
         self.counted = 0
 
@@ -95,9 +96,9 @@ class _Worker:
         def deliver(
             computed: list[tuple[PlannedRow, Features]], rejections: list[Rejection], result: BatchResult
         ) -> None:
-            seconds = sum(features.seconds or 0.0 for _, features in computed)
-            cost = cost_of(result, seconds, self.extractor.out_of_memory_events - self.counted)
-            self.counted = self.extractor.out_of_memory_events
+            features, events = [item for _, item in computed], self.extractor.out_of_memory_events
+            cost = cost_of(result, features, self.extractor.schema, events - self.counted)
+            self.counted = events
             awaited = not self.extractor.looks_ahead
             self.writer.submit(
                 lambda: self.outbox.send(Batch(assignment.shard, self.stage.write(computed), rejections, cost, awaited))
@@ -107,7 +108,7 @@ class _Worker:
             if self.connection.poll():  # but for that answer, only the word to stop can come in the middle of a shard
                 raise StopRequested
 
-        mapped = self.stage.folder / f"shard-{assignment.shard}.arrow"
+        mapped = self.folder / f"shard-{assignment.shard}.arrow"
         map_rows(self.plan.select(list(assignment.rows)), self.extractor, deliver, cache_file=mapped)
         mapped.unlink()
         self.writer.submit(lambda: self.outbox.send(Finished(assignment.shard)))

@@ -1,0 +1,73 @@
+"""How the codes of an output's samples spread over the codebook, for stats.json.
+
+Codes are counted as batches pass, and the counts are kept in the state: they are added up over runs as long as every
+run only adds samples. Where samples changed, went, or a run was killed, all codes are read once.
+"""
+
+import base64
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from hfprep.io.chunks import chunks_of
+from hfprep.schema import Features, Schema
+from hfprep.store.state import State
+from hfprep.store.statistics import codebook_summary
+
+KEY = "code_counts"  # in the state
+SAMPLES_TOGETHER = 256
+Counted = tuple[np.ndarray, np.ndarray]  # codes, rising, and how often each occurs
+
+
+def count_codes(schema: Schema, features: Iterable[Features]) -> Counted | None:
+    """The codes of some samples: int64 (different codes,) each; None where there are none."""
+    columns = [column.name for column in schema.of_kind("codes")[:1]]
+    arrays = [item.arrays[name].reshape(-1) for item in features for name in columns if name in item.arrays]
+    if not arrays:
+        return None
+    values, counts = np.unique(np.concatenate(arrays), return_counts=True)
+    return values.astype(np.int64), counts
+
+
+class CodebookUse:
+    """Counts of one output: those of earlier runs, and what this run adds."""
+
+    def __init__(self, state: State, schema: Schema) -> None:
+        self._state = state
+        columns = schema.of_kind("codes")[:1]
+        self.column = columns[0] if columns and columns[0].size else None
+        self.counts = np.zeros(self.column.size if self.column and self.column.size else 0, np.int64)
+        self._samples: int | None = 0
+        saved: Mapping[str, Any] | None = state.get(KEY)
+        if saved is not None and saved["size"] == len(self.counts):
+            self.counts += np.frombuffer(zlib.decompress(base64.b64decode(saved["counts"])), np.int64)
+            self._samples = saved["samples"]
+
+    def begin(self, *, reused: int, changed: bool) -> None:
+        """Before rows are computed: the saved counts must be those of the samples that are reused, and no others."""
+        if changed or reused != self._samples:
+            self._samples = None
+        self._state.put(KEY, None)
+
+    def add(self, samples: int, codes: Counted | None) -> None:
+        """A batch of samples that were not there before."""
+        if self._samples is None or codes is None:
+            return
+        np.add.at(self.counts, codes[0], codes[1])
+        self._samples += samples
+
+    def summary(self, ids: Iterable[str], count: int, read: Any) -> dict[str, Any]:
+        """What stats.json says of the listed samples; `read(ids)` gives the codes of some, where they must be read."""
+        if self.column is None:
+            return {}
+        if self._samples != count:
+            self.counts[:] = 0
+            for block in chunks_of(ids, SAMPLES_TOGETHER):
+                codes = read(self.column, block)
+                self.counts += np.bincount(codes, minlength=len(self.counts))[: len(self.counts)]
+            self._samples = count
+        packed = base64.b64encode(zlib.compress(self.counts.tobytes(), 1)).decode()
+        self._state.put(KEY, {"size": len(self.counts), "samples": count, "counts": packed})
+        return codebook_summary(self.counts)
