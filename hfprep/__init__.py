@@ -8,7 +8,8 @@ from hfprep.pipeline.data_sets import config_of_each
 
 if TYPE_CHECKING:
     from hfprep.formats.loading import LengthBucketedBatchSampler, collate, load
-    from hfprep.pipeline.building import Summary, build
+    from hfprep.pipeline.building import build
+from hfprep.pipeline.summary import Summary
     from hfprep.pipeline.building_many import ManySummary, build_many
 
 __version__ = "0.1.0"
@@ -33,7 +34,7 @@ __all__ = [
 _LAZY = {
     "LengthBucketedBatchSampler": "hfprep.formats.loading",
     "ManySummary": "hfprep.pipeline.building_many",
-    "Summary": "hfprep.pipeline.building",
+    "Summary": "hfprep.pipeline.summary",
     "build": "hfprep.pipeline.building",
     "build_many": "hfprep.pipeline.building_many",
     "collate": "hfprep.formats.loading",
