@@ -76,23 +76,12 @@ def locate(
     if folder is not None and not folder.is_dir():
         raise ConfigError(f"--models {folder}: there is no such folder")
     config_path = given_path(config, folder, CONFIG_FILE, "--config")
-    read = Config.read(config_path)
     missing = Missing(fetch)
-    if gpt_checkpoint is not None or folder is None:
-        gpt = given_path(gpt_checkpoint, folder, GPT_FILE, "--gpt-checkpoint")
-    else:
-        gpt = named_file(folder, read.gpt_checkpoint, GPT_FILE)
+    gpt, statistics = _named_files(config_path, folder, gpt_checkpoint, missing)
     codec = given_path(semantic_codec, folder, CODEC_FILE, "--semantic-codec")
     tokens = given_path(vocabulary, folder, VOCABULARY_FILE, "--tokenizer")
-    statistics = named_file(config_path.parent, read.w2v_stat, STATISTICS_FILE)
-    for path, what, name in (
-        (gpt, "the GPT checkpoint: give its path with --gpt-checkpoint", GPT_FILE),
-        (codec, "the semantic codec: give its path with --semantic-codec", CODEC_FILE),
-        (tokens, "the vocabulary: give its path with --tokenizer", VOCABULARY_FILE),
-        (statistics, f"the statistics: put the file beside {config_path}", STATISTICS_FILE),
-    ):
-        if not path.is_file():
-            missing.add(str(path), f"{what}, or get it with: hf download {REPOSITORY} {name}")
+    _note(missing, codec, CODEC_FILE, "the semantic codec: give its path with --semantic-codec")
+    _note(missing, tokens, VOCABULARY_FILE, "the vocabulary: give its path with --tokenizer")
     semantic = find_semantic_model(semantic_model, folder, missing)
     weights = find_semantic_weights(semantic, missing) if semantic is not None else ()
     speaker = _campplus(campplus, folder, missing)
@@ -113,6 +102,25 @@ def locate(
         campplus=speaker,
         glossary=terms if terms.is_file() else None,
     )
+
+
+def _named_files(
+    config_path: Path, folder: Path | None, gpt_checkpoint: str | Path | None, missing: Missing
+) -> tuple[Path, Path]:
+    """The GPT checkpoint and the statistics, which config.yaml names."""
+    config = Config.read(config_path)
+    if gpt_checkpoint is None and folder is not None:
+        gpt_checkpoint = named_file(folder, config.gpt_checkpoint, GPT_FILE)
+    gpt = given_path(gpt_checkpoint, folder, GPT_FILE, "--gpt-checkpoint")
+    statistics = named_file(config_path.parent, config.w2v_stat, STATISTICS_FILE)
+    _note(missing, gpt, GPT_FILE, "the GPT checkpoint: give its path with --gpt-checkpoint")
+    _note(missing, statistics, STATISTICS_FILE, f"the statistics: put the file beside {config_path}")
+    return gpt, statistics
+
+
+def _note(missing: Missing, path: Path, name: str, remedy: str) -> None:
+    if not path.is_file():
+        missing.add(str(path), f"{remedy}, or get it with: hf download {REPOSITORY} {name}")
 
 
 def _campplus(value: str | Path | None, folder: Path | None, missing: Missing) -> Path | None:
