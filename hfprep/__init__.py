@@ -9,8 +9,8 @@ from hfprep.pipeline.data_sets import config_of_each
 if TYPE_CHECKING:
     from hfprep.formats.loading import LengthBucketedBatchSampler, collate, load
     from hfprep.pipeline.building import build
-from hfprep.pipeline.summary import Summary
     from hfprep.pipeline.building_many import ManySummary, build_many
+    from hfprep.pipeline.summary import Summary
 
 __version__ = "0.1.0"
 __all__ = [
