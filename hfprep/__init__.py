@@ -1,4 +1,4 @@
-"""hfprep: from a manifest of speech to IndexTTS-2 training features."""
+"""hfprep: turns recordings and transcripts into the features that speech models train on."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -47,5 +47,11 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         import importlib
 
-        return getattr(importlib.import_module(_LAZY[name]), name)
+        try:
+            return getattr(importlib.import_module(_LAZY[name]), name)
+        except ModuleNotFoundError as error:
+            if (error.name or "hfprep").startswith("hfprep"):
+                raise
+            command = "pip install 'hfprep[build]'"
+            raise ImportError(f"hfprep.{name} needs the package {error.name!r}: {command}", name=error.name) from error
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
