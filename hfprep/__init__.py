@@ -1,4 +1,4 @@
-"""hfprep: from a manifest of speech to IndexTTS-2 training features."""
+"""hfprep: turns recordings and transcripts into the features that speech models train on."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,8 +8,9 @@ from hfprep.pipeline.data_sets import config_of_each
 
 if TYPE_CHECKING:
     from hfprep.formats.loading import LengthBucketedBatchSampler, collate, load
-    from hfprep.pipeline.building import Summary, build
+    from hfprep.pipeline.building import build
     from hfprep.pipeline.building_many import ManySummary, build_many
+    from hfprep.pipeline.summary import Summary
 
 __version__ = "0.1.0"
 __all__ = [
@@ -33,7 +34,7 @@ __all__ = [
 _LAZY = {
     "LengthBucketedBatchSampler": "hfprep.formats.loading",
     "ManySummary": "hfprep.pipeline.building_many",
-    "Summary": "hfprep.pipeline.building",
+    "Summary": "hfprep.pipeline.summary",
     "build": "hfprep.pipeline.building",
     "build_many": "hfprep.pipeline.building_many",
     "collate": "hfprep.formats.loading",
@@ -46,5 +47,11 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         import importlib
 
-        return getattr(importlib.import_module(_LAZY[name]), name)
+        try:
+            return getattr(importlib.import_module(_LAZY[name]), name)
+        except ModuleNotFoundError as error:
+            if (error.name or "hfprep").startswith("hfprep"):
+                raise
+            command = "pip install 'hfprep[build]'"
+            raise ImportError(f"hfprep.{name} needs the package {error.name!r}: {command}", name=error.name) from error
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

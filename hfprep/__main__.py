@@ -1,6 +1,22 @@
-"""`python -m hfprep`."""
+"""`hfprep` and `python -m hfprep`: the command line, where what it needs is installed."""
 
-from hfprep.cli.app import main
+import sys
+
+BUILD = "pip install 'hfprep[build]'"
+
+
+def main() -> None:
+    """Run the command line; names the command that installs it where a package is missing."""
+    try:
+        from hfprep.cli.app import main as run
+
+        run()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "hfprep"):
+            raise
+        sys.exit(f"hfprep: the package {package!r} is not installed; commands that compute features need: {BUILD}")
+
 
 if __name__ == "__main__":
     main()

@@ -29,7 +29,8 @@ GOLDEN = Path(__file__).resolve().parent / "golden-small"
 LINKS_PER_FILE = 50_000  # ext4 allows 65,000
 ROWS_PER_FOLDER = 1000
 NEW_ROWS = ("synth1", "synth2", "synth4", "synth6")
-TEXT_LEN, CODE_LEN, MAX_RESIDENT_BYTES, MAX_STARTUP_SECONDS = 1 << 30, 60.0
+TEXT_LEN, CODE_LEN = 24, 20
+MAX_RESIDENT_BYTES, MAX_STARTUP_SECONDS = 1 << 30, 60.0
 
 CHILD = """
 import resource, sys, time

@@ -27,6 +27,7 @@ import pytest
 
 import hfprep
 from hfprep.errors import ConfigError, HfprepError, Reason
+from hfprep.formats.keeping import NpyStaging
 from hfprep.pipeline.engines import choice
 from hfprep.pipeline.engines.spec import ExtractorSpec, Models
 from hfprep.pipeline.features import FeatureExtractor
@@ -306,7 +307,7 @@ def test_a_node_that_does_not_see_the_audio_ends_the_run(golden_small: Path) -> 
 
 def test_a_node_without_the_models_says_so(golden_small: Path, tmp_path: Path) -> None:
     options = IndexTTS2Options(models=golden_small / "checkpoints", tokenizer=tmp_path / "none.model")
-    spec = ExtractorSpec(model_set=RECIPE.find(options), with_audio=True)
+    spec = ExtractorSpec(model_set=RECIPE.find(options), staging=NpyStaging(), with_audio=True)
     actor = ray_engine.Actor(spec, None, str(Path.cwd()))
     (reported,) = actor.compute(0, b"")
     assert isinstance(reported.error, HfprepError)

@@ -1,5 +1,6 @@
 """The project's own files: what is committed, the lock, the scripts, and the wheel that is built from them."""
 
+import ast
 import os
 import re
 import stat
@@ -16,6 +17,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
+LOCKS = ("requirements.lock", "requirements-dev.lock")
 SCRIPTS = ("scripts/setup", "scripts/test", "scripts/demo", ".ci/run")
 
 # Put together here, so that this file does not name them itself.
@@ -42,9 +44,9 @@ def tracked_files() -> list[Path]:
     return [path for name in listing.decode().split("\0") if name and (path := ROOT / name).is_file()]
 
 
-def locked() -> dict[str, list[str]]:
-    """Each requirement of the lock, as written before its hashes, with its hashes."""
-    text = (ROOT / "requirements.lock").read_text(encoding="ascii")
+def locked(lock: str = "requirements-dev.lock") -> dict[str, list[str]]:
+    """Each requirement of a lock, as written before its hashes, with its hashes."""
+    text = (ROOT / lock).read_text(encoding="ascii")
     entries: dict[str, list[str]] = {}
     for entry in re.sub(r"\\\n", " ", text).splitlines():
         if entry and not entry.startswith("#"):
@@ -77,34 +79,113 @@ def test_a_path_of_one_machine_is_recognised(content: bytes, matches: bool) -> N
     assert bool(MACHINE_PATHS.search(content)) is matches
 
 
-def test_every_locked_release_is_pinned_and_hashed() -> None:
-    entries = locked()
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_locked_release_is_pinned_and_hashed(lock: str) -> None:
+    entries = locked(lock)
     assert len(entries) > 50
     for entry, hashes in entries.items():
         assert re.fullmatch(r"[a-z0-9-]+==[0-9a-z.+]+( ; .+)?", entry), entry
         assert hashes, f"{entry} has no hash"
 
 
-def test_the_lock_names_no_place() -> None:
-    text = (ROOT / "requirements.lock").read_text(encoding="ascii")
+@pytest.mark.parametrize("lock", LOCKS)
+def test_the_lock_names_no_place(lock: str) -> None:
+    text = (ROOT / lock).read_text(encoding="ascii")
     for word in ("://", "--index", "--extra-index", "--find-links", "file:", "git+", ".org", ".com", ".io", ".dev"):
         assert word not in text
 
 
-def test_the_lock_holds_every_dependency_at_a_version_that_the_project_allows() -> None:
-    pins = {entry.partition("==")[0]: Version(str(Requirement(entry).specifier)[2:]) for entry in locked()}
+@pytest.mark.parametrize(
+    ("lock", "extras", "groups"),
+    [
+        ("requirements.lock", ("build", "report"), ("grammars", "setup")),
+        ("requirements-dev.lock", ("build", "dev", "docs", "ja", "ray", "report", "s3"), ("grammars", "setup")),
+    ],
+)
+def test_the_lock_holds_every_dependency_at_a_version_that_the_project_allows(
+    lock: str, extras: tuple[str, ...], groups: tuple[str, ...]
+) -> None:
+    entries = map(Requirement, locked(lock))
+    pins: dict[str, list[Version]] = {}
+    for entry in entries:
+        pins.setdefault(entry.name, []).append(Version(str(entry.specifier)[2:]))
     metadata = project()
-    extras = metadata["project"]["optional-dependencies"]
-    installed = extras["dev"] + extras["docs"] + extras["report"]
-    wanted = [*metadata["project"]["dependencies"], *installed, *metadata["build-system"]["requires"]]
+    wanted = [*metadata["project"]["dependencies"], *metadata["build-system"]["requires"]]
+    wanted += [item for extra in extras for item in metadata["project"]["optional-dependencies"][extra]]
+    wanted += [item for group in groups for item in metadata["dependency-groups"][group]]
     for requirement in map(Requirement, wanted):
         name = canonicalize_name(requirement.name)
-        assert name in pins, f"{requirement} is not in requirements.lock; make it anew with the command in its head"
-        assert requirement.specifier.contains(pins[name]), f"{name} is locked at {pins[name]}, outside {requirement}"
+        assert name in pins, f"{requirement} is not in {lock}; make it anew with the command in its head"
+        assert all(requirement.specifier.contains(pin) for pin in pins[name]), f"{name} is locked outside {requirement}"
+
+
+def test_both_locks_agree() -> None:
+    """So that what a demo runs is what the tests ran."""
+    demo, tests = ({entry.partition(" ;")[0] for entry in locked(lock)} for lock in LOCKS)
+    assert demo <= tests
+
+
+IMPORT_NAMES = {"pyyaml": "yaml", "huggingface-hub": "huggingface_hub", "unidic-lite": "unidic_lite", "s3fs": "fsspec"}
+STANDARD = sys.stdlib_module_names | {"hfprep"}
+
+
+def imported_by(folder: Path) -> set[str]:
+    """Top-level names that the modules below a folder import, anywhere."""
+    found = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.partition(".")[0])
+    return found - STANDARD
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
+    extras = project()["project"]["optional-dependencies"]
+    required = [*project()["project"]["dependencies"], *extras["build"]]
+    optional = [item for extra in ("ja", "ray", "report", "s3") for item in extras[extra]]
+    names = {kind: {canonicalize_name(Requirement(item).name) for item in items} for kind, items in
+             (("required", required), ("optional", optional))}  # fmt: skip
+    modules = {kind: {IMPORT_NAMES.get(name, name) for name in found} for kind, found in names.items()}
+    imported = imported_by(ROOT / "hfprep")
+    with_torch = {"triton"}  # torch brings it where it can be used
+    assert imported - with_torch <= modules["required"] | modules["optional"]
+    assert modules["required"] <= imported
+
+
+def test_a_trainer_needs_three_packages() -> None:
+    """`hfprep.load`, `collate` and the sampler, with everything else out of reach."""
+    code = """
+import importlib.abc, sys
+allowed = {"hfprep", "numpy", "pyarrow", "torch"} | sys.stdlib_module_names
+declared = set(sys.argv[1].split(","))
+class Hidden(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in declared - allowed:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Hidden())
+import hfprep
+from hfprep import LengthBucketedBatchSampler, collate, load
+try:
+    hfprep.build
+except ImportError as error:
+    print(error)
+sys.argv = ["hfprep", "--help"]
+from hfprep.__main__ import main
+main()
+"""
+    extras = project()["project"]["optional-dependencies"]
+    declared = {canonicalize_name(Requirement(item).name) for items in extras.values() for item in items}
+    names = ",".join(sorted(IMPORT_NAMES.get(name, name) for name in declared))
+    found = subprocess.run([sys.executable, "-c", code, names], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert found.returncode == 1
+    assert "pip install 'hfprep[build]'" in found.stdout
+    assert "pip install 'hfprep[build]'" in found.stderr
 
 
 def test_torch_and_torchaudio_are_locked_as_a_pair() -> None:
-    pins = dict(entry.partition(" ;")[0].split("==") for entry in locked())
+    pins = dict(entry.partition(" ;")[0].split("==") for entry in locked("requirements.lock"))
     assert pins["torch"] == pins["torchaudio"]
 
 
@@ -146,7 +227,7 @@ def test_setup_names_the_pythons_it_tried(tmp_path: Path) -> None:
 def test_setup_says_how_it_is_used_when_called_wrongly() -> None:
     result = run_setup("a", "b")
     assert result.returncode == 1
-    assert "usage: scripts/setup [VENV_DIR]" in result.stderr
+    assert "usage: scripts/setup [--dev] [VENV_DIR]" in result.stderr
 
 
 def test_license_is_apache_2(repository: Path) -> None:
@@ -167,7 +248,8 @@ def test_the_wheel_holds_the_package_and_its_command(tmp_path: Path) -> None:
         metadata = Parser().parsestr(archive.read(f"{info}/METADATA").decode())
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hfprep").rglob("*.py")}
     assert modules <= names
+    assert "hfprep/py.typed" in names
     assert f"{info}/licenses/LICENSE" in names
     assert not [name for name in names if not name.startswith(("hfprep/", f"{info}/"))]
-    assert "hfprep = hfprep.cli.app:main" in entry_points
+    assert "hfprep = hfprep.__main__:main" in entry_points
     assert metadata["Requires-Python"] == ">=3.11"

@@ -8,19 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from hfprep.formats.packing.packer import Packer
 
 import hfprep
 from hfprep.errors import ConfigError, StoreError
 from hfprep.formats import arrow_writer
 from hfprep.formats.formats import open_set
 from hfprep.formats.npy import export_npy
-from hfprep.formats.packing.packer import Packer
 from hfprep.formats.pairs import write_pairs
 from hfprep.io import atomic
-from hfprep.pipeline.building import Summary
 from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.dry_run import preview
 from hfprep.pipeline.retokenizing import retokenize
+from hfprep.pipeline.summary import Summary
 from hfprep.schema import COLUMNS
 from hfprep.tools.report.collect import collect
 from hfprep.tools.verify.checking import VerifyOptions, verify

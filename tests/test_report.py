@@ -1,11 +1,13 @@
 """The report: right numbers, one file, no network; in a real browser charts are drawn, hovered over and clicked."""
 
 import base64
+import html
 import json
 import re
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typer.testing import CliRunner
 
 from hfprep.cli.app import app
 from hfprep.errors import ConfigError
+from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.pipeline.building import build
 from hfprep.pipeline.config import BuildConfig
 from hfprep.tools.demo.dataset import DemoDataset, make_dataset
@@ -73,6 +76,31 @@ def test_numbers_are_the_output_s(output: Path, demo: DemoDataset) -> None:
     assert found.unknown_tokens
     assert sum("rows" in row for row in found.timeline) >= 4
     assert sum(row.get("rows", 0) - row.get("rejected", 0) for row in found.timeline) == stats["total"]
+
+
+def test_texts_are_shown_as_they_are_read(output: Path, page: Path) -> None:
+    found = collect(output)
+    tokenizer = TextTokenizer(Path(found.stats["tokenizer"]))
+    manifests = [output / f"{name}_manifest.jsonl" for name in ("train", "val")]
+    records = [json.loads(line) for path in manifests for line in path.read_bytes().splitlines()]
+    by_id = {record["id"]: record for record in records}
+    assert found.texts.shown.keys() == {record["language"] or "(none)" for record in records}
+    html_text = html.unescape(page.read_text(encoding="utf-8"))
+    for language, shown in found.texts.shown.items():
+        assert 1 <= len(shown) <= 3
+        for sample_id, text, normalized, pieces in shown:
+            record = by_id[sample_id]
+            assert (record["language"] or "(none)") == language
+            whole = tokenizer.tokenize(record["text"], record["language"])
+            assert record["text"].startswith(text)
+            assert whole.stages.normalized.startswith(normalized)
+            assert " ".join(whole.pieces).startswith(pieces)
+            assert f"<td>{normalized}</td><td>{pieces}</td>" in html_text
+    digits = Counter[str]()
+    for record in records:
+        normalized = tokenizer.tokenize(record["text"], record["language"]).stages.normalized
+        digits[record["language"] or "(none)"] += any(character.isdecimal() for character in normalized)
+    assert found.texts.digits_left == +digits
 
 
 def test_main_directions_by_hand() -> None:

@@ -23,9 +23,10 @@ import hfprep
 from hfprep.errors import CheckpointError
 from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.io import atomic, file_hashes
-from hfprep.pipeline.building import Shared, Summary, build
+from hfprep.pipeline.building import Shared, build
 from hfprep.pipeline.engines import spec
 from hfprep.pipeline.observing import observing
+from hfprep.pipeline.summary import Summary
 from hfprep.recipes.indextts2.feature_model import FeatureModel
 from hfprep.schema import Utterance
 

@@ -104,7 +104,7 @@ CHECKED = {
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"zh_tn_tagger\.fst.*pip install WeTextProcessing==1\.0\.4\.1"):
+    with pytest.raises(ConfigError, match=r"zh_tn_tagger\.fst.*pip install --no-deps WeTextProcessing==1\.0\.4\.1"):
         ChineseGrammar(tmp_path)
 
 

@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from hfprep.pipeline.building import Summary
+from hfprep.pipeline.summary import Summary
 
 
 def summary_table(summary: Summary) -> Table:

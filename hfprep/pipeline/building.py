@@ -4,14 +4,12 @@
 """
 
 import contextlib
-import dataclasses
 import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -37,10 +35,11 @@ from hfprep.pipeline.parts import part_facts, withdraw_part, write_part
 from hfprep.pipeline.planning import Plan, PlanCounts, Planner, PlanOptions
 from hfprep.pipeline.precision_choice import decide, measured
 from hfprep.pipeline.progress import BuildProgress, Tally
+from hfprep.pipeline.provenance import check_recipe, given_paths
 from hfprep.pipeline.signals import StopSignals, stop_on_signals
+from hfprep.pipeline.summary import Summary
 from hfprep.recipes.base import ModelSet
-from hfprep.recipes.options import ModelOptions
-from hfprep.schema import Column, Rejection, Schema
+from hfprep.schema import Column, Rejection
 from hfprep.store.fingerprints import Fingerprinter, differences, with_numerics
 from hfprep.store.layout import PROGRESS, REJECTED, STATS, NpyOutput, json_line
 from hfprep.store.listing import Listed, Listing, ListingOptions
@@ -52,36 +51,7 @@ from hfprep.store.timeline import Timeline
 log = logging.getLogger(__name__)
 
 SECONDS_PER_HOUR = 3600.0
-SCHEMA = "schema"  # in the state
 NAMED_FILES = ("tokenizer", "gpt_checkpoint")  # whose paths stats.json gives
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a build did. lines_read = accepted + all rejected + capped + pending (0 unless it was interrupted).
-
-    With an output in object storage `url` is that, and `output_dir` its local folder.
-    """
-
-    output_dir: Path
-    lines_read: int
-    accepted: int
-    rejected: dict[str, int]
-    capped: int
-    pending: int
-    train: int
-    val: int
-    hours: float
-    reused: int
-    adopted: int
-    repaired: int
-    changed: int
-    out_of_memory_events: int
-    overlong: dict[str, int]
-    elapsed_seconds: float
-    tally: Tally = field(default_factory=Tally)
-    interrupted_by: int | None = None
-    url: str | None = None
 
 
 @dataclass
@@ -118,7 +88,7 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
         mirror = stack.enter_context(Mirror(output)) if isinstance(output, RemoteOutput) else None
         state = State(output.private / "state.sqlite", output.work / "scan.sqlite")
         stack.callback(state.close)
-        _check_recipe(state, inputs.schema)
+        check_recipe(state, inputs.schema)
         withdraw_part(output)
         config = decide(config, inputs, state)
         run = _Run(config, output, state, inputs, shared.models, started, mirror)
@@ -128,7 +98,7 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
         except StopRequested:
             log.warning("stopped as asked while the manifest was being read; nothing has changed")
             return run.summary(stop.signal)
-        state.put("paths", _paths(config))
+        state.put("paths", given_paths(config))
         if run.counts.pending:
             forget_exports(state)
             if mirror is not None:
@@ -143,34 +113,6 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
         if mirror is not None:
             mirror.snapshot(state)
         return summary
-
-
-def _paths(config: BuildConfig) -> dict[str, str | None]:
-    """What this build was given, absolute, for a verification to find again."""
-    found: dict[str, str | None] = {
-        "manifest": url_of(config.manifest) or str(config.manifest.absolute()),
-        "folder": str(Path.cwd()),
-    }
-    for item in dataclasses.fields(ModelOptions):
-        value = getattr(config, item.name)
-        if isinstance(value, Path):
-            found[item.name] = url_of(value) or str(value.absolute())
-        elif isinstance(value, str) and Path(value).exists():  # a path or a hub id
-            found[item.name] = str(Path(value).absolute())
-        else:
-            found[item.name] = value
-    return found
-
-
-def _check_recipe(state: State, schema: Schema) -> None:
-    """Refuse an output that holds samples of another model family."""
-    before = state.get(SCHEMA)
-    if before is not None and before["recipe"] != schema.recipe:
-        raise ConfigError(
-            f"--output-dir holds samples of the recipe {before['recipe']!r}, and these models are of "
-            f"{schema.recipe!r}; give another folder"
-        )
-    state.put(SCHEMA, schema.record())
 
 
 def plan_options(config: BuildConfig, models: ModelSet, differences: Sequence[str] = ()) -> PlanOptions:

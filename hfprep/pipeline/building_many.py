@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 from hfprep.errors import ConfigError, StoreError
 from hfprep.inputs.manifest.opening import open_source
-from hfprep.pipeline.building import Shared, Summary, build
+from hfprep.pipeline.building import Shared, build
 from hfprep.pipeline.config import BuildConfig, flag
 from hfprep.pipeline.data_sets import refuse_twice
 from hfprep.pipeline.signals import stop_on_signals
+from hfprep.pipeline.summary import Summary
 
 log = logging.getLogger(__name__)
 

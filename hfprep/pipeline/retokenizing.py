@@ -14,8 +14,9 @@ from typing import Any
 from hfprep.errors import ConfigError, StoreError
 from hfprep.formats.folders import appearing_folder
 from hfprep.formats.npy import is_npy_output, read_state_value
-from hfprep.pipeline.building import Summary, build
+from hfprep.pipeline.building import build
 from hfprep.pipeline.config import BuildConfig
+from hfprep.pipeline.summary import Summary
 from hfprep.store.layout import PRIVATE, STATS
 from hfprep.store.state import copy_state
 

@@ -21,8 +21,8 @@ from packaging.requirements import Requirement
 from hfprep.errors import ConfigError
 from hfprep.models.precision import obstacle
 from hfprep.pipeline.batching import batch_size_for_memory
+from hfprep.recipes.finding import CONFIG_FILE
 from hfprep.recipes.indextts2.config import ModelConfig
-from hfprep.recipes.indextts2.locate import CONFIG_FILE
 from hfprep.tools.download import GPT_REPOSITORY, SOURCES, Source
 
 GIB, MIB = 1 << 30, 1 << 20

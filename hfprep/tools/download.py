@@ -10,17 +10,9 @@ from pathlib import Path
 
 from hfprep.errors import CheckpointError
 from hfprep.io.file_hashes import sha256_file
+from hfprep.recipes.finding import CONFIG_FILE, SEMANTIC_FOLDER, SEMANTIC_MODEL
 from hfprep.recipes.indextts2.config import ModelConfig
-from hfprep.recipes.indextts2.locate import (
-    CODEC_FILE,
-    CONFIG_FILE,
-    GPT_FILE,
-    SEMANTIC_CODEC,
-    SEMANTIC_FOLDER,
-    SEMANTIC_MODEL,
-    ModelFiles,
-    locate,
-)
+from hfprep.recipes.indextts2.locate import CODEC_FILE, GPT_FILE, SEMANTIC_CODEC, ModelFiles, locate
 
 GPT_REPOSITORY = "IndexTeam/IndexTTS-2"
 TOKENIZER_FILE = "bpe.model"

@@ -20,7 +20,8 @@ from hfprep.formats.formats import open_set
 from hfprep.formats.npy import read_state_value
 from hfprep.formats.samples import SPLITS, Split
 from hfprep.inputs.manifest.rows import AudioFinder
-from hfprep.inputs.text.tokenizer import TextTokenizer
+from hfprep.inputs.text.scripts import DoubtfulGrammar, doubtful_grammar, has_digits
+from hfprep.inputs.text.tokenizer import TextTokenizer, Tokenized
 from hfprep.store.layout import PRIVATE, REJECTED
 from hfprep.store.timeline import read_timeline
 
@@ -30,6 +31,7 @@ EXTREMES = 40  # longest, shortest and oddest samples that are always among the 
 MOST_REJECTED = 300
 REJECTED_EACH = 25
 TEXT_WIDTH = 160
+TEXTS_EACH = 3  # of a language, shown as they are read
 IO_THREADS = 8
 
 
@@ -73,6 +75,32 @@ class Points:
 
 
 @dataclass
+class Texts:
+    """What the text rules made of the drawn samples.
+
+    `shown`: of each language some samples as id, text, normalised, pieces. `doubtful`: samples without a language whose
+    grammar was chosen by a script that does not fit it. `digits_left`: by language, samples with digits left.
+    """
+
+    shown: dict[str, list[tuple[str, str, str, str]]] = field(default_factory=dict)
+    doubtful: Counter[DoubtfulGrammar] = field(default_factory=Counter)
+    digits_left: Counter[str] = field(default_factory=Counter)
+
+    def add(self, sample_id: str, language: str | None, text: str, tokenized: Tokenized) -> None:
+        """Count a sample's text."""
+        name, normalized = language or "(none)", tokenized.stages.normalized
+        shown = self.shown.setdefault(name, [])
+        if len(shown) < TEXTS_EACH:
+            cells = (text, normalized, " ".join(tokenized.pieces))
+            shown.append((sample_id, *(cell[:TEXT_WIDTH] for cell in cells)))  # type: ignore[arg-type]
+        doubtful = None if language else doubtful_grammar(text)
+        if doubtful is not None:
+            self.doubtful[doubtful] += 1
+        if has_digits(normalized):
+            self.digits_left[name] += 1
+
+
+@dataclass
 class Collected:
     """Everything that a report shows."""
 
@@ -90,6 +118,7 @@ class Collected:
     unknown: Counter[str] = field(default_factory=Counter)
     unknown_tokens: int | None = None  # None: the tokenizer is not at hand
     texts_looked_at: int = 0
+    texts: Texts = field(default_factory=Texts)
 
 
 def collect(root: Path, *, with_audio: bool = False, seed: int = 0) -> Collected:
@@ -112,7 +141,7 @@ def collect(root: Path, *, with_audio: bool = False, seed: int = 0) -> Collected
         root, source.format, lengths, groups, points, counts, counted, stats, rejected, rejected_rows,
         read_timeline(root / PRIVATE),
     )  # fmt: skip
-    _count_unknown(found)
+    _look_at_texts(found)
     return found
 
 
@@ -218,16 +247,17 @@ def _rejected(root: Path, stats: dict[str, Any]) -> tuple[dict[str, int], list[d
     return dict(counts.most_common()), rows
 
 
-def _count_unknown(found: Collected) -> None:
-    """Unknown characters of the drawn samples' texts, where the tokenizer of the build is still there."""
+def _look_at_texts(found: Collected) -> None:
+    """What rules and tokenizer make of the drawn samples' texts, where the tokenizer of the build is still there."""
     path = found.stats.get("tokenizer")
     if not isinstance(path, str) or not Path(path).is_file():
         return
     with contextlib.suppress(ConfigError, RejectedSample):  # it is another tokenizer's file by now
         tokenizer = TextTokenizer(Path(path))
         found.unknown_tokens = 0
-        for text, language in found.points.texts:
+        for row, (text, language) in zip(found.points.rows, found.points.texts, strict=True):
             tokenized = tokenizer.tokenize(text, language)
+            found.texts.add(row["id"], language, text, tokenized)
             found.unknown_tokens += len(tokenized.unknown)
             for piece in tokenized.unknown:
                 found.unknown.update(character for character in piece if character != "\u2581")

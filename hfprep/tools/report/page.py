@@ -80,6 +80,8 @@ def _sections(found: Collected) -> Iterable[tuple[str, str, list[figure], str]]:
     if points > 1:
         drawn = [charts.emotion_map(found, "speaker"), charts.emotion_map(found, "language")]
         yield "Voices and emotions", part, [*drawn, charts.similarity_strip(found)], ""
+    if found.texts.shown:
+        yield "Texts", _texts_note(found), [], _texts_table(found)
     yield "Unknown tokens", _unknown_note(found), [], _unknown_table(found)
     if found.rejected:
         yield "Rejected", _rejected_note(found), [charts.rejected_bars(found)], _rejected_table(found)
@@ -109,6 +111,21 @@ def _numbers(found: Collected) -> str:
         "lines read": f"{stats['lines_read']:,}" if "lines_read" in stats else "?",
     }
     return f'<div class="numbers">{"".join(f"<div><b>{v}</b><span>{k}</span></div>" for k, v in values.items())}</div>'
+
+
+def _texts_note(found: Collected) -> str:
+    parts = [f"{found.texts_looked_at:,} texts were looked at; some of each language, as they are read and tokenized."]
+    for doubtful, count in found.texts.doubtful.most_common():
+        grammar = {"en": "English", "zh": "Chinese"}[doubtful.language]
+        parts.append(f"{count:,} without a language are read as {grammar}, by their script ({doubtful.script}).")
+    for language, count in found.texts.digits_left.most_common():
+        parts.append(f"{count:,} in {language} have digits left.")
+    return " ".join(parts)
+
+
+def _texts_table(found: Collected) -> str:
+    rows = [(language, *cells) for language, shown in sorted(found.texts.shown.items()) for cells in shown]
+    return _table(("language", "id", "text", "normalised", "pieces"), rows)
 
 
 def _unknown_note(found: Collected) -> str:

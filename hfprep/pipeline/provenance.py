@@ -1,0 +1,41 @@
+"""What an output says of how it was built: the paths it was given, and which recipe its samples are of."""
+
+import dataclasses
+from pathlib import Path
+
+from hfprep.errors import ConfigError
+from hfprep.io.object_storage import url_of
+from hfprep.pipeline.config import BuildConfig
+from hfprep.recipes.options import ModelOptions
+from hfprep.schema import Schema
+from hfprep.store.state import State
+
+SCHEMA = "schema"  # in the state
+
+
+def given_paths(config: BuildConfig) -> dict[str, str | None]:
+    """What this build was given, absolute, for a verification to find again."""
+    found: dict[str, str | None] = {
+        "manifest": url_of(config.manifest) or str(config.manifest.absolute()),
+        "folder": str(Path.cwd()),
+    }
+    for item in dataclasses.fields(ModelOptions):
+        value = getattr(config, item.name)
+        if isinstance(value, Path):
+            found[item.name] = url_of(value) or str(value.absolute())
+        elif isinstance(value, str) and Path(value).exists():  # a path or a hub id
+            found[item.name] = str(Path(value).absolute())
+        else:
+            found[item.name] = value
+    return found
+
+
+def check_recipe(state: State, schema: Schema) -> None:
+    """Refuse an output that holds samples of another model family."""
+    before = state.get(SCHEMA)
+    if before is not None and before["recipe"] != schema.recipe:
+        raise ConfigError(
+            f"--output-dir holds samples of the recipe {before['recipe']!r}, and these models are of "
+            f"{schema.recipe!r}; give another folder"
+        )
+    state.put(SCHEMA, schema.record())

@@ -1,0 +1,34 @@
+"""What a build did, in numbers."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hfprep.pipeline.progress import Tally
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a build did. lines_read = accepted + all rejected + capped + pending (0 unless it was interrupted).
+
+    With an output in object storage `url` is that, and `output_dir` its local folder.
+    """
+
+    output_dir: Path
+    lines_read: int
+    accepted: int
+    rejected: dict[str, int]
+    capped: int
+    pending: int
+    train: int
+    val: int
+    hours: float
+    reused: int
+    adopted: int
+    repaired: int
+    changed: int
+    out_of_memory_events: int
+    overlong: dict[str, int]
+    elapsed_seconds: float
+    tally: Tally = field(default_factory=Tally)
+    interrupted_by: int | None = None
+    url: str | None = None

@@ -1,0 +1,149 @@
+"""Where model files are: a models folder, single paths, or the hub's cache.
+
+Gives what the families' own `locate` is made of. What is cached is found without any network; what is missing is
+collected and named together, each file with its remedy. Does not know what the files hold.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hfprep.errors import CheckpointError, ConfigError
+
+SEMANTIC_MODEL = "facebook/w2v-bert-2.0"
+SEMANTIC_FOLDER = "w2v-bert-2.0"
+CACHE_FOLDER = "hf_cache"  # where the published code keeps models of other repositories in its own folder
+CONFIG_FILE = "config.yaml"
+SEMANTIC_CONFIGS = ("config.json", "preprocessor_config.json")
+
+_WEIGHTS, _INDEX, _SHARDS = "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass
+class Missing:
+    """What was not found, each with its remedy; raised together. With `fetch` the hub is asked first."""
+
+    fetch: bool
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, what: str, remedy: str) -> None:
+        """Note what was not found, and how to get it."""
+        self.lines.append(f"  {what}\n    {remedy}")
+
+    def raise_any(self) -> None:
+        """Raise CheckpointError where anything was noted."""
+        if self.lines:
+            raise CheckpointError("model files are missing:\n" + "\n".join(self.lines))
+
+
+def given_path(value: str | Path | None, folder: Path | None, name: str, option: str) -> Path:
+    """The path in force: the option's value, else the file `name` of the models folder."""
+    if value is not None:
+        return Path(value)
+    if folder is None:
+        raise ConfigError(f"{option} is not given; give it, or a folder that holds {name} with --models")
+    return folder / name
+
+
+def find_semantic_model(value: str | Path | None, folder: Path | None, missing: Missing) -> Path | None:
+    """The semantic model's folder, or None where it is missing."""
+    if value is None and folder is not None:
+        places = (folder / SEMANTIC_FOLDER, folder / CACHE_FOLDER / SEMANTIC_FOLDER)
+        value = next((place for place in places if place.is_dir()), None)
+    value = SEMANTIC_MODEL if value is None else value
+    local = Path(value)
+    if local.is_dir():
+        absent = [name for name in SEMANTIC_CONFIGS if not (local / name).is_file()]
+        for name in absent:
+            missing.add(str(local / name), f"copy it from the hub repository {SEMANTIC_MODEL}")
+        return local
+    if not is_hub_id(value):
+        missing.add(str(value), "the semantic model: give a folder or a hub id with --semantic-model")
+        return None
+    return from_hub(
+        str(value),
+        (*SEMANTIC_CONFIGS, _WEIGHTS, _INDEX, _SHARDS),
+        lambda snapshot: all((snapshot / name).is_file() for name in SEMANTIC_CONFIGS) and bool(_shards(snapshot)[0]),
+        missing,
+    )
+
+
+def find_semantic_weights(folder: Path, missing: Missing) -> tuple[Path, ...]:
+    """The weight files of the semantic model's folder; none where one is missing."""
+    found, absent = _shards(folder)
+    for path in absent:
+        missing.add(str(path), f"copy it from the hub repository {SEMANTIC_MODEL} (only safetensors files are read)")
+    return found
+
+
+def is_hub_id(value: str | Path) -> bool:
+    """Whether a value is a hub id rather than a file's path."""
+    return isinstance(value, str) and _HUB_ID.fullmatch(value) is not None and not value.endswith(_WEIGHT_SUFFIXES)
+
+
+def _shards(folder: Path) -> tuple[tuple[Path, ...], list[Path]]:
+    """The weight files of a folder and those of its index that are absent; no weight files unless all are there."""
+    if (folder / _WEIGHTS).is_file():
+        return (folder / _WEIGHTS,), []
+    if not (folder / _INDEX).is_file():
+        return (), [folder / _WEIGHTS]
+    try:
+        names = sorted(set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as exc:
+        raise CheckpointError(f"{folder / _INDEX}: is not an index of safetensors shards ({exc!r})") from exc
+    if any(Path(name).name != name for name in names):
+        raise CheckpointError(f"{folder / _INDEX}: names shards outside its folder")
+    absent = [folder / name for name in names if not (folder / name).is_file()]
+    return (() if absent else tuple(folder / name for name in names)), absent
+
+
+def from_hub(
+    repository: str, patterns: tuple[str, ...], complete: Callable[[Path], bool], missing: Missing
+) -> Path | None:
+    """The snapshot folder of a hub repository that holds what matches `patterns`; fetched only if not cached."""
+    import huggingface_hub
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        cached = Path(
+            huggingface_hub.snapshot_download(repository, allow_patterns=list(patterns), local_files_only=True)
+        )
+        if complete(cached):
+            return cached
+    except LocalEntryNotFoundError:
+        pass  # not cached, or not all of it: ask the hub
+    command = f"hf download {repository} {_command_patterns(patterns)}"
+    if constants.HF_HUB_OFFLINE or not missing.fetch:
+        offline, not_asked = "it is not cached and the hub is set offline", "it is not cached and the hub was not asked"
+        missing.add(
+            f"{repository} (hub)", f"{offline if constants.HF_HUB_OFFLINE else not_asked}; get it with: {command}"
+        )
+        return None
+    try:
+        fetched = Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(patterns)))
+    except Exception as exc:  # noqa: BLE001 - whichever network library the hub's own uses, its errors come through
+        missing.add(
+            f"{repository} (hub)",
+            f"it is not cached and could not be fetched ({_first_line(exc)}); get it with: {command}",
+        )
+        return None
+    if not complete(fetched):
+        missing.add(f"{repository} (hub)", f"the repository does not hold {', '.join(patterns)}")
+        return None
+    return fetched
+
+
+def _command_patterns(patterns: tuple[str, ...]) -> str:
+    names = [pattern for pattern in patterns if pattern not in (_INDEX, _SHARDS)]
+    return " ".join(names)
+
+
+def _first_line(exc: BaseException) -> str:
+    return str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__

@@ -1,0 +1,99 @@
+"""The published IndexTTS-2.5 checkpoint files: what must be in them, and how their parts are loaded.
+
+Gives loaders for codec.pth and the emotion branch of gpt.pth, `is_indextts25`, and `expected_shapes` (random model sets
+can be made from it). Weights stay memory-mapped; what is not needed (the GPT, the optimizer state that is two thirds of
+codec.pth) never enters memory. campplus.py has the speaker network's file, recipes.networks the names inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hfprep.models.conditioner import EmotionConditioner
+from hfprep.models.downsampled_codec import DownsampledCodec
+from hfprep.models.semantic_config import SemanticEncoderConfig
+from hfprep.models.semantic_encoder import SemanticEncoder
+from hfprep.models.tensor_files import read_torch_file
+from hfprep.recipes.indextts25.campplus import PUBLISHED, campplus_shapes
+from hfprep.recipes.indextts25.config import CAMPPLUS_FILE, CODEC_FILE, GPT_FILE, STATISTICS_FILE, Config
+from hfprep.recipes.networks import (
+    CODEC_IGNORED,
+    CODEC_PREFIXES,
+    EMOTION_PREFIXES,
+    codec_shapes,
+    emotion_branch,
+    emotion_names,
+    semantic_codec,
+    semantic_shapes,
+)
+from hfprep.recipes.tensors import Shapes, check_tensors, fill, shapes_of
+
+SEMANTIC_FILE = "w2v-bert-2.0/model.safetensors"
+
+_DOWN = "down."
+_SPEAKER_PROJECTION = "spk_emb_proj.weight"
+_OF_INDEXTTS2 = ("conditioning_encoder.", "perceiver_encoder.", "speed_emb.")
+
+
+def is_indextts25(gpt_checkpoint: Path) -> bool:
+    """Whether a gpt.pth is IndexTTS-2.5's, by its tensors' names. Raises CheckpointError where it cannot be read."""
+    names = read_torch_file(gpt_checkpoint)
+    return _SPEAKER_PROJECTION in names and not any(name.startswith(_OF_INDEXTTS2) for name in names)
+
+
+def load_codec(path: Path, config: Config) -> DownsampledCodec:
+    """Load the codec from codec.pth ({"model": state dict, ...}), memory-mapped; its weight norm is folded.
+
+    Raises CheckpointError that lists what is missing, unexpected or of another shape.
+    """
+    tensors = read_torch_file(path)
+    check_tensors(
+        tensors,
+        downsampled_codec_shapes(config),
+        path=path,
+        needed=(_DOWN, *CODEC_PREFIXES),
+        ignored=CODEC_IGNORED,
+    )
+    codec = semantic_codec(tensors, config.semantic_codec)
+    with torch.device("meta"):
+        whole = DownsampledCodec(codec)
+    fill(whole.down, {kind: tensors[f"{_DOWN}{kind}"] for kind in ("weight", "bias")})
+    return whole
+
+
+def load_emotion(path: Path, config: Config, *, semantic_size: int) -> EmotionConditioner:
+    """Load the emotion branch from gpt.pth (a state dict, or {"model": state dict}), memory-mapped.
+
+    Raises CheckpointError that lists what is missing, unexpected or of another shape.
+    """
+    tensors = read_torch_file(path)
+    emotion = emotion_branch(tensors, config.emotion, semantic_size=semantic_size, model_dim=config.model_dim)
+    names = emotion_names(emotion)
+    check_tensors(tensors, shapes_of(emotion, names), path=path, needed=EMOTION_PREFIXES)
+    fill(emotion, {ours: tensors[theirs] for ours, theirs in names.items()})
+    return emotion
+
+
+def downsampled_codec_shapes(config: Config) -> Shapes:
+    """Names and shapes of the needed tensors of codec.pth."""
+    size = config.semantic_codec.hidden_size
+    shapes: Shapes = {f"{_DOWN}weight": (size, size, 3), f"{_DOWN}bias": (size,)}
+    return shapes | codec_shapes(config.semantic_codec)
+
+
+def expected_shapes(config: Config, semantic_config: SemanticEncoderConfig) -> dict[str, Shapes]:
+    """The shapes of all needed tensors, CAM++ at its published widths: {file of a models folder: {name: shape}}."""
+    size = semantic_config.hidden_size
+    nothing: Mapping[str, Tensor] = {}
+    emotion = emotion_branch(nothing, config.emotion, semantic_size=size, model_dim=config.model_dim)
+    return {
+        GPT_FILE: shapes_of(emotion, emotion_names(emotion)),
+        CODEC_FILE: downsampled_codec_shapes(config),
+        CAMPPLUS_FILE: campplus_shapes(PUBLISHED),
+        SEMANTIC_FILE: semantic_shapes(SemanticEncoder(semantic_config)),
+        STATISTICS_FILE: {"mean": (size,), "var": (size,)},
+    }

@@ -1,0 +1,86 @@
+"""What hfprep needs to know of an IndexTTS-2.5 config.yaml, and by what 2.5 is told.
+
+Gives `Config`, frozen and validated, and `named_file`. Takes the path of the file. The `version` in it tells nothing:
+the first published file says 2.0, names a tokenizer that 2.5 does not have, and files by paths of another machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hfprep.models.configs import ConditionConfig, SemanticCodecConfig
+from hfprep.recipes.config_file import Section, codec_config, condition_config, read_config
+from hfprep.recipes.indextts25.vocabulary import NUM_TOKENS
+
+CONDITION_TYPE = "conformer_perceiver"
+GPT_FILE = "gpt.pth"
+CODEC_FILE = "codec.pth"
+STATISTICS_FILE = "wav2vec2bert_stats.pt"
+VOCABULARY_FILE = "multilingual_zh_ja_yue_char_del.tiktoken"
+CAMPPLUS_FILE = "campplus_cn_common.bin"
+
+# What the model computes where the config says nothing, and hfprep in any case.
+_CODEC_CONSTANTS = {"downsample_scale": 2, "num_quantizers": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The parts of config.yaml from which features are computed, checked once.
+
+    `max_mel_tokens` and `max_text_tokens` are the GPT's code and text positions; `number_text_tokens` bounds the
+    vocabulary. `w2v_stat` and `gpt_checkpoint` are file names as the config has them, which need not be there.
+    """
+
+    path: Path
+    model_dim: int
+    max_mel_tokens: int
+    max_text_tokens: int
+    number_text_tokens: int
+    emotion: ConditionConfig
+    semantic_codec: SemanticCodecConfig
+    w2v_stat: str | None = None
+    gpt_checkpoint: str | None = None
+
+    @classmethod
+    def read(cls, path: str | Path) -> Config:
+        """Read and check a config.yaml.
+
+        Raises ConfigError that names the file, the key, its value and what is allowed.
+        """
+        root = read_config(Path(path))
+        gpt = root.section("gpt")
+        gpt.require("condition_type", CONDITION_TYPE)
+        return cls(
+            path=root.path,
+            model_dim=gpt.count("model_dim"),
+            max_mel_tokens=gpt.count("max_mel_tokens"),
+            max_text_tokens=gpt.count("max_text_tokens"),
+            number_text_tokens=gpt.count("number_text_tokens"),
+            emotion=condition_config(gpt.section("emo_condition_module")),
+            semantic_codec=_codec_config(root.section("semantic_codec")),
+            w2v_stat=root.text("w2v_stat") if root.has("w2v_stat") else None,
+            gpt_checkpoint=root.text("gpt_checkpoint") if root.has("gpt_checkpoint") else None,
+        )
+
+
+def names_indextts25(path: Path) -> bool:
+    """Whether a config.yaml is of IndexTTS-2.5: by the size of its vocabulary. Raises ConfigError as `read` does."""
+    gpt = read_config(path).values.get("gpt")
+    return isinstance(gpt, dict) and gpt.get("number_text_tokens") == NUM_TOKENS
+
+
+def named_file(folder: Path, named: str | None, fallback: str) -> Path:
+    """The file that a config in `folder` names: there, or by its last part beside the config, or else the fallback."""
+    for candidate in () if named is None else (folder / named, folder / Path(named).name):
+        if candidate.is_file():
+            return candidate
+    return folder / fallback
+
+
+def _codec_config(section: Section) -> SemanticCodecConfig:
+    for key, only in _CODEC_CONSTANTS.items():
+        value = section.values.get(key)
+        if value not in (None, only):
+            raise section.error(key, f"is {value!r}; hfprep computes {only} only ({only} or absent)")
+    return codec_config(section)

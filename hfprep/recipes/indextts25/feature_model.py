@@ -1,0 +1,254 @@
+"""From waveforms to codes, speaker vector and emotion vector: IndexTTS-2.5's models, one after the other.
+
+Gives `FeatureModel`. Takes padded batches of samples at 16 kHz, from which it makes what each network takes: the
+semantic encoder's input features and CAM++'s log mel energies differ in scale and mean. Every step is an attribute
+(`semantic_encoder`, `codec`, `speaker`, `emotion`) that a caller may time, replace or make fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from hfprep.models.batch_input_features import batch_input_features
+from hfprep.models.campplus import Campplus
+from hfprep.models.conditioner import EmotionConditioner
+from hfprep.models.downsampled_codec import DownsampledCodec
+from hfprep.models.fbank import batch_fbank, num_fbank_frames
+from hfprep.models.input_features import SAMPLING_RATE, extract_input_features, num_input_frames
+from hfprep.models.mapped_weights import hold_weights
+from hfprep.models.masking import FrameMask, packs
+from hfprep.models.precision import computing, lower_weights, require
+from hfprep.models.semantic_codec import SemanticCodec
+from hfprep.models.semantic_encoder import SemanticEncoder
+from hfprep.models.streams import Streams
+from hfprep.recipes.indextts25.campplus import load_campplus
+from hfprep.recipes.indextts25.checkpoints import load_codec, load_emotion
+from hfprep.recipes.indextts25.config import Config
+from hfprep.recipes.networks import load_semantic_encoder
+
+if TYPE_CHECKING:
+    from hfprep.models.kernels.conditioner import FusedEmotionConditioner
+    from hfprep.models.kernels.encoder import FusedSemanticEncoder
+    from hfprep.recipes.indextts25.locate import ModelFiles
+
+MIN_FRAMES = 3  # of 20 ms, for the emotion branch; the speaker vector takes less
+
+CODES, SPEAKER, EMOTION = "codes", "speaker", "emotion"
+AUDIO_GROUPS = frozenset({CODES, SPEAKER, EMOTION})
+COLUMN_OF = {CODES: "codes", SPEAKER: "spk_emb", EMOTION: "emo_vec"}
+
+Columns = dict[str, Tensor]
+
+
+class FeatureModel(nn.Module):
+    """The semantic encoder, the codec, CAM++ and the emotion branch.
+
+    With `reference_seconds` speaker and emotion vector are of the first so many seconds of a clip, as at inference.
+    """
+
+    def __init__(
+        self,
+        *,
+        semantic_encoder: SemanticEncoder,
+        codec: DownsampledCodec,
+        speaker: Campplus,
+        emotion: EmotionConditioner,
+        precision: str = "fp32",
+        reference_seconds: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.semantic_encoder: SemanticEncoder | FusedSemanticEncoder = semantic_encoder
+        self.codec = codec
+        self.speaker = speaker
+        self.emotion: EmotionConditioner | FusedEmotionConditioner = emotion
+        self.precision = precision
+        self.reference_samples = round(reference_seconds * SAMPLING_RATE)
+        self.streams = Streams()
+        assert isinstance(codec.codec, SemanticCodec)
+        for module in (*semantic_encoder.layers, *codec.codec.blocks, *speaker.blocks, emotion.conformer):
+            self.streams.ends_with(module)
+        self.min_frames = MIN_FRAMES
+        # T' = (T - 1) // 2 must stay below the number of rows of the position table.
+        self.max_frames = 2 * emotion.conformer.position_table.shape[1]
+        self.eval().requires_grad_(False)
+
+    @classmethod
+    def load(
+        cls,
+        files: ModelFiles,
+        config: Config,
+        *,
+        device: str | torch.device = "cpu",
+        precision: str = "fp32",
+        reference_seconds: float = 0.0,
+    ) -> FeatureModel:
+        """Load all parts from `files`, to compute in `precision`; in fp32 on a CPU the weights stay memory-mapped.
+
+        Raises CheckpointError where a file is not what `config` and the semantic model's config.json say, and
+        ConfigError where the device cannot compute in that precision.
+        """
+        require(precision, torch.device(device))
+        encoder = load_semantic_encoder(files.semantic_config, files.semantic_weights, files.w2v_stat)
+        emotion = load_emotion(files.gpt_checkpoint, config, semantic_size=encoder.mean.shape[0])
+        model = cls(
+            semantic_encoder=encoder,
+            codec=load_codec(files.semantic_codec, config),
+            speaker=load_campplus(files.campplus),
+            emotion=emotion,
+            precision=precision,
+            reference_seconds=reference_seconds,
+        )
+        if torch.device(device).type == "cuda" and precision != "fp32":
+            return model.to(device).fused()
+        if precision != "fp32":
+            lower_weights((encoder, emotion))
+        model.to(device)
+        hold_weights(model, [*encoder.layers, emotion.conformer.subsampling])
+        return model
+
+    @torch.no_grad()
+    def fused(self) -> FeatureModel:
+        """This model with its parts, which are on a GPU, replaced by those that compute in its precision there.
+
+        CAM++ stays in float32: it is 2 % of the arithmetic.
+        """
+        from hfprep.models.kernels.codec import FusedSemanticCodec
+        from hfprep.models.kernels.conditioner import FusedEmotionConditioner
+        from hfprep.models.kernels.encoder import FusedSemanticEncoder
+        from hfprep.models.kernels.operators import FORMS
+
+        if isinstance(self.codec.codec, SemanticCodec):
+            self.codec.codec = FusedSemanticCodec(self.codec.codec, FORMS["exact"])
+        form = FORMS.get(self.precision)
+        if form is not None and isinstance(self.semantic_encoder, SemanticEncoder):
+            self.semantic_encoder = FusedSemanticEncoder(self.semantic_encoder, form)
+        if form is not None and isinstance(self.emotion, EmotionConditioner):
+            self.emotion = FusedEmotionConditioner(self.emotion, form)
+        return self
+
+    @property
+    def packs(self) -> bool:
+        """Whether the clips of a batch are computed one after another, without its padding."""
+        return packs(self.device) and isinstance(self.semantic_encoder, SemanticEncoder)
+
+    @property
+    def device(self) -> torch.device:
+        return self.semantic_encoder.mean.device
+
+    def forward(self, waveforms: Tensor, num_samples: Tensor, groups: Iterable[str] = AUDIO_GROUPS) -> Columns:
+        """Compute the columns of some groups for a batch of B clips.
+
+        waveforms: float32 (B, S) at 16 kHz, full scale 1.0, on the model's device, zeros beyond a clip's own samples;
+        num_samples: int64 (B,) on the CPU. A clip must have from `min_frames` to `max_frames` frames of 20 ms
+        (`num_input_frames`) and be one that `check_waveform` lets pass. Returns, on the model's device: `codes` int32
+        (B, ceil(T / 2)), of which the first ceil(T_b / 2) are clip b's; `spk_emb` float32 (B, E); `emo_vec` float32
+        (B, M). Raises ValueError for lengths out of range or a batch of another shape.
+        """
+        wanted = frozenset(groups) & AUDIO_GROUPS
+        frames = self._check(waveforms, num_samples)
+        if not self.packs:
+            return self._columns(waveforms, num_samples, wanted)
+
+        def compute(clips: list[int]) -> Columns:
+            return self._columns(waveforms[clips], num_samples[clips], wanted)
+
+        parts = self.streams.parts(frames)
+        found = self.streams.run(compute, parts)
+        return _joined(found, [torch.tensor(part) for part in parts])
+
+    def _columns(self, waveforms: Tensor, num_samples: Tensor, groups: frozenset[str]) -> Columns:
+        """The columns of a batch: speaker and emotion vector of the beginning of clips that are too long for them."""
+        found: Columns = {}
+        whole = num_samples
+        if self.reference_samples:
+            num_samples = whole.clamp_max(self.reference_samples)
+        with torch.inference_mode():
+            if SPEAKER in groups:
+                found["spk_emb"] = self._speaker(waveforms, num_samples)
+            cut = (num_samples < whole).nonzero()[:, 0]
+            if not len(cut) or EMOTION not in groups:
+                return found | self._semantic(waveforms, whole, groups)
+            uncut = (num_samples == whole).nonzero()[:, 0]
+            both = [(uncut, whole, groups), (cut, num_samples, groups & {EMOTION})]
+            passes = [self._semantic(waveforms[rows], lengths[rows], of) for rows, lengths, of in both if len(rows)]
+            rows = [rows for rows, _, _ in both if len(rows)]
+            found["emo_vec"] = _joined([{"emo_vec": one["emo_vec"]} for one in passes], rows)["emo_vec"]
+            if CODES in groups:
+                codes = [{"codes": one["codes"]} for one in passes if "codes" in one]
+                codes.append(self._semantic(waveforms[cut], whole[cut], frozenset({CODES})))
+                found |= _joined(codes, rows)
+        return found
+
+    def _semantic(self, waveforms: Tensor, num_samples: Tensor, groups: frozenset[str]) -> Columns:
+        """Codes and emotion vectors, as `groups` has them, of whole clips."""
+        if not groups & {CODES, EMOTION}:
+            return {}
+        longest = int(num_samples.max())
+        input_features, mask = self._input_features(waveforms[:, :longest], num_samples)
+        found: Columns = {}
+        with computing(self.precision, self.device):
+            semantic = self.semantic_encoder(input_features, mask)
+            if CODES in groups:
+                # A rounding error can change a code, and the codec is a twentieth of the work: always full precision.
+                with computing("fp32", self.device):
+                    codes = self.codec(semantic, mask).to(torch.int32)
+                if mask.packed:
+                    lengths = ((mask.lengths + 1) // 2).tolist()
+                    codes = pad_sequence(list(codes[0].split(lengths)), batch_first=True)
+                found["codes"] = codes
+            if EMOTION in groups:
+                found["emo_vec"] = self.emotion(semantic, mask).float()
+        return found
+
+    def _input_features(self, waveforms: Tensor, num_samples: Tensor) -> tuple[Tensor, FrameMask]:
+        """What the semantic encoder takes: padded (B, T, 160), or packed (1, sum of T, 160)."""
+        counts = num_samples.tolist()
+        frames = torch.tensor([num_input_frames(count) for count in counts])
+        if not self.packs:
+            features = batch_input_features(waveforms, num_samples)
+            return features, FrameMask.from_lengths(frames, features.shape[1], features.device)
+        clips = [extract_input_features(clip[:count].numpy()) for clip, count in zip(waveforms, counts, strict=True)]
+        return torch.cat([torch.from_numpy(clip) for clip in clips])[None], FrameMask.of_packed(frames, self.device)
+
+    def _speaker(self, waveforms: Tensor, num_samples: Tensor) -> Tensor:
+        def vectors(rows: Tensor, counts: Tensor) -> Tensor:
+            fbank = batch_fbank(rows[:, : int(counts.max())], counts)
+            found: Tensor = self.speaker(fbank, num_fbank_frames(counts))
+            return found
+
+        with computing("fp32", self.device):
+            if not self.packs:
+                return vectors(waveforms, num_samples)
+            return torch.cat([vectors(*one) for one in zip(waveforms.split(1), num_samples.split(1), strict=True)])
+
+    def _check(self, waveforms: Tensor, num_samples: Tensor) -> list[int]:
+        """The clips' frames."""
+        if waveforms.ndim != 2 or num_samples.shape != waveforms.shape[:1]:
+            raise ValueError(
+                f"waveforms {tuple(waveforms.shape)} and num_samples {tuple(num_samples.shape)} must be (B, S) and (B,)"
+            )
+        counts: Sequence[int] = num_samples.tolist()
+        frames = [num_input_frames(count) for count in counts]
+        if max(counts) > waveforms.shape[1] or min(frames) < self.min_frames or max(frames) > self.max_frames:
+            raise ValueError(
+                f"clips have from {min(frames)} to {max(frames)} frames of 20 ms and up to {max(counts)} samples; they "
+                f"must have from {self.min_frames} to {self.max_frames} frames, within the batch's "
+                f"{waveforms.shape[1]} samples"
+            )
+        return frames
+
+
+def _joined(parts: Sequence[Columns], rows: Sequence[Tensor]) -> Columns:
+    """The columns of clips 0, 1, ... from those of parts, which hold the clips `rows` one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    places = torch.cat(list(rows)).argsort()
+    join: dict[str, Callable[[list[Tensor]], Tensor]] = {
+        "codes": lambda columns: pad_sequence([row for column in columns for row in column], batch_first=True)
+    }
+    return {name: join.get(name, torch.cat)([part[name] for part in parts])[places] for name in parts[0]}

@@ -1,0 +1,139 @@
+"""Where IndexTTS-2.5's files are: a models folder, single paths, or the hub's cache.
+
+Gives `ModelFiles`, the local path of every file that is read, and `locate`, which finds them and fetches from the hub
+what is not on this machine. The layout of the published repository, with `hf_cache/` or without, is a models folder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hfprep.errors import ConfigError
+from hfprep.recipes.finding import (
+    CACHE_FOLDER,
+    CONFIG_FILE,
+    SEMANTIC_CONFIGS,
+    Missing,
+    find_semantic_model,
+    find_semantic_weights,
+    from_hub,
+    given_path,
+    is_hub_id,
+)
+from hfprep.recipes.indextts25 import glossary
+from hfprep.recipes.indextts25.config import (
+    CAMPPLUS_FILE,
+    CODEC_FILE,
+    GPT_FILE,
+    STATISTICS_FILE,
+    VOCABULARY_FILE,
+    Config,
+    named_file,
+)
+
+REPOSITORY = "IndexTeam/IndexTTS-2.5"
+CAMPPLUS = "funasr/campplus"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """The local path of every model file; all exist. There need not be a glossary."""
+
+    config: Path
+    gpt_checkpoint: Path
+    w2v_stat: Path
+    vocabulary: Path
+    semantic_model: Path
+    semantic_config: Path
+    preprocessor_config: Path
+    semantic_weights: tuple[Path, ...]
+    semantic_codec: Path
+    campplus: Path
+    glossary: Path | None
+
+
+def locate(
+    *,
+    models: str | Path | None = None,
+    config: str | Path | None = None,
+    gpt_checkpoint: str | Path | None = None,
+    vocabulary: str | Path | None = None,
+    semantic_model: str | Path | None = None,
+    semantic_codec: str | Path | None = None,
+    campplus: str | Path | None = None,
+    fetch: bool = True,
+) -> ModelFiles:
+    """Find every model file; without `fetch` what is not on this machine is missing.
+
+    `models` is a folder with config.yaml, gpt.pth, codec.pth, the statistics, the vocabulary, and, there or in its
+    hf_cache/, w2v-bert-2.0/ and campplus_cn_common.bin; each other argument takes the place of one of them.
+    `semantic_model` is a folder or hub id, `campplus` a file or hub id; both come from the hub where they are nowhere.
+    Raises ConfigError where a needed option is not given or config.yaml is not valid, and CheckpointError that lists
+    every missing file with the command that gets it.
+    """
+    folder = None if models is None else Path(models)
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(f"--models {folder}: there is no such folder")
+    config_path = given_path(config, folder, CONFIG_FILE, "--config")
+    missing = Missing(fetch)
+    gpt, statistics = _named_files(config_path, folder, gpt_checkpoint, missing)
+    codec = given_path(semantic_codec, folder, CODEC_FILE, "--semantic-codec")
+    tokens = given_path(vocabulary, folder, VOCABULARY_FILE, "--tokenizer")
+    _note(missing, codec, CODEC_FILE, "the semantic codec: give its path with --semantic-codec")
+    _note(missing, tokens, VOCABULARY_FILE, "the vocabulary: give its path with --tokenizer")
+    semantic = find_semantic_model(semantic_model, folder, missing)
+    weights = find_semantic_weights(semantic, missing) if semantic is not None else ()
+    speaker = _campplus(campplus, folder, missing)
+    missing.raise_any()
+    assert semantic is not None  # else it was missing
+    assert speaker is not None
+    terms = (folder or config_path.parent) / glossary.FILE
+    return ModelFiles(
+        config=config_path,
+        gpt_checkpoint=gpt,
+        w2v_stat=statistics,
+        vocabulary=tokens,
+        semantic_model=semantic,
+        semantic_config=semantic / SEMANTIC_CONFIGS[0],
+        preprocessor_config=semantic / SEMANTIC_CONFIGS[1],
+        semantic_weights=weights,
+        semantic_codec=codec,
+        campplus=speaker,
+        glossary=terms if terms.is_file() else None,
+    )
+
+
+def _named_files(
+    config_path: Path, folder: Path | None, gpt_checkpoint: str | Path | None, missing: Missing
+) -> tuple[Path, Path]:
+    """The GPT checkpoint and the statistics, which config.yaml names."""
+    config = Config.read(config_path)
+    if gpt_checkpoint is None and folder is not None:
+        gpt_checkpoint = named_file(folder, config.gpt_checkpoint, GPT_FILE)
+    gpt = given_path(gpt_checkpoint, folder, GPT_FILE, "--gpt-checkpoint")
+    statistics = named_file(config_path.parent, config.w2v_stat, STATISTICS_FILE)
+    _note(missing, gpt, GPT_FILE, "the GPT checkpoint: give its path with --gpt-checkpoint")
+    _note(missing, statistics, STATISTICS_FILE, f"the statistics: put the file beside {config_path}")
+    return gpt, statistics
+
+
+def _note(missing: Missing, path: Path, name: str, remedy: str) -> None:
+    if not path.is_file():
+        missing.add(str(path), f"{remedy}, or get it with: hf download {REPOSITORY} {name}")
+
+
+def _campplus(value: str | Path | None, folder: Path | None, missing: Missing) -> Path | None:
+    """The speaker network's file, or None where it is missing."""
+    if value is None and folder is not None:
+        places = (folder / CAMPPLUS_FILE, folder / CACHE_FOLDER / CAMPPLUS_FILE)
+        value = next((place for place in places if place.is_file()), None)
+    value = CAMPPLUS if value is None else value
+    local = Path(value)
+    if local.is_file():
+        return local
+    if not is_hub_id(value):
+        missing.add(str(value), "the speaker network: give its file or a hub id with --campplus")
+        return None
+    snapshot = from_hub(str(value), (CAMPPLUS_FILE,), lambda found: (found / CAMPPLUS_FILE).is_file(), missing)
+    return None if snapshot is None else snapshot / CAMPPLUS_FILE
