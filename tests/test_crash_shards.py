@@ -1,95 +1,94 @@
-"""Builds that keep their features in shards, killed with SIGKILL at every named point, and run again.
+"""Builds that keep their features in shards, killed with SIGKILL and run again.
 
-The quick part kills once wherever shards are written, recorded, put in place or taken back; the slow part at every
-point and at random moments, with two processes too.
+The quick part kills a few real builds wherever shards are appended to, closed or described; the slow part at every point
+and at random moments, with two processes too. test_formats_shards tries every history of appending without models.
 """
 
 import contextlib
-import io
 import json
 import os
 import random
-import re
 import shutil
 import sqlite3
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
 import pytest
 
-from tests.crash_child import COLUMN_FOLDERS, CrashServer, Ended, Fault
+from hfprep.formats.formats import open_set
+from hfprep.formats.samples import SPLITS
+from tests.crash_child import CrashServer, Ended, Fault
 from tests.crash_trials import PROGRESS, VAL_RATIO, Trials, whole_lines
 from tests.sample_sets import public_files
+from tests.test_formats_shards import ids_on_disk
 
 MARKERS = {"arrow": "dataset_dict.json", "webdataset": "index.json"}
-PATCHES = {"small batches": "import hfprep.formats.arrow_writer as writer; writer.BATCH_ROWS = 2"}
 Recorder = Callable[[str, object], None]
 
 
 @dataclass
 class ShardTrials(Trials):
-    """Builds of one manifest into shards of one format, and the tree that they must come to."""
+    """Builds of one manifest into shards of one format, and the samples that they must come to."""
 
     format: str = "arrow"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.reference = self.folder / "reference"
-        ended = self.build(self.reference, None, "--format", f"npy,{self.format}")
+        ended = self.build(self.reference, None, "--format", "npy")
         assert ended.status == 0, ended.stderr
 
     def build(self, output: Path, fault: Fault | None = None, *options: object, **patches: Any) -> Ended:
         given = ["--format", self.format] if "--format" not in options else []
-        return super().build(output, fault, *given, "--max-shard-size", "18KB", *options, patches=PATCHES, **patches)
+        return super().build(output, fault, *given, "--max-shard-size", "18KB", *options, **patches)
 
     def every_point(self, seed: int, per_point: int | None = None, do: str = "kill") -> list[Fault]:
-        """As for any build; shards, whatever their numbers, count as one kind of file. Without `per_point` only what
-        concerns them is struck, and the state's commits often."""
+        """Without `per_point` one of each kind that concerns shards, and some of the state's commits."""
         draw = random.Random(seed)
         places: dict[tuple[str, str], list[tuple[str, int]]] = {}
         for (point, kind), count in self.points().items():
             shards = kind.startswith((".hfprep/shards", self.format))
             if per_point is None and not shards and not point.endswith("-commit"):
                 continue
-            alike = re.sub(r"\d+", "N", kind) if shards else kind
+            alike = Path(kind).suffix if shards else kind
             places.setdefault((point, alike), []).extend((kind, nth) for nth in range(1, count + 1))
         return [
             Fault(do=do, point=point, kind=kind, nth=nth)
             for (point, _), found in places.items()
-            for kind, nth in draw.sample(found, min(per_point or (4 if point.endswith("-commit") else 1), len(found)))
+            for kind, nth in draw.sample(found, min(per_point or (3 if point.endswith("-commit") else 1), len(found)))
         ]
 
     def check_after_kill(self, output: Path, *, exact: bool) -> None:
-        """Artifacts are whole; a set is whole or does not pass for one; what is listed lies complete somewhere."""
-        del exact  # with one sample a batch every byte is the same
-        whole: dict[str, set[str]] = {}
-        for column in COLUMN_FOLDERS:
-            for path in (output / column).rglob("*.npy"):
-                name = path.relative_to(output)
-                assert path.read_bytes() == (self.reference / name).read_bytes(), name
-                whole.setdefault(str(name.relative_to(column).with_suffix("")), set()).add(column)
+        """A set is whole or does not pass for one; what is listed is in a shard."""
+        del exact  # with one sample a batch every number is the same
+        assert not list(output.glob("[!.]*/**/*.npy")) or [*output.glob("*/places.npy")]
         if (output / self.format / MARKERS[self.format]).is_file():
-            assert shards_under(output / self.format) == shards_under(self.reference / self.format)
-        known = ids_known(output / ".hfprep" / "state.sqlite")
-        packed = known & {sample_id for path in shard_files(output) for sample_id in ids_in(path)}
+            self.check_samples(output)
+        known = ids_placed(output)
         for sample_id in whole_lines(output / PROGRESS):
-            assert sample_id in packed or len(whole[sample_id]) == len(COLUMN_FOLDERS), sample_id
+            assert sample_id in known, sample_id
         for line in whole_lines(output / "rejected.jsonl"):
             json.loads(line)
         assert not list(output.glob("*_manifest.jsonl*"))
 
+    def check_samples(self, output: Path) -> None:
+        """The samples, numbers and splits of the reference, each once on the disk."""
+        ours, theirs = open_set(output), open_set(self.reference)
+        for split in SPLITS:
+            for one, other in zip(ours.split(split).samples(), theirs.split(split).samples(), strict=True):
+                assert one.entry.record == other.entry.record
+                assert all(np.array_equal(one.arrays[name], array) for name, array in other.arrays.items())
+        ids = [entry.id for split in SPLITS for entry in theirs.split(split).entries()]
+        assert sorted(ids_on_disk(output)) == sorted(ids)
+
     def check_final(self, output: Path, *, exact: bool) -> None:
-        """The tree is the quiet run's, and its shards those that a build with npy has: nothing is left over."""
+        """What the output says is what a build with npy says, and nothing is left over."""
         del exact
-        found, expected = public_files(output), public_files(self.quiet)
-        assert found.keys() == expected.keys()
-        assert [name for name in found if name.endswith((".arrow", ".tar")) and found[name] != expected[name]] == []
-        assert shards_under(output / self.format) == shards_under(self.reference / self.format)
+        self.check_samples(output)
         for name in (PROGRESS, "rejected.jsonl"):
             assert (output / name).read_bytes() == (self.reference / name).read_bytes(), name
         stats, right = (json.loads((root / "stats.json").read_bytes()) for root in (output, self.reference))
@@ -97,36 +96,23 @@ class ShardTrials(Trials):
             content["settings"].pop("batch_size", None)
         assert stats == right
         assert sorted(path.name for path in (output / ".hfprep").iterdir() if path.is_dir()) == []
+        assert {Path(name).suffix for name in public_files(output)} <= {".json", ".npy", ".arrow", ".tar"}
 
 
-def shards_under(folder: Path) -> dict[str, bytes]:
-    """Content of a set's shards by name."""
-    files = [*folder.rglob("*.arrow"), *folder.rglob("*.tar")]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-
-
-def ids_known(state: Path) -> set[str]:
-    """Ids of the samples that the state says lie in a shard; what a killed transaction left is rolled back first."""
+def ids_placed(output: Path) -> set[str]:
+    """Ids of the samples that the state says are in a shard, of which the file has the bytes."""
+    state = output / ".hfprep" / "state.sqlite"
     if not state.is_file():
         return set()
-    with contextlib.closing(sqlite3.connect(state)) as database:
-        if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'packed'").fetchone():
+    with contextlib.closing(sqlite3.connect(state)) as database:  # what a killed transaction left is rolled back first
+        if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'places'").fetchone():
             return set()  # killed before the state had its tables
-        return {row[0] for row in database.execute("SELECT packed.id FROM packed JOIN shards ON shard = serial")}
-
-
-def shard_files(output: Path) -> list[Path]:
-    """All shards, in their place or not."""
-    return [path for pattern in ("*.arrow", "*.tar") for path in output.rglob(pattern) if "work" not in path.parts]
-
-
-def ids_in(path: Path) -> list[str]:
-    """Ids of a shard's samples, read without hfprep; of one that was never finished too, as far as it goes."""
-    if path.suffix == ".tar":
-        with tarfile.open(fileobj=io.BytesIO(path.read_bytes())) as tar:
-            return [json.load(tar.extractfile(name))["id"] for name in tar.getnames() if name.endswith(".json")]  # type: ignore[arg-type]
-    with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as batches:
-        return [sample_id for batch in batches for sample_id in batch.column("id").to_pylist()]
+        shards = database.execute("SELECT serial, name, used FROM shard_files").fetchall()
+        placed = database.execute("SELECT id, shard FROM places").fetchall()
+    for _, name, used in shards:
+        found = [path for path in output.rglob(f"{Path(name).name}*") if path.as_posix().find(name) >= 0]
+        assert not used or max(path.stat().st_size for path in found) >= used, name
+    return {sample_id for sample_id, _ in placed}
 
 
 @pytest.fixture(scope="module")
@@ -143,17 +129,17 @@ def trials(server: CrashServer, request: pytest.FixtureRequest) -> ShardTrials:
     return ShardTrials(server, server.folder.parent / request.param, batch_size=1, format=request.param)
 
 
-def test_killed_wherever_shards_are_written_or_put_in_place(trials: ShardTrials) -> None:
+def test_killed_wherever_shards_are_appended_to(trials: ShardTrials) -> None:
     """Several kills strike the same output one after another; each is followed by all checks."""
     faults = trials.every_point(seed=1)
     points = {fault.point for fault in faults}
-    assert {"before-write", "after-write", "before-sync", "before-rename", "after-rename"} <= points
+    assert {"before-append", "mid-append", "after-append", "before-sync", "before-rename", "after-rename"} <= points
     assert trials.kill_and_continue(faults, kills=8) == len(faults) > 10
 
 
 @pytest.mark.parametrize("kills", [7, pytest.param(60, marks=pytest.mark.slow)])
-def test_shards_are_taken_back_and_replaced_under_kills(trials: ShardTrials, kills: int) -> None:
-    """While the validation share changes to and fro, everything is packed anew, and nothing computed."""
+def test_samples_change_sides_under_kills(trials: ShardTrials, kills: int) -> None:
+    """While the validation share changes to and fro, shards are written again, and nothing is computed."""
     output = trials.fresh()
     assert trials.build(output).status == 0
     total = trials.build(output, None, "--val-ratio", 0.8)
@@ -161,20 +147,17 @@ def test_shards_are_taken_back_and_replaced_under_kills(trials: ShardTrials, kil
     for number, nth in enumerate(range(3, count, max(1, count // kills))):
         ended = trials.build(output, Fault(nth=nth), "--val-ratio", VAL_RATIO if number % 2 == 0 else 0.8)
         assert (ended.computed, ended.status in (0, -9)) == ([], True), ended.stderr
-        for path in shard_files(output):
-            ids_in(path)
     last = trials.build(output)
     assert (last.status, last.computed) == (0, [])
     trials.check_final(output, exact=True)
 
 
 def test_stopped_by_a_signal(trials: ShardTrials) -> None:
-    """What is half-written goes, the summary is of what is finished, and the same command continues."""
+    """The summary is of what is finished, and the same command continues."""
     output = trials.fresh()
     ended = trials.build(output, Fault(do="SIGTERM", point="after-append", kind=PROGRESS, nth=2))
     assert ended.status == 143, ended.stderr
     trials.check_after_kill(output, exact=True)
-    assert not list(output.rglob("*.tmp"))
     stats = json.loads((output / "stats.json").read_bytes())
     assert stats["accepted"] == len(whole_lines(output / PROGRESS)) > 1
     assert stats["codebook"]["used"] > 1
@@ -184,16 +167,24 @@ def test_stopped_by_a_signal(trials: ShardTrials) -> None:
 
 
 def test_unpacked_under_kills(trials: ShardTrials) -> None:
-    """Shards become the npy layout that a build with npy has, whenever that is interrupted; nothing is computed."""
+    """Shards become the npy layout whenever that is interrupted, and back; nothing is computed."""
     output = trials.fresh()
     assert trials.build(output).status == 0
-    both = ("--format", f"npy,{trials.format}")
-    for nth in (2, 9, 20, 40, 70):
-        ended = trials.build(output, Fault(nth=nth), *both)
+    for nth in (2, 9, 20, 40, 60):
+        ended = trials.build(output, Fault(nth=nth), "--format", "npy")
         assert (ended.computed, ended.status) == ([], -9), ended.stderr
-    last = trials.build(output, None, *both)
+    last = trials.build(output, None, "--format", "npy")
     assert (last.status, last.computed) == (0, [])
-    assert public_files(output) == public_files(trials.reference)
+    files, expected = public_files(output), public_files(trials.reference)
+    assert {name: files[name] for name in expected} == expected
+    for name in ("train_manifest.jsonl", "val_manifest.jsonl"):
+        (output / name).unlink()
+    for nth in (5, 20, 40, 60):
+        ended = trials.build(output, Fault(nth=nth))
+        assert (ended.computed, ended.status) == ([], -9), ended.stderr
+    last = trials.build(output)
+    assert (last.status, last.computed) == (0, [])
+    trials.check_final(output, exact=True)
 
 
 @pytest.mark.slow

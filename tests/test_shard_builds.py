@@ -22,7 +22,6 @@ from hfprep.formats.samples import SPLITS
 from hfprep.pipeline.building import Summary
 from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.dry_run import preview
-from hfprep.pipeline.retokenizing import retokenize
 from hfprep.tools.report.collect import collect
 from hfprep.tools.verify.checking import VerifyOptions, verify
 from hfprep.tools.verify.faults import FaultKind
@@ -153,8 +152,6 @@ def test_every_command_works_on_the_output_or_says_which_does(builds: Builds, go
     models, advice = golden_small / "checkpoints", "arrow format; write it as npy first: python -m hfprep export-npy "
     with pytest.raises(StoreError, match=advice):
         write_pairs(output)
-    with pytest.raises(StoreError, match=advice):
-        retokenize(output, models / "bpe.model")
     shown = preview(BuildConfig(manifest=builds.folder / "out.jsonl", output_dir=output, models=models, val_ratio=0.3))
     assert (shown.reused, shown.pending) == (9, 0)
     verdict = verify(VerifyOptions(output_dir=output, parity=2, device="cpu"))

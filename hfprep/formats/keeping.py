@@ -17,6 +17,7 @@ finished is whole.
 """
 
 import contextlib
+import hashlib
 import itertools
 import logging
 import os
@@ -67,7 +68,7 @@ from hfprep.store.state import SampleState, State
 log = logging.getLogger(__name__)
 
 ROWS_TOGETHER = 64
-SETTLED = "settled"  # in the state: the plan that the shards were last settled for
+SETTLED = "settled"  # in the state: what the shards were last settled for, and the order that this gave
 
 
 @dataclass(frozen=True)
@@ -163,10 +164,15 @@ class ShardKept(ShardOutput):
     def finish(self, plan: PlannedRows, stop: Callable[[], bool]) -> bool:
         """Settle the shards once every row is finished or rejected; False where it was stopped before the end."""
         self._plan = plan
-        complete = (self.folder / self.shards.marker).is_file()
-        if complete and self.state.get(SETTLED) == self._mark():
+        if self._order() is not None:
             return True
         return self._listed().settle(stop)
+
+    def _order(self) -> str | None:
+        """A digest of the places of all samples, where the set is settled for this plan; else None."""
+        known = self.state.get(SETTLED) or {}
+        complete = (self.folder / self.shards.marker).is_file()
+        return known["order"] if complete and known.get("mark") == self._mark() else None
 
     def _listed(self) -> Settling:
         """The shards held against the plan."""
@@ -186,12 +192,15 @@ class ShardKept(ShardOutput):
 
     def publish(self, origin: Origin) -> str:
         """Write the files beside the shards; gives a digest of the whole. Nothing where they are there already."""
-        stats, mark = origin.stats or {}, self._mark()
-        schema = self.output.schema
-        shown = [mark, [stats.get(name) for name in ("sha256", "versions")], schema.record()]
+        schema, stats = self.output.schema, origin.stats or {}
+        order, places = self._order(), None
+        if order is None:
+            places = self._listed().places()
+            order = digest([hashlib.sha256(places[name]).hexdigest() for name in SPLITS]).hex()
+        shown = [self._sums(), order, [stats.get(name) for name in ("sha256", "versions")], schema.record()]
         content = digest(shown).hex()
         if not (self.folder / self.shards.marker).is_file() or self.state.get(DESCRIBED) != content:
-            places = self._listed().places()
+            places = places or self._listed().places()
             self.withdraw()
             splits = {name: self.index.shards(name) for name in SPLITS}
             described = Origin(origin.stats, origin.fingerprints, self.shards.options.dtype, schema)
@@ -200,7 +209,7 @@ class ShardKept(ShardOutput):
                 atomic.sync_folder(self.output.root)
             self.state.put(DESCRIBED, content)
         shutil.rmtree(self.former, ignore_errors=True)
-        self.state.put(SETTLED, mark)
+        self.state.put(SETTLED, {"mark": self._mark(), "order": order})
         remove_empty_folders(self.output)
         remove_empty(self.private)
         return content
