@@ -1,6 +1,6 @@
 """Builds that keep their features in shards, killed with SIGKILL and run again.
 
-The quick part kills a few real builds wherever shards are appended to, closed or described; the slow part at every point
+The quick part kills some real builds wherever shards are appended to, closed or described; the slow part at every point
 and at random moments, with two processes too. test_formats_shards tries every history of appending without models.
 """
 
@@ -83,7 +83,7 @@ class ShardTrials(Trials):
                 assert one.entry.record == other.entry.record
                 assert all(np.array_equal(one.arrays[name], array) for name, array in other.arrays.items())
         ids = [entry.id for split in SPLITS for entry in theirs.split(split).entries()]
-        assert sorted(ids_on_disk(output)) == sorted(ids)
+        assert sorted(ids_on_disk(output / self.format)) == sorted(ids)
 
     def check_final(self, output: Path, *, exact: bool) -> None:
         """What the output says is what a build with npy says, and nothing is left over."""
