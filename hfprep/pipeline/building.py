@@ -123,6 +123,8 @@ def plan_options(config: BuildConfig, models: ModelSet, differences: Sequence[st
         max_samples=config.max_samples,
         part=config.part,
         fields=config.field_map,
+        audio_root=config.audio_root,
+        named_stores=config.named_stores,
         skip_existing=config.skip_existing,
         hash_audio=config.hash_audio,
         refuse_changes=config.on_change == "refuse",
@@ -243,13 +245,14 @@ class _Run:
             self.codebook.begin(reused=counts.reused, changed=bool(counts.known))
 
             def sink(staged: list[Any], rejections: list[Rejection], cost: BatchCost) -> None:
-                publisher.publish(staged, rejections)
-                self.codebook.add(len(staged), cost.codes)
+                placed = publisher.publish(staged, rejections)
+                refused = len(rejections) + len(staged) - len(placed)
+                self.codebook.add(len(placed), cost.codes)
                 self.out_of_memory_events += cost.out_of_memory_events
-                timeline.add(rejected=len(rejections), **cost.record())
+                timeline.add(rejected=refused, **cost.record())
                 progress.advance(
-                    done=len(staged),
-                    rejected=len(rejections),
+                    done=len(placed),
+                    rejected=refused,
                     audio_seconds=cost.audio_seconds,
                     num_frames=cost.num_frames,
                     padded_frames=cost.padded_frames,

@@ -11,7 +11,7 @@ from pathlib import Path
 from hfprep.errors import ConfigError
 from hfprep.inputs.manifest.field_map import FieldMap
 from hfprep.inputs.text.language import language_option
-from hfprep.io.object_storage import url_of
+from hfprep.io.object_storage import store_of, url_of
 from hfprep.io.sizes import parse_size
 from hfprep.recipes.base import option
 from hfprep.recipes.options import ModelOptions
@@ -56,6 +56,7 @@ class BuildConfig(ModelOptions):
     output_dir: Path = option(Path(), "Where the features go (a folder or s3://...); a rerun continues there.")
     work_dir: Path | None = option(None, "Local folder of an output in object storage; default: in ~/.cache/hfprep.")
     map: str | None = option(None, "Names of fields: text=sentence,audio=path,id=utt; id=@line: row numbers.")
+    audio_root: Path | None = option(None, "Folder (or URL) that relative audio paths start from.")
     recipe: str | None = option(None, f"Model family: {', '.join(NAMES)}; default: told from the model files.")
     language: str | None = option(None, "Language of all rows (en, zh, ja, am, ...); default: each row's own.")
     val_ratio: float = option(0.01, "Share of ids that go to val_manifest.jsonl, by a hash of the id.")
@@ -137,6 +138,12 @@ class BuildConfig(ModelOptions):
     def part(self) -> Part | None:
         """The part of the manifest that `shard` names."""
         return None if self.shard is None else Part.parse(self.shard)
+
+    @property
+    def named_stores(self) -> frozenset[str]:
+        """The object stores that the user named: what is wrong with one of them is not the fault of a row."""
+        urls = (url_of(place) for place in (self.manifest, self.output_dir, self.audio_root) if place is not None)
+        return frozenset(store_of(url) for url in urls if url is not None)
 
     @property
     def field_map(self) -> FieldMap:

@@ -145,7 +145,9 @@ class _Merge:
             ThreadPoolExecutor(LINK_THREADS) as pool,
         ):
             for chunk in self.chunks():
-                publisher.publish(self.stage(chunk, pool), [])
+                staged = self.stage(chunk, pool)
+                if len(publisher.publish(staged, [])) < len(staged):
+                    raise StoreError(f"{self.output.root}: its file system cannot hold all ids as names; use another")
         listed = self.list_finished(self.chunks())
         atomic.write_lines(self.output.root / REJECTED, self.rejected_lines())
         extra = ((row.utterance.id, row.utterance.extra) for row, _ in self.rows())

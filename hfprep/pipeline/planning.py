@@ -29,11 +29,12 @@ from hfprep.io.atomic import explained
 from hfprep.io.chunks import chunks_of
 from hfprep.io.references import parse_reference
 from hfprep.pipeline.config import Part
-from hfprep.pipeline.inspection import Adoptable, Inspected, Inspector
+from hfprep.pipeline.inspection import Adoptable, Inspected, Inspector, Stores
 from hfprep.pipeline.intake import check_length
 from hfprep.schema import Rejection, Utterance
 from hfprep.store.fingerprints import AudioIdentity, Fingerprinter, source_of
 from hfprep.store.layout import NpyOutput, PlannedRow
+from hfprep.store.names import NameRules
 from hfprep.store.state import Finished, SampleState, State
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,8 @@ class PlanOptions:
     max_samples: int | None = None
     part: Part | None = None
     fields: FieldMap = field(default_factory=FieldMap)
+    audio_root: Path | None = None
+    named_stores: frozenset[str] = frozenset()
     skip_existing: bool = False
     hash_audio: bool = False
     refuse_changes: bool = False
@@ -173,6 +176,7 @@ class Planner:
             adopt=options.skip_existing,
             artifacts=artifacts,
             num_codes=options.num_codes,
+            stores=Stores(options.named_stores),
         )
         self.counts = PlanCounts()
         self.schema = output.schema
@@ -199,8 +203,9 @@ class Planner:
     def _valid_rows(self, manifest: Path) -> Iterator[Utterance]:
         """Rows that can be read and whose id is new, up to the cap; everything else is rejected or counted."""
         source = open_source(manifest, self.options.fields)
-        here, elsewhere = AudioFinder(manifest), NoLookup(manifest)
+        here, elsewhere = AudioFinder(manifest, self.options.audio_root), NoLookup(manifest)
         counts, part = self.counts, self.options.part
+        names = NameRules.of(self.output.work, self.output.root) if self.inspector.artifacts else NameRules()
         taken = 0
         for number, raw in source.lines():
             mine = part is None or part.holds(number)
@@ -210,9 +215,8 @@ class Planner:
                 continue
             # Lines of other parts are read too: a duplicate id and --max-samples are matters of the whole manifest.
             row = parse_line(number, raw, here if mine else elsewhere, self.options.language)
-            if isinstance(row, Utterance) and not self.state.first_sight(row.id):
-                message = f"id {row.id!r} stands on an earlier line already; give each row its own"
-                row = Rejection(number, row.id, Reason.DUPLICATE_ID, message)
+            if isinstance(row, Utterance):
+                row = self._with_new_id(row, names)
             if isinstance(row, Rejection):
                 if mine:
                     self._reject(row)
@@ -220,6 +224,19 @@ class Planner:
             taken += 1
             if mine:
                 yield row
+
+    def _with_new_id(self, row: Utterance, names: NameRules) -> Utterance | Rejection:
+        """The row itself, where its id is no earlier one's, also not for the output's file system."""
+        try:
+            names.check(row.id)
+        except RejectedSample as error:
+            return Rejection(row.line, row.id, error.reason, error.message)
+        message = None
+        if not self.state.first_sight(row.id):
+            message = f"id {row.id!r} stands on an earlier line already; give each row its own"
+        elif names.folds and not self.state.first_sight(f"\0{names.key(row.id)}"):  # no id holds this character
+            message = f"the output's file system takes id {row.id!r} for that of an earlier line; rename one of them"
+        return row if message is None else Rejection(row.line, row.id, Reason.DUPLICATE_ID, message)
 
     def _reject(self, rejection: Rejection) -> None:
         self.state.reject(rejection)
