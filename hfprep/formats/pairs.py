@@ -183,7 +183,7 @@ class _Limits:
 
     @classmethod
     def of(cls, options: PairOptions, stats: dict[str, Any]) -> "_Limits":
-        said = stats.get("limits") or PUBLISHED_LIMITS
+        said = PUBLISHED_LIMITS | stats.get("schema", {}).get("limits", {})
         return cls(options.max_text_len or said["text_len"], options.max_code_len or said["code_len"])
 
     def exceeded(self, record: dict[str, Any]) -> bool:

@@ -24,6 +24,7 @@ from typing import Any
 from hfprep.errors import ConfigError, StoreError
 from hfprep.formats.build_formats import forget_exports
 from hfprep.formats.extra_fields import write_extra_fields
+from hfprep.formats.pair_files import renew_pairs
 from hfprep.io import atomic
 from hfprep.io.chunks import chunks_of
 from hfprep.io.lock import OutputLock
@@ -154,6 +155,8 @@ class _Merge:
         write_extra_fields(self.output.root, extra)
         stats = self.stats(listed)
         write_stats(self.output.root / STATS, stats)
+        for line in renew_pairs(self.output.root):
+            log.warning("pairs: %s", line)
         return MergeSummary(
             self.output.root, len(self.parts), listed.train, listed.val, sum(stats["rejected"].values()),
             listed.seconds / SECONDS_PER_HOUR, self.linked, self.copied, self.reused,

@@ -10,6 +10,7 @@ import itertools
 import json
 import logging
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -25,10 +26,12 @@ from hfprep.errors import Reason, RejectedSample, StopRequested, StoreError
 from hfprep.inputs.manifest.field_map import FieldMap
 from hfprep.inputs.manifest.opening import open_source
 from hfprep.inputs.manifest.rows import AudioFinder, NoLookup, parse_line
+from hfprep.inputs.text.scripts import DoubtfulGrammar
 from hfprep.io.atomic import explained
 from hfprep.io.chunks import chunks_of
 from hfprep.io.references import parse_reference
 from hfprep.pipeline.config import Part
+from hfprep.pipeline.filters import RowFilters
 from hfprep.pipeline.inspection import Adoptable, Inspected, Inspector, Stores
 from hfprep.pipeline.intake import check_length
 from hfprep.schema import Rejection, Utterance
@@ -74,7 +77,9 @@ def rows_schema(groups: Sequence[str]) -> pa.Schema:
 class PlanOptions:
     """What decides which rows are taken and what of them is reused.
 
-    With `drop_overlong` finished samples over a limit of the schema are rejected, as they are when they are computed.
+    `doubt` says what is doubtful about the grammar of a text without a language.
+    With `drop_overlong` finished samples over a limit of the schema are rejected, as they are when they are computed,
+    and so are those that `filters` leave out.
     `num_codes(samples at 16 kHz)` tells artifacts to adopt from those that hold padding.
     """
 
@@ -90,7 +95,9 @@ class PlanOptions:
     workers: int = 1
     settings_changes: tuple[str, ...] = ()
     drop_overlong: bool = False
+    filters: RowFilters = field(default_factory=RowFilters)
     num_codes: Callable[[int], int] = int
+    doubt: Callable[[str, str | None], DoubtfulGrammar | None] = lambda _text, _language: None
 
 
 @dataclass
@@ -112,6 +119,8 @@ class PlanCounts:
     changed: int = 0
     need: set[str] = field(default_factory=set)
     changes: list[str] = field(default_factory=list)
+    doubtful: Counter[DoubtfulGrammar] = field(default_factory=Counter)
+    doubtful_line: int = 0
 
 
 class Plan:
@@ -288,11 +297,17 @@ class Planner:
             sample = self.state.sample(utterance.id)
         counts = self.counts
         if sample is not None:
+            if not need & self.schema.audio_groups:
+                self.options.filters.check(sample.seconds, utterance.text)
             if self.options.drop_overlong:
                 self._check_lengths(sample, self.schema.all_groups - need)
             if not need:
                 self.listing.add(utterance, sample)
         counts.rows += 1
+        doubtful = self.options.doubt(utterance.text, utterance.language)
+        if doubtful is not None:
+            counts.doubtful[doubtful] += 1
+            counts.doubtful_line = counts.doubtful_line or utterance.line
         if need:
             counts.need |= need
             counts.pending += 1

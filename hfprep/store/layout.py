@@ -36,9 +36,14 @@ IO_THREADS = 8
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
+def split_bucket(sample_id: str) -> int:
+    """The number, from 0 to `SPLIT_BUCKETS`, by which an id goes to a split: from its SHA-1."""
+    return int(hashlib.sha1(sample_id.encode()).hexdigest(), 16) % SPLIT_BUCKETS
+
+
 def is_validation(sample_id: str, val_ratio: float) -> bool:
     """Whether an id belongs to the validation split, by its SHA-1."""
-    return int(hashlib.sha1(sample_id.encode()).hexdigest(), 16) % SPLIT_BUCKETS / SPLIT_BUCKETS < val_ratio
+    return split_bucket(sample_id) / SPLIT_BUCKETS < val_ratio
 
 
 def json_line(record: Mapping[str, Any]) -> bytes:
