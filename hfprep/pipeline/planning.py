@@ -5,7 +5,6 @@ is the `datasets.Dataset` that everything after this maps over. Opens no audio, 
 """
 
 import dataclasses
-import gc
 import itertools
 import json
 import logging
@@ -13,7 +12,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -30,6 +29,7 @@ from hfprep.inputs.text.scripts import DoubtfulGrammar
 from hfprep.io.atomic import explained
 from hfprep.io.chunks import chunks_of
 from hfprep.io.references import parse_reference
+from hfprep.pipeline.collector import no_garbage_collection
 from hfprep.pipeline.config import Part
 from hfprep.pipeline.filters import RowFilters
 from hfprep.pipeline.inspection import Adoptable, Inspected, Inspector, Stores
@@ -199,7 +199,7 @@ class Planner:
         path = self.output.work / "rows.arrow"
         with ExitStack() as stack:
             stack.enter_context(explained(path))
-            stack.enter_context(_no_garbage_collection())
+            stack.enter_context(no_garbage_collection())
             pool = stack.enter_context(ThreadPoolExecutor(self.options.workers))
             sink = stack.enter_context(pa.OSFile(str(path), "wb"))
             writer = stack.enter_context(pa.ipc.new_stream(sink, self._rows))
@@ -390,15 +390,3 @@ class Planner:
             f"what finished samples depend on has changed, and --on-change is refuse:\n  {lines}\n"
             "run with --on-change recompute to redo them, or with another --output-dir"
         )
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Spare the collector a million short-lived objects without cycles; it would walk all of torch again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
