@@ -33,6 +33,9 @@ class Reason(StrEnum):
     AUDIO_TOO_SHORT = "audio_too_short"
     AUDIO_TOO_LONG = "audio_too_long"
     CODES_TOO_LONG = "codes_too_long"
+    UNDER_MIN_SECONDS = "under_min_seconds"
+    OVER_MAX_SECONDS = "over_max_seconds"
+    OVER_MAX_CHARS_PER_SECOND = "over_max_chars_per_second"
     OUT_OF_MEMORY = "out_of_memory"
     COMPUTE_FAILED = "compute_failed"
 

@@ -134,12 +134,18 @@ def test_other_dtypes_and_sizes_are_refused() -> None:
     assert {text: parse_size(text) for text in sizes} == sizes
 
 
-def test_ids_that_would_leave_the_output_are_refused(tmp_path: Path, export: Export) -> None:
+def test_ids_that_would_leave_the_output_are_refused(
+    tmp_path: Path, export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def change(record: dict[str, Any], number: int) -> dict[str, Any]:
         return record | {"id": "../escape"} if number == 1 else record
 
     source = make_output(tmp_path / "out", ids=("a", "b"), change=change)
-    export(source, tmp_path / "exported")
+    with pytest.raises(StoreError, match="escape"):
+        export(source, tmp_path / "exported")
+    with monkeypatch.context() as patch:
+        patch.setattr("hfprep.formats.npy.safe_id", lambda sample_id, where: sample_id)
+        export(source, tmp_path / "exported")
     with pytest.raises(StoreError, match="escape"):
         export_npy(open_set(tmp_path / "exported"), tmp_path / "back")
     assert not (tmp_path / "back").exists()

@@ -45,9 +45,9 @@ def test_a_data_set_that_is_no_data_set_is_named(spec: str) -> None:
         hfprep.config_of_each([spec])
 
 
-def test_outputs_lie_under_the_root_unless_they_are_absolute() -> None:
+def test_outputs_are_where_they_are_named_else_under_the_root() -> None:
     configs = hfprep.config_of_each(["ja=a.jsonl", "am=b.jsonl=amharic", "zh=c.jsonl=/out=1"], "root", val_ratio=0.5)
-    assert [str(config.output_dir) for config in configs] == ["root/ja_processed_data", "root/amharic", "/out=1"]
+    assert [str(config.output_dir) for config in configs] == ["root/ja_processed_data", "amharic", "/out=1"]
     assert [(config.language, config.val_ratio) for config in configs] == [("ja", 0.5), ("am", 0.5), ("zh", 0.5)]
 
 
@@ -57,7 +57,7 @@ def test_outputs_lie_under_the_root_unless_they_are_absolute() -> None:
         ("am={folder}/../{name}/ja.jsonl", "the same manifest, "),
         ("am={folder}/link.jsonl", "the same manifest, "),
         ("ja={folder}/am.jsonl", "the same output, .*ja_processed_data; name another output"),
-        ("am={folder}/am.jsonl=x/../ja_processed_data", "the same output, "),
+        ("am={folder}/am.jsonl={folder}/out/x/../ja_processed_data", "the same output, "),
     ],
 )
 def test_the_same_manifest_or_output_twice_is_refused(

@@ -467,6 +467,6 @@ def test_a_store_without_permission_is_no_rejection(monkeypatch: pytest.MonkeyPa
             raise PermissionError("Access Denied")
 
     monkeypatch.setattr(object_storage, "_opened", lambda url: (Refusing(), url))
-    with pytest.raises(StoreError, match="Access Denied; see to its permissions"):
+    with pytest.raises(StoreError, match="Access Denied; check its permissions"):
         object_storage.status("s3://bucket/key")
     assert not issubclass(StoreError, RejectedSample)

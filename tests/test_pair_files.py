@@ -68,7 +68,7 @@ def test_overlong_utterances_are_in_no_pair_and_counted(output: Path) -> None:
 
 def test_the_limits_are_those_that_the_output_says(output: Path) -> None:
     stats = json.loads((output / "stats.json").read_bytes())
-    (output / "stats.json").write_text(json.dumps(stats | {"limits": {"text_len": 5, "code_len": 10**6}}))
+    (output / "stats.json").write_text(json.dumps(stats | {"schema": {"limits": {"text_len": 5, "code_len": 10**6}}}))
     with pytest.raises(StoreError, match="no two are of one speaker"):
         make_pairs(output, PairOptions())
     counts = make_pairs(output, PairOptions(max_text_len=600))

@@ -293,14 +293,16 @@ def test_tars_with_members_missing_and_fields_of_the_json(tmp_path: Path) -> Non
             ("2.txt", b"no audio"),
             ("3.flac", b"three"),
             ("4.json", b"{"),
-            ("5.en.txt", b" five \n"),
+            ("5.en.txt", b"not said to be the text of what is mono"),
             ("5.mono.ogg", b"five"),
+            ("6.take.txt", b" six \n"),
+            ("6.take.ogg", b"six"),
         ],
     )
     rows = read(tmp_path / "a.tar")
-    assert texts(rows) == [(1, "own/id", "from json"), (5, "5", "five")]
+    assert texts(rows) == [(1, "own/id", "from json"), (6, "6", "six")]
     missing = Reason.MISSING_FIELD
-    assert rejected(rows) == [(2, missing), (3, missing), (4, Reason.INVALID_JSON)]
+    assert rejected(rows) == [(2, missing), (3, missing), (4, Reason.INVALID_JSON), (5, missing)]
 
 
 def test_a_damaged_tar_is_a_rejection_and_the_next_is_read(tmp_path: Path, clips: list[dict[str, Any]]) -> None:

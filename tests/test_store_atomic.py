@@ -118,7 +118,7 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (errno.ESTALE, "bring the file system back"),
         (errno.EIO, "bring the file system back"),
         (errno.EXDEV, "keep the whole output directory on one file system"),
-        (errno.EISDIR, "see to it"),
+        (errno.EISDIR, "check that path"),
     ],
 )
 def test_each_error_of_the_system_comes_with_advice(number: int, advice: str) -> None:

@@ -19,6 +19,7 @@ import typer
 from hfprep.cli import formats, scale, trust
 from hfprep.cli.extend_checkpoint import extend_checkpoint
 from hfprep.cli.many import run_many
+from hfprep.cli.output import keep_streams, say, show
 from hfprep.cli.tokenizer import tokenizer
 from hfprep.errors import HfprepError
 from hfprep.pipeline.config import BuildConfig, flag
@@ -131,8 +132,6 @@ def _this_python() -> str:
 
 def run_build(config: BuildConfig) -> int:
     """Run one build, print its summary, and give the exit status."""
-    from rich.console import Console
-
     from hfprep.pipeline.inputs import hashing_ahead
 
     with hashing_ahead(config) as hashers:  # while torch and datasets are being imported
@@ -142,21 +141,21 @@ def run_build(config: BuildConfig) -> int:
 
         summary = build_features(config, shared=Shared(hashers=hashers))
 
-    Console(width=None if sys.stdout.isatty() else 100).print(summary_table(summary))
+    show(summary_table(summary), 100)
     if summary.interrupted_by is not None:
-        print(f"Interrupted; {summary.pending} lines are left. Run the same command again to continue.")
+        say(f"Interrupted; {summary.pending} lines are left. Run the same command again to continue.")
         return 128 + summary.interrupted_by
     if not summary.accepted and (summary.lines_read or config.part is None):
-        print(f"No sample was accepted; see {summary.output_dir / 'rejected.jsonl'}.", file=sys.stderr)
+        say(f"No sample was accepted; see {summary.output_dir / 'rejected.jsonl'}.", error=True)
         return 1
     if config.strict and summary.rejected:
-        print(f"--strict: lines were rejected; see {summary.output_dir / 'rejected.jsonl'}.", file=sys.stderr)
+        say(f"--strict: lines were rejected; see {summary.output_dir / 'rejected.jsonl'}.", error=True)
         return 1
     return 0
 
 
 def _log_to_stderr(*, as_json: bool) -> None:
-    from hfprep.pipeline.logs import formatter
+    from hfprep.pipeline.logs import PlainFormatter, formatter
 
     if as_json or not sys.stderr.isatty():
         handler: logging.Handler = logging.StreamHandler()
@@ -166,16 +165,18 @@ def _log_to_stderr(*, as_json: bool) -> None:
         from rich.logging import RichHandler
 
         handler = RichHandler(console=Console(stderr=True), show_path=False)
+        handler.setFormatter(PlainFormatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("hfprep").setLevel(logging.INFO)
 
 
 def main() -> None:
     """Entry point of `hfprep` and `python -m hfprep`: errors that hfprep raises on purpose are printed, not traced."""
+    keep_streams()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that a build starts reports to nobody
     try:
         app()
     except HfprepError as error:
-        print(f"hfprep: {error}", file=sys.stderr)
+        say(f"hfprep: {error}", error=True)
         sys.exit(1)

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hfprep.cli.output import PlainTable, cell, say
+from hfprep.cli.output import show as show_table
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -27,6 +30,7 @@ def check(
     config: Annotated[Path | None, typer.Option(help="config.yaml: the model's limits.")] = None,
     language: Annotated[str | None, typer.Option(help="Language of all rows, as for build.")] = None,
     map_: Annotated[str | None, typer.Option("--map", help="Names of fields, as for build.")] = None,
+    audio_root: Annotated[Path | None, typer.Option(help="As for build.")] = None,
     audio_sr: Annotated[int, typer.Option(help="As for build.")] = 16000,
     max_samples: Annotated[int | None, typer.Option(min=1, help="As for build.")] = None,
     drop_overlong: Annotated[bool, typer.Option("--drop-overlong", help="As for build.")] = False,
@@ -48,6 +52,7 @@ def check(
         config=config,
         language=language,
         map=map_,
+        audio_root=audio_root,
         audio_sr=audio_sr,
         max_samples=max_samples,
         drop_overlong=drop_overlong,
@@ -60,7 +65,7 @@ def check(
         result = run(options, advance)
     show(result.findings, result.expected, decoded=decode, with_text=options.tokenizer_path is not None)
     if fix is not None:
-        typer.echo(f"{fix}: {result.findings.accepted} lines that a build would take")
+        say(f"{fix}: {result.findings.accepted} lines that a build would take")
     raise typer.Exit(1 if result.findings.rejected else 0)
 
 
@@ -79,25 +84,20 @@ def _progress() -> Iterator[Callable[[int], None]]:
 
 def show(found: "Preflight", expected: "Estimate | None", *, decoded: bool, with_text: bool) -> None:
     """Print the findings: the counts, then what is wrong or odd, with examples."""
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    console.print(_overview(found, expected))
+    show_table(_overview(found, expected))
     if found.accepted:
-        console.print(_shares("language", found.languages))
-        console.print(_shares("speaker", found.speakers))
+        show_table(_shares("language", found.languages))
+        show_table(_shares("speaker", found.speakers))
     if found.texts:
-        console.print(_texts(found))
+        show_table(_texts(found))
     if found.rejected:
-        console.print(_rejections(found))
+        show_table(_rejections(found))
     for line in _oddities(found, with_text=with_text, decoded=decoded):
-        console.print(line, markup=False)
+        say(line)
 
 
 def _table(title: str, *columns: str) -> "Table":
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = PlainTable(title, title_style="bold")
     for column in columns:
         table.add_column(
             column, justify="right" if column in {"lines", "samples", "hours"} else "left", overflow="fold"
@@ -151,17 +151,13 @@ def _shares(what: str, shares: "dict[str, Share]") -> "Table":
 
 
 def _texts(found: "Preflight") -> "Table":
-    from rich.text import Text
-
     table = _table("Texts, as they are read and tokenized", "language", "text", "normalised", "pieces")
     for language, examples in sorted(found.texts.items(), key=lambda item: -found.languages[item[0]].samples)[
         :MOST_ROWS
     ]:
         for example in examples:
             cells = (example.text, example.normalized, " ".join(example.pieces))
-            table.add_row(
-                language, *(Text(cell[:TEXT_WIDTH] + ("…" if len(cell) > TEXT_WIDTH else "")) for cell in cells)
-            )
+            table.add_row(language, *(text[:TEXT_WIDTH] + ("…" if len(text) > TEXT_WIDTH else "") for text in cells))
     return table
 
 
@@ -190,12 +186,10 @@ def _text_rules(found: "Preflight") -> list[str]:
 
 
 def _rejections(found: "Preflight") -> "Table":
-    from rich.text import Text
-
     table = _table("A build would reject", "reason", "lines", "for example")
     for reason, count in found.rejected.most_common():
         examples = [f"line {item.line} ({item.id or 'no id'}): {item.message}" for item in found.rejections[reason]]
-        table.add_row(reason.value, str(count), Text("\n".join(examples)))
+        table.add_row(reason.value, str(count), cell(*examples))
     return table
 
 

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from hfprep.cli.output import say
+
 
 def extend_checkpoint(
     gpt_checkpoint: Annotated[Path, typer.Option(help="gpt.pth of the checkpoint.")],
@@ -30,8 +32,8 @@ def extend_checkpoint(
     )
     found = run(options)
     if language is None:
-        print(f"{found.text_ids} text ids (before: {found.text_ids_before}), {found.new_rows} rows made from others")
+        say(f"{found.text_ids} text ids (before: {found.text_ids_before}), {found.new_rows} rows made from others")
     else:
-        print(f"the row of {language} starts from that of {like}")
+        say(f"the row of {language} starts from that of {like}")
     for path in found.files:
-        print(path)
+        say(path)

@@ -1,11 +1,13 @@
 """Commands over a finished output: conversions between formats, pairs, new text ids, the Hub."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from hfprep.cli.output import say
 
 Source = Annotated[Path, typer.Argument(help="A finished set: an output of build, a saved data set, or shards.")]
 ShardSize = Annotated[str, typer.Option(help="Size of a shard at most, such as 500MB or 2GB.")]
@@ -24,9 +26,7 @@ def export_npy(
     source = open_set(local_folder(dataset))
     counts = export(source, out)
     if source.origin.latents_dtype != "float32":
-        print(
-            f"The latents were stored as {source.origin.latents_dtype}; they are float32 now, but as coarse as before."
-        )
+        say(f"The latents were stored as {source.origin.latents_dtype}; they are float32 now, but as coarse as before.")
     _say_counts(counts, out)
 
 
@@ -47,7 +47,7 @@ def export_arrow(
 
     find = audio_finder(out, audio_root) if with_audio else None
     options = ArrowOptions(max_shard_bytes=parse_size(max_shard_size), dtype=dtype, find_audio=find)
-    with _locked(out):
+    with _reading(out):
         _say_counts(export(open_set(out), dataset, options), dataset)
 
 
@@ -66,7 +66,7 @@ def export_webdataset(
 
     size = parse_size(max_shard_size)
     options = WebDatasetOptions(max_shard_bytes=size, max_shard_samples=max_shard_samples, dtype=dtype)
-    with _locked(out):
+    with _reading(out):
         _say_counts(export(open_set(out), shards, options), shards)
 
 
@@ -113,12 +113,12 @@ def pairs(
         train_output_name=train_output_name,
         val_output_name=val_output_name,
     )
-    with _locked(out):
+    with _reading(out):
         for split, count in make_pairs(out, options).items():
             alone = f"; {count.alone} speakers have a single utterance" if count.alone else ""
             overlong = f"; {count.overlong} overlong utterances left out" if count.overlong else ""
             where = out / options.names[split]
-            print(f"{where}: {count.pairs} pairs, {count.targets} targets, {count.speakers} speakers{alone}{overlong}")
+            say(f"{where}: {count.pairs} pairs, {count.targets} targets, {count.speakers} speakers{alone}{overlong}")
 
 
 def export_manifests(
@@ -131,12 +131,12 @@ def export_manifests(
     from hfprep.formats.manifest_paths import export_manifests as export
     from hfprep.formats.pair_files import pair_files
 
-    with _locked(out):
+    with _reading(out):
         found = export(out, folder, paths=paths, audio_root=audio_root, pairs=tuple(pair_files(out)))
     for name, count in found.files.items():
-        print(f"{folder / name}: {count} lines")
+        say(f"{folder / name}: {count} lines")
     if found.missing:
-        print(
+        say(
             f"{len(found.missing)} audio paths are left as they were, since there is no such file: {found.missing[0]} "
             "(--audio-root names the folder that they start from)"
         )
@@ -170,21 +170,21 @@ def push(
     from hfprep.io.sizes import parse_size
 
     options = PushOptions(private=private, format=format, max_shard_bytes=parse_size(max_shard_size), dtype=dtype)
-    with _locked(source):
+    with _reading(source):
         url = run(source, repo, options)
-    print(f"Pushed to {url}\nRead it with: hfprep.load({repo!r}) or datasets.load_dataset({repo!r})")
+    say(f"Pushed to {url}\nRead it with: hfprep.load({repo!r}) or datasets.load_dataset({repo!r})")
 
 
-def _locked(out: Path) -> AbstractContextManager[Any]:
-    """Hold an output while reading it, so that no build changes it meanwhile."""
+def _reading(out: Path) -> AbstractContextManager[Any]:
+    """Hold an output while reading it, so that no build changes it meanwhile; writes nothing there."""
     from hfprep.io.lock import OutputLock
     from hfprep.store.layout import PRIVATE
 
-    return OutputLock(out / PRIVATE / "lock") if (out / PRIVATE).is_dir() else nullcontext()
+    return OutputLock(out / PRIVATE / "lock", reading=True)
 
 
 def _say_counts(counts: dict[str, int], where: Path) -> None:
-    print(f"{where}: {counts['train']} train, {counts['validation']} validation")
+    say(f"{where}: {counts['train']} train, {counts['validation']} validation")
 
 
 def register(app: typer.Typer) -> None:

@@ -1,11 +1,11 @@
 """`build --dataset ... --dataset ...`: several data sets in one run, one table, one exit status."""
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from hfprep.cli.output import PlainTable, say, show
 from hfprep.pipeline.config import BuildConfig
 
 if TYPE_CHECKING:  # it loads torch
@@ -16,8 +16,6 @@ COUNTS = ("lines read", "accepted", "train", "val", "reused", "computed", "rejec
 
 def run_many(configs: Sequence[BuildConfig]) -> int:
     """Build the data sets, print one summary, and give the exit status."""
-    from rich.console import Console
-
     from hfprep.pipeline.inputs import hashing_ahead
 
     with hashing_ahead(configs[0]) as hashers:
@@ -25,14 +23,14 @@ def run_many(configs: Sequence[BuildConfig]) -> int:
         from hfprep.pipeline.building_many import build_many
 
         found = build_many(configs, shared=Shared(hashers=hashers))
-    Console(width=None if sys.stdout.isatty() else 140).print(many_table(found))
+    show(many_table(found), 140)
     for item in found.data_sets:
         if item.error is not None:
-            print(f"{item.config.output_dir} was not built: {item.error}", file=sys.stderr)
+            say(f"{item.config.output_dir} was not built: {item.error}", error=True)
         elif item.summary is not None and item.summary.rejected:
-            print(f"Rejected lines: {item.summary.output_dir / 'rejected.jsonl'}")
+            say(f"Rejected lines: {item.summary.output_dir / 'rejected.jsonl'}")
     if found.interrupted_by is not None:
-        print("Interrupted. Run the same command again to continue.")
+        say("Interrupted. Run the same command again to continue.")
         return 128 + found.interrupted_by
     return int(any(_failed(item) for item in found.data_sets))
 
@@ -42,14 +40,14 @@ def _failed(item: "DataSetResult") -> bool:
     if item.summary is None:
         return True
     if not item.summary.accepted and (item.summary.lines_read or item.config.part is None):
-        print(f"{item.summary.output_dir}: no sample was accepted.", file=sys.stderr)
+        say(f"{item.summary.output_dir}: no sample was accepted.", error=True)
         return True
     return item.config.strict and bool(item.summary.rejected)
 
 
 def many_table(found: "ManySummary") -> Table:
     """A row for each data set, and their sum."""
-    table = Table(title=f"hfprep build: {len(found.data_sets)} data sets", title_justify="left")
+    table = PlainTable(f"hfprep build: {len(found.data_sets)} data sets")
     table.add_column("language")
     table.add_column("output", overflow="fold")
     for name in (*COUNTS, "hours", "seconds"):

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from hfprep.cli.output import say
+
 
 def merge(
     parts: Annotated[list[Path], typer.Argument(metavar="PART...", help="Output directories of all the parts.")],
@@ -15,7 +17,7 @@ def merge(
     from hfprep.pipeline.merging import merge as run
 
     done = run(parts, output_dir, copy=copy)
-    typer.echo(
+    say(
         f"{done.output_dir}: {done.train + done.val} samples ({done.train} train, {done.val} val, {done.hours:.3f} h) "
         f"of {done.parts} parts, {done.rejected} lines rejected; files: {done.linked} linked, {done.copied} copied; "
         f"{done.reused} samples were there already"

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from hfprep.cli.output import PlainTable, show
 from hfprep.io.object_storage import url_of
 from hfprep.pipeline.config import BuildConfig
 
@@ -15,22 +16,16 @@ SHOWN_PROCESSES = 16
 
 def show_plan(config: BuildConfig) -> int:
     """Print what a build with this config would do; the exit status."""
-    from rich.console import Console
-
     from hfprep.pipeline.dry_run import preview
 
     found = preview(config)
-    Console(width=110).print(plan_table(found))
+    show(plan_table(found), 110)
     return 0
 
 
 def plan_table(found: "Preview") -> Table:
     """The plan as a table."""
-    table = Table(
-        title=f"hfprep build --dry-run: {url_of(found.output_dir) or found.output_dir}",
-        title_justify="left",
-        show_header=False,
-    )
+    table = PlainTable(f"hfprep build --dry-run: {url_of(found.output_dir) or found.output_dir}", show_header=False)
     table.add_column("what")
     table.add_column("count", justify="right")
     table.add_column("details", overflow="fold")

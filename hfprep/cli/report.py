@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from hfprep.cli.output import say
+
 
 def report(
     output_dir: Annotated[Path, typer.Argument(metavar="OUT", help="A build's output directory, or an export.")],
@@ -16,4 +18,4 @@ def report(
 
     target = output or output_dir / "report.html"
     size = write_report(output_dir, target, with_audio=audio)
-    typer.echo(f"{target}: {size / 1e6:.1f} MB; open it in a browser")
+    say(f"{target}: {size / 1e6:.1f} MB; open it in a browser")

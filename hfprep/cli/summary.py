@@ -2,13 +2,14 @@
 
 from rich.table import Table
 
+from hfprep.cli.output import PlainTable
 from hfprep.pipeline.summary import Summary
 
 
 def summary_table(summary: Summary) -> Table:
     """Counts of a build: what was read, what became of it, how fast."""
     tally = summary.tally
-    table = Table(title=f"hfprep build: {summary.url or summary.output_dir}", title_justify="left", show_header=False)
+    table = PlainTable(f"hfprep build: {summary.url or summary.output_dir}", show_header=False)
     table.add_column("what")
     table.add_column("count", justify="right")
     table.add_column("details", overflow="fold")

@@ -1,10 +1,11 @@
 """`python -m hfprep tokenizer`: tokenizers held against a manifest, and one extended by what its language needs."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from hfprep.cli.output import PlainTable, say, show
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,7 +54,7 @@ def extend(
         unchanged=tuple(unchanged or ()),
     )
     for line in _extended_lines(run(options), output):
-        print(line)
+        say(line)
 
 
 @tokenizer.command("compare")
@@ -65,20 +66,17 @@ def compare(
     config: Annotated[Path | None, typer.Option(help="config.yaml: the model's text positions; default: 600.")] = None,
 ) -> None:
     """Show what each tokenizer makes of a manifest's texts, by language."""
-    from rich.console import Console
-
     from hfprep.recipes.indextts2.config import ModelConfig
     from hfprep.tools.tokenizer.compare import PUBLISHED_TEXT_TOKENS
     from hfprep.tools.tokenizer.compare import compare as run
 
     limit = PUBLISHED_TEXT_TOKENS if config is None else ModelConfig.read(config).max_text_tokens
     found = run(models, manifest, language=language, field_map=map_, limit=limit)
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     for name, counts in sorted(found.languages.items()):
-        console.print(_comparison_table(name, counts, found))
+        show(_comparison_table(name, counts, found))
     if found.rejected:
         reasons = ", ".join(f"{reason} {count}" for reason, count in found.rejected.most_common())
-        print(f"{found.rejected.total()} of {found.read} lines were left out: {reasons}")
+        say(f"{found.rejected.total()} of {found.read} lines were left out: {reasons}")
     if not found.languages:
         raise typer.Exit(1)
 
@@ -103,12 +101,9 @@ def _extended_lines(found: "Extended", output: Path) -> list[str]:
 
 
 def _comparison_table(language: str, counts: "list[TextCounts]", found: "Comparison") -> "Table":
-    from rich.table import Table
-    from rich.text import Text
-
     first = counts[0]
     title = f"Language {language}: {first.texts} texts, {first.characters} characters"
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = PlainTable(title, title_style="bold")
     table.add_column("")
     for path in found.tokenizers:
         table.add_column(path.name, overflow="fold")
@@ -118,13 +113,11 @@ def _comparison_table(language: str, counts: "list[TextCounts]", found: "Compari
             "in bytes", *(f"{count.in_bytes / (count.characters or 1):.2%} of characters" for count in counts)
         )
     table.add_row("ids a character", *(f"{count.ids_per_character:.2f}" for count in counts))
-    table.add_row("longest", *(Text(f"{count.longest} ids: {count.longest_id}") for count in counts))
+    table.add_row("longest", *((f"{count.longest} ids: {count.longest_id}") for count in counts))
     table.add_row(f"over {found.limit} ids", *(f"{count.over_limit} samples" for count in counts))
     table.add_row("worst characters", *(_worst(count) for count in counts))
     return table
 
 
 def _worst(counts: "TextCounts") -> str:
-    from rich.markup import escape
-
-    return escape(", ".join(f"{character} {count}" for character, count in counts.worst.most_common(WORST_CHARACTERS)))
+    return ", ".join(f"{character} {count}" for character, count in counts.worst.most_common(WORST_CHARACTERS))

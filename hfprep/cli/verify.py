@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hfprep.cli.output import say
+
 if TYPE_CHECKING:
     from hfprep.tools.verify.checking import Verdict
 
@@ -54,17 +56,17 @@ def verify(
 def show(verdict: "Verdict", output_dir: Path) -> None:
     """Print a line for each fault, then what was done, noted and compared."""
     for fault in verdict.faults:
-        typer.echo(fault.line())
+        say(fault.line())
     for action in verdict.repairs:
-        typer.echo(f"repair: {action}")
+        say(f"repair: {action}")
     for note in verdict.notes:
-        typer.echo(f"note: {note}")
+        say(f"note: {note}")
     found = verdict.parity
     if found is not None:
-        typer.echo(
+        say(
             f"parity: {found.samples} samples computed again alone: {found.codes_differing} of {found.codes} codes "
             f"differ, largest relative difference of a vector {found.largest_difference:.1e}"
         )
-    typer.echo(f"{output_dir}: {verdict.format}, {verdict.samples} samples, {len(verdict.faults)} faults")
+    say(f"{output_dir}: {verdict.format}, {verdict.samples} samples, {len(verdict.faults)} faults")
     if verdict.repairs:
-        typer.echo("Now run the build command again: it makes what was moved aside, and only that.")
+        say("Now run the build command again: it makes what was moved aside, and only that.")

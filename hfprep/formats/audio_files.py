@@ -10,6 +10,7 @@ from hfprep.inputs.manifest.rows import AudioFinder
 def audio_finder(output: Path, audio_root: Path | None) -> Callable[[str], str]:
     """How a record's audio path is found: from `audio_root`, else as the build found it, else from the output."""
     paths = None if audio_root is not None else read_state_value(output, "paths")
-    manifest = (paths or {}).get("manifest")
-    finder = AudioFinder(Path(manifest) if manifest else (audio_root or output) / "manifest.jsonl")
-    return finder.find
+    paths = paths or {}
+    manifest = paths.get("manifest")
+    found = Path(manifest) if manifest else (audio_root or output) / "manifest.jsonl"
+    return AudioFinder(found, paths.get("audio_root")).find

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hfprep.formats.samples import SPLITS, SampleSet
+from hfprep.io.printable import markdown
 from hfprep.schema import Column, Schema
 
 SECONDS_PER_HOUR = 3600.0
@@ -51,7 +52,7 @@ def card(source: SampleSet, repo: str, *, data_format: str, dtype: str) -> str:
     schema = source.schema
     rows = "\n".join(f"| {split} | {totals.samples[split]} | {totals.hours[split]:.2f} |" for split in SPLITS)
     known = {name: count for name, count in totals.languages.most_common() if name}
-    languages = ", ".join(f"{name} ({count})" for name, count in known.items()) or "not given"
+    languages = ", ".join(f"{markdown(name)} ({count})" for name, count in known.items()) or "not given"
     return f"""{_header(totals, repo, data_format, schema)}
 # {repo.partition("/")[2]}
 
@@ -140,6 +141,10 @@ def _models(stats: dict[str, Any] | None) -> str:
         return "Not recorded."
     hashes = stats.get("sha256") or {}
     versions = stats.get("versions") or {}
-    lines = ["| file | sha256 |", "|---|---|", *(f"| `{name}` | `{value}` |" for name, value in hashes.items())]
-    made = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return "\n".join([*lines, "", f"Precision: {stats.get('precision', 'not recorded')}. {made}"]).rstrip()
+    lines = [
+        "| file | sha256 |",
+        "|---|---|",
+        *(f"| {markdown(name)} | {markdown(value)} |" for name, value in hashes.items()),
+    ]
+    made = ", ".join(f"{markdown(name)} {markdown(version)}" for name, version in versions.items())
+    return "\n".join([*lines, "", f"Precision: {markdown(stats.get('precision', 'not recorded'))}. {made}"]).rstrip()

@@ -288,7 +288,7 @@ class ShardPublisher:
         for file in self._files.values():
             file.close()
 
-    def publish(self, staged: Sequence[StagedRow], rejections: Sequence[Rejection]) -> None:
+    def publish(self, staged: Sequence[StagedRow], rejections: Sequence[Rejection]) -> list[StagedRow]:
         """Append a batch and list it; raises StoreError, and then nothing of the batch is listed."""
         kept = self.kept
         kept.appender.append([*self._blocks(staged), *kept.complete([item for item in staged if item.block is None])])
@@ -298,6 +298,7 @@ class ShardPublisher:
             kept.state.reject(rejection)
         self._files[PROGRESS].append(item.row.utterance.id.encode() + b"\n" for item in staged)
         self._files[REJECTED].append(json_line(rejection.record()) for rejection in rejections)
+        return list(staged)
 
     def _blocks(self, staged: Sequence[StagedRow]) -> list[Encoded]:
         """The blocks of a batch; samples of one stand one after another."""

@@ -13,7 +13,7 @@ from typing import Any
 from hfprep.errors import ConfigError, StoreError
 from hfprep.formats.audio_files import audio_finder
 from hfprep.formats.formats import no_manifests
-from hfprep.formats.npy import MANIFESTS, LineFile, is_npy_output
+from hfprep.formats.npy import MANIFESTS, LineFile, check_inside, is_npy_output
 from hfprep.formats.samples import parse_entry
 from hfprep.io.atomic import write_lines
 from hfprep.io.object_storage import is_url
@@ -50,12 +50,13 @@ class PathWriter:
         self._root, self._base = os.path.abspath(self.output), os.path.abspath(self.folder)
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        """The record of a sample or a pair with its paths written anew."""
+        """The record of a sample or a pair with its paths written anew; ValueError where one leads elsewhere."""
         changed = {}
         for name, value in record.items():
             if name.endswith(AUDIO_PATH):
                 changed[name] = self._audio(value)
             elif name.endswith("_path"):
+                check_inside(self.output, value)
                 changed[name] = self._place(os.path.join(self._root, value))
         return record | changed
 
@@ -107,7 +108,6 @@ def export_manifests(
 def _rewritten(lines: LineFile, writer: PathWriter) -> Iterator[bytes]:
     for index in range(len(lines)):
         try:
-            record = parse_entry(lines.line(index)).record
+            yield json_line(writer(parse_entry(lines.line(index)).record))
         except ValueError as error:
             raise StoreError(f"{lines.path}, line {index + 1}: {error}; run the build again") from None
-        yield json_line(writer(record))

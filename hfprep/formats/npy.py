@@ -5,13 +5,15 @@ that equals, byte for byte, the one that a set was made from.
 """
 
 import json
+import os
 import sqlite3
+import stat
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,7 @@ from hfprep.store.statistics import write_stats
 
 MANIFESTS = {"train": TRAIN, "validation": VAL}
 CHUNK_SAMPLES = 256
+MAX_ARRAY_BYTES = 1 << 30
 
 
 class LineFile:
@@ -82,7 +85,13 @@ class NpySplit(Split):
     def entry(self, index: int) -> Entry:
         line = self._lines.line(index)
         try:
-            return parse_entry(line)
+            entry = parse_entry(line)
+            if not isinstance(entry.record.get("id"), str):
+                raise ValueError("the record has no id")
+            safe_id(entry.id, "its id")
+            for column in self.schema.columns:
+                check_inside(self.root, entry.record.get(f"{column.name}_path"))
+            return entry
         except ValueError as error:
             raise StoreError(f"{self.manifest}, line {index + 1}: {error}; run the build again to repair it") from None
 
@@ -122,9 +131,44 @@ def load_arrays(root: Path, schema: Schema, record: Mapping[str, Any]) -> dict[s
 def load_array(root: Path, path: str, sample_id: str) -> np.ndarray:
     """One .npy file, by its path relative to the manifest's folder."""
     try:
-        return parse_npy((root / path).read_bytes())
+        check_inside(root, path)
+        return parse_npy(_content(root / path))
     except (OSError, ValueError) as error:
         raise StoreError(f"sample {sample_id!r}: {root / path} cannot be read: {error}; run the build again") from error
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of an array's file. Raises OSError, and ValueError for what is none."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | atomic.NO_LINK)  # a pipe would be waited for
+    with open(descriptor, "rb", buffering=0) as stream:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is not a regular file")
+        if status.st_size > MAX_ARRAY_BYTES:
+            raise ValueError(f"it has {status.st_size} bytes, more than any array of a sample")
+        return stream.read()
+
+
+def check_inside(root: Path, path: Any) -> None:
+    """Raise ValueError unless a record's path of an array stays below the output's folder."""
+    if not isinstance(path, str) or not path.endswith(".npy") or "\0" in path:
+        raise ValueError(f"the record names the file {path!r}, which is no array")
+    if not path.startswith("/") and ".." not in path:
+        return
+    folder = os.path.abspath(root)
+    if not os.path.abspath(os.path.join(folder, path)).startswith(folder.rstrip("/") + "/"):
+        raise ValueError(f"the record names the file {path!r}, which is not inside the output")
+
+
+def artifact_file(root: Path, path: str, sample_id: str) -> Path:
+    """The file of an array that a record names; StoreError where it is not one of the output's own."""
+    try:
+        check_inside(root, path)
+        if (root / path).is_symlink():
+            raise ValueError("it is a symbolic link")
+    except ValueError as error:
+        raise StoreError(f"sample {sample_id!r}: {root / path} is not used: {error}") from None
+    return root / path
 
 
 class NpySet(SampleSet):
@@ -245,7 +289,7 @@ def _write_chunk(folder: Path, schema: Schema, chunk: Sequence[Sample], pool: Th
     for sample in chunk:
         safe_id(sample.entry.id, folder)
         for name, values in sample.arrays.items():
-            path = _inside(folder, sample.entry.record[f"{name}_path"], sample.entry.id)
+            path = artifact_file(folder, sample.entry.record[f"{name}_path"], sample.entry.id)
             jobs.append((path, values.astype(schema.by_name[name].numpy_dtype, copy=False)))
     for parent in {path.parent for path, _ in jobs}:
         parent.mkdir(parents=True, exist_ok=True)
@@ -257,10 +301,3 @@ def _write_array(path: Path, values: np.ndarray) -> None:
         stream.write(npy_bytes(values))
         stream.flush()
         atomic.sync_file(stream.fileno(), path)
-
-
-def _inside(folder: Path, path: str, sample_id: str) -> Path:
-    parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts or "\0" in path or not path.endswith(".npy"):
-        raise StoreError(f"sample {sample_id!r}: its record names the file {path!r}, which is not inside the output")
-    return folder / path

@@ -183,7 +183,7 @@ class _Limits:
 
     @classmethod
     def of(cls, options: PairOptions, stats: dict[str, Any]) -> "_Limits":
-        said = stats.get("limits") or PUBLISHED_LIMITS
+        said = PUBLISHED_LIMITS | stats.get("schema", {}).get("limits", {})
         return cls(options.max_text_len or said["text_len"], options.max_code_len or said["code_len"])
 
     def exceeded(self, record: dict[str, Any]) -> bool:
@@ -227,7 +227,10 @@ class _Speakers:
         lines, members, missing = LineFile(manifest), dict[str, list[int]](), list[str]()
         speaker_of, overlong = speaker_reader(options.speaker_from), 0
         for index in range(len(lines)):
-            record = parse_entry(lines.line(index)).record
+            try:
+                record = parse_entry(lines.line(index)).record
+            except ValueError as error:
+                raise StoreError(f"{manifest}, line {index + 1}: {error}; run the build again to repair it") from None
             speaker = speaker_of(record)
             if not speaker:
                 missing.append(record["id"])

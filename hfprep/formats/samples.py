@@ -191,13 +191,22 @@ def record_of(schema: Schema, metadata: Mapping[str, Any]) -> dict[str, Any]:
 def entry_from(schema: Schema, metadata: Mapping[str, Any], exact_line: str | None, extra: str) -> Entry:
     """An entry from what Arrow and WebDataset keep of it: the opposite of `metadata` and `exact_line`."""
     if exact_line:
-        return parse_entry(exact_line.encode("utf-8"), extra)
+        try:
+            return parse_entry(exact_line.encode("utf-8"), extra)
+        except ValueError as error:
+            raise StoreError(f"the record of a sample is damaged: {error}") from None
     return Entry(record_of(schema, metadata), None, extra)
 
 
 def parse_entry(line: bytes, extra: str = NO_EXTRA) -> Entry:
-    """An entry from its manifest line."""
-    return Entry(json.loads(line), line, extra)
+    """An entry from its manifest line; ValueError where that is no JSON object."""
+    try:
+        record = json.loads(line)
+    except RecursionError:
+        raise ValueError("the line is nested too deeply") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"the line is a JSON {type(record).__name__}, not an object")
+    return Entry(record, line, extra)
 
 
 def checked(schema: Schema, sample: Sample, where: str) -> Sample:

@@ -18,6 +18,9 @@ OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 LOST = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.ENODEV}
 
+# Opening a name in an output that others may have filled: a symbolic link there is never followed.
+NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC
+
 _observer: Callable[[str, str], None] | None = None
 
 
@@ -49,9 +52,18 @@ def explained(path: str | Path) -> Iterator[None]:
             advice = "bring the file system back"
         elif error.errno == errno.EXDEV:
             advice = "keep the whole output directory on one file system"
+        elif error.errno == errno.ELOOP:
+            what, advice = "it is a symbolic link, which hfprep does not write through", "remove it"
         else:
-            advice = "see to it"
+            advice = "check that path"
         raise StoreError(f"cannot write {where}: {what}; {advice} and run the same command again") from error
+
+
+def refuse_link(path: Path) -> None:
+    """Raise StoreError where a symbolic link has a name that hfprep writes to; one above it is followed."""
+    if path.is_symlink():
+        with explained(path):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
 
 
 def sync_file(descriptor: int, path: str | Path) -> None:
@@ -86,6 +98,13 @@ def rename(source: str | Path, target: str | Path) -> None:
     observe("after-rename", target)
 
 
+def create(path: Path) -> BinaryIO:
+    """Open a new file for writing, in place of what has its name: a link there is removed, not followed."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK, 0o666), "wb")
+
+
 @contextlib.contextmanager
 def replacing(path: Path, temporary: str = TEMPORARY[0]) -> Iterator[BinaryIO]:
     """Write a file under a temporary name; on success sync it and put it in place, else leave `path` as it was."""
@@ -93,7 +112,7 @@ def replacing(path: Path, temporary: str = TEMPORARY[0]) -> Iterator[BinaryIO]:
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(unfinished, "wb") as stream:
+            with create(unfinished) as stream:
                 observe("before-write", path)
                 yield stream
                 stream.flush()
@@ -125,7 +144,7 @@ class AppendedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         with explained(path):
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | NO_LINK, 0o666)
 
     def append(self, lines: Iterable[bytes]) -> None:
         """Append whole lines and make them durable; where that fails, cut off what was written of them."""

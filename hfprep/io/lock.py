@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from hfprep.errors import StoreError
-from hfprep.io.atomic import explained
+from hfprep.io.atomic import NO_LINK, explained, refuse_link
 
 log = logging.getLogger(__name__)
 
@@ -22,34 +22,64 @@ WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 class OutputLock:
-    """Holds `path` locked while in a `with` block; StoreError names the holder where there already is one."""
+    """Holds `path` locked while in a `with` block; StoreError names the holder where there already is one.
 
-    def __init__(self, path: Path) -> None:
+    Symbolic links beside it are refused: whoever holds the lock writes to those names. With `reading` any number of
+    readers hold it together, and nothing is made or written: where there is no lock that can be opened, none is held.
+    """
+
+    def __init__(self, path: Path, *, reading: bool = False) -> None:
         self.path = path
+        self.reading = reading
         self._descriptor: int | None = None
 
     def __enter__(self) -> "OutputLock":
+        if self.reading:
+            self._descriptor = self._shared()
+            return self
         with explained(self.path):
+            refuse_link(self.path.parent)
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o644)
         try:
             self._take(descriptor)
+            for entry in self.path.parent.iterdir():
+                refuse_link(entry)
         except BaseException:
             os.close(descriptor)
             raise
         self._descriptor = descriptor
         return self
 
+    def _shared(self) -> int | None:
+        """A lock that keeps writers out while others may read; None where there is none to take."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | NO_LINK)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = self._holder(descriptor)
+            os.close(descriptor)
+            raise holder from None
+        except OSError:  # a file system without locks
+            os.close(descriptor)
+            return None
+        return descriptor
+
+    def _holder(self, descriptor: int) -> StoreError:
+        holder = os.read(descriptor, 4096).decode(errors="replace").strip() or "unknown"
+        return StoreError(f"another run is writing to {self.path.parent.parent} ({holder}); wait for it or stop it")
+
     def _take(self, descriptor: int) -> None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.read(descriptor, 4096).decode(errors="replace").strip() or "unknown"
-            message = f"another run is writing to {self.path.parent.parent} ({holder}); wait for it or stop it"
-            raise StoreError(message) from None
+            raise self._holder(descriptor) from None
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
-                raise StoreError(f"cannot lock {self.path}: {error.strerror}; see to its file system") from error
+                raise StoreError(f"cannot lock {self.path}: {error.strerror}; check its file system") from error
             log.warning("%s: its file system has no locks; see that no other run writes here", self.path)
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         holder = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": started})

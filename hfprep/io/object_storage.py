@@ -1,4 +1,4 @@
-"""Files in object storage by their URL: `s3://bucket/key`, or any other scheme that fsspec knows.
+"""Files in object storage by their URL: `s3://bucket/key`, or another scheme of `STORES`.
 
 The only module that calls fsspec. What is not there is a FileNotFoundError, as on a disk. Everything else that goes
 wrong (no network, no credentials, no permission) is a StoreError that names the URL: it says nothing about the file, so
@@ -18,15 +18,19 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from hfprep.errors import ConfigError, HfprepError, StoreError
+from hfprep.io.references import file_of
 
 REQUESTS_AT_A_TIME = 32  # a request waits for the network, not for a processor
 READ_AHEAD_BYTES = 1 << 20
-# Addresses of the web are not fetched because a manifest names them, and paths of this machine need no URL.
-NOT_STORES = {"http", "https", "ftp", "file", "local", "data"}
+# Object storage alone. fsspec knows dozens of other schemes, which ask hosts of the web, run programs or open local
+# files; no row of a manifest may choose one of those.
+STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "tos", "obs"})
+CHAIN = "::"  # joins URLs for fsspec: a file inside another one, behind another scheme
 EXTRAS = {"s3": "pip install 'hfprep[s3]'", "s3a": "pip install 'hfprep[s3]'"}
 # What tells one content under a name from another, the surest first: a hash, else a time.
 VERSIONS = ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified", "updated", "mtime", "created")
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://(?=[^/])")
+_ANY_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.:-]+)://")
 _FOLDED = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?=[^/])")
 
 
@@ -41,7 +45,24 @@ class RemoteStatus:
 def is_url(text: str) -> bool:
     """Whether a string names a file in object storage."""
     found = _URL.match(text)
-    return found is not None and found["scheme"].lower() not in NOT_STORES
+    return found is not None and found["scheme"].lower() in STORES and CHAIN not in file_of(text)
+
+
+def refusal(text: str) -> str | None:
+    """Why a string that looks like a URL is not read; None where it may be, or is none."""
+    found = _ANY_URL.match(text)
+    if found is None or is_url(text):
+        return None
+    if found["scheme"].lower() in STORES:
+        return f"URLs that are chained with {CHAIN} are not read; give the URL of the file itself"
+    allowed = ", ".join(f"{scheme}://" for scheme in ("s3", "gs", "az", "abfs"))
+    return f"{found['scheme']}:// is not read; download the file, or give a URL of object storage ({allowed} and such)"
+
+
+def store_of(url: str) -> str:
+    """What a URL's credentials are for: its scheme and bucket."""
+    scheme, _, place = url.partition("://")
+    return f"{scheme.lower()}://{place.partition('/')[0]}"
 
 
 def url_of(path: Path | str) -> str | None:
@@ -51,9 +72,10 @@ def url_of(path: Path | str) -> str | None:
 
 
 def joined(folder: str, path: str) -> str:
-    """The URL of a relative path from a folder's URL."""
-    scheme, _, place = folder.partition("://")
-    return f"{scheme}://{posixpath.normpath(posixpath.join(place, path))}"
+    """The URL of a relative path from a folder's URL; `..` leads no higher than the bucket."""
+    store = store_of(folder)
+    inside = posixpath.join("/", folder.removeprefix(store), path)
+    return f"{store}/{posixpath.normpath(inside).lstrip('/')}"
 
 
 def status(url: str) -> RemoteStatus:
@@ -224,7 +246,7 @@ def _explained(url: str) -> Iterator[None]:
             raise FileNotFoundError(f"{url} cannot name a file: {error}") from error
         what = str(error).strip() or type(error).__name__
         if isinstance(error, PermissionError):
-            advice = "see to its permissions (reading, writing and listing) and to the credentials"
+            advice = "check its permissions (reading, writing, listing) and the credentials"
         else:
-            advice = "see to the network, the credentials and the address of the store"
+            advice = "check the network, the credentials and the address of the store"
         raise StoreError(f"{url} cannot be reached: {what}; {advice}, then run the same command again") from error

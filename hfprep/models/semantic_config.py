@@ -26,6 +26,9 @@ _REQUIRED: dict[str, tuple[Any, ...]] = {
     "use_intermediate_ffn_before_adapter": (False,),
 }
 _PUBLISHED_LAYERS = 24
+MAX_WIDTH = (
+    1 << 20
+)  # of a layer; one beyond would be built, and take all memory, before the weights are held against it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,7 @@ class SemanticEncoderConfig:
         path = Path(path)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as exc:
+        except (OSError, ValueError, RecursionError) as exc:
             raise CheckpointError(f"{path}: cannot be read as JSON ({exc}); it must be the semantic model's") from exc
         if not isinstance(values, dict):
             raise CheckpointError(f"{path}: holds {type(values).__name__}, not an object")
@@ -75,8 +78,8 @@ class SemanticEncoderConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             whole = isinstance(field.default, int)
-            if type(value) not in ((int,) if whole else (int, float)) or value <= 0:
-                wanted = "a whole number from 1" if whole else "a number above 0"
+            if type(value) not in ((int,) if whole else (int, float)) or not 0 < value <= MAX_WIDTH:
+                wanted = f"a whole number from 1 to {MAX_WIDTH}" if whole else "a number above 0"
                 raise CheckpointError(f"{where}: {field.name} is {value!r}; it must be {wanted}")
         if self.hidden_size % self.num_attention_heads:
             raise CheckpointError(

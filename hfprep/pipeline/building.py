@@ -36,9 +36,10 @@ from hfprep.pipeline.planning import Plan, PlanCounts, Planner, PlanOptions
 from hfprep.pipeline.precision_choice import decide, measured
 from hfprep.pipeline.progress import BuildProgress, Tally
 from hfprep.pipeline.provenance import check_recipe, given_paths
+from hfprep.pipeline.remarks import close_remarks, warn_of_doubtful
 from hfprep.pipeline.signals import StopSignals, stop_on_signals
 from hfprep.pipeline.summary import Summary
-from hfprep.recipes.base import ModelSet
+from hfprep.pipeline.validation import with_split
 from hfprep.schema import Column, Rejection
 from hfprep.store.fingerprints import Fingerprinter, differences, with_numerics
 from hfprep.store.layout import PROGRESS, REJECTED, STATS, NpyOutput, json_line
@@ -51,6 +52,11 @@ from hfprep.store.timeline import Timeline
 log = logging.getLogger(__name__)
 
 SECONDS_PER_HOUR = 3600.0
+RECORDED = (
+    "audio_sr", "batch_size", "drop_overlong", "hash_audio", "language", "max_samples", "val_ratio", "val_count",
+    "min_seconds", "max_seconds", "max_chars_per_second",
+)  # fmt: skip
+"""Options that stats.json has."""
 NAMED_FILES = ("tokenizer", "gpt_checkpoint")  # whose paths stats.json gives
 
 
@@ -90,7 +96,7 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
         stack.callback(state.close)
         check_recipe(state, inputs.schema)
         withdraw_part(output)
-        config = decide(config, inputs, state)
+        config = decide(with_split(config), inputs, state)
         run = _Run(config, output, state, inputs, shared.models, started, mirror)
         stack.callback(run.close)
         try:
@@ -108,6 +114,7 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
         summary = run.finish(plan, stop)
         if not summary.pending:
             run.export()
+            close_remarks(summary, config.val_ratio, output, remote=mirror is not None)
             if config.part is not None:
                 write_part(output, plan.path, part_facts(config, inputs))
         if mirror is not None:
@@ -115,7 +122,7 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
         return summary
 
 
-def plan_options(config: BuildConfig, models: ModelSet, differences: Sequence[str] = ()) -> PlanOptions:
+def plan_options(config: BuildConfig, inputs: Inputs, differences: Sequence[str] = ()) -> PlanOptions:
     """What of a config decides which rows are taken and what of them is reused."""
     return PlanOptions(
         settings_changes=tuple(differences),
@@ -123,12 +130,16 @@ def plan_options(config: BuildConfig, models: ModelSet, differences: Sequence[st
         max_samples=config.max_samples,
         part=config.part,
         fields=config.field_map,
+        audio_root=config.audio_root,
+        named_stores=config.named_stores,
         skip_existing=config.skip_existing,
         hash_audio=config.hash_audio,
         refuse_changes=config.on_change == "refuse",
         workers=choose_workers(config.workers),
         drop_overlong=config.drop_overlong,
-        num_codes=lambda num_samples: models.num_codes(num_input_frames(num_samples)),
+        filters=config.filters,
+        num_codes=lambda num_samples: inputs.models.num_codes(num_input_frames(num_samples)),
+        doubt=inputs.text_encoder.doubt,
     )
 
 
@@ -170,7 +181,7 @@ class _Run:
         if self.output.occupied() and self.state.is_empty() and not config.skip_existing:
             log.warning("%s holds artifacts of unknown origin; they are computed again (--skip-existing adopts them)",
                         self.output.root)  # fmt: skip
-        options = plan_options(config, self.inputs.models, changed)
+        options = plan_options(config, self.inputs, changed)
         with self.listing() as listing:
             planner = Planner(self.output, self.state, self.fingerprinter(), options, listing,
                               artifacts=self.kept.manifests)  # fmt: skip
@@ -180,6 +191,7 @@ class _Run:
                 raise ConfigError(f"--manifest {str(config.manifest)!r} is empty; give one JSON object a line")
             log.info("%d lines: %d to compute, %d finished already, %d rejected so far, %d capped",
                      counts.lines_read, counts.pending, counts.reused, counts.rejected, counts.capped)  # fmt: skip
+            warn_of_doubtful(counts)
             if settings not in earlier:
                 self.state.put("settings_begun", [*earlier[1:], settings] if earlier else [])
             if not earlier:
@@ -243,13 +255,14 @@ class _Run:
             self.codebook.begin(reused=counts.reused, changed=bool(counts.known))
 
             def sink(staged: list[Any], rejections: list[Rejection], cost: BatchCost) -> None:
-                publisher.publish(staged, rejections)
-                self.codebook.add(len(staged), cost.codes)
+                placed = publisher.publish(staged, rejections)
+                refused = len(rejections) + len(staged) - len(placed)
+                self.codebook.add(len(placed), cost.codes)
                 self.out_of_memory_events += cost.out_of_memory_events
-                timeline.add(rejected=len(rejections), **cost.record())
+                timeline.add(rejected=refused, **cost.record())
                 progress.advance(
-                    done=len(staged),
-                    rejected=len(rejections),
+                    done=len(placed),
+                    rejected=refused,
                     audio_seconds=cost.audio_seconds,
                     num_frames=cost.num_frames,
                     padded_frames=cost.padded_frames,
@@ -325,7 +338,6 @@ class _Run:
     def stats(self, summary: Summary) -> dict[str, Any]:
         """The content of stats.json."""
         config, inputs = self.config, self.inputs
-        names = ("audio_sr", "batch_size", "drop_overlong", "hash_audio", "language", "max_samples", "val_ratio")
         return {
             "total": summary.accepted,
             "train": summary.train,
@@ -346,7 +358,7 @@ class _Run:
             "codebook": self.codebook.summary(self.listed_ids(), summary.accepted, self.read_codes),
             "overlong": summary.overlong,
             "out_of_memory_events": summary.out_of_memory_events,
-            "settings": {name: getattr(config, name) for name in names},
+            "settings": {name: getattr(config, name) for name in RECORDED},
         }
 
     def read_codes(self, column: Column, ids: Sequence[str]) -> np.ndarray:

@@ -11,8 +11,9 @@ from pathlib import Path
 from hfprep.errors import ConfigError
 from hfprep.inputs.manifest.field_map import FieldMap
 from hfprep.inputs.text.language import language_option
-from hfprep.io.object_storage import url_of
+from hfprep.io.object_storage import store_of, url_of
 from hfprep.io.sizes import parse_size
+from hfprep.pipeline.filters import RowFilters
 from hfprep.recipes.base import option
 from hfprep.recipes.options import ModelOptions
 from hfprep.recipes.registry import NAMES
@@ -56,9 +57,11 @@ class BuildConfig(ModelOptions):
     output_dir: Path = option(Path(), "Where the features go (a folder or s3://...); a rerun continues there.")
     work_dir: Path | None = option(None, "Local folder of an output in object storage; default: in ~/.cache/hfprep.")
     map: str | None = option(None, "Names of fields: text=sentence,audio=path,id=utt; id=@line: row numbers.")
+    audio_root: Path | None = option(None, "Folder (or URL) that relative audio paths start from.")
     recipe: str | None = option(None, f"Model family: {', '.join(NAMES)}; default: told from the model files.")
     language: str | None = option(None, "Language of all rows (en, zh, ja, am, ...); default: each row's own.")
     val_ratio: float = option(0.01, "Share of ids that go to val_manifest.jsonl, by a hash of the id.")
+    val_count: int | None = option(None, "In place of --val-ratio: the N ids of smallest hash go to validation.")
     batch_size: int = option(0, "Samples a batch at most; 0: by the device's memory.")
     workers: int = option(0, "Threads that decode audio; 0: one a CPU core.")
     num_processes: int = option(0, "Processes on this machine; 0: one a GPU, else one.")
@@ -71,10 +74,13 @@ class BuildConfig(ModelOptions):
     precision: str = option(PLAIN, "fp32, exact (GPU: as good, faster), tf32, bf16, fp16; auto: by measuring.")
     min_code_agreement: float = option(0.995, "Share of codes that another precision must compute as fp32 does.")
     audio_sr: int = option(16000, "16000: straight to 16 kHz; another rate (24000): through it, as older scripts did.")
-    max_samples: int | None = option(None, "Take only the first N valid rows.")
+    max_samples: int | None = option(None, "Take only the first N valid rows; 0: all.")
     skip_existing: bool = option(False, "Adopt complete artifacts on disk that hfprep has no record of.")
     strict: bool = option(False, "Exit with status 1 when any line was rejected.")
     drop_overlong: bool = option(False, "Reject samples over the model's text or code positions (else: only counted).")
+    min_seconds: float | None = option(None, "Reject clips that are shorter.")
+    max_seconds: float | None = option(None, "Reject clips that are longer.")
+    max_chars_per_second: float | None = option(None, "Reject texts with more characters for each second of the clip.")
     hash_audio: bool = option(False, "Tell changed audio by its content rather than by size and mtime.")
     on_change: str = option("recompute", "recompute or refuse, when what finished samples depend on has changed.")
     format: str = option("npy", "Formats, with commas: npy, arrow, webdataset (the latter in folders of the output).")
@@ -92,12 +98,8 @@ class BuildConfig(ModelOptions):
         self._require(self.work_dir is None or remote, "work_dir", "left out: --output-dir is itself a local folder")
         self._require(not (remote and self.skip_existing), "skip_existing", "left out with an output in object storage")
         object.__setattr__(self, "language", language_option(self.language))
-        self._require(0 <= self.val_ratio <= 1, "val_ratio", "a number from 0 to 1")
-        self._require(self.batch_size >= 0, "batch_size", "0 (automatic) or a positive number")
-        self._require(self.workers >= 0, "workers", "0 (automatic) or a positive number")
-        self._require(self.num_processes >= 0, "num_processes", "0 (automatic) or a positive number")
-        self._require(self.audio_sr > 0, "audio_sr", "a sampling rate in Hz, such as 16000 or 24000")
-        self._require(self.max_samples is None or self.max_samples > 0, "max_samples", "a positive number")
+        object.__setattr__(self, "max_samples", self.max_samples or None)
+        self._check_numbers()
         self._require(self.engine in ENGINES, "engine", " or ".join(ENGINES))
         self._require(self.precision in PRECISIONS, "precision", ", ".join(PRECISIONS[:-1]) + " or " + PRECISIONS[-1])
         self._require(
@@ -105,9 +107,6 @@ class BuildConfig(ModelOptions):
             "precision",
             "a precision by name with --engine ray and with --shard: each machine would choose for itself",
         )
-        self._require(0 < self.min_code_agreement <= 1, "min_code_agreement", "above 0, and not above 1")
-        gpus = self.num_gpus_per_worker
-        self._require(gpus is None or gpus >= 0, "num_gpus_per_worker", "0 or a positive number")
         if self.shard is not None:
             Part.parse(self.shard)
         FieldMap.parse(self.map)
@@ -129,6 +128,20 @@ class BuildConfig(ModelOptions):
             re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None, "device", "auto, cpu, cuda or cuda:N"
         )
 
+    def _check_numbers(self) -> None:
+        """ConfigError where a number is out of its range."""
+        self._require(0 <= self.val_ratio <= 1, "val_ratio", "a number from 0 to 1")
+        self._require(self.val_count is None or self.val_count >= 0, "val_count", "a number of samples, 0 for none")
+        for name in ("batch_size", "workers", "num_processes"):
+            self._require(getattr(self, name) >= 0, name, "0 (automatic) or a positive number")
+        self._require(self.audio_sr > 0, "audio_sr", "a sampling rate in Hz, such as 16000 or 24000")
+        most = self.max_samples
+        self._require(most is None or most > 0, "max_samples", "a positive number, or 0 for all")
+        self._require(0 < self.min_code_agreement <= 1, "min_code_agreement", "above 0, and not above 1")
+        gpus = self.num_gpus_per_worker
+        self._require(gpus is None or gpus >= 0, "num_gpus_per_worker", "0 or a positive number")
+        _ = self.filters  # raises where a bound is wrong
+
     def _require(self, holds: bool, name: str, allowed: str) -> None:
         if not holds:
             raise ConfigError(f"{flag(name)} is {str(getattr(self, name))!r}; it must be {allowed}")
@@ -139,9 +152,24 @@ class BuildConfig(ModelOptions):
         return None if self.shard is None else Part.parse(self.shard)
 
     @property
+    def named_stores(self) -> frozenset[str]:
+        """The object stores that the user named: what is wrong with one of them is not the fault of a row."""
+        urls = (url_of(place) for place in (self.manifest, self.output_dir, self.audio_root) if place is not None)
+        return frozenset(store_of(url) for url in urls if url is not None)
+
+    @property
     def field_map(self) -> FieldMap:
         """Which field of the input stands for which of ours."""
         return FieldMap.parse(self.map)
+
+    @property
+    def filters(self) -> RowFilters:
+        """Bounds on the rows that are taken; ConfigError where they are none."""
+        return RowFilters(
+            min_seconds=self.min_seconds,
+            max_seconds=self.max_seconds,
+            max_chars_per_second=self.max_chars_per_second,
+        )
 
     @property
     def formats(self) -> tuple[str, ...]:

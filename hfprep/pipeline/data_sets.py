@@ -19,14 +19,14 @@ class ManyOptions:
     """What stands in place of --manifest and --output-dir where one run builds several data sets."""
 
     dataset: list[str] | None = option(None, f"{FORM}; once for each of several data sets, in place of --manifest.")
-    output_root: Path = option(Path(), "With --dataset: where the outputs go, LANG_processed_data unless named.")
+    output_root: Path = option(Path(), "With --dataset: where outputs go that are not named, as LANG_processed_data.")
 
 
 def config_of_each(specs: Sequence[str], output_root: Path | str = Path(), **options: Any) -> list[BuildConfig]:
     """A config for each "LANG=MANIFEST[=OUTPUT]"; `options` are those of BuildConfig, for all of them.
 
-    OUTPUT is a folder under `output_root`, `LANG_processed_data` where it is left out; LANG is the language of all
-    rows. Raises ConfigError, also where two data sets have the same manifest or the same output.
+    OUTPUT is taken as it is given; where it is left out, it is `LANG_processed_data` under `output_root`. LANG is the
+    language of all rows. Raises ConfigError, also where two data sets have the same manifest or the same output.
     """
     if not specs:
         raise ConfigError(f"--dataset is not given; it must be {FORM}")
@@ -38,7 +38,7 @@ def config_of_each(specs: Sequence[str], output_root: Path | str = Path(), **opt
         language, manifest, output = [*(part.strip() for part in spec.split("=", 2)), "", ""][:3]
         if not language or "/" in language or not manifest or (spec.count("=") > 1 and not output):
             raise ConfigError(f"--dataset is {spec!r}; it must be {FORM}")
-        folder = Path(output_root) / (output or f"{language}_processed_data")
+        folder = Path(output) if output else Path(output_root) / f"{language}_processed_data"
         configs.append(BuildConfig(manifest=Path(manifest), output_dir=folder, language=language, **options))
     refuse_twice(configs)
     return configs

@@ -121,7 +121,7 @@ def preview(config: BuildConfig) -> Preview:
         state = State(private / known.name)
         stack.callback(state.close)
         config = without_measuring(config, inputs, state)
-        options = plan_options(config, inputs.models)
+        options = plan_options(config, inputs)
         fingerprinter = Fingerprinter(inputs.schema, inputs.settings(config))
         planner = Planner(
             output, state, fingerprinter, options, _Unlisted(), artifacts=state.get("packed_format") is None

@@ -23,6 +23,7 @@ from hfprep.errors import CheckpointError, Reason
 from hfprep.pipeline.batching import BatchLimits, FrameBudget, batches, padded_frames
 from hfprep.pipeline.breaker import Breaker, Unproven
 from hfprep.pipeline.failures import DeviceError, Failure
+from hfprep.pipeline.filters import RowFilters
 from hfprep.pipeline.forwarding import Arriving, Outcome, forward, outcome
 from hfprep.pipeline.intake import Intake, IntakeSettings, Loaded, SampleLimits, Task, reject
 from hfprep.pipeline.intake_processes import IntakeProcesses
@@ -59,6 +60,7 @@ class ExtractorSettings:
     workers: int = 1
     limits: BatchLimits = field(default_factory=lambda: BatchLimits(1, None))
     drop_overlong: bool = False
+    filters: RowFilters = field(default_factory=RowFilters)
     prefetch_bytes: int = PREFETCH_BYTES
 
 
@@ -118,6 +120,7 @@ class FeatureExtractor:
             min_frames=0 if model is None else model.min_frames,
             max_frames=None if model is None else model.max_frames,
             drop_overlong=settings.drop_overlong,
+            filters=settings.filters,
         )
         # A GPU computes input features, too: in threads they would hold up the one that keeps it busy.
         intake = IntakeSettings(limits=limits, via_sampling_rate=settings.via_sampling_rate, waveforms=self.looks_ahead)

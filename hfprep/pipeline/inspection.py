@@ -7,19 +7,20 @@ Decides nothing, changes nothing; safe to use from several threads.
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pyarrow import fs
 
-from hfprep.errors import Reason, RejectedSample
+from hfprep.errors import HfprepError, Reason, RejectedSample
 from hfprep.inputs.audio.decode import TARGET_SAMPLING_RATE, read_header
-from hfprep.io.object_storage import REQUESTS_AT_A_TIME, is_url
+from hfprep.io.object_storage import REQUESTS_AT_A_TIME, is_url, store_of
 from hfprep.schema import Schema, Utterance
 from hfprep.store.fingerprints import AudioIdentity
 from hfprep.store.layout import NpyOutput
 from hfprep.store.state import SampleState
 
 Known = tuple[Utterance, SampleState | None]  # a row and what the state says of it
+MOST_STORES = 1000  # that are remembered as not to be used
 ADOPTED_LENGTH_SLACK = 1  # frames; a header's length of an mp3 may be a little off
 
 
@@ -35,6 +36,43 @@ def identify_audio(path: str, *, by_content: bool) -> AudioIdentity:
         raise RejectedSample(Reason.AUDIO_MISSING, message) from None
     except OSError as error:
         raise RejectedSample(Reason.AUDIO_UNREADABLE, f"{path}: {error.strerror or error}") from error
+
+
+class Stores:
+    """What to make of an object store that cannot be used: the end of the run, or the rejection of a row.
+
+    It ends the run where the user named the store (by the manifest, the output or an option), where the store has
+    answered before, and where it holds the audio of a finished sample. Any other is one that a row chose: it is asked
+    once, and rows that name it are rejected. Safe to use from several threads.
+    """
+
+    def __init__(self, named: frozenset[str] = frozenset()) -> None:
+        self._trusted = set(named)
+        self._refused: dict[str, str] = {}
+
+    def identify(self, path: str, *, by_content: bool, finished: bool = False) -> AudioIdentity:
+        """`identify_audio` for a path or URL. Raises RejectedSample, StoreError or ConfigError."""
+        if not is_url(path):
+            return identify_audio(path, by_content=by_content)
+        store = store_of(path)
+        if store in self._refused and not finished:
+            raise self._rejection(store)
+        try:
+            identity = identify_audio(path, by_content=by_content)
+        except RejectedSample:
+            self._trusted.add(store)
+            raise
+        except HfprepError as error:
+            if finished or store in self._trusted:
+                raise
+            if len(self._refused) < MOST_STORES:
+                self._refused[store] = str(error)
+            raise RejectedSample(Reason.AUDIO_UNREADABLE, str(error)) from error
+        self._trusted.add(store)
+        return identity
+
+    def _rejection(self, store: str) -> RejectedSample:
+        return RejectedSample(Reason.AUDIO_UNREADABLE, f"{store} could not be used before: {self._refused[store]}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +107,14 @@ class Inspector:
     adopt: bool
     artifacts: bool
     num_codes: Callable[[int], int]
+    stores: Stores = field(default_factory=Stores)
 
     def inspect(self, rows: Sequence[Known]) -> list[Inspected | RejectedSample]:
         """What the disk says of each of these rows; a RejectedSample where the audio is not there."""
         found: list[Inspected | RejectedSample] = []
-        remote = self._identify_remote(utterance.path for utterance, _ in rows if is_url(utterance.path))
+        remote = self._identify_remote(
+            (utterance.path, known is not None) for utterance, known in rows if is_url(utterance.path)
+        )
         for (utterance, known), files in zip(rows, self._look(rows), strict=True):
             try:
                 identity = remote.get(utterance.path) or self._identify(utterance, files)
@@ -84,16 +125,18 @@ class Inspector:
                 found.append(error)
         return found
 
-    def _identify_remote(self, urls: Iterable[str]) -> dict[str, AudioIdentity | RejectedSample]:
-        """What the store says of these files, many asked at a time."""
+    def _identify_remote(self, urls: Iterable[tuple[str, bool]]) -> dict[str, AudioIdentity | RejectedSample]:
+        """What the store says of these files (URL, whether a finished sample has it), many asked at a time."""
 
         def identify(url: str) -> AudioIdentity | RejectedSample:
             try:
-                return identify_audio(url, by_content=self.hash_audio)
+                return self.stores.identify(url, by_content=self.hash_audio, finished=wanted[url])
             except RejectedSample as error:
                 return error
 
-        wanted = list(dict.fromkeys(urls))
+        wanted: dict[str, bool] = {}
+        for url, finished in urls:
+            wanted[url] = finished or wanted.get(url, False)
         if not wanted:
             return {}
         with ThreadPoolExecutor(min(len(wanted), REQUESTS_AT_A_TIME)) as pool:

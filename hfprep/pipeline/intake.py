@@ -7,7 +7,7 @@ Gives `load_sample`, which a build and a check share, so that both reject the sa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,7 @@ from hfprep.io.object_storage import is_url
 from hfprep.models.input_features import check_waveform, extract_input_features, num_input_frames
 from hfprep.pipeline.breaker import Unproven
 from hfprep.pipeline.failures import Failure
+from hfprep.pipeline.filters import RowFilters
 from hfprep.pipeline.observing import observe
 from hfprep.recipes.base import TextEncoder
 from hfprep.schema import Rejection, Schema, Utterance
@@ -90,7 +91,9 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleLimits:
-    """Frames that the models can take (None: no bound); with `drop_overlong`, the limits of the schema, too.
+    """Frames that the models can take (None: no bound), and the user's own bounds.
+
+    With `drop_overlong`, the limits of the schema hold, too.
 
     `num_codes(frames)` is how many codes a clip has.
     """
@@ -99,6 +102,7 @@ class SampleLimits:
     min_frames: int = 0
     max_frames: int | None = None
     drop_overlong: bool = False
+    filters: RowFilters = field(default_factory=RowFilters)
     num_codes: Callable[[int], int] = int
 
     def check_text(self, text_ids: np.ndarray) -> None:
@@ -155,6 +159,7 @@ def load_sample(
         foreseen, what = Reason.AUDIO_UNREADABLE, utterance.path
         if task.with_audio:
             audio, seconds = read_audio(utterance.path, limits.check_frames)
+            limits.filters.check(seconds, utterance.text)
         return Loaded(task, text_ids, audio, seconds)
     except RejectedSample as error:
         return task, reject(task, error.reason, error.message)

@@ -3,11 +3,23 @@
 import contextlib
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
 
+from hfprep.io.atomic import NO_LINK, explained
+from hfprep.io.printable import printable, printable_json, printable_lines
+
 LINE = "%(asctime)s %(levelname)s %(message)s"
+
+
+class PlainFormatter(logging.Formatter):
+    """Lines for people. What came from data stays on its line and is never a terminal's command."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(_without_line_ends(record)))
 
 
 class JsonFormatter(logging.Formatter):
@@ -15,21 +27,41 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         when = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(record.created))
-        fields = {"time": when, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
+        message = _without_line_ends(record).getMessage()
+        fields = {"time": when, "level": record.levelname, "logger": record.name, "message": message}
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
-        return json.dumps(fields, ensure_ascii=False)
+        return printable_json(json.dumps(fields, ensure_ascii=False))
 
 
 def formatter(as_json: bool) -> logging.Formatter:
     """Plain lines or JSON objects."""
-    return JsonFormatter() if as_json else logging.Formatter(LINE)
+    return JsonFormatter() if as_json else PlainFormatter(LINE)
+
+
+def _without_line_ends(record: logging.LogRecord) -> logging.LogRecord:
+    """The record with values that are text, or a path, on one line each."""
+    if not isinstance(record.args, tuple):
+        return record
+    copy = logging.makeLogRecord(record.__dict__)
+    kinds = str | os.PathLike | Exception
+    copy.args = tuple(printable(value) if isinstance(value, kinds) else value for value in record.args)
+    return copy
+
+
+class _LogFile(logging.FileHandler):
+    """Appends to a file; a symbolic link in its place is not followed."""
+
+    def _open(self) -> TextIOWrapper:
+        with explained(self.baseFilename):
+            descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND | NO_LINK, 0o666)
+        return open(descriptor, "a", encoding=self.encoding)
 
 
 @contextlib.contextmanager
 def log_to_file(path: Path, *, as_json: bool) -> Iterator[None]:
     """Append hfprep's log lines to a file while inside."""
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(formatter(as_json))
     logger = logging.getLogger("hfprep")
     if logger.getEffectiveLevel() > logging.INFO:

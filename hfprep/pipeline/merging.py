@@ -24,6 +24,7 @@ from typing import Any
 from hfprep.errors import ConfigError, StoreError
 from hfprep.formats.build_formats import forget_exports
 from hfprep.formats.extra_fields import write_extra_fields
+from hfprep.formats.pair_files import renew_pairs
 from hfprep.io import atomic
 from hfprep.io.chunks import chunks_of
 from hfprep.io.lock import OutputLock
@@ -145,13 +146,17 @@ class _Merge:
             ThreadPoolExecutor(LINK_THREADS) as pool,
         ):
             for chunk in self.chunks():
-                publisher.publish(self.stage(chunk, pool), [])
+                staged = self.stage(chunk, pool)
+                if len(publisher.publish(staged, [])) < len(staged):
+                    raise StoreError(f"{self.output.root}: its file system cannot hold all ids as names; use another")
         listed = self.list_finished(self.chunks())
         atomic.write_lines(self.output.root / REJECTED, self.rejected_lines())
         extra = ((row.utterance.id, row.utterance.extra) for row, _ in self.rows())
         write_extra_fields(self.output.root, extra)
         stats = self.stats(listed)
         write_stats(self.output.root / STATS, stats)
+        for line in renew_pairs(self.output.root):
+            log.warning("pairs: %s", line)
         return MergeSummary(
             self.output.root, len(self.parts), listed.train, listed.val, sum(stats["rejected"].values()),
             listed.seconds / SECONDS_PER_HOUR, self.linked, self.copied, self.reused,

@@ -26,7 +26,10 @@ from hfprep.store.layout import NpyOutput, OutputFolder, PlannedRow
 
 PART_FORMAT = 2
 RECORD, ROWS = "part.json", "part-rows.arrow"
-SETTINGS = ("language", "map", "max_samples", "val_ratio", "drop_overlong", "hash_audio")
+SETTINGS = (
+    "language", "map", "max_samples", "val_ratio", "val_count", "drop_overlong", "hash_audio",
+    "min_seconds", "max_seconds", "max_chars_per_second",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ is the `datasets.Dataset` that everything after this maps over. Opens no audio, 
 """
 
 import dataclasses
-import gc
 import itertools
 import json
 import logging
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -25,15 +25,19 @@ from hfprep.errors import Reason, RejectedSample, StopRequested, StoreError
 from hfprep.inputs.manifest.field_map import FieldMap
 from hfprep.inputs.manifest.opening import open_source
 from hfprep.inputs.manifest.rows import AudioFinder, NoLookup, parse_line
+from hfprep.inputs.text.scripts import DoubtfulGrammar
 from hfprep.io.atomic import explained
 from hfprep.io.chunks import chunks_of
 from hfprep.io.references import parse_reference
+from hfprep.pipeline.collector import no_garbage_collection
 from hfprep.pipeline.config import Part
-from hfprep.pipeline.inspection import Adoptable, Inspected, Inspector
+from hfprep.pipeline.filters import RowFilters
+from hfprep.pipeline.inspection import Adoptable, Inspected, Inspector, Stores
 from hfprep.pipeline.intake import check_length
 from hfprep.schema import Rejection, Utterance
 from hfprep.store.fingerprints import AudioIdentity, Fingerprinter, source_of
 from hfprep.store.layout import NpyOutput, PlannedRow
+from hfprep.store.names import NameRules
 from hfprep.store.state import Finished, SampleState, State
 
 log = logging.getLogger(__name__)
@@ -73,7 +77,9 @@ def rows_schema(groups: Sequence[str]) -> pa.Schema:
 class PlanOptions:
     """What decides which rows are taken and what of them is reused.
 
-    With `drop_overlong` finished samples over a limit of the schema are rejected, as they are when they are computed.
+    `doubt` says what is doubtful about the grammar of a text without a language.
+    With `drop_overlong` finished samples over a limit of the schema are rejected, as they are when they are computed,
+    and so are those that `filters` leave out.
     `num_codes(samples at 16 kHz)` tells artifacts to adopt from those that hold padding.
     """
 
@@ -81,13 +87,17 @@ class PlanOptions:
     max_samples: int | None = None
     part: Part | None = None
     fields: FieldMap = field(default_factory=FieldMap)
+    audio_root: Path | None = None
+    named_stores: frozenset[str] = frozenset()
     skip_existing: bool = False
     hash_audio: bool = False
     refuse_changes: bool = False
     workers: int = 1
     settings_changes: tuple[str, ...] = ()
     drop_overlong: bool = False
+    filters: RowFilters = field(default_factory=RowFilters)
     num_codes: Callable[[int], int] = int
+    doubt: Callable[[str, str | None], DoubtfulGrammar | None] = lambda _text, _language: None
 
 
 @dataclass
@@ -109,6 +119,8 @@ class PlanCounts:
     changed: int = 0
     need: set[str] = field(default_factory=set)
     changes: list[str] = field(default_factory=list)
+    doubtful: Counter[DoubtfulGrammar] = field(default_factory=Counter)
+    doubtful_line: int = 0
 
 
 class Plan:
@@ -173,6 +185,7 @@ class Planner:
             adopt=options.skip_existing,
             artifacts=artifacts,
             num_codes=options.num_codes,
+            stores=Stores(options.named_stores),
         )
         self.counts = PlanCounts()
         self.schema = output.schema
@@ -186,7 +199,7 @@ class Planner:
         path = self.output.work / "rows.arrow"
         with ExitStack() as stack:
             stack.enter_context(explained(path))
-            stack.enter_context(_no_garbage_collection())
+            stack.enter_context(no_garbage_collection())
             pool = stack.enter_context(ThreadPoolExecutor(self.options.workers))
             sink = stack.enter_context(pa.OSFile(str(path), "wb"))
             writer = stack.enter_context(pa.ipc.new_stream(sink, self._rows))
@@ -199,8 +212,9 @@ class Planner:
     def _valid_rows(self, manifest: Path) -> Iterator[Utterance]:
         """Rows that can be read and whose id is new, up to the cap; everything else is rejected or counted."""
         source = open_source(manifest, self.options.fields)
-        here, elsewhere = AudioFinder(manifest), NoLookup(manifest)
+        here, elsewhere = AudioFinder(manifest, self.options.audio_root), NoLookup(manifest)
         counts, part = self.counts, self.options.part
+        names = NameRules.of(self.output.work, self.output.root) if self.inspector.artifacts else NameRules()
         taken = 0
         for number, raw in source.lines():
             mine = part is None or part.holds(number)
@@ -210,9 +224,8 @@ class Planner:
                 continue
             # Lines of other parts are read too: a duplicate id and --max-samples are matters of the whole manifest.
             row = parse_line(number, raw, here if mine else elsewhere, self.options.language)
-            if isinstance(row, Utterance) and not self.state.first_sight(row.id):
-                message = f"id {row.id!r} stands on an earlier line already; give each row its own"
-                row = Rejection(number, row.id, Reason.DUPLICATE_ID, message)
+            if isinstance(row, Utterance):
+                row = self._with_new_id(row, names)
             if isinstance(row, Rejection):
                 if mine:
                     self._reject(row)
@@ -220,6 +233,19 @@ class Planner:
             taken += 1
             if mine:
                 yield row
+
+    def _with_new_id(self, row: Utterance, names: NameRules) -> Utterance | Rejection:
+        """The row itself, where its id is no earlier one's, also not for the output's file system."""
+        try:
+            names.check(row.id)
+        except RejectedSample as error:
+            return Rejection(row.line, row.id, error.reason, error.message)
+        message = None
+        if not self.state.first_sight(row.id):
+            message = f"id {row.id!r} stands on an earlier line already; give each row its own"
+        elif names.folds and not self.state.first_sight(f"\0{names.key(row.id)}"):  # no id holds this character
+            message = f"the output's file system takes id {row.id!r} for that of an earlier line; rename one of them"
+        return row if message is None else Rejection(row.line, row.id, Reason.DUPLICATE_ID, message)
 
     def _reject(self, rejection: Rejection) -> None:
         self.state.reject(rejection)
@@ -271,11 +297,17 @@ class Planner:
             sample = self.state.sample(utterance.id)
         counts = self.counts
         if sample is not None:
+            if not need & self.schema.audio_groups:
+                self.options.filters.check(sample.seconds, utterance.text)
             if self.options.drop_overlong:
                 self._check_lengths(sample, self.schema.all_groups - need)
             if not need:
                 self.listing.add(utterance, sample)
         counts.rows += 1
+        doubtful = self.options.doubt(utterance.text, utterance.language)
+        if doubtful is not None:
+            counts.doubtful[doubtful] += 1
+            counts.doubtful_line = counts.doubtful_line or utterance.line
         if need:
             counts.need |= need
             counts.pending += 1
@@ -358,15 +390,3 @@ class Planner:
             f"what finished samples depend on has changed, and --on-change is refuse:\n  {lines}\n"
             "run with --on-change recompute to redo them, or with another --output-dir"
         )
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Spare the collector a million short-lived objects without cycles; it would walk all of torch again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -121,7 +121,7 @@ def _earlier(config: BuildConfig, inputs: Inputs, state: State) -> str | None:
 def _clips(config: BuildConfig, num_frames: int) -> Iterator[Clip]:
     """Input features of the manifest's first clips that can be used, until there are `num_frames` frames."""
     via = None if config.audio_sr == TARGET_SAMPLING_RATE else config.audio_sr
-    finder = AudioFinder(config.manifest)
+    finder = AudioFinder(config.manifest, config.audio_root)
     rows = open_source(config.manifest, config.field_map).lines()
     for number, raw in itertools.islice(rows, MOST_ROWS):
         row = parse_line(number, raw, finder, config.language)

@@ -19,6 +19,8 @@ def given_paths(config: BuildConfig) -> dict[str, str | None]:
         "manifest": url_of(config.manifest) or str(config.manifest.absolute()),
         "folder": str(Path.cwd()),
     }
+    if config.audio_root is not None:
+        found["audio_root"] = url_of(config.audio_root) or str(config.audio_root.absolute())
     for item in dataclasses.fields(ModelOptions):
         value = getattr(config, item.name)
         if isinstance(value, Path):

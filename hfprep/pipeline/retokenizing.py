@@ -67,6 +67,9 @@ def copy_output(source: Path, target: Path) -> None:
             place.mkdir(exist_ok=True)
             inside = os.path.relpath(path, source) == PRIVATE
             folders[:] = [name for name in folders if not (inside and name in NOT_COPIED)]
+            for name in (*folders, *files):
+                if Path(path, name).is_symlink():  # to whatever file another wanted to have in the copy
+                    raise StoreError(f"{Path(path, name)} is a symbolic link; remove it, or copy its file there")
             for name in files:
                 if not (inside and name in NOT_COPIED):
                     _link(Path(path, name), place / name)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from hfprep.inputs.text.scripts import DoubtfulGrammar
 from hfprep.schema import Schema
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ class TextEncoder(Protocol):
 
     def encode(self, text: str, language: str | None = None) -> np.ndarray:
         """The token ids of a text, int32 (text_len,). Raises RejectedSample where it has none."""
+
+    def doubt(self, text: str, language: str | None) -> DoubtfulGrammar | None:
+        """What is doubtful about the grammar that a text gets by its script alone, None where nothing is."""
 
 
 class Model(Protocol):

@@ -6,6 +6,7 @@ file. Keys that hfprep does not compute from are ignored; values that it cannot 
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from hfprep.errors import ConfigError
 from hfprep.models.configs import ConditionConfig, SemanticCodecConfig
 
 INPUT_LAYER = "conv2d2"
+MAX_CONFIG_BYTES = 1 << 18
+MAX_WIDTH = 1 << 20  # of a layer, a vocabulary or a codebook, or of positions
+MAX_LAYERS = 1000
+SHOWN_LETTERS = 60
 
 
 def read_config(path: Path) -> Section:
@@ -49,28 +54,28 @@ class Section:
         """The mapping under a key."""
         value = self.get(key, "a mapping")
         if not isinstance(value, dict):
-            raise self.error(key, f"is {value!r}; it must be a mapping")
+            raise self.error(key, f"is {_shown(value)}; it must be a mapping")
         return Section(self.path, f"{self.name}{key}.", value)
 
-    def count(self, key: str) -> int:
-        """A whole number from 1."""
-        value = self.get(key, "a whole number from 1")
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.error(key, f"is {value!r}; it must be a whole number from 1")
+    def count(self, key: str, most: int = MAX_WIDTH) -> int:
+        """A whole number from 1 to `most`; one beyond would be built, and take all memory, before a file is missed."""
+        value = self.get(key, f"a whole number from 1 to {most}")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise self.error(key, f"is {_shown(value)}; it must be a whole number from 1 to {most}")
         return value
 
     def text(self, key: str) -> str:
         """A file name."""
         value = self.get(key, "a file name")
         if not isinstance(value, str) or not value.strip():
-            raise self.error(key, f"is {value!r}; it must be a file name")
+            raise self.error(key, f"is {_shown(value)}; it must be a file name")
         return value
 
     def require(self, key: str, allowed: str) -> None:
         """Raise ConfigError unless the key has the one value that can be computed."""
         value = self.get(key, repr(allowed))
         if value != allowed:
-            raise self.error(key, f"is {value!r}; hfprep computes {allowed!r} only")
+            raise self.error(key, f"is {_shown(value)}; hfprep computes {allowed!r} only")
 
 
 def condition_config(section: Section) -> ConditionConfig:
@@ -80,8 +85,8 @@ def condition_config(section: Section) -> ConditionConfig:
         output_size=section.count("output_size"),
         linear_units=section.count("linear_units"),
         attention_heads=section.count("attention_heads"),
-        num_blocks=section.count("num_blocks"),
-        perceiver_mult=section.count("perceiver_mult"),
+        num_blocks=section.count("num_blocks", MAX_LAYERS),
+        perceiver_mult=section.count("perceiver_mult", MAX_LAYERS),
     )
     if config.output_size % config.attention_heads:
         raise section.error(
@@ -98,18 +103,36 @@ def codec_config(section: Section) -> SemanticCodecConfig:
         codebook_dim=section.count("codebook_dim"),
         vocos_dim=section.count("vocos_dim"),
         vocos_intermediate_dim=section.count("vocos_intermediate_dim"),
-        vocos_num_layers=section.count("vocos_num_layers"),
+        vocos_num_layers=section.count("vocos_num_layers", MAX_LAYERS),
     )
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, a little of it: a container may hold itself a billion times."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother, short.maxlong = 2, SHOWN_LETTERS, SHOWN_LETTERS, SHOWN_LETTERS
+    try:
+        return short.repr(value)
+    except ValueError:  # a number of thousands of digits
+        return f"a {type(value).__name__} too long to show"
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        with open(path, encoding="utf-8-sig") as stream:
+            text = stream.read(MAX_CONFIG_BYTES + 1)
+        if len(text) > MAX_CONFIG_BYTES:
+            raise ValueError(f"it is larger than {MAX_CONFIG_BYTES} bytes")
+        values = yaml.safe_load(text)
+    except RecursionError:
+        message = f"{path}: is not a config (nested too deeply); give the model's config.yaml with --config"
+        raise ConfigError(message) from None
     except OSError as exc:
         raise ConfigError(
             f"{path}: cannot be read ({exc.strerror}); give the model's config.yaml with --config"
         ) from exc
-    except (yaml.YAMLError, UnicodeDecodeError) as exc:
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError) as exc:
+        # Beside its own errors yaml lets through what Python says of a date or a number that can be none.
         raise ConfigError(f"{path}: is not a YAML file ({exc}); give the model's config.yaml with --config") from exc
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds {type(values).__name__}, not a mapping; give the model's config.yaml")

@@ -5,6 +5,7 @@ folders synced; the state knows the samples; progress and manifests are appended
 claims what is not on disk, and the listing is made again from the state.
 """
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -24,6 +25,7 @@ from hfprep.io import atomic
 from hfprep.io.npy_format import HEADER_BYTES, npy_bytes, npy_header
 from hfprep.schema import Features, Rejection, Schema, Utterance, artifact_path, manifest_record, metadata_of
 from hfprep.store.fingerprints import AudioIdentity, source_of
+from hfprep.store.names import UNNAMEABLE, unnameable
 from hfprep.store.state import Finished, SampleState, State
 
 TRAIN, VAL = "train_manifest.jsonl", "val_manifest.jsonl"
@@ -34,9 +36,14 @@ IO_THREADS = 8
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
+def split_bucket(sample_id: str) -> int:
+    """The number, from 0 to `SPLIT_BUCKETS`, by which an id goes to a split: from its SHA-1."""
+    return int(hashlib.sha1(sample_id.encode()).hexdigest(), 16) % SPLIT_BUCKETS
+
+
 def is_validation(sample_id: str, val_ratio: float) -> bool:
     """Whether an id belongs to the validation split, by its SHA-1."""
-    return int(hashlib.sha1(sample_id.encode()).hexdigest(), 16) % SPLIT_BUCKETS / SPLIT_BUCKETS < val_ratio
+    return split_bucket(sample_id) / SPLIT_BUCKETS < val_ratio
 
 
 def json_line(record: Mapping[str, Any]) -> bytes:
@@ -233,26 +240,46 @@ class Publisher:
         for file in self._files.values():
             file.close()
 
-    def publish(self, staged: Sequence[Staged], rejections: Sequence[Rejection]) -> None:
-        """Put a batch in place and list it; raises StoreError, and then nothing of the batch is listed."""
+    def publish(self, staged: Sequence[Staged], rejections: Sequence[Rejection]) -> list[Staged]:
+        """Put a batch in place and list it; gives what is in place, without samples that no file can be named after.
+
+        Those become rejections. Raises StoreError, and then nothing of the batch is listed.
+        """
         if staged:
-            finished = [(item.row, item.groups(self.output.schema)) for item in staged]
+            begun = [(item.row.utterance.id, item.groups(self.output.schema)) for item in staged]
             with self.state.transaction():
-                self.state.begin((row.utterance.id, groups) for row, groups in finished)
-            self._move(staged)
+                self.state.begin(begun)
+            refused = self._move(staged)
+            staged = [item for item in staged if item.row.utterance.id not in refused]
+            rejections = [*rejections, *refused.values()]
             with self.state.transaction():
-                for item, (row, groups) in zip(staged, finished, strict=True):
+                for item in staged:
+                    row, groups = item.row, item.groups(self.output.schema)
                     self.state.finish(row.utterance.id, groups, seconds=item.seconds, source=row.source)
         for rejection in rejections:
             self.state.reject(rejection)
         self._list(staged, rejections)
+        return list(staged)
 
-    def _move(self, staged: Sequence[Staged]) -> None:
-        moves = []
+    def _move(self, staged: Sequence[Staged]) -> dict[str, Rejection]:
+        """Give the files of a batch their names; a rejection for each id that is refused as one."""
+        moves, owners = [], {}
         for item in staged:
             for name, path in item.files.items():
-                moves.append((path, self.output.artifact(name, item.row.utterance.id)))
-        put_in_place(self.output.root, moves, self._made)
+                final = self.output.artifact(name, item.row.utterance.id)
+                moves.append((path, final))
+                owners[final] = item
+        refused: dict[str, Rejection] = {}
+        for final, problem in put_in_place(self.output.root, moves, self._made).items():
+            utterance = owners[final].row.utterance
+            error = unnameable(utterance.id, f"cannot be used ({problem})")
+            refused[utterance.id] = Rejection(utterance.line, utterance.id, error.reason, error.message)
+        for path, final in moves:
+            if owners[final].row.utterance.id in refused:  # some of its names may have been possible
+                for leftover in (Path(path), final):
+                    with contextlib.suppress(OSError):
+                        leftover.unlink()
+        return refused
 
     def _list(self, staged: Sequence[Staged], rejections: Sequence[Rejection]) -> None:
         lines: dict[str, list[bytes]] = {TRAIN: [], VAL: []}
@@ -270,21 +297,47 @@ class Publisher:
         self._files[REJECTED].append(json_line(rejection.record()) for rejection in rejections)
 
 
-def put_in_place(root: Path, moves: Sequence[tuple[str | Path, Path]], made: set[Path]) -> None:
+def put_in_place(root: Path, moves: Sequence[tuple[str | Path, Path]], made: set[Path]) -> dict[Path, str]:
     """Give files below `root` (temporary name, final name) their final names, durably; raises StoreError.
 
-    `made` are folders that are known to be there; those of these files are added to it.
+    `made` are folders that are known to be there; those of these files are added to it. Gives the final names that
+    the file system refuses as such, with what it says; their files stay where they are.
     """
-    folders = {final.parent for _, final in moves}
+    refused: dict[Path, str] = {}
     with atomic.explained(root):
-        for folder in folders - made:
-            folder.mkdir(parents=True, exist_ok=True)
+        new = {final.parent for _, final in moves} - made
+        unmade = {folder: problem for folder in new if (problem := _make_folder(root, folder))}
         for temporary, final in moves:
-            atomic.rename(temporary, final)
+            try:
+                if final.parent in unmade:
+                    refused[final] = unmade[final.parent]
+                else:
+                    atomic.rename(temporary, final)
+            except OSError as error:
+                if error.errno not in UNNAMEABLE:
+                    raise
+                refused[final] = error.strerror or str(error)
+        folders = {final.parent for _, final in moves} - unmade.keys()
         parents = {parent for folder in folders - made for parent in folder.parents}
         for folder in folders | {parent for parent in parents if parent == root or root in parent.parents}:
             atomic.sync_folder(folder)
     made |= folders
+    return refused
+
+
+def _make_folder(root: Path, folder: Path) -> str | None:
+    """Make a folder below `root`; what the file system says where it refuses its name."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno not in UNNAMEABLE:
+            raise
+        return error.strerror or str(error)
+    for place in (folder, *folder.parents):  # a link planted there would lead the files elsewhere
+        if place == root:
+            break
+        atomic.refuse_link(place)
+    return None
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

@@ -293,9 +293,10 @@ class UploadingPublisher(Publisher):
         super().__init__(output, state, val_ratio)
         self.mirror = mirror
 
-    def publish(self, staged: Sequence[Staged], rejections: Sequence[Rejection]) -> None:
+    def publish(self, staged: Sequence[Staged], rejections: Sequence[Rejection]) -> list[Staged]:
         """Put a batch in place, list it and send it; raises StoreError, and then a rerun sends it."""
         self.mirror.announce(staged)
-        super().publish(staged, rejections)
-        self.mirror.send(staged)
+        placed = super().publish(staged, rejections)
+        self.mirror.send(placed)
         self.mirror.snapshot_if_due(self.state)
+        return placed

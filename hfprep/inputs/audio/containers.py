@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hfprep.errors import Reason, RejectedSample
+from hfprep.io.arrow_types import holds_clips
 from hfprep.io.object_storage import is_url, open_stream, read, status
 from hfprep.io.references import ByteRange, ParquetCell, parse_reference
 
@@ -128,11 +129,6 @@ class ParquetColumn:
         if clip is None:
             raise RejectedSample(Reason.AUDIO_MISSING, f"{cell}: the cell holds no bytes")
         return clip
-
-
-def holds_clips(kind: Any) -> bool:
-    """Whether values of an Arrow type are plain bytes."""
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _column_of_this_thread(cell: ParquetCell) -> ParquetColumn:

@@ -4,27 +4,34 @@ Rows are numbered from 1 in the order of the data set. `datasets` keeps its Arro
 a range of a file's bytes. A data set of the Hub is fetched and cached by `datasets`; what is cached works offline.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 
-from hfprep.errors import ConfigError
-from hfprep.inputs.manifest.columns import BYTES, PATH, Columns, clip_name
+from hfprep.errors import ConfigError, Reason, RejectedSample
+from hfprep.inputs.manifest.columns import BYTES, PATH, UNREADABLE, Columns, Unreadable, cell_values, clip_name
 from hfprep.inputs.manifest.field_map import FieldMap
-from hfprep.inputs.manifest.rows import RawRow
+from hfprep.inputs.manifest.guarded import GuardedTables, Position, Step
+from hfprep.inputs.manifest.splits import chosen_split
 from hfprep.io.references import ByteRange
 
-DEFAULT_SPLIT = "train"
+SPLITS_FILE, STATE_FILE = "dataset_dict.json", "state.json"  # of a set of splits, and of one saved data set
+MAX_NOTES_BYTES = 1 << 24
+VIEW_BYTES, INLINE_BYTES = 16, 12  # Arrow's binary view: its size, and the longest value that lies in itself
+
+
+class Compressed(Exception):
+    """The clips of a file do not lie in it as they are."""
 
 
 @dataclass(frozen=True)
-class ArrowFiles:
+class ArrowFiles(GuardedTables):
     """The Arrow files of one split; `folder` is what the names of clips are relative to (None: absolute)."""
 
     where: str
@@ -32,69 +39,158 @@ class ArrowFiles:
     fields: FieldMap
     folder: str | None = None
 
-    def lines(self) -> Iterator[tuple[int, RawRow]]:
-        """Number and row of each row. Raises ConfigError where the columns do not do or a file is compressed."""
-        number = 0
-        for path in self.paths:
-            with pa.memory_map(path) as file:
-                size, start = file.size(), file.read_buffer(1).address
-                file.seek(0)
-                reader = pa.ipc.open_stream(file)
-                columns = Columns.choose(reader.schema, self.fields, self.where)
-                for batch in reader:
-                    clips = self._clips(batch.column(columns.audio), path, range(start, start + size), columns)
-                    for row, clip in zip(columns.rows(batch), clips, strict=True):
-                        number += 1
-                        yield number, self.fields.apply(number, row | {columns.audio: clip})
+    def steps(self, start: Position) -> Iterator[Step]:
+        """Rows from a file on, and the position before each file.
 
-    def _clips(self, audio: Any, path: str, mapped: range, columns: Columns) -> list[str | None]:
+        Raises ConfigError where the columns of the first file do not do, it cannot be read, or it is compressed.
+        """
+        number = start.number
+        for index in range(start.file, len(self.paths)):
+            path = self.paths[index]
+            yield Position(index, number=number)
+            begun = number
+            try:
+                for row in self._rows(path):
+                    number += 1
+                    yield number, self.mapped(number, row)
+            except Compressed:
+                message = f"{self.where}: {path} is compressed; load it and save it with datasets' save_to_disk"
+                raise ConfigError(message) from None
+            except (ConfigError, OSError, *UNREADABLE) as error:
+                problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+                if index == 0 and number == begun:
+                    if isinstance(error, ConfigError):
+                        raise
+                    raise ConfigError(f"{self.where}: {path} cannot be read as Arrow: {problem}") from error
+                number += 1
+                message = f"{path} cannot be read from its row {number - begun} on (from 1): {problem}"
+                yield number, RejectedSample(Reason.INVALID_FIELD, message)
+
+    def _rows(self, path: str) -> Iterator[dict[str, Any] | RejectedSample]:
+        with pa.memory_map(path) as file:
+            size, start = file.size(), file.read_buffer(1).address
+            file.seek(0)
+            reader = pa.ipc.open_stream(file)
+            columns = Columns.choose(reader.schema, self.fields, self.where)
+            for batch in reader:
+                audio = batch.column(batch.schema.names.index(columns.audio))
+                clips = self._clips(audio, path, range(start, start + size), columns)
+                yield from columns.rows(batch, clips)
+
+    def _clips(self, audio: Any, path: str, mapped: range, columns: Columns) -> list[Any]:
         """The audio of each row: a range of the file's bytes, else the path in the row."""
         if not columns.in_bytes:
-            return [None if value is None else str(value) for value in audio.to_pylist()]
+            return cell_values(audio)
+        audio.validate()  # lengths of buffers; what is in them is held against the file below
         encoded, paths = audio, [None] * len(audio)
         if pa.types.is_struct(audio.type):
             encoded = audio.field(BYTES)
-            paths = audio.field(PATH).to_pylist() if audio.type.get_field_index(PATH) >= 0 else paths
-        starts, lengths = self._ranges(encoded, path, mapped)
+            if audio.type.get_field_index(PATH) >= 0:
+                paths = cell_values(audio.field(PATH))
+        starts, lengths = _ranges(encoded, mapped)
         name = path if self.folder is None else os.path.relpath(path, self.folder)
         there = encoded.is_valid().to_pylist()
         return [
-            str(ByteRange(name, clip_name(clip_path), int(begin), int(length))) if present else clip_path
+            _clip(name, clip_path, int(begin), int(length), len(mapped)) if present else clip_path
             for present, clip_path, begin, length in zip(there, paths, starts, lengths, strict=True)
         ]
 
-    def _ranges(self, encoded: Any, path: str, mapped: range) -> tuple[np.ndarray, np.ndarray]:
-        """First byte in the file and length of each value."""
-        kind = np.int64 if pa.types.is_large_binary(encoded.type) else np.int32
-        _, offsets_buffer, values = encoded.buffers()
-        edges = np.frombuffer(offsets_buffer, kind)[encoded.offset : encoded.offset + len(encoded) + 1].astype(np.int64)
-        if values is None or not values.size:
+
+def _clip(name: str, clip_path: Any, begin: int, length: int, size: int) -> Any:
+    if not 0 <= begin <= begin + length <= size:
+        return Unreadable(f"its bytes are said to be {begin} to {begin + length} of a file of {size}")
+    return str(ByteRange(name, clip_name(clip_path), begin, length))
+
+
+def _ranges(encoded: Any, mapped: range) -> tuple[np.ndarray, np.ndarray]:
+    """First byte in the file and length of each value: int64 (values,) both. Raises Compressed."""
+    if pa.types.is_dictionary(encoded.type):
+        encoded.validate(full=True)
+        if not len(encoded.dictionary):
             return np.zeros(len(encoded), np.int64), np.zeros(len(encoded), np.int64)
-        if values.address not in mapped:
-            raise ConfigError(f"{self.where}: {path} is compressed; load it and save it with datasets' save_to_disk")
-        return values.address - mapped.start + edges[:-1], np.diff(edges)
+        starts, lengths = _ranges(encoded.dictionary, mapped)
+        indices = encoded.indices.fill_null(0).to_numpy()
+        return starts[indices], lengths[indices]
+    if pa.types.is_binary_view(encoded.type):
+        return _ranges_of_views(encoded, mapped)
+    kind = np.int64 if pa.types.is_large_binary(encoded.type) else np.int32
+    _, offsets_buffer, values = encoded.buffers()
+    edges = np.frombuffer(offsets_buffer, kind)[encoded.offset : encoded.offset + len(encoded) + 1].astype(np.int64)
+    if values is None or not values.size:
+        return np.zeros(len(encoded), np.int64), np.zeros(len(encoded), np.int64)
+    return _place(values, mapped) + edges[:-1], np.diff(edges)
+
+
+def _ranges_of_views(encoded: Any, mapped: range) -> tuple[np.ndarray, np.ndarray]:
+    """The same for views: a short value lies in its view, a longer one in one of several buffers."""
+    _, views, *buffers = encoded.buffers()
+    words = np.frombuffer(views, np.int32).reshape(-1, VIEW_BYTES // 4)[encoded.offset : encoded.offset + len(encoded)]
+    lengths = words[:, 0].astype(np.int64)
+    inline = _place(views, mapped) + VIEW_BYTES * (encoded.offset + np.arange(len(encoded))) + 4
+    places = np.array([_place(buffer, mapped) for buffer in buffers] or [0], np.int64)
+    beyond = (words[:, 2] < 0) | (words[:, 2] >= len(places))
+    outside = places[np.where(beyond, 0, words[:, 2])] + words[:, 3]
+    starts = np.where(lengths <= INLINE_BYTES, inline, np.where(beyond, -1, outside))
+    return starts, lengths
+
+
+def _place(buffer: Any, mapped: range) -> int:
+    if buffer.address not in mapped:
+        raise Compressed
+    return int(buffer.address - mapped.start)
 
 
 def open_saved(folder: Path, split: str | None, fields: FieldMap) -> ArrowFiles:
     """The rows of a data set saved with `save_to_disk`. Raises ConfigError."""
     where = f"--manifest {str(folder)!r}"
-    try:
-        saved = datasets.load_from_disk(str(folder), keep_in_memory=False)
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise ConfigError(f"{where} cannot be read as a saved data set: {error}") from error
-    chosen = _choose(saved, split, where) if isinstance(saved, datasets.DatasetDict) else saved
-    if split is not None and chosen is saved:
+    if (folder / SPLITS_FILE).is_file():
+        splits = _names(_notes(folder / SPLITS_FILE, where).get("splits"), f"{where}: {SPLITS_FILE}")
+        inner = folder / chosen_split(splits, split, where)
+    elif split is not None:
         raise ConfigError(f"{where} has no splits; leave :{split} out")
-    return ArrowFiles(where, _files(chosen), fields, os.path.abspath(folder))
+    else:
+        inner = folder
+    notes = _notes(inner / STATE_FILE, where)
+    if notes.get("_indices_files") or notes.get("_indices_data_files"):
+        raise ConfigError(f"{where} is a selection of rows; load it and save it with datasets' save_to_disk")
+    listed = notes.get("_data_files")
+    files = [item.get("filename") if isinstance(item, dict) else None for item in listed or ()]
+    paths = tuple(str(inner / name) for name in _names(files, f"{where}: {STATE_FILE}"))
+    missing = [path for path in paths if not os.path.isfile(path)]
+    if missing:
+        raise ConfigError(f"{where} cannot be read as a saved data set: there is no file {missing[0]}")
+    return ArrowFiles(where, paths, fields, os.path.abspath(folder))
+
+
+def _notes(path: Path, where: str) -> dict[str, Any]:
+    """A JSON object that `datasets` keeps beside the data."""
+    try:
+        with open(path, "rb") as stream:
+            found = json.loads(stream.read(MAX_NOTES_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{where} cannot be read as a saved data set: {path.name}: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{where} cannot be read as a saved data set: {path.name} holds no object")
+    return found
+
+
+def _names(values: Any, where: str) -> list[str]:
+    """Names of files or folders directly below; a name that leads elsewhere is refused."""
+    names = list(values) if isinstance(values, list) else []
+    for name in names or [None]:
+        if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
+            raise ConfigError(f"{where} names {name!r}, which is no file of a saved data set; save it again")
+    return names
 
 
 def open_hub(repository: str, config: str | None, split: str | None, fields: FieldMap) -> ArrowFiles:
     """The rows of a data set of the Hub, fetched unless it is cached. Raises ConfigError."""
+    import datasets
+
     where = f"--manifest {repository!r} (no such file; a data set of the Hub)"
     try:
         if split is None:
-            splits = datasets.get_dataset_split_names(repository, config)
-            split = _default_split(splits, where)
+            split = chosen_split(datasets.get_dataset_split_names(repository, config), None, where)
         data = datasets.load_dataset(repository, config, split=split)
     except ConfigError:
         raise
@@ -104,23 +200,4 @@ def open_hub(repository: str, config: str | None, split: str | None, fields: Fie
             f"{where} cannot be loaded: {message}. If you meant a file, correct its path. To fetch the data set while "
             f"online: python -c \"import datasets; datasets.load_dataset('{repository}')\""
         ) from error
-    return ArrowFiles(where, _files(data), fields)
-
-
-def _files(data: Any) -> tuple[str, ...]:
-    return tuple(file["filename"] for file in data.cache_files)
-
-
-def _choose(saved: Any, split: str | None, where: str) -> Any:
-    split = split or _default_split(list(saved), where)
-    if split not in saved:
-        raise ConfigError(f"{where} has no split {split!r}; it has: {', '.join(saved)}")
-    return saved[split]
-
-
-def _default_split(splits: list[str], where: str) -> str:
-    if len(splits) == 1:
-        return splits[0]
-    if DEFAULT_SPLIT in splits:
-        return DEFAULT_SPLIT
-    raise ConfigError(f"{where} has several splits; name one after a colon: {' '.join(':' + name for name in splits)}")
+    return ArrowFiles(where, tuple(file["filename"] for file in data.cache_files), fields)

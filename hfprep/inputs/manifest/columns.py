@@ -1,60 +1,116 @@
 """Rows of Arrow tables, whatever file they come from: which column is the audio, and values as JSON knows them.
 
-Columns of bytes (pictures, other audio) are left out. Labels that are numbers with names get their names.
+The tables are strangers': every column is validated before it is read, a cell that cannot be read costs its row where
+the column is one of ours, and is left out where it is not. Columns of bytes (pictures, other audio) are left out.
+Labels that are numbers with names get their names.
 """
 
 import datetime
+import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-import datasets
 import pyarrow as pa
 
-from hfprep.errors import ConfigError
-from hfprep.inputs.audio.containers import holds_clips
-from hfprep.inputs.manifest.field_map import FieldMap
+from hfprep.errors import ConfigError, Reason, RejectedSample
+from hfprep.inputs.manifest.field_map import FIELDS, FieldMap
+from hfprep.io.arrow_types import holds_clips, holds_text
 
 PATH, BYTES = "path", "bytes"  # the fields of an Audio column
+# What Arrow and Python raise at a value: Arrow's own errors (ValueError, KeyError, ... besides), dates beyond 9999.
+UNREADABLE = (pa.ArrowException, ValueError, ArithmeticError, LookupError, TypeError, NotImplementedError, MemoryError)
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Stands for a value that could not be read."""
+
+    problem: str
+
+    def rejection(self, column: str) -> RejectedSample:
+        """What a row of ours with this value comes to."""
+        encoding = "utf8" in self.problem.lower().replace("-", "")
+        reason = Reason.INVALID_ENCODING if encoding else Reason.INVALID_FIELD
+        return RejectedSample(reason, f"the column {column!r} cannot be read here: {self.problem}")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a table that are read, the one that is the audio, and the names of numbered labels."""
+    """The columns of a table that are read, the one that is the audio, and the names of numbered labels.
+
+    A name that is there twice and is not one of ours stands for the first of its columns. `ours` are the names of the
+    columns from which our fields come.
+    """
 
     audio: str
     read: tuple[str, ...]
+    ours: frozenset[str]
     in_bytes: bool
     names: Mapping[str, Sequence[str]]
 
     @classmethod
     def choose(cls, schema: Any, fields: FieldMap, where: str) -> "Columns":
         """Hold a schema against the field map. Raises ConfigError."""
-        fields.check(schema.names, where)
+        names = schema.names
+        fields.check(names, where)
+        ours = frozenset(fields.source(name) for name in FIELDS).intersection(names)
+        doubled = sorted(name for name in ours if names.count(name) > 1)
+        if doubled:
+            raise ConfigError(f"{where} has a column twice: {', '.join(map(repr, doubled))}; rename one of them")
         audio = fields.source("audio")
         kind = schema.field(audio).type
         children = {item.name: item.type for item in kind} if pa.types.is_struct(kind) else {}
         as_struct = holds_clips(children.get(BYTES, pa.null()))
-        if not as_struct and not holds_clips(kind) and not _is_text(kind):
+        if not as_struct and not holds_clips(kind) and not holds_text(kind):
             raise ConfigError(
                 f"{where}: the column {audio!r} holds {kind}, which is neither paths nor encoded audio; say which one "
                 "is: --map audio=COLUMN (an Audio column, bytes of audio files, or paths)"
             )
-        read = tuple(item.name for item in schema if item.name != audio and not _any_bytes(item.type))
-        return cls(audio, read, as_struct or holds_clips(kind), _label_names(schema))
+        read = tuple(dict.fromkeys(item.name for item in schema if item.name != audio and not _any_bytes(item.type)))
+        return cls(audio, read, ours, as_struct or holds_clips(kind), _label_names(schema))
 
-    def rows(self, batch: Any) -> Iterator[dict[str, Any]]:
-        """The rows of a record batch without the audio."""
-        for row in batch.select([name for name in self.read if name in batch.schema.names]).to_pylist():
-            yield {name: self._value(name, value) for name, value in row.items()}
+    def rows(self, batch: Any, clips: Sequence[Any]) -> Iterator[dict[str, Any] | RejectedSample]:
+        """The rows of a record batch; `clips` are the values for the audio, some of them `Unreadable`."""
+        present = batch.schema.names
+        read = [(name, cell_values(batch.column(present.index(name)))) for name in self.read if name in present]
+        for index, clip in enumerate(clips):
+            row: dict[str, Any] = {}
+            rejection = clip.rejection(self.audio) if isinstance(clip, Unreadable) else None
+            for name, values in read:
+                value = values[index]
+                if not isinstance(value, Unreadable):
+                    row[name] = self._value(name, value)
+                elif name in self.ours:
+                    rejection = rejection or value.rejection(name)
+            row[self.audio] = clip
+            yield rejection or row
 
     def _value(self, name: str, value: Any) -> Any:
         names = self.names.get(name)
         if names and isinstance(value, int):
             return names[value] if 0 <= value < len(names) else None
-        return plain(value)
+        return value
+
+
+def cell_values(column: Any) -> list[Any]:
+    """The values of an array as JSON can hold them; `Unreadable` for each one that is damaged."""
+    try:
+        column.validate(full=True)
+        return [plain(value) for value in column.to_pylist()]
+    except UNREADABLE:
+        return [_cell_value(column, index) for index in range(len(column))]
+
+
+def _cell_value(column: Any, index: int) -> Any:
+    try:
+        cell = column.slice(index, 1)
+        cell.validate(full=True)  # before it is looked at: offsets that lead elsewhere would be followed
+        return plain(cell[0].as_py())
+    except UNREADABLE as error:
+        return Unreadable((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 def plain(value: Any) -> Any:
@@ -73,26 +129,29 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def clip_name(path: str | None) -> str:
+def clip_name(path: Any) -> str:
     """The name by which a clip inside a file goes: that of the file it was made from, without folders."""
-    return "" if path is None else PurePosixPath(path.replace("\\", "/")).name
-
-
-def _is_text(kind: Any) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    return PurePosixPath(path.replace("\\", "/")).name if isinstance(path, str) else ""
 
 
 def _any_bytes(kind: Any) -> bool:
-    if pa.types.is_struct(kind):
-        return any(_any_bytes(item.type) for item in kind)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if pa.types.is_dictionary(kind):
         return _any_bytes(kind.value_type)
-    return holds_clips(kind) or bool(pa.types.is_fixed_size_binary(kind))
+    if isinstance(kind, pa.BaseExtensionType):
+        return _any_bytes(kind.storage_type)
+    inner = any(_any_bytes(kind.field(index).type) for index in range(kind.num_fields))
+    return inner or holds_clips(kind) or bool(pa.types.is_fixed_size_binary(kind))
 
 
 def _label_names(schema: Any) -> dict[str, Sequence[str]]:
-    """Names of numbered labels, from what `datasets` notes in a schema."""
-    if b"huggingface" not in (schema.metadata or {}):
+    """Names of numbered labels, from what `datasets` notes in a schema; none where the note is not as it should be."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError, TypeError, RecursionError):
         return {}
-    features = datasets.Features.from_arrow_schema(schema)
-    return {name: feature.names for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)}
+    labels: dict[str, Sequence[str]] = {}
+    for name, feature in features.items() if isinstance(features, Mapping) else ():
+        names = feature.get("names") if isinstance(feature, Mapping) else None
+        if isinstance(names, Collection) and not isinstance(names, str) and feature.get("_type") == "ClassLabel":
+            labels[name] = [str(item) for item in names]
+    return labels

@@ -13,20 +13,37 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from hfprep.errors import ConfigError, Reason, RejectedSample
-from hfprep.inputs.manifest.field_map import FieldMap
-from hfprep.inputs.manifest.rows import ManifestReader, RawRow, open_manifest, parse_object
+from hfprep.inputs.manifest.field_map import FIELDS, FieldMap
+from hfprep.inputs.manifest.rows import (
+    MAX_LINE_BYTES,
+    ManifestReader,
+    RawRow,
+    open_manifest,
+    parse_object,
+    skip_line,
+)
 
 DELIMITERS = ",;\t|"
 MAX_LINES_PER_ROW = 200
+TOO_LONG = b"\xff\n"  # stands for a line that is too long to be kept, and like it is no text
 LJSPEECH_DELIMITER = "|"
 
 
-def _numbered(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Every line of a file that is not blank, without its end."""
-    return ((number, raw.rstrip(b"\r\n")) for number, raw in ManifestReader(path).lines())
+def delimiter_of(header: str) -> str:
+    """What stands between the fields of a header: whichever it has most of."""
+    return max(DELIMITERS, key=header.count)
 
 
-def _decoded(raw: bytes) -> str:
+def _numbered(path: Path) -> Iterator[tuple[int, bytes | RejectedSample]]:
+    """Every line of a file that is not blank."""
+    return ManifestReader(path).lines()
+
+
+def _decoded(raw: bytes | RejectedSample) -> str:
+    """The text of a line without its end. Raises RejectedSample."""
+    if isinstance(raw, RejectedSample):
+        raise raw
+    raw = raw.rstrip(b"\r\n")
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -57,34 +74,42 @@ class JsonLines:
 
 @dataclass(frozen=True, slots=True)
 class Delimited:
-    """CSV with a header, quoted as spreadsheets do (a field may hold line ends), or TSV, where each line is a row."""
+    """CSV with a header, quoted as spreadsheets do (a field may hold line ends), or TSV, where each line is a row.
+
+    Columns without a name are left out. With `clips` a row without a column of audio is that of {clips}/{id}.wav.
+    """
 
     path: Path
     fields: FieldMap
     tabs: bool = False
+    clips: str | None = None
 
     def lines(self) -> Iterator[tuple[int, RawRow]]:
         """Number and row of each row after the header. Raises ConfigError where the header does not do."""
-        columns: list[str] | None = None
+        header: _Header | None = None
         for number, values in self._tab_rows() if self.tabs else self._comma_rows():
-            if columns is None:
-                columns = self._header(number, values)
+            if header is None:
+                header = self._header(number, values)
                 continue
             try:
-                yield number, self.fields.apply(number, _row(columns, values, self.fields.source("duration")))
+                yield number, self.fields.apply(number, header.row(values))
             except RejectedSample as error:
                 yield number, error
 
-    def _header(self, number: int, values: "list[str] | RejectedSample") -> list[str]:
+    def _header(self, number: int, values: "list[str] | RejectedSample") -> "_Header":
         where = f"--manifest {str(self.path)!r}"
         if isinstance(values, RejectedSample):
             raise ConfigError(f"{where}: line {number} should name the columns: {values.message}")
         columns = [name.strip() for name in values]
-        doubled = sorted({name for name in columns if columns.count(name) > 1})
+        used = {self.fields.source(name) for name in FIELDS}
+        doubled = sorted({name for name in columns if name in used and columns.count(name) > 1})
         if doubled:
             raise ConfigError(f"{where}: line {number} names a column twice: {', '.join(map(repr, doubled))}")
-        self.fields.check(columns, where)
-        return columns
+        audio = self.fields.source("audio")
+        made_up = self.clips is not None and audio not in columns and self.fields.source("id") in columns
+        self.fields.check([*columns, *([audio] if made_up else [])], where)
+        clips = (audio, self.fields.source("id"), self.clips or "") if made_up else None
+        return _Header(tuple(columns), self.fields.source("duration"), clips)
 
     def _tab_rows(self) -> Iterator[tuple[int, "list[str] | RejectedSample"]]:
         for number, raw in _numbered(self.path):
@@ -98,7 +123,7 @@ class Delimited:
             lines = _Lines(stream)
             delimiter = None
             while (number := lines.start_row()) is not None:
-                delimiter = delimiter or max(DELIMITERS, key=lines.first().count)
+                delimiter = delimiter or delimiter_of(lines.first())
                 try:
                     values = next(csv.reader(lines, delimiter=delimiter, strict=True))
                 except (csv.Error, StopIteration) as error:
@@ -143,9 +168,12 @@ class _Lines:
         if self.waiting:
             line = self.waiting.popleft()
         else:
-            raw = self.stream.readline()
+            raw = self.stream.readline(MAX_LINE_BYTES)
             if not raw:
                 return None
+            if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
+                skip_line(self.stream)
+                raw = TOO_LONG
             line = raw.decode("utf-8", "surrogateescape")
             if self.number == 0:
                 line = line.removeprefix("\ufeff")
@@ -169,7 +197,8 @@ def _encodable(values: list[str]) -> "list[str] | RejectedSample":
     try:
         "".join(values).encode("utf-8")
     except UnicodeEncodeError:
-        return RejectedSample(Reason.INVALID_ENCODING, "the row is not UTF-8; save the file as UTF-8")
+        message = f"the row is not UTF-8, or longer than {MAX_LINE_BYTES >> 20} MiB; save the file as UTF-8"
+        return RejectedSample(Reason.INVALID_ENCODING, message)
     return values
 
 
@@ -181,18 +210,36 @@ def _unquoted(value: str) -> str:
     return value if '"' in inner.replace('""', "") else inner.replace('""', '"')
 
 
-def _row(columns: list[str], values: "list[str] | RejectedSample", duration: str) -> dict[str, Any]:
-    """The row that goes through the checks of a JSON object; a duration becomes a number where it is one."""
-    if isinstance(values, RejectedSample):
-        raise values
-    if len(values) != len(columns):
-        message = f"the row has {len(values)} fields, the header has {len(columns)}"
-        raise RejectedSample(Reason.INVALID_FIELD, message)
-    row: dict[str, Any] = dict(zip(columns, values, strict=True))
-    if duration in row:
-        with contextlib.suppress(ValueError):  # then the row is rejected with its value
-            row[duration] = float(row[duration]) if row[duration].strip() else None
-    return row
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """The columns of a table, which of them is a number, and how audio is named that has no column (field, id, folder).
+
+    A name that is there twice and is not one of ours stands for the first of its columns.
+    """
+
+    columns: tuple[str, ...]
+    duration: str
+    clips: tuple[str, str, str] | None
+
+    def row(self, values: "list[str] | RejectedSample") -> dict[str, Any]:
+        """The row that goes through the checks of a JSON object. Raises RejectedSample."""
+        if isinstance(values, RejectedSample):
+            raise values
+        given, named = len(values), len(self.columns)
+        beyond, short = values[named:], self.columns[given:]
+        if any(value.strip() for value in beyond) or any(short):  # those without a name may be left out
+            raise RejectedSample(Reason.INVALID_FIELD, f"the row has {given} fields, the header has {named}")
+        row: dict[str, Any] = {}
+        for name, value in zip(self.columns, values, strict=False):
+            if name:
+                row.setdefault(name, value)
+        if self.duration in row:
+            with contextlib.suppress(ValueError):  # then the row is rejected with its value
+                row[self.duration] = float(row[self.duration]) if row[self.duration].strip() else None
+        if self.clips is not None and row.get(self.clips[1]):
+            audio, sample_id, folder = self.clips
+            row[audio] = f"{folder}/{row[sample_id]}.wav"
+        return row
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,30 +2,66 @@
 
 import glob
 import hashlib
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from hfprep.errors import ConfigError
-from hfprep.inputs.manifest.field_map import FieldMap
+from hfprep.inputs.manifest.clip_folder import ClipFolder, holds_pairs
+from hfprep.inputs.manifest.field_map import FIELDS, FieldMap
 from hfprep.inputs.manifest.lines import LJSPEECH_DELIMITER, Delimited, JsonLines, LJSpeech
-from hfprep.inputs.manifest.rows import RawRow, open_manifest
-from hfprep.io.object_storage import url_of
+from hfprep.inputs.manifest.rows import (
+    BRACES,
+    MAX_LINE_BYTES,
+    UTF8_MARK,
+    RawRow,
+    folder_of,
+    is_pattern,
+    open_manifest,
+)
+from hfprep.inputs.manifest.splits import chosen_split
+from hfprep.io.object_storage import refusal, url_of
 
 METADATA = "metadata.csv"
+CLIPS = "wavs"  # where LJSpeech keeps its audio
 PARQUET_SUFFIXES = (".parquet", ".pq")
 SAVED_MARKS = ("dataset_dict.json", "state.json")
 PACKED_SUFFIXES = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip")
 FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".tab", ".txt", ".tar", *PARQUET_SUFFIXES, *PACKED_SUFFIXES)
+OTHER_SUFFIXES = (
+    *(".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".webm", ".mp4", ".mkv", ".aiff", ".wma"),
+    *(".feather", ".arrow", ".ipc", ".npy", ".npz", ".pt", ".pth", ".safetensors", ".xlsx", ".sqlite", ".db", ".h5"),
+)
+BINARY_FILES = {
+    b"RIFF": "a wav file",
+    b"fLaC": "a flac file",
+    b"OggS": "an Ogg file",
+    b"ID3": "an mp3 file",
+    b"ARROW1": "an Arrow file (give the folder of a saved data set, or Parquet)",
+    b"PAR1": "a Parquet file (name it .parquet)",
+    b"PK\x03\x04": "a zip file (or a spreadsheet: save it as CSV)",
+    b"\x1f\x8b": "packed by gzip (unpack it)",
+    b"SQLite format 3": "a data base",
+    b"\x93NUMPY": "an array of numpy",
+}
+KALDI = "wav.scp"
+LIST_SUFFIXES = (".jsonl", ".csv", ".tsv")
+DATA = "data"  # where a repository of the Hub keeps its Parquet files
+SPLIT_FILE = re.compile(r"(?P<split>[A-Za-z0-9_.]+?)(?:-\d+-of-\d+)?(?:-[0-9a-f]{16})?\.(?:parquet|pq)", re.IGNORECASE)
+LFS_POINTER = b"version https://git-lfs"
+LOOKED_AT = 10_000  # names in a folder that is none of the known kinds
 HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:/(?P<config>[^/:]+))?(?::(?P<split>[\w.-]+))?")
-BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+MOST_FILES = 1_000_000  # that braces may name
+SHOWN_NAMES = 5
+_FOLDED_URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.:-]+):/(?=[^/])")
 KNOWN = (
-    "a JSONL, CSV, TSV, Parquet or tar file; a folder of LJSpeech (metadata.csv), of a saved data set, of *.parquet or "
-    "of *.tar; a pattern such as 'shards/*.tar' or 'shards/{0000..0099}.tar'; or a data set of the Hub: "
-    "USER/NAME[/CONFIG][:SPLIT]"
+    "a JSONL, CSV, TSV, Parquet or tar file; a folder of LJSpeech (metadata.csv), of a saved data set, of *.parquet, "
+    "of *.tar, or of audio files with texts beside them; a pattern such as 'shards/*.tar' or "
+    "'shards/{0000..0099}.tar'; or a data set of the Hub: USER/NAME[/CONFIG][:SPLIT]"
 )
 
 
@@ -48,13 +84,16 @@ def open_source(manifest: Path, fields: FieldMap) -> Source:
     beside_split, colon, split = text.rpartition(":")
     if colon and Path(beside_split).is_dir():
         return _open_folder(Path(beside_split), split, fields)
-    if glob.has_magic(manifest.name) or BRACES.search(manifest.name):
-        return _open_files(manifest, tuple(_matching(manifest)), fields)
+    if is_pattern(text):
+        return _open_files(manifest, tuple(_matching(text)), fields)
     found = HUB_ID.fullmatch(text)
     if found and not text.endswith(FILE_SUFFIXES) and not Path(found["repository"]).parent.is_dir():
         from hfprep.inputs.manifest.arrow import open_hub
 
         return open_hub(found["repository"], found["config"], found["split"], fields)
+    problem = refusal(_FOLDED_URL.sub(r"\1://", text))
+    if problem is not None:
+        raise ConfigError(f"--manifest {text!r}: {problem}")
     open_manifest(manifest).close()  # raises: there is no such file
     return JsonLines(manifest, fields)
 
@@ -75,7 +114,7 @@ def rows_sha256(manifest: Path, fields: FieldMap) -> str:
 
 
 def _open_remote(manifest: Path, url: str, fields: FieldMap) -> Source:
-    if url.endswith("/") or manifest.suffix.lower() == ".tar" or glob.has_magic(url) or BRACES.search(url):
+    if url.endswith("/") or manifest.suffix.lower() == ".tar" or is_pattern(url):
         raise ConfigError(
             f"--manifest {url!r}: folders, tars and patterns are not read from object storage; give a JSONL, CSV, TSV "
             "or Parquet file there (its audio may be URLs, and ranges of tars: docs/inputs.md)"
@@ -85,15 +124,53 @@ def _open_remote(manifest: Path, url: str, fields: FieldMap) -> Source:
 
 def _open_file(path: Path, fields: FieldMap) -> Source:
     suffix = path.suffix.lower()
-    if suffix == ".csv":
-        return LJSpeech(path, fields) if _is_ljspeech(path) else Delimited(path, fields)
-    if suffix in (".tsv", ".tab"):
-        return Delimited(path, fields, tabs=True)
-    if suffix in PACKED_SUFFIXES:
-        raise ConfigError(f"--manifest {str(path)!r} is packed; unpack it first: what is inside is read where it lies")
     if suffix == ".tar" or suffix in PARQUET_SUFFIXES:
         return _open_files(path, (path,), fields)
+    if suffix in PACKED_SUFFIXES:
+        raise ConfigError(f"--manifest {str(path)!r} is packed; unpack it first: what is inside is read where it lies")
+    if path.name == KALDI:
+        raise ConfigError(
+            f"--manifest {str(path)!r} is Kaldi's: the texts are in another file, and an entry may be a command; "
+            "make a JSONL file of both (docs/inputs.md has the lines for that)"
+        )
+    _refuse_other_files(path)
+    if suffix == ".csv":
+        return _open_csv(path, fields)
+    if suffix in (".tsv", ".tab"):
+        return Delimited(path, fields, tabs=True)
     return JsonLines(path, fields)
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Raise ConfigError for what is no text, such as an audio file: else every line of it would be a rejection."""
+    with open_manifest(path) as stream:
+        begin = stream.read(16)
+    what = next((name for magic, name in BINARY_FILES.items() if begin.startswith(magic)), None)
+    if what is None and path.suffix.lower() in OTHER_SUFFIXES:
+        what = f"a {path.suffix.lower()} file"
+    if what is not None:
+        raise ConfigError(f"--manifest {str(path)!r} is {what}, not a manifest; it must be {KNOWN}")
+
+
+def _open_csv(path: Path, fields: FieldMap) -> Source:
+    """LJSpeech's metadata.csv has no header; any other table has one, also in a folder with wavs/ in it."""
+    with open_manifest(path) as stream:
+        first = stream.readline(MAX_LINE_BYTES).removeprefix(UTF8_MARK).decode("utf-8", "replace").strip()
+    beside_clips = path.name == METADATA and LJSPEECH_DELIMITER in first and (path.parent / CLIPS).is_dir()
+    if not beside_clips:
+        return Delimited(path, fields)
+    values = [value.strip() for value in first.split(LJSPEECH_DELIMITER)]
+    named = {fields.source(name) for name in FIELDS}.intersection(values)
+    if named and not _is_file(path.parent / CLIPS / f"{values[0]}.wav"):
+        return Delimited(path, fields, clips=CLIPS)
+    return LJSpeech(path, fields)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that can be none
+        return False
 
 
 def _open_folder(folder: Path, split: str | None, fields: FieldMap) -> Source:
@@ -101,15 +178,52 @@ def _open_folder(folder: Path, split: str | None, fields: FieldMap) -> Source:
         from hfprep.inputs.manifest.arrow import open_saved
 
         return open_saved(folder, split, fields)
+    if (folder / DATA).is_dir() and not (folder / METADATA).is_file():
+        paths = _with_suffix(folder / DATA, PARQUET_SUFFIXES)
+        if paths:
+            return _open_files(folder, _of_split(folder, paths, split), fields)
     if split is not None:
         raise ConfigError(f"--manifest {str(folder)!r} is not a saved data set; leave :{split} out")
     if (folder / METADATA).is_file():
         return _open_file(folder / METADATA, fields)
-    for suffix in (".tar", *PARQUET_SUFFIXES):
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() == suffix)
+    for suffixes in ((".tar",), PARQUET_SUFFIXES):
+        paths = _with_suffix(folder, suffixes)
         if paths:
-            return _open_files(folder, tuple(paths), fields)
-    raise ConfigError(f"--manifest {str(folder)!r} is a folder without anything that can be read; it must be {KNOWN}")
+            return _open_files(folder, paths, fields)
+    problem = _what_is_in(folder)
+    if problem is None:
+        return ClipFolder(folder, fields)
+    raise ConfigError(f"--manifest {str(folder)!r} {problem}")
+
+
+def _with_suffix(folder: Path, suffixes: Sequence[str]) -> tuple[Path, ...]:
+    return tuple(sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.is_file()))
+
+
+def _of_split(folder: Path, paths: tuple[Path, ...], split: str | None) -> tuple[Path, ...]:
+    """The files of one split of a repository of the Hub, by their names."""
+    by_split: dict[str, list[Path]] = {}
+    for path in paths:
+        found = SPLIT_FILE.fullmatch(path.name)
+        by_split.setdefault(found["split"] if found else path.stem, []).append(path)
+    return tuple(by_split[chosen_split(list(by_split), split, f"--manifest {str(folder)!r}")])
+
+
+def _what_is_in(folder: Path) -> str | None:
+    """Why a folder is not read, and what to give in its place; None where it is one of clips with their texts."""
+    names = sorted(path.name for path in itertools.islice(folder.iterdir(), LOOKED_AT))
+    if KALDI in names:
+        return f"is Kaldi's: make a JSONL file of its {KALDI} and text (docs/inputs.md has the lines for that)"
+    lists = [name for name in names if name.endswith(LIST_SUFFIXES)]
+    if lists:
+        return f"is a folder with manifests in it; name one of them: {', '.join(lists[:SHOWN_NAMES])}"
+    if holds_pairs(folder):
+        return None
+    inner = [name for name in names if any((folder / name).glob("*.parquet"))]
+    if inner:
+        shown = ", ".join(str(folder / name) for name in inner[:SHOWN_NAMES])
+        return f"holds folders of Parquet files; name one of them: {shown}"
+    return f"is a folder without anything that can be read; it must be {KNOWN}"
 
 
 def _open_files(manifest: Path, paths: tuple[Path, ...], fields: FieldMap) -> Source:
@@ -120,30 +234,61 @@ def _open_files(manifest: Path, paths: tuple[Path, ...], fields: FieldMap) -> So
     if suffixes == {".tar"}:
         from hfprep.inputs.manifest.tars import Tars
 
-        return Tars(where, paths, fields)
+        return Tars(where, paths, fields, _base(manifest))
+    _refuse_pointers(where, paths)
     from hfprep.inputs.manifest.parquet import ParquetFiles
 
-    return ParquetFiles(where, paths, fields)
+    return ParquetFiles(where, paths, fields, _base(manifest))
 
 
-def _matching(pattern: Path) -> list[Path]:
-    """Files that match a pattern in its last component; all that braces name must be there."""
-    braces = BRACES.search(pattern.name)
-    if braces is None:
-        return sorted(Path(found) for found in glob.glob(str(pattern)))
-    first, last = braces[1], braces[2]
-    names = [
-        pattern.name[: braces.start()] + f"{number:0{len(first)}d}" + pattern.name[braces.end() :]
-        for number in range(int(first), int(last) + 1)
-    ]
-    missing = [name for name in names if not os.path.exists(pattern.parent / name)]
-    if missing:
-        raise ConfigError(f"--manifest {str(pattern)!r}: {len(missing)} files are missing, the first is {missing[0]!r}")
-    return [pattern.parent / name for name in names]
+def _base(manifest: Path) -> Path:
+    """What the names of files start from in references to what is inside them: the manifest's own folder."""
+    folder = folder_of(manifest)
+    return manifest.parent if url_of(folder) is not None else Path(folder)
 
 
-def _is_ljspeech(path: Path) -> bool:
-    """Whether a metadata.csv is LJSpeech's: no header, fields between bars, clips in wavs/ beside it."""
-    with open_manifest(path) as stream:
-        first = stream.readline()
-    return path.name == METADATA and LJSPEECH_DELIMITER.encode() in first and (path.parent / "wavs").is_dir()
+def _refuse_pointers(where: str, paths: Sequence[Path]) -> None:
+    """Raise ConfigError for files that a clone has not fetched: a few lines of text that stand for them."""
+    for path in paths:
+        if url_of(path) is None and os.path.getsize(path) < len(LFS_POINTER) * 20:
+            with open(path, "rb") as stream:
+                if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+                    raise ConfigError(f"{where}: {path} is a pointer of Git LFS, not the file; fetch it: git lfs pull")
+
+
+def _matching(pattern: str) -> list[Path]:
+    """Files that match a pattern, in any of its components; all that braces name must be there."""
+    plain = folder_of(Path(pattern))
+    rest = os.path.relpath(os.path.abspath(pattern), plain)
+    start = plain if os.path.isabs(pattern) else os.path.relpath(plain)
+    names = _expanded(rest, pattern)
+    if not glob.has_magic(rest):
+        missing = [name for name in names if not os.path.exists(os.path.join(plain, name))]
+        if missing:
+            what = f"{len(missing)} files are missing, the first is {missing[0]!r}"
+            raise ConfigError(f"--manifest {pattern!r}: {what}")
+        return [Path(start, name) for name in names]
+    found: set[str] = set()
+    for name in names:
+        matches = glob.glob(os.path.join(glob.escape(start), name), recursive=True)
+        if not matches and len(names) > 1:
+            raise ConfigError(f"--manifest {pattern!r}: files are missing, the first is {name!r}")
+        found.update(matches)
+    return sorted(map(Path, found))
+
+
+def _expanded(text: str, pattern: str) -> list[str]:
+    """The names that a text with ranges in braces stands for."""
+    names = [text]
+    while (braces := BRACES.search(names[0])) is not None:
+        first, last = int(braces[1]), int(braces[2])
+        if not 0 <= (last - first + 1) * len(names) <= MOST_FILES:
+            raise ConfigError(f"--manifest {pattern!r}: {braces[0]} names too many files, or runs backwards")
+        names = [
+            BRACES.sub(f"{number:0{len(braces[1])}d}", name, count=1)
+            for name in names
+            for number in range(first, last + 1)
+        ]
+        if not names:
+            break
+    return names

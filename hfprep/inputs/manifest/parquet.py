@@ -1,8 +1,10 @@
 """Parquet files as rows; clips inside them are named by file, column and row, and not read here.
 
-Rows are numbered from 1 through all files in the order of their names.
+Rows are numbered from 1 through all files in the order of their names. `steps` is run in a process that may die of a
+file (see `guarded`).
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,66 +13,158 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hfprep.errors import ConfigError
-from hfprep.inputs.manifest.columns import BYTES, PATH, Columns, clip_name
+from hfprep.errors import ConfigError, Reason, RejectedSample, StoreError
+from hfprep.inputs.manifest.columns import BYTES, PATH, UNREADABLE, Columns, cell_values, clip_name
 from hfprep.inputs.manifest.field_map import FieldMap
-from hfprep.inputs.manifest.rows import RawRow
+from hfprep.inputs.manifest.guarded import MOST_ROWS, GuardedTables, Position, Row, Step
 from hfprep.io.object_storage import open_stream, url_of
 from hfprep.io.references import ParquetCell
 
 ROWS_AT_A_TIME = 1024
+CLIPS_AT_A_TIME = 16  # that are read to see whether they are there
 
 
 @dataclass(frozen=True)
-class ParquetFiles:
-    """The rows of some Parquet files."""
+class ParquetFiles(GuardedTables):
+    """The rows of some Parquet files; names of clips start from `folder`."""
 
     where: str
     paths: tuple[Path, ...]
     fields: FieldMap
+    folder: Path
 
-    def lines(self) -> Iterator[tuple[int, RawRow]]:
-        """Number and row of each row. Raises ConfigError where a file cannot be read or its columns do not do."""
-        number = 0
-        for path in self.paths:
+    def steps(self, start: Position) -> Iterator[Step]:
+        """Rows from a position on, and each position before what is there is read.
+
+        Raises ConfigError where the columns of the first file do not do, or the only one cannot be read.
+        """
+        number = start.number
+        for index in range(start.file, len(self.paths)):
+            path = self.paths[index]
+            at = start if index == start.file else Position(index, number=number)
+            yield at
             try:
-                for row in self._rows(path):
-                    number += 1
-                    yield number, self.fields.apply(number, row)
-            except (OSError, pa.ArrowException) as error:
-                raise ConfigError(f"{self.where}: {path} cannot be read as Parquet: {error}") from error
+                for step in self._of_file(index, path, at):
+                    number = step.number + step.rows if isinstance(step, Position) else max(number, step[0])
+                    yield step
+            except ConfigError as error:
+                if index == 0:
+                    raise
+                number += 1
+                yield number, RejectedSample(Reason.INVALID_FIELD, f"no row of this file is read: {error}")
+            except (OSError, *UNREADABLE) as error:
+                if len(self.paths) == 1:
+                    raise ConfigError(f"{self.where}: {path} cannot be read as Parquet: {error}") from error
+                number += 1
+                message = f"{path} cannot be read as Parquet: {error}; no row of it is read"
+                yield number, RejectedSample(Reason.INVALID_FIELD, message)
 
-    def _rows(self, path: Path) -> Iterator[dict[str, Any]]:
+    def _of_file(self, index: int, path: Path, start: Position) -> Iterator[Step]:
         url = url_of(path)
         with open_stream(url) if url else open(path, "rb") as stream, pq.ParquetFile(stream) as file:
             columns = Columns.choose(file.schema_arrow, self.fields, self.where)
-            name_column = _path_column(file.schema_arrow.field(columns.audio).type, columns)
-            leaves = [*columns.read, *([name_column] if name_column else [])]
-            first = 0
-            for group in range(file.metadata.num_row_groups):
-                as_paths = _is_empty(file.metadata.row_group(group), f"{columns.audio}.{BYTES}")
-                for batch in file.iter_batches(ROWS_AT_A_TIME, row_groups=[group], columns=leaves):
-                    clips = self._clips(batch, path, first, columns, as_paths=as_paths)
-                    yield from _joined(columns, batch, clips)
-                    first += len(batch)
+            number, groups = start.number, range(file.metadata.num_row_groups)
+            first = sum(_num_rows(file, group) for group in groups[: start.part])
+            for group in groups[start.part :]:
+                num_rows = _num_rows(file, group)
+                narrow = start.narrow and group == start.part
+                table = _Group(self, path, file, group, columns, first)
+                yield from table.steps(Position(index, group, number, num_rows, narrow))
+                number, first = number + num_rows, first + num_rows
 
-    @staticmethod
-    def _clips(batch: Any, path: Path, first: int, columns: Columns, *, as_paths: bool) -> list[str | None]:
-        audio = batch.column(columns.audio) if columns.audio in batch.schema.names else None
-        paths: list[str | None] = [None] * len(batch)
-        if audio is not None:
-            paths = (audio.field(PATH) if pa.types.is_struct(audio.type) else audio).to_pylist()
-        if as_paths or not columns.in_bytes:
-            return paths
+    def shown(self, path: Path) -> str:
+        """The name of a file in references to what is inside it."""
+        return path.name if url_of(path) else os.path.relpath(path, self.folder)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """One row group: the unit that is tried with all columns, then with ours alone, and then given up."""
+
+    source: ParquetFiles
+    path: Path
+    file: Any
+    group: int
+    columns: Columns
+    first: int  # row of the file
+
+    def steps(self, at: Position) -> Iterator[Step]:
+        """The rows of the group, or one rejection from where it cannot be read."""
+        done = 0
+        for narrow in (False, True):
+            if at.narrow and not narrow:
+                continue
+            yield Position(at.file, at.part, at.number, at.rows, narrow)
+            try:
+                for offset, row in self._rows(narrow):
+                    if offset >= done:  # the others were given out before the columns that are not ours failed
+                        done = offset + 1
+                        yield at.number + done, self.source.mapped(at.number + done, row)
+                return
+            except StoreError:
+                raise
+            except (OSError, *UNREADABLE) as error:
+                problem = str(error).strip() or type(error).__name__
+        message = (
+            f"{self.path}: row group {self.group} cannot be read: {problem.splitlines()[0]}; its rows from row "
+            f"{self.first + done} of the file on (counted from 0) are left out"
+        )
+        yield at.number + done + 1, RejectedSample(Reason.INVALID_FIELD, message)
+
+    def _rows(self, narrow: bool) -> Iterator[tuple[int, Row]]:
+        """Rows of the group with their offsets in it."""
+        columns, file = self.columns, self.file
+        kind = file.schema_arrow.field(columns.audio).type
+        name_column = _path_column(kind, columns)
+        others = [name for name in columns.read if not narrow or name in columns.ours]
+        leaves = [*others, *([name_column] if name_column else [])]
+        present = self._presence(kind) if columns.in_bytes else None
+        offset = 0
+        for batch in file.iter_batches(ROWS_AT_A_TIME, row_groups=[self.group], columns=leaves):
+            there = [False] * len(batch) if present is None else [next(present, True) for _ in range(len(batch))]
+            clips = self._clips(batch, there, self.first + offset)
+            yield from enumerate(columns.rows(batch, clips), start=offset)
+            offset += len(batch)
+
+    def _clips(self, batch: Any, there: list[bool], first: int) -> list[Any]:
+        """For each row the name of the clip inside the file, or the path where it holds no clip."""
+        audio = self.columns.audio
+        paths: list[Any] = [None] * len(batch)
+        if audio in batch.schema.names:
+            column = batch.column(batch.schema.names.index(audio))
+            paths = _paths(column, len(batch))
+        shown = self.source.shown(self.path)
         return [
-            str(ParquetCell(path.name, clip_name(clip_path), columns.audio, row))
-            for row, clip_path in enumerate(paths, start=first)
+            str(ParquetCell(shown, clip_name(path), audio, row)) if held else path
+            for row, (held, path) in enumerate(zip(there, paths, strict=True), start=first)
         ]
 
+    def _presence(self, kind: Any) -> Iterator[bool]:
+        """For each row whether it holds a clip; where the file does not say, the clips are read for that."""
+        audio, num_rows = self.columns.audio, _num_rows(self.file, self.group)
+        if not (pa.types.is_struct(kind) and kind.get_field_index(PATH) >= 0):
+            return iter(())  # there is nothing in place of a clip
+        nulls = _null_count(self.file.metadata.row_group(self.group), f"{audio}.{BYTES}")
+        if nulls == num_rows:
+            return iter(lambda: False, True)
+        if nulls == 0:
+            return iter(())
+        batches = self.file.iter_batches(CLIPS_AT_A_TIME, row_groups=[self.group], columns=[f"{audio}.{BYTES}"])
+        return (held for batch in batches for held in batch.column(0).field(BYTES).is_valid().to_pylist())
 
-def _joined(columns: Columns, batch: Any, clips: list[str | None]) -> Iterator[dict[str, Any]]:
-    for row, clip in zip(columns.rows(batch), clips, strict=True):
-        yield row | {columns.audio: clip}
+
+def _paths(column: Any, count: int) -> list[Any]:
+    """The paths in an audio column; a clip of the same row needs none that can be read."""
+    if pa.types.is_struct(column.type):
+        if column.type.get_field_index(PATH) < 0:
+            return [None] * count
+        column = column.field(PATH)
+    return cell_values(column)
+
+
+def _num_rows(file: Any, group: int) -> int:
+    """Rows of a row group, as the file says."""
+    return min(max(0, int(file.metadata.row_group(group).num_rows)), MOST_ROWS)
 
 
 def _path_column(kind: Any, columns: Columns) -> str | None:
@@ -82,10 +176,10 @@ def _path_column(kind: Any, columns: Columns) -> str | None:
     return None
 
 
-def _is_empty(group: Any, leaf: str) -> bool:
-    """Whether a row group has a column that is known to hold nothing: then its Audio column holds paths alone."""
+def _null_count(group: Any, leaf: str) -> int | None:
+    """How many values of a column of a row group are missing, where the file says so."""
     for index in range(group.num_columns):
         column = group.column(index)
         if column.path_in_schema == leaf and column.statistics is not None and column.statistics.has_null_count:
-            return bool(column.statistics.null_count == group.num_rows)
-    return False
+            return int(column.statistics.null_count)
+    return None

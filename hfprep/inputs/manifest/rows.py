@@ -4,6 +4,7 @@ Takes a JSONL file (UTF-8, BOM tolerated) and gives, line by line, an `Utterance
 never stops the reading. Looks audio files up but never opens them; knows nothing of what was done before.
 """
 
+import glob
 import json
 import math
 import os
@@ -15,17 +16,21 @@ from typing import Any, BinaryIO
 
 from hfprep.errors import ConfigError, Reason, RejectedSample
 from hfprep.inputs.text.language import read_hint
-from hfprep.io.object_storage import is_url, joined, open_stream, url_of
+from hfprep.io.object_storage import is_url, joined, open_stream, refusal, url_of
 from hfprep.io.references import moved, parse_reference
 from hfprep.schema import Rejection, Utterance
 
 MAX_NAME_BYTES = 255  # one path component, on every common Linux file system
+MAX_ID_FOLDERS = 64
+MAX_SECONDS = 1e9  # thirty years
+MAX_LINE_BYTES = 1 << 24
 FOLDERS_REMEMBERED = 1024
 MAX_ID_BYTES = 3000  # leaves room for the output directory within PATH_MAX (4096)
 KNOWN_FIELDS = frozenset({"id", "text", "audio", "speaker", "language", "duration"})
 _NPY_SUFFIX_BYTES = len(".npy")
 UTF8_MARK = b"\xef\xbb\xbf"
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
+BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 RawRow = bytes | dict[str, Any] | RejectedSample  # a line, a row that was read already, or why it could not be read
@@ -38,10 +43,17 @@ class ManifestReader:
     path: Path
     language: str | None = None
 
-    def lines(self) -> Iterator[tuple[int, bytes]]:
+    def lines(self) -> Iterator[tuple[int, bytes | RejectedSample]]:
         """Number (from 1) and bytes of each line that is not blank. Raises ConfigError where there is no such file."""
         with open_manifest(self.path) as stream:
-            for number, raw in enumerate(stream, start=1):
+            number = 0
+            while raw := stream.readline(MAX_LINE_BYTES):
+                number += 1
+                if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
+                    skip_line(stream)
+                    message = f"the line is longer than {MAX_LINE_BYTES >> 20} MiB"
+                    yield number, RejectedSample(Reason.INVALID_JSON, message)
+                    continue
                 line = raw.removeprefix(UTF8_MARK) if number == 1 else raw
                 if line.strip():
                     yield number, line
@@ -51,6 +63,12 @@ class ManifestReader:
         finder = AudioFinder(self.path)
         for number, raw in self.lines():
             yield parse_line(number, raw, finder, self.language)
+
+
+def skip_line(stream: BinaryIO) -> None:
+    """Read on to the end of a line without keeping it."""
+    while (rest := stream.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+        pass
 
 
 def open_manifest(path: Path) -> BinaryIO:
@@ -69,13 +87,27 @@ def open_manifest(path: Path) -> BinaryIO:
 
 
 def folder_of(manifest: Path) -> str:
-    """The folder that a manifest lies in, absolute; a manifest that is a folder (or FOLDER:SPLIT) is it itself."""
+    """The folder that a manifest lies in, absolute; a manifest that is a folder (or FOLDER:SPLIT) is it itself.
+
+    Of a pattern it is the folder that all of its files lie below.
+    """
     url = url_of(manifest)
     if url is not None:
         return url.rpartition("/")[0]
     path = os.path.abspath(manifest)
     beside_split = path.rpartition(":")[0]
-    return next((place for place in (path, beside_split) if place and os.path.isdir(place)), os.path.dirname(path))
+    for place in (path, beside_split):
+        if place and os.path.isdir(place):
+            return place
+    folder = os.path.dirname(path)
+    while not os.path.isdir(folder) and is_pattern(folder):
+        folder = os.path.dirname(folder)
+    return folder
+
+
+def is_pattern(path: str) -> bool:
+    """Whether a path holds wildcards or a range in braces."""
+    return glob.has_magic(path) or BRACES.search(path) is not None
 
 
 class AudioFinder:
@@ -83,29 +115,33 @@ class AudioFinder:
 
     A clip inside another file (see `references`) is looked for beside the manifest first: such names are the input's
     own, and the file of the same name in the working directory may be another's. A URL is what it is, and beside a
-    manifest in object storage there is one place to look.
+    manifest in object storage there is one place to look. Files are looked for in `audio_root` alone where one is
+    given, which may be a URL.
     """
 
-    def __init__(self, manifest: Path) -> None:
+    def __init__(self, manifest: Path, audio_root: Path | str | None = None) -> None:
         folder = folder_of(manifest)
+        named = None if audio_root is None else url_of(audio_root) or os.path.abspath(audio_root)
+        parent, here = os.path.dirname(folder), os.getcwd()
         self._remote = folder if is_url(folder) else None
-        parent = os.path.dirname(folder)
-        self.roots = tuple(dict.fromkeys((os.getcwd(), folder, parent)))
-        self.container_roots = tuple(dict.fromkeys((folder, parent, os.getcwd())))
+        self._remote_audio = (named or folder) if is_url(named or folder) else None
+        self.roots = tuple(dict.fromkeys((here, folder, parent) if named is None else (named,)))
+        self.container_roots = tuple(dict.fromkeys((folder, parent, here)))
+        self._beside = self.roots.index(folder if named is None else named)
         self._folders: dict[tuple[str, tuple[str, ...]], tuple[str, ...]] = {}
 
     def find(self, audio: str) -> str:
         """The first candidate that exists; the candidate beside the manifest where none does."""
         reference = parse_reference(audio)
         if reference is not None:
-            return moved(reference, self._first_existing(reference.file, self.container_roots, 0))
-        return self._first_existing(audio, self.roots, min(1, len(self.roots) - 1))
+            return moved(reference, self._place(reference.file, self._remote, self.container_roots, 0))
+        return self._place(audio, self._remote_audio, self.roots, self._beside)
 
-    def _first_existing(self, path: str, roots: tuple[str, ...], otherwise: int) -> str:
+    def _place(self, path: str, remote: str | None, roots: tuple[str, ...], otherwise: int) -> str:
         if os.path.isabs(path) or is_url(path):
             return path
-        if self._remote is not None:
-            return joined(self._remote, path)
+        if remote is not None:
+            return joined(remote, path)
         found = self._with_folder(os.path.dirname(path), roots)
         if found == (roots[otherwise],):  # it is there or nowhere: whoever looks at the file will see
             return os.path.join(roots[otherwise], path)
@@ -146,6 +182,9 @@ def parse_line(number: int, raw: RawRow, finder: AudioFinder, language: str | No
             raise RejectedSample(Reason.EMPTY_TEXT, "text is empty; give the words that are spoken")
         if not audio or "\0" in audio:
             raise RejectedSample(Reason.INVALID_FIELD, f"audio is {audio!r}; give the path of an audio file")
+        problem = refusal(audio)
+        if problem is not None:
+            raise RejectedSample(Reason.AUDIO_MISSING, f"audio is {audio[:200]!r}; {problem}")
         extra = {key: value for key, value in row.items() if key not in KNOWN_FIELDS}
         return Utterance(
             line=number,
@@ -251,7 +290,7 @@ def _read_duration(row: dict[str, Any]) -> float | None:
         seconds = float(value) if _is_number(value, int, float) else math.nan
     except OverflowError:  # an integer of hundreds of digits
         seconds = math.inf
-    if not 0 <= seconds < math.inf:
+    if not 0 <= seconds <= MAX_SECONDS:
         raise RejectedSample(Reason.INVALID_FIELD, f"duration is {json.dumps(value)[:80]}; it must be seconds")
     return seconds
 
@@ -277,6 +316,8 @@ def check_id(sample_id: str) -> None:
         problem = "it is empty, absolute, or has an empty, '.' or '..' component"
     elif _CONTROL_CHARACTER.search(sample_id):
         problem = "it holds a control character"
+    elif len(parts) > MAX_ID_FOLDERS:
+        problem = f"it has more than {MAX_ID_FOLDERS} components"
     elif any(part.endswith(".npy") for part in parts[:-1]):
         problem = "a folder in it is named like an artifact (.npy)"
     elif len(sample_id.encode()) > MAX_ID_BYTES or any(

@@ -14,6 +14,7 @@ from hfprep.inputs.text.normalizer import clean
 
 OTHER_LATIN = "Latin with letters that English lacks"
 DIGITS_ALONE = "digits without letters"
+LANGUAGE_NAMES = {ENGLISH: "English", CHINESE: "Chinese"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ import numpy as np
 
 from hfprep.errors import ConfigError, Reason, RejectedSample
 from hfprep.inputs.text.normalizer import TextNormalizer, clean
+from hfprep.inputs.text.scripts import DoubtfulGrammar, doubtful_grammar
 
 # Hangul jamo; CJK radicals to Yi; Phags-pa to Hangul syllables; compatibility ideographs and forms; half-width forms;
 # the supplementary ideographic planes (the ranges of the published code, indextts/utils/common.py).
@@ -97,6 +98,10 @@ class TextTokenizer:
         Raises RejectedSample: empty_text where nothing is left to say, text_failed where the text cannot be read.
         """
         return self._ids(self.prepare(text, language), text)
+
+    def doubt(self, text: str, language: str | None) -> DoubtfulGrammar | None:
+        """What is doubtful about the grammar that a text without a language gets, None where nothing is."""
+        return None if language else doubtful_grammar(text)
 
     def tokenize(self, text: str, language: str | None = None) -> Tokenized:
         """Return a text's ids with every stage on the way and the pieces that are unknown; raises as `encode` does."""

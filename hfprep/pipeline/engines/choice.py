@@ -44,6 +44,7 @@ def run_engine(
         workers=max(1, choose_workers(config.workers) // num_processes),
         via_sampling_rate=None if config.audio_sr == TARGET_SAMPLING_RATE else config.audio_sr,
         drop_overlong=config.drop_overlong,
+        filters=config.filters,
         threads=threads_per_process(num_processes) if num_processes > 1 else None,
     )
     if config.engine == "ray":

@@ -21,6 +21,7 @@ from hfprep.pipeline.codebook import Counted, count_codes
 from hfprep.pipeline.devices import choose_device, device_memory
 from hfprep.pipeline.failures import DeviceError
 from hfprep.pipeline.features import BatchResult, ExtractorSettings, FeatureExtractor
+from hfprep.pipeline.filters import RowFilters
 from hfprep.pipeline.intake_processes import IntakeProcesses
 from hfprep.recipes.base import Model, ModelSet
 from hfprep.schema import Features, Rejection, Schema
@@ -117,6 +118,7 @@ class ExtractorSpec:
     workers: int = 1
     via_sampling_rate: int | None = None
     drop_overlong: bool = False
+    filters: RowFilters = field(default_factory=RowFilters)
     threads: int | None = None
 
     def open(self, device: str | None = None, *, models: Models | None = None) -> FeatureExtractor:
@@ -133,6 +135,7 @@ class ExtractorSpec:
             workers=self.workers,
             limits=BatchLimits.choose(self.batch_size, device_memory(place)),
             drop_overlong=self.drop_overlong,
+            filters=self.filters,
         )
         tokenizer = self.model_set.text_encoder()
         model, fallback, processes = None, None, None

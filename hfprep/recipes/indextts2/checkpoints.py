@@ -74,6 +74,12 @@ _NEEDED_PREFIXES: dict[str, tuple[str, ...]] = {
 }
 
 
+def count_text_ids(path: Path) -> int | None:
+    """For how many text ids gpt.pth has rows (its embedding has one more), None where it has no text embedding."""
+    embedding = read_torch_file(path).get(TEXT_EMBEDDING)
+    return None if embedding is None else len(embedding) - 1
+
+
 def expected_shapes(
     config: ModelConfig,
     semantic_config: SemanticEncoderConfig,

@@ -65,6 +65,7 @@ def _codec_config(section: Section) -> SemanticCodecConfig:
     if section.values.get("downsample_scale") not in (None, 1):
         raise section.error(
             "downsample_scale",
-            f"is {section.values['downsample_scale']!r}; hfprep computes codecs that do not downsample (1 or absent)",
+            f"is {str(section.values['downsample_scale'])[:60]!r}; hfprep computes codecs that do not downsample "
+            "(1 or absent)",
         )
     return codec_config(section)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfprep.errors import ConfigError
 from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.io.digest import digest
 from hfprep.recipes.indextts2.config import ModelConfig
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     import torch
 
     from hfprep.recipes.indextts2.feature_model import FeatureModel
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,20 @@ class IndexTTS2Models:
         from hfprep.models.input_features import check_preprocessor  # it imports torch
 
         check_preprocessor(self.located.preprocessor_config)
-        size, known = self.text_encoder().vocab_size, self.config.number_text_tokens
+        size, known = self.text_encoder().vocab_size, self.text_rows()
         if size > known:
-            raise ConfigError(
-                f"--tokenizer {str(self.tokenizer)!r} has {size} tokens, but the checkpoint has only {known} "
-                f"(gpt.number_text_tokens in {self.config.path}); use the tokenizer it was trained with, or extend the "
-                "checkpoint first"
-            )
+            log.warning(
+                "the tokenizer %s has %d pieces, the checkpoint %s rows for %d: no feature depends on them, but the "
+                "trainer will have to grow text_embedding and text_head (or use `extend-checkpoint`)",
+                self.tokenizer, size, self.located.gpt_checkpoint, known,
+            )  # fmt: skip
+
+    def text_rows(self) -> int:
+        """For how many text ids the checkpoint has rows; what config.yaml says, where it has no text embedding."""
+        from hfprep.recipes.indextts2.checkpoints import count_text_ids  # it imports torch
+
+        found = count_text_ids(self.located.gpt_checkpoint)
+        return self.config.number_text_tokens if found is None else found
 
     def text_encoder(self) -> TextTokenizer:
         return TextTokenizer(self.tokenizer)

@@ -18,7 +18,7 @@ from hfprep.inputs.audio.decode import TARGET_SAMPLING_RATE, load_waveform, read
 from hfprep.inputs.text.scripts import DoubtfulGrammar, doubtful_grammar, has_digits
 from hfprep.inputs.text.tokenizer import TextTokenizer, Tokenized
 from hfprep.models.input_features import extract_input_features, num_input_frames
-from hfprep.pipeline.inspection import identify_audio
+from hfprep.pipeline.inspection import Stores
 from hfprep.pipeline.intake import Loaded, SampleLimits, Task, load_sample, reject
 from hfprep.schema import Need, Rejection, Utterance
 
@@ -55,6 +55,7 @@ class InspectorSettings:
     limits: SampleLimits
     via_sampling_rate: int | None = None
     decode: bool = False
+    named_stores: frozenset[str] = frozenset()
 
 
 class _Remembering:
@@ -77,6 +78,7 @@ class Inspector:
         if tokenizer is None and settings.tokenizer is not None:
             tokenizer = TextTokenizer(settings.tokenizer)
         self.tokenizer = tokenizer
+        self.stores = Stores(settings.named_stores)
         self._shown = Counter[str | DoubtfulGrammar | None]()
 
     def inspect(self, utterance: Utterance) -> Inspection | Rejection:
@@ -84,7 +86,7 @@ class Inspector:
         need = Need.CODES | (Need.TEXT if self.tokenizer is not None else Need.NOTHING)
         task = Task(utterance, need)
         try:
-            identify_audio(utterance.path, by_content=False)
+            self.stores.identify(utterance.path, by_content=False)
         except RejectedSample as error:
             return reject(task, error.reason, error.message)
         text = _Remembering(self.tokenizer) if self.tokenizer is not None else None

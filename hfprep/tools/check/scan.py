@@ -4,9 +4,7 @@ Takes `CheckOptions`, gives `Preflight` and, if wanted, a manifest of the lines 
 headers in many processes; decodes all audio only with `decode`.
 """
 
-import json
 import multiprocessing
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -21,10 +19,10 @@ from hfprep.errors import ConfigError, HfprepError, Reason
 from hfprep.inputs.audio.decode import TARGET_SAMPLING_RATE
 from hfprep.inputs.manifest.field_map import FieldMap
 from hfprep.inputs.manifest.opening import open_source
-from hfprep.inputs.manifest.rows import AudioFinder, RawRow, parse_line, parse_object
+from hfprep.inputs.manifest.rows import AudioFinder, RawRow, parse_line
 from hfprep.inputs.text.language import language_option
 from hfprep.inputs.text.tokenizer import TextTokenizer
-from hfprep.io import atomic
+from hfprep.io.object_storage import store_of, url_of
 from hfprep.pipeline.devices import choose_device, choose_workers
 from hfprep.pipeline.intake import SampleLimits
 from hfprep.recipes.indextts2.checkpoints import NUM_LATENTS, POSITION_ROWS
@@ -33,6 +31,7 @@ from hfprep.recipes.indextts2.feature_model import MIN_FRAMES
 from hfprep.schema import Rejection, Utterance
 from hfprep.tools.check.estimates import Estimate, Work, estimate
 from hfprep.tools.check.findings import Preflight
+from hfprep.tools.check.fixing import FixedManifest
 from hfprep.tools.check.inspecting import Inspection, Inspector, InspectorSettings, inspect_in_process, start_process
 
 CHUNK_ROWS = 64
@@ -55,6 +54,7 @@ class CheckOptions:
     config: Path | None = None
     language: str | None = None
     map: str | None = None
+    audio_root: Path | None = None
     audio_sr: int = TARGET_SAMPLING_RATE
     max_samples: int | None = None
     drop_overlong: bool = False
@@ -65,6 +65,12 @@ class CheckOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "language", language_option(self.language))
+
+    @property
+    def named_stores(self) -> frozenset[str]:
+        """The object stores that the user named."""
+        urls = (url_of(place) for place in (self.manifest, self.audio_root) if place is not None)
+        return frozenset(store_of(url) for url in urls if url is not None)
 
     @property
     def tokenizer_path(self) -> Path | None:
@@ -100,8 +106,10 @@ def check(options: CheckOptions, progress: Callable[[int], None] = lambda _: Non
     rejected: dict[int, Reason] = {}
     timed: list[str] = []
     with ExitStack() as stack:
-        sink = stack.enter_context(atomic.replacing(options.fix)) if options.fix is not None else None
-        finder = AudioFinder(options.fix) if options.fix is not None else None
+        fixed = None
+        if options.fix is not None:
+            fields = FieldMap.parse(options.map)
+            fixed = stack.enter_context(FixedManifest(options.fix, fields, options.audio_root))
         for line, raw, utterance, found in _outcomes(options, positions, findings, stack):
             if isinstance(found, Rejection):
                 findings.reject(found)
@@ -111,8 +119,8 @@ def check(options: CheckOptions, progress: Callable[[int], None] = lambda _: Non
                 findings.accept(utterance, found)
                 if len(timed) < TIMED_FILES:
                     timed.append(utterance.path)
-                if sink is not None and finder is not None:
-                    sink.write(_clean_line(raw, utterance, finder))
+                if fixed is not None:
+                    fixed.add(raw, utterance)
             progress(findings.accepted + findings.rejected.total())
         if not findings.lines_read:
             raise ConfigError(f"the manifest {str(options.manifest)!r} is empty; give one JSON object a line")
@@ -152,6 +160,7 @@ def _outcomes(
         limits=limits,
         via_sampling_rate=None if options.audio_sr == TARGET_SAMPLING_RATE else options.audio_sr,
         decode=options.decode,
+        named_stores=options.named_stores,
     )
     tokenizer = TextTokenizer(settings.tokenizer) if settings.tokenizer is not None else None
     lines = _lines(options, findings)
@@ -174,7 +183,10 @@ def _outcomes(
 
 def _lines(options: CheckOptions, findings: Preflight) -> Iterator[tuple[int, RawRow, Utterance | Rejection]]:
     """Every line up to the cap, parsed; an id that has been seen is a rejection, as in a build."""
-    source, finder = open_source(options.manifest, FieldMap.parse(options.map)), AudioFinder(options.manifest)
+    source, finder = (
+        open_source(options.manifest, FieldMap.parse(options.map)),
+        AudioFinder(options.manifest, options.audio_root),
+    )
     seen: set[str] = set()
     for number, raw in source.lines():
         findings.lines_read += 1
@@ -224,20 +236,3 @@ def _inspect_here(
 ) -> list[Inspection | Rejection]:
     inspector = Inspector(settings, tokenizer)
     return [inspector.inspect(row) for row in rows]
-
-
-def _clean_line(raw: RawRow, utterance: Utterance, finder: AudioFinder) -> bytes:
-    """The line as it stands; with an absolute `audio` where the new manifest's place would not lead to the file."""
-    found = finder.find(utterance.audio)
-    stands = found == utterance.path or _same_file(found, utterance.path)
-    if stands and isinstance(raw, bytes):
-        return raw.rstrip(b"\r\n") + b"\n"
-    row = parse_object(raw) | ({} if stands else {"audio": os.path.abspath(utterance.path)})
-    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
-
-
-def _same_file(one: str, other: str) -> bool:
-    try:
-        return os.path.samefile(one, other)
-    except OSError:
-        return False

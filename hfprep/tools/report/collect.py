@@ -281,4 +281,4 @@ def _audio_finder(root: Path) -> _Locate:
     paths = read_state_value(root, "paths") or {}
     folder = paths.get("folder")
     manifest = Path(paths.get("manifest") or root / "manifest.jsonl")
-    return _Locate(AudioFinder(manifest), Path(folder) if folder else None)
+    return _Locate(AudioFinder(manifest, paths.get("audio_root")), Path(folder) if folder else None)

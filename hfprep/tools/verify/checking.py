@@ -271,6 +271,6 @@ def _compare(options: VerifyOptions, records: list[dict[str, Any]], stored: Stor
         device=options.device,
         precision=stats.get("precision", "fp32"),
         audio_sr=None if audio_sr == 16000 else audio_sr,
-        finder=AudioFinder(manifest),
+        finder=AudioFinder(manifest, last.get("audio_root")),
         folder=last.get("folder"),
     )

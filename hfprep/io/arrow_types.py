@@ -1,0 +1,17 @@
+"""What Arrow's types hold, whatever their encoding."""
+
+from typing import Any
+
+import pyarrow as pa
+
+
+def holds_clips(kind: Any) -> bool:
+    """Whether values of an Arrow type are plain bytes."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def holds_text(kind: Any) -> bool:
+    """Whether values of an Arrow type are text."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))

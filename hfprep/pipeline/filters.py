@@ -1,0 +1,45 @@
+"""Rows that a build leaves out because its user says so: too short, too long, too fast for their text.
+
+What fine-tuners do to a manifest by hand. Each bound has its own reason of rejection.
+"""
+
+from dataclasses import dataclass
+
+from hfprep.errors import ConfigError, Reason, RejectedSample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowFilters:
+    """Bounds on a clip's seconds and on the characters of its text a second; None: no bound."""
+
+    min_seconds: float | None = None
+    max_seconds: float | None = None
+    max_chars_per_second: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("min_seconds", "max_seconds", "max_chars_per_second"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be a positive number")
+        if self.min_seconds is not None and self.max_seconds is not None and self.min_seconds > self.max_seconds:
+            raise ConfigError(
+                f"--max-seconds is {self.max_seconds}; it must be at least --min-seconds, {self.min_seconds}"
+            )
+
+    def check(self, seconds: float | None, text: str) -> None:
+        """Raise RejectedSample where a clip of so many seconds with this text is outside of a bound.
+
+        Characters are those of the text as it stands, but for white space around it. Unknown seconds pass.
+        """
+        if seconds is None:
+            return
+        if self.min_seconds is not None and seconds < self.min_seconds:
+            message = f"the clip has {seconds:.2f} s; --min-seconds is {self.min_seconds:g}"
+            raise RejectedSample(Reason.UNDER_MIN_SECONDS, message)
+        if self.max_seconds is not None and seconds > self.max_seconds:
+            message = f"the clip has {seconds:.2f} s; --max-seconds is {self.max_seconds:g}"
+            raise RejectedSample(Reason.OVER_MAX_SECONDS, message)
+        most, characters = self.max_chars_per_second, len(text.strip())
+        if most is not None and characters > most * seconds:
+            message = f"the text has {characters} characters for {seconds:.2f} s; --max-chars-per-second is {most:g}"
+            raise RejectedSample(Reason.OVER_MAX_CHARS_PER_SECOND, message)

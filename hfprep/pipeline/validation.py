@@ -1,0 +1,58 @@
+"""`--val-count N`: the share of ids that puts the N of smallest hash into validation.
+
+Depends on the manifest and on N alone, not on what is finished or rejected while it is computed, so that a split is the
+same after every history.
+"""
+
+import dataclasses
+import heapq
+from collections.abc import Iterator
+
+from hfprep.inputs.manifest.opening import open_source
+from hfprep.inputs.manifest.rows import NoLookup, parse_line
+from hfprep.pipeline.config import BuildConfig
+from hfprep.schema import Utterance
+from hfprep.store.layout import SPLIT_BUCKETS, split_bucket
+
+
+def ratio_for_count(config: BuildConfig, count: int) -> float:
+    """The smallest --val-ratio that holds `count` ids of a manifest's rows; a few more, where hashes are the same.
+
+    Reads every line. Keeps `count` ids in memory, and with --max-samples that many more.
+    """
+    if not count:
+        return 0.0
+    smallest = list[tuple[int, str]]()  # a heap of negative hashes: the largest of the smallest comes first
+    held = set[str]()
+    for sample_id in _ids(config):
+        bucket = split_bucket(sample_id)
+        if sample_id in held or (len(smallest) == count and bucket >= -smallest[0][0]):
+            continue
+        held.add(sample_id)
+        if len(smallest) < count:
+            heapq.heappush(smallest, (-bucket, sample_id))
+        else:
+            held.discard(heapq.heapreplace(smallest, (-bucket, sample_id))[1])
+    if len(smallest) < count:
+        return 1.0
+    return (1 - smallest[0][0]) / SPLIT_BUCKETS
+
+
+def with_split(config: BuildConfig) -> BuildConfig:
+    """The config with the ratio that --val-count stands for."""
+    if config.val_count is None:
+        return config
+    return dataclasses.replace(config, val_ratio=ratio_for_count(config, config.val_count))
+
+
+def _ids(config: BuildConfig) -> Iterator[str]:
+    """The ids of rows that can be read, up to --max-samples; an id may come twice where there is no cap."""
+    finder, taken = NoLookup(config.manifest), set[str]()
+    for number, raw in open_source(config.manifest, config.field_map).lines():
+        row = parse_line(number, raw, finder, config.language)
+        if isinstance(row, Utterance) and row.id not in taken:
+            yield row.id
+            if config.max_samples is not None:
+                taken.add(row.id)
+                if len(taken) == config.max_samples:
+                    return

@@ -1,0 +1,121 @@
+"""The manifest that `check --fix` writes: the lines that a build would take, in the form that its suffix names.
+
+A build reads it under the same --map. Lines of JSON are kept as they are where nothing has to change.
+"""
+
+import csv
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from hfprep.errors import ConfigError
+from hfprep.inputs.manifest.field_map import AUDIO, LINE, FieldMap
+from hfprep.inputs.manifest.rows import AudioFinder, RawRow, parse_object
+from hfprep.io import atomic
+from hfprep.schema import Utterance
+
+TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+LINES = (".jsonl", ".json", ".txt", "")
+
+
+class FixedManifest:
+    """Writes rows to a manifest, which appears when the `with` block ends; ConfigError where it cannot hold them."""
+
+    def __init__(self, path: Path, fields: FieldMap, audio_root: Path | None = None) -> None:
+        suffix = path.suffix.lower()
+        if suffix not in TABLES and suffix not in LINES:
+            raise ConfigError(f"--fix is {str(path)!r}; it must end in .jsonl, .csv or .tsv")
+        if fields.source("id") == LINE:
+            raise ConfigError(f"--fix does not go with --map id={LINE}: lines left out would give the others new ids")
+        self.path = path
+        self.fields = fields
+        self.delimiter = TABLES.get(suffix)
+        self._finder = AudioFinder(path, audio_root)
+        self._columns: dict[str, None] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "FixedManifest":
+        self._stream: BinaryIO = self._stack.enter_context(atomic.replacing(self.path))
+        # The columns of a table are known when all rows are.
+        self._rows = self._stack.enter_context(tempfile.TemporaryFile()) if self.delimiter else self._stream
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._stack as stack:
+            if self.delimiter is not None and kind is None:
+                self._write_table(self.delimiter)
+            elif kind is not None:
+                stack.__exit__(kind, error, traceback)
+
+    def add(self, raw: RawRow, utterance: Utterance) -> None:
+        """Write a row; with an absolute path where the new manifest's place would not lead to the audio."""
+        found = self._finder.find(utterance.audio)
+        stands = found == utterance.path or _same_file(found, utterance.path)
+        if stands and isinstance(raw, bytes) and self.delimiter is None:
+            self._rows.write(raw.rstrip(b"\r\n") + b"\n")
+            return
+        row = self._under_its_names(parse_object(raw) | ({} if stands else {"audio": _moved(utterance.path)}))
+        self._columns |= dict.fromkeys(row)
+        text = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        try:
+            text.decode()
+        except UnicodeDecodeError:  # half of a surrogate pair in another field, which stays an escape
+            text = json.dumps(row).encode()
+        self._rows.write(text + b"\n")
+
+    def _under_its_names(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A row of ours as an input that the same map reads."""
+        named = {self.fields.source(name): value for name, value in row.items() if self.fields.source(name) != AUDIO}
+        return {str(name): value for name, value in named.items()}
+
+    def _write_table(self, delimiter: str) -> None:
+        columns = list(self._columns)
+        self._stream.write(self._table_line(columns, delimiter))
+        for row in self._kept():
+            self._stream.write(self._table_line([_cell(row.get(name)) for name in columns], delimiter))
+
+    def _kept(self) -> Iterator[dict[str, Any]]:
+        self._rows.seek(0)
+        return map(json.loads, self._rows)
+
+    def _table_line(self, values: list[str], delimiter: str) -> bytes:
+        if delimiter == "\t":
+            if any(letter in value for value in values for letter in "\t\r\n"):
+                raise ConfigError(f"--fix is {str(self.path)!r}, but a field holds a tab or a line end; write .csv")
+            return "\t".join(map(_quoted, values)).encode("utf-8", "replace") + b"\n"
+        line = io.StringIO()
+        csv.writer(line, delimiter=delimiter, lineterminator="\n").writerow(values)
+        return line.getvalue().encode("utf-8", "replace")
+
+
+def _quoted(value: str) -> str:
+    """A field of a TSV: one that is quoted already would lose its quotes when it is read."""
+    quoted = len(value) > 1 and value.startswith('"') and value.endswith('"')
+    return '"' + value.replace('"', '""') + '"' if quoted else value
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _moved(path: str) -> str:
+    from hfprep.io.object_storage import is_url
+
+    return path if is_url(path) else os.path.abspath(path)
+
+
+def _same_file(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
