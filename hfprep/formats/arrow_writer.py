@@ -192,8 +192,8 @@ class ArrowShards(ShardFormat):
         arrays = []
         for item in self.storage:
             if item.name in self.schema.by_name:
-                values = [stored_vectors(self.schema, sample, item.name, self._dtype) for sample in rows]
-                arrays.append(list_array(values, item.type))
+                stored = [stored_vectors(self.schema, sample, item.name, self._dtype) for sample in rows]
+                arrays.append(list_array(stored, item.type))
             else:
                 arrays.append(pa.array(columns[item.name], item.type))
         return pa.record_batch(arrays, schema=self.storage)

@@ -196,7 +196,7 @@ class ShardKept(ShardOutput):
         order, places = self._order(), None
         if order is None:
             places = self._listed().places()
-            order = digest([hashlib.sha256(places[name]).hexdigest() for name in SPLITS]).hex()
+            order = digest([hashlib.sha256(places[name].tobytes()).hexdigest() for name in SPLITS]).hex()
         shown = [self._sums(), order, [stats.get(name) for name in ("sha256", "versions")], schema.record()]
         content = digest(shown).hex()
         if not (self.folder / self.shards.marker).is_file() or self.state.get(DESCRIBED) != content:

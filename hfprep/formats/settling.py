@@ -181,7 +181,7 @@ class Settling:
 
     def _in_order(self) -> Iterator[list[tuple[str, str, int, int, int, int]]]:
         for start in range(0, self._count, ROWS_IN_ORDER):
-            yield self.state.query(_ORDER, start, start + ROWS_IN_ORDER)  # type: ignore[misc]
+            yield self.state.query(_ORDER, start, start + ROWS_IN_ORDER)
 
 
 def encoded(kept: ShardOutput, split: str, rows: Sequence[tuple[Sample, StoredRow]]) -> list[Encoded]:
