@@ -59,6 +59,7 @@ class Fragile:
     """Stands in for FeatureModel: every step may fail; each sample's numbers follow from its own frames alone."""
 
     min_frames, max_frames, packs = 1, 100_000, False
+    takes_waveforms = False
 
     def __init__(self, fails: Fails = lambda *_: None) -> None:
         self.fails = fails
