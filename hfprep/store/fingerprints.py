@@ -58,7 +58,7 @@ class AudioIdentity:
         if not by_content:
             return cls(size, mtime_ns)
         if reference is None and not is_url(file):
-            return cls(size, mtime_ns, _sha256_of(path, size, mtime_ns))
+            return cls(size, mtime_ns, _sha256_of(path, size, (local.st_ino, mtime_ns, local.st_ctime_ns)))
         return cls(size, mtime_ns, hashlib.sha256(read_clip(path)).hexdigest())
 
     def key(self) -> bytes:
@@ -76,8 +76,11 @@ class AudioIdentity:
 
 
 @functools.lru_cache(maxsize=HASHES_REMEMBERED)
-def _sha256_of(path: str, size: int, _mtime_ns: int) -> str:
-    """Hex SHA-256 of a file's content; remembered, as many segments are read from one file."""
+def _sha256_of(path: str, size: int, _version: tuple[int, ...]) -> str:
+    """Hex SHA-256 of a file's content; remembered, as many segments are read from one file.
+
+    `_version` has the time of the last change of the file's data or status, which no program can set back.
+    """
     if size > MAX_HASHED_BYTES:
         bound = f"--hash-audio reads up to {MAX_HASHED_BYTES >> 30} GiB"
         raise RejectedSample(Reason.AUDIO_TOO_LONG, f"{path}: has {size} bytes; {bound}")
