@@ -24,8 +24,9 @@ from hfprep.inputs.audio import av_decode, containers, sndfile_decode, sound
 from hfprep.inputs.audio.decode import guess_seconds, load_waveform, read_header
 from hfprep.pipeline.inspection import identify_audio
 from hfprep.pipeline.intake import SampleLimits, Task, check_seconds, expected_seconds, load_sample
-from hfprep.schema import Need, Utterance
+from hfprep.schema import Utterance
 from tests.av_files import encode, tone
+from tests.sample_schemas import speech_schema
 
 HUGE = (10**14, 10**18, 10**26, 10**400)
 
@@ -145,11 +146,12 @@ def test_a_parquet_column_is_read_on_after_a_damaged_group(tmp_path: Path, golde
     column.close()
 
 
-LIMITS = SampleLimits(min_frames=5, max_frames=20_000, max_codes=1_000)  # 20 s
+SCHEMA = speech_schema()
+LIMITS = SampleLimits(schema=SCHEMA, min_frames=5, max_frames=1_000)  # 20 s
 
 
 class _NoText:
-    def encode(self, text: str, language: str | None) -> np.ndarray:
+    def encode(self, text: str, language: str | None = None) -> np.ndarray:
         raise AssertionError
 
 
@@ -160,7 +162,7 @@ def reason_to_refuse(path: Path) -> tuple[Reason, float]:
     intake = Intake(_NoText(), IntakeSettings(limits=LIMITS))
     row = Utterance(1, "a", "t", str(path), str(path))
     tracemalloc.start()
-    found = load_sample(Task(row, Need.AUDIO), _NoText(), intake.read_audio, LIMITS)
+    found = load_sample(Task(row, SCHEMA.audio_groups, True), _NoText(), intake.read_audio, LIMITS)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert isinstance(found, tuple), found
@@ -194,7 +196,7 @@ def test_what_is_far_too_long_is_not_decoded(
     for module in (sndfile_decode, av_decode):
         monkeypatch.setattr(module, "mono", mono)
     reason, peak = reason_to_refuse(path)
-    assert reason is Reason.CODES_TOO_LONG
+    assert reason is Reason.AUDIO_TOO_LONG
     # What says its length is refused before; what does not, once it has passed the limit.
     assert sum(decoded) <= (40 * rate if suffix == "ts" else 0)
     assert peak < 20_000_000
@@ -211,7 +213,7 @@ def lying_flac(path: Path, seconds: int, claimed: int) -> Path:
 
 def test_a_header_that_lies_ends_at_the_limit(tmp_path: Path) -> None:
     unknown = lying_flac(tmp_path / "unknown.flac", 300, 0)
-    assert reason_to_refuse(unknown)[0] is Reason.CODES_TOO_LONG
+    assert reason_to_refuse(unknown)[0] is Reason.AUDIO_TOO_LONG
     assert reason_to_refuse(unknown)[1] < 30_000_000
     assert reason_to_refuse(lying_flac(tmp_path / "more.flac", 2, 16_000 * 36_000))[0] is Reason.AUDIO_TOO_LONG
     assert reason_to_refuse(lying_flac(tmp_path / "little.flac", 2, 16_000 * 3))[0] is Reason.AUDIO_UNREADABLE
@@ -221,7 +223,7 @@ def test_a_header_that_lies_ends_at_the_limit(tmp_path: Path) -> None:
     lie = np.array([2_000.0], ">f8").tobytes()
     tag = content.index(b"00:02:00.0")  # and the track's own tag
     webm.write_bytes(content[:at] + lie + content[at + 8 : tag] + b"00:00:02.0" + content[tag + 10 :])
-    assert reason_to_refuse(webm)[0] is Reason.CODES_TOO_LONG
+    assert reason_to_refuse(webm)[0] is Reason.AUDIO_TOO_LONG
 
 
 def test_a_check_of_the_length_is_exact_near_the_limit() -> None:
@@ -230,12 +232,12 @@ def test_a_check_of_the_length_is_exact_near_the_limit() -> None:
     def check_frames(frames: int) -> None:
         if frames > 1_000:
             told.append(frames)
-            raise RejectedSample(Reason.CODES_TOO_LONG, f"{frames} codes")
+            raise RejectedSample(Reason.AUDIO_TOO_LONG, f"{frames} frames")
 
     check = check_seconds(check_frames)
     for seconds in (0.0, 1.0, 19.9, 20.3):  # a little over may be a header's error: decoding decides
         check(seconds)
-    with pytest.raises(RejectedSample, match="1799999 codes"):
+    with pytest.raises(RejectedSample, match="1799999 frames"):
         check(36_000.0)
 
 

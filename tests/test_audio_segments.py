@@ -15,8 +15,9 @@ from hfprep.inputs.manifest.field_map import FieldMap
 from hfprep.inputs.manifest.opening import open_source
 from hfprep.inputs.manifest.rows import AudioFinder, parse_line
 from hfprep.schema import Rejection, Segment, Utterance
-from hfprep.store.fingerprints import AudioIdentity, Fingerprinter, Settings, source_of
+from hfprep.store.fingerprints import AudioIdentity, Fingerprinter, source_of
 from tests.av_files import encode, tone
+from tests.sample_schemas import speech_schema
 
 SECONDS = 20.0
 STRETCHES = [(0.0, 0.5), (0.013, 1.0), (7.25, 2.0), (18.5, 1.5), (12.345678, 0.777)]
@@ -175,7 +176,9 @@ def test_tables_have_segments_too(tmp_path: Path, suffix: str, delimiter: str) -
     assert segments == [Segment(0.5, 2.0), None]
 
 
-SETTINGS = Settings(text={"tokenizer": "t"}, codes={"encoder": "e"}, latents={"gpt": "g"})
+FINGERPRINTER = Fingerprinter(
+    speech_schema(), {"text": {"tokenizer": "t"}, "codes": {"encoder": "e"}, "latents": {"gpt": "g"}}
+)
 
 
 def utterance(**values: Any) -> Utterance:
@@ -192,29 +195,29 @@ def utterance(**values: Any) -> Utterance:
 
 def test_fingerprints_of_whole_recordings_are_those_of_0_1_0() -> None:
     """Computed by that version: an output of it is continued, not begun again."""
-    fingerprinter, row = Fingerprinter(SETTINGS), utterance()
+    row = utterance()
     text = "c6643acfcc35d6716c33ea8e6493aec8"
-    by_name = fingerprinter.of(row, AudioIdentity(1000, 5))
-    assert [value.hex() for value in by_name.by_need().values()] == [
-        text, "90148b3a5e494e6534bbb6906dfe831a", "352efab8ce6cec064ba4e907dc6ed43c"
-    ]  # fmt: skip
-    by_content = fingerprinter.of(row, AudioIdentity(1000, 5, "ab" * 32))
-    assert [value.hex() for value in by_content.by_need().values()] == [
-        text, "b6853436637071c712474eb5c9608ab5", "e52d398bd2bb5f847bfc01090a40c28e"
-    ]  # fmt: skip
+    assert FINGERPRINTER.of(row, AudioIdentity(1000, 5)) == {
+        "text": text,
+        "codes": "90148b3a5e494e6534bbb6906dfe831a",
+        "latents": "352efab8ce6cec064ba4e907dc6ed43c",
+    }
+    assert FINGERPRINTER.of(row, AudioIdentity(1000, 5, "ab" * 32)) == {
+        "text": text,
+        "codes": "b6853436637071c712474eb5c9608ab5",
+        "latents": "e52d398bd2bb5f847bfc01090a40c28e",
+    }
     assert source_of(row, AudioIdentity(1000, 5)) == (
         '{"text": "Hello.", "language": "en", "audio": "wavs/a.wav", "size": 1000, "mtime_ns": 5, "sha256": null}'
     )
 
 
 def test_a_segment_is_part_of_what_was_computed() -> None:
-    fingerprinter = Fingerprinter(SETTINGS)
     for audio in (AudioIdentity(1000, 5), AudioIdentity(1000, 5, "ab" * 32)):
         rows = [utterance(), utterance(offset=0.0), utterance(offset=0.5), utterance(offset=0.5, duration=3.0)]
-        found = [fingerprinter.of(row, audio) for row in rows]
-        assert len({prints.codes for prints in found}) == 4
-        assert len({prints.latents for prints in found}) == 4
-        assert len({prints.text for prints in found}) == 1
+        found = [FINGERPRINTER.of(row, audio) for row in rows]
+        counts = {group: len({prints[group] for prints in found}) for group in ("text", "codes", "latents")}
+        assert counts == {"text": 1, "codes": 4, "latents": 4}
     source = json.loads(source_of(utterance(offset=0.5), AudioIdentity(1000, 5)))
     assert (source["offset"], source["duration"]) == (0.5, 2.5)
 
