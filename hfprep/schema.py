@@ -203,11 +203,21 @@ def _groups_of(names: tuple[str, ...], bits: int) -> frozenset[str]:
 
 
 @dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of a recording: from `offset` seconds on, `seconds` long, or to the end where that is None."""
+
+    offset: float
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Utterance:
     """One valid manifest row.
 
     `audio` is the manifest's own value, `path` where it was found. `language` is the hint in force (the
-    run's, else the row's own). `extra` holds the manifest's other fields as a JSON object.
+    run's, else the row's own). With `offset` (seconds) the row is a segment of the recording, `duration` long; without
+    it the row is the whole recording, and `duration` says how long that is thought to be. `extra` holds the manifest's
+    other fields, and `offset`, as a JSON object.
     """
 
     line: int
@@ -219,6 +229,12 @@ class Utterance:
     language: str | None = None
     duration: float | None = None
     extra: str = "{}"
+    offset: float | None = None
+
+    @property
+    def segment(self) -> Segment | None:
+        """The stretch of the recording that the row stands for; None where that is all of it."""
+        return None if self.offset is None else Segment(self.offset, self.duration)
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,7 @@ class Fragile:
     """Stands in for FeatureModel: every step may fail; each sample's numbers follow from its own frames alone."""
 
     min_frames, max_frames, packs = 1, 100_000, False
+    takes_waveforms = False
 
     def __init__(self, fails: Fails = lambda *_: None) -> None:
         self.fails = fails
@@ -122,7 +123,9 @@ class Bench:
         )
         self.extractor.intake.read_audio = self.read_audio  # type: ignore[method-assign]
 
-    def read_audio(self, path: str, check_frames: Callable[[int], None]) -> tuple[np.ndarray, float]:
+    def read_audio(
+        self, path: str, check_frames: Callable[[int], None], segment: Any = None
+    ) -> tuple[np.ndarray, float]:
         number = int(path)
         draw = np.random.default_rng(number)
         return draw.standard_normal((self.lengths[number], 160)).astype(np.float32), self.lengths[number] / 50
@@ -427,7 +430,7 @@ def test_the_culprit_of_a_failing_batch_is_found(quiet: dict[str, Features], cap
 def test_numbers_that_are_not_finite_reject_their_own_sample(quiet: dict[str, Features]) -> None:
     bench = Bench(Fragile(), LENGTHS)
 
-    def read_audio(path: str, check_frames: Callable[[int], None]) -> tuple[np.ndarray, float]:
+    def read_audio(path: str, check_frames: Callable[[int], None], segment: Any = None) -> tuple[np.ndarray, float]:
         features, seconds = bench.read_audio(path, check_frames)
         features[-1, 1] = np.nan if path == "3" else features[-1, 1]
         return features, seconds
@@ -509,7 +512,7 @@ def test_memory_short_while_decoding_is_tried_again(quiet: dict[str, Features]) 
     bench = Bench(Fragile(), LENGTHS)
     failed: list[str] = []
 
-    def read_audio(path: str, check_frames: Callable[[int], None]) -> tuple[np.ndarray, float]:
+    def read_audio(path: str, check_frames: Callable[[int], None], segment: Any = None) -> tuple[np.ndarray, float]:
         if path in ("2", "9") and (path == "9" or path not in failed):
             failed.append(path)
             raise MemoryError

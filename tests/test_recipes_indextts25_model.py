@@ -14,8 +14,9 @@ from hfprep.inputs.audio.decode import load_waveform
 from hfprep.models.campplus import Campplus
 from hfprep.models.masking import FrameMask, KeyMask, TimeMask
 from hfprep.recipes.indextts25.config import Config
-from hfprep.recipes.indextts25.feature_model import CODES, EMOTION, SPEAKER, FeatureModel
+from hfprep.recipes.indextts25.feature_model import FeatureModel
 from hfprep.recipes.indextts25.locate import locate
+from hfprep.recipes.indextts25.schema import CODES, EMOTION, SPEAKER
 
 TESTS = Path(__file__).resolve().parent
 GOLDEN = [folder for folder in (TESTS / "golden25-small", TESTS.parent.parent / "shared/golden25") if folder.is_dir()]

@@ -6,6 +6,7 @@ way of 24 kHz. compare_builds.py: the same samples in other batches, and in anot
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from tests.sample_sets import public_files
 TESTS = Path(__file__).resolve().parent
 SHARED = TESTS.parent.parent / "shared"
 GOLDEN = {name: folder for name in ("golden", "golden-small") if (folder := SHARED / name).is_dir()}
+GOLDEN25 = {name: folder for name in ("golden25", "golden25-small") if (folder := SHARED / name).is_dir()}
 VAL_RATIO = 0.3
 
 Builder = Callable[..., Path]
@@ -118,3 +120,32 @@ if GOLDEN:
         hfprep.build(config)
         export_npy(open_set(tmp_path / "out"), tmp_path / "back")
         assert public_files(tmp_path / "back") == public_files(built(golden, batch_size=1))
+
+
+def models_of(golden: Path, folder: Path) -> Path:
+    """The model set of an IndexTTS-2.5 golden set, with the vocabulary that only the larger one has."""
+    shutil.copytree(golden / "checkpoints", folder)
+    vocabulary = folder / "multilingual_zh_ja_yue_char_del.tiktoken"
+    if not vocabulary.exists():
+        vocabulary.symlink_to(GOLDEN25["golden25"] / "checkpoints" / vocabulary.name)
+    return folder
+
+
+if GOLDEN25:
+
+    @pytest.mark.parametrize(("batch_size", "audio_sr"), [(0, 16000), (1, 16000), (3, 16000), (8, 16000), (0, 22050)])
+    @pytest.mark.parametrize("name", GOLDEN25)
+    def test_a_build_has_the_published_numbers_of_2_5(
+        name: str, batch_size: int, audio_sr: int, tmp_path: Path
+    ) -> None:
+        config = hfprep.BuildConfig(
+            manifest=GOLDEN25[name] / "manifest.jsonl",
+            output_dir=tmp_path / "out",
+            models=models_of(GOLDEN25[name], tmp_path / "models"),
+            val_ratio=VAL_RATIO,
+            batch_size=batch_size,
+            audio_sr=audio_sr,
+        )
+        hfprep.build(config)
+        via = ["--via-22k"] if audio_sr == 22050 else []
+        check("check_golden25.py", GOLDEN25[name], tmp_path / "out", "--val-ratio", VAL_RATIO, *via)

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -232,21 +231,6 @@ def test_a_clip_decodes_as_its_file_does(inputs: Path, golden_small: Path, clips
             file = golden_small / clip["audio"]
             assert read_header(row.path) == read_header(file)
             assert (load_waveform(row.path).samples == load_waveform(file).samples).all()
-
-
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg program")
-def test_a_clip_that_only_ffmpeg_reads(tmp_path: Path, golden_small: Path) -> None:
-    file = tmp_path / "c.m4a"
-    command = ["ffmpeg", "-loglevel", "error", "-i", str(golden_small / "audio" / "synth0.wav"), str(file)]
-    subprocess.run(command, check=True, timeout=60)
-    (tmp_path / "c.txt").write_text("words")
-    with tarfile.open(tmp_path / "c.tar", "w") as archive:  # with the longer headers that times of real files ask for
-        archive.add(file, "c.m4a")
-        archive.add(tmp_path / "c.txt", "c.txt")
-    (found,) = read(tmp_path / "c.tar")
-    assert isinstance(found, Utterance)
-    assert read_header(found.path) == read_header(file)
-    assert (load_waveform(found.path).samples == load_waveform(file).samples).all()
 
 
 def test_parquet_rows_in_any_order_and_cells_without_audio(tmp_path: Path) -> None:

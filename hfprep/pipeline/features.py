@@ -123,7 +123,8 @@ class FeatureExtractor:
             filters=settings.filters,
         )
         # A GPU computes input features, too: in threads they would hold up the one that keeps it busy.
-        intake = IntakeSettings(limits=limits, via_sampling_rate=settings.via_sampling_rate, waveforms=self.looks_ahead)
+        waveforms = self.looks_ahead or (model is not None and model.takes_waveforms)
+        intake = IntakeSettings(limits=limits, via_sampling_rate=settings.via_sampling_rate, waveforms=waveforms)
         self.intake = Intake(tokenizer, intake, processes)
         self._controls: dict[str, Task] = {} if control is None else {"before": control}
         self._worked = False

@@ -24,13 +24,14 @@ Outcome = tuple[Task, Features | Rejection]
 
 
 def forward(batch: Sequence[Loaded], model: Model, audio_groups: frozenset[str], *, waveforms: bool) -> Download:
-    """Give a batch to the model; `waveforms` says that it holds samples, of which input features are computed here."""
+    """Give a batch to the model; `waveforms` says that it holds samples, from which input features are made here."""
     need = audio_groups & frozenset[str]().union(*(item.task.need for item in batch))
     clips = [item.audio for item in batch if item.audio is not None]
-    inputs = padded_batch(clips, model.device)
-    if waveforms:
-        inputs = batch_input_features(inputs, torch.tensor([len(clip) for clip in clips]))
-    return Download(model(inputs, torch.tensor([item.num_frames for item in batch]), need))
+    inputs, lengths = padded_batch(clips, model.device), torch.tensor([len(clip) for clip in clips])
+    if waveforms and not model.takes_waveforms:
+        inputs = batch_input_features(inputs, lengths)
+        lengths = torch.tensor([item.num_frames for item in batch])
+    return Download(model(inputs, lengths, need))
 
 
 @dataclass(frozen=True, slots=True)

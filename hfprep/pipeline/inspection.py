@@ -36,6 +36,11 @@ def identify_audio(path: str, *, by_content: bool) -> AudioIdentity:
         raise RejectedSample(Reason.AUDIO_MISSING, message) from None
     except OSError as error:
         raise RejectedSample(Reason.AUDIO_UNREADABLE, f"{path}: {error.strerror or error}") from error
+    except HfprepError:  # the store cannot be reached, say: that is no sample's fault
+        raise
+    except Exception as error:  # whatever a path of a stranger brings about is that row's rejection
+        what = f"while looking at {path}: {type(error).__name__}: {error}"
+        raise RejectedSample(Reason.AUDIO_UNREADABLE, what) from error
 
 
 class Stores:
@@ -193,7 +198,7 @@ class Inspector:
         if codes is None or audio.keys() != schema.audio_groups:
             return Adoptable(groups) if groups else None
         try:
-            header = read_header(utterance.path)
+            header = read_header(utterance.path, segment=utterance.segment)
         except RejectedSample:
             return Adoptable(groups) if groups else None
         expected = self.num_codes(round(header.seconds * TARGET_SAMPLING_RATE))

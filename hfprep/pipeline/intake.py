@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hfprep.errors import HfprepError, Reason, RejectedSample
-from hfprep.inputs.audio.decode import load_waveform, read_header
+from hfprep.inputs.audio.decode import TARGET_SAMPLING_RATE, guess_seconds, load_waveform
 from hfprep.io.object_storage import is_url
 from hfprep.models.input_features import check_waveform, extract_input_features, num_input_frames
 from hfprep.pipeline.breaker import Unproven
@@ -21,14 +21,17 @@ from hfprep.pipeline.failures import Failure
 from hfprep.pipeline.filters import RowFilters
 from hfprep.pipeline.observing import observe
 from hfprep.recipes.base import TextEncoder
-from hfprep.schema import Rejection, Schema, Utterance
+from hfprep.schema import Rejection, Schema, Segment, Utterance
 
 if TYPE_CHECKING:
     from hfprep.pipeline.intake_processes import IntakeProcesses
 
 GUESSED_BYTES_PER_SECOND = 16_000  # between wav and mp3; a wrong guess costs padding or memory, never a number
+SURE_SECONDS = 5.0  # from here on a length that is not exact can still tell that a clip is too long
+HEADER_SLACK_SECONDS = 0.5  # by which a header's length may be off
 
-ReadAudio = Callable[[str, Callable[[int], None]], tuple[np.ndarray, float]]
+CheckFrames = Callable[[int], None]
+ReadAudio = Callable[[str, CheckFrames, Segment | None], tuple[np.ndarray, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,21 @@ class Task:
         return cls(utterance, need, bool(need & schema.audio_groups), audio_bytes)
 
 
+def check_seconds(check_frames: CheckFrames) -> Callable[[float], None]:
+    """What ends the reading of a clip that `check_frames` would refuse for its length, by its header or on the way."""
+
+    def check(seconds: float) -> None:
+        if seconds < SURE_SECONDS:
+            return
+        try:
+            check_frames(num_input_frames(int((seconds - HEADER_SLACK_SECONDS) * TARGET_SAMPLING_RATE)))
+        except RejectedSample:
+            check_frames(num_input_frames(int(seconds * TARGET_SAMPLING_RATE)))
+            raise
+
+    return check
+
+
 def expected_seconds(path: str, num_bytes: int | None) -> float | None:
     """How long a clip is, as far as can be told before it is decoded: what its header says, None if it is unreadable.
 
@@ -60,8 +78,8 @@ def expected_seconds(path: str, num_bytes: int | None) -> float | None:
     if is_url(path) and num_bytes is not None:
         return num_bytes / GUESSED_BYTES_PER_SECOND
     try:
-        return read_header(path).seconds
-    except (RejectedSample, OSError):
+        return guess_seconds(path)
+    except Exception:  # noqa: BLE001 - a sample that cannot be read is rejected when it is loaded, with its reason
         return None
 
 
@@ -144,9 +162,9 @@ def load_sample(
 ) -> Loaded | tuple[Task, Rejection]:
     """What is needed of a sample before the models, or why it cannot be used; the one place that decides this.
 
-    `read_audio(path, check_frames)` gives an array with a row for each frame, float32 (num_frames, 160), or samples,
-    float32 (num_samples,), and the file's seconds; it calls `check_frames` as soon as it knows how many frames there
-    are.
+    `read_audio(path, check_frames, segment)` gives an array with a row for each frame, float32 (num_frames, 160), or
+    samples, float32 (num_samples,), and the recording's (or segment's) seconds; it calls `check_frames` as soon as it
+    knows how many frames there are, and earlier where they are far too many.
     Raises StoreError where the object storage that holds the audio cannot be reached.
     """
     utterance = task.utterance
@@ -158,7 +176,7 @@ def load_sample(
             limits.check_text(text_ids)
         foreseen, what = Reason.AUDIO_UNREADABLE, utterance.path
         if task.with_audio:
-            audio, seconds = read_audio(utterance.path, limits.check_frames)
+            audio, seconds = read_audio(utterance.path, limits.check_frames, utterance.segment)
             limits.filters.check(seconds, utterance.text)
         return Loaded(task, text_ids, audio, seconds)
     except RejectedSample as error:
@@ -205,15 +223,25 @@ class Intake:
 
     def expected_seconds(self, tasks: Sequence[Task]) -> list[float]:
         """How long the clips of some tasks are expected to be, for sorting and budgeting: 0 where nobody can tell."""
-        clips = [(task.utterance.path, task.audio_bytes) for task in tasks]
+        segments = [task.utterance.segment for task in tasks]
+        known = [None if segment is None else segment.seconds for segment in segments]
+        clips = [
+            (task.utterance.path, task.audio_bytes)
+            for task, seconds in zip(tasks, known, strict=True)
+            if seconds is None
+        ]
         found = None if self.processes is None else self.processes.expected_seconds(clips)
         if found is None:
             found = [expected_seconds(path, num_bytes) for path, num_bytes in clips]
-        return [seconds or 0.0 for seconds in found]
+        guesses = iter(found)
+        return [(next(guesses) if seconds is None else seconds) or 0.0 for seconds in known]
 
-    def read_audio(self, path: str, check_frames: Callable[[int], None]) -> tuple[np.ndarray, float]:
+    def read_audio(
+        self, path: str, check_frames: CheckFrames, segment: Segment | None = None
+    ) -> tuple[np.ndarray, float]:
         """What `load_sample` asks for."""
-        waveform = load_waveform(path, via=self.settings.via_sampling_rate)
+        via, check = self.settings.via_sampling_rate, check_seconds(check_frames)
+        waveform = load_waveform(path, via=via, segment=segment, check_seconds=check)
         check_frames(num_input_frames(len(waveform.samples)))
         if self.settings.waveforms:
             check_waveform(waveform.samples)

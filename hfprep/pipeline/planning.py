@@ -64,6 +64,7 @@ def rows_schema(groups: Sequence[str]) -> pa.Schema:
             ("language", pa.string()),
             ("duration", pa.float64()),
             ("extra", pa.string()),
+            ("offset", pa.float64()),
             ("fingerprints", pa.struct([(name, pa.string()) for name in groups])),
             ("audio_bytes", pa.int64()),
             ("audio_mtime_ns", pa.int64()),

@@ -128,7 +128,7 @@ def _clips(config: BuildConfig, num_frames: int) -> Iterator[Clip]:
         if isinstance(row, Rejection):
             continue
         try:
-            features = extract_input_features(load_waveform(row.path, via=via).samples)
+            features = extract_input_features(load_waveform(row.path, via=via, segment=row.segment).samples)
         except (RejectedSample, OSError):  # the build will say so
             continue
         if SHORTEST_FRAMES <= len(features) <= LONGEST_FRAMES:

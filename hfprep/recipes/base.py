@@ -54,11 +54,13 @@ class Model(Protocol):
     """A recipe's networks on a device.
 
     `min_frames` and `max_frames` bound a clip. With `packs` the clips of a batch are computed without its padding, so
-    that a batch costs the sum of their frames, not their number times the longest.
+    that a batch costs the sum of their frames, not their number times the longest. With `takes_waveforms` it is given
+    samples at 16 kHz, and makes of them what its networks take; else the input features of w2v-bert-2.0.
     """
 
     min_frames: int
     max_frames: int
+    takes_waveforms: bool
 
     @property
     def device(self) -> torch.device:
@@ -71,8 +73,8 @@ class Model(Protocol):
     def __call__(self, inputs: Tensor, lengths: Tensor, groups: frozenset[str]) -> dict[str, Tensor]:
         """Compute the columns of some groups for a padded batch.
 
-        inputs: (B, longest, ...), what `ModelSet.prepare` gives for each clip, zero past its end; lengths: int64 (B,)
-        on the CPU, valid frames of each. Columns come as (B, ...) on the model's device, padded where they are ragged.
+        inputs: float32 (B, num_samples) or (B, num_frames, 160), zero past a clip's end; lengths: int64 (B,) on the
+        CPU, each clip's own samples or frames. Columns come as (B, ...) on the model's device, padded where ragged.
         """
 
 

@@ -8,6 +8,7 @@ from hfprep.recipes.base import Recipe
 
 _MODULES = {
     "indextts-2": "hfprep.recipes.indextts2.recipe",
+    "indextts-2.5": "hfprep.recipes.indextts25.recipe",
 }
 NAMES = tuple(_MODULES)
 DEFAULT = NAMES[0]

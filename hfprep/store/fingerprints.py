@@ -4,20 +4,24 @@ A finished group may be reused when, and only when, its fingerprint is the same.
 are kept.
 """
 
+import functools
 import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from hfprep.inputs.audio.containers import read_clip
+from hfprep.errors import Reason, RejectedSample
+from hfprep.inputs.audio.containers import check_range, check_regular, open_regular, read_clip
 from hfprep.io.digest import DIGEST_BYTES, digest
-from hfprep.io.file_hashes import sha256_file
 from hfprep.io.object_storage import is_url, status
 from hfprep.io.references import ByteRange, parse_reference
 from hfprep.schema import Schema, Utterance
+
+MAX_HASHED_BYTES = 1 << 36  # a sparse file can be larger than anybody can read
+HASHED_AT_A_TIME = 1 << 20
+HASHES_REMEMBERED = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,11 @@ class AudioIdentity:
 
     @classmethod
     def of(cls, path: str, *, by_content: bool) -> "AudioIdentity":
-        """Look at the file at `path`; OSError where there is none, StoreError where nobody can say."""
+        """Look at the file at `path`.
+
+        Raises OSError where there is none, RejectedSample where it is no regular file or does not hold the clip, and
+        StoreError where nobody can say.
+        """
         reference = parse_reference(path)
         file = path if reference is None else reference.file
         if is_url(file):
@@ -42,13 +50,15 @@ class AudioIdentity:
             size, mtime_ns = remote.size, remote.version
         else:
             local = os.stat(file)
+            check_regular(file, local)
             size, mtime_ns = local.st_size, local.st_mtime_ns
         if isinstance(reference, ByteRange):
+            check_range(path, size, reference.offset, reference.length)
             size = reference.length
         if not by_content:
             return cls(size, mtime_ns)
         if reference is None and not is_url(file):
-            return cls(size, mtime_ns, sha256_file(Path(path)))
+            return cls(size, mtime_ns, _sha256_of(path, size, (local.st_ino, mtime_ns, local.st_ctime_ns)))
         return cls(size, mtime_ns, hashlib.sha256(read_clip(path)).hexdigest())
 
     def key(self) -> bytes:
@@ -65,9 +75,28 @@ class AudioIdentity:
         return None if bool(sha256) == bool(self.sha256) else AudioIdentity(self.size, self.mtime_ns, sha256)
 
 
+@functools.lru_cache(maxsize=HASHES_REMEMBERED)
+def _sha256_of(path: str, size: int, _version: tuple[int, ...]) -> str:
+    """Hex SHA-256 of a file's content; remembered, as many segments are read from one file.
+
+    `_version` has the time of the last change of the file's data or status, which no program can set back.
+    """
+    if size > MAX_HASHED_BYTES:
+        bound = f"--hash-audio reads up to {MAX_HASHED_BYTES >> 30} GiB"
+        raise RejectedSample(Reason.AUDIO_TOO_LONG, f"{path}: has {size} bytes; {bound}")
+    hasher = hashlib.sha256()
+    with open(open_regular(path), "rb") as file:
+        while size > 0 and (block := file.read(min(size, HASHED_AT_A_TIME))):  # a file that grows has an end, too
+            hasher.update(block)
+            size -= len(block)
+    return hasher.hexdigest()
+
+
 def source_of(utterance: Utterance, audio: AudioIdentity) -> str:
     """What a sample was computed from, in words that can be shown and compared later: a JSON object."""
-    row = {"text": utterance.text, "language": utterance.language, "audio": utterance.audio}
+    row: dict[str, Any] = {"text": utterance.text, "language": utterance.language, "audio": utterance.audio}
+    if utterance.offset is not None:
+        row |= {"offset": utterance.offset, "duration": utterance.duration}
     file = {"size": audio.size, "mtime_ns": audio.mtime_ns, "sha256": audio.sha256}
     return json.dumps(row | file, ensure_ascii=False)
 
@@ -105,9 +134,14 @@ class Fingerprinter:
         self._audio = {name: digest(self.settings[name]) for name in schema.group_names if name in schema.audio_groups}
 
     def of(self, utterance: Utterance, audio: AudioIdentity) -> dict[str, str]:
-        """Fingerprints of one row and its audio; with a content hash the file's name does not matter."""
+        """Fingerprints of one row and its audio; with a content hash the file's name does not matter.
+
+        A row of a whole recording has the fingerprints that it had before there were segments.
+        """
         text = f"{utterance.language}\0{utterance.text}".encode()
         source = audio.key() if audio.sha256 else audio.key() + b"\0" + utterance.audio.encode()
+        if utterance.offset is not None:
+            source += f"\0{utterance.offset!r}+{utterance.duration!r}".encode()
         found = {name: _fingerprint(base, text) for name, base in self._text.items()}
         return found | {name: _fingerprint(base, source) for name, base in self._audio.items()}
 

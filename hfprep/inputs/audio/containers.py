@@ -1,91 +1,154 @@
-"""Clips inside tar, Arrow and Parquet files, and in object storage: their bytes, and a path that any decoder can read.
+"""Audio as an open file, whatever holds it: a path, a clip inside a tar, Arrow or Parquet file, an object in a store.
 
-Takes the strings of `references` and URLs. A clip is held in memory while it is read, nothing is copied to a disk.
-Knows nothing of what the bytes mean.
+Takes paths, the strings of `references` and URLs. What is opened is a regular file, and a range of bytes lies inside
+it; a clip that is not a file of its own is held in memory while it is read, and its size is bounded.
 """
 
 import bisect
 import contextlib
 import itertools
 import os
+import stat
 import tempfile
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hfprep.errors import Reason, RejectedSample
+from hfprep.inputs.audio.sound import Clip
 from hfprep.io.arrow_types import holds_clips
 from hfprep.io.object_storage import is_url, open_stream, read, status
-from hfprep.io.references import ByteRange, ParquetCell, parse_reference
+from hfprep.io.references import ByteRange, ParquetCell, parse_reference, suffix_of
 
 CLIPS_AT_A_TIME = 16  # of a row group that are decompressed together
 READ_BYTES = 1 << 20
+MAX_CLIP_BYTES = 1 << 28  # of a clip that has to be held in memory: 25 minutes of a CD
 
 _this_thread = threading.local()
+
+
+@contextlib.contextmanager
+def opened(audio: str) -> Iterator[Clip]:
+    """A recording as an open regular file that holds it and nothing else, for as long as the context is open.
+
+    Raises RejectedSample (AUDIO_MISSING, AUDIO_UNREADABLE, AUDIO_EMPTY), and StoreError where the object storage that
+    holds it cannot be reached.
+    """
+    with _mapped(audio):
+        descriptor = _in_memory(read_clip(audio)) if _is_inside(audio) else open_regular(audio)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size == 0:
+            raise RejectedSample(Reason.AUDIO_EMPTY, f"{audio}: the file is empty (0 bytes)")
+        yield Clip(audio, descriptor, size, suffix_of(audio))
+    finally:
+        os.close(descriptor)
 
 
 def read_clip(audio: str) -> bytes:
     """The bytes of an audio file, or of a clip inside another. Raises OSError, RejectedSample or StoreError."""
     match parse_reference(audio):
         case None:
-            return _read(audio)
+            return _read(audio, audio, 0, None)
         case ByteRange(file, _, offset, length):
-            clip = _read(file, offset, offset + length)
-            if len(clip) < length:
-                found = f"{audio}: cut off: the file ends after {len(clip)} of the clip's {length} bytes"
-                raise RejectedSample(Reason.AUDIO_UNREADABLE, found)
-            return clip
+            return _read(audio, file, offset, length)
         case ParquetCell() as cell:
             return _column_of_this_thread(cell).read(cell)
 
 
-def _read(file: str, start: int = 0, end: int | None = None) -> bytes:
-    if is_url(file):
-        return read(file) if end is None else read(file, start, end)
-    with open(file, "rb") as stream:
-        stream.seek(start)
-        return stream.read(-1 if end is None else end - start)
+def open_regular(path: str) -> int:
+    """A descriptor of a regular file; anything else is refused without opening it. Raises OSError, RejectedSample."""
+    # Opening a FIFO or a device can block for ever or do something, so look first; and look again at what was opened.
+    check_regular(path, os.stat(path))
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        check_regular(path, os.fstat(descriptor))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def check_regular(path: str, found: os.stat_result) -> None:
+    """Refuse what is no regular file. Raises RejectedSample."""
+    if not stat.S_ISREG(found.st_mode):
+        what = "is a directory" if stat.S_ISDIR(found.st_mode) else "is not a regular file"
+        raise RejectedSample(Reason.AUDIO_UNREADABLE, f"{path}: {what}")
+
+
+def _is_inside(audio: str) -> bool:
+    return parse_reference(audio) is not None or is_url(audio)
 
 
 @contextlib.contextmanager
-def readable_path(audio: str) -> Iterator[str]:
-    """A path of a file with this audio and nothing else, for as long as the context is open.
-
-    An ordinary path is given back as it is. Raises RejectedSample (AUDIO_MISSING, AUDIO_UNREADABLE) for clips, and
-    StoreError where the object storage that holds them cannot be reached.
-    """
-    if parse_reference(audio) is None and not is_url(audio):
-        yield audio
-        return
+def _mapped(audio: str) -> Iterator[None]:
+    """Whatever goes wrong while a recording is looked up is its rejection."""
     try:
-        clip = read_clip(audio)
+        yield
     except (FileNotFoundError, NotADirectoryError) as error:
         raise RejectedSample(Reason.AUDIO_MISSING, f"{audio}: no such file") from error
-    except (OSError, pa.ArrowException) as error:
-        raise RejectedSample(Reason.AUDIO_UNREADABLE, f"{audio}: {error}") from error
-    with _in_memory(clip) if hasattr(os, "memfd_create") else _in_a_file(clip) as path:
-        yield path
+    except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: a NUL in the path
+        said = getattr(error, "strerror", None) or str(error)
+        raise RejectedSample(Reason.AUDIO_UNREADABLE, f"{audio}: {said}") from error
 
 
-@contextlib.contextmanager
-def _in_memory(clip: bytes) -> Iterator[str]:
-    descriptor = os.memfd_create("hfprep-clip")
-    with open(descriptor, "wb", buffering=0) as file:
-        view = memoryview(clip)
-        while view:
-            view = view[file.write(view) :]
-        yield f"/proc/{os.getpid()}/fd/{descriptor}"  # not /proc/self: ffmpeg is a process of its own
+def _read(audio: str, file: str, offset: int, length: int | None) -> bytes:
+    """Bytes of a file, checked against its size before any is read."""
+    with contextlib.ExitStack() as stack:
+        stream = None
+        if is_url(file):
+            size = status(file).size
+        else:
+            stream = stack.enter_context(open(open_regular(file), "rb"))
+            size = os.fstat(stream.fileno()).st_size
+        wanted = size if length is None else length
+        check_range(audio, size, offset, wanted)
+        check_clip_bytes(audio, wanted)
+        clip = read(file, offset, offset + wanted) if stream is None else _read_at(stream, offset, wanted)
+    if len(clip) < wanted:
+        raise RejectedSample(Reason.AUDIO_UNREADABLE, f"{audio}: the file became shorter while it was read")
+    return clip
 
 
-@contextlib.contextmanager
-def _in_a_file(clip: bytes) -> Iterator[str]:
-    with tempfile.NamedTemporaryFile(prefix="hfprep-clip-") as file:
-        file.write(clip)
-        file.flush()
-        yield file.name
+def check_range(audio: str, size: int, offset: int, length: int) -> None:
+    """Refuse a range of bytes that is not all inside a file of `size` bytes. Raises RejectedSample."""
+    present = max(0, min(length, size - offset))
+    if present < length or offset > size:
+        what = f"cut off: the file ends after {present} of the clip's {length} bytes"
+        raise RejectedSample(Reason.AUDIO_UNREADABLE, f"{audio}: {what}")
+
+
+def _read_at(stream: BinaryIO, offset: int, length: int) -> bytes:
+    stream.seek(offset)
+    return stream.read(length)
+
+
+def check_clip_bytes(audio: str, length: int) -> None:
+    """Refuse a clip that is too large to be held in memory."""
+    if length > MAX_CLIP_BYTES:
+        bound = f"{MAX_CLIP_BYTES >> 20} MiB are read from inside another file; make it a file of its own"
+        raise RejectedSample(Reason.AUDIO_TOO_LONG, f"{audio}: has {length} bytes; clips of up to {bound}")
+
+
+def _in_memory(clip: bytes) -> int:
+    """A descriptor of a nameless file with these bytes."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("hfprep-clip")
+    else:
+        descriptor, path = tempfile.mkstemp(prefix="hfprep-clip-")
+        os.unlink(path)
+    try:
+        with open(descriptor, "wb", buffering=0, closefd=False) as file:
+            view = memoryview(clip)
+            while view:
+                view = view[file.write(view) :]
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 class ParquetColumn:
@@ -96,8 +159,8 @@ class ParquetColumn:
         self._stream = open_stream(file) if is_url(file) else None
         self._file = pq.ParquetFile(self._stream or file, buffer_size=READ_BYTES, pre_buffer=False)
         schema = self._file.schema_arrow
-        kind = schema.field(column).type if column in schema.names else None
-        if kind is None or not (holds_clips(kind) or pa.types.is_struct(kind)):
+        kind = schema.field(column).type if schema.names.count(column) == 1 else None
+        if kind is None or not _holds_bytes(kind):
             raise RejectedSample(Reason.AUDIO_UNREADABLE, f"{file}: has no column {column!r} of bytes")
         self._leaf = f"{column}.bytes" if pa.types.is_struct(kind) else column
         metadata = self._file.metadata
@@ -118,17 +181,35 @@ class ParquetColumn:
         group = bisect.bisect_right(self._starts, cell.row) - 1
         if group == len(self._starts) - 1:
             raise RejectedSample(Reason.AUDIO_MISSING, f"{cell}: the file has only {self._starts[-1]} rows")
+        try:
+            self._go_to(cell, group)
+        except BaseException:
+            self._group = -1  # the batches are of no use after an error: the next clip begins anew
+            raise
+        clip: bytes | None = self._clips[cell.row - self._first].as_py()
+        if clip is None:
+            raise RejectedSample(Reason.AUDIO_MISSING, f"{cell}: the cell holds no bytes")
+        check_clip_bytes(str(cell), len(clip))
+        return clip
+
+    def _go_to(self, cell: ParquetCell, group: int) -> None:
         if group != self._group or cell.row < self._first:
             self._batches = self._file.iter_batches(CLIPS_AT_A_TIME, row_groups=[group], columns=[self._leaf])
             self._group, self._first, self._clips = group, self._starts[group], None
         while self._clips is None or cell.row >= self._first + len(self._clips):
             self._first += 0 if self._clips is None else len(self._clips)
-            column = next(self._batches).column(0)
+            batch = next(self._batches, None)
+            if batch is None:
+                raise RejectedSample(Reason.AUDIO_UNREADABLE, f"{cell}: the file has fewer rows than it says")
+            column = batch.column(0)
             self._clips = column.field("bytes") if pa.types.is_struct(column.type) else column
-        clip: bytes | None = self._clips[cell.row - self._first].as_py()
-        if clip is None:
-            raise RejectedSample(Reason.AUDIO_MISSING, f"{cell}: the cell holds no bytes")
-        return clip
+
+
+def _holds_bytes(kind: Any) -> bool:
+    """Whether values of an Arrow type are bytes, or have some under that name."""
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and holds_clips(field.type) for field in kind)
+    return holds_clips(kind)
 
 
 def _column_of_this_thread(cell: ParquetCell) -> ParquetColumn:
@@ -138,6 +219,7 @@ def _column_of_this_thread(cell: ParquetCell) -> ParquetColumn:
         version = (remote.size, remote.version)
     else:
         local = os.stat(cell.file)
+        check_regular(cell.file, local)
         version = (local.st_size, local.st_mtime_ns)
     key = (cell.file, cell.column, version)
     if getattr(_this_thread, "key", None) != key:

@@ -1,57 +1,31 @@
-"""Audio file -> mono samples at 16 kHz, or the reason why the file cannot be used.
+"""Audio -> mono samples at 16 kHz, or the reason why it cannot be used.
 
-Gives `read_header` (length, rate and channels, cheaply) and `load_waveform`. Takes a path, or the string that stands
-for a clip inside another file (see `references`). Reads wav, flac, ogg, opus, mp3 and what else libsndfile knows, and
-hands other containers (m4a, webm, aac...) to the ffmpeg program where it is installed. Knows nothing of manifests or of
-the features computed from the samples.
+Gives `read_header` (length, rate and channels, mostly without decoding) and `load_waveform`. Takes a path, a URL, or
+the string that stands for a clip inside another file (see `references`). libsndfile decodes what it reads exactly (wav,
+flac, ogg, opus, mp3, aiff), FFmpeg's libraries all the rest. A recording is given whole or refused: where a decoder
+would end early in silence, the file itself is looked at. Knows nothing of manifests or of the features.
 """
 
+import contextlib
 import os
-import stat
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import soundfile
 
 from hfprep.errors import Reason, RejectedSample
-from hfprep.inputs.audio import ffmpeg
-from hfprep.inputs.audio.containers import readable_path
+from hfprep.inputs.audio.choice import Depth, choose
+from hfprep.inputs.audio.containers import opened
 from hfprep.inputs.audio.resample import resample
-from hfprep.inputs.audio.truncation import cut_chunk, cut_stream
-from hfprep.io.references import suffix_of
+from hfprep.inputs.audio.sound import CheckSeconds, Clip, Sound, no_limit
+from hfprep.schema import Segment
 
 TARGET_SAMPLING_RATE = 16_000  # Hz, what w2v-bert-2.0 hears
-MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 1_000, 768_000  # Hz; beyond, the header is damaged
-BLOCK_VALUES = 1 << 22  # samples times channels read at a time: 16 MiB, whatever the header promises
-SNIFF_BYTES = 16
-
-SEARCHED_FORMATS = frozenset({"MP3"})  # their frame count is found by a scan or a tag, not promised by the header
-
-UNKNOWN_FRAMES = 1 << 62  # libsndfile's count for a flac stream that does not know its own length is above this
-UNRECOGNISED_FORMAT = 1  # libsndfile's SF_ERR_UNRECOGNISED_FORMAT
-
-CONTAINER_SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
-    (4, b"ftyp", "mp4/m4a"),
-    (0, b"\x1aE\xdf\xa3", "webm/matroska"),
-    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "wma/asf"),
-    (0, b"#!AMR", "amr"),
-    (0, b"ADIF", "aac"),
-    (0, b"\xff\xf1", "aac"),
-    (0, b"\xff\xf9", "aac"),
-    (0, b"wvpk", "wavpack"),
-    (0, b"MAC ", "monkey's audio"),
-    (0, b"TTA1", "tta"),
-    (0, b"FLV\x01", "flv"),
-    (8, b"AVI ", "avi"),
-)
-# fmt: off
-CONTAINER_SUFFIXES = frozenset({
-    ".3gp", ".aac", ".ac3", ".amr", ".ape", ".asf", ".avi", ".flv", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp4",
-    ".mpc", ".mpeg", ".mpg", ".ts", ".tta", ".webm", ".wma", ".wv",
-})
-# fmt: on
+BYTES_PER_SECOND = 16_000  # between wav and mp3, to guess a length by
+CHECK_EVERY_SECONDS = 10.0  # of decoded sound
+END_TOLERANCE_SECONDS = 0.05  # by which a segment may pass the end: manifests round
+FLAT_RANGE = 1e-4  # peak to peak, 3 steps of 16 bits: what is heard as silence
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,198 +40,137 @@ class AudioHeader:
 
 @dataclass(frozen=True, slots=True)
 class Waveform:
-    """Mono audio. samples: float32 (num_samples,) at `sampling_rate` Hz; `seconds` is the source file's own length."""
+    """Mono audio. samples: float32 (num_samples,) at `sampling_rate` Hz; `seconds` is the source's own length.
+
+    `is_flat`: the mixed samples hardly differ, as of silence, a constant, or two channels that cancel each other.
+    """
 
     samples: np.ndarray
     sampling_rate: int
     seconds: float
+    is_flat: bool = False
 
 
-def read_header(path: str | os.PathLike[str]) -> AudioHeader:
-    """Read a file's length, rate and channels without decoding it.
+def read_header(
+    path: str | os.PathLike[str], *, segment: Segment | None = None, check_seconds: CheckSeconds = no_limit
+) -> AudioHeader:
+    """Read a file's length, rate and channels; what does not say how long it is gets counted, or decoded to count.
 
-    A file that only ffmpeg reads and that does not say how long it is gets decoded to count. Raises RejectedSample
-    (AUDIO_MISSING, AUDIO_UNREADABLE, AUDIO_UNSUPPORTED, AUDIO_EMPTY).
+    With `segment` the length is that of the segment within the file. `check_seconds` is told lengths as they become
+    known, and may raise to end the work. Raises RejectedSample (AUDIO_MISSING, AUDIO_UNREADABLE, AUDIO_UNSUPPORTED,
+    AUDIO_EMPTY).
     """
-    name = os.fspath(path)
-    return _read_with(name, _header_by_soundfile, _header_by_ffmpeg)
+    with _opened(os.fspath(path), segment, check_seconds) as (clip, sound):
+        frames = sound.num_frames
+        if frames is None:
+            frames = sum(map(len, _checked(sound.blocks(0, None), sound, check_seconds)))
+        if frames == 0:
+            raise clip.empty()
+        if segment is not None:
+            start, count = _stretch(clip, sound, segment)
+            frames = _within(clip, segment, sound, max(0, min(frames - start, frames if count is None else count)))
+        return AudioHeader(frames / sound.sampling_rate, sound.sampling_rate, sound.channels, sound.format)
+
+
+def guess_seconds(path: str | os.PathLike[str], segment: Segment | None = None) -> float:
+    """About how long a recording is, by its header or else by its size: nothing is decoded or counted for it.
+
+    Raises RejectedSample where it cannot be opened.
+    """
+    if segment is not None and segment.seconds is not None:
+        return segment.seconds
+    with opened(os.fspath(path)) as clip, _mapped(clip), choose(clip, depth=Depth.HEADER) as sound:
+        frames = sound.num_frames
+        seconds = clip.size / BYTES_PER_SECOND if frames is None else frames / sound.sampling_rate
+        return max(0.0, seconds - (segment.offset if segment is not None else 0.0))
 
 
 def load_waveform(
-    path: str | os.PathLike[str], *, sampling_rate: int = TARGET_SAMPLING_RATE, via: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    sampling_rate: int = TARGET_SAMPLING_RATE,
+    via: int | None = None,
+    segment: Segment | None = None,
+    check_seconds: CheckSeconds = no_limit,
 ) -> Waveform:
     """Decode a file, mix it to mono (the mean of its channels) and resample it to `sampling_rate` Hz.
 
-    With `via` a file at any rate other than `sampling_rate` is resampled to `via` Hz first. Decoding holds one
-    block of all channels and the mono samples, never more than the file really has. Raises RejectedSample:
-    AUDIO_MISSING, AUDIO_UNREADABLE (damaged, cut off, no permission, not a regular file), AUDIO_UNSUPPORTED,
-    AUDIO_EMPTY, AUDIO_NOT_FINITE. Safe to call from many threads.
+    With `via` a file at any rate other than `sampling_rate` is resampled to `via` Hz first. With `segment` only that
+    stretch is read. `check_seconds` is told the length that the header promises before anything is decoded, and lengths
+    that were decoded as it goes; it may raise to end the work. Decoding holds one block of all channels and the mono
+    samples, never more than the file really has. Raises RejectedSample: AUDIO_MISSING, AUDIO_UNREADABLE (damaged, cut
+    off, no permission, not a regular file), AUDIO_UNSUPPORTED, AUDIO_EMPTY, AUDIO_NOT_FINITE. Safe to call from many
+    threads.
     """
-    name = os.fspath(path)
-    samples, source_rate = _read_with(name, _samples_by_soundfile, _samples_by_ffmpeg)
+    with _opened(os.fspath(path), segment, check_seconds) as (clip, sound):
+        start, count = (0, None) if segment is None else _stretch(clip, sound, segment)
+        blocks = list(_checked(sound.blocks(start, count), sound, check_seconds))
+        samples = blocks[0] if len(blocks) == 1 else np.concatenate([np.empty(0, np.float32), *blocks])
+        source_rate = sound.sampling_rate
+        if segment is not None:
+            _within(clip, segment, sound, len(samples))
     if not len(samples):
-        raise RejectedSample(Reason.AUDIO_EMPTY, f"{name}: holds no samples")
+        raise clip.empty()
     seconds = len(samples) / source_rate
+    is_flat = bool(samples.max() - samples.min() <= FLAT_RANGE)
     if via is not None and source_rate != sampling_rate:
         samples, source_rate = resample(samples, source_rate, via), via
-    return Waveform(resample(samples, source_rate, sampling_rate), sampling_rate, seconds)
+    return Waveform(resample(samples, source_rate, sampling_rate), sampling_rate, seconds, is_flat)
 
 
-_Found = TypeVar("_Found")
+@contextlib.contextmanager
+def _opened(name: str, segment: Segment | None, check_seconds: CheckSeconds) -> Iterator[tuple[Clip, Sound]]:
+    """The recording, opened by the decoder that reads it whole; its promised length checked."""
+    if segment is not None and segment.seconds is not None:
+        check_seconds(segment.seconds)
+    with opened(name) as clip, _mapped(clip):
+        checked = choose(clip, check_seconds) if segment is None else choose(clip, depth=Depth.SEGMENT)
+        with checked as sound:
+            yield clip, sound
 
 
-def _read_with(name: str, by_soundfile: Callable[[str], _Found], by_ffmpeg: Callable[[str, str], _Found]) -> _Found:
-    """Use libsndfile, or ffmpeg for the containers that libsndfile does not know, and map their errors to ours."""
-    with readable_path(name) as path:
-        try:
-            return _read_file(path, suffix_of(name), by_soundfile, by_ffmpeg)
-        except RejectedSample as error:
-            if path == name:
-                raise
-            raise RejectedSample(error.reason, error.message.replace(path, name)) from error
-
-
-def _read_file(
-    name: str, suffix: str, by_soundfile: Callable[[str], _Found], by_ffmpeg: Callable[[str, str], _Found]
-) -> _Found:
-    start = _first_bytes(name)
-    container = _foreign_container(suffix, start)
+@contextlib.contextmanager
+def _mapped(clip: Clip) -> Iterator[None]:
+    """The errors of the file system and of libsndfile as rejections."""
     try:
-        if container is None:
-            return by_soundfile(name)
-        return by_ffmpeg(name, container)
+        yield
     except soundfile.LibsndfileError as error:
-        hint = "; is it audio?" if error.code == UNRECOGNISED_FORMAT else ""
-        raise _unreadable(name, f"{error.error_string.strip().rstrip('.')}{hint}") from error
-    except ffmpeg.FfmpegMissingError as error:
-        message = f"{name}: {container} is read through ffmpeg, which is not installed; install it or convert to flac"
-        raise RejectedSample(Reason.AUDIO_UNSUPPORTED, message) from error
-    except ffmpeg.FfmpegError as error:
-        raise _unreadable(name, f"ffmpeg: {error}") from error
+        raise clip.unreadable(error.error_string.strip().rstrip(".")) from error
     except (OSError, soundfile.SoundFileRuntimeError) as error:
-        raise _unreadable(name, str(error)) from error
+        raise clip.unreadable(getattr(error, "strerror", None) or str(error)) from error
 
 
-def _first_bytes(name: str) -> bytes:
-    """The start of a regular file that is not empty; anything else is refused without opening it."""
-    try:
-        status = os.stat(name)
-        if not stat.S_ISREG(status.st_mode):
-            # Opening a FIFO or a device can block for ever.
-            raise _unreadable(name, "is a directory" if stat.S_ISDIR(status.st_mode) else "is not a regular file")
-        if status.st_size == 0:
-            raise RejectedSample(Reason.AUDIO_EMPTY, f"{name}: the file is empty (0 bytes)")
-        with open(name, "rb") as file:
-            return file.read(SNIFF_BYTES)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise RejectedSample(Reason.AUDIO_MISSING, f"{name}: no such file") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise _unreadable(name, getattr(error, "strerror", None) or str(error)) from error
+def _checked(blocks: Iterator[np.ndarray], sound: Sound, check_seconds: CheckSeconds) -> Iterator[np.ndarray]:
+    """The blocks, with a word to `check_seconds` from time to time."""
+    step = round(CHECK_EVERY_SECONDS * sound.sampling_rate)
+    decoded, told = 0, step
+    for block in blocks:
+        decoded += len(block)
+        if decoded >= told:
+            check_seconds(decoded / sound.sampling_rate)
+            told = decoded + step
+        yield block
 
 
-def _foreign_container(suffix: str, start: bytes) -> str | None:
-    """Name of a container that libsndfile does not read, by signature or else by suffix; None if it may read it."""
-    for offset, signature, container in CONTAINER_SIGNATURES:
-        if start[offset : offset + len(signature)] == signature:
-            return container
-    return suffix[1:] if suffix in CONTAINER_SUFFIXES and not _known_to_soundfile(start) else None
+def _stretch(clip: Clip, sound: Sound, segment: Segment) -> tuple[int, int | None]:
+    """First sample and number of samples of a segment."""
+    start = round(segment.offset * sound.sampling_rate)
+    if sound.num_frames is not None and start >= sound.num_frames:
+        length = sound.num_frames / sound.sampling_rate
+        message = f"{clip.name}: the segment begins at {segment.offset:g} s; the recording has {length:.2f} s"
+        raise RejectedSample(Reason.AUDIO_EMPTY, message)
+    if segment.seconds is None:
+        return start, None
+    return start, round((segment.offset + segment.seconds) * sound.sampling_rate) - start
 
 
-def _known_to_soundfile(start: bytes) -> bool:
-    """Whether a file is plainly wav, flac, ogg, aiff or mp3 in spite of its suffix."""
-    return start.startswith((b"RIFF", b"RF64", b"fLaC", b"OggS", b"FORM", b"ID3", b"\xff\xfb", b"\xff\xf3"))
-
-
-class _Stream(soundfile.SoundFile):
-    """A file read once from its start, its rate and its completeness checked as it is opened.
-
-    A seekable SoundFile seeks to where it is after each read, which resets an MP3 decoder in the middle of a word,
-    and believes the header's frame count.
-    """
-
-    def __init__(self, name: str) -> None:
-        cut = cut_stream(name)
-        if cut is None:
-            super().__init__(name)
-            _check_rate(name, self.samplerate)
-            cut = cut_chunk(self.extra_info)
-        if cut is not None:
-            raise _unreadable(name, cut)
-
-    def seekable(self) -> bool:
-        return False
-
-    @property
-    def promised_frames(self) -> int | None:
-        """The header's count of frames; None where it has none."""
-        return self.frames if 0 <= self.frames < UNKNOWN_FRAMES else None
-
-
-def _header_by_soundfile(name: str) -> AudioHeader:
-    with _Stream(name) as file:
-        frames = file.promised_frames
-        if frames is None:
-            frames = len(_samples_of(name, file))
-        if frames == 0:
-            raise RejectedSample(Reason.AUDIO_EMPTY, f"{name}: holds no samples")
-        return AudioHeader(frames / file.samplerate, file.samplerate, file.channels, file.format)
-
-
-def _samples_by_soundfile(name: str) -> tuple[np.ndarray, int]:
-    """Mono float32 samples at the file's own rate, and that rate in Hz."""
-    with _Stream(name) as file:
-        samples = _samples_of(name, file)
-        promised = file.promised_frames
-        if promised is not None and len(samples) < promised and file.format not in SEARCHED_FORMATS:
-            raise _unreadable(name, f"cut off: {len(samples)} of {promised} samples could be decoded")
-        return samples, file.samplerate
-
-
-def _samples_of(name: str, file: _Stream) -> np.ndarray:
-    block_frames = max(1, BLOCK_VALUES // file.channels)
-    if file.promised_frames:
-        block_frames = min(block_frames, file.promised_frames)
-    blocks = []
-    while len(block := file.read(block_frames, dtype="float32", always_2d=True)):
-        blocks.append(_mono(name, block))
-    return blocks[0] if len(blocks) == 1 else np.concatenate([np.empty(0, np.float32), *blocks])
-
-
-def _samples_by_ffmpeg(name: str, _container: str) -> tuple[np.ndarray, int]:
-    with ffmpeg.decode(name) as stream:
-        _check_rate(name, stream.sampling_rate)
-        block_frames = max(1, BLOCK_VALUES // stream.channels)
-        blocks = [_mono(name, block) for block in stream.blocks(block_frames)]
-        return np.concatenate([np.empty(0, np.float32), *blocks]), stream.sampling_rate
-
-
-def _header_by_ffmpeg(name: str, container: str) -> AudioHeader:
-    found = ffmpeg.probe(name)
-    _check_rate(name, found.sampling_rate)
-    seconds = found.seconds
-    if seconds is None:
-        seconds = len(_samples_by_ffmpeg(name, container)[0]) / found.sampling_rate
-    if seconds <= 0:
-        raise RejectedSample(Reason.AUDIO_EMPTY, f"{name}: holds no samples")
-    return AudioHeader(seconds, found.sampling_rate, found.channels, container)
-
-
-def _mono(name: str, block: np.ndarray) -> np.ndarray:
-    """Mean of the channels, float32 (num_frames, channels) -> (num_frames,); refuses NaN, infinity and overflow."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        mono: np.ndarray = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
-    if not np.isfinite(mono).all():
-        # A channel's NaN or infinity cannot vanish in the mean.
-        message = f"{name}: {int((~np.isfinite(mono)).sum())} samples are NaN or infinite; export the clip again"
-        raise RejectedSample(Reason.AUDIO_NOT_FINITE, message)
-    return mono
-
-
-def _check_rate(name: str, sampling_rate: int) -> None:
-    if not MIN_SAMPLING_RATE <= sampling_rate <= MAX_SAMPLING_RATE:
-        allowed = f"{MIN_SAMPLING_RATE} to {MAX_SAMPLING_RATE} Hz"
-        raise _unreadable(name, f"the header says {sampling_rate} Hz, which is not within {allowed}")
-
-
-def _unreadable(name: str, what: str) -> RejectedSample:
-    return RejectedSample(Reason.AUDIO_UNREADABLE, f"{name}: {what}")
+def _within(clip: Clip, segment: Segment, sound: Sound, frames: int) -> int:
+    """The samples of a segment that are there, which must be all of them but for a rounded end."""
+    if segment.seconds is not None and frames < round((segment.seconds - END_TOLERANCE_SECONDS) * sound.sampling_rate):
+        found = frames / sound.sampling_rate
+        raise clip.unreadable(
+            f"the segment from {segment.offset:g} s has {segment.seconds:g} s; the recording ends {found:.2f} s into it"
+        )
+    if frames == 0:
+        raise clip.empty()
+    return frames

@@ -10,7 +10,8 @@ from typing import Any
 from hfprep.errors import ConfigError, Reason, RejectedSample
 from hfprep.io.references import name_of
 
-FIELDS = ("id", "text", "audio", "speaker", "language", "duration")
+FIELDS = ("id", "text", "audio", "speaker", "language", "duration", "offset")
+NUMBERS = ("duration", "offset")  # seconds
 REQUIRED = ("id", "text", "audio")
 LINE, AUDIO = "@line", "@audio"  # what an id can be made of instead of a field
 LINE_DIGITS = 8

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from hfprep.errors import ConfigError, Reason, RejectedSample
-from hfprep.inputs.manifest.field_map import FIELDS, FieldMap
+from hfprep.inputs.manifest.field_map import FIELDS, NUMBERS, FieldMap
 from hfprep.inputs.manifest.rows import (
     MAX_LINE_BYTES,
     ManifestReader,
@@ -109,7 +109,7 @@ class Delimited:
         made_up = self.clips is not None and audio not in columns and self.fields.source("id") in columns
         self.fields.check([*columns, *([audio] if made_up else [])], where)
         clips = (audio, self.fields.source("id"), self.clips or "") if made_up else None
-        return _Header(tuple(columns), self.fields.source("duration"), clips)
+        return _Header(tuple(columns), tuple(map(self.fields.source, NUMBERS)), clips)
 
     def _tab_rows(self) -> Iterator[tuple[int, "list[str] | RejectedSample"]]:
         for number, raw in _numbered(self.path):
@@ -212,13 +212,13 @@ def _unquoted(value: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """The columns of a table, which of them is a number, and how audio is named that has no column (field, id, folder).
+    """The columns of a table, which of them are numbers, and how audio is named that has no column (field, id, folder).
 
     A name that is there twice and is not one of ours stands for the first of its columns.
     """
 
     columns: tuple[str, ...]
-    duration: str
+    numbers: tuple[str, ...]
     clips: tuple[str, str, str] | None
 
     def row(self, values: "list[str] | RejectedSample") -> dict[str, Any]:
@@ -233,9 +233,10 @@ class _Header:
         for name, value in zip(self.columns, values, strict=False):
             if name:
                 row.setdefault(name, value)
-        if self.duration in row:
-            with contextlib.suppress(ValueError):  # then the row is rejected with its value
-                row[self.duration] = float(row[self.duration]) if row[self.duration].strip() else None
+        for name in self.numbers:
+            if name in row:
+                with contextlib.suppress(ValueError):  # then the row is rejected with its value
+                    row[name] = float(row[name]) if row[name].strip() else None
         if self.clips is not None and row.get(self.clips[1]):
             audio, sample_id, folder = self.clips
             row[audio] = f"{folder}/{row[sample_id]}.wav"

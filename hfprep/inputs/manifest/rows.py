@@ -22,10 +22,10 @@ from hfprep.schema import Rejection, Utterance
 
 MAX_NAME_BYTES = 255  # one path component, on every common Linux file system
 MAX_ID_FOLDERS = 64
-MAX_SECONDS = 1e9  # thirty years
 MAX_LINE_BYTES = 1 << 24
 FOLDERS_REMEMBERED = 1024
 MAX_ID_BYTES = 3000  # leaves room for the output directory within PATH_MAX (4096)
+MAX_SECONDS = 1e8  # three years: no recording is longer, and no sum of these is infinite
 KNOWN_FIELDS = frozenset({"id", "text", "audio", "speaker", "language", "duration"})
 _NPY_SUFFIX_BYTES = len(".npy")
 UTF8_MARK = b"\xef\xbb\xbf"
@@ -196,6 +196,7 @@ def parse_line(number: int, raw: RawRow, finder: AudioFinder, language: str | No
             language=language or _read_language(row),
             duration=_read_duration(row),
             extra=_dump_extra(extra) if extra else "{}",
+            offset=_read_seconds(row, "offset"),
         )
     except RejectedSample as error:
         return Rejection(number, sample_id, error.reason, error.message)
@@ -283,7 +284,14 @@ def _read_language(row: dict[str, Any]) -> str | None:
 
 
 def _read_duration(row: dict[str, Any]) -> float | None:
-    value = row.get("duration")
+    seconds = _read_seconds(row, "duration")
+    if seconds == 0 and row.get("offset") is not None:
+        raise RejectedSample(Reason.INVALID_FIELD, "duration is 0; a segment (offset) has a length above 0")
+    return seconds
+
+
+def _read_seconds(row: dict[str, Any], name: str) -> float | None:
+    value = row.get(name)
     if value is None:
         return None
     try:
@@ -291,7 +299,8 @@ def _read_duration(row: dict[str, Any]) -> float | None:
     except OverflowError:  # an integer of hundreds of digits
         seconds = math.inf
     if not 0 <= seconds <= MAX_SECONDS:
-        raise RejectedSample(Reason.INVALID_FIELD, f"duration is {json.dumps(value)[:80]}; it must be seconds")
+        message = f"{name} is {json.dumps(value)[:80]}; it must be seconds, from 0 to {MAX_SECONDS:.0e}"
+        raise RejectedSample(Reason.INVALID_FIELD, message)
     return seconds
 
 

@@ -47,8 +47,13 @@ class TextNormalizer:
         self._chinese_marks = punctuation.PunctuationMap(punctuation.CHINESE)
         self._amharic_marks = punctuation.PunctuationMap(punctuation.AMHARIC)
 
+    @property
+    def grammar_dir(self) -> Path | None:
+        """The folder of the grammars' .fst files; None: the installed package's."""
+        return self._grammars.folder
+
     def __reduce__(self) -> tuple[Callable[..., "TextNormalizer"], tuple[Path | None, int]]:
-        return _rebuild, (self._grammars.folder, self._grammars.cache_size)
+        return _rebuild, (self.grammar_dir, self._grammars.cache_size)
 
     def normalize(self, text: str, language_hint: str | None = None) -> str:
         """Return the normalised form of a cleaned text; "" only where nothing but white space and labels is in it.

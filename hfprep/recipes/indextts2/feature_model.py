@@ -41,6 +41,8 @@ AUDIO_GROUPS = frozenset({CODES, LATENTS})
 class FeatureModel(nn.Module):
     """The semantic encoder, the codec and the two conditioning branches."""
 
+    takes_waveforms = False
+
     def __init__(
         self,
         *,

@@ -29,6 +29,7 @@ from hfprep.models.streams import Streams
 from hfprep.recipes.indextts25.campplus import load_campplus
 from hfprep.recipes.indextts25.checkpoints import load_codec, load_emotion
 from hfprep.recipes.indextts25.config import Config
+from hfprep.recipes.indextts25.schema import CODES, EMOTION, SPEAKER
 from hfprep.recipes.networks import load_semantic_encoder
 
 if TYPE_CHECKING:
@@ -38,9 +39,7 @@ if TYPE_CHECKING:
 
 MIN_FRAMES = 3  # of 20 ms, for the emotion branch; the speaker vector takes less
 
-CODES, SPEAKER, EMOTION = "codes", "speaker", "emotion"
 AUDIO_GROUPS = frozenset({CODES, SPEAKER, EMOTION})
-COLUMN_OF = {CODES: "codes", SPEAKER: "spk_emb", EMOTION: "emo_vec"}
 
 Columns = dict[str, Tensor]
 
@@ -50,6 +49,8 @@ class FeatureModel(nn.Module):
 
     With `reference_seconds` speaker and emotion vector are of the first so many seconds of a clip, as at inference.
     """
+
+    takes_waveforms = True
 
     def __init__(
         self,

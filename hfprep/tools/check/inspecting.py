@@ -19,8 +19,8 @@ from hfprep.inputs.text.scripts import DoubtfulGrammar, doubtful_grammar, has_di
 from hfprep.inputs.text.tokenizer import TextTokenizer, Tokenized
 from hfprep.models.input_features import extract_input_features, num_input_frames
 from hfprep.pipeline.inspection import Stores
-from hfprep.pipeline.intake import Loaded, SampleLimits, Task, load_sample, reject
-from hfprep.schema import Need, Rejection, Utterance
+from hfprep.pipeline.intake import Loaded, SampleLimits, Task, check_seconds, load_sample, reject
+from hfprep.schema import Need, Rejection, Segment, Utterance
 
 SPACE_PIECE = "\u2581"  # SentencePiece's mark for a space
 TEXTS_EACH = 3  # of a language, and of each doubtful grammar, whose stages are shown
@@ -31,7 +31,8 @@ class Inspection:
     """What was found of one row that a build would take.
 
     `unknown`: the pieces that the tokenizer does not know. `doubtful`: what speaks against the grammar that a text
-    without a language gets. `normalized` and `pieces` are there for some rows of each language.
+    without a language gets. `normalized` and `pieces` are there for some rows of each language. `is_flat`: the sound is
+    silence, a constant, or channels that cancel each other; known only of clips that were decoded.
     """
 
     num_tokens: int
@@ -45,6 +46,7 @@ class Inspection:
     sampling_rate: int
     channels: int
     format: str
+    is_flat: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +106,7 @@ class Inspector:
             sampling_rate=header.sampling_rate,
             channels=header.channels,
             format=header.format,
+            is_flat=header.is_flat,
         )
 
     def _text(self, utterance: Utterance, tokenized: Tokenized | None) -> dict[str, Any]:
@@ -130,12 +133,17 @@ class _HeaderReader:
     sampling_rate: int = 0
     channels: int = 0
     format: str = ""
+    is_flat: bool = False
 
-    def read(self, path: str, check_frames: Callable[[int], None]) -> tuple[np.ndarray, float]:
-        found = read_header(path)
+    def read(
+        self, path: str, check_frames: Callable[[int], None], segment: Segment | None = None
+    ) -> tuple[np.ndarray, float]:
+        check = check_seconds(check_frames)
+        found = read_header(path, segment=segment, check_seconds=check)
         self.sampling_rate, self.channels, self.format = found.sampling_rate, found.channels, found.format
         if self.decode:
-            waveform = load_waveform(path, via=self.via)
+            waveform = load_waveform(path, via=self.via, segment=segment, check_seconds=check)
+            self.is_flat = waveform.is_flat
             check_frames(num_input_frames(len(waveform.samples)))
             return extract_input_features(waveform.samples), waveform.seconds
         frames = frames_of_header(found.seconds, found.sampling_rate, self.via)

@@ -1,0 +1,238 @@
+"""Which decoder reads a recording whole, by a look at the file.
+
+libsndfile is asked first: its numbers are the ones that earlier outputs have. It guesses at the length of an mp3,
+passes over damaged Ogg pages and reads the first of several recordings that were joined, so the frames of an mp3 and
+the pages of an Ogg file are looked at, and FFmpeg decodes what libsndfile would not give to the end.
+"""
+
+import contextlib
+import io
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import BinaryIO, TypeVar
+
+import soundfile
+
+from hfprep.inputs.audio.mpeg import Frames, walk_frames
+from hfprep.inputs.audio.ogg import Pages, read_pages
+from hfprep.inputs.audio.sndfile_decode import SndfileSound
+from hfprep.inputs.audio.sound import CheckSeconds, Clip, ClipReader, Expected, Sound, no_limit
+from hfprep.inputs.audio.structure import BEHIND
+
+SNIFF_BYTES = 16
+LOOK_BYTES, READ_AT_ONCE_BYTES = 1 << 16, 1 << 20
+FRAMES_STARTS = (b"ID3", b"\xff", b"\0", b"TAG", b"APETAGEX")  # how an mp3 or ADTS file can begin
+FOREIGN_SIGNATURES: tuple[tuple[int, bytes], ...] = (
+    (4, b"ftyp"),  # mp4, m4a
+    (0, b"\x1aE\xdf\xa3"),  # matroska, webm
+    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"),  # asf, wma
+    (0, b"#!AMR"),
+    (0, b"ADIF"),
+    (0, b"wvpk"),
+    (0, b"MAC "),
+    (0, b"TTA1"),
+    (0, b"FLV\x01"),
+    (8, b"AVI "),
+)
+SELF_TOLD = (b"RIFF", b"RF64", b"OggS", b"fLaC", b"FORM", b"ID3")  # kinds that no suffix overrules
+BARE_SUFFIXES = {".g722": "g722", ".gsm": "gsm"}  # streams without a header, told by their suffix alone
+UNRECOGNISED_FORMAT = 1  # libsndfile's SF_ERR_UNRECOGNISED_FORMAT
+NOTHING_EXPECTED = Expected()
+LOOKS_REMEMBERED = 64  # files of which segments are read one after another
+
+
+class Depth(Enum):
+    """How much of a file is looked at before it is decoded."""
+
+    HEADER = "header"  # for a guess
+    SEGMENT = "segment"  # what a stretch of it depends on
+    WHOLE = "whole"
+
+
+@contextlib.contextmanager
+def choose(clip: Clip, check_seconds: CheckSeconds = no_limit, depth: Depth = Depth.WHOLE) -> Iterator[Sound]:
+    """The recording, opened by the decoder that reads it to its end.
+
+    `check_seconds` is told its length as soon as that is known. Raises RejectedSample, OSError, or
+    soundfile.LibsndfileError.
+    """
+    sound = _choose(clip, check_seconds, depth)
+    try:
+        yield sound
+    finally:
+        sound.close()
+
+
+def _choose(clip: Clip, check_seconds: CheckSeconds, depth: Depth) -> Sound:
+    start = os.pread(clip.descriptor, SNIFF_BYTES, 0)
+    if any(start[at : at + len(sign)] == sign for at, sign in FOREIGN_SIGNATURES):
+        return _by_av(clip, check_seconds, depth)
+    if clip.suffix in BARE_SUFFIXES and not start.startswith(SELF_TOLD):
+        return _by_av(clip, check_seconds, depth, Expected(bare_format=BARE_SUFFIXES[clip.suffix]))
+    if start.startswith(b"OggS"):
+        return _ogg(clip, check_seconds, depth)
+    if start.startswith(FRAMES_STARTS):
+        frames = _frames(clip, check_seconds, depth)
+        if frames is not None:
+            return _mpeg(clip, frames, check_seconds, depth)
+    return _other(clip, start, check_seconds, depth)
+
+
+def _other(clip: Clip, start: bytes, check_seconds: CheckSeconds, depth: Depth) -> Sound:
+    """wav, flac, aiff and whatever else libsndfile knows, or else FFmpeg."""
+    try:
+        sound = SndfileSound(clip, talkative=start.startswith(FRAMES_STARTS))
+    except soundfile.LibsndfileError as error:
+        found = _by_av_if_any(clip, check_seconds, depth)
+        if found is not None:
+            return found
+        hint = "; is it audio?" if error.code == UNRECOGNISED_FORMAT else ""
+        raise clip.unreadable(f"{error.error_string.strip().rstrip('.')}{hint}") from error
+    try:
+        if sound.format == "MP3":
+            raise clip.unreadable("damaged: its first frame is not where it should be")
+        if sound.num_frames == 0 or sound.subtype.startswith("MPEG"):
+            found = _by_av_if_any(clip, check_seconds, depth)
+            if found is not None:
+                sound.close()
+                return found
+        if sound.num_frames is not None:
+            check_seconds(sound.num_frames / sound.sampling_rate)
+        problem = sound.cut() or _unread(clip, start)
+        if problem is not None and depth is Depth.WHOLE:
+            raise clip.unreadable(problem)
+    except BaseException:
+        sound.close()
+        raise
+    return sound
+
+
+def _unread(clip: Clip, start: bytes) -> str | None:
+    """The words for a file with more in it than libsndfile would read."""
+    look = BEHIND.get(start[:4])
+    if look is None:
+        return None
+    with _reading(clip) as file:
+        return look(file, clip.size)
+
+
+def _ogg(clip: Clip, check_seconds: CheckSeconds, depth: Depth) -> Sound:
+    try:
+        sound = SndfileSound(clip)
+    except soundfile.LibsndfileError:
+        sound = None
+    try:
+        if sound is not None and sound.num_frames is not None:
+            check_seconds(sound.num_frames / sound.sampling_rate)
+        pages = _pages(clip, depth)
+        if sound is not None and (pages is None or pages.num_audio_streams == 1):
+            return sound
+    except BaseException:
+        if sound is not None:
+            sound.close()
+        raise
+    if sound is not None:
+        sound.close()
+    return _by_av(clip, check_seconds, depth, Expected(promising=pages is not None and pages.num_links == 1))
+
+
+def _mpeg(clip: Clip, frames: Frames, check_seconds: CheckSeconds, depth: Depth) -> Sound:
+    """An mp3 or ADTS file of which the length is counted."""
+    if frames.problem is not None:
+        raise clip.unreadable(frames.problem)
+    seconds = (frames.num_samples + (frames.trimmed if frames.has_zeros else 0)) / frames.sampling_rate
+    if frames.kind == "mp3" and not frames.has_zeros:
+        with contextlib.suppress(soundfile.LibsndfileError):
+            sound = SndfileSound(clip, talkative=True)
+            least = frames.num_samples - frames.samples_per_frame
+            if sound.num_frames is not None and sound.num_frames >= least:
+                sound.least_frames = least
+                if frames.promised_frames is None:
+                    sound.num_frames = frames.num_samples
+                return sound
+            sound.close()
+    note = ""
+    if frames.promised_frames is not None and frames.num_frames > frames.promised_frames + 1:
+        note = f"; its tag tells of {frames.promised_frames} frames, {frames.num_frames} are there: are files joined?"
+    return _by_av(clip, check_seconds, depth, Expected(counted_seconds=seconds, note=note))
+
+
+def _by_av(clip: Clip, check_seconds: CheckSeconds, depth: Depth, expected: Expected = NOTHING_EXPECTED) -> Sound:
+    found = _by_av_if_any(clip, check_seconds, depth, expected)
+    if found is None:
+        raise clip.unreadable("damaged, or of a kind that is not read; is it audio?")
+    return found
+
+
+def _by_av_if_any(
+    clip: Clip, check_seconds: CheckSeconds, depth: Depth, expected: Expected = NOTHING_EXPECTED
+) -> Sound | None:
+    """The recording as FFmpeg reads it, looked at as far as it has to be; None where FFmpeg knows no such container."""
+    from hfprep.inputs.audio.av_decode import AvSound  # takes 0.1 s, and most data sets need none of it
+
+    sound = AvSound.open(clip, expected)
+    if sound is None:
+        return None
+    try:
+        if sound.num_frames is not None:
+            check_seconds(sound.num_frames / sound.sampling_rate)
+        if depth is Depth.WHOLE:
+            with _reading(clip) as file:
+                problem = sound.problem(file)
+            if problem is not None:
+                raise clip.unreadable(problem)
+    except BaseException:
+        sound.close()
+        raise
+    return sound
+
+
+def _frames(clip: Clip, check_seconds: CheckSeconds, depth: Depth) -> Frames | None:
+    def look() -> Frames | None:
+        with _reading(clip) as file:
+            return walk_frames(file, clip.size, check_seconds)
+
+    return _remembered(clip, look) if depth is Depth.SEGMENT else look()
+
+
+def _pages(clip: Clip, depth: Depth) -> Pages | None:
+    """What a look at an Ogg file's pages finds; None for a guess. Raises RejectedSample where they are not whole."""
+
+    def look() -> Pages:
+        with _reading(clip) as file:
+            return read_pages(file)
+
+    if depth is Depth.HEADER:
+        return None
+    pages = _remembered(clip, look) if depth is Depth.SEGMENT else look()
+    if pages.problem is not None:
+        raise clip.unreadable(pages.problem)
+    return pages
+
+
+_Found = TypeVar("_Found")
+_looks: OrderedDict[tuple[int, ...], object] = OrderedDict()
+
+
+def _remembered(clip: Clip, look: Callable[[], _Found]) -> _Found:
+    """What was found at an earlier look at the same file, of which another segment was read."""
+    status = os.fstat(clip.descriptor)
+    key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    if not status.st_nlink:  # held in memory: it is there for one segment only
+        return look()
+    if key not in _looks:
+        _looks[key] = look()
+        if len(_looks) > LOOKS_REMEMBERED:
+            with contextlib.suppress(KeyError):  # another thread was faster
+                _looks.popitem(last=False)
+    found: _Found = _looks.get(key) or look()  # type: ignore[assignment]
+    return found
+
+
+def _reading(clip: Clip) -> BinaryIO:
+    """The clip's file from its start, for a look at it."""
+    if clip.size <= READ_AT_ONCE_BYTES:
+        return io.BytesIO(os.pread(clip.descriptor, clip.size, 0))
+    return io.BufferedReader(ClipReader(clip), LOOK_BYTES)

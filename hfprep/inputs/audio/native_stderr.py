@@ -1,0 +1,87 @@
+"""What C libraries print to the process's stderr, kept from the terminal and logged with the name of the file.
+
+libmpg123, inside libsndfile, prints notes about odd mp3 frames to file descriptor 2 and cannot be told not to.
+"""
+
+import contextlib
+import logging
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Iterator
+
+log = logging.getLogger(__name__)
+
+STDERR = 2
+MAX_BYTES = 1 << 16
+MAX_LINES = 3
+_OF_THE_LIBRARY = re.compile(rb"^(\[src/libmpg123/|Note: |Warning: |\s*$)")
+
+
+class _Catcher:
+    """The file that stands in for stderr, made once and emptied when something was in it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._file: int | None = None
+
+    def file(self) -> int:
+        """Its descriptor; called with the lock held."""
+        if self._file is None:
+            if hasattr(os, "memfd_create"):
+                self._file = os.memfd_create("hfprep-stderr")
+            else:
+                self._file, path = tempfile.mkstemp(prefix="hfprep-stderr-")
+                os.unlink(path)
+        return self._file
+
+    def take(self) -> bytes:
+        """What was printed; called with the lock held."""
+        assert self._file is not None
+        size = os.fstat(self._file).st_size
+        if not size:
+            return b""
+        text = os.pread(self._file, MAX_BYTES, 0)
+        os.ftruncate(self._file, 0)
+        os.lseek(self._file, 0, os.SEEK_SET)
+        return text
+
+
+_catcher = _Catcher()
+
+
+@contextlib.contextmanager
+def native_stderr_logged(name: str) -> Iterator[None]:
+    """Catch what the library prints while inside, one thread at a time; other threads' lines are passed on after."""
+    with _catcher.lock:
+        try:
+            terminal = os.dup(STDERR)
+        except OSError:  # there is no stderr, so nothing can reach it
+            yield
+            return
+        try:
+            os.dup2(_catcher.file(), STDERR)
+            try:
+                yield
+            finally:
+                os.dup2(terminal, STDERR)
+                text = _catcher.take()
+        finally:
+            os.close(terminal)
+        if text:
+            _sort_out(name, text)
+
+
+def _sort_out(name: str, text: bytes) -> None:
+    said = []
+    for line in text.splitlines(keepends=True):
+        if not _OF_THE_LIBRARY.match(line):
+            with contextlib.suppress(OSError):
+                os.write(STDERR, line)
+        elif line.strip():
+            said.append(line.decode("utf-8", "replace").strip())
+    for words in said[:MAX_LINES]:
+        log.debug("%s: the mp3 decoder says: %s", name, words)
+    if len(said) > MAX_LINES:
+        log.debug("%s: the mp3 decoder says %d lines more", name, len(said) - MAX_LINES)

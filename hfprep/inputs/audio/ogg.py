@@ -1,0 +1,112 @@
+"""The pages of an Ogg file, checked one by one: decoders skip a damaged page and end at a missing one in silence.
+
+Every page must follow the one before it, be numbered in order and have the right checksum, and each audio stream must
+end with a page that says so. Source: RFC 3533 (pages), RFC 7845 (Opus), the Vorbis, Speex and Ogg FLAC mappings.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+CHUNK_BYTES = 1 << 20
+PAGE_HEADER = struct.Struct("<4sBBqIIIB")  # magic, version, flags, granule, serial, number, checksum, segments
+MAX_PAGE_BYTES = PAGE_HEADER.size + 255 + 255 * 255
+FIRST, LAST = 2, 4  # bits of the flags
+CHECKSUM = slice(22, 26)
+
+AUDIO_STARTS = (b"\x01vorbis", b"OpusHead", b"Speex   ", b"\x7fFLAC", b"fLaC")
+
+# The checksum of Ogg is the CRC-32 of zlib with the bits of everything in the other order.
+_REVERSED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
+
+
+@dataclass
+class Pages:
+    """What a look at all pages found. `num_links`: recordings one after another; `problem` says what is not whole."""
+
+    num_links: int = 0
+    num_audio_streams: int = 0
+    num_other_streams: int = 0
+    problem: str | None = None
+    _open: dict[int, int] = field(default_factory=dict)  # the number that each open audio stream's next page has
+
+    def add(self, place: int, page: bytes) -> None:
+        """Look at one page that is whole and has the right checksum."""
+        _, _, flags, _, serial, number, _, segments = PAGE_HEADER.unpack_from(page)
+        if flags & FIRST:
+            body = page[PAGE_HEADER.size + segments :]
+            if not body.startswith(AUDIO_STARTS):
+                self.num_other_streams += 1
+                return
+            if not self._open:
+                self.num_links += 1
+            self.num_audio_streams += 1
+            self._open[serial] = number
+        expected = self._open.get(serial)
+        if expected is None:
+            return
+        if number != expected:
+            self.problem = f"damaged: page {expected} of its sound is missing at byte {place}"
+        self._open[serial] = number + 1 & 0xFFFFFFFF
+        if flags & LAST:
+            del self._open[serial]
+
+    def finish(self) -> None:
+        """Be told that there are no more pages."""
+        if self.problem is None and self._open:
+            self.problem = "cut off: the last page of its sound is missing"
+
+
+def read_pages(file: BinaryIO) -> Pages:
+    """Look at every page from the start of a file, up to the first that is not whole. Raises OSError."""
+    pages = Pages()
+    file.seek(0)
+    for place, page in _pages_of(file, pages):
+        pages.add(place, page)
+        if pages.problem is not None:
+            return pages
+    pages.finish()
+    return pages
+
+
+def _pages_of(file: BinaryIO, pages: Pages) -> Iterator[tuple[int, bytes]]:
+    """Places and bytes of the pages; where one is not whole, `pages.problem` says so and the rest is left."""
+    data, at, base = file.read(CHUNK_BYTES), 0, 0
+    while True:
+        if len(data) - at < MAX_PAGE_BYTES and (more := file.read(CHUNK_BYTES)):
+            data, base, at = data[at:] + more, base + at, 0
+        place = base + at
+        if not data.startswith(b"OggS\0", at):
+            if b"OggS" in data[at:]:
+                pages.problem = f"damaged: what is at byte {place} is no ogg page"
+            return
+        length = _length(data, at)
+        if length is None or at + length > len(data):
+            pages.problem = "cut off: its last ogg page is not whole"
+            return
+        page = data[at : at + length]
+        if _checksum(page) != struct.unpack_from("<I", page, CHECKSUM.start)[0]:
+            pages.problem = f"damaged: the ogg page at byte {place} has a wrong checksum"
+            return
+        yield place, page
+        at += length
+
+
+def _length(data: bytes, at: int) -> int | None:
+    """Bytes of the page at `at`; None where its header is cut."""
+    body = at + PAGE_HEADER.size
+    if body > len(data):
+        return None
+    segments = data[body - 1]
+    if body + segments > len(data):
+        return None
+    return PAGE_HEADER.size + segments + sum(data[body : body + segments])
+
+
+def _checksum(page: bytes) -> int:
+    """CRC-32 of a page with its checksum field taken as zero."""
+    blanked = page[: CHECKSUM.start] + b"\0\0\0\0" + page[CHECKSUM.stop :]
+    crc = zlib.crc32(blanked.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{crc:032b}"[::-1], 2)

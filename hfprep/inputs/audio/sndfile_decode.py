@@ -1,0 +1,102 @@
+"""Decoding through libsndfile: wav, flac, ogg, opus, mp3, aiff and what else it knows."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import soundfile
+
+from hfprep.inputs.audio import sound
+from hfprep.inputs.audio.native_stderr import native_stderr_logged
+from hfprep.inputs.audio.sound import Clip, check_rate, mono
+
+UNKNOWN_FRAMES = 1 << 62  # libsndfile's count for a flac stream that does not know its own length is above this
+STREAMED_BYTES = 0x7FFFF000  # a header claiming this many bytes or more was written before the length was known
+LOGGED_SIZE = re.compile(r"\b(?:data|SSND|Data Size|Riff size|riff)\s*: (\d+) \(should be (\d+)\)")
+SEARCHED_FORMATS = frozenset({"MP3"})  # their frame count is a guess or a tag's, not promised by the header
+
+# An mp3 decoder needs the frames before the one that is wanted: they hold bits of it, and its filters remember them.
+WARM_UP_FORMATS, WARM_UP_SECONDS = SEARCHED_FORMATS, 0.5
+
+
+class _Stream(soundfile.SoundFile):
+    """A file read once from its start.
+
+    A seekable SoundFile seeks to where it is after each read, which resets an MP3 decoder in the middle of a word,
+    and believes the header's frame count.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
+class SndfileSound:
+    """A recording that libsndfile reads; of a `talkative` one (mp3) its decoder's notes are caught.
+
+    Raises soundfile.LibsndfileError, or RejectedSample for an absurd rate.
+    """
+
+    def __init__(self, clip: Clip, *, talkative: bool = False) -> None:
+        self.clip = clip
+        self._talkative = talkative
+        os.lseek(clip.descriptor, 0, os.SEEK_SET)
+        with self._quiet():
+            self._file = _Stream(clip.descriptor, closefd=False)
+        self.sampling_rate: int = self._file.samplerate
+        self.channels: int = self._file.channels
+        self.format: str = self._file.format
+        self.subtype: str = self._file.subtype
+        frames = self._file.frames
+        self.num_frames: int | None = frames if 0 <= frames < UNKNOWN_FRAMES else None
+        # Fewer decoded samples than these are a sign of damage; the count of an mp3 is a guess, and made by others.
+        self.least_frames = self.num_frames
+        check_rate(clip, self.sampling_rate)
+
+    def cut(self) -> str | None:
+        """The words for a file of which the header promises more bytes than there are."""
+        return cut_chunk(self._file.extra_info)
+
+    def blocks(self, start: int, count: int | None) -> Iterator[np.ndarray]:
+        """See `Sound`."""
+        skipped = 0
+        if start:
+            warm_up = round(WARM_UP_SECONDS * self.sampling_rate) if self.format in WARM_UP_FORMATS else 0
+            skipped = min(start, warm_up)
+            with self._quiet():
+                self._file.seek(start - skipped)
+        block_frames = max(1, sound.BLOCK_VALUES // self.channels)
+        if self.num_frames:
+            block_frames = min(block_frames, self.num_frames)
+        wanted = None if count is None else skipped + count
+        decoded = 0
+        while wanted is None or decoded < wanted:
+            size = block_frames if wanted is None else min(block_frames, wanted - decoded)
+            with self._quiet():
+                block = self._file.read(size, dtype="float32", always_2d=True)
+            if not len(block):
+                break
+            decoded += len(block)
+            yield mono(self.clip, block[max(0, skipped - decoded + len(block)) :])
+        promised = self.least_frames
+        if count is None and promised is not None and start - skipped + decoded < promised:
+            raise self.clip.unreadable(f"cut off: {decoded} of {promised} samples could be decoded")
+
+    def _quiet(self) -> contextlib.AbstractContextManager[None]:
+        return native_stderr_logged(self.clip.name) if self._talkative else contextlib.nullcontext()
+
+    def close(self) -> None:
+        """See `Sound`."""
+        self._file.close()
+
+
+def cut_chunk(log: str) -> str | None:
+    """Look through libsndfile's log of opening a wav, w64, aiff, au or caf file for samples that are not there."""
+    found = LOGGED_SIZE.search(log)
+    if found is None:
+        return None
+    promised, present = int(found[1]), int(found[2])
+    if not present < promised < STREAMED_BYTES:
+        return None
+    return f"cut off: the header promises {promised} bytes, {present} are there"

@@ -1,0 +1,121 @@
+"""What both decoders give: a recording that is read once, as blocks of mono samples at its own rate."""
+
+import errno
+import io
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from hfprep.errors import Reason, RejectedSample
+
+MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 1_000, 768_000  # Hz; beyond, the header is damaged
+BLOCK_VALUES = 1 << 22  # samples times channels read at a time: 16 MiB, whatever the header promises
+
+CheckSeconds = Callable[[float], None]  # told a length that a recording has at least; raises where that is too long
+
+
+def no_limit(seconds: float) -> None:
+    """Take recordings of any length."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """An open regular file with one recording in it: its name for messages, descriptor, size in bytes and suffix."""
+
+    name: str
+    descriptor: int
+    size: int
+    suffix: str
+
+    def unreadable(self, what: str) -> RejectedSample:
+        """The rejection of a file that is damaged or no audio."""
+        return RejectedSample(Reason.AUDIO_UNREADABLE, f"{self.name}: {what}")
+
+    def empty(self) -> RejectedSample:
+        """The rejection of a file without samples."""
+        return RejectedSample(Reason.AUDIO_EMPTY, f"{self.name}: holds no samples")
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a look at the file found: its length, whether the header's promise is all, and words for a failure.
+
+    `counted_seconds` is what a walk over the frames found; without it, the header's own promise is held against what
+    is decoded, if it is `promising`. `bare_format` is FFmpeg's name of a stream without any header.
+    """
+
+    counted_seconds: float | None = None
+    promising: bool = True
+    note: str = ""
+    bare_format: str | None = None
+
+
+class ClipReader(io.RawIOBase):
+    """A clip's bytes from a place of its own, so that nobody else who reads the descriptor is disturbed."""
+
+    def __init__(self, clip: Clip) -> None:
+        self._clip = clip
+        self._place = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = os.preadv(self._clip.descriptor, [buffer], self._place)
+        self._place += count
+        return count
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._clip.size}[whence]
+        if base + offset < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self._place = base + offset
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+
+class Sound(Protocol):
+    """An open recording. `num_frames` is the header's count of samples a channel, None where it has none."""
+
+    sampling_rate: int
+    channels: int
+    format: str
+    num_frames: int | None
+
+    def blocks(self, start: int, count: int | None) -> Iterator[np.ndarray]:
+        """Mono samples, float32 (num_samples,), from frame `start` on: `count` of them, or all to the end.
+
+        Can be asked for once. Raises RejectedSample where the recording is damaged, or ends before the end that its
+        file promises.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what the decoder holds; the file stays open."""
+        ...
+
+
+def mono(clip: Clip, block: np.ndarray) -> np.ndarray:
+    """Mean of the channels, float32 (num_frames, channels) -> (num_frames,); refuses NaN, infinity and overflow."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean: np.ndarray = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
+    if not np.isfinite(mean).all():
+        # A channel's NaN or infinity cannot vanish in the mean.
+        message = f"{clip.name}: {int((~np.isfinite(mean)).sum())} samples are NaN or infinite; export the clip again"
+        raise RejectedSample(Reason.AUDIO_NOT_FINITE, message)
+    return mean
+
+
+def check_rate(clip: Clip, sampling_rate: int) -> None:
+    """Refuse a rate that only a damaged header has."""
+    if not MIN_SAMPLING_RATE <= sampling_rate <= MAX_SAMPLING_RATE:
+        allowed = f"{MIN_SAMPLING_RATE} to {MAX_SAMPLING_RATE} Hz"
+        raise clip.unreadable(f"the header says {sampling_rate} Hz, which is not within {allowed}")

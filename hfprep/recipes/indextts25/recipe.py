@@ -1,0 +1,154 @@
+"""IndexTTS-2.5: text ids, semantic codes at 25 Hz, speaker and emotion vectors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hfprep.errors import ConfigError
+from hfprep.io.digest import digest
+from hfprep.recipes.finding import CONFIG_FILE
+from hfprep.recipes.indextts25.config import CODEC_FILE, GPT_FILE, Config, named_file, names_indextts25
+from hfprep.recipes.indextts25.locate import ModelFiles, locate
+from hfprep.recipes.indextts25.options import IndexTTS25Options
+from hfprep.recipes.indextts25.schema import CODES, EMOTION, NAME, PUBLISHED, SPEAKER, TEXT, schema_of
+from hfprep.recipes.indextts25.text import TextEncoder
+from hfprep.schema import Schema
+
+if TYPE_CHECKING:
+    import torch
+
+    from hfprep.recipes.indextts25.feature_model import FeatureModel
+
+VOCABULARY_SUFFIX = ".tiktoken"
+
+
+@dataclass(frozen=True)
+class IndexTTS25Models:
+    """The files of one IndexTTS-2.5, found and checked."""
+
+    located: ModelFiles
+    config: Config
+    reference_seconds: float = 0.0
+
+    @cached_property
+    def schema(self) -> Schema:
+        from hfprep.models.tensor_files import read_torch_file
+        from hfprep.recipes.indextts25.campplus import campplus_config  # it imports torch
+
+        return schema_of(self.config, vector=campplus_config(read_torch_file(self.located.campplus)).vector)
+
+    @cached_property
+    def files(self) -> Mapping[str, Path]:
+        located = self.located
+        found = {
+            "tokenizer": located.vocabulary,
+            "config": located.config,
+            "gpt_checkpoint": located.gpt_checkpoint,
+            "w2v_stat": located.w2v_stat,
+            "semantic_codec": located.semantic_codec,
+            "campplus": located.campplus,
+            "semantic_model/config.json": located.semantic_config,
+        } | {f"semantic_model/{path.name}": path for path in located.semantic_weights}
+        return found if located.glossary is None else found | {"glossary": located.glossary}
+
+    def settings(self, sha256: Mapping[str, str], *, precision: str, audio_sr: int) -> dict[str, dict[str, str]]:
+        semantic = {name: value for name, value in sha256.items() if name.startswith(("semantic_model", "w2v_stat"))}
+        semantic |= {"audio_sr": str(audio_sr), "precision": precision}
+        reference = {"reference_seconds": f"{self.reference_seconds:g}"} if self.reference_seconds else {}
+        architecture = digest(dataclasses.asdict(self.config.emotion)).hex()
+        emotion = {"gpt_checkpoint": sha256["gpt_checkpoint"], "emotion": architecture}
+        return {
+            TEXT: {"tokenizer": sha256["tokenizer"], "normalizer": self.text_encoder().fingerprint()},
+            CODES: semantic | {"semantic_codec": sha256["semantic_codec"]},
+            # Always in float32, whatever the precision of the rest.
+            SPEAKER: {"campplus": sha256["campplus"], "audio_sr": str(audio_sr)} | reference,
+            EMOTION: semantic | emotion | reference,
+        }
+
+    def check(self) -> None:
+        from hfprep.models.input_features import check_preprocessor  # it imports torch
+
+        check_preprocessor(self.located.preprocessor_config)
+        size, known = self.text_encoder().vocab_size, self.config.number_text_tokens
+        if size > known:
+            raise ConfigError(
+                f"--tokenizer {str(self.located.vocabulary)!r} has {size} tokens, but the checkpoint has only {known} "
+                f"(gpt.number_text_tokens in {self.config.path}); use the vocabulary it was trained with, or extend "
+                "the checkpoint first"
+            )
+
+    def text_encoder(self) -> TextEncoder:
+        return TextEncoder(self.located.vocabulary, glossary=self.located.glossary)
+
+    def num_codes(self, num_frames: int) -> int:
+        return (num_frames + 1) // 2
+
+    def load(self, device: torch.device, precision: str) -> FeatureModel:
+        from hfprep.recipes.indextts25.feature_model import FeatureModel
+
+        return FeatureModel.load(
+            self.located,
+            self.config,
+            device=device,
+            precision=precision,
+            reference_seconds=self.reference_seconds,
+        )
+
+
+class IndexTTS25:
+    """The recipe."""
+
+    name = NAME
+    published = PUBLISHED
+
+    def recognises(self, options: IndexTTS25Options) -> bool:
+        """By the vocabulary's size in config.yaml, else by the tensors of gpt.pth, never by a version."""
+        folder = options.models
+        config = options.config or (folder / CONFIG_FILE if folder else None)
+        if config is None or not config.is_file():
+            return False
+        try:
+            if names_indextts25(config):
+                return True
+            if not self._looks_like_it(options):  # gpt.pth is opened with torch, which takes seconds to import
+                return False
+            named = Config.read(config).gpt_checkpoint
+        except ConfigError:
+            return False
+        gpt = options.gpt_checkpoint or (named_file(folder, named, GPT_FILE) if folder else None)
+        if gpt is None or not gpt.is_file():
+            return False
+        from hfprep.recipes.indextts25.checkpoints import is_indextts25
+
+        return is_indextts25(gpt)
+
+    def find(self, options: IndexTTS25Options, *, fetch: bool = True) -> IndexTTS25Models:
+        if not 0 <= options.reference_seconds < float("inf"):
+            raise ConfigError(
+                f"--reference-seconds is {options.reference_seconds!r}; it must be a number of seconds, or 0 for the "
+                "whole clip"
+            )
+        located = locate(
+            models=options.models,
+            config=options.config,
+            gpt_checkpoint=options.gpt_checkpoint,
+            vocabulary=options.tokenizer,
+            semantic_model=options.semantic_model,
+            semantic_codec=options.semantic_codec,
+            campplus=options.campplus,
+            fetch=fetch,
+        )
+        return IndexTTS25Models(located, Config.read(located.config), options.reference_seconds)
+
+    @staticmethod
+    def _looks_like_it(options: IndexTTS25Options) -> bool:
+        vocabulary = options.tokenizer is not None and options.tokenizer.suffix == VOCABULARY_SUFFIX
+        return vocabulary or (options.models is not None and (options.models / CODEC_FILE).is_file())
+
+
+RECIPE = IndexTTS25()
