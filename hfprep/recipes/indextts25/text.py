@@ -112,6 +112,9 @@ class TextEncoder:
             raise RejectedSample(Reason.TEXT_FAILED, f"the zh grammar has no reading of {text[:60]!r}")
         return self.tokenize_stages(stages, language)
 
+    def doubt(self, text: str, language: str | None) -> None:
+        """Nothing: a text without a language gets no grammar here."""
+
     def tokenize_stages(self, stages: TextStages, language: str | None) -> Tokenized:
         """The ids of what `stages` gave, be it empty."""
         all_ids = self.vocabulary.encode(f"<|{_code(language)}|> {stages.final}")
