@@ -24,6 +24,7 @@ from hfprep.inputs.audio import av_decode, containers, sndfile_decode, sound
 from hfprep.inputs.audio.decode import guess_seconds, load_waveform, read_header
 from hfprep.pipeline.inspection import identify_audio
 from hfprep.pipeline.intake import SampleLimits, Task, check_seconds, expected_seconds, load_sample
+from hfprep.recipes.semantic_audio import SemanticAudio
 from hfprep.schema import Utterance
 from tests.av_files import encode, tone
 from tests.sample_schemas import speech_schema
@@ -150,19 +151,14 @@ SCHEMA = speech_schema()
 LIMITS = SampleLimits(schema=SCHEMA, min_frames=5, max_frames=1_000)  # 20 s
 
 
-class _NoText:
-    def encode(self, text: str, language: str | None = None) -> np.ndarray:
-        raise AssertionError
-
-
 def reason_to_refuse(path: Path) -> tuple[Reason, float]:
     """Why a clip is refused under `LIMITS`, and the samples' bytes that were held at most."""
     from hfprep.pipeline.intake import Intake, IntakeSettings
 
-    intake = Intake(_NoText(), IntakeSettings(limits=LIMITS))
+    intake = Intake(None, IntakeSettings(limits=LIMITS, audio=SemanticAudio()))
     row = Utterance(1, "a", "t", str(path), str(path))
     tracemalloc.start()
-    found = load_sample(Task(row, SCHEMA.audio_groups, True), _NoText(), intake.read_audio, LIMITS)
+    found = load_sample(Task(row, SCHEMA.audio_groups, True), None, intake.read_audio, LIMITS)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert isinstance(found, tuple), found
@@ -234,7 +230,7 @@ def test_a_check_of_the_length_is_exact_near_the_limit() -> None:
             told.append(frames)
             raise RejectedSample(Reason.AUDIO_TOO_LONG, f"{frames} frames")
 
-    check = check_seconds(check_frames)
+    check = check_seconds(check_frames, SemanticAudio())
     for seconds in (0.0, 1.0, 19.9, 20.3):  # a little over may be a header's error: decoding decides
         check(seconds)
     with pytest.raises(RejectedSample, match="1799999 frames"):

@@ -127,7 +127,7 @@ def on_the_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None
             made(self, models, tokenizer, *args, **options | {"processes": processes[-1]})
             assert not self.looks_ahead
             self.looks_ahead = True
-            self.intake.settings = dataclasses.replace(self.intake.settings, waveforms=True)
+            self.intake.settings = dataclasses.replace(self.intake.settings, on_gpu=True)
 
         monkeypatch.setattr(FeatureExtractor, "__init__", as_with_a_gpu)
         for held_up in ("hfprep.pipeline.intake.load_waveform", "hfprep.inputs.text.tokenizer.TextTokenizer.encode"):
@@ -171,7 +171,7 @@ def test_a_clip_that_does_not_fit_goes_to_the_cpu_as_a_waveform(
 
     class Full:
         device, min_frames, max_frames, packs = model.device, model.min_frames, model.max_frames, False
-        takes_waveforms = False
+        equal_lengths = False
 
         def __call__(self, *_: Any, **__: Any) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory")

@@ -21,6 +21,7 @@ from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.pipeline import intake_processes
 from hfprep.pipeline.intake import Intake, IntakeSettings, Loaded, SampleLimits, Task
 from hfprep.pipeline.intake_processes import IntakeProcesses
+from hfprep.recipes.semantic_audio import SemanticAudio
 from hfprep.schema import Rejection, Utterance
 from tests.sample_schemas import speech_schema
 
@@ -36,7 +37,8 @@ TEXTS = [
     ("7" * 6000, "en"),
 ]
 SCHEMA = speech_schema()
-SETTINGS = IntakeSettings(limits=SampleLimits(schema=SCHEMA, min_frames=3, max_frames=300), waveforms=True)
+LIMITS = SampleLimits(schema=SCHEMA, min_frames=3, max_frames=300)
+SETTINGS = IntakeSettings(limits=LIMITS, audio=SemanticAudio(), on_gpu=True)
 
 
 @pytest.fixture
@@ -99,7 +101,7 @@ def test_samples_and_rejections_are_the_same_from_many_threads(
     waveforms: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = replace(SETTINGS, waveforms=waveforms)
+    settings = replace(SETTINGS, on_gpu=waveforms)
     here = Intake(TextTokenizer(MODEL), settings)
     expected = [plain(here.load(task)) for task in tasks]
     reasons = [found[1].reason for found in expected if isinstance(found, tuple) and isinstance(found[1], Rejection)]
@@ -280,8 +282,9 @@ def test_other_threads_go_on_while_a_text_is_read(processes: IntakeProcesses, ta
 
 def test_they_end_with_whoever_asks() -> None:
     code = (
-        "import os, signal, sys; from pathlib import Path; from hfprep.pipeline import intake_processes as module\n"
-        "p = module.IntakeProcesses(module.TextTokenizer(Path(sys.argv[1])), 1); q = p._start()\n"
+        "import os, signal, sys; from pathlib import Path; from hfprep.inputs.text.tokenizer import TextTokenizer\n"
+        "from hfprep.pipeline.intake_processes import IntakeProcesses\n"
+        "p = IntakeProcesses(TextTokenizer(Path(sys.argv[1])), 1); q = p._start()\n"
         "os.kill(q.number, 0); os.kill(os.getpid(), signal.SIGKILL)"
     )
     # Its standard error is the other processes', too, and so comes to its end when all are gone.

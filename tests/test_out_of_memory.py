@@ -31,7 +31,7 @@ from hfprep.pipeline.batching import BatchLimits
 from hfprep.pipeline.breaker import SystematicFailureError, Unproven
 from hfprep.pipeline.failures import DeviceError
 from hfprep.pipeline.features import ExtractorSettings, FeatureExtractor
-from hfprep.pipeline.intake import Task
+from hfprep.pipeline.intake import Clip, Task
 from hfprep.pipeline.transfers import Download
 from hfprep.recipes.indextts2.feature_model import FeatureModel
 from hfprep.recipes.indextts2.options import IndexTTS2Options
@@ -51,15 +51,14 @@ ERRORS: dict[str, Callable[[], Exception]] = {
 }
 FIFTH = torch.tensor([4])
 SCHEMA = speech_schema(4, latents=2)
-MODELS: Any = SimpleNamespace(schema=SCHEMA, num_codes=int)
+MODELS: Any = SimpleNamespace(schema=SCHEMA, num_codes=int, audio=None)
 Fails = Callable[[str, int, int], Exception | None]  # step, rows, padded frames -> what to raise
 
 
 class Fragile:
     """Stands in for FeatureModel: every step may fail; each sample's numbers follow from its own frames alone."""
 
-    min_frames, max_frames, packs = 1, 100_000, False
-    takes_waveforms = False
+    min_frames, max_frames, packs, equal_lengths = 1, 100_000, False, False
 
     def __init__(self, fails: Fails = lambda *_: None) -> None:
         self.fails = fails
@@ -123,12 +122,11 @@ class Bench:
         )
         self.extractor.intake.read_audio = self.read_audio  # type: ignore[method-assign]
 
-    def read_audio(
-        self, path: str, check_frames: Callable[[int], None], segment: Any = None
-    ) -> tuple[np.ndarray, float]:
+    def read_audio(self, path: str, check_frames: Callable[[int], None], segment: Any = None) -> Clip:
         number = int(path)
         draw = np.random.default_rng(number)
-        return draw.standard_normal((self.lengths[number], 160)).astype(np.float32), self.lengths[number] / 50
+        features = draw.standard_normal((self.lengths[number], 160)).astype(np.float32)
+        return Clip(features, len(features), len(features) / 50)
 
     def run(self) -> dict[str, Features | Rejection]:
         """Outcomes by id; every task must have exactly one."""
@@ -430,10 +428,10 @@ def test_the_culprit_of_a_failing_batch_is_found(quiet: dict[str, Features], cap
 def test_numbers_that_are_not_finite_reject_their_own_sample(quiet: dict[str, Features]) -> None:
     bench = Bench(Fragile(), LENGTHS)
 
-    def read_audio(path: str, check_frames: Callable[[int], None], segment: Any = None) -> tuple[np.ndarray, float]:
-        features, seconds = bench.read_audio(path, check_frames)
-        features[-1, 1] = np.nan if path == "3" else features[-1, 1]
-        return features, seconds
+    def read_audio(path: str, check_frames: Callable[[int], None], segment: Any = None) -> Clip:
+        clip = bench.read_audio(path, check_frames)
+        clip.audio[-1, 1] = np.nan if path == "3" else clip.audio[-1, 1]
+        return clip
 
     bench.extractor.intake.read_audio = read_audio  # type: ignore[method-assign]
     found = bench.run()
@@ -512,7 +510,7 @@ def test_memory_short_while_decoding_is_tried_again(quiet: dict[str, Features]) 
     bench = Bench(Fragile(), LENGTHS)
     failed: list[str] = []
 
-    def read_audio(path: str, check_frames: Callable[[int], None], segment: Any = None) -> tuple[np.ndarray, float]:
+    def read_audio(path: str, check_frames: Callable[[int], None], segment: Any = None) -> Clip:
         if path in ("2", "9") and (path == "9" or path not in failed):
             failed.append(path)
             raise MemoryError

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 GIB = 1 << 30
-TYPICAL_FRAMES = 750  # 15 s at 50 Hz: the clip that the table of batch sizes has in mind
+TYPICAL_SECONDS = 15.0  # the clip that the table of batch sizes has in mind
 SHORT_CLIPS_FACTOR = 16  # short clips may fill a batch with this many times the table's rows
 CPU_BATCH_SIZE = 4  # 10 s of work for two cores: enough to map weights for, and a kill or Ctrl-C costs one batch
 MAX_PATIENCE = 1024
@@ -93,12 +93,15 @@ class BatchLimits:
     max_padding: float | None = None
 
     @classmethod
-    def choose(cls, batch_size: int, memory_bytes: int | None) -> "BatchLimits":
-        """The user's own `batch_size` as it is; for 0 the table's size, in frames, so that short clips go in more."""
+    def choose(cls, batch_size: int, memory_bytes: int | None, frame_rate: float = 50.0) -> "BatchLimits":
+        """The user's own `batch_size` as it is; for 0 the table's size, in frames, so that short clips go in more.
+
+        `frame_rate`: frames a second.
+        """
         if batch_size:
             return cls(batch_size, None)
         nominal = batch_size_for_memory(memory_bytes)
-        return cls(nominal * SHORT_CLIPS_FACTOR, nominal * TYPICAL_FRAMES, PADDING_SHARE)
+        return cls(nominal * SHORT_CLIPS_FACTOR, nominal * round(TYPICAL_SECONDS * frame_rate), PADDING_SHARE)
 
     def padding_fits(self, num_frames: int, padded_frames: int) -> bool:
         """Whether a batch of so many frames, and so many with padding, holds no more padding than it may."""
@@ -118,15 +121,24 @@ Item = TypeVar("Item", bound=HasFrames)
 
 
 def batches(
-    items: Iterable[Item], limits: BatchLimits, budget: FrameBudget, *, packed: bool = False
+    items: Iterable[Item],
+    limits: BatchLimits,
+    budget: FrameBudget,
+    *,
+    packed: bool = False,
+    equal_lengths: bool = False,
 ) -> Iterator[list[Item]]:
-    """Cut a stream of samples, in its order, into batches within the limits; reads one item ahead."""
+    """Cut a stream of samples, in its order, into batches within the limits; reads one item ahead.
+
+    With `equal_lengths` those of a batch have the same number of frames.
+    """
     batch: list[Item] = []
     longest = filled = 0
     for item in items:
         longest, filled = max(longest, item.num_frames), filled + item.num_frames
         padded = filled if packed else (len(batch) + 1) * longest
         fits = len(batch) < limits.max_rows and budget.allows(padded) and limits.padding_fits(filled, padded)
+        fits = fits and not (equal_lengths and batch and item.num_frames != batch[0].num_frames)
         if batch and not fits:
             yield batch
             batch, longest, filled = [], item.num_frames, item.num_frames

@@ -23,7 +23,6 @@ from hfprep.io.atomic import write_lines
 from hfprep.io.file_hashes import Hashers
 from hfprep.io.lock import OutputLock
 from hfprep.io.object_storage import url_of
-from hfprep.models.input_features import num_input_frames
 from hfprep.pipeline.codebook import CodebookUse
 from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.devices import choose_workers
@@ -32,7 +31,7 @@ from hfprep.pipeline.engines.spec import BatchCost, Models
 from hfprep.pipeline.inputs import Inputs, find_inputs
 from hfprep.pipeline.logs import log_to_file
 from hfprep.pipeline.parts import part_facts, withdraw_part, write_part
-from hfprep.pipeline.planning import Plan, PlanCounts, Planner, PlanOptions
+from hfprep.pipeline.planning import Plan, PlanCounts, Planner, PlanOptions, no_doubt
 from hfprep.pipeline.precision_choice import decide, measured
 from hfprep.pipeline.progress import BuildProgress, Tally
 from hfprep.pipeline.provenance import check_recipe, given_paths
@@ -40,6 +39,7 @@ from hfprep.pipeline.remarks import close_remarks, warn_of_doubtful
 from hfprep.pipeline.signals import StopSignals, stop_on_signals
 from hfprep.pipeline.summary import Summary
 from hfprep.pipeline.validation import with_split
+from hfprep.recipes.base import frames_in
 from hfprep.schema import Column, Rejection
 from hfprep.store.fingerprints import Fingerprinter, differences, with_numerics
 from hfprep.store.layout import PROGRESS, REJECTED, STATS, NpyOutput, json_line
@@ -138,8 +138,8 @@ def plan_options(config: BuildConfig, inputs: Inputs, differences: Sequence[str]
         workers=choose_workers(config.workers),
         drop_overlong=config.drop_overlong,
         filters=config.filters,
-        num_codes=lambda num_samples: inputs.models.num_codes(num_input_frames(num_samples)),
-        doubt=inputs.text_encoder.doubt,
+        num_codes=lambda seconds: inputs.models.num_codes(frames_in(inputs.models, seconds)),
+        doubt=no_doubt if inputs.text_encoder is None else inputs.text_encoder.doubt,
     )
 
 

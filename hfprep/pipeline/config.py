@@ -14,6 +14,7 @@ from hfprep.inputs.text.language import language_option
 from hfprep.io.object_storage import store_of, url_of
 from hfprep.io.sizes import parse_size
 from hfprep.pipeline.filters import RowFilters
+from hfprep.recipes.base import PRECISIONS as MODEL_PRECISIONS
 from hfprep.recipes.base import option
 from hfprep.recipes.options import ModelOptions
 from hfprep.recipes.registry import NAMES
@@ -22,7 +23,7 @@ FORMATS = ("npy", "arrow", "webdataset")
 ON_CHANGE = ("recompute", "refuse")
 ENGINES = ("local", "ray")
 PLAIN, AUTO = "fp32", "auto"
-PRECISIONS = (PLAIN, "exact", "tf32", "bf16", "fp16", AUTO)
+PRECISIONS = (*MODEL_PRECISIONS, AUTO)
 
 
 @dataclass(frozen=True, slots=True)

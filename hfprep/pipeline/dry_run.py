@@ -19,10 +19,7 @@ import datasets
 import numpy as np
 
 from hfprep.errors import ConfigError, RejectedSample
-from hfprep.inputs.audio.decode import TARGET_SAMPLING_RATE
 from hfprep.io.object_storage import url_of
-from hfprep.models.input_features import num_input_frames
-from hfprep.models.masking import packs
 from hfprep.pipeline.batching import BatchLimits, FrameBudget, batches, padded_frames
 from hfprep.pipeline.building import plan_options
 from hfprep.pipeline.config import BuildConfig
@@ -34,6 +31,7 @@ from hfprep.pipeline.inputs import Inputs, find_inputs
 from hfprep.pipeline.intake import expected_seconds
 from hfprep.pipeline.planning import Plan, PlanCounts, Planner
 from hfprep.pipeline.precision_choice import without_measuring
+from hfprep.recipes.base import frames_in
 from hfprep.schema import Utterance
 from hfprep.store.fingerprints import Fingerprinter
 from hfprep.store.layout import OutputFolder, npy_size
@@ -82,12 +80,9 @@ class _Sample:
     """A pending sample by what it will cost."""
 
     seconds: float
+    num_frames: int
     need: frozenset[str]
     readable: bool
-
-    @property
-    def num_frames(self) -> int:
-        return num_input_frames(round(self.seconds * TARGET_SAMPLING_RATE))
 
 
 class _Unlisted:
@@ -141,7 +136,8 @@ class _Estimate:
         self.plan = plan
         self.num_processes = choose_num_processes(config.num_processes, config.device)
         device = choose_device(config.device)
-        self.limits, self.packed = BatchLimits.choose(config.batch_size, device_memory(device)), packs(device)
+        self.limits = BatchLimits.choose(config.batch_size, device_memory(device), inputs.schema.frame_rate)
+        self.packed = inputs.models.packs(device)
         self.text_len = self.mean_text_len()
         self.num_batches = self.frames = self.padded = self.num_bytes = self.disk_bytes = self.unreadable = 0
         self.shard_seconds: list[float] = []
@@ -181,8 +177,12 @@ class _Estimate:
         need = frozenset(names)
         if duration is None and need & self.inputs.schema.audio_groups:
             duration = expected_seconds(path, num_bytes)
-            return _Sample(duration or 0.0, need, readable=duration is not None)
-        return _Sample(duration or 0.0, need, readable=True)
+            return self.sample(duration or 0.0, need, readable=duration is not None)
+        return self.sample(duration or 0.0, need, readable=True)
+
+    def sample(self, seconds: float, need: frozenset[str], *, readable: bool) -> _Sample:
+        """A sample of that length."""
+        return _Sample(seconds, frames_in(self.inputs.models, seconds), need, readable)
 
     def add(self, samples: Sequence[_Sample]) -> None:
         """Count one shard."""
@@ -211,14 +211,17 @@ class _Estimate:
         return [npy_size(column.dtype, schema.shape(column, expected)) for column in schema.columns_of(sample.need)]
 
     def mean_text_len(self) -> int:
-        """Mean token count of some texts, evenly spread over the plan."""
+        """Mean token count of some texts, evenly spread over the plan; 0 where there is no tokenizer."""
+        encoder = self.inputs.text_encoder
+        if encoder is None:
+            return 0
         dataset = self.plan.dataset
         step = max(1, len(dataset) // TEXTS_TRIED)
         rows = dataset[list(islice(range(0, len(dataset), step), TEXTS_TRIED))]
         lengths = []
         for text, language in zip(rows["text"], rows["language"], strict=True):
             try:
-                lengths.append(len(self.inputs.text_encoder.encode(text, language)))
+                lengths.append(len(encoder.encode(text, language)))
             except RejectedSample:
                 continue
         return round(sum(lengths) / len(lengths)) if lengths else 0

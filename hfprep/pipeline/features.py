@@ -96,7 +96,7 @@ class FeatureExtractor:
     def __init__(
         self,
         models: ModelSet,
-        tokenizer: TextEncoder,
+        tokenizer: TextEncoder | None,
         model: Model | None,
         settings: ExtractorSettings,
         *,
@@ -114,6 +114,7 @@ class FeatureExtractor:
         # A GPU gets the next batch before the results of the last are fetched, so that it never waits for the host.
         self.looks_ahead = model is not None and model.device.type == "cuda"
         self.packed = model is not None and model.packs
+        self.equal_lengths = model is not None and model.equal_lengths
         limits = SampleLimits(
             schema=self.schema,
             num_codes=models.num_codes,
@@ -122,9 +123,10 @@ class FeatureExtractor:
             drop_overlong=settings.drop_overlong,
             filters=settings.filters,
         )
-        # A GPU computes input features, too: in threads they would hold up the one that keeps it busy.
-        waveforms = self.looks_ahead or (model is not None and model.takes_waveforms)
-        intake = IntakeSettings(limits=limits, via_sampling_rate=settings.via_sampling_rate, waveforms=waveforms)
+        # A GPU may compute a model's inputs, too: in threads they would hold up the one that keeps it busy.
+        intake = IntakeSettings(
+            limits=limits, audio=models.audio, via_sampling_rate=settings.via_sampling_rate, on_gpu=self.looks_ahead
+        )
         self.intake = Intake(tokenizer, intake, processes)
         self._controls: dict[str, Task] = {} if control is None else {"before": control}
         self._worked = False
@@ -214,7 +216,10 @@ class FeatureExtractor:
     def _batches(self, usable: Iterator[tuple[Place, Loaded]]) -> Iterator[list[Loaded]]:
         for (_, with_audio), group in itertools.groupby(usable, lambda item: item[0].group):
             limits = self.settings.limits if with_audio else BatchLimits(TEXT_ONLY_BATCH, None)
-            yield from batches((item for _, item in group), limits, self.budget, packed=self.packed)
+            equal = self.equal_lengths and with_audio
+            yield from batches(
+                (item for _, item in group), limits, self.budget, packed=self.packed, equal_lengths=equal
+            )
 
     def _usable(
         self, loaded: Iterator[tuple[Place, Loaded | tuple[Task, Rejection]]], refused: list[Outcome]
@@ -254,7 +259,7 @@ class FeatureExtractor:
         assert self.model is not None
         observe("batch begins", [item.task.utterance for item in batch])
         try:
-            download = forward(batch, self.model, self.schema.audio_groups, waveforms=self.intake.settings.waveforms)
+            download = forward(batch, self.model, self.schema.audio_groups)
         except Exception as error:  # noqa: BLE001 - sorted by kind in `_after_failure`, which keeps the error
             failure = Failure.of(error)
         else:
@@ -335,7 +340,7 @@ class FeatureExtractor:
         return Unproven(utterance.line, utterance.id, Reason.COMPUTE_FAILED, message, on_cpu.kind)
 
     def _alone(self, item: Loaded, model: Model) -> Features | Rejection:
-        download = forward([item], model, self.schema.audio_groups, waveforms=self.intake.settings.waveforms)
+        download = forward([item], model, self.schema.audio_groups)
         ((_, found),) = Arriving(self.models, [item], download, 0.0).outcomes()
         return found
 

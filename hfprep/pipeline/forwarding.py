@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from hfprep.errors import Reason
-from hfprep.models.batch_input_features import batch_input_features
 from hfprep.pipeline.breaker import Unproven
 from hfprep.pipeline.intake import Loaded, Task
 from hfprep.pipeline.transfers import Download, padded_batch
@@ -23,15 +22,11 @@ NOT_FINITE = "not finite"  # the kind of failure
 Outcome = tuple[Task, Features | Rejection]
 
 
-def forward(batch: Sequence[Loaded], model: Model, audio_groups: frozenset[str], *, waveforms: bool) -> Download:
-    """Give a batch to the model; `waveforms` says that it holds samples, from which input features are made here."""
+def forward(batch: Sequence[Loaded], model: Model, audio_groups: frozenset[str]) -> Download:
+    """Give a batch to the model."""
     need = audio_groups & frozenset[str]().union(*(item.task.need for item in batch))
     clips = [item.audio for item in batch if item.audio is not None]
-    inputs, lengths = padded_batch(clips, model.device), torch.tensor([len(clip) for clip in clips])
-    if waveforms and not model.takes_waveforms:
-        inputs = batch_input_features(inputs, lengths)
-        lengths = torch.tensor([item.num_frames for item in batch])
-    return Download(model(inputs, lengths, need))
+    return Download(model(padded_batch(clips, model.device), torch.tensor([len(clip) for clip in clips]), need))
 
 
 @dataclass(frozen=True, slots=True)

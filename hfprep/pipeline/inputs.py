@@ -34,8 +34,8 @@ class Inputs:
         return self.models.schema
 
     @cached_property
-    def text_encoder(self) -> TextEncoder:
-        """The tokenizer, opened once."""
+    def text_encoder(self) -> TextEncoder | None:
+        """The tokenizer, opened once; None where there is none."""
         return self.models.text_encoder()
 
     def settings(self, config: BuildConfig) -> dict[str, dict[str, str]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pyarrow import fs
 
 from hfprep.errors import HfprepError, Reason, RejectedSample
-from hfprep.inputs.audio.decode import TARGET_SAMPLING_RATE, read_header
+from hfprep.inputs.audio.decode import read_header
 from hfprep.io.object_storage import REQUESTS_AT_A_TIME, is_url, store_of
 from hfprep.schema import Schema, Utterance
 from hfprep.store.fingerprints import AudioIdentity
@@ -104,14 +104,14 @@ class Inspector:
     """Looks at rows; adopts artifacts without a record only if `adopt`, and only where they fit the schema.
 
     Without `artifacts` the features of finished samples are kept elsewhere, and nothing is looked for here.
-    `num_codes(samples at 16 kHz)` is how many codes a clip has.
+    `num_codes(seconds)` is how many codes a clip has.
     """
 
     output: NpyOutput
     hash_audio: bool
     adopt: bool
     artifacts: bool
-    num_codes: Callable[[int], int]
+    num_codes: Callable[[float], int]
     stores: Stores = field(default_factory=Stores)
 
     def inspect(self, rows: Sequence[Known]) -> list[Inspected | RejectedSample]:
@@ -201,7 +201,7 @@ class Inspector:
             header = read_header(utterance.path, segment=utterance.segment)
         except RejectedSample:
             return Adoptable(groups) if groups else None
-        expected = self.num_codes(round(header.seconds * TARGET_SAMPLING_RATE))
+        expected = self.num_codes(header.seconds)
         if abs(audio[codes.group][codes.lengths[-1]] - expected) > ADOPTED_LENGTH_SLACK:
             return Adoptable(groups, padded=True)
         return Adoptable(groups | audio, header.seconds)

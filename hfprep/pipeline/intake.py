@@ -15,12 +15,11 @@ import numpy as np
 from hfprep.errors import HfprepError, Reason, RejectedSample
 from hfprep.inputs.audio.decode import TARGET_SAMPLING_RATE, guess_seconds, load_waveform
 from hfprep.io.object_storage import is_url
-from hfprep.models.input_features import check_waveform, extract_input_features, num_input_frames
 from hfprep.pipeline.breaker import Unproven
 from hfprep.pipeline.failures import Failure
 from hfprep.pipeline.filters import RowFilters
 from hfprep.pipeline.observing import observe
-from hfprep.recipes.base import TextEncoder
+from hfprep.recipes.base import AudioInput, TextEncoder
 from hfprep.schema import Rejection, Schema, Segment, Utterance
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ SURE_SECONDS = 5.0  # from here on a length that is not exact can still tell tha
 HEADER_SLACK_SECONDS = 0.5  # by which a header's length may be off
 
 CheckFrames = Callable[[int], None]
-ReadAudio = Callable[[str, CheckFrames, Segment | None], tuple[np.ndarray, float]]
+ReadAudio = Callable[[str, CheckFrames, Segment | None], "Clip"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +54,16 @@ class Task:
         return cls(utterance, need, bool(need & schema.audio_groups), audio_bytes)
 
 
-def check_seconds(check_frames: CheckFrames) -> Callable[[float], None]:
+def check_seconds(check_frames: CheckFrames, audio: AudioInput) -> Callable[[float], None]:
     """What ends the reading of a clip that `check_frames` would refuse for its length, by its header or on the way."""
 
     def check(seconds: float) -> None:
         if seconds < SURE_SECONDS:
             return
         try:
-            check_frames(num_input_frames(int((seconds - HEADER_SLACK_SECONDS) * TARGET_SAMPLING_RATE)))
+            check_frames(audio.num_frames(int((seconds - HEADER_SLACK_SECONDS) * audio.sampling_rate)))
         except RejectedSample:
-            check_frames(num_input_frames(int(seconds * TARGET_SAMPLING_RATE)))
+            check_frames(audio.num_frames(int(seconds * audio.sampling_rate)))
             raise
 
     return check
@@ -87,24 +86,27 @@ def expected_seconds(path: str, num_bytes: int | None) -> float | None:
 class Loaded:
     """A task after its threads' work.
 
-    `audio` is the input features, float32 (num_frames, 160), or the samples at 16 kHz from which a GPU computes them,
-    float32 (num_samples,); None where no audio is needed.
+    `audio` is what the model is given of the clip, None where no audio is needed; `num_frames` its frames.
     """
 
     task: Task
     text_ids: np.ndarray | None
     audio: np.ndarray | None
     seconds: float | None
+    num_frames: int = 0
 
     @property
     def with_audio(self) -> bool:
         return self.audio is not None
 
-    @property
-    def num_frames(self) -> int:
-        if self.audio is None:
-            return 0
-        return num_input_frames(len(self.audio)) if self.audio.ndim == 1 else len(self.audio)
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """The audio of a sample: what the model is given of it, float32 (length, ...), its frames, its file's seconds."""
+
+    audio: np.ndarray
+    num_frames: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,27 +160,28 @@ def check_length(schema: Schema, name: str, length: int) -> None:
 
 
 def load_sample(
-    task: Task, tokenizer: TextEncoder, read_audio: ReadAudio, limits: SampleLimits
+    task: Task, tokenizer: TextEncoder | None, read_audio: ReadAudio, limits: SampleLimits
 ) -> Loaded | tuple[Task, Rejection]:
     """What is needed of a sample before the models, or why it cannot be used; the one place that decides this.
 
-    `read_audio(path, check_frames, segment)` gives an array with a row for each frame, float32 (num_frames, 160), or
-    samples, float32 (num_samples,), and the recording's (or segment's) seconds; it calls `check_frames` as soon as it
-    knows how many frames there are, and earlier where they are far too many.
+    `read_audio(path, check_frames, segment)` calls `check_frames` as soon as it knows how many frames the recording
+    (or segment) has, and earlier where they are far too many. `tokenizer` is None where no task asks for text.
     Raises StoreError where the object storage that holds the audio cannot be reached.
     """
     utterance = task.utterance
     foreseen, what = Reason.TEXT_FAILED, "text"
     try:
-        text_ids = seconds = audio = None
-        if task.need & limits.schema.text_groups:
+        text_ids, clip = None, None
+        if tokenizer is not None and task.need & limits.schema.text_groups:
             text_ids = tokenizer.encode(utterance.text, utterance.language)
             limits.check_text(text_ids)
         foreseen, what = Reason.AUDIO_UNREADABLE, utterance.path
         if task.with_audio:
-            audio, seconds = read_audio(utterance.path, limits.check_frames, utterance.segment)
-            limits.filters.check(seconds, utterance.text)
-        return Loaded(task, text_ids, audio, seconds)
+            clip = read_audio(utterance.path, limits.check_frames, utterance.segment)
+            limits.filters.check(clip.seconds, utterance.text)
+        if clip is None:
+            return Loaded(task, text_ids, None, None)
+        return Loaded(task, text_ids, clip.audio, clip.seconds, clip.num_frames)
     except RejectedSample as error:
         return task, reject(task, error.reason, error.message)
     except HfprepError:  # the store cannot be reached, say: that is no sample's fault
@@ -191,6 +194,31 @@ def load_sample(
         return task, Unproven(utterance.line, utterance.id, foreseen, message, failure.kind)
 
 
+def read_clip(
+    path: str,
+    audio: AudioInput,
+    check_frames: CheckFrames = lambda _: None,
+    *,
+    segment: Segment | None = None,
+    via: int | None = None,
+    on_gpu: bool = False,
+) -> Clip:
+    """A file as a model is given it; `check_frames` hears how many frames it has before more is done.
+
+    Raises RejectedSample as `load_waveform` and `AudioInput.prepare` do, and what `check_frames` raises.
+    """
+    check = check_seconds(check_frames, audio)
+    waveform = load_waveform(path, sampling_rate=audio.sampling_rate, via=via, segment=segment, check_seconds=check)
+    num_frames = audio.num_frames(len(waveform.samples))
+    check_frames(num_frames)
+    return Clip(audio.prepare(waveform.samples, on_gpu=on_gpu), num_frames, waveform.seconds)
+
+
+def via_rate(audio_sr: int, audio: AudioInput) -> int | None:
+    """The sampling rate (Hz) that `audio_sr` has clips go through, None where they go straight to the model's own."""
+    return None if audio_sr in (TARGET_SAMPLING_RATE, audio.sampling_rate) else audio_sr
+
+
 def reject(task: Task, reason: Reason, message: str) -> Rejection:
     """The rejection of a task's utterance."""
     return Rejection(task.utterance.line, task.utterance.id, reason, message)
@@ -198,18 +226,19 @@ def reject(task: Task, reason: Reason, message: str) -> Rejection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntakeSettings:
-    """Which samples are taken, and as what: with `waveforms` as samples at 16 kHz, else as input features."""
+    """Which samples are taken, and as what; `on_gpu` says where the model is that takes them."""
 
     limits: SampleLimits
+    audio: AudioInput
     via_sampling_rate: int | None = None
-    waveforms: bool = False
+    on_gpu: bool = False
 
 
 @dataclass
 class Intake:
     """Tokenizes and reads one sample after another, with `processes` in these; safe to call from many threads."""
 
-    tokenizer: TextEncoder
+    tokenizer: TextEncoder | None
     settings: IntakeSettings
     processes: IntakeProcesses | None = None
 
@@ -236,17 +265,10 @@ class Intake:
         guesses = iter(found)
         return [(next(guesses) if seconds is None else seconds) or 0.0 for seconds in known]
 
-    def read_audio(
-        self, path: str, check_frames: CheckFrames, segment: Segment | None = None
-    ) -> tuple[np.ndarray, float]:
+    def read_audio(self, path: str, check_frames: CheckFrames, segment: Segment | None = None) -> Clip:
         """What `load_sample` asks for."""
-        via, check = self.settings.via_sampling_rate, check_seconds(check_frames)
-        waveform = load_waveform(path, via=via, segment=segment, check_seconds=check)
-        check_frames(num_input_frames(len(waveform.samples)))
-        if self.settings.waveforms:
-            check_waveform(waveform.samples)
-            return waveform.samples, waveform.seconds
-        return extract_input_features(waveform.samples), waveform.seconds
+        settings, via = self.settings, self.settings.via_sampling_rate
+        return read_clip(path, settings.audio, check_frames, segment=segment, via=via, on_gpu=settings.on_gpu)
 
     def close(self) -> None:
         """End the processes."""

@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing import reduction
 from multiprocessing.connection import Connection, Pipe
-from pathlib import Path
 from queue import LifoQueue
 from typing import Any, TypeVar
 
@@ -27,9 +26,8 @@ import numpy as np
 import torch
 
 from hfprep.errors import Reason
-from hfprep.inputs.text.normalizer import TextNormalizer
-from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.pipeline.intake import Intake, IntakeSettings, Loaded, Task, expected_seconds, reject
+from hfprep.recipes.base import TextEncoder
 from hfprep.schema import Rejection
 
 log = logging.getLogger(__name__)
@@ -40,7 +38,7 @@ CODE = (
     "import json, os, sys; sys.path[:] = json.loads(sys.argv[1])\n"
     # No thread of a library that a fork would leave behind.
     "os.environ.update(OPENBLAS_NUM_THREADS='1', OMP_NUM_THREADS='1', JE_ARROW_MALLOC_CONF='background_thread:false')\n"
-    "from hfprep.pipeline.intake_processes import serve; serve(int(sys.argv[2]), *sys.argv[3:])"
+    "from hfprep.pipeline.intake_processes import serve; serve(int(sys.argv[2]))"
 )
 TRIES = 2
 CRASHES = [-number for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)]
@@ -63,7 +61,7 @@ class IntakeProcesses:
     killed or the tokenizer's file has changed, is for the asker to do.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, count: int) -> None:
+    def __init__(self, tokenizer: TextEncoder | None, count: int) -> None:
         self._tokenizer = tokenizer
         self._count = count
         self._lock = threading.Lock()
@@ -149,30 +147,30 @@ class IntakeProcesses:
 class _Parent:
     """The process that forks. It ends by itself once nobody holds the other end of its socket; so do all others."""
 
-    def __init__(self, tokenizer: TextTokenizer) -> None:
+    def __init__(self, tokenizer: TextEncoder | None) -> None:
         """Start it; raises OSError where that fails."""
-        folder = tokenizer.normalizer.grammar_dir
         self._lock = threading.Lock()
-        self._expected: str | None = tokenizer.model_sha256
-        self._model = tokenizer.model_path
+        self._expected = _fingerprint(tokenizer)
+        self._checked = False
         self._connection, theirs = Pipe()
         with theirs:
             end = theirs.fileno()
-            arguments = [json.dumps(sys.path), str(end), str(self._model), *([] if folder is None else [str(folder)])]
+            arguments = [json.dumps(sys.path), str(end)]
             # Whatever a library has to say goes where errors go.
             self.process = subprocess.Popen(
                 [sys.executable, "-c", CODE, *arguments], stdin=subprocess.DEVNULL, stdout=2, pass_fds=[end]
             )
+        self._connection.send(tokenizer)
 
     def fork(self) -> "_Process":
         """Raises OSError or EOFError where it does not answer, ValueError where it has read another tokenizer."""
         ours, theirs = Pipe()
         try:
             with theirs, self._lock:
-                if self._expected is not None:
+                if not self._checked:
                     if self._connection.recv() != self._expected:
-                        raise ValueError(f"{self._model} has changed")
-                    self._expected = None
+                        raise ValueError("the tokenizer has changed")
+                    self._checked = True
                 self._connection.send(None)
                 reduction.send_handle(self._connection, theirs.fileno(), self.process.pid)
                 return _Process(self, self._connection.recv(), ours)
@@ -216,11 +214,11 @@ class _Process:
         if kind == "rejected":
             return task, answer
         if kind == "loaded":
-            text_ids, shape, seconds = answer
+            text_ids, shape, seconds, num_frames = answer
             audio = None if shape is None else np.empty(shape, np.float32)
             if audio is not None:
                 _fill(self._connection, audio)
-            return Loaded(task, text_ids, audio, seconds)
+            return Loaded(task, text_ids, audio, seconds, num_frames)
         return None
 
     def close(self, patience: float = 0.0) -> int:
@@ -229,19 +227,23 @@ class _Process:
         return self._parent.end(self.number, patience)
 
 
-def serve(end: int, model: str, folder: str | None = None) -> None:
+def _fingerprint(tokenizer: TextEncoder | None) -> str | None:
+    return None if tokenizer is None else tokenizer.fingerprint()
+
+
+def serve(end: int) -> None:
     """Fork and end processes as asked through the connection with this descriptor, until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the asker decides
     torch.set_num_threads(1)
-    tokenizer = TextTokenizer(Path(model), normalizer=TextNormalizer(grammar_dir=Path(folder) if folder else None))
     with Connection(end) as asker, contextlib.suppress(OSError, EOFError):  # whoever asked is gone
-        asker.send(tokenizer.model_sha256)
+        tokenizer = asker.recv()
+        asker.send(_fingerprint(tokenizer))
         while True:
             request = asker.recv()
             asker.send(_fork(asker, reduction.recv_handle(asker), tokenizer) if request is None else _end(*request))
 
 
-def _fork(asker: Connection, descriptor: int, tokenizer: TextTokenizer) -> int:
+def _fork(asker: Connection, descriptor: int, tokenizer: TextEncoder | None) -> int:
     number = os.fork()
     if number == 0:
         asker.close()
@@ -265,7 +267,7 @@ def _end(number: int, patience: float) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def _load_samples(descriptor: int, tokenizer: TextTokenizer) -> None:
+def _load_samples(descriptor: int, tokenizer: TextEncoder | None) -> None:
     """Answer what comes in until the connection closes: `loaded`, with the samples after the answer, or `rejected`, or
     that the asker has to find out by itself; for a list of clips, how long they are expected to be."""  # fmt: skip
     with Connection(descriptor) as asker, contextlib.suppress(OSError, EOFError):
@@ -290,7 +292,7 @@ def _answer(intake: Intake, task: Task) -> tuple[tuple[str, Any], np.ndarray | N
     if isinstance(found, tuple):
         return ("rejected", found[1]), None
     shape = None if found.audio is None else found.audio.shape
-    return ("loaded", (found.text_ids, shape, found.seconds)), found.audio
+    return ("loaded", (found.text_ids, shape, found.seconds, found.num_frames)), found.audio
 
 
 def _fill(source: Connection, array: np.ndarray) -> None:

@@ -74,6 +74,12 @@ def rows_schema(groups: Sequence[str]) -> pa.Schema:
     )
 
 
+def no_doubt(text: str, language: str | None) -> DoubtfulGrammar | None:
+    """What is said of texts where there is no tokenizer."""
+    del text, language
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
     """What decides which rows are taken and what of them is reused.
@@ -81,7 +87,7 @@ class PlanOptions:
     `doubt` says what is doubtful about the grammar of a text without a language.
     With `drop_overlong` finished samples over a limit of the schema are rejected, as they are when they are computed,
     and so are those that `filters` leave out.
-    `num_codes(samples at 16 kHz)` tells artifacts to adopt from those that hold padding.
+    `num_codes(seconds)` tells artifacts to adopt from those that hold padding.
     """
 
     language: str | None = None
@@ -97,8 +103,8 @@ class PlanOptions:
     settings_changes: tuple[str, ...] = ()
     drop_overlong: bool = False
     filters: RowFilters = field(default_factory=RowFilters)
-    num_codes: Callable[[int], int] = int
-    doubt: Callable[[str, str | None], DoubtfulGrammar | None] = lambda _text, _language: None
+    num_codes: Callable[[float], int] = int
+    doubt: Callable[[str, str | None], DoubtfulGrammar | None] = no_doubt
 
 
 @dataclass

@@ -11,22 +11,21 @@ import itertools
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from hfprep.errors import RejectedSample
-from hfprep.inputs.audio.decode import TARGET_SAMPLING_RATE, load_waveform
+from hfprep.errors import ConfigError, RejectedSample
 from hfprep.inputs.manifest.opening import open_source
 from hfprep.inputs.manifest.rows import AudioFinder, parse_line
-from hfprep.models.input_features import extract_input_features
 from hfprep.models.precision import candidates, require
 from hfprep.pipeline.batching import BatchLimits, FrameBudget, batches
 from hfprep.pipeline.config import AUTO, PLAIN, BuildConfig
 from hfprep.pipeline.devices import choose_device
 from hfprep.pipeline.inputs import Inputs
-from hfprep.recipes.base import Model
+from hfprep.pipeline.intake import Clip, read_clip, via_rate
+from hfprep.pipeline.transfers import padded_batch
+from hfprep.recipes.base import AudioInput, Model, ModelSet
 from hfprep.schema import Rejection
 from hfprep.store.fingerprints import with_numerics
 from hfprep.store.state import State
@@ -41,25 +40,27 @@ MOST_ROWS = 1000
 BATCHES = {"cpu": BatchLimits(1, None), "cuda": BatchLimits(64, 8000)}
 
 
-Clip = torch.Tensor  # input features, float32 (num_frames, 160)
-
-
 def decide(config: BuildConfig, inputs: Inputs, state: State) -> BuildConfig:
     """The config with the precision that computes, never auto.
 
     Raises ConfigError where the device cannot compute in the precision that was asked for or chosen earlier.
     """
+    asked, able = "" if config.precision == AUTO else config.precision, inputs.models.precisions
+    if asked and asked not in able:
+        raise ConfigError(
+            f"--precision is {asked!r}; models of the recipe {inputs.schema.recipe!r} compute in {' or '.join(able)}"
+        )
     if config.precision == PLAIN or config.engine != "local":
         return config
     device = choose_device(config.device)
-    asked = "" if config.precision == AUTO else config.precision
     require(asked or PLAIN, device)
     earlier = _earlier(config, inputs, state)
     if earlier is not None:
         require(earlier, device, "--precision is 'auto', which has chosen {name!r} for this output before")
         return dataclasses.replace(config, precision=earlier)
-    modes = [asked] if asked else candidates(device)
-    clips = list(_clips(config, FRAMES[device.type])) if modes else []
+    modes = [asked] if asked else [name for name in candidates(device) if name in able]
+    audio, on_gpu = inputs.models.audio, device.type == "cuda"
+    clips = list(_clips(config, audio, FRAMES[device.type], on_gpu=on_gpu)) if modes else []
     if not clips:
         log.info(
             "precision: %s, %s", asked or PLAIN, "without a clip to measure with" if modes else "the only one here"
@@ -73,7 +74,7 @@ def decide(config: BuildConfig, inputs: Inputs, state: State) -> BuildConfig:
     if found[chosen]["agreement"] < config.min_code_agreement:
         log.warning("--precision %s keeps less than --min-code-agreement %s of the codes", chosen,
                     config.min_code_agreement)  # fmt: skip
-    kept = {"frames": sum(map(len, clips)), "bound": config.min_code_agreement, "modes": found}
+    kept = {"frames": sum(clip.num_frames for clip in clips), "bound": config.min_code_agreement, "modes": found}
     state.put(KEY, {"precision": chosen, "asked": config.precision, "models": _models_of(config, inputs), **kept})
     return dataclasses.replace(config, precision=chosen)
 
@@ -118,9 +119,9 @@ def _earlier(config: BuildConfig, inputs: Inputs, state: State) -> str | None:
     return codes["precision"] if same and config.precision == AUTO else None
 
 
-def _clips(config: BuildConfig, num_frames: int) -> Iterator[Clip]:
-    """Input features of the manifest's first clips that can be used, until there are `num_frames` frames."""
-    via = None if config.audio_sr == TARGET_SAMPLING_RATE else config.audio_sr
+def _clips(config: BuildConfig, audio: AudioInput, num_frames: int, *, on_gpu: bool) -> Iterator[Clip]:
+    """The manifest's first clips that can be used, until there are `num_frames` frames."""
+    via = via_rate(config.audio_sr, audio)
     finder = AudioFinder(config.manifest, config.audio_root)
     rows = open_source(config.manifest, config.field_map).lines()
     for number, raw in itertools.islice(rows, MOST_ROWS):
@@ -128,12 +129,12 @@ def _clips(config: BuildConfig, num_frames: int) -> Iterator[Clip]:
         if isinstance(row, Rejection):
             continue
         try:
-            features = extract_input_features(load_waveform(row.path, via=via, segment=row.segment).samples)
+            clip = read_clip(row.path, audio, segment=row.segment, via=via, on_gpu=on_gpu)
         except (RejectedSample, OSError):  # the build will say so
             continue
-        if SHORTEST_FRAMES <= len(features) <= LONGEST_FRAMES:
-            yield torch.from_numpy(features)
-            num_frames -= len(features)
+        if SHORTEST_FRAMES <= clip.num_frames <= LONGEST_FRAMES:
+            yield clip
+            num_frames -= clip.num_frames
         if num_frames <= 0:
             return
 
@@ -141,7 +142,8 @@ def _clips(config: BuildConfig, num_frames: int) -> Iterator[Clip]:
 def _measure(inputs: Inputs, device: torch.device, modes: list[str], clips: list[Clip]) -> dict[str, dict[str, float]]:
     """For fp32 and each mode: agreement (the share of codes that are as in fp32) and frames_per_second."""
     limits = BATCHES[device.type]
-    groups = list(batches(map(_Sized, sorted(clips, key=len)), limits, FrameBudget(limits.max_frames)))
+    ordered = sorted(clips, key=lambda clip: clip.num_frames)
+    groups = list(batches(ordered, limits, FrameBudget(limits.max_frames)))
     found, plain = {}, torch.empty(0)
     for mode in (PLAIN, *modes):
         codes, seconds = _codes_in(mode, inputs, device, groups)
@@ -154,27 +156,14 @@ def _measure(inputs: Inputs, device: torch.device, modes: list[str], clips: list
     return found
 
 
-def _codes_in(
-    mode: str, inputs: Inputs, device: torch.device, groups: list[list["_Sized"]]
-) -> tuple[torch.Tensor, float]:
+def _codes_in(mode: str, inputs: Inputs, device: torch.device, groups: list[list[Clip]]) -> tuple[torch.Tensor, float]:
     """The codes of all clips in one precision, and the seconds they took."""
     model = inputs.models.load(device, mode)
     wanted = frozenset({_codes_group(inputs)})
-    _codes(model, groups[0], wanted)  # the first call of everything takes longer
+    _codes(inputs.models, model, groups[0], wanted)  # the first call of everything takes longer
     started = time.perf_counter()
-    codes = torch.cat([_codes(model, group, wanted) for group in groups])
+    codes = torch.cat([_codes(inputs.models, model, group, wanted) for group in groups])
     return codes, time.perf_counter() - started
-
-
-@dataclass(frozen=True, slots=True)
-class _Sized:
-    """A clip, as batches count it."""
-
-    clip: Clip
-
-    @property
-    def num_frames(self) -> int:
-        return len(self.clip)
 
 
 def _codes_group(inputs: Inputs) -> str:
@@ -182,10 +171,9 @@ def _codes_group(inputs: Inputs) -> str:
     return next(column.group for column in inputs.schema.of_kind("codes"))
 
 
-def _codes(model: Model, group: list[_Sized], groups: frozenset[str]) -> torch.Tensor:
-    """The codes of all clips of a batch, one after the other: int64 (frames,), on the CPU."""
-    lengths = [item.num_frames for item in group]
-    padded = torch.nn.utils.rnn.pad_sequence([item.clip for item in group], batch_first=True)
-    (codes,) = model(padded.to(model.device), torch.tensor(lengths), groups).values()
-    codes = codes.cpu()
-    return torch.cat([row[:length] for row, length in zip(codes, lengths, strict=True)])
+def _codes(models: ModelSet, model: Model, group: list[Clip], groups: frozenset[str]) -> torch.Tensor:
+    """The codes of all clips of a batch, one after the other: (codes,), on the CPU."""
+    audio = [clip.audio for clip in group]
+    (codes,) = model(padded_batch(audio, model.device), torch.tensor([len(item) for item in audio]), groups).values()
+    rows = zip(codes.cpu(), group, strict=True)
+    return torch.cat([row[..., : models.num_codes(clip.num_frames)].flatten() for row, clip in rows])

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+PRECISIONS = ("fp32", "exact", "tf32", "bf16", "fp16")
+
+
 def option(default: Any, text: str) -> Any:
     """A dataclass field whose help text the command line shows."""
     return field(default=default, metadata={"help": text})
@@ -49,18 +52,40 @@ class TextEncoder(Protocol):
     def doubt(self, text: str, language: str | None) -> DoubtfulGrammar | None:
         """What is doubtful about the grammar that a text gets by its script alone, None where nothing is."""
 
+    def fingerprint(self) -> str:
+        """What the ids depend on besides the text and its hint."""
+
+
+class AudioInput(Protocol):
+    """What a model is given of a clip. Small, picklable; safe to call from several threads; holds no weights.
+
+    `sampling_rate` (Hz) is the rate of the samples.
+    """
+
+    @property
+    def sampling_rate(self) -> int: ...
+
+    def num_frames(self, num_samples: int) -> int:
+        """How many frames a clip of so many samples has: what limits and batches are counted in."""
+
+    def prepare(self, samples: np.ndarray, *, on_gpu: bool) -> np.ndarray:
+        """What the model is given of a clip, float32 (length, ...), from its samples, float32 (num_samples,).
+
+        With `on_gpu` the model is on a GPU, which may do part of the work itself. Raises RejectedSample where the
+        samples cannot be used.
+        """
+
 
 class Model(Protocol):
     """A recipe's networks on a device.
 
     `min_frames` and `max_frames` bound a clip. With `packs` the clips of a batch are computed without its padding, so
-    that a batch costs the sum of their frames, not their number times the longest. With `takes_waveforms` it is given
-    samples at 16 kHz, and makes of them what its networks take; else the input features of w2v-bert-2.0.
+    that a batch costs the sum of their frames, not their number times the longest. With `equal_lengths` padding would
+    change real frames: the clips of a batch must have the same number of frames.
     """
 
     min_frames: int
     max_frames: int
-    takes_waveforms: bool
 
     @property
     def device(self) -> torch.device:
@@ -70,11 +95,15 @@ class Model(Protocol):
     def packs(self) -> bool:
         """Whether it leaves out padding."""
 
+    @property
+    def equal_lengths(self) -> bool:
+        """Whether it can take no padding."""
+
     def __call__(self, inputs: Tensor, lengths: Tensor, groups: frozenset[str]) -> dict[str, Tensor]:
         """Compute the columns of some groups for a padded batch.
 
-        inputs: float32 (B, num_samples) or (B, num_frames, 160), zero past a clip's end; lengths: int64 (B,) on the
-        CPU, each clip's own samples or frames. Columns come as (B, ...) on the model's device, padded where ragged.
+        inputs: (B, longest, ...), what `AudioInput.prepare` gives for each clip, zero past its end; lengths: int64 (B,)
+        on the CPU, the length of each. Columns come as (B, ...) on the model's device, padded where they are ragged.
         """
 
 
@@ -98,14 +127,30 @@ class ModelSet(Protocol):
     def check(self) -> None:
         """Raise ConfigError where the files do not belong together."""
 
-    def text_encoder(self) -> TextEncoder:
-        """Open the tokenizer."""
+    @property
+    def audio(self) -> AudioInput:
+        """What the model is given of a clip."""
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """The precisions that the model can compute in where the device can: "fp32", and others of `PRECISIONS`."""
+
+    def packs(self, device: torch.device) -> bool:
+        """Whether the model leaves out padding on such a device."""
+
+    def text_encoder(self) -> TextEncoder | None:
+        """Open the tokenizer; None where the schema has no text."""
 
     def num_codes(self, num_frames: int) -> int:
         """How many codes a clip of so many frames has."""
 
     def load(self, device: torch.device, precision: str) -> Model:
         """Load the weights. Raises ConfigError, CheckpointError, or what torch raises where memory is short."""
+
+
+def frames_in(models: ModelSet, seconds: float) -> int:
+    """How many frames a clip of so many seconds has."""
+    return models.audio.num_frames(round(seconds * models.audio.sampling_rate))
 
 
 class Recipe(Protocol):

@@ -130,8 +130,10 @@ def _timed_build(watch: Any, start: _Start, *, on_gpu: bool) -> Iterator[None]:
     """Time the steps of builds meanwhile, where they are called."""
     from hfprep.inputs.text.tokenizer import TextTokenizer
     from hfprep.io.file_hashes import FileHashes
-    from hfprep.pipeline import features, intake, precision_choice
+    from hfprep.models import batch_input_features
+    from hfprep.pipeline import intake, precision_choice
     from hfprep.pipeline.intake_processes import IntakeProcesses
+    from hfprep.recipes import semantic_audio
     from hfprep.recipes.indextts2.feature_model import FeatureModel
     from hfprep.store.layout import Publisher, Stage
 
@@ -139,10 +141,10 @@ def _timed_build(watch: Any, start: _Start, *, on_gpu: bool) -> Iterator[None]:
     # With a GPU, processes decode and tokenize, and the device computes the input features.
     reading: list[tuple[Any, str, str]] = [(IntakeProcesses, "load", "decode")] if on_gpu else [
         (intake, "load_waveform", "decode"),
-        (intake, "extract_input_features", "features"),
+        (semantic_audio, "extract_input_features", "features"),
         (TextTokenizer, "encode", "text"),
     ]  # fmt: skip
-    on_device = watch.watched("features", features.batch_input_features)
+    on_device = watch.watched("features", batch_input_features.batch_input_features)
 
     def load_watched(*args: Any, **options: Any) -> FeatureModel:
         with watch.measuring("loading"):
@@ -167,7 +169,7 @@ def _timed_build(watch: Any, start: _Start, *, on_gpu: bool) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for owner, name, stage in steps:
             stack.enter_context(mock.patch.object(owner, name, _timed(watch, stage, getattr(owner, name))))
-        stack.enter_context(mock.patch.object(features, "batch_input_features", on_device))
+        stack.enter_context(mock.patch.object(batch_input_features, "batch_input_features", on_device))
         stack.enter_context(mock.patch.object(FeatureModel, "load", load_watched))
         stack.enter_context(mock.patch.object(precision_choice, "_measure", measure_unwatched))
         yield

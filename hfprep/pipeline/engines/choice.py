@@ -7,13 +7,13 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from hfprep.inputs.audio.decode import TARGET_SAMPLING_RATE
 from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.devices import choose_workers
 from hfprep.pipeline.engines.local import run_local
 from hfprep.pipeline.engines.processes import choose_num_processes, run_processes, threads_per_process
 from hfprep.pipeline.engines.spec import ExtractorSpec, Models, Sink, Staging
 from hfprep.pipeline.inputs import Inputs
+from hfprep.pipeline.intake import via_rate
 from hfprep.pipeline.planning import Plan
 
 
@@ -42,7 +42,7 @@ def run_engine(
         precision=config.precision,
         batch_size=config.batch_size,
         workers=max(1, choose_workers(config.workers) // num_processes),
-        via_sampling_rate=None if config.audio_sr == TARGET_SAMPLING_RATE else config.audio_sr,
+        via_sampling_rate=via_rate(config.audio_sr, inputs.models.audio),
         drop_overlong=config.drop_overlong,
         filters=config.filters,
         threads=threads_per_process(num_processes) if num_processes > 1 else None,

@@ -133,7 +133,7 @@ class ExtractorSpec:
         settings = ExtractorSettings(
             via_sampling_rate=self.via_sampling_rate,
             workers=self.workers,
-            limits=BatchLimits.choose(self.batch_size, device_memory(place)),
+            limits=BatchLimits.choose(self.batch_size, device_memory(place), self.model_set.schema.frame_rate),
             drop_overlong=self.drop_overlong,
             filters=self.filters,
         )

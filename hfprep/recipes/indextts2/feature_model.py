@@ -26,6 +26,7 @@ from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.locate import ModelFiles
 from hfprep.recipes.indextts2.schema import CODES, LATENTS
 from hfprep.recipes.networks import load_semantic_encoder
+from hfprep.recipes.semantic_audio import semantic_inputs
 
 if TYPE_CHECKING:
     from hfprep.models.kernels.codec import FusedSemanticCodec
@@ -41,7 +42,7 @@ AUDIO_GROUPS = frozenset({CODES, LATENTS})
 class FeatureModel(nn.Module):
     """The semantic encoder, the codec and the two conditioning branches."""
 
-    takes_waveforms = False
+    equal_lengths = False
 
     def __init__(
         self,
@@ -138,17 +139,17 @@ class FeatureModel(nn.Module):
     def device(self) -> torch.device:
         return self.semantic_encoder.mean.device
 
-    def forward(
-        self, input_features: Tensor, lengths: Tensor, groups: frozenset[str] = AUDIO_GROUPS
-    ) -> dict[str, Tensor]:
+    def forward(self, inputs: Tensor, lengths: Tensor, groups: frozenset[str] = AUDIO_GROUPS) -> dict[str, Tensor]:
         """Compute the features of a padded batch.
 
-        `input_features` (B, T, 160) float32 on the model's device, `lengths` (B,) int64 on the CPU: the valid frames
-        of each clip, from `min_frames` to `max_frames`. What stands in the padding may be any finite numbers.
+        `inputs` float32 on the model's device: input features (B, T, 160), of which what stands in the padding may be
+        any finite numbers, or samples at 16 kHz (B, S), zero past a clip's end. `lengths` (B,) int64 on the CPU: the
+        frames or samples of each clip, which has from `min_frames` to `max_frames`.
         Returns the columns of `groups` on the model's device: `codes` (B, T) int32, of which the first lengths[b] are
         clip b's; `condition` (B, L, M) float32; `emo_vec` (B, M) float32.
         Raises ValueError for lengths out of range or a batch of another shape.
         """
+        input_features, lengths = semantic_inputs(inputs, lengths)
         self._check(input_features, lengths)
         compute = partial(self._compute, groups=groups)
         if not self.packs:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.io.digest import digest
+from hfprep.recipes.base import PRECISIONS
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.locate import ModelFiles, locate
 from hfprep.recipes.indextts2.options import IndexTTS2Options
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from hfprep.recipes.indextts2.feature_model import FeatureModel
+    from hfprep.recipes.semantic_audio import SemanticAudio
 
 
 log = logging.getLogger(__name__)
@@ -83,6 +85,21 @@ class IndexTTS2Models:
 
     def text_encoder(self) -> TextTokenizer:
         return TextTokenizer(self.tokenizer)
+
+    @property
+    def audio(self) -> SemanticAudio:
+        from hfprep.recipes.semantic_audio import SemanticAudio  # it imports torch
+
+        return SemanticAudio()
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        return PRECISIONS
+
+    def packs(self, device: torch.device) -> bool:
+        from hfprep.models.masking import packs
+
+        return packs(device)
 
     def num_codes(self, num_frames: int) -> int:
         return num_frames

@@ -50,7 +50,7 @@ class FeatureModel(nn.Module):
     With `reference_seconds` speaker and emotion vector are of the first so many seconds of a clip, as at inference.
     """
 
-    takes_waveforms = True
+    equal_lengths = False
 
     def __init__(
         self,

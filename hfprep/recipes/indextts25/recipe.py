@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from hfprep.errors import ConfigError
 from hfprep.io.digest import digest
+from hfprep.recipes.base import PRECISIONS
 from hfprep.recipes.finding import CONFIG_FILE
 from hfprep.recipes.indextts25.config import CODEC_FILE, GPT_FILE, Config, named_file, names_indextts25
 from hfprep.recipes.indextts25.locate import ModelFiles, locate
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from hfprep.recipes.indextts25.feature_model import FeatureModel
+    from hfprep.recipes.semantic_audio import SemanticAudio
 
 VOCABULARY_SUFFIX = ".tiktoken"
 
@@ -84,6 +86,21 @@ class IndexTTS25Models:
 
     def text_encoder(self) -> TextEncoder:
         return TextEncoder(self.located.vocabulary, glossary=self.located.glossary)
+
+    @property
+    def audio(self) -> SemanticAudio:
+        from hfprep.recipes.semantic_audio import SemanticAudio  # it imports torch
+
+        return SemanticAudio(samples_only=True)
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        return PRECISIONS
+
+    def packs(self, device: torch.device) -> bool:
+        from hfprep.models.masking import packs
+
+        return packs(device)
 
     def num_codes(self, num_frames: int) -> int:
         return (num_frames + 1) // 2
