@@ -1,5 +1,6 @@
 """The database of what is finished: what it claims, what it forgets, and what becomes of a damaged one."""
 
+import contextlib
 import sqlite3
 from pathlib import Path
 
@@ -162,3 +163,54 @@ def test_a_state_of_the_first_version_is_brought_into_the_present_form(tmp_path:
     again = State(path)
     assert again.get("version") == STATE_VERSION
     assert again.sample("whole") == whole
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE samples SET finished = '{' WHERE id = 'a'",
+        "UPDATE samples SET finished = 'null' WHERE id = 'a'",
+        "UPDATE samples SET finished = x'ff00' WHERE id = 'a'",
+        "UPDATE samples SET finished = CAST(x'ff00' AS TEXT) WHERE id = 'a'",
+        """UPDATE samples SET finished = '{"text": 5}' WHERE id = 'a'""",
+        """UPDATE samples SET finished = '{"text": [7, {"text_len": 5}]}' WHERE id = 'a'""",
+        """UPDATE samples SET finished = '{"text": ["t", {"text_len": "five"}]}' WHERE id = 'a'""",
+        "UPDATE samples SET seconds = 'long' WHERE id = 'a'",
+        "UPDATE samples SET source = x'ff' WHERE id = 'a'",
+        "UPDATE samples SET source = 'somewhere' WHERE id = 'a'",
+    ],
+)
+def test_a_damaged_value_costs_its_sample(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "state.sqlite"
+    state = State(path)
+    for sample_id in ("a", "b"):
+        finish(state, sample_id)
+    state.close()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute(damage)
+    for _ in range(2):
+        again = State(path)
+        known = list(again.samples(["a", "b"]))
+        assert known[0] is None
+        assert known[1] is not None
+        again.close()
+    assert caplog.text.count("is damaged") == 1
+
+
+@pytest.mark.parametrize("value", ["{", "x'ff00'", "CAST(x'ff' AS TEXT)", "5" * 5000, "[" * 5000])
+@pytest.mark.parametrize("key", ["version", "settings"])
+def test_a_damaged_setting_counts_as_absent(tmp_path: Path, key: str, value: str) -> None:
+    path = tmp_path / "state.sqlite"
+    state = State(path)
+    finish(state, "a")
+    state.put("settings", {"text": {}})
+    state.close()
+    quoted = value if value.startswith(("x'", "CAST")) else f"'{value}'"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute(f"UPDATE meta SET value = {quoted} WHERE key = '{key}'")
+    again = State(path)
+    assert again.get(key) in (None, STATE_VERSION)
+    assert again.sample("a") is not None
+    again.put(key, STATE_VERSION)
+    again.close()
+    assert State(path).get(key) == STATE_VERSION

@@ -6,6 +6,7 @@ than the disk holds. SQLite gives the transactions; memory does not grow with th
 """
 
 import contextlib
+import functools
 import json
 import logging
 import sqlite3
@@ -89,8 +90,21 @@ class SampleState(NamedTuple):
 
 
 def parse_sample(finished: str, seconds: float | None, source: str | None) -> SampleState:
-    """A sample's state from its row in the database."""
-    return SampleState({name: Finished(*group) for name, group in json.loads(finished).items()}, seconds, source)
+    """A sample's state from its row in the database; ValueError where that is damaged."""
+    try:
+        groups = {name: Finished(*group) for name, group in json.loads(finished).items()}
+        lengths = [length for group in groups.values() for length in group.lengths.values()]
+        whole = all(type(length) is int and length >= 0 for length in lengths)
+        whole = whole and all(isinstance(group.fingerprint, str) for group in groups.values())
+    except (TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+    if not whole or not isinstance(seconds, float | int | None) or not _may_be_json(source):
+        raise ValueError("a value of another kind")
+    return SampleState(groups, seconds, source)
+
+
+def _may_be_json(source: Any) -> bool:
+    return source is None or (isinstance(source, str) and source.startswith("{") and source.endswith("}"))
 
 
 class State:
@@ -177,7 +191,11 @@ class State:
         """A value stored under `key`, None where there is none."""
         with self._explained():
             row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        try:
+            return None if row is None else json.loads(row[0])
+        except (ValueError, TypeError, RecursionError) as error:
+            log.warning("%s: what it holds under %r is damaged (%s) and counts as absent", self.path, key, error)
+            return None
 
     def put(self, key: str, value: Any) -> None:
         """Store a JSON value under `key`; writes nothing where it is there already."""
@@ -195,8 +213,20 @@ class State:
         for block in chunks_of(sample_ids, SELECTED_TOGETHER):
             with self._explained():
                 rows = self._db.execute(_SELECT_SAMPLES, (json.dumps(block),)).fetchall()
-            known = {row[0]: parse_sample(*row[1:]) for row in rows}
+            known = {row[0]: self._parsed(*row) for row in rows}
             yield from map(known.get, block)
+
+    def _parsed(self, sample_id: str, *values: Any) -> SampleState | None:
+        """A sample's state; where its row is damaged, the sample counts as unknown from now on."""
+        try:
+            return parse_sample(*values)
+        except ValueError as error:
+            log.warning(
+                "%s: what it holds of sample %r is damaged (%s); it is computed again", self.path, sample_id, error
+            )
+            with self._explained():
+                self._db.execute("DELETE FROM samples WHERE id = ?", (sample_id,))
+            return None
 
     def is_empty(self) -> bool:
         """Whether nothing is known of any sample."""
@@ -263,6 +293,7 @@ def copy_state(source: Path, target: Path) -> None:
 
 def _open(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    db.text_factory = functools.partial(str, encoding="utf-8", errors="replace")  # a damaged value is no error yet
     try:
         db.execute("PRAGMA journal_mode=TRUNCATE")
         db.execute("PRAGMA synchronous=FULL")
