@@ -212,6 +212,20 @@ def test_a_foreign_output_can_be_exported_and_gets_no_lock(tmp_path: Path) -> No
     assert sorted(output.rglob("*")) == before
 
 
+def test_an_export_that_is_there_already_is_said_so(tmp_path: Path) -> None:
+    output, target = made(tmp_path), tmp_path / "npy"
+    first = CliRunner().invoke(app, ["export-npy", str(output), str(target)])
+    times = {path: path.stat().st_mtime_ns for path in target.rglob("*")}
+    again = CliRunner().invoke(app, ["export-npy", str(output), str(target)])
+    assert (first.exit_code, again.exit_code) == (0, 0)
+    assert "already" in again.output
+    assert "already" not in first.output
+    assert {path: path.stat().st_mtime_ns for path in target.rglob("*")} == times
+    other = make_output(tmp_path / "other", ids=("x", "y"), extra=False)
+    refused = CliRunner().invoke(app, ["export-npy", str(other), str(target)])
+    assert isinstance(refused.exception, StoreError)
+
+
 # Configs
 
 

@@ -101,6 +101,12 @@ def check_loaded(process: subprocess.CompletedProcess[str], train: list[str]) ->
     return list(codes)
 
 
+def test_the_working_directory_can_be_pushed(hub: Hub, output: Path, tmp_path: Path) -> None:
+    done = run(hub, output / "home", "-m", "hfprep", "push", ".", "someone/here")
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.glob(".*.push"))
+
+
 def test_an_output_without_npy_is_pushed_as_it_is(hub: Hub, golden_small: Path, tmp_path: Path) -> None:
     home, built = tmp_path / "hf", tmp_path / "built"
     manifest, models = golden_small / "manifest.jsonl", golden_small / "checkpoints"

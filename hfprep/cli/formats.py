@@ -23,8 +23,10 @@ def export_npy(
     from hfprep.formats.loading.dataset import local_folder
     from hfprep.formats.npy import export_npy as export
 
-    source = open_set(local_folder(dataset))
+    source, there = open_set(local_folder(dataset)), out.exists() and any(out.iterdir())
     counts = export(source, out)
+    if there:
+        say(f"{out} holds these samples already; nothing was written")
     if source.origin.latents_dtype != "float32":
         say(f"The latents were stored as {source.origin.latents_dtype}; they are float32 now, but as coarse as before.")
     _say_counts(counts, out)

@@ -4,8 +4,11 @@ An upload that broke off is resumed by pushing again: the export is the same byt
 take twice.
 """
 
+import hashlib
+import os
 import re
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +68,7 @@ def push(source: Path, repo: str, options: PushOptions | None = None, *, token: 
     if token is None and api.token is None and _saved_token() is None:
         raise ConfigError(f"you are not logged in to the Hub; run: {LOGIN}")
     source = source.absolute()
-    folder = source.with_name(f".{source.name}.push")
+    folder = _export_folder(source)
     try:
         made = api.create_repo(repo, repo_type="dataset", private=options.private, exist_ok=True)
         _export(PublishedSet(open_set(source)), folder, repo, options)
@@ -79,6 +82,15 @@ def push(source: Path, repo: str, options: PushOptions | None = None, *, token: 
         raise StoreError(f"pushing to {repo} failed: {error}; push again to resume") from error
     shutil.rmtree(folder)
     return str(made)
+
+
+def _export_folder(source: Path) -> Path:
+    """Where the export is made: beside the set, or among temporary files where nothing can be written there."""
+    source = Path(os.path.abspath(source))
+    if os.access(source.parent, os.W_OK):
+        return source.with_name(f".{source.name}.push")
+    digest = hashlib.sha256(os.fsencode(source)).hexdigest()[:16]
+    return Path(tempfile.gettempdir(), f"hfprep-push-{os.getuid()}-{digest}")
 
 
 def _export(source: SampleSet, folder: Path, repo: str, options: PushOptions) -> None:

@@ -232,8 +232,13 @@ def is_npy_output(path: Path) -> bool:
 def export_npy(source: SampleSet, target: Path) -> dict[str, int]:
     """Write a sample set as the npy layout into a new folder; gives the number of samples a split.
 
-    Vectors that were stored as float16 come out in their own dtype. Raises StoreError where `target` holds anything.
+    Vectors that were stored as float16 come out in their own dtype. A `target` that holds these samples is left as it
+    is: an export appears whole. Raises StoreError where it holds anything else.
     """
+    if is_npy_output(target):
+        found = _exported_before(source, target)
+        if found is not None:
+            return found
     counts = {}
     with appearing_folder(target, lambda _: False) as folder, ThreadPoolExecutor(IO_THREADS) as pool:
         for column in source.schema.columns:
@@ -260,6 +265,20 @@ def export_npy(source: SampleSet, target: Path) -> dict[str, int]:
             stats = (stats or {}) | {"schema": schema.record()}
         if stats is not None:
             write_stats(folder / STATS, stats)
+    return counts
+
+
+def _exported_before(source: SampleSet, target: Path) -> dict[str, int] | None:
+    """The number of samples a split, where a folder lists exactly those of a set; else None."""
+    counts = {}
+    for name in SPLITS:
+        there, lines = source.split(name), LineFile(target / MANIFESTS[name])
+        if len(there) != len(lines):
+            return None
+        for index, entry in enumerate(there.entries()):
+            if entry.line != lines.line(index):
+                return None
+        counts[name] = len(lines)
     return counts
 
 

@@ -1,0 +1,192 @@
+"""Builds of manifests with rows that reach for a store, or whose ids the output's file system does not hold."""
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hfprep
+from hfprep.errors import Reason, RejectedSample, StoreError
+from hfprep.inputs.manifest.rows import AudioFinder
+from hfprep.io import object_storage
+from hfprep.pipeline.inspection import Stores
+from hfprep.store.names import NameRules
+
+Rows = list[dict[str, Any]]
+Build = Callable[..., hfprep.Summary]
+
+
+@pytest.fixture
+def rows(golden_small: Path) -> Rows:
+    lines = (golden_small / "manifest.jsonl").read_bytes().splitlines()
+    return [row | {"audio": str(golden_small / row["audio"])} for row in map(json.loads, lines)][:4]
+
+
+@pytest.fixture
+def build(golden_small: Path, tmp_path: Path) -> Build:
+    """Build these rows into `out`."""
+
+    def run(rows: Rows, **options: Any) -> hfprep.Summary:
+        manifest = tmp_path / "rows.jsonl"
+        manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        values = {"models": golden_small / "checkpoints", "batch_size": 2, "output_dir": tmp_path / "out"}
+        return hfprep.build(hfprep.BuildConfig(**{"manifest": manifest} | values | options))
+
+    return run
+
+
+def rejected(tmp_path: Path) -> list[tuple[int, str]]:
+    lines = (tmp_path / "out" / "rejected.jsonl").read_bytes().splitlines()
+    return [(row["line"], row["reason"]) for row in map(json.loads, lines)]
+
+
+def accounted(summary: hfprep.Summary) -> bool:
+    return summary.accepted + sum(summary.rejected.values()) + summary.capped == summary.lines_read
+
+
+class Unreachable:
+    """Stands for a store: what is asked of it fails, and is counted."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def info(self, path: str) -> None:
+        self.asked += 1
+        raise ConnectionError(f"no credentials for {path}")
+
+
+def test_a_store_that_rows_chose_costs_those_rows(
+    build: Build, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Unreachable()
+    monkeypatch.setattr(object_storage, "_opened", lambda url: (store, url))
+    rows[1]["audio"] = "s3://theirs/a.wav"
+    rows[2]["audio"] = "nosuchstore://theirs/a.wav"
+    summary = build(rows)
+    assert (summary.accepted, accounted(summary)) == (2, True)
+    assert rejected(tmp_path) == [(2, "audio_unreadable"), (3, "audio_missing")]
+    with pytest.raises(StoreError, match="no credentials"):
+        build(rows, audio_root="s3://theirs")
+
+
+def test_a_package_that_is_missing_costs_the_row(build: Build, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(scheme: str) -> None:
+        raise ImportError(f"Install {scheme}")
+
+    monkeypatch.setattr("fsspec.get_filesystem_class", missing)
+    summary = build([rows[0], rows[1] | {"audio": "gs://theirs/a.wav"}])
+    assert (summary.accepted, summary.rejected) == (1, {"audio_unreadable": 1})
+
+
+def test_a_store_is_asked_once_unless_it_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Unreachable()
+    monkeypatch.setattr(object_storage, "_opened", lambda url: (store, url))
+    stores = Stores(frozenset({"s3://mine"}))
+    for name in ("a", "b"):
+        with pytest.raises(RejectedSample) as caught:
+            stores.identify(f"s3://theirs/{name}.wav", by_content=False)
+        assert caught.value.reason is Reason.AUDIO_UNREADABLE
+    assert store.asked == 1
+    with pytest.raises(StoreError):
+        stores.identify("s3://mine/a.wav", by_content=False)
+    with pytest.raises(StoreError):  # its sample is finished: it was there
+        stores.identify("s3://theirs/a.wav", by_content=False, finished=True)
+
+
+# Names
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENAMETOOLONG, errno.EILSEQ])
+def test_an_id_that_cannot_name_a_file_is_rejected_when_it_is_published(
+    build: Build, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    replace = os.replace
+
+    def picky(source: Any, target: Any) -> None:
+        if "condition" in str(target) and "a:b" in str(target):
+            raise OSError(number, os.strerror(number), str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", picky)
+    rows[1]["id"] = "x/a:b"
+    summary = build(rows)
+    assert (summary.accepted, accounted(summary)) == (3, True)
+    assert rejected(tmp_path) == [(2, "invalid_id")]
+    assert not list((tmp_path / "out").rglob("*a:b*"))
+    assert build(rows).tally.done == 0
+
+
+def test_what_is_no_fault_of_a_name_still_ends_the_run(
+    build: Build, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Any, target: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(StoreError, match="free some space"):
+        build(rows)
+
+
+def test_the_rules_of_a_common_linux_file_system(tmp_path: Path) -> None:
+    rules = NameRules.of(tmp_path, tmp_path)
+    assert (rules.refused, rules.folds, rules.longest_name) == ("", False, 255)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RejectedSample, match="too long"):
+        rules.check("/".join(["x" * 200] * 30))
+
+
+def test_ids_that_a_file_system_takes_for_one_are_told(
+    build: Build, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exfat = NameRules(refused=':*?"<>|\\', folds_case=True, composes=True)
+    monkeypatch.setattr(NameRules, "of", classmethod(lambda cls, folder, root: exfat))
+    for row, sample_id in zip(rows, ("Abc", "abc", "a?", "caf\u00e9"), strict=True):
+        row["id"] = sample_id
+    rows.append(rows[3] | {"id": "CAFE\u0301"})
+    summary = build(rows)
+    assert (summary.accepted, accounted(summary)) == (2, True)
+    assert rejected(tmp_path) == [(2, "duplicate_id"), (3, "invalid_id"), (5, "duplicate_id")]
+
+
+@pytest.mark.parametrize("letter", [":", "?"])
+def test_a_file_system_that_refuses_letters_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, letter: str
+) -> None:
+    opened = os.open
+
+    def picky(path: Any, *arguments: Any, **options: Any) -> int:
+        if letter in os.path.basename(str(path)):
+            raise OSError(errno.EINVAL, "Invalid argument", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", picky)
+    assert NameRules.of(tmp_path, tmp_path).refused == letter
+
+
+# Where audio is looked for
+
+
+def test_audio_is_looked_for_in_its_root(build: Build, rows: Rows, golden_small: Path, tmp_path: Path) -> None:
+    folder = Path(rows[0]["audio"]).parent
+    for row in rows:
+        row["audio"] = Path(row["audio"]).name
+    assert build(rows, output_dir=tmp_path / "none").accepted == 0
+    summary = build(rows, audio_root=folder)
+    assert summary.accepted == 4
+    again = build(rows, audio_root=str(folder))
+    assert (again.reused, again.tally.done) == (4, 0)
+
+
+def test_a_message_about_missing_audio_names_the_path_beside_the_manifest(
+    build: Build, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for here in (tmp_path, tmp_path.parent, Path("/")):
+        monkeypatch.chdir(here)
+        build([rows[0] | {"audio": "wavs/none.wav"}])
+        row = json.loads((tmp_path / "out" / "rejected.jsonl").read_bytes())
+        assert f" {tmp_path}/wavs/none.wav" in row["message"]
+    assert AudioFinder(tmp_path / "m.jsonl", "s3://b/clips").find("../../x.wav") == "s3://b/x.wav"
