@@ -18,6 +18,7 @@ import numpy as np
 from hfprep.errors import ConfigError, StopRequested
 from hfprep.formats.build_formats import export_formats, forget_exports, keep_extra_fields
 from hfprep.formats.keeping import open_store
+from hfprep.formats.remote_shards import open_remote
 from hfprep.formats.samples import Origin
 from hfprep.io.atomic import write_lines
 from hfprep.io.file_hashes import Hashers
@@ -44,7 +45,7 @@ from hfprep.schema import Column, Rejection
 from hfprep.store.fingerprints import Fingerprinter, differences, with_numerics
 from hfprep.store.layout import PROGRESS, REJECTED, STATS, NpyOutput, json_line
 from hfprep.store.listing import Listed, Listing, ListingOptions
-from hfprep.store.remote import Mirror, RemoteOutput, UploadingPublisher, open_folder, open_output
+from hfprep.store.remote import Mirror, open_folder
 from hfprep.store.state import State
 from hfprep.store.statistics import package_versions, write_stats
 from hfprep.store.timeline import Timeline
@@ -90,8 +91,8 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
         folder.reset_work()
         stack.callback(folder.remove_work)
         inputs = shared.inputs = shared.inputs or find_inputs(config, folder, shared.hashers)
-        output = open_output(folder, inputs.schema)
-        mirror = stack.enter_context(Mirror(output)) if isinstance(output, RemoteOutput) else None
+        output = NpyOutput(folder.root, inputs.schema)
+        mirror = stack.enter_context(Mirror(folder)) if folder.url is not None else None
         state = State(output.private / "state.sqlite", output.work / "scan.sqlite")
         stack.callback(state.close)
         check_recipe(state, inputs.schema)
@@ -107,9 +108,6 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
         state.put("paths", given_paths(config))
         if run.counts.pending:
             forget_exports(state)
-            if mirror is not None:
-                mirror.forget_changed(state, plan.chunks())
-                mirror.snapshot(state)
         run.compute(plan, stop)
         summary = run.finish(plan, stop)
         if not summary.pending:
@@ -117,8 +115,7 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
             close_remarks(summary, config.val_ratio, output, remote=mirror is not None)
             if config.part is not None:
                 write_part(output, plan.path, part_facts(config, inputs))
-        if mirror is not None:
-            mirror.snapshot(state)
+        run.kept.end()
         return summary
 
 
@@ -162,8 +159,8 @@ class _Run:
         self.inputs = inputs
         self.models = models
         self.started = started
-        self.mirror = mirror
-        self.kept = open_store(output, state, config.formats, config.max_shard_bytes)
+        places = (output, state, config.formats, config.max_shard_bytes)
+        self.kept = open_store(*places) if mirror is None else open_remote(*places, mirror)
         self.settled = False
         self.codebook = CodebookUse(state, inputs.schema)
         self.tally = Tally()
@@ -245,7 +242,7 @@ class _Run:
         if not pending or stop.signal is not None:
             return
         with (
-            contextlib.closing(self.publisher()) as publisher,
+            contextlib.closing(self.kept.publisher()) as publisher,
             BuildProgress(pending) as progress,
             Timeline(self.output.private) as timeline,
         ):
@@ -281,12 +278,6 @@ class _Run:
                 )
             except StopRequested:
                 log.warning("stopped as asked; everything computed is on disk")
-
-    def publisher(self) -> Any:
-        """What makes batches final."""
-        if self.mirror is not None:
-            return UploadingPublisher(self.output, self.state, self.config.val_ratio, self.mirror)
-        return self.kept.publisher()
 
     def finish(self, plan: Plan, stop: StopSignals) -> Summary:
         """Replace the running files by final ones and sum up."""

@@ -119,9 +119,10 @@ class BuildConfig(ModelOptions):
             "use export-arrow or export-webdataset",
         )
         self._require(
-            not remote or self.formats == ("npy",),
+            not remote or self.formats in (("arrow",), ("webdataset",)),
             "format",
-            "npy with an output in object storage; export a copy of it, or build locally and upload what comes out",
+            "arrow or webdataset with an output in object storage, where four small files a sample would be the wrong "
+            "thing: add --format arrow; `export-npy` makes npy files of a copy of it",
         )
         parse_size(self.max_shard_size)
         self._require(self.on_change in ON_CHANGE, "on_change", " or ".join(ON_CHANGE))
