@@ -67,3 +67,7 @@ class RejectedSample(HfprepError):
         super().__init__(message)
         self.reason = reason
         self.message = message
+
+    def __reduce__(self) -> tuple[type["RejectedSample"], tuple[Reason, str]]:
+        """Travel between processes with both arguments; an exception keeps only what it hands to its base."""
+        return type(self), (self.reason, self.message)
