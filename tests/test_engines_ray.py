@@ -208,7 +208,9 @@ class TroubledSpec(ExtractorSpec):
     log: str
     deadly: str | None = None
 
-    def open(self, device: str | None = None, *, models: Models | None = None) -> FeatureExtractor:
+    def open(
+        self, device: str | None = None, *, models: Models | None = None, control: Task | None = None
+    ) -> FeatureExtractor:
         log, deadly = self.log, self.deadly
 
         def note(moment: str, utterances: Sequence[Utterance]) -> None:
@@ -219,7 +221,7 @@ class TroubledSpec(ExtractorSpec):
                     file.write("x")
 
         add_observer(note)
-        return super().open(device, models=models)
+        return super().open(device, models=models, control=control)
 
 
 @pytest.fixture

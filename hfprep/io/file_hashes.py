@@ -75,7 +75,12 @@ def check_not_overwritten(seen: Mapping[Path, FileIdentity]) -> None:
     Another file under the same name is none of it: whoever has opened the first one still has that.
     """
     for path, identity in seen.items():
-        if not identity.is_of(path) and FileIdentity.of(path).inode == identity.inode:
+        try:
+            now = FileIdentity.of(path)
+        except CheckpointError:  # it has been removed: what is open stays as it is
+            continue
+        replaced = now.machine == identity.machine and now.inode != identity.inode
+        if not replaced and (now.size, now.mtime_ns) != (identity.size, identity.mtime_ns):
             raise CheckpointError(
                 f"{path} was overwritten while its weights were in use; what was computed since is dropped. Put a new "
                 "file in its place (write it under another name, then rename it), and run the same command again"

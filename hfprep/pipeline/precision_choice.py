@@ -140,8 +140,10 @@ def _clips(config: BuildConfig, inputs: Inputs, num_frames: int) -> tuple[Uttera
     rows = open_source(config.manifest, config.field_map).lines()
     for number, raw in itertools.islice(rows, MOST_ROWS):
         row = parse_line(number, raw, finder, config.language)
-        seconds = None if isinstance(row, Rejection) else expected_seconds(row.path, None)
-        if isinstance(row, Rejection) or not seconds or not SHORTEST_SECONDS <= seconds <= LONGEST_SECONDS:
+        if isinstance(row, Rejection):
+            continue
+        seconds = expected_seconds(row.path, None) if row.segment is None else row.segment.seconds
+        if not seconds or not SHORTEST_SECONDS <= seconds <= LONGEST_SECONDS:
             continue  # the build will say why, or it takes it
         found.append(row)
         num_frames -= frames_in(inputs.models, seconds)
