@@ -22,7 +22,6 @@ from hfprep.pipeline.engines.pool import WorkerPool
 from hfprep.pipeline.engines.spec import ExtractorSpec, Models, Sink, Staging
 from hfprep.pipeline.inputs import Inputs
 from hfprep.pipeline.intake import via_rate
-from hfprep.pipeline.intake import via_rate
 from hfprep.pipeline.planning import Plan
 from hfprep.pipeline.precision_trial import Trial, TrialResult
 
