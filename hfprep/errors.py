@@ -64,6 +64,7 @@ class RejectedSample(HfprepError):
     """One sample cannot be used: a `Reason` and a message that says what was found and what to do."""
 
     def __init__(self, reason: Reason, message: str) -> None:
+        message = message.encode("utf-8", "backslashreplace").decode()  # a path need not be UTF-8, a report is
         super().__init__(message)
         self.reason = reason
         self.message = message

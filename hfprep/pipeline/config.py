@@ -4,6 +4,7 @@ The command line takes its flags, defaults and help texts from the fields below.
 how the work is done, nor of the model's config.yaml (see model_config).
 """
 
+import os
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -97,6 +98,8 @@ class BuildConfig(ModelOptions):
                 object.__setattr__(self, item.name, Path(value))
         self._require(self.manifest != Path(), "manifest", "the path of a manifest")
         self._require(self.output_dir != Path(), "output_dir", "the path of a folder")
+        utf8 = str(self.output_dir).encode("utf-8", "replace") == os.fsencode(self.output_dir)
+        self._require(utf8, "output_dir", "a folder whose path is UTF-8 (that of the data need not be)")
         remote = url_of(self.output_dir) is not None
         self._require(self.work_dir is None or remote, "work_dir", "left out: --output-dir is itself a local folder")
         self._require(not (remote and self.skip_existing), "skip_existing", "left out with an output in object storage")

@@ -6,6 +6,7 @@ into the output directory.
 """
 
 import heapq
+import os
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -146,7 +147,9 @@ class _Estimate:
         with ThreadPoolExecutor(choose_workers(self.config.workers)) as pool:
             for unit in units_of(self.plan, self.num_processes):
                 rows = self.plan.dataset[[int(row) for row in unit.rows]]
-                columns = zip(rows["duration"], rows["path"], rows["need"], rows["audio_bytes"], strict=True)
+                columns = zip(
+                    rows["duration"], map(os.fsdecode, rows["path"]), rows["need"], rows["audio_bytes"], strict=True
+                )
                 self.add(list(pool.map(self.measure, columns)))
         return Preview(
             output_dir=root,
