@@ -49,6 +49,7 @@ CHUNK_ROWS = 4096
 SHOWN_CHANGES = 5
 INSPECTED_TOGETHER = 256  # rows that one thread looks up at a time
 UTTERANCE_FIELDS = tuple(item.name for item in dataclasses.fields(Utterance))
+PATH_FIELD = UTTERANCE_FIELDS.index("path")
 _fields_of = operator.attrgetter(*UTTERANCE_FIELDS)
 
 
@@ -334,7 +335,8 @@ class Planner:
             counts.known += sample is not None
         else:
             counts.reused += 1
-        fields = _fields_of(dataclasses.replace(utterance, path=os.fsencode(utterance.path)))
+        fields = list(_fields_of(utterance))
+        fields[PATH_FIELD] = os.fsencode(utterance.path)
         return (*fields, fingerprints, identity.size, identity.mtime_ns, identity.sha256, sorted(need))
 
     def _missing(
