@@ -183,8 +183,7 @@ class RayCrew:
 
     def _path_of(self, line: int) -> str:
         lines = self._plan.dataset.data.column("line").to_numpy()  # they rise
-        path: str = self._plan.dataset[int(lines.searchsorted(line))]["path"]
-        return path
+        return os.fsdecode(self._plan.dataset[int(lines.searchsorted(line))]["path"])
 
     @staticmethod
     def _explained(failed: Failed, node: str) -> Failed:
