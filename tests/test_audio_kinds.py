@@ -68,7 +68,7 @@ def test_every_kind_is_refused_when_it_is_cut(files: dict[str, Path], tmp_path: 
         assert seconds_of(path) is None, share
 
 
-@pytest.mark.parametrize("suffix", [kind[0] for kind in KINDS if kind[0] not in UNSEEN_CUTS | {"tta", "w64"}])
+@pytest.mark.parametrize("suffix", [kind[0] for kind in KINDS if kind[0] not in UNSEEN_CUTS])
 def test_two_files_in_one_are_read_to_the_end_or_refused(files: dict[str, Path], tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"joined.{suffix}"
     path.write_bytes(files[suffix].read_bytes() * 2)

@@ -38,6 +38,7 @@ ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 JOINED = "is several files joined together; only the first could be read"
 MAX_BYTES_BEHIND = 4096  # padding and tags of other kinds
 FLAC_START = b"fLaC\0\0\0\x22"  # with the header of its first block, which has 34 bytes
+START_BYTES = 12
 SCANNED_BYTES = 1 << 20
 CHUNKS_BEHIND = frozenset({b"LIST", b"id3 ", b"ID3 ", b"fact", b"cue ", b"bext", b"PAD ", b"JUNK", b"junk", b"smpl"})
 
@@ -253,12 +254,21 @@ def _behind(file: BinaryIO, size: int, place: int) -> str | None:
 
 def flac_problem(file: BinaryIO, _size: int) -> str | None:
     """Look for the start of a second flac file, which a decoder that knows the first's length does not reach."""
-    place, tail = 4, b""
-    file.seek(place)
+    file.seek(4)
+    return _second_start(file, FLAC_START)
+
+
+def repeated_start_problem(file: BinaryIO, _size: int) -> str | None:
+    """Look for the first bytes of a file once more: a second file of its kind."""
+    return _second_start(file, file.read(START_BYTES))
+
+
+def _second_start(file: BinaryIO, start: bytes) -> str | None:
+    tail = b""
     while chunk := file.read(SCANNED_BYTES):
-        if FLAC_START in chunk or FLAC_START in tail + chunk[: len(FLAC_START)]:
+        if start in chunk or start in tail + chunk[: len(start)]:
             return JOINED
-        tail = chunk[-len(FLAC_START) :]
+        tail = chunk[-len(start) :]
     return None
 
 
@@ -293,6 +303,9 @@ PROBLEMS: Mapping[str, Callable[[BinaryIO, int], str | None]] = {
     "avi": avi_problem,
     "wav": riff_problem,
     "aiff": iff_problem,
+    "tta": repeated_start_problem,
+    "caf": repeated_start_problem,
+    "w64": repeated_start_problem,
 }
 """The check of each container, by the name that FFmpeg gives to it."""
 
@@ -302,5 +315,7 @@ BEHIND: Mapping[bytes, Callable[[BinaryIO, int], str | None]] = {
     b"fLaC": flac_problem,
     b".snd": au_problem,
     b"dns.": au_problem,
+    b"riff": repeated_start_problem,
+    b"caff": repeated_start_problem,
 }
 """The checks of what libsndfile may leave unread, by the first bytes of a file."""
