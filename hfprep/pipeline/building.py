@@ -34,7 +34,7 @@ from hfprep.pipeline.parts import part_facts, withdraw_part, write_part
 from hfprep.pipeline.planning import Plan, PlanCounts, Planner, PlanOptions, no_doubt
 from hfprep.pipeline.precision_choice import decide, measured
 from hfprep.pipeline.progress import BuildProgress, Tally
-from hfprep.pipeline.provenance import check_recipe, given_paths
+from hfprep.pipeline.provenance import check_recipe, given_paths, options_in_force
 from hfprep.pipeline.remarks import close_remarks, warn_of_doubtful
 from hfprep.pipeline.signals import StopSignals, stop_on_signals
 from hfprep.pipeline.summary import Summary
@@ -52,11 +52,8 @@ from hfprep.store.timeline import Timeline
 log = logging.getLogger(__name__)
 
 SECONDS_PER_HOUR = 3600.0
-RECORDED = (
-    "audio_sr", "batch_size", "drop_overlong", "hash_audio", "language", "max_samples", "val_ratio", "val_count",
-    "min_seconds", "max_seconds", "max_chars_per_second",
-)  # fmt: skip
-"""Options that stats.json has."""
+
+
 NAMED_FILES = ("tokenizer", "gpt_checkpoint")  # whose paths stats.json gives
 
 
@@ -358,7 +355,7 @@ class _Run:
             "codebook": self.codebook.summary(self.listed_ids(), summary.accepted, self.read_codes),
             "overlong": summary.overlong,
             "out_of_memory_events": summary.out_of_memory_events,
-            "settings": {name: getattr(config, name) for name in RECORDED},
+            "settings": options_in_force(config),
         }
 
     def read_codes(self, column: Column, ids: Sequence[str]) -> np.ndarray:

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 PRECISIONS = ("fp32", "exact", "tf32", "bf16", "fp16")
 
 
-def option(default: Any, text: str) -> Any:
-    """A dataclass field whose help text the command line shows."""
-    return field(default=default, metadata={"help": text})
+def option(default: Any, text: str, panel: str = "Models") -> Any:
+    """A dataclass field whose help text the command line shows, under the heading `panel`."""
+    return field(default=default, metadata={"help": text, "panel": panel})
 
 
 def absolute(value: Any) -> Any:
