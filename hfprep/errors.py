@@ -64,6 +64,11 @@ class RejectedSample(HfprepError):
     """One sample cannot be used: a `Reason` and a message that says what was found and what to do."""
 
     def __init__(self, reason: Reason, message: str) -> None:
+        message = message.encode("utf-8", "backslashreplace").decode()  # a path need not be UTF-8, a report is
         super().__init__(message)
         self.reason = reason
         self.message = message
+
+    def __reduce__(self) -> tuple[type["RejectedSample"], tuple[Reason, str]]:
+        """Travel between processes with both arguments; an exception keeps only what it hands to its base."""
+        return type(self), (self.reason, self.message)

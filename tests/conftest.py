@@ -45,6 +45,26 @@ def seeds() -> None:
         sys.modules["torch"].manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_worker_is_inline() -> None:
+    """Builds of the tests' own process with one worker compute there: patches hold, and no process has to start.
+
+    The fixture `real_workers` leaves them to processes, as a user's are.
+    """
+    if "torch" in sys.modules:  # imported by the tests that were chosen
+        from tests.engines import one_worker_inline
+
+        one_worker_inline(dict.__setitem__)
+
+
+@pytest.fixture
+def real_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds of this test have worker processes, also where there is one."""
+    from hfprep.pipeline.engines import choice
+
+    monkeypatch.setitem(choice.ENGINES, "local", choice.LocalEngine())
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The folder of the checkout."""

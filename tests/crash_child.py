@@ -218,6 +218,10 @@ def _warm_up(folder: Path) -> None:
     from hfprep.recipes.indextts2 import recipe
     from hfprep.recipes.indextts2.feature_model import FeatureModel
 
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from tests.engines import one_worker_inline
+
+    one_worker_inline(dict.__setitem__)
     torch.set_num_threads(1)
     recipe.TextTokenizer = functools.cache(recipe.TextTokenizer)  # type: ignore[misc,assignment]
     FeatureModel.load = functools.cache(FeatureModel.load)  # type: ignore[method-assign]

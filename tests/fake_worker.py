@@ -14,7 +14,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from hfprep.pipeline.engines.lifeline import hold
+import numpy as np
+
+from hfprep.pipeline.engines.lifeline import hold, ignore_signals
 
 
 @dataclass(frozen=True)
@@ -25,44 +27,62 @@ class Orders:
     poison: tuple[int, ...] = ()
     die_once_at: tuple[tuple[int, str], ...] = ()
     error: Exception | None = None
+    fatal: bool = True
+    works: bool = True  # whether the control is computed
     exit_at_start: int | None = None
     seconds_a_row: float = 0.0
     log_lines: int = 0
     payload: str = ""
+    in_hand: bool = False  # whether rows are noted as they are begun
     begun: str = ""  # a folder in which each row that is begun leaves a file; every batch is then awaited
 
 
 def start(lifeline: str, connection: str, search_path: str) -> None:
     """The life of a fake worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_signals()
     hold(int(lifeline))
     sys.path[:] = json.loads(search_path)
-    from hfprep.pipeline.engines.messages import Failed, Finished, LogLine
-
     channel = Connection(int(connection))
-    setup = channel.recv()
-    orders = setup.spec
+    while (setup := channel.recv()) is not None:
+        _build(channel, setup)
+
+
+def _build(channel: Connection, setup: Any) -> None:
+    from hfprep.pipeline.engines.messages import Assignment, Closed, Failed, Finished, LogLine, Opened, Stop, Taken
+
+    orders: Orders = setup.spec
     if orders.exit_at_start is not None:
         sys.exit(orders.exit_at_start)
     if orders.error is not None:
-        channel.send(Failed(orders.error, fatal=True))
-        return
+        channel.send(Failed(orders.error, fatal=orders.fatal))
+        sys.exit()
     setup.folder.mkdir(parents=True)
     (setup.folder / "staged").write_bytes(b"work in progress")
-    channel.send(Finished(None))
-    while (assignment := channel.recv()) is not None:
+    channel.send(Opened(works=setup.prove and orders.works))
+    waiting: list[Any] = []
+
+    def next_message() -> Any:
+        return waiting.pop(0) if waiting else channel.recv()
+
+    while isinstance(assignment := next_message(), Assignment):
         for row in assignment.rows:
             for number in range(orders.log_lines):
                 channel.send(LogLine(20, "hfprep.test", f"row {row}, line {number}"))
-            _compute(channel, orders, assignment.shard, row, str(setup.folder))
-            if orders.begun and channel.recv() is None:
+            _compute(channel, orders, assignment.unit, int(row), str(setup.folder))
+            while orders.begun and not isinstance(answer := channel.recv(), Taken):
+                waiting.append(answer)
+                if isinstance(answer, Stop):
+                    break
+            while channel.poll():
+                waiting.append(channel.recv())
+            if any(isinstance(message, Stop) for message in waiting):
+                channel.send(Closed())
                 return
-            if channel.poll():
-                return
-        channel.send(Finished(assignment.shard))
+        channel.send(Finished(assignment.unit))
+    channel.send(Closed())
 
 
-def _compute(channel: Connection, orders: Orders, shard: int, row: int, folder: str) -> None:
+def _compute(channel: Connection, orders: Orders, unit: int, row: int, folder: str) -> None:
     """The row at position p stands on line p + 1 and has the id "row<p>"; its one file names the worker's folder."""
     from hfprep.pipeline.engines.messages import Batch
     from hfprep.store.layout import Staged
@@ -71,6 +91,8 @@ def _compute(channel: Connection, orders: Orders, shard: int, row: int, folder: 
     if orders.begun:
         (Path(orders.begun) / str(row)).touch()
     time.sleep(orders.seconds_a_row)
+    if orders.in_hand:
+        np.array([line], np.int64).tofile(Path(folder) / "in-hand")
     if line in orders.poison:
         os.kill(os.getpid(), signal.SIGKILL)
     for fatal_line, mark in orders.die_once_at:
@@ -80,4 +102,4 @@ def _compute(channel: Connection, orders: Orders, shard: int, row: int, folder: 
     planned: Any = SimpleNamespace(utterance=SimpleNamespace(line=line, id=f"row{row}"))
     staged = Staged(planned, {"text_ids": folder + orders.payload}, {}, None)
     cost: Any = SimpleNamespace(rows=1)
-    channel.send(Batch(shard, [staged], [], cost, awaited=bool(orders.begun)))
+    channel.send(Batch(unit, [], cost, [staged], awaited=bool(orders.begun)))

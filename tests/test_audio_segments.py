@@ -1,15 +1,19 @@
 """Rows with an offset and a duration: that stretch of the recording, exactly, and no more of the file than it needs."""
 
 import json
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import soundfile
 
 import hfprep
 from hfprep.errors import Reason, RejectedSample
+from hfprep.formats.arrow_writer import ArrowOptions, export_arrow
+from hfprep.formats.formats import open_set
 from hfprep.inputs.audio.decode import guess_seconds, load_waveform, read_header
 from hfprep.inputs.manifest.field_map import FieldMap
 from hfprep.inputs.manifest.opening import open_source
@@ -244,6 +248,14 @@ def test_a_build_of_segments(repository: Path, golden_small: Path, tmp_path: Pat
     codes = {name: np.load(tmp_path / "out" / "codes" / f"{name}.npy") for name in ("first", "second", "file")}
     np.testing.assert_array_equal(codes["second"], codes["file"])
     assert not np.array_equal(codes["first"], codes["second"])
+    export_arrow(open_set(tmp_path / "out"), tmp_path / "arrow", ArrowOptions(find_audio=str))
+    exported = datasets.load_from_disk(str(tmp_path / "arrow"))["train"]
+    clips = {}
+    for row in exported.cast_column("audio", datasets.Audio(decode=False)):
+        content, exported_rate = soundfile.read(BytesIO(row["audio"]["bytes"]), always_2d=True)
+        assert (len(content), exported_rate) == (pytest.approx(half * rate, abs=1), rate)
+        clips[row["id"]] = content.mean(axis=1)
+    np.testing.assert_array_equal(clips["second"], clips["file"])
     before = {name: (tmp_path / "out" / "codes" / f"{name}.npy").stat().st_ino for name in codes}
     rows[0] |= {"offset": half / 2}
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -6,6 +6,7 @@ The nodes get the rows from the driver and send back arrays; the driver's output
 import contextlib
 import importlib
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -22,18 +23,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
+import datasets
 import pytest
 
 import hfprep
-from hfprep.errors import ConfigError, HfprepError, Reason
+from hfprep.errors import CheckpointError, ConfigError, Reason
 from hfprep.formats.keeping import NpyStaging
-from hfprep.pipeline.engines import choice
+from hfprep.pipeline.engines import choice, work_units
+from hfprep.pipeline.engines.messages import Failed
 from hfprep.pipeline.engines.spec import ExtractorSpec, Models
 from hfprep.pipeline.features import FeatureExtractor
+from hfprep.pipeline.intake import Task
 from hfprep.pipeline.observing import add_observer
-from hfprep.recipes.indextts2.options import IndexTTS2Options
-from hfprep.recipes.indextts2.recipe import RECIPE
 from hfprep.schema import Rejection, Utterance
 from hfprep.store.layout import Publisher, Staged
 from hfprep.tools.demo.dataset import DemoDataset, make_dataset
@@ -184,7 +185,7 @@ def actors(node: "subprocess.Popen[bytes]") -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if b"MapBatches(Actor)" in path.read_bytes() and descends(int(path.parent.name), node.pid):
+            if b"ray::Actor" in path.read_bytes() and descends(int(path.parent.name), node.pid):
                 found.append(int(path.parent.name))
     return found
 
@@ -208,7 +209,9 @@ class TroubledSpec(ExtractorSpec):
     log: str
     deadly: str | None = None
 
-    def open(self, device: str | None = None, *, models: Models | None = None) -> FeatureExtractor:
+    def open(
+        self, device: str | None = None, *, models: Models | None = None, control: Task | None = None
+    ) -> FeatureExtractor:
         log, deadly = self.log, self.deadly
 
         def note(moment: str, utterances: Sequence[Utterance]) -> None:
@@ -219,7 +222,7 @@ class TroubledSpec(ExtractorSpec):
                     file.write("x")
 
         add_observer(note)
-        return super().open(device, models=models)
+        return super().open(device, models=models, control=control)
 
 
 @pytest.fixture
@@ -239,10 +242,8 @@ def troubled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callab
 
 
 def small_build(golden_small: Path, output: Path, **options: Any) -> hfprep.Summary:
-    config = hfprep.BuildConfig(
-        manifest=golden_small / "manifest.jsonl", models=golden_small / "checkpoints", output_dir=output, batch_size=1,
-        **options,
-    )  # fmt: skip
+    given = {"manifest": golden_small / "manifest.jsonl", "models": golden_small / "checkpoints", "batch_size": 1}
+    config = hfprep.BuildConfig(**given | {"output_dir": output} | options)
     return hfprep.build(config)
 
 
@@ -263,11 +264,11 @@ def test_a_sample_that_kills_its_actor_is_rejected_and_no_other(
     assert (summary.accepted, summary.rejected) == (7, {"compute_failed": 1})
     (rejected,) = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
     assert (rejected["id"], rejected["line"]) == ("synth3", 4)
-    assert "even with this sample alone" in rejected["message"]
+    assert "the process that computed it died 3 times" in rejected["message"]
 
 
 @pytest.mark.slow
-def test_a_driver_that_is_slow_holds_its_actors_back(
+def test_a_driver_that_is_slow_holds_its_workers_back(
     demo: DemoDataset, golden_small: Path, tmp_path: Path, troubled: Callable[[str | None], Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -282,7 +283,6 @@ def test_a_driver_that_is_slow_holds_its_actors_back(
         ahead.append(log.stat().st_size - published)
 
     monkeypatch.setattr(Publisher, "publish", slowly)
-    monkeypatch.setattr(ray_engine, "HELD_BYTES", 60_000)  # some ten batches of these models
     models = golden_small / "checkpoints"
     config = hfprep.BuildConfig(
         manifest=demo.manifest, models=models, output_dir=tmp_path / "out", engine="ray", batch_size=1
@@ -292,27 +292,50 @@ def test_a_driver_that_is_slow_holds_its_actors_back(
     assert max(ahead) <= 16, ahead
 
 
+def test_workers_load_their_models_once_however_many_units_there_are(
+    golden_small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(work_units, "MIN_UNIT_ROWS", 1)
+    monkeypatch.setattr(work_units, "MAX_UNIT_ROWS", 1)
+    rows = [json.loads(line) for line in (golden_small / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+    many = [rows[n % 8] | {"id": str(n), "audio": str(golden_small / rows[n % 8]["audio"])} for n in range(80)]
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in many), encoding="utf-8")
+    with caplog.at_level(logging.INFO, logger="hfprep"):
+        summary = small_build(golden_small, tmp_path / "out", engine="ray", manifest=manifest, num_processes=1)
+    assert summary.accepted == 80
+    assert caplog.text.count("models loaded on") == 1
+
+
+def test_a_cluster_started_here_cannot_be_reached_from_elsewhere(tmp_path: Path) -> None:
+    """What listens does so on 127.0.0.1."""
+    code = (
+        "from hfprep.pipeline.engines.ray import _join; import ray\n"
+        "_join(None); print(ray.nodes()[0]['NodeManagerAddress']); ray.shutdown()"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, timeout=200)
+    assert found.stdout.split()[-1:] == ["127.0.0.1"], found.stderr
+
+
 def test_a_node_that_does_not_see_the_audio_ends_the_run(golden_small: Path) -> None:
     """A file that is here and was missed elsewhere: the node sees another file system, the sample is not at fault."""
-    driver = object.__new__(ray_engine._Driver)
-    driver.lines = np.array([3, 5])
-    here = golden_small / "manifest.jsonl"
-    rows: Any = [{"path": str(here)}, {"path": f"{here}-gone"}]
-    driver.plan = SimpleNamespace(dataset=rows)
+    here = str(golden_small / "manifest.jsonl")
+    rows = datasets.Dataset.from_list([{"line": 3, "path": here}, {"line": 5, "path": f"{here}-gone"}])
+    spec: Any = SimpleNamespace(staging=NpyStaging())
+    plan: Any = SimpleNamespace(dataset=rows)
+    crew = ray_engine.RayCrew(spec, plan, golden_small, ray_engine.RayOptions())
+    worker = ray_engine._Handle(None, None, "far")
     with pytest.raises(ConfigError, match="is here, but not on node far"):
-        driver.refuse_unseen(Rejection(3, "a", Reason.AUDIO_MISSING, "no such file"), "far")
-    driver.refuse_unseen(Rejection(5, "b", Reason.AUDIO_MISSING, "no such file"), "far")
-    driver.refuse_unseen(Rejection(3, "a", Reason.AUDIO_EMPTY, "empty"), "far")
+        crew.check(worker, Rejection(3, "a", Reason.AUDIO_MISSING, "no such file"))
+    crew.check(worker, Rejection(5, "b", Reason.AUDIO_MISSING, "no such file"))
+    crew.check(worker, Rejection(3, "a", Reason.AUDIO_EMPTY, "empty"))
+    crew.end()
 
 
-def test_a_node_without_the_models_says_so(golden_small: Path, tmp_path: Path) -> None:
-    options = IndexTTS2Options(models=golden_small / "checkpoints", tokenizer=tmp_path / "none.model")
-    spec = ExtractorSpec(model_set=RECIPE.find(options), staging=NpyStaging(), with_audio=True)
-    actor = ray_engine.Actor(spec, None, str(Path.cwd()))
-    (reported,) = actor.compute(0, b"")
-    assert isinstance(reported.error, HfprepError)
-    assert f"on node {socket.gethostname()}: " in str(reported.error)
-    assert "under the same paths" in str(reported.error)
+def test_a_node_without_the_models_says_so() -> None:
+    failed = ray_engine.RayCrew._explained(Failed(CheckpointError("gpt.pth is missing"), fatal=True), "far")
+    assert isinstance(failed.error, CheckpointError)
+    assert "on node far: gpt.pth is missing (every node needs the models" in str(failed.error)
 
 
 @pytest.mark.parametrize(

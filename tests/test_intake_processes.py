@@ -7,10 +7,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,6 @@ import soundfile
 
 from hfprep.errors import Reason
 from hfprep.inputs.text.tokenizer import TextTokenizer
-from hfprep.pipeline import intake_processes
 from hfprep.pipeline.intake import Intake, IntakeSettings, Loaded, SampleLimits, Task
 from hfprep.pipeline.intake_processes import IntakeProcesses
 from hfprep.recipes.semantic_audio import SemanticAudio
@@ -70,15 +70,40 @@ def processes() -> Iterator[IntakeProcesses]:
 def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of all processes that were started."""
     found: list[int] = []
-    fork = intake_processes._Parent.fork
+    start = IntakeProcesses._start
 
-    def noted(self: intake_processes._Parent) -> intake_processes._Process:
-        process = fork(self)
-        found.append(process.number)
+    def noted(self: IntakeProcesses) -> Any:
+        process = start(self)
+        found.append(process.process.pid or 0)
         return process
 
-    monkeypatch.setattr(intake_processes._Parent, "fork", noted)
+    monkeypatch.setattr(IntakeProcesses, "_start", noted)
     return found
+
+
+class Deadly(str):
+    """A path at which a process ends when it is sent there, as often as there is a mark left."""
+
+    ending = "os.abort()"
+    marks: tuple[str, ...] = ()
+
+    def __reduce__(self) -> tuple[Callable[..., str], tuple[Any, ...]]:
+        return _die_of, (str(self), self.ending, self.marks)
+
+
+def _die_of(path: str, ending: str, marks: tuple[str, ...]) -> str:
+    for mark in marks:
+        if not os.path.exists(mark):
+            open(mark, "w").close()
+            {"os.abort()": os.abort, "os._exit(3)": lambda: os._exit(3)}[ending]()
+    return path
+
+
+def deadly(task: Task, folder: Path, times: int, ending: str = "os.abort()") -> Task:
+    """The task with a path at which so many processes end."""
+    path = Deadly(task.utterance.path)
+    path.ending, path.marks = ending, tuple(str(folder / f"mark-{number}") for number in range(times))
+    return replace(task, utterance=replace(task.utterance, path=path))
 
 
 def alive(number: int) -> bool:
@@ -113,8 +138,8 @@ def test_samples_and_rejections_are_the_same_from_many_threads(
         found = list(pool.map(lambda task: plain(there.load(task)), tasks * 3))
     assert found == expected * 3
     assert len(started) == 2
-    assert processes._parent is not None
-    assert len(list(Path(f"/proc/{processes._parent.process.pid}/task").iterdir())) == 1  # or a fork would not be safe
+    server = int(Path(f"/proc/{started[0]}/stat").read_text().rpartition(")")[2].split()[1])
+    assert len(list(Path(f"/proc/{server}/task").iterdir())) == 1  # or a fork would not be safe
     there.close()
     assert not any(map(alive, started))
 
@@ -135,19 +160,17 @@ def test_a_killed_process_loses_no_sample(
     assert len(started) == 2  # another is there in its place
 
 
-def test_a_killed_parent_loses_no_sample(
-    started: list[int], processes: IntakeProcesses, tasks: list[Task], caplog: pytest.LogCaptureFixture
+def test_a_killed_fork_server_loses_no_sample(
+    started: list[int], processes: IntakeProcesses, tasks: list[Task]
 ) -> None:
     intake = Intake(TextTokenizer(MODEL), SETTINGS, processes)
     expected = plain(intake.load(tasks[2]))
-    assert processes._parent is not None
-    processes._parent.process.kill()
-    processes._parent.process.wait()
+    server = int(Path(f"/proc/{started[0]}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(server, signal.SIGKILL)
     assert plain(intake.load(tasks[2])) == expected  # its process still loads samples
     os.kill(started[0], signal.SIGKILL)
-    for number in (1, 1, 2):  # here; no other can be forked, so here again; another parent is there
+    for _ in range(3):  # here, or in a process of another fork server
         assert plain(intake.load(tasks[2])) == expected
-        assert len(started) == number
 
 
 @pytest.mark.parametrize("crashes", [1, 2])
@@ -156,22 +179,14 @@ def test_a_sample_at_which_processes_crash_is_rejected(
     tasks: list[Task],
     tmp_path: Path,
     crashes: int,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Here it would end the run; where only one of two crashes, it may have been for want of memory."""
-    prelude = (
-        "\nimport os; from hfprep.pipeline import intake; load = intake.load_waveform\n"
-        "def crash(path, **options):\n"
-        f"    for mark in [{str(tmp_path)!r} + f'/{{number}}' for number in range({crashes})]:\n"
-        "        if path.endswith('2.wav') and not os.path.exists(mark): open(mark, 'w').close(); os.abort()\n"
-        "    return load(path, **options)\n"
-        "intake.load_waveform = crash\n"
-    )
-    monkeypatch.setattr(intake_processes, "CODE", intake_processes.CODE.replace("\n", prelude, 1))
+    """Here it would end the process; where only one of two crashes, it may have been for want of memory."""
     processes = IntakeProcesses(TextTokenizer(MODEL), 1)
-    found = processes.load(tasks[2], SETTINGS)
+    intake = Intake(TextTokenizer(MODEL), SETTINGS)
+    task = deadly(tasks[2], tmp_path, crashes)
+    found = processes.load(task, SETTINGS)
     if crashes == 1:
-        assert plain(found) == plain(Intake(TextTokenizer(MODEL), SETTINGS).load(tasks[2]))
+        assert plain(found) == plain(intake.load(tasks[2]))
     else:
         assert isinstance(found, tuple)
         assert found[1].reason is Reason.AUDIO_UNREADABLE
@@ -193,13 +208,12 @@ def test_expected_lengths_are_those_of_the_headers(processes: IntakeProcesses, t
 
 @pytest.mark.parametrize(("ending", "expected"), [("os.abort()", 0.0), ("os._exit(3)", 1.25)])
 def test_lengths_are_unknown_where_a_process_crashes(
-    started: list[int], tasks: list[Task], ending: str, expected: float, monkeypatch: pytest.MonkeyPatch
+    started: list[int], tasks: list[Task], ending: str, expected: float, tmp_path: Path
 ) -> None:
     """Asked here the header would end the run; a process that ended in another way says nothing of the header."""
-    prelude = f"\nimport os; from hfprep.pipeline import intake\nintake.read_header = lambda path: {ending}\n"
-    monkeypatch.setattr(intake_processes, "CODE", intake_processes.CODE.replace("\n", prelude, 1))
     processes = IntakeProcesses(TextTokenizer(MODEL), 1)
-    assert Intake(TextTokenizer(MODEL), SETTINGS, processes).expected_seconds(tasks[1:2]) == [expected]
+    task = deadly(tasks[1], tmp_path, 2, ending)
+    assert Intake(TextTokenizer(MODEL), SETTINGS, processes).expected_seconds([task]) == [expected]
     assert isinstance(processes.load(tasks[3], SETTINGS), Loaded)
     assert len(started) == 2
     processes.close()
@@ -208,12 +222,10 @@ def test_lengths_are_unknown_where_a_process_crashes(
 def test_an_interrupt_is_left_to_whoever_asks(
     started: list[int], processes: IntakeProcesses, tasks: list[Task]
 ) -> None:
+    """It goes to a group of processes, in which these are not."""
     processes.load(tasks[2], SETTINGS)
-    assert processes._parent is not None
-    for number in (started[0], processes._parent.process.pid):
-        os.kill(number, signal.SIGINT)
+    assert os.getpgid(started[0]) != os.getpgid(0)
     assert isinstance(processes.load(tasks[2], SETTINGS), Loaded)
-    assert processes._parent.process.poll() is None
     assert len(started) == 1
 
 
@@ -228,7 +240,7 @@ def test_another_model_in_the_files_place_is_not_used(
     intake = Intake(tokenizer, SETTINGS, IntakeProcesses(tokenizer, 1))
     assert plain(intake.load(tasks[3])) == plain(Intake(TextTokenizer(MODEL), SETTINGS).load(tasks[3]))
     assert plain(intake.load(tasks[3])) != plain(Intake(TextTokenizer(path), SETTINGS).load(tasks[3]))
-    monkeypatch.setattr(intake_processes, "_Parent", lambda _: pytest.fail("tried again"))
+    monkeypatch.setattr(IntakeProcesses, "_start", lambda _: pytest.fail("tried again"))
     assert isinstance(intake.load(tasks[3]), Loaded)
     intake.close()
 
@@ -236,26 +248,15 @@ def test_another_model_in_the_files_place_is_not_used(
 def test_where_no_process_can_be_started_samples_are_loaded_here(
     tasks: list[Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "executable", "/there/is/no/python")
-    intake = Intake(TextTokenizer(MODEL), SETTINGS, IntakeProcesses(TextTokenizer(MODEL), 1))
+    processes = IntakeProcesses(TextTokenizer(MODEL), 1)
+
+    def no_process(*_: object, **__: object) -> None:
+        raise OSError("no process")
+
+    monkeypatch.setattr(processes._context, "Process", no_process)
+    intake = Intake(TextTokenizer(MODEL), SETTINGS, processes)
     assert isinstance(intake.load(tasks[3]), Loaded)
     intake.close()
-
-
-def test_an_answer_that_is_read_by_half_is_not_taken_for_the_next(
-    processes: IntakeProcesses, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    intake = Intake(TextTokenizer(MODEL), SETTINGS, processes)
-    expected = [plain(intake.load(task)) for task in tasks[1:4]]
-    fill = intake_processes._fill
-
-    def full(*_: object) -> None:
-        monkeypatch.setattr(intake_processes, "_fill", fill)
-        raise MemoryError
-
-    monkeypatch.setattr(intake_processes, "_fill", full)
-    assert plain(intake.load(tasks[1])) == expected[0]
-    assert [plain(intake.load(task)) for task in tasks[1:4]] == expected
 
 
 def test_other_threads_go_on_while_a_text_is_read(processes: IntakeProcesses, tasks: list[Task]) -> None:
@@ -282,12 +283,12 @@ def test_other_threads_go_on_while_a_text_is_read(processes: IntakeProcesses, ta
 
 def test_they_end_with_whoever_asks() -> None:
     code = (
-        "import os, signal, sys; from pathlib import Path; from hfprep.inputs.text.tokenizer import TextTokenizer\n"
-        "from hfprep.pipeline.intake_processes import IntakeProcesses\n"
-        "p = IntakeProcesses(TextTokenizer(Path(sys.argv[1])), 1); q = p._start()\n"
-        "os.kill(q.number, 0); os.kill(os.getpid(), signal.SIGKILL)"
+        "import os, signal, sys; from pathlib import Path; from hfprep.pipeline import intake_processes as module\n"
+        "from hfprep.inputs.text.tokenizer import TextTokenizer\n"
+        "p = module.IntakeProcesses(TextTokenizer(Path(sys.argv[1])), 1); q = p._start()\n"
+        "os.kill(q.process.pid, 0); os.kill(os.getpid(), signal.SIGKILL)"
     )
     # Its standard error is the other processes', too, and so comes to its end when all are gone.
     command = [sys.executable, "-c", code, str(MODEL)]
-    found = subprocess.run(command, capture_output=True, cwd=Path(__file__).parent.parent, check=False, timeout=30)
+    found = subprocess.run(command, capture_output=True, cwd=Path(__file__).parent.parent, check=False, timeout=120)
     assert found.returncode == -signal.SIGKILL, found.stderr

@@ -4,15 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from jsonschema import Draft202012Validator
 
 import hfprep
 from hfprep.errors import ConfigError
 from hfprep.models import precision
-from hfprep.pipeline import precision_choice
 from hfprep.pipeline.dry_run import preview
 from hfprep.pipeline.precision_choice import choose
+from hfprep.pipeline.precision_trial import Trial, TrialResult
+from hfprep.recipes.indextts2.feature_model import FeatureModel
 
 SCHEMA = Path(__file__).resolve().parent.parent / "schemas/stats.schema.json"
 
@@ -71,13 +74,16 @@ def frames(output: Path) -> list[int]:
 
 def test_auto_keeps_its_choice(golden_small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     speed = {"fp32": 100.0, "bf16": 900.0}
-    calls: list[list[str]] = []
+    calls: list[str] = []
 
-    def measure(_inputs: Any, _device: Any, modes: list[str], _clips: Any) -> dict[str, dict[str, float]]:
-        calls.append(modes)
-        return {mode: result(1.0 if mode == "fp32" else 0.999, speed[mode]) for mode in ("fp32", *modes)}
+    def run(self: Trial) -> TrialResult:
+        mode = self.spec.precision
+        calls.append(mode)
+        codes = np.zeros(1000, np.int32)
+        codes[0] = mode != "fp32"
+        return TrialResult({1: codes}, 1000 / speed[mode])
 
-    monkeypatch.setattr(precision_choice, "_measure", measure)
+    monkeypatch.setattr(Trial, "run", run)
     monkeypatch.setattr(precision, "_fast_bf16", lambda: True)
     config = config_of(golden_small, tmp_path / "out", precision="auto", max_samples=3)
     assert preview(config).pending == 3
@@ -90,7 +96,7 @@ def test_auto_keeps_its_choice(golden_small: Path, tmp_path: Path, monkeypatch: 
     stats = stats_of(tmp_path / "out")
     assert (stats["precision"], stats["code_agreement"]["modes"]["bf16"]) == ("bf16", result(0.999, 900.0))
     assert hfprep.build(config_of(golden_small, tmp_path / "out", precision="bf16")).reused == 8
-    assert calls == [["bf16"]]
+    assert calls == ["fp32", "bf16"]
     # A precision by name is another wish: what the choice was based on does not hold for it.
     assert preview(config_of(golden_small, tmp_path / "out")).pending == 8
 
@@ -100,7 +106,7 @@ def test_auto_goes_on_as_an_output_was_begun(
 ) -> None:
     hfprep.build(config_of(golden_small, tmp_path / "out", max_samples=2))
     monkeypatch.setattr(precision, "_fast_bf16", lambda: True)
-    monkeypatch.setattr(precision_choice, "_measure", lambda *_: pytest.fail("measured although fp32 was in force"))
+    monkeypatch.setattr(Trial, "run", lambda _: pytest.fail("measured although fp32 was in force"))
     assert hfprep.build(config_of(golden_small, tmp_path / "out", precision="auto", max_samples=3)).reused == 2
 
 
@@ -111,6 +117,41 @@ def test_auto_is_fp32_on_a_cpu_without_fast_bf16(
     hfprep.build(config_of(golden_small, tmp_path / "out", precision="auto", max_samples=1))
     stats = stats_of(tmp_path / "out")
     assert (stats["precision"], stats["code_agreement"]) == ("fp32", None)
+
+
+@pytest.fixture
+def full_for_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device on which the models do not fit in float32, and do in 16 bits."""
+    load = FeatureModel.load
+
+    def load_if_small(*arguments: Any, **options: Any) -> FeatureModel:
+        if options["precision"] == "fp32":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(FeatureModel, "load", load_if_small)
+    monkeypatch.setattr(precision, "_fast_bf16", lambda: True)
+
+
+@pytest.mark.usefixtures("full_for_fp32")
+def test_where_fp32_does_not_fit_a_named_precision_is_not_compared_and_computes(
+    golden_small: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert hfprep.build(config_of(golden_small, tmp_path / "out", precision="bf16")).accepted == 8
+    assert "precision fp32 could not be measured: the models do not fit" in caplog.text
+    assert stats_of(tmp_path / "out")["code_agreement"] is None
+
+
+@pytest.mark.usefixtures("full_for_fp32")
+def test_where_fp32_does_not_fit_nothing_is_chosen_without_being_told(golden_small: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="name a precision that needs less memory, such as --precision bf16"):
+        hfprep.build(config_of(golden_small, tmp_path / "out", precision="auto"))
+
+
+def test_a_worker_process_measures_too(golden_small: Path, tmp_path: Path, real_workers: None) -> None:
+    summary = hfprep.build(config_of(golden_small, tmp_path / "out", precision="bf16", max_samples=2))
+    assert summary.accepted == 2
+    assert stats_of(tmp_path / "out")["code_agreement"]["modes"]["fp32"]["agreement"] == 1
 
 
 def test_auto_really_measures(golden_small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

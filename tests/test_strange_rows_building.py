@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 import hfprep
-from hfprep.errors import Reason, RejectedSample, StoreError
+from hfprep.errors import ConfigError, Reason, RejectedSample, StoreError
 from hfprep.inputs.manifest.rows import AudioFinder
 from hfprep.io import object_storage
 from hfprep.pipeline.inspection import Stores
@@ -190,3 +191,32 @@ def test_a_message_about_missing_audio_names_the_path_beside_the_manifest(
         row = json.loads((tmp_path / "out" / "rejected.jsonl").read_bytes())
         assert f" {tmp_path}/wavs/none.wav" in row["message"]
     assert AudioFinder(tmp_path / "m.jsonl", "s3://b/clips").find("../../x.wav") == "s3://b/x.wav"
+
+
+def test_names_of_folders_need_not_be_utf8(build: Build, rows: Rows, tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/d\xe9j\xe0"))
+    folder.mkdir()
+    for row in rows[:2]:
+        (folder / Path(row["audio"]).name).write_bytes(Path(row["audio"]).read_bytes())
+        row["audio"] = Path(row["audio"]).name
+    rows[2]["audio"] = "none.wav"
+    manifest = folder / "rows.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
+    summary = build(rows, manifest=manifest)
+    assert (summary.accepted, accounted(summary)) == (2, True)
+    assert rejected(tmp_path) == [(3, "audio_missing")]
+    assert build(rows, manifest=manifest).reused == 2
+    with pytest.raises(ConfigError, match="whose path is UTF-8"):
+        build(rows, output_dir=folder / "out")
+
+
+def test_max_samples_counts_rows_that_are_computed(build: Build, rows: Rows, tmp_path: Path) -> None:
+    rows[0]["audio"] = "none.wav"
+    summary = build(rows, max_samples=2)
+    assert (summary.accepted, summary.rejected, summary.capped) == (2, {"audio_missing": 1}, 1)
+
+
+def test_a_rejection_can_be_sent_to_another_process() -> None:
+    error = pickle.loads(pickle.dumps(RejectedSample(Reason.AUDIO_EMPTY, "said \udce9")))
+    assert (type(error), error.reason, error.message) == (RejectedSample, Reason.AUDIO_EMPTY, "said \\udce9")
+    assert str(error) == error.message

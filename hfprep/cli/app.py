@@ -137,14 +137,17 @@ def _this_python() -> str:
 
 def run_build(config: BuildConfig) -> int:
     """Run one build, print its summary, and give the exit status."""
-    from hfprep.pipeline.inputs import hashing_ahead
+    from hfprep.pipeline.engines.pool import WorkerPool
 
-    with hashing_ahead(config) as hashers:  # while torch and datasets are being imported
+    with WorkerPool() as pool:
+        if config.engine == "local":
+            pool.prepare(1)  # its imports run beside those of this process
         from hfprep.cli.summary import summary_table
         from hfprep.pipeline.building import Shared
         from hfprep.pipeline.building import build as build_features
+        from hfprep.pipeline.engines.choice import Workers
 
-        summary = build_features(config, shared=Shared(hashers=hashers))
+        summary = build_features(config, shared=Shared(workers=Workers(pool)))
 
     show(summary_table(summary), 100)
     if summary.interrupted_by is not None:

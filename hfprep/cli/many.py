@@ -16,13 +16,16 @@ COUNTS = ("lines read", "accepted", "train", "val", "reused", "computed", "rejec
 
 def run_many(configs: Sequence[BuildConfig]) -> int:
     """Build the data sets, print one summary, and give the exit status."""
-    from hfprep.pipeline.inputs import hashing_ahead
+    from hfprep.pipeline.engines.pool import WorkerPool
 
-    with hashing_ahead(configs[0]) as hashers:
+    with WorkerPool() as pool:
+        if configs[0].engine == "local":
+            pool.prepare(1)  # its imports run beside those of this process
         from hfprep.pipeline.building import Shared
         from hfprep.pipeline.building_many import build_many
+        from hfprep.pipeline.engines.choice import Workers
 
-        found = build_many(configs, shared=Shared(hashers=hashers))
+        found = build_many(configs, shared=Shared(workers=Workers(pool)))
     show(many_table(found), 140)
     for item in found.data_sets:
         if item.error is not None:

@@ -36,10 +36,11 @@ from hfprep.formats.nested_lists import list_array, list_feature
 from hfprep.formats.samples import SPLITS, Entry, Origin, Sample, SampleSet, fields_of, stored_vectors
 from hfprep.formats.shards import Block, ShardFormat, ShardOptions, ShardReader, blocks_of
 from hfprep.inputs.audio.containers import read_clip
+from hfprep.inputs.audio.decode import segment_as_wav
 from hfprep.io import atomic
 from hfprep.io.digest import digest
-from hfprep.io.references import file_name_of
-from hfprep.schema import Schema
+from hfprep.io.references import file_name_of, name_of
+from hfprep.schema import Schema, Segment
 from hfprep.store.shard_index import Shard
 
 if TYPE_CHECKING:
@@ -289,6 +290,10 @@ class ArrowReader(ShardReader):
 def _audio(entry: Entry, find: Callable[[str], str]) -> dict[str, Any]:
     audio = find(str(entry.record["audio_path"]))
     try:
+        offset = json.loads(entry.extra).get("offset")
+        if isinstance(offset, int | float):  # the row is a stretch of the recording
+            content = segment_as_wav(audio, Segment(float(offset), entry.record["duration"]))
+            return {"bytes": content, "path": f"{name_of(audio)}@{offset:g}.wav"}
         return {"bytes": read_clip(audio), "path": file_name_of(audio)}
     except (OSError, RejectedSample, pa.ArrowException) as error:
         raise StoreError(

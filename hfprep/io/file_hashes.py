@@ -1,25 +1,21 @@
 """Large files told apart: the SHA-256 of their content, remembered between runs, and whether they are still the same.
 
-Takes paths. Knows nothing of what the files hold, and imports nothing heavy: hashing begins while the packages of a
-build are being imported.
+Takes paths. Knows nothing of what the files hold.
 """
 
 import contextlib
 import hashlib
 import json
 import platform
-import subprocess
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 
 from hfprep.errors import CheckpointError
 from hfprep.io.atomic import write_bytes
 
-LARGE_BYTES = 1 << 26  # hashing fewer takes less than starting a process
-_PROGRAM = Path(__file__).with_name("hash_file.py")
+HASHING_THREADS = 4
 
 
 def sha256_file(path: Path) -> str:
@@ -34,6 +30,11 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _hashed(path: Path) -> str:
+    with _readable(path):
+        return sha256_file(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,73 +69,41 @@ def check_unchanged(seen: Mapping[Path, FileIdentity]) -> None:
             )
 
 
-class Hashers:
-    """Processes that hash one large file each. Threads would wait for Python's lock while packages are imported.
+def check_not_overwritten(seen: Mapping[Path, FileIdentity]) -> None:
+    """Raise CheckpointError where a file that was seen has been written to, while its weights are in use.
 
-    Leaving the context ends those that still run.
+    Another file under the same name is none of it: whoever has opened the first one still has that.
     """
-
-    def __init__(self) -> None:
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
-
-    def begin(self, key: str, path: Path) -> None:
-        """Have the file that `key` tells from all others hashed, if it is large and this was not asked for before."""
-        command = [sys.executable, "-I", "-S", str(_PROGRAM), str(path)]
-        with contextlib.suppress(OSError):  # no file or no process: whoever asks for the result finds out
-            if key not in self._running and path.stat().st_size >= LARGE_BYTES:
-                self._running[key] = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-                )
-
-    def sha256(self, key: str, path: Path) -> str:
-        """The file's hash, waited for, or computed here where no process did. Raises CheckpointError."""
-        process = self._running.pop(key, None)
-        if process is not None:
-            output, _ = process.communicate()
-            if process.returncode == 0:
-                return output.decode()
-        with _readable(path):
-            return sha256_file(path)
-
-    def __enter__(self) -> "Hashers":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for process in self._running.values():
-            process.kill()
-            process.communicate()
-        self._running.clear()
+    for path, identity in seen.items():
+        try:
+            now = FileIdentity.of(path)
+        except CheckpointError:  # it has been removed: what is open stays as it is
+            continue
+        replaced = now.machine == identity.machine and now.inode != identity.inode
+        if not replaced and (now.size, now.mtime_ns) != (identity.size, identity.mtime_ns):
+            raise CheckpointError(
+                f"{path} was overwritten while its weights were in use; what was computed since is dropped. Put a new "
+                "file in its place (write it under another name, then rename it), and run the same command again"
+            )
 
 
 class FileHashes:
     """SHA-256 of large files, remembered by path, size, times and inode in a small file between runs."""
 
-    def __init__(self, memory: Path, hashers: Hashers) -> None:
+    def __init__(self, memory: Path) -> None:
         self.memory = memory
-        self.hashers = hashers
-
-    def begin(self, paths: Iterable[Path]) -> None:
-        """Have those files hashed that are not remembered, for `sha256` to ask for. Raises CheckpointError."""
-        known = self._recall()
-        for path in paths:
-            key = self._key(path)
-            if key not in known:
-                self.hashers.begin(key, path)
 
     def sha256(self, paths: Mapping[str, Path]) -> dict[str, str]:
-        """Hashes of the files, by the names given to them; large files are read in parallel where they must be.
+        """Hashes of the files, by the names given to them; those that are not remembered are read in parallel.
 
         Raises CheckpointError where one cannot be read.
         """
         known = self._recall()
         keys = {name: self._key(path) for name, path in paths.items()}
         missing = {keys[name]: path for name, path in paths.items() if keys[name] not in known}
-        for key, path in missing.items():
-            self.hashers.begin(key, path)
         if missing:
-            known |= {key: self.hashers.sha256(key, path) for key, path in missing.items()}
+            with ThreadPoolExecutor(HASHING_THREADS) as pool:
+                known |= zip(missing, pool.map(_hashed, missing.values()), strict=True)
             write_bytes(self.memory, json.dumps(known, indent=0).encode())
         return {name: known[key] for name, key in keys.items()}
 

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -108,15 +109,31 @@ def computing(name: str, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _tf32(allowed: bool, device: torch.device) -> Iterator[None]:
+    """TF32 allowed or not, and 16-bit products summed in float32; as they were again afterwards.
+
+    torch 2.9 has a new setting for TF32, and refuses to read the old one once a program has set the new one.
+    """
     if device.type != "cuda":
         yield
         return
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    matmul, cudnn = torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn)
+    settings: list[tuple[Any, str, Any]] = [
+        (matmul, "allow_fp16_reduced_precision_reduction", False),
+        (matmul, "allow_bf16_reduced_precision_reduction", False),
+    ]
+    if hasattr(matmul, "fp32_precision"):
+        name = "tf32" if allowed else "ieee"
+        settings += [(matmul, "fp32_precision", name), (cudnn.conv, "fp32_precision", name)]
+    else:
+        settings += [(matmul, "allow_tf32", allowed), (cudnn, "allow_tf32", allowed)]
+    before = [(owner, key, getattr(owner, key)) for owner, key, _ in settings]
     try:
+        for owner, key, value in settings:
+            setattr(owner, key, value)
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        for owner, key, value in before:
+            setattr(owner, key, value)
 
 
 def half_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -54,6 +54,11 @@ class Breaker:
             raise self._error()
         return final
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether failures are held of which nobody knows whose fault they are."""
+        return bool(self._held)
+
     def finish(self) -> list[Rejection]:
         """What is rejected at the end of the run.
 

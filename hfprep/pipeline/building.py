@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-import datasets
 import numpy as np
 
 from hfprep.errors import ConfigError, StopRequested
@@ -20,16 +19,15 @@ from hfprep.formats.build_formats import export_formats, forget_exports, keep_ex
 from hfprep.formats.keeping import open_store
 from hfprep.formats.samples import Origin
 from hfprep.io.atomic import write_lines
-from hfprep.io.file_hashes import Hashers
 from hfprep.io.lock import OutputLock
 from hfprep.io.object_storage import url_of
 from hfprep.pipeline.codebook import CodebookUse
 from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.devices import choose_workers
-from hfprep.pipeline.engines.choice import run_engine
-from hfprep.pipeline.engines.spec import BatchCost, Models
+from hfprep.pipeline.engines.choice import ENGINES, Workers
+from hfprep.pipeline.engines.spec import BatchCost
 from hfprep.pipeline.inputs import Inputs, find_inputs
-from hfprep.pipeline.logs import log_to_file
+from hfprep.pipeline.logs import log_to_file, no_progress_bars
 from hfprep.pipeline.parts import part_facts, withdraw_part, write_part
 from hfprep.pipeline.planning import Plan, PlanCounts, Planner, PlanOptions, no_doubt
 from hfprep.pipeline.precision_choice import decide, measured
@@ -59,14 +57,13 @@ NAMED_FILES = ("tokenizer", "gpt_checkpoint")  # whose paths stats.json gives
 
 @dataclass
 class Shared:
-    """What the builds of one run have in common: the models, found by the first and loaded when one needs them.
+    """What the builds of one run have in common: the models, found by the first build, and workers that load them.
 
-    `hashers` may have begun to hash their files (`hashing_ahead`).
+    Whoever makes one closes its workers (`with shared.workers:`).
     """
 
     inputs: Inputs | None = None
-    hashers: Hashers | None = None
-    models: Models = field(default_factory=Models)
+    workers: Workers = field(default_factory=Workers)
 
 
 def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
@@ -77,24 +74,29 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
     have them `shared`.
     """
     started = time.monotonic()
-    datasets.disable_progress_bars()
-    shared = shared or Shared()
     folder = open_folder(config.output_dir, config.work_dir)
+    engine = ENGINES[config.engine]
     with ExitStack() as stack:
+        stack.enter_context(no_progress_bars())
+        if shared is None:
+            shared = Shared()
+            stack.enter_context(shared.workers)
+        workers = shared.workers
+        engine.prepare(config, workers)
         stack.enter_context(OutputLock(folder.private / "lock"))
         stack.enter_context(log_to_file(folder.private / "build.log", as_json=config.log_json))
         stop = stack.enter_context(stop_on_signals())
         folder.reset_work()
         stack.callback(folder.remove_work)
-        inputs = shared.inputs = shared.inputs or find_inputs(config, folder, shared.hashers)
+        inputs = shared.inputs = shared.inputs or find_inputs(config, folder)
         output = open_output(folder, inputs.schema)
         mirror = stack.enter_context(Mirror(output)) if isinstance(output, RemoteOutput) else None
         state = State(output.private / "state.sqlite", output.work / "scan.sqlite")
         stack.callback(state.close)
         check_recipe(state, inputs.schema)
+        config = decide(with_split(config), inputs, state, lambda trial: engine.trial(trial, workers))
         withdraw_part(output)
-        config = decide(with_split(config), inputs, state)
-        run = _Run(config, output, state, inputs, shared.models, started, mirror)
+        run = _Run(config, output, state, inputs, workers, started, mirror)
         stack.callback(run.close)
         try:
             plan = run.plan(stop)
@@ -149,7 +151,7 @@ class _Run:
         output: NpyOutput,
         state: State,
         inputs: Inputs,
-        models: Models,
+        workers: Workers,
         started: float,
         mirror: Mirror | None,
     ) -> None:
@@ -157,7 +159,7 @@ class _Run:
         self.output = output
         self.state = state
         self.inputs = inputs
-        self.models = models
+        self.workers = workers
         self.started = started
         self.mirror = mirror
         self.kept = open_store(output, state, config.formats, config.max_shard_bytes)
@@ -266,14 +268,14 @@ class _Run:
                 )
 
             try:
-                run_engine(
+                ENGINES[self.config.engine].run(
                     self.config,
                     self.inputs,
                     plan,
                     self.kept.staging,
                     sink,
                     work=self.output.work,
-                    models=self.models,
+                    workers=self.workers,
                     stop=lambda: stop.signal is not None,
                 )
             except StopRequested:

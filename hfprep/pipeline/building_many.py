@@ -3,6 +3,7 @@
 `build_many(configs)` is the Python call behind `python -m hfprep build --dataset ...`.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -52,9 +53,12 @@ def build_many(configs: Sequence[BuildConfig], *, shared: Shared | None = None) 
     """
     started = time.monotonic()
     check_together(configs)
-    shared = shared or Shared()
     results: list[DataSetResult] = []
-    with stop_on_signals() as between_builds:
+    with contextlib.ExitStack() as stack:
+        if shared is None:
+            shared = Shared()
+            stack.enter_context(shared.workers)
+        between_builds = stack.enter_context(stop_on_signals())
         signal: int | None = None
         for config in configs:
             if signal is None:

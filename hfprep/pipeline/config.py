@@ -4,6 +4,7 @@ The command line takes its flags, defaults and help texts from the fields below.
 how the work is done, nor of the model's config.yaml (see model_config).
 """
 
+import os
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -25,7 +26,7 @@ CHANGE, DEBUGGING = "When things change", "Debugging"
 PANELS = (INPUT, MODELS, OUTPUT, SPEED, SCALE, CHANGE, DEBUGGING)
 FORMATS = ("npy", "arrow", "webdataset")
 ON_CHANGE = ("recompute", "refuse")
-ENGINES = ("local", "ray")
+ENGINES = ("local", "inline", "ray")
 PLAIN, AUTO = "fp32", "auto"
 PRECISIONS = (*MODEL_PRECISIONS, AUTO)
 
@@ -83,7 +84,7 @@ class BuildConfig(ModelOptions):
     workers: int = option(0, "Threads that decode audio; 0: one per CPU core.", SPEED)
     num_processes: int = option(0, "Processes on this machine; 0: one per GPU, else one.", SCALE)
     shard: str | None = option(None, "Build one part of the manifest: 0/16 to 15/16; `merge` joins them.", SCALE)
-    engine: str = option("local", "local: this machine; ray: a Ray cluster (pip install 'hfprep[ray]').", SCALE)
+    engine: str = option("local", "local: processes here; ray: a Ray cluster; inline: this process (to debug).", SCALE)
     ray_address: str | None = option(None, "Address of the Ray cluster (auto or HOST:PORT); default: start one.", SCALE)
     num_gpus_per_worker: float | None = option(None, "GPUs per Ray worker (0.5 puts two workers on one GPU).", SCALE)
     on_change: str = option("recompute", "recompute or refuse, if what finished samples depend on has changed.", CHANGE)
@@ -99,6 +100,8 @@ class BuildConfig(ModelOptions):
                 object.__setattr__(self, item.name, Path(value))
         self._require(self.manifest != Path(), "manifest", "the path of a manifest")
         self._require(self.output_dir != Path(), "output_dir", "the path of a folder")
+        utf8 = str(self.output_dir).encode("utf-8", "replace") == os.fsencode(self.output_dir)
+        self._require(utf8, "output_dir", "a folder whose path is UTF-8 (that of the data need not be)")
         remote = url_of(self.output_dir) is not None
         self._require(self.work_dir is None or remote, "work_dir", "left out: --output-dir is itself a local folder")
         self._require(not (remote and self.skip_existing), "skip_existing", "left out with an output in object storage")
@@ -108,7 +111,7 @@ class BuildConfig(ModelOptions):
         self._require(self.engine in ENGINES, "engine", " or ".join(ENGINES))
         self._require(self.precision in PRECISIONS, "precision", ", ".join(PRECISIONS[:-1]) + " or " + PRECISIONS[-1])
         self._require(
-            self.precision != "auto" or (self.engine == "local" and self.shard is None),
+            self.precision != "auto" or (self.engine != "ray" and self.shard is None),
             "precision",
             "a precision by name with --engine ray and with --shard: each machine would choose for itself",
         )

@@ -1,6 +1,8 @@
 """Which device computes, how much memory it has, and how many threads decode."""
 
+import math
 import os
+from pathlib import Path
 
 import torch
 
@@ -22,11 +24,52 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def device_memory(device: torch.device) -> int | None:
-    """Bytes of memory of a GPU; None for the CPU."""
-    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+def device_memory(device: torch.device, tenants: int = 1) -> int | None:
+    """Bytes of memory of a GPU for each of so many workers that share it; None for the CPU."""
+    if device.type != "cuda":
+        return None
+    return int(torch.cuda.get_device_properties(device).total_memory) // max(1, tenants)
+
+
+def cpu_count(root: Path = Path("/")) -> int:
+    """CPU cores that this process may use: those it may run on, or fewer where its control group has a quota."""
+    quotas = _quotas(root)
+    return max(1, min([len(os.sched_getaffinity(0)), *(math.ceil(quota) for quota in quotas)]))
+
+
+def _quotas(root: Path) -> list[float]:
+    """The CPU quotas, in cores, of this process's control groups and of those that they are in (version 1 or 2)."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / controllers
+        own = mount / path.lstrip("/")
+        for folder in (own, *own.parents):
+            if folder.is_relative_to(mount):
+                found.append(_quota(folder))
+    return [quota for quota in found if quota is not None]
+
+
+def _quota(folder: Path) -> float | None:
+    """The quota of one control group; None where it has none."""
+    try:
+        if (folder / "cpu.max").is_file():
+            quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
+        else:
+            quota, period = (
+                (folder / f"cpu.cfs_{name}_us").read_text(encoding="utf-8") for name in ("quota", "period")
+            )
+        return float(quota) / float(period) if float(quota) > 0 else None
+    except (OSError, ValueError):  # no such file, or the word max
+        return None
 
 
 def choose_workers(workers: int) -> int:
     """Threads for `--workers`: 0 is one for each CPU core this process may use."""
-    return workers or len(os.sched_getaffinity(0))
+    return workers or cpu_count()

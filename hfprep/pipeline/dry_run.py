@@ -6,17 +6,14 @@ into the output directory.
 """
 
 import heapq
+import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
-
-import datasets
-import numpy as np
 
 from hfprep.errors import ConfigError, RejectedSample
 from hfprep.io.object_storage import url_of
@@ -24,11 +21,12 @@ from hfprep.pipeline.batching import BatchLimits, FrameBudget, batches, padded_f
 from hfprep.pipeline.building import plan_options
 from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.devices import choose_device, choose_workers, device_memory
-from hfprep.pipeline.engines.local import WINDOW_ROWS
-from hfprep.pipeline.engines.processes import choose_num_processes, worker_device
-from hfprep.pipeline.engines.shards import cut
+from hfprep.pipeline.engines.choice import tenants
+from hfprep.pipeline.engines.local import choose_num_processes, worker_device
+from hfprep.pipeline.engines.rows import units_of
 from hfprep.pipeline.inputs import Inputs, find_inputs
 from hfprep.pipeline.intake import expected_seconds
+from hfprep.pipeline.logs import no_progress_bars
 from hfprep.pipeline.planning import Plan, PlanCounts, Planner
 from hfprep.pipeline.precision_choice import without_measuring
 from hfprep.recipes.base import frames_in
@@ -94,8 +92,8 @@ class _Unlisted:
 
 def preview(config: BuildConfig) -> Preview:
     """Plan a build and say what it would do; raises what the build would raise before it reads any audio."""
-    datasets.disable_progress_bars()
     with ExitStack() as stack:
+        stack.enter_context(no_progress_bars())
         private = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hfprep-dry-run-")))
         url = url_of(config.output_dir)
         folder = OutputFolder(config.output_dir)
@@ -136,7 +134,8 @@ class _Estimate:
         self.plan = plan
         self.num_processes = choose_num_processes(config.num_processes, config.device)
         device = choose_device(config.device)
-        self.limits = BatchLimits.choose(config.batch_size, device_memory(device), inputs.schema.frame_rate)
+        memory = device_memory(device, tenants(config.device, self.num_processes))
+        self.limits = BatchLimits.choose(config.batch_size, memory, inputs.schema.frame_rate)
         self.packed = inputs.models.packs(device)
         self.text_len = self.mean_text_len()
         self.num_batches = self.frames = self.padded = self.num_bytes = self.disk_bytes = self.unreadable = 0
@@ -144,16 +143,13 @@ class _Estimate:
         self.shard_samples: list[int] = []
 
     def preview(self, root: Path, counts: PlanCounts, rejected: dict[str, int]) -> Preview:
-        """Go through the shards as the engine would hand them out."""
-        positions = np.asarray(self.plan.pending_positions(), np.int64)
-        if self.num_processes > 1:
-            runs: Iterator[Any] = (shard.rows for shard in cut(positions))
-        else:
-            runs = (positions[start : start + WINDOW_ROWS] for start in range(0, len(positions), WINDOW_ROWS))
+        """Go through the work units as the engine would hand them out."""
         with ThreadPoolExecutor(choose_workers(self.config.workers)) as pool:
-            for run in runs:
-                rows = self.plan.dataset[run.tolist()]
-                columns = zip(rows["duration"], rows["path"], rows["need"], rows["audio_bytes"], strict=True)
+            for unit in units_of(self.plan, self.num_processes):
+                rows = self.plan.dataset[[int(row) for row in unit.rows]]
+                columns = zip(
+                    rows["duration"], map(os.fsdecode, rows["path"]), rows["need"], rows["audio_bytes"], strict=True
+                )
                 self.add(list(pool.map(self.measure, columns)))
         return Preview(
             output_dir=root,

@@ -234,7 +234,7 @@ class FeatureExtractor:
                 yield place, item
                 continue
             task, rejection = item
-            if isinstance(rejection, Unproven) and (self._worked or self._machine_works(task)):
+            if isinstance(rejection, Unproven) and (self._worked or self.works(task)):
                 rejection = rejection.proven()
             refused.append((task, rejection))
 
@@ -292,7 +292,7 @@ class FeatureExtractor:
             self._worked = True
             self._controls["computed"] = good[-1]
         for index, (task, found) in enumerate(outcomes):
-            if isinstance(found, Unproven) and (good or self._machine_works(task)):
+            if isinstance(found, Unproven) and (good or self.works(task)):
                 outcomes[index] = task, found.proven()
         return BatchResult(outcomes, sum(item.num_frames for item in batch), self._cost(batch), elapsed)
 
@@ -344,11 +344,11 @@ class FeatureExtractor:
         ((_, found),) = Arriving(self.models, [item], download, 0.0).outcomes()
         return found
 
-    def _machine_works(self, suspect: Task) -> bool:
-        """Whether another sample comes through now: then what failed is the fault of the suspect."""
+    def works(self, suspect: Task | None = None) -> bool:
+        """Whether a sample other than the suspect comes through now: then what has failed is the suspect's fault."""
         for name in ("computed", "before", "shortest"):
             task = self._controls.get(name)
-            if task is None or task.utterance.id == suspect.utterance.id:
+            if task is None or (suspect is not None and task.utterance.id == suspect.utterance.id):
                 continue
             item = self.intake.load(task)
             if isinstance(item, tuple):

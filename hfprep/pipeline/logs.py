@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from io import TextIOWrapper
 from pathlib import Path
 
+import datasets
+
 from hfprep.io.atomic import NO_LINK, explained
 from hfprep.io.printable import printable, printable_json, printable_lines
 
@@ -64,6 +66,7 @@ def log_to_file(path: Path, *, as_json: bool) -> Iterator[None]:
     handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(formatter(as_json))
     logger = logging.getLogger("hfprep")
+    level = logger.level
     if logger.getEffectiveLevel() > logging.INFO:
         logger.setLevel(logging.INFO)
     logger.addHandler(handler)
@@ -71,4 +74,17 @@ def log_to_file(path: Path, *, as_json: bool) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
         handler.close()
+
+
+@contextlib.contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Keep `datasets` from drawing bars while inside."""
+    shown = datasets.are_progress_bars_disabled() is False
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()

@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import operator
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +49,7 @@ CHUNK_ROWS = 4096
 SHOWN_CHANGES = 5
 INSPECTED_TOGETHER = 256  # rows that one thread looks up at a time
 UTTERANCE_FIELDS = tuple(item.name for item in dataclasses.fields(Utterance))
+PATH_FIELD = UTTERANCE_FIELDS.index("path")
 _fields_of = operator.attrgetter(*UTTERANCE_FIELDS)
 
 
@@ -59,7 +61,7 @@ def rows_schema(groups: Sequence[str]) -> pa.Schema:
             ("id", pa.string()),
             ("text", pa.string()),
             ("audio", pa.string()),
-            ("path", pa.string()),
+            ("path", pa.binary()),  # of any bytes, as names of folders are
             ("speaker", pa.string()),
             ("language", pa.string()),
             ("duration", pa.float64()),
@@ -157,7 +159,8 @@ class Plan:
 
 def planned_row(row: dict[str, Any]) -> PlannedRow:
     """A row of the plan's Dataset as an object."""
-    utterance = Utterance(*(row[name] for name in UTTERANCE_FIELDS))
+    fields = row | {"path": os.fsdecode(row["path"])}
+    utterance = Utterance(*(fields[name] for name in UTTERANCE_FIELDS))
     audio = AudioIdentity(row["audio_bytes"], row["audio_mtime_ns"], row["audio_sha256"])
     return PlannedRow(utterance, row["fingerprints"], audio, frozenset(row["need"]))
 
@@ -230,9 +233,12 @@ class Planner:
                 counts.capped += mine
                 continue
             # Lines of other parts are read too: a duplicate id and --max-samples are matters of the whole manifest.
-            row = parse_line(number, raw, here if mine else elsewhere, self.options.language)
+            finder = here if mine or self.options.max_samples is not None else elsewhere
+            row = parse_line(number, raw, finder, self.options.language)
             if isinstance(row, Utterance):
                 row = self._with_new_id(row, names)
+            if isinstance(row, Utterance) and self.options.max_samples is not None:
+                row = self._with_audio(row)
             if isinstance(row, Rejection):
                 if mine:
                     self._reject(row)
@@ -240,6 +246,14 @@ class Planner:
             taken += 1
             if mine:
                 yield row
+
+    def _with_audio(self, row: Utterance) -> Utterance | Rejection:
+        """The row itself, where its audio is there: others do not count as taken."""
+        try:
+            self.inspector.stores.identify(row.path, by_content=False)
+        except RejectedSample as error:
+            return Rejection(row.line, row.id, error.reason, error.message)
+        return row
 
     def _with_new_id(self, row: Utterance, names: NameRules) -> Utterance | Rejection:
         """The row itself, where its id is no earlier one's, also not for the output's file system."""
@@ -321,7 +335,8 @@ class Planner:
             counts.known += sample is not None
         else:
             counts.reused += 1
-        fields = _fields_of(utterance)
+        fields = list(_fields_of(utterance))
+        fields[PATH_FIELD] = os.fsencode(utterance.path)
         return (*fields, fingerprints, identity.size, identity.mtime_ns, identity.sha256, sorted(need))
 
     def _missing(

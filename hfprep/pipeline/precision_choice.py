@@ -6,27 +6,25 @@ with it, so that a rerun computes as before. Takes a BuildConfig, its inputs and
 """
 
 import dataclasses
-import gc
 import itertools
 import logging
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
-import torch
+import numpy as np
 
-from hfprep.errors import ConfigError, RejectedSample
+from hfprep.errors import ConfigError
 from hfprep.inputs.manifest.opening import open_source
 from hfprep.inputs.manifest.rows import AudioFinder, parse_line
 from hfprep.models.precision import candidates, require
-from hfprep.pipeline.batching import BatchLimits, FrameBudget, batches
 from hfprep.pipeline.config import AUTO, PLAIN, BuildConfig
-from hfprep.pipeline.devices import choose_device
+from hfprep.pipeline.devices import choose_device, choose_workers
+from hfprep.pipeline.engines.spec import ExtractorSpec
 from hfprep.pipeline.inputs import Inputs
-from hfprep.pipeline.intake import Clip, read_clip, via_rate
-from hfprep.pipeline.transfers import padded_batch
-from hfprep.recipes.base import AudioInput, Model, ModelSet
-from hfprep.schema import Rejection
+from hfprep.pipeline.intake import expected_seconds, via_rate
+from hfprep.pipeline.precision_trial import Trial, TrialResult
+from hfprep.recipes.base import frames_in
+from hfprep.schema import Rejection, Utterance
 from hfprep.store.fingerprints import with_numerics
 from hfprep.store.state import State
 
@@ -35,22 +33,22 @@ log = logging.getLogger(__name__)
 KEY = "code_agreement"  # in the state
 # Frames that are measured: of 4000, an agreement of 0.995 has a standard error of 0.001. A CPU does 100 in a second.
 FRAMES = {"cpu": 1000, "cuda": 4000}
-SHORTEST_FRAMES, LONGEST_FRAMES = 10, 1500  # other clips are left out
+SHORTEST_SECONDS, LONGEST_SECONDS = 0.25, 30.0  # other clips are left out
 MOST_ROWS = 1000
-BATCHES = {"cpu": BatchLimits(1, None), "cuda": BatchLimits(64, 8000)}
 
 
-def decide(config: BuildConfig, inputs: Inputs, state: State) -> BuildConfig:
-    """The config with the precision that computes, never auto.
+def decide(config: BuildConfig, inputs: Inputs, state: State, run: Callable[[Trial], TrialResult]) -> BuildConfig:
+    """The config with the precision that computes, never auto; `run` computes clips where a build would.
 
-    Raises ConfigError where the device cannot compute in the precision that was asked for or chosen earlier.
+    Raises ConfigError where the device cannot compute in the precision that was asked for or chosen earlier, or where
+    none can be chosen because fp32, with which the others are compared, does not run there.
     """
     asked, able = "" if config.precision == AUTO else config.precision, inputs.models.precisions
     if asked and asked not in able:
         raise ConfigError(
             f"--precision is {asked!r}; models of the recipe {inputs.schema.recipe!r} compute in {' or '.join(able)}"
         )
-    if config.precision == PLAIN or config.engine != "local":
+    if config.precision == PLAIN or config.engine == "ray":
         return config
     device = choose_device(config.device)
     require(asked or PLAIN, device)
@@ -59,24 +57,36 @@ def decide(config: BuildConfig, inputs: Inputs, state: State) -> BuildConfig:
         require(earlier, device, "--precision is 'auto', which has chosen {name!r} for this output before")
         return dataclasses.replace(config, precision=earlier)
     modes = [asked] if asked else [name for name in candidates(device) if name in able]
-    audio, on_gpu = inputs.models.audio, device.type == "cuda"
-    clips = list(_clips(config, audio, FRAMES[device.type], on_gpu=on_gpu)) if modes else []
+    clips = _clips(config, inputs, FRAMES[device.type]) if modes else ()
     if not clips:
         log.info(
             "precision: %s, %s", asked or PLAIN, "without a clip to measure with" if modes else "the only one here"
         )
         return dataclasses.replace(config, precision=asked or PLAIN)
-    found = _measure(inputs, device, modes, clips)
+    found = _measure(config, inputs, modes, clips, run)
+    if not found and not asked:
+        raise ConfigError(
+            f"--precision is 'auto', but fp32, with which the others are compared, does not run on {device} now; name "
+            f"a precision that needs less memory, such as --precision {modes[-1]}, or stop what else runs there"
+        )
     chosen = asked or choose(found, config.min_code_agreement)
+    if chosen in found:
+        _say_and_keep(config, inputs, state, found, chosen)
+    return dataclasses.replace(config, precision=chosen)
+
+
+def _say_and_keep(
+    config: BuildConfig, inputs: Inputs, state: State, found: dict[str, dict[str, float]], chosen: str
+) -> None:
     for mode, result in found.items():
         log.info("precision %s: %.2f %% of codes as in fp32, %.0f frames a second%s", mode,
                  100 * result["agreement"], result["frames_per_second"], ", chosen" * (mode == chosen))  # fmt: skip
     if found[chosen]["agreement"] < config.min_code_agreement:
         log.warning("--precision %s keeps less than --min-code-agreement %s of the codes", chosen,
                     config.min_code_agreement)  # fmt: skip
-    kept = {"frames": sum(clip.num_frames for clip in clips), "bound": config.min_code_agreement, "modes": found}
+    frames = int(found[PLAIN].pop("frames"))
+    kept = {"frames": frames, "bound": config.min_code_agreement, "modes": found}
     state.put(KEY, {"precision": chosen, "asked": config.precision, "models": _models_of(config, inputs), **kept})
-    return dataclasses.replace(config, precision=chosen)
 
 
 def without_measuring(config: BuildConfig, inputs: Inputs, state: State) -> BuildConfig:
@@ -119,61 +129,64 @@ def _earlier(config: BuildConfig, inputs: Inputs, state: State) -> str | None:
     return codes["precision"] if same and config.precision == AUTO else None
 
 
-def _clips(config: BuildConfig, audio: AudioInput, num_frames: int, *, on_gpu: bool) -> Iterator[Clip]:
-    """The manifest's first clips that can be used, until there are `num_frames` frames."""
-    via = via_rate(config.audio_sr, audio)
-    finder = AudioFinder(config.manifest, config.audio_root)
-    rows = open_source(config.manifest, config.field_map).lines()
-    for number, raw in itertools.islice(rows, MOST_ROWS):
-        row = parse_line(number, raw, finder, config.language)
-        if isinstance(row, Rejection):
-            continue
-        try:
-            clip = read_clip(row.path, audio, segment=row.segment, via=via, on_gpu=on_gpu)
-        except (RejectedSample, OSError):  # the build will say so
-            continue
-        if SHORTEST_FRAMES <= clip.num_frames <= LONGEST_FRAMES:
-            yield clip
-            num_frames -= clip.num_frames
-        if num_frames <= 0:
-            return
-
-
-def _measure(inputs: Inputs, device: torch.device, modes: list[str], clips: list[Clip]) -> dict[str, dict[str, float]]:
-    """For fp32 and each mode: agreement (the share of codes that are as in fp32) and frames_per_second."""
-    limits = BATCHES[device.type]
-    ordered = sorted(clips, key=lambda clip: clip.num_frames)
-    groups = list(batches(ordered, limits, FrameBudget(limits.max_frames)))
-    found, plain = {}, torch.empty(0)
-    for mode in (PLAIN, *modes):
-        codes, seconds = _codes_in(mode, inputs, device, groups)
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        plain = codes if mode == PLAIN else plain
-        agreement = float((codes == plain).double().mean())
-        found[mode] = {"agreement": agreement, "frames_per_second": round(len(codes) / seconds, 1)}
-    return found
-
-
-def _codes_in(mode: str, inputs: Inputs, device: torch.device, groups: list[list[Clip]]) -> tuple[torch.Tensor, float]:
-    """The codes of all clips in one precision, and the seconds they took."""
-    model = inputs.models.load(device, mode)
-    wanted = frozenset({_codes_group(inputs)})
-    _codes(inputs.models, model, groups[0], wanted)  # the first call of everything takes longer
-    started = time.perf_counter()
-    codes = torch.cat([_codes(inputs.models, model, group, wanted) for group in groups])
-    return codes, time.perf_counter() - started
-
-
 def _codes_group(inputs: Inputs) -> str:
     """The group whose codes say how exact a precision is."""
     return next(column.group for column in inputs.schema.of_kind("codes"))
 
 
-def _codes(models: ModelSet, model: Model, group: list[Clip], groups: frozenset[str]) -> torch.Tensor:
-    """The codes of all clips of a batch, one after the other: (codes,), on the CPU."""
-    audio = [clip.audio for clip in group]
-    (codes,) = model(padded_batch(audio, model.device), torch.tensor([len(item) for item in audio]), groups).values()
-    rows = zip(codes.cpu(), group, strict=True)
-    return torch.cat([row[..., : models.num_codes(clip.num_frames)].flatten() for row, clip in rows])
+def _clips(config: BuildConfig, inputs: Inputs, num_frames: int) -> tuple[Utterance, ...]:
+    """The manifest's first clips that look usable by their headers, until there are `num_frames` frames."""
+    finder, found = AudioFinder(config.manifest, config.audio_root), []
+    rows = open_source(config.manifest, config.field_map).lines()
+    for number, raw in itertools.islice(rows, MOST_ROWS):
+        row = parse_line(number, raw, finder, config.language)
+        if isinstance(row, Rejection):
+            continue
+        seconds = expected_seconds(row.path, None) if row.segment is None else row.segment.seconds
+        if not seconds or not SHORTEST_SECONDS <= seconds <= LONGEST_SECONDS:
+            continue  # the build will say why, or it takes it
+        found.append(row)
+        num_frames -= frames_in(inputs.models, seconds)
+        if num_frames <= 0:
+            break
+    return tuple(found)
+
+
+def _measure(
+    config: BuildConfig,
+    inputs: Inputs,
+    modes: list[str],
+    clips: tuple[Utterance, ...],
+    run: Callable[[Trial], TrialResult],
+) -> dict[str, dict[str, float]]:
+    """For fp32 and each mode that runs: agreement (the share of codes that are as in fp32) and frames_per_second.
+
+    Nothing where fp32 does not run; its `frames` is the number of codes that were compared.
+    """
+    spec = ExtractorSpec(
+        model_set=inputs.models,
+        staging=None,
+        need=frozenset({_codes_group(inputs)}),
+        seen=inputs.seen,
+        device=config.device,
+        batch_size=config.batch_size,
+        workers=choose_workers(config.workers),
+        via_sampling_rate=via_rate(config.audio_sr, inputs.models.audio),
+    )
+    found: dict[str, dict[str, float]] = {}
+    plain: dict[int, np.ndarray] = {}
+    for mode in (PLAIN, *modes):
+        trial = Trial(spec=dataclasses.replace(spec, precision=mode), device=config.device, clips=clips)
+        result = run(trial)
+        if not result.codes:
+            log.warning("precision %s could not be measured: %s", mode, result.problem or "no clip could be used")
+            if mode == PLAIN:
+                return {}
+            continue
+        if mode == PLAIN:
+            plain = result.codes
+        frames = sum(map(len, plain.values()))
+        equal = sum(int((codes == plain[line]).sum()) for line, codes in result.codes.items() if line in plain)
+        found[mode] = {"agreement": equal / frames, "frames_per_second": round(frames / max(result.seconds, 1e-9), 1)}
+    found[PLAIN]["frames"] = float(sum(map(len, plain.values())))
+    return found

@@ -129,8 +129,9 @@ def _read_at(stream: BinaryIO, offset: int, length: int) -> bytes:
 def check_clip_bytes(audio: str, length: int) -> None:
     """Refuse a clip that is too large to be held in memory."""
     if length > MAX_CLIP_BYTES:
-        bound = f"{MAX_CLIP_BYTES >> 20} MiB are read from inside another file; make it a file of its own"
-        raise RejectedSample(Reason.AUDIO_TOO_LONG, f"{audio}: has {length} bytes; clips of up to {bound}")
+        bound = f"up to {MAX_CLIP_BYTES >> 20} MiB are read from object storage or inside another file"
+        message = f"{audio}: has {length} bytes; {bound}; make it a file of its own on a disk"
+        raise RejectedSample(Reason.AUDIO_TOO_LONG, message)
 
 
 def _in_memory(clip: bytes) -> int:

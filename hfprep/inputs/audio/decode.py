@@ -7,6 +7,7 @@ would end early in silence, the file itself is looked at. Knows nothing of manif
 """
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -116,6 +117,15 @@ def load_waveform(
     if via is not None and source_rate != sampling_rate:
         samples, source_rate = resample(samples, source_rate, via), via
     return Waveform(resample(samples, source_rate, sampling_rate), sampling_rate, seconds, is_flat)
+
+
+def segment_as_wav(path: str | os.PathLike[str], segment: Segment) -> bytes:
+    """A segment as a wav file of its own: mono, float32, at the recording's rate. Raises as `load_waveform` does."""
+    rate = read_header(path, segment=segment).sampling_rate
+    waveform = load_waveform(path, sampling_rate=rate, segment=segment)
+    target = io.BytesIO()
+    soundfile.write(target, waveform.samples, rate, format="WAV", subtype="FLOAT")
+    return target.getvalue()
 
 
 @contextlib.contextmanager

@@ -24,9 +24,15 @@ def hold(descriptor: int) -> None:
     threading.Thread(target=wait, name="hfprep-lifeline", daemon=True).start()
 
 
+def ignore_signals() -> None:
+    """Leave Ctrl-C and SIGTERM to the driver: both may reach a whole group of processes, and the driver decides."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def start(lifeline: str, connection: str, search_path: str) -> None:
     """The first and only call of a worker process: be ended with the driver, see the driver's modules, then work."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the driver decides
+    ignore_signals()
     hold(int(lifeline))
     sys.path[:] = json.loads(search_path)
     from hfprep.pipeline.engines.worker import main

@@ -1,141 +1,157 @@
-"""The engine of one process: `datasets.map` over the pending rows, here and now.
+"""Workers on this machine: a process each, with its own device, supervised, also where there is only one."""
 
-Maps windows of rows through the extractor and hands each batch to the sink as it completes, so that work is
-durable batch by batch although `datasets.map` itself keeps nothing of a map that dies.
-"""
-
-import contextlib
-from collections.abc import Callable, Generator, Iterator
+import dataclasses
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-import datasets
+import torch
 
-from hfprep.errors import HfprepError, StopRequested
-from hfprep.io.atomic import explained
-from hfprep.pipeline.background import BackgroundWriter
-from hfprep.pipeline.engines.spec import ExtractorSpec, Models, Sink, cost_of
-from hfprep.pipeline.engines.spool import by_its_own_name, spooled
-from hfprep.pipeline.features import BatchResult, FeatureExtractor, Task
-from hfprep.pipeline.planning import planned_row
+from hfprep.pipeline.devices import cpu_count
+from hfprep.pipeline.engines.driver import Died, Driver
+from hfprep.pipeline.engines.in_hand import in_hand
+from hfprep.pipeline.engines.messages import Assignment, Closed, Failed, LogLine, WorkerSetup
+from hfprep.pipeline.engines.pool import WorkerPool, WorkerProcess
+from hfprep.pipeline.engines.rows import control_of, queue_of
+from hfprep.pipeline.engines.spec import ExtractorSpec, Sink
+from hfprep.pipeline.engines.work_units import WorkUnit
+from hfprep.pipeline.planning import Plan
+from hfprep.pipeline.precision_trial import Trial, TrialResult
 from hfprep.schema import Features, Rejection
 from hfprep.store.layout import PlannedRow
 
-WINDOW_ROWS = 2048  # rows among which samples of like length find each other
-DONE = datasets.Features({"id": datasets.Value("string"), "rejected": datasets.Value("string")})
+POLL_SECONDS = 0.5
 
-Deliver = Callable[[list[tuple[PlannedRow, Features]], list[Rejection], BatchResult], None]
+
+def choose_num_processes(num_processes: int, device: str = "auto") -> int:
+    """Processes for `--num-processes`: 0 is one for each GPU where the device is left open, else one."""
+    return num_processes or (max(1, torch.cuda.device_count()) if device in ("auto", "cuda") else 1)
+
+
+def worker_device(device: str, rank: int) -> str:
+    """Device of a worker: its rank modulo the GPUs, unless one device was named."""
+    if device not in ("auto", "cuda") or not torch.cuda.is_available():
+        return device
+    return f"cuda:{rank % torch.cuda.device_count()}"
+
+
+def threads_per_process(num_processes: int) -> int:
+    """CPU threads for each of several processes on this machine."""
+    return max(1, cpu_count() // num_processes)
+
+
+class LocalCrew:
+    """Workers of a pool that are at work on one build."""
+
+    def __init__(
+        self, pool: WorkerPool, spec: ExtractorSpec, plan: Path, folder: Path, control: PlannedRow | None = None
+    ) -> None:
+        self._pool = pool
+        self._spec = spec
+        self._plan = plan
+        self._folder = folder
+        self._control = control
+        self._closed: set[WorkerProcess] = set()
+        self._at_work: dict[Connection, WorkerProcess] = {}
+
+    def start(self, rank: int, *, prove: bool) -> WorkerProcess:
+        worker = self._pool.take(rank)
+        self._at_work[worker.connection] = worker
+        worker.tell(
+            WorkerSetup(
+                spec=self._spec,
+                device=worker_device(self._spec.device, rank),
+                plan=self._plan,
+                folder=self._folder_of(worker),
+                control=self._control,
+                prove=prove,
+            )
+        )
+        return worker
+
+    def tell(self, worker: WorkerProcess, message: Any) -> None:
+        worker.tell(message)
+
+    def wait(self) -> Sequence[tuple[WorkerProcess, Any]]:
+        found: list[tuple[WorkerProcess, Any]] = []
+        for connection in wait(list(self._at_work), timeout=POLL_SECONDS):
+            assert isinstance(connection, Connection)
+            worker = self._at_work[connection]
+            try:
+                message = connection.recv()
+            except (EOFError, ConnectionResetError):
+                message = self._bury(worker)
+            if isinstance(message, Closed):
+                self._closed.add(worker)
+            found.append((worker, message))
+        return found
+
+    def assignment(self, unit: WorkUnit) -> Assignment:
+        return Assignment(unit.number, tuple(position for _, position in unit.left.values()))
+
+    def staged(self, computed: Sequence[tuple[PlannedRow, Features]]) -> list[Any]:
+        assert not computed  # workers here have staged everything
+        return []
+
+    def check(self, worker: WorkerProcess, rejection: Rejection) -> None:
+        """Every worker sees what the driver sees."""
+
+    def close(self, worker: WorkerProcess) -> None:
+        if self._at_work.pop(worker.connection, None) is None:
+            return
+        if worker in self._closed:
+            self._pool.give_back(worker)
+        else:
+            worker.end()
+        shutil.rmtree(self._folder_of(worker), ignore_errors=True)
+
+    def _bury(self, worker: WorkerProcess) -> Died:
+        del self._at_work[worker.connection]
+        worker.connection.close()
+        folder, status = self._folder_of(worker), worker.process.wait()
+        lines = in_hand(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        return Died(f"signal {-status}" if status < 0 else f"status {status}", lines)
+
+    def _folder_of(self, worker: WorkerProcess) -> Path:
+        return self._folder / f"worker_{worker.rank:02d}" / str(worker.process.pid)
 
 
 def run_local(
     spec: ExtractorSpec,
-    pending: datasets.Dataset,
+    plan: Plan,
     sink: Sink,
     *,
+    pool: WorkerPool,
     work: Path,
+    num_processes: int,
     stop: Callable[[], bool] = lambda: False,
-    models: Models | None = None,
 ) -> None:
-    """Compute every pending row in this process, with `models` that may be loaded already.
+    """Compute the pending rows of a plan with `num_processes` workers of a pool.
 
-    `sink` runs in a thread of its own: on an accelerator while the next batch computes, on a CPU before it does, so
-    that a kill costs one batch. Raises StopRequested after the batch in flight once `stop()` is true, and whatever the
-    sink raises.
+    Raises StopRequested once `stop()` is true, a worker's ConfigError, CheckpointError or StoreError, HfprepError
+    where workers keep dying whatever they are given, and whatever the sink raises.
     """
-    with contextlib.ExitStack() as stack:
-        extractor = spec.open(models=models)
-        stage, writer = spec.staging.open(work / "stage"), BackgroundWriter(overlap=extractor.looks_ahead)
-        for closing in (stage.close, writer.close, extractor.close):
-            stack.callback(closing)
-        counted = 0
-
-        def deliver(
-            computed: list[tuple[PlannedRow, Features]], rejections: list[Rejection], result: BatchResult
-        ) -> None:
-            nonlocal counted
-            features = [item for _, item in computed]
-            cost = cost_of(result, features, extractor.schema, extractor.out_of_memory_events - counted)
-            counted = extractor.out_of_memory_events
-            writer.submit(lambda: sink(stage.write(computed), rejections, cost))
-            if stop():
-                writer.flush()
-                raise StopRequested
-
-        map_rows(pending, extractor, deliver, cache_file=work / "done.arrow")
-        writer.flush()
+    control = control_of(plan)
+    crew = LocalCrew(pool, spec, plan.path, work, control)
+    Driver(crew, queue_of(plan, num_processes), sink, num_processes, has_control=control is not None).run(stop)
 
 
-def run_rows(
-    rows: list[dict[str, Any]], extractor: FeatureExtractor, *, spool: Path | None = None
-) -> Generator[tuple[list[tuple[PlannedRow, Features]], list[Rejection], BatchResult], None, None]:
-    """Run the extractor over rows of the plan: what was computed, what was rejected, and the whole, batch by batch.
-
-    With `spool`, a file that may be written meanwhile, clips inside Parquet files are read in their order.
-    """
-    planned = {row["line"]: planned_row(row) for row in rows}
-    with contextlib.ExitStack() as stack:
-        every = list(planned.values())
-        parts = None
-        if spool is not None:
-            parts = stack.enter_context(contextlib.closing(spooled(every, spool, extractor.schema.audio_groups)))
-        for part in parts or [every]:
-            used = {row.utterance.line: row for row in part}
-            results = extractor.extract(
-                [Task.of(extractor.schema, row.utterance, row.need, row.audio.size) for row in part]
-            )
-            stack.callback(results.close)
-            for result in results:
-                computed, rejections = [], []
-                for task, outcome in result.outcomes:
-                    line = task.utterance.line
-                    if isinstance(outcome, Features):
-                        computed.append((planned[line], outcome))
-                    else:
-                        rejections.append(by_its_own_name(outcome, planned[line], used[line]))
-                yield computed, rejections, result
-
-
-@contextlib.contextmanager
-def _first_error() -> Iterator[None]:
-    """Raise what ended a `map`, not what `datasets` met when it closed its own file after that."""
+def trial_in_worker(trial: Trial, pool: WorkerPool) -> TrialResult:
+    """Compute some clips in one precision in a worker of the pool. Raises ConfigError and CheckpointError."""
+    worker = pool.take(0)
+    worker.tell(dataclasses.replace(trial, device=worker_device(trial.device, 0)))
     try:
-        yield
-    except HfprepError:
-        raise
-    except Exception as error:
-        cause: BaseException | None = error.__context__
-        while cause is not None:
-            if isinstance(cause, (HfprepError, OSError)):
-                raise cause  # noqa: B904 - the later error is of no interest
-            cause = cause.__context__
-        raise
-
-
-def map_rows(
-    pending: datasets.Dataset, extractor: FeatureExtractor, deliver: Deliver, *, cache_file: Path
-) -> datasets.Dataset:
-    """Run the extractor over a Dataset of planned rows, delivering each batch as it completes.
-
-    Gives the mapped Dataset: `id` and `rejected` (the reason, or None), in source order.
-    """
-
-    def process(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        rejected: dict[int, str] = {}
-        with contextlib.closing(run_rows(rows, extractor, spool=cache_file.with_suffix(".spool"))) as batches:
-            for computed, rejections, result in batches:
-                rejected |= {rejection.line: rejection.reason.value for rejection in rejections}
-                deliver(computed, rejections, result)
-        return {"id": columns["id"], "rejected": [rejected.get(line) for line in columns["line"]]}
-
-    with explained(cache_file), _first_error():  # of all that happens here only the map's own file raises an OSError
-        return pending.map(
-            process,
-            batched=True,
-            batch_size=WINDOW_ROWS,
-            remove_columns=pending.column_names,
-            features=DONE,
-            cache_file_name=str(cache_file),
-            load_from_cache_file=False,
-            new_fingerprint=pending._fingerprint + "-done",  # hashing the function would pickle the model
-        )
+        while isinstance(message := worker.connection.recv(), LogLine):
+            logging.getLogger(message.name).log(message.level, "%s", message.text)
+    except (EOFError, ConnectionResetError):
+        return TrialResult({}, problem=f"the process that computed in this precision died (status {worker.end()})")
+    if isinstance(message, Failed):
+        worker.end()
+        raise message.error
+    pool.give_back(worker)
+    assert isinstance(message, TrialResult)
+    return message

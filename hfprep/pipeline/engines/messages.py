@@ -1,62 +1,106 @@
-"""What the driver of the processes engine and its workers say to each other.
+"""What a driver and its workers say to each other, wherever the workers are.
 
 Plain records that can be pickled; light to import, so that a worker is heavy only once it opens its models.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from hfprep.schema import Rejection
+from hfprep.schema import Features, Rejection
 
-if TYPE_CHECKING:  # these modules load torch
+if TYPE_CHECKING:  # these modules load torch, or much else
     from hfprep.pipeline.engines.spec import BatchCost, ExtractorSpec
+    from hfprep.store.layout import PlannedRow
+
+
+class Channel(Protocol):
+    """One end of a connection; `multiprocessing.connection.Connection` is one."""
+
+    def send(self, message: Any, /) -> None: ...
+
+    def recv(self) -> Any: ...
+
+    def poll(self) -> bool: ...
+
+
+# To a worker
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSetup:
-    """The first message to a worker: what to open, where; the plan's file; the folder that is the worker's own."""
+    """A build: what to open and where.
+
+    `plan` is the file whose rows are assigned; without it (the worker may be on another machine) assignments hold the
+    rows themselves. `folder` is where arrays are staged; without it batches hold the arrays. `control` is a row that
+    was computed before; with `prove` the worker computes it at once and says whether that works.
+    """
 
     spec: "ExtractorSpec"
-    device: str
-    plan: Path
-    folder: Path
+    device: str | None
+    plan: Path | None
+    folder: Path | None
+    control: "PlannedRow | None" = None
+    prove: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A shard of the plan: positions of rows in the plan's Arrow file."""
+    """A work unit: positions of rows in the plan's Arrow file, or these rows as an Arrow stream."""
 
-    shard: int
-    rows: tuple[int, ...]
+    unit: int
+    rows: tuple[int, ...] | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The answer to a batch that is awaited: it is on disk and listed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End this build after the batch in flight; with `done` there is no more work for it."""
+
+    done: bool = False
+
+
+# From a worker
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The models are loaded; `works` says whether the control was computed, where that was asked for."""
+
+    works: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A computed and staged batch of a shard; with `awaited` its worker goes on when the driver says `Published`."""
+    """A computed batch of a work unit, staged or as arrays; if `awaited`, the worker goes on when it is `Taken`."""
 
-    shard: int
-    staged: list[Any]
+    unit: int
     rejections: list[Rejection]
     cost: "BatchCost"
+    staged: list[Any] = field(default_factory=list)
+    computed: list[tuple["PlannedRow", Features]] = field(default_factory=list)
     awaited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
-    """The driver's answer to a batch that is awaited: it is on disk and listed."""
+class Finished:
+    """A work unit of which everything has been reported."""
+
+    unit: int
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """A shard of which everything has been reported; None stands for "ready for the first one"."""
-
-    shard: int | None
+class Closed:
+    """The worker has left its build and waits for another."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """An error that ends the run (`fatal`) or only this process."""
+    """An error that ends the run (`fatal`) or only this worker."""
 
     error: Exception
     fatal: bool

@@ -1,36 +1,30 @@
-"""The engine of a cluster: the same extractor as Ray Data actors, over the same shards. The only module that loads Ray.
+"""Workers on a cluster: Ray actors, each with its models for its whole life. The only module that loads Ray.
 
 The driver plans, hands out the rows themselves, and stages and publishes what comes back through Ray's object store:
-nodes need no file system in common, only models under the same paths, and audio that each of them can read. Ray
-restarts what dies with a node. A shard that was begun too often (one of its samples kills actors) is given up for now;
-what is lost so is handed out again in smaller shards, until single samples are left that cannot be computed.
+nodes need no file system in common, only models under the same paths, and audio that each of them can read.
 """
 
 import contextlib
 import dataclasses
-import itertools
 import logging
 import os
+import queue
 import socket
-import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
-import numpy as np
-import pyarrow as pa
-
-from hfprep.errors import ConfigError, HfprepError, Reason, StopRequested
+from hfprep.errors import ConfigError, HfprepError, Reason
 from hfprep.io.object_storage import is_url
 from hfprep.io.references import file_of
-from hfprep.pipeline.background import BackgroundWriter
-from hfprep.pipeline.engines.local import run_rows
-from hfprep.pipeline.engines.shards import MAX_SHARD_ROWS, Shard, cut
-from hfprep.pipeline.engines.spec import BatchCost, ExtractorSpec, Sink, cost_of
-from hfprep.pipeline.failures import DeviceError
+from hfprep.pipeline.engines.driver import Died, Driver
+from hfprep.pipeline.engines.messages import Assignment, Failed, WorkerSetup
+from hfprep.pipeline.engines.rows import as_stream, control_of, queue_of
+from hfprep.pipeline.engines.spec import ExtractorSpec, Sink
+from hfprep.pipeline.engines.work_units import WorkUnit
+from hfprep.pipeline.engines.worker import serve
 from hfprep.pipeline.planning import Plan
 from hfprep.recipes.base import absolute
 from hfprep.schema import Features, Rejection
@@ -38,25 +32,22 @@ from hfprep.store.layout import PlannedRow
 
 try:
     import ray
-    import ray.data
+    import ray.exceptions
 except ImportError as error:
     raise ConfigError("--engine ray needs Ray: pip install 'hfprep[ray]'") from error
 
 log = logging.getLogger(__name__)
 
-SMALLER = 8  # each round over what was lost cuts shards this much shorter
-TASK_ATTEMPTS = 3
-ROUNDS_ALONE = 2  # in which a sample is handed out by itself before it is rejected
-TOO_MANY_LOST = 20  # single samples, with none computed: the fault is not in the samples
-HELD_BYTES = 1 << 28  # of what was computed and is not yet published: what a killed driver may cost
-SHARDS_AT_A_TIME = 64  # whose rows are held in the memory of the cluster
+POLL_SECONDS = 0.5
+HELD_MESSAGES = 2  # of a worker that the driver has not asked for: what is computed ahead of it stays bounded
+LOCAL = "127.0.0.1"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RayOptions:
-    """Where the cluster is (None: one is started here) and what each actor takes of it.
+    """Where the cluster is (None: one is started here) and what each worker takes of it.
 
-    `num_workers` bounds the pool, which grows with the work; 0 is as many as the cluster has room for now.
+    `num_workers` 0 is as many as the cluster has room for now.
     """
 
     address: str | None = None
@@ -65,199 +56,140 @@ class RayOptions:
     num_cpus_per_worker: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Reported:
-    """What an actor sends back: a batch and the node that computed it, or the error that kept it from working."""
-
-    node: str
-    computed: list[tuple[PlannedRow, Features]] = field(default_factory=list)
-    rejections: list[Rejection] = field(default_factory=list)
-    cost: BatchCost | None = None
-    error: Exception | None = None
-
-
-class Attempts:
-    """How often each shard was begun; an actor of its own, because Ray may do a shard again anywhere, without end."""
+class _Queues:
+    """The worker's end of its connection to the driver; see `messages.Channel`."""
 
     def __init__(self) -> None:
-        self._begun: Counter[int] = Counter()
+        self.incoming: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.outgoing: queue.Queue[Any] = queue.Queue(HELD_MESSAGES)
 
-    def begin(self, shard: int) -> int:
-        """Count one more attempt at a shard."""
-        self._begun[shard] += 1
-        return self._begun[shard]
+    def send(self, message: Any, /) -> None:
+        self.outgoing.put(message)
+
+    def recv(self) -> Any:
+        return self.incoming.get()
+
+    def poll(self) -> bool:
+        return not self.incoming.empty()
 
 
 class Actor:
-    """A process of the cluster with its models open; called with shards of the plan."""
+    """A process of the cluster in which a worker runs; the driver asks for its messages one by one."""
 
-    def __init__(self, spec: ExtractorSpec, attempts: Any, working_directory: str) -> None:
-        self.node = socket.gethostname()
-        self.attempts = attempts
-        self.failure: Exception | None = None
+    def __init__(self, working_directory: str) -> None:
+        self._queues = _Queues()
         with contextlib.suppress(OSError):  # relative paths of audio lead from where the driver is
             os.chdir(working_directory)
+        threading.Thread(target=self._serve, name="hfprep-worker", daemon=True).start()
+
+    def tell(self, message: Any) -> None:
+        """Take a message for the worker."""
+        self._queues.incoming.put(message)
+
+    def next_message(self) -> Any:
+        """The worker's next message, waited for, and the node that it is on."""
+        return socket.gethostname(), self._queues.outgoing.get()
+
+    def _serve(self) -> None:
         try:
-            datasets.disable_progress_bars()
-            self.extractor = spec.open()
-        except (HfprepError, OSError) as error:
-            kind = type(error) if isinstance(error, HfprepError) else ConfigError
-            hint = "every node needs the models and the tokenizer under the same paths"
-            self.failure = kind(f"on node {self.node}: {error} ({hint})")
-
-    def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Compute a shard; one row for each batch."""
-        for number, rows in zip(batch["number"], batch["rows"], strict=True):
-            for reported in self.compute(int(number), bytes(rows)):
-                yield {"reported": [ray.cloudpickle.dumps(reported)]}  # bytes are what Arrow takes as they are
-
-    def compute(self, number: int, rows: bytes) -> Iterator[Reported]:
-        """Compute these rows of the plan, an Arrow stream; nothing where they were begun too often."""
-        if self.failure is not None:
-            yield Reported(self.node, error=self.failure)
-            return
-        if ray.get(self.attempts.begin.remote(number)) > TASK_ATTEMPTS:
-            yield Reported(self.node)
-            return
-        with pa.ipc.open_stream(rows) as stream:
-            selected = stream.read_all().to_pylist()
-        counted = self.extractor.out_of_memory_events
-        try:
-            with tempfile.TemporaryDirectory(prefix="hfprep-") as folder:
-                for computed, rejections, result in run_rows(selected, self.extractor, spool=Path(folder) / "clips"):
-                    features, events = [item for _, item in computed], self.extractor.out_of_memory_events
-                    cost = cost_of(result, features, self.extractor.schema, events - counted)
-                    counted = self.extractor.out_of_memory_events
-                    yield Reported(self.node, computed, rejections, cost)
-        except DeviceError:
-            os._exit(1)  # only another process can use the device again; Ray starts it
-        except HfprepError as error:
-            yield Reported(self.node, error=error)
+            serve(self._queues)
+        except BaseException:
+            logging.getLogger(__name__).exception("the worker has failed")
+            os._exit(1)
 
 
-class _Driver:
-    """Hands out shards in rounds and takes in what is reported."""
+@dataclass(eq=False)
+class _Handle:
+    """A worker of the cluster: its actor, the message that was asked for, and the node once it is known."""
 
-    def __init__(self, spec: ExtractorSpec, plan: Plan, sink: Sink, folder: Path, options: RayOptions) -> None:
-        self.spec = spec
-        self.plan = plan
-        self.sink = sink
-        self.options = options
-        self.rows = plan.dataset.with_format("arrow")
-        self.lines = plan.dataset.data.column("line").to_numpy()  # they rise
-        self.done = np.zeros(len(plan.dataset), np.bool_)
-        self.stage = spec.staging.open(folder)
-        self.writer = BackgroundWriter(overlap=True)
+    actor: Any
+    asked: Any
+    node: str = "?"
 
-    def close(self) -> None:
-        """Wait for what is being written."""
-        self.writer.close()
-        self.stage.close()
 
-    def run(self, stop: Callable[[], bool]) -> None:
-        """Work in rounds until nothing is left."""
-        left = np.asarray(self.plan.pending_positions(), np.int64)
-        shards, alone = cut(left), 0
-        while shards:
-            length = len(shards[0].rows)
-            computed = self.round(shards, stop)
-            left = left[~self.done[left]]
-            alone += length == 1
-            if alone == ROUNDS_ALONE:
-                self.give_up(left, computed)
-                return
-            length = min(MAX_SHARD_ROWS, max(1, length // SMALLER))
-            if len(left):
-                log.warning(
-                    "%d samples were lost with their workers; they go out again, %d at a time", len(left), length
-                )
-            shards = [Shard(n, left[start : start + length]) for n, start in enumerate(range(0, len(left), length))]
+class RayCrew:
+    """Actors of a cluster that are at work on one build."""
 
-    def round(self, shards: list[Shard], stop: Callable[[], bool]) -> int:
-        """One pass over these shards; gives how many samples had an outcome."""
-        before = int(self.done.sum())
-        for start in range(0, len(shards), SHARDS_AT_A_TIME):
-            self.hand_out(shards[start : start + SHARDS_AT_A_TIME], stop)
-        self.writer.flush()
-        return int(self.done.sum()) - before
-
-    def hand_out(self, shards: list[Shard], stop: Callable[[], bool]) -> None:
-        """Let the cluster compute shards whose rows fit into memory."""
-        items = [{"number": shard.number, "rows": self.rows_of(shard)} for shard in shards]
-        options, most = self.options, max(1, min(self.options.num_workers, len(items)))
-        attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
-        mapped = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            Actor,
-            fn_constructor_args=(self.spec, attempts, os.getcwd()),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=most),
+    def __init__(
+        self, spec: ExtractorSpec, plan: Plan, folder: Path, options: RayOptions, control: PlannedRow | None = None
+    ) -> None:
+        self._spec = spec
+        self._plan = plan
+        self._control = control
+        self._at_work: dict[Any, _Handle] = {}
+        assert spec.staging is not None
+        self._stage = spec.staging.open(folder)
+        self._new_actor = ray.remote(Actor).options(
             num_cpus=options.num_cpus_per_worker,
             num_gpus=options.num_gpus_per_worker,
+            max_restarts=0,  # the driver replaces it
+            max_concurrency=2,  # it is told things while it waits for its next message
         )
-        for batch in mapped.iter_batches(batch_size=1, prefetch_batches=0, batch_format="numpy"):
-            for reported in batch["reported"]:
-                self.take(ray.cloudpickle.loads(reported))
-            if stop():
-                self.writer.flush()
-                raise StopRequested
 
-    def rows_of(self, shard: Shard) -> bytes:
-        """The rows of a shard as an Arrow stream."""
-        table = self.rows[[int(row) for row in shard.rows]]
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, table.schema) as stream:
-            stream.write_table(table)
-        return bytes(sink.getvalue())
+    def start(self, rank: int, *, prove: bool) -> _Handle:
+        del rank  # the cluster gives it a device
+        actor: Any = self._new_actor.remote(os.getcwd())
+        actor.tell.remote(
+            WorkerSetup(spec=self._spec, device=None, plan=None, folder=None, control=self._control, prove=prove)
+        )
+        handle = _Handle(actor, actor.next_message.remote())
+        self._at_work[handle.asked] = handle
+        return handle
 
-    def take(self, reported: Reported) -> None:
-        """Make a batch final, but for what was reported before a worker died and its shard was done again."""
-        if reported.error is not None:
-            raise reported.error
-        computed = [item for item in reported.computed if self.is_new(item[0].utterance.line)]
-        rejections = [item for item in reported.rejections if self.is_new(item.line)]
-        if not computed and not rejections:
-            return
-        for rejection in rejections:
-            self.refuse_unseen(rejection, reported.node)
-        assert reported.cost is not None
-        cost = reported.cost
-        self.writer.submit(lambda: self.sink(self.stage.write(computed), rejections, cost))
-        for line in itertools.chain((row.utterance.line for row, _ in computed), (item.line for item in rejections)):
-            self.done[self.position(line)] = True
+    def tell(self, worker: _Handle, message: Any) -> None:
+        worker.actor.tell.remote(message)
 
-    def position(self, line: int) -> int:
-        """Where the row of a manifest line is in the plan."""
-        return int(np.searchsorted(self.lines, line))
+    def wait(self) -> Sequence[tuple[_Handle, Any]]:
+        ready, _ = ray.wait(list(self._at_work), num_returns=1, timeout=POLL_SECONDS)
+        found = []
+        for asked in ready:
+            handle = self._at_work.pop(asked)
+            try:
+                handle.node, message = ray.get(asked)
+            except ray.exceptions.RayActorError as error:
+                found.append((handle, Died(f"node {handle.node}: {type(error).__name__}")))
+                continue
+            if isinstance(message, Failed):
+                message = self._explained(message, handle.node)
+            handle.asked = handle.actor.next_message.remote()
+            self._at_work[handle.asked] = handle
+            found.append((handle, message))
+        return found
 
-    def is_new(self, line: int) -> bool:
-        """Whether a line has had no outcome yet."""
-        return not self.done[self.position(line)]
+    def assignment(self, unit: WorkUnit) -> Assignment:
+        return Assignment(unit.number, as_stream(self._plan, [position for _, position in unit.left.values()]))
 
-    def refuse_unseen(self, rejection: Rejection, node: str) -> None:
-        """Raise ConfigError where a node misses a file that is here: then it would miss all the others too."""
+    def staged(self, computed: Sequence[tuple[PlannedRow, Features]]) -> list[Any]:
+        return self._stage.write(computed)
+
+    def check(self, worker: _Handle, rejection: Rejection) -> None:
+        """A node that misses a file that is here would miss all the others, too."""
         if rejection.reason is not Reason.AUDIO_MISSING:
             return
-        path = file_of(self.plan.dataset[self.position(rejection.line)]["path"])
+        path = file_of(self._path_of(rejection.line))
         if not is_url(path) and os.path.exists(path):
             raise ConfigError(
-                f"{path} is here, but not on node {node}; audio must be on a file system that all nodes see under the "
-                "same paths, or in object storage"
+                f"{path} is here, but not on node {worker.node}; audio must be on a file system that all nodes see "
+                "under the same paths, or in object storage"
             )
 
-    def give_up(self, left: np.ndarray, computed: int) -> None:
-        """Reject samples that were lost even alone, unless everything is lost."""
-        if not len(left):
-            return
-        if len(left) > TOO_MANY_LOST and not computed:
-            raise HfprepError(
-                f"workers of the cluster die whatever they are given ({len(left)} samples are left); see `ray logs`, "
-                "then run the same command again: finished work is kept"
-            )
-        message = "the process that computed it was lost again and again, even with this sample alone"
-        rows = self.plan.dataset.select(left.tolist())
-        for line, sample_id in zip(rows["line"], rows["id"], strict=True):
-            rejection = Rejection(line, sample_id, Reason.COMPUTE_FAILED, message)
-            self.sink([], [rejection], BatchCost(1, 0, 0, 0.0))
+    def close(self, worker: _Handle) -> None:
+        self._at_work.pop(worker.asked, None)
+        ray.kill(worker.actor)
+
+    def end(self) -> None:
+        """Stop writing."""
+        self._stage.close()
+
+    def _path_of(self, line: int) -> str:
+        lines = self._plan.dataset.data.column("line").to_numpy()  # they rise
+        return os.fsdecode(self._plan.dataset[int(lines.searchsorted(line))]["path"])
+
+    @staticmethod
+    def _explained(failed: Failed, node: str) -> Failed:
+        kind = type(failed.error) if isinstance(failed.error, HfprepError) else ConfigError
+        hint = "every node needs the models and the tokenizer under the same paths"
+        return Failed(kind(f"on node {node}: {failed.error} ({hint})"), failed.fatal)
 
 
 def run_ray(
@@ -271,31 +203,35 @@ def run_ray(
 ) -> None:
     """Compute the pending rows of a plan on a Ray cluster.
 
-    Raises StopRequested once `stop()` is true, ConfigError, CheckpointError or StoreError of any actor, HfprepError
-    where actors die whatever they are given, and whatever the sink raises.
+    Raises StopRequested once `stop()` is true, ConfigError, CheckpointError or StoreError of any worker, HfprepError
+    where workers die whatever they are given, and whatever the sink raises.
     """
     started = not ray.is_initialized()
     if started:
         _join(options.address)
     try:
-        _quiet_context()
         spec = dataclasses.replace(spec, model_set=absolute(spec.model_set))
-        driver = _Driver(spec, plan, sink, work, fitting(options, ray.cluster_resources()))
-        with contextlib.closing(driver):
-            driver.run(stop)
+        options = fitting(options, ray.cluster_resources())
+        control = control_of(plan)
+        crew = RayCrew(spec, plan, work, options, control)
+        with contextlib.ExitStack() as stack:
+            stack.callback(crew.end)
+            queue = queue_of(plan, options.num_workers)
+            Driver(crew, queue, sink, options.num_workers, has_control=control is not None).run(stop)
     finally:
         if started:
             ray.shutdown()
 
 
 def _join(address: str | None) -> None:
-    """Join the cluster at an address, or start one here. Raises ConfigError."""
+    """Join the cluster at an address, or start one here that no other machine can reach. Raises ConfigError."""
+    own: dict[str, Any] = {} if address else {"_node_ip_address": LOCAL}
     try:
-        ray.init(address=address or "local", include_dashboard=False, logging_level=logging.WARNING)
+        ray.init(address=address or "local", include_dashboard=False, logging_level=logging.WARNING, **own)
     except (ConnectionError, RuntimeError, ValueError) as error:
         what = f"--ray-address is {address!r}, and" if address else "--engine ray:"
         said = f"{what} the cluster cannot be joined or started: {error}"
-        raise ConfigError(f"{said}; see that it runs, and that RAY_AUTH_TOKEN is its token if it has one") from error
+        raise ConfigError(f"{said}; check that it runs, and that RAY_AUTH_TOKEN is its token if it has one") from error
 
 
 def fitting(options: RayOptions, resources: dict[str, float]) -> RayOptions:
@@ -306,11 +242,3 @@ def fitting(options: RayOptions, resources: dict[str, float]) -> RayOptions:
         share = 1.0 if gpus else 0.0
     room = int(gpus / share) if share else int((cpus - 1) / options.num_cpus_per_worker)
     return dataclasses.replace(options, num_gpus_per_worker=share, num_workers=options.num_workers or max(1, room))
-
-
-def _quiet_context() -> None:
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.target_max_block_size = 1  # so that every batch comes back by itself, as soon as it is done
-    context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=HELD_BYTES)
-    context.max_errored_blocks = -1  # what is lost is seen by what is missing, and handed out again

@@ -15,13 +15,14 @@ from typing import Any, Protocol
 
 import torch
 
-from hfprep.io.file_hashes import FileIdentity, check_unchanged
+from hfprep.io.file_hashes import FileIdentity, check_not_overwritten, check_unchanged
 from hfprep.pipeline.batching import BatchLimits
 from hfprep.pipeline.codebook import Counted, count_codes
 from hfprep.pipeline.devices import choose_device, device_memory
 from hfprep.pipeline.failures import DeviceError
 from hfprep.pipeline.features import BatchResult, ExtractorSettings, FeatureExtractor
 from hfprep.pipeline.filters import RowFilters
+from hfprep.pipeline.intake import Task
 from hfprep.pipeline.intake_processes import IntakeProcesses
 from hfprep.recipes.base import Model, ModelSet
 from hfprep.schema import Features, Rejection, Schema
@@ -46,6 +47,9 @@ class BatchCost:
     def record(self) -> dict[str, Any]:
         """Its numbers, for the timeline."""
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "codes"}
+
+
+NO_COST = BatchCost(0, 0, 0, 0.0)  # of what is rejected without a batch
 
 
 class Stage(Protocol):
@@ -103,14 +107,27 @@ class Models:
             log.info("models loaded on %s as %s in %.1f s", device, precision, time.monotonic() - started)
         return self._loaded[key]
 
+    def check_mapped(self, seen: Mapping[Path, FileIdentity]) -> None:
+        """Raise CheckpointError where a file whose weights a CPU computes with has been written to.
+
+        Such weights are not copied: they are the file, as it is now. On a GPU they are what was loaded.
+        """
+        if any(device == "cpu" for _, device, _ in self._loaded):
+            check_not_overwritten(seen)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractorSpec:
-    """How to open a `FeatureExtractor`, here or in another process."""
+    """How to open a `FeatureExtractor`, here or in another process.
+
+    `staging` is how results are handed over, None where they are not. `need` is everything that is wanted of any
+    sample. `tenants` is how many workers share a device. With `loaders` samples are loaded in processes although there
+    is no GPU: worth it for many texts. In a process that is not the worker's own they are loaded by threads alone.
+    """
 
     model_set: ModelSet
-    staging: Staging
-    with_audio: bool
+    staging: Staging | None
+    need: frozenset[str]
     seen: Mapping[Path, FileIdentity] = field(default_factory=dict)
     device: str = "auto"
     precision: str = "fp32"
@@ -120,8 +137,13 @@ class ExtractorSpec:
     drop_overlong: bool = False
     filters: RowFilters = field(default_factory=RowFilters)
     threads: int | None = None
+    tenants: int = 1
+    loaders: bool = False
+    own_process: bool = True
 
-    def open(self, device: str | None = None, *, models: Models | None = None) -> FeatureExtractor:
+    def open(
+        self, device: str | None = None, *, models: Models | None = None, control: Task | None = None
+    ) -> FeatureExtractor:
         """Load the tokenizer and, where audio is wanted, the models (from `models`, where they are loaded already).
 
         Raises ConfigError or CheckpointError.
@@ -133,22 +155,28 @@ class ExtractorSpec:
         settings = ExtractorSettings(
             via_sampling_rate=self.via_sampling_rate,
             workers=self.workers,
-            limits=BatchLimits.choose(self.batch_size, device_memory(place), self.model_set.schema.frame_rate),
+            limits=BatchLimits.choose(
+                self.batch_size, device_memory(place, self.tenants), self.model_set.schema.frame_rate
+            ),
             drop_overlong=self.drop_overlong,
             filters=self.filters,
         )
         tokenizer = self.model_set.text_encoder()
+        with_audio = bool(self.need & self.model_set.schema.audio_groups)
         model, fallback, processes = None, None, None
         with contextlib.ExitStack() as stack:
-            if self.with_audio and place.type != "cpu":
+            if self.own_process and (self.loaders or (with_audio and place.type != "cpu")):
                 processes = IntakeProcesses(tokenizer, min(self.workers, MOST_PROCESSES))
                 stack.callback(processes.close)  # where the models cannot be loaded, which goes on while these start
+            if with_audio and place.type != "cpu":
                 fallback = partial(models.load, self.model_set, self.seen, torch.device("cpu"))
             check_unchanged(self.seen)
-            if self.with_audio:
+            if with_audio:
                 model = models.load(self.model_set, self.seen, place, self.precision)
             stack.pop_all()
-        return FeatureExtractor(self.model_set, tokenizer, model, settings, fallback=fallback, processes=processes)
+        return FeatureExtractor(
+            self.model_set, tokenizer, model, settings, fallback=fallback, processes=processes, control=control
+        )
 
 
 def cost_of(result: BatchResult, computed: Sequence[Features], schema: Schema, out_of_memory_events: int) -> BatchCost:

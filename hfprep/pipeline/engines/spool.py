@@ -1,10 +1,11 @@
-"""Clips of Parquet files, set out as ranges of one file for as long as a window of rows is computed.
+"""Clips of Parquet files, set out as ranges of a file for as long as a window of rows is computed.
 
 A Parquet file can only be read forwards and is compressed, while rows are computed by length. So clips are read in the
-order of the file and kept beside the work, at most `MAX_SPOOL_BYTES` at a time; all other rows are left as they are.
+order of the file and kept beside the work, at most `MAX_SPOOL_BYTES` in a file; all other rows are left as they are.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
@@ -18,41 +19,56 @@ from hfprep.store.layout import PlannedRow
 
 MAX_SPOOL_BYTES = 1 << 29
 
+_numbers = itertools.count()
 
-def spooled(
-    rows: Sequence[PlannedRow], spool: Path, audio_groups: frozenset[str]
-) -> Generator[list[PlannedRow], None, None]:
-    """The rows in parts, each with all its audio at hand; the file `spool` holds one part's clips and then goes.
+
+class Spooled:
+    """Rows with all their audio at hand, each as it was planned and as it is read now; the file goes with the last."""
+
+    def __init__(self, pairs: list[tuple[PlannedRow, PlannedRow]], file: Path | None) -> None:
+        self.pairs = pairs
+        self._file = file
+        self._left = len(pairs)
+
+    def one_is_done(self) -> None:
+        """Count a row that has its outcome."""
+        self._left -= 1
+        if not self._left and self._file is not None:
+            self._file.unlink(missing_ok=True)
+
+
+def spooled(rows: Sequence[PlannedRow], folder: Path, audio_groups: frozenset[str]) -> Generator[Spooled, None, None]:
+    """The rows in parts; clips of a part are in one file in `folder`.
 
     A cell that cannot be read stays what it is: whoever reads it next finds out why.
     """
     cells = [_cell_of(row) if row.need & audio_groups else None for row in rows]
     if not any(cells):
-        yield list(rows)
+        yield Spooled([(row, row) for row in rows], None)
         return
     columns, waiting = _Columns(), list(zip(rows, cells, strict=True))
     waiting.reverse()
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         while waiting:
-            part: list[PlannedRow] = []
+            pairs: list[tuple[PlannedRow, PlannedRow]] = []
+            spool = folder / f"clips-{next(_numbers)}"
             with open(spool, "wb") as file:
-                while waiting and (not part or file.tell() < MAX_SPOOL_BYTES):
+                while waiting and (not pairs or file.tell() < MAX_SPOOL_BYTES):
                     row, cell = waiting.pop()
-                    clip = None if cell is None else columns.read(cell)
+                    clip, used = None if cell is None else columns.read(cell), row
                     if cell is not None and clip is not None:
-                        row = _at(row, ByteRange(str(spool), cell.name, file.tell(), len(clip)))
+                        used = _at(row, ByteRange(str(spool), cell.name, file.tell(), len(clip)))
                         file.write(clip)
-                    part.append(row)
-            yield part
+                    pairs.append((row, used))
+            yield Spooled(pairs, spool)
     finally:
         columns.close()
-        spool.unlink(missing_ok=True)
 
 
-def by_its_own_name(rejection: Rejection, row: PlannedRow, used: PlannedRow) -> Rejection:
-    """A rejection of the row `used`, which may lie in the spool, in the words of the row that it stands for."""
-    message = rejection.message.replace(used.utterance.path, row.utterance.path)
-    return dataclasses.replace(rejection, message=message)
+def by_its_own_name(rejection: Rejection, path: str, used: str) -> Rejection:
+    """A rejection of a clip that was read as `used`, in the words of its own path."""
+    return dataclasses.replace(rejection, message=rejection.message.replace(used, path))
 
 
 class _Columns:

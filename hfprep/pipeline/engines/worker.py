@@ -1,40 +1,210 @@
-"""One worker process of the processes engine; `main` is its whole life.
+"""One worker: models that stay open, and the loop that computes work units with them. `serve` is its whole life.
 
-Takes shards of the plan over a connection, computes them with the local engine's map, stages the arrays in its own
-folder, and reports each batch. It never touches the final layout: a worker may die at any moment.
+The same loop runs in a process of this machine, in an actor of a cluster and, for a debugger, in the calling process
+(`Worker.work`). A worker never touches the final layout: it may die at any moment.
 """
 
 import contextlib
+import dataclasses
+import itertools
 import logging
 import os
 import sys
+import tempfile
 import threading
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 
 from hfprep.errors import HfprepError, StopRequested
 from hfprep.pipeline.background import BackgroundWriter
-from hfprep.pipeline.engines.local import map_rows
-from hfprep.pipeline.engines.messages import Assignment, Batch, Failed, Finished, LogLine, WorkerSetup
-from hfprep.pipeline.engines.spec import cost_of
+from hfprep.pipeline.engines.in_hand import InHand
+from hfprep.pipeline.engines.messages import (
+    Assignment,
+    Batch,
+    Channel,
+    Closed,
+    Failed,
+    Finished,
+    LogLine,
+    Opened,
+    Stop,
+    Taken,
+    WorkerSetup,
+)
+from hfprep.pipeline.engines.spec import NO_COST, BatchCost, Models, cost_of
+from hfprep.pipeline.engines.spool import Spooled, by_its_own_name, spooled
 from hfprep.pipeline.failures import DeviceError
 from hfprep.pipeline.features import BatchResult
+from hfprep.pipeline.intake import Task
+from hfprep.pipeline.logs import no_progress_bars
+from hfprep.pipeline.observing import observing
+from hfprep.pipeline.planning import planned_row
+from hfprep.pipeline.precision_trial import Trial
 from hfprep.schema import Features, Rejection
 from hfprep.store.layout import PlannedRow
+
+NextUnit = Callable[[bool], Assignment | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A batch of a work unit: what was computed, what was rejected, what it cost."""
+
+    unit: int
+    computed: list[tuple[PlannedRow, Features]]
+    rejections: list[Rejection]
+    cost: BatchCost = NO_COST
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row being worked on: as it was planned, as it is read (its clip may lie in a spool), and where it belongs."""
+
+    planned: PlannedRow
+    unit: int
+    spooled: Spooled
+
+
+class Worker:
+    """An extractor, and the rows that it has been given."""
+
+    def __init__(self, setup: WorkerSetup, models: Models) -> None:
+        control, schema = setup.control, setup.spec.model_set.schema
+        self.extractor = setup.spec.open(
+            setup.device,
+            models=models,
+            control=None if control is None else Task.of(schema, control.utterance, setup.spec.need),
+        )
+        self._models, self._seen = models, setup.spec.seen
+        self._plan = None if setup.plan is None else datasets.Dataset.from_file(str(setup.plan))
+        self._rows: dict[int, _Row] = {}
+        self._left: Counter[int] = Counter()
+        self._counted = 0
+        self._spool = ExitStack()
+        self._folder = setup.folder
+
+    def close(self) -> None:
+        """End what loads samples, and remove clips that were set out."""
+        self.extractor.close()
+        self._spool.close()
+
+    def work(self, next_unit: NextUnit) -> Iterator[Computed | Finished]:
+        """Compute units as `next_unit(wait)` gives them; while one is computed the next one is being loaded.
+
+        `next_unit` gives None where there is no unit: with `wait` for good, without it for now.
+        """
+        with contextlib.closing(self.extractor.stream(self._feed(next_unit))) as results:
+            for result in results:
+                self._models.check_mapped(self._seen)  # before anything is made of what was computed
+                yield from self._sorted(result)
+
+    def _feed(self, next_unit: NextUnit) -> Callable[[bool], list[Task] | None]:
+        parts: Iterator[tuple[int, Spooled]] = iter(())
+
+        def feed(wait: bool) -> list[Task] | None:
+            nonlocal parts
+            while (part := next(parts, None)) is None:
+                assignment = next_unit(wait)
+                if assignment is None:
+                    return None
+                rows = self._read(assignment)
+                self._left[assignment.unit] = len(rows)
+                parts = zip(itertools.repeat(assignment.unit), self._set_out(rows))
+            unit, spooled_rows = part
+            for planned, used in spooled_rows.pairs:
+                self._rows[used.utterance.line] = _Row(planned, unit, spooled_rows)
+            schema = self.extractor.schema
+            return [Task.of(schema, used.utterance, used.need, used.audio.size) for _, used in spooled_rows.pairs]
+
+        return feed
+
+    def _read(self, assignment: Assignment) -> list[PlannedRow]:
+        if isinstance(assignment.rows, bytes):
+            with pa.ipc.open_stream(assignment.rows) as stream:
+                return [planned_row(row) for row in stream.read_all().to_pylist()]
+        assert self._plan is not None
+        return [planned_row(row) for row in self._plan.select(list(assignment.rows))]
+
+    def _set_out(self, rows: list[PlannedRow]) -> Generator[Spooled, None, None]:
+        if self._folder is None:
+            self._folder = Path(self._spool.enter_context(tempfile.TemporaryDirectory(prefix="hfprep-")))
+        return spooled(rows, self._folder, self.extractor.schema.audio_groups)
+
+    def _sorted(self, result: BatchResult) -> Iterator[Computed | Finished]:
+        """A result in the words of the rows that were assigned, and which units are finished with it."""
+        found: dict[int, Computed] = {}
+        for task, outcome in result.outcomes:
+            row = self._rows.pop(task.utterance.line)
+            batch = found.setdefault(row.unit, Computed(row.unit, [], []))
+            if isinstance(outcome, Features):
+                batch.computed.append((row.planned, outcome))
+            else:
+                batch.rejections.append(by_its_own_name(outcome, row.planned.utterance.path, task.utterance.path))
+            row.spooled.one_is_done()
+        for unit, batch in found.items():
+            events = self.extractor.out_of_memory_events - self._counted
+            self._counted += events
+            features = [item for _, item in batch.computed]
+            cost = cost_of(result, features, self.extractor.schema, events)
+            rows = len(batch.computed) + len(batch.rejections)
+            yield dataclasses.replace(batch, cost=dataclasses.replace(cost, rows=rows))
+            self._left[unit] -= rows
+            if not self._left[unit]:
+                del self._left[unit]
+                yield Finished(unit)
 
 
 class _Outbox:
     """Sends messages to the driver, from any thread, one at a time."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
         self._lock = threading.Lock()
 
     def send(self, message: Any) -> None:
         with self._lock:
-            self._connection.send(message)
+            self._channel.send(message)
+
+
+class _Inbox:
+    """What the driver has said; raises StopRequested where it has said to stop."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._units: deque[Assignment] = deque()
+        self._done = False
+
+    def next_unit(self, wait: bool) -> Assignment | None:
+        """The next unit; see `Worker.work`."""
+        while not self._units and not self._done and (wait or self._channel.poll()):
+            self._take(self._channel.recv())
+        return self._units.popleft() if self._units else None
+
+    def look(self) -> None:
+        """Take what has come in meanwhile."""
+        while self._channel.poll():
+            self._take(self._channel.recv())
+
+    def wait_until_taken(self) -> None:
+        """Wait for the driver's answer to a batch."""
+        while not isinstance(message := self._channel.recv(), Taken):
+            self._take(message)
+
+    def _take(self, message: Any) -> None:
+        if isinstance(message, Assignment):
+            self._units.append(message)
+        elif isinstance(message, Stop):
+            self._done = True
+            if not message.done:
+                raise StopRequested
 
 
 class _ForwardedLogs(logging.Handler):
@@ -53,62 +223,71 @@ def main(descriptor: int) -> None:
     """Work for the driver at the other end of the connection until it says None or is gone."""
     connection = Connection(descriptor)
     try:
-        _serve(connection, _Outbox(connection))
+        serve(connection)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         sys.exit(1)  # the driver is gone: what is staged here is computed again
-
-
-def _serve(connection: Connection, outbox: _Outbox) -> None:
-    setup: WorkerSetup = connection.recv()
-    logger = logging.getLogger("hfprep")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    logger.addHandler(_ForwardedLogs(outbox))
-    datasets.disable_progress_bars()
-    try:
-        worker = _Worker(setup, connection, outbox)
-        outbox.send(Finished(None))
-        with contextlib.suppress(StopRequested):
-            while (assignment := connection.recv()) is not None:
-                worker.compute(assignment)
-        worker.writer.flush()
-    except HfprepError as error:
-        outbox.send(Failed(error, fatal=not isinstance(error, DeviceError)))
     os._exit(0)  # everything is reported; taking torch and its threads down in order takes a second and gives nothing
 
 
-class _Worker:
-    """A worker with its models open."""
+def serve(channel: Channel) -> None:
+    """Work for one build after the other, with models that stay loaded, until the driver says None."""
+    outbox, models = _Outbox(channel), Models()
+    with _logs_to(outbox), no_progress_bars():
+        while (request := channel.recv()) is not None:
+            opened = False
+            try:
+                if isinstance(request, Trial):
+                    outbox.send(request.run())
+                    continue
+                with contextlib.closing(Worker(request, models)) as worker:
+                    outbox.send(Opened(works=request.prove and worker.extractor.works()))
+                    opened = True
+                    _work(worker, request, channel, outbox)
+                outbox.send(Closed())
+            except HfprepError as error:
+                outbox.send(Failed(error, fatal=not opened or not isinstance(error, DeviceError)))
+                return
 
-    def __init__(self, setup: WorkerSetup, connection: Connection, outbox: _Outbox) -> None:
-        self.connection = connection
-        self.outbox = outbox
-        self.extractor = setup.spec.open(setup.device)
-        self.writer = BackgroundWriter(overlap=self.extractor.looks_ahead)
-        self.plan = datasets.Dataset.from_file(str(setup.plan))
-        self.folder = setup.folder
-        self.stage = setup.spec.staging.open(setup.folder)
-        self.counted = 0
 
-    def compute(self, assignment: Assignment) -> None:
-        """Compute a shard and report it batch by batch; raises StopRequested after a batch when told to stop."""
+@contextlib.contextmanager
+def _logs_to(outbox: _Outbox) -> Iterator[None]:
+    logger, handler = logging.getLogger("hfprep"), _ForwardedLogs(outbox)
+    before = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before
 
-        def deliver(
-            computed: list[tuple[PlannedRow, Features]], rejections: list[Rejection], result: BatchResult
-        ) -> None:
-            features, events = [item for _, item in computed], self.extractor.out_of_memory_events
-            cost = cost_of(result, features, self.extractor.schema, events - self.counted)
-            self.counted = events
-            awaited = not self.extractor.looks_ahead
-            self.writer.submit(
-                lambda: self.outbox.send(Batch(assignment.shard, self.stage.write(computed), rejections, cost, awaited))
-            )
-            if awaited and self.connection.recv() is None:
-                raise StopRequested
-            if self.connection.poll():  # but for that answer, only the word to stop can come in the middle of a shard
-                raise StopRequested
 
-        mapped = self.folder / f"shard-{assignment.shard}.arrow"
-        map_rows(self.plan.select(list(assignment.rows)), self.extractor, deliver, cache_file=mapped)
-        mapped.unlink()
-        self.writer.submit(lambda: self.outbox.send(Finished(assignment.shard)))
+def _work(worker: Worker, setup: WorkerSetup, channel: Channel, outbox: _Outbox) -> None:
+    """One build: report every batch, on an accelerator while the next one computes."""
+    awaited = not worker.extractor.looks_ahead
+    inbox = _Inbox(channel)
+    with ExitStack() as stack:
+        writer = stack.enter_context(contextlib.closing(BackgroundWriter(overlap=not awaited)))
+        stage = None
+        if setup.folder is not None and setup.spec.staging is not None:
+            stage = stack.enter_context(contextlib.closing(setup.spec.staging.open(setup.folder)))
+            stack.enter_context(observing(InHand(setup.folder)))
+
+        def report(found: Computed | Finished) -> None:
+            if isinstance(found, Finished):
+                outbox.send(found)
+                return
+            staged = [] if stage is None else stage.write(found.computed)
+            arrays = found.computed if stage is None else []
+            outbox.send(Batch(found.unit, found.rejections, found.cost, staged, arrays, awaited))
+
+        with contextlib.suppress(StopRequested):
+            for found in worker.work(inbox.next_unit):
+                writer.submit(lambda found=found: report(found))  # type: ignore[misc]
+                if isinstance(found, Finished):
+                    continue
+                if awaited:
+                    inbox.wait_until_taken()
+                inbox.look()
+        writer.flush()

@@ -15,7 +15,7 @@ from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
-from hfprep.errors import ConfigError, HfprepError, Reason
+from hfprep.errors import ConfigError, HfprepError, Reason, RejectedSample
 from hfprep.inputs.audio.decode import TARGET_SAMPLING_RATE
 from hfprep.inputs.manifest.field_map import FieldMap
 from hfprep.inputs.manifest.opening import open_source
@@ -24,6 +24,7 @@ from hfprep.inputs.text.language import language_option
 from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.io.object_storage import store_of, url_of
 from hfprep.pipeline.devices import choose_device, choose_workers
+from hfprep.pipeline.inspection import Stores
 from hfprep.pipeline.intake import SampleLimits
 from hfprep.recipes.indextts2.checkpoints import NUM_LATENTS, POSITION_ROWS
 from hfprep.recipes.indextts2.config import ModelConfig
@@ -188,9 +189,10 @@ def _lines(options: CheckOptions, findings: Preflight) -> Iterator[tuple[int, Ra
         AudioFinder(options.manifest, options.audio_root),
     )
     seen: set[str] = set()
+    taken, stores = 0, Stores(options.named_stores)
     for number, raw in source.lines():
         findings.lines_read += 1
-        if options.max_samples is not None and len(seen) >= options.max_samples:
+        if options.max_samples is not None and taken >= options.max_samples:
             findings.capped += 1
             continue
         row = parse_line(number, raw, finder, options.language)
@@ -199,7 +201,17 @@ def _lines(options: CheckOptions, findings: Preflight) -> Iterator[tuple[int, Ra
             row = Rejection(number, row.id, Reason.DUPLICATE_ID, message)
         elif isinstance(row, Utterance):
             seen.add(row.id)
+            taken += options.max_samples is None or _has_audio(row, stores)
         yield number, raw, row
+
+
+def _has_audio(row: Utterance, stores: Stores) -> bool:
+    """Whether the audio is there: a row without counts for no --max-samples."""
+    try:
+        stores.identify(row.path, by_content=False)
+    except RejectedSample:
+        return False
+    return True
 
 
 def _in_order(

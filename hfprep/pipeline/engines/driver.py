@@ -1,0 +1,246 @@
+"""The driver of all engines: it hands out work units, makes every reported batch final, and outlives its workers.
+
+A worker that dies is replaced and its units are given out again; the samples that it had in hand are tried apart from
+the others, down to the one that kills workers, which is rejected. Where workers live is the business of a `Crew`.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from hfprep.errors import HfprepError, Reason, StopRequested
+from hfprep.pipeline.breaker import Breaker, Unproven
+from hfprep.pipeline.engines.messages import Assignment, Batch, Closed, Failed, Finished, LogLine, Opened, Stop, Taken
+from hfprep.pipeline.engines.spec import NO_COST, Sink
+from hfprep.pipeline.engines.work_units import WorkQueue, WorkUnit
+from hfprep.schema import Features, Rejection
+from hfprep.store.layout import PlannedRow
+
+log = logging.getLogger(__name__)
+
+FAILED_STARTS = 5
+DEATHS_WITHOUT_PROGRESS = 40  # in a row, without one sample computed between them: the fault is not in the samples
+UNITS_AT_A_TIME = 2  # of a worker: the second is loaded while the first is computed
+DIED = "died"  # the kind of failure
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """The last word of a worker: how it ended, and which lines it had in hand where that is known."""
+
+    cause: str
+    in_hand: Collection[int] | None = None
+
+
+class Crew(Protocol):
+    """Where workers live."""
+
+    def start(self, rank: int, *, prove: bool) -> Any:
+        """A new worker, which opens its models; a key for the other calls. With `prove` it computes a control first."""
+
+    def tell(self, worker: Any, message: Any) -> None:
+        """Send a message; nothing happens where the worker is dead."""
+
+    def wait(self) -> Sequence[tuple[Any, Any]]:
+        """Messages with the workers that they are from, `Died` the last of each; waits for a moment at most."""
+
+    def assignment(self, unit: WorkUnit) -> Assignment:
+        """What a worker is told of a unit."""
+
+    def staged(self, computed: Sequence[tuple[PlannedRow, Features]]) -> list[Any]:
+        """Stage arrays that came with a batch."""
+
+    def check(self, worker: Any, rejection: Rejection) -> None:
+        """Raise ConfigError where a rejection says that the worker's machine is not set up."""
+
+    def close(self, worker: Any) -> None:
+        """Let go of a worker that is alive: kept for another build if it has left this one, else ended."""
+
+
+@dataclass(eq=False)
+class _Worker:
+    """A worker's key, and the units that it has, the first of which it is computing."""
+
+    rank: int
+    key: Any
+    ready: bool = False
+    units: list[WorkUnit] = field(default_factory=list)
+
+
+@dataclass
+class Driver:
+    """Hands out units and takes in batches until nothing is left."""
+
+    crew: Crew
+    queue: WorkQueue
+    sink: Sink
+    num_workers: int
+    has_control: bool = False
+    breaker: Breaker = field(default_factory=Breaker)
+    workers: dict[Any, _Worker] = field(default_factory=dict)
+    failed_starts: int = 0
+    deaths: int = 0
+    last_error: str = ""
+
+    def run(self, stop: Callable[[], bool]) -> None:
+        """Work until every unit is done; raises StopRequested after the batches in flight once asked to stop."""
+        stopping = False
+        try:
+            self.replenish()
+            while self.busy(stopping):
+                if stop() and not stopping:
+                    stopping = True
+                    self.dismiss()
+                for key, message in self.crew.wait():
+                    self.serve(self.workers[key], message, stopping)
+            if stopping:
+                raise StopRequested
+            self.leave()
+            if self.breaker.in_doubt and self.has_control:
+                self.prove()
+            self.accept(self.breaker.finish())
+        finally:
+            for key in list(self.workers):
+                self.forget(key)
+
+    def busy(self, stopping: bool) -> bool:
+        """Whether there is anything to wait for."""
+        return any(worker.units for worker in self.workers.values()) or (not stopping and bool(len(self.queue)))
+
+    def leave(self) -> None:
+        """Have every worker leave this build; those that do are kept for the next one."""
+        for key, worker in list(self.workers.items()):
+            if worker.ready:
+                self.crew.tell(key, Stop(done=True))
+            else:
+                self.forget(key)
+        while self.workers:
+            for key, message in self.crew.wait():
+                if isinstance(message, (Died, Closed)):
+                    self.forget(key)
+                elif isinstance(message, LogLine):
+                    self.log(self.workers[key], message)
+
+    def forget(self, key: Any) -> None:
+        """Have nothing to do with a worker any more."""
+        del self.workers[key]
+        self.crew.close(key)
+
+    def prove(self) -> None:
+        """Have a worker compute the control, once all others have left."""
+        key = self.crew.start(0, prove=True)
+        self.workers[key] = _Worker(0, key)
+        while self.workers:
+            for _, message in self.crew.wait():
+                if isinstance(message, Opened) and message.works:
+                    self.accept(self.breaker.take(computed=1, rejections=[]))
+                if isinstance(message, (Opened, Died)):
+                    self.forget(key)
+
+    def replenish(self) -> None:
+        """Start workers while units wait for which no worker is there or on its way."""
+        idle = sum(not worker.units for worker in self.workers.values())
+        taken = {worker.rank for worker in self.workers.values()}
+        free = [rank for rank in range(self.num_workers) if rank not in taken]
+        for rank in free[: max(0, len(self.queue) - idle)]:
+            key = self.crew.start(rank, prove=self.has_control and self.breaker.in_doubt)
+            self.workers[key] = _Worker(rank, key)
+        for worker in self.workers.values():
+            if worker.ready:
+                self.assign(worker)
+
+    def dismiss(self) -> None:
+        """Ask workers to stop after the batch in flight."""
+        for worker in self.workers.values():
+            self.crew.tell(worker.key, Stop())
+
+    def serve(self, worker: _Worker, message: Any, stopping: bool) -> None:
+        """Take one message of a worker, or its death."""
+        match message:
+            case Batch():
+                self.take(worker, message)
+            case Opened(works):
+                worker.ready, self.failed_starts = True, 0
+                if works:
+                    self.accept(self.breaker.take(computed=1, rejections=[]))
+                self.assign(worker, stopping)
+            case Finished(number):
+                worker.units = [unit for unit in worker.units if unit.number != number]
+                self.assign(worker, stopping)
+            case Closed():
+                worker.units = []  # asked to stop: what is left of them is for the next run
+            case Failed(error, fatal=True):
+                raise error
+            case Failed(error):
+                self.last_error = str(error)
+                log.warning("worker %d: %s", worker.rank, error)
+            case LogLine():
+                self.log(worker, message)
+            case Died():
+                self.bury(worker, message, stopping)
+
+    def log(self, worker: _Worker, line: LogLine) -> None:
+        """Show what a worker has logged."""
+        prefix = f"worker {worker.rank}: " if self.num_workers > 1 else ""
+        logging.getLogger(line.name).log(line.level, "%s%s", prefix, line.text)
+
+    def take(self, worker: _Worker, batch: Batch) -> None:
+        """Make a batch final, but for samples that another worker has reported before."""
+        unit = next(unit for unit in worker.units if unit.number == batch.unit)
+        lines = [row.utterance.line for row, _ in batch.computed] + [item.row.utterance.line for item in batch.staged]
+        new = set(unit.report([*lines, *(item.line for item in batch.rejections)]))
+        staged = [item for item in batch.staged if item.row.utterance.line in new]
+        staged += self.crew.staged([item for item in batch.computed if item[0].utterance.line in new])
+        rejections = [item for item in batch.rejections if item.line in new]
+        for rejection in rejections:
+            self.crew.check(worker.key, rejection)
+        self.sink(staged, self.breaker.take(computed=len(staged), rejections=rejections), batch.cost)
+        if batch.awaited:
+            self.crew.tell(worker.key, Taken())
+        if staged:
+            self.deaths, self.last_error = 0, ""
+
+    def accept(self, rejections: Sequence[Rejection]) -> None:
+        """Reject what has been proved."""
+        for rejection in rejections:
+            self.sink([], [rejection], NO_COST)
+
+    def assign(self, worker: _Worker, stopping: bool = False) -> None:
+        """Give a worker as many units as it may have."""
+        while not stopping and len(self.queue) and len(worker.units) < UNITS_AT_A_TIME:
+            if worker.units and (worker.units[-1].alone or self.queue.next_alone()):
+                return
+            unit = self.queue.take()
+            worker.units.append(unit)
+            self.crew.tell(worker.key, self.crew.assignment(unit))
+
+    def bury(self, worker: _Worker, died: Died, stopping: bool) -> None:
+        """Forget a dead worker and what it had not reported; give its work to another."""
+        del self.workers[worker.key]
+        if stopping or (worker.ready and not worker.units):
+            return
+        log.warning("worker %d died (%s); another takes over its work", worker.rank, died.cause)
+        self.failed_starts += not worker.ready
+        self.deaths += 1
+        if self.failed_starts >= FAILED_STARTS or self.deaths >= DEATHS_WITHOUT_PROGRESS:
+            when = "while starting" if self.failed_starts >= FAILED_STARTS else "before they have computed anything"
+            said = f"; it said: {self.last_error}" if self.last_error else "; their own messages are on stderr"
+            raise HfprepError(
+                f"workers keep dying {when} (the last with {died.cause}{said}). Check memory and devices (`hfprep "
+                "doctor`), then run the same command again: finished work is kept"
+            )
+        for unit in reversed(worker.units):
+            self.requeue(unit, died, only=len(worker.units) == 1)
+        self.replenish()
+
+    def requeue(self, unit: WorkUnit, died: Died, *, only: bool) -> None:
+        """Queue what is left of a unit, or reject the one sample that is left and kills workers."""
+        culprit = self.queue.give_back(unit, died.in_hand, only=only)
+        if culprit is not None:
+            message = f"the process that computed it died {culprit.deaths} times ({died.cause})"
+            if self.last_error:
+                message += f": {self.last_error}"
+            log.warning("sample %r kills its workers: %s", culprit.id, message)
+            rejection = Unproven(culprit.line, culprit.id, Reason.COMPUTE_FAILED, message, DIED)
+            self.accept(self.breaker.take(computed=0, rejections=[rejection]))

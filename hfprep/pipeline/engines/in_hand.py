@@ -1,0 +1,49 @@
+"""Which samples a worker is loading or computing, in a file that outlives it: a death is the fault of one of them.
+
+`InHand` is the worker's side, `in_hand` the driver's. The file is shared memory, so that a note costs no write.
+"""
+
+import threading
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hfprep.pipeline.observing import Moment
+from hfprep.schema import Utterance
+
+NAME = "in-hand"
+SLOTS = 4096  # more than batches on a device and samples that are being loaded ever are
+
+
+class InHand:
+    """Notes manifest lines as work on them begins and ends; an observer (see `observing`)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._lines = np.memmap(folder / NAME, np.int64, mode="w+", shape=(SLOTS,))
+        self._slots: dict[tuple[str, int], int] = {}
+        self._free = list(range(SLOTS))
+        self._lock = threading.Lock()
+
+    def __call__(self, moment: Moment, utterances: Sequence[Utterance]) -> None:
+        """Take note of a moment."""
+        what, how = moment.split()
+        with self._lock:
+            for utterance in utterances:
+                key = what, utterance.line
+                if how == "begins" and key not in self._slots and self._free:
+                    slot = self._slots[key] = self._free.pop()
+                    self._lines[slot] = utterance.line
+                elif how != "begins" and key in self._slots:
+                    slot = self._slots.pop(key)
+                    self._lines[slot] = 0
+                    self._free.append(slot)
+
+
+def in_hand(folder: Path) -> Collection[int] | None:
+    """The lines that the worker of this folder had in hand when it ended; None where it has left no note."""
+    try:
+        lines = np.fromfile(folder / NAME, np.int64)
+    except OSError:
+        return None
+    return set(lines[lines > 0].tolist())

@@ -1,0 +1,57 @@
+"""A worker in the calling process, for a debugger: the same loop, without anybody who outlives it.
+
+A sample that crashes the process ends the build here.
+"""
+
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from hfprep.errors import StopRequested
+from hfprep.pipeline.background import BackgroundWriter
+from hfprep.pipeline.breaker import Breaker
+from hfprep.pipeline.engines.messages import Assignment, WorkerSetup
+from hfprep.pipeline.engines.rows import control_of, units_of
+from hfprep.pipeline.engines.spec import NO_COST, ExtractorSpec, Models, Sink
+from hfprep.pipeline.engines.worker import Computed, Worker
+from hfprep.pipeline.planning import Plan
+
+
+def run_inline(
+    spec: ExtractorSpec,
+    plan: Plan,
+    sink: Sink,
+    *,
+    models: Models,
+    work: Path,
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Compute the pending rows of a plan in this process, with `models` that may be loaded already.
+
+    `sink` runs in a thread: on an accelerator while the next batch computes, on a CPU before it does, so that a kill
+    costs one batch. Raises StopRequested after the batch in flight once `stop()` is true, and what the sink raises.
+    """
+    units = deque(Assignment(unit.number, tuple(int(row) for row in unit.rows)) for unit in units_of(plan, 1))
+    setup = WorkerSetup(spec=spec, device=None, plan=plan.path, folder=work / "stage", control=control_of(plan))
+    breaker = Breaker()
+    assert spec.staging is not None
+    with contextlib.ExitStack() as stack:
+        worker = stack.enter_context(contextlib.closing(Worker(setup, models)))
+        stage = stack.enter_context(contextlib.closing(spec.staging.open(work / "stage")))
+        writer = stack.enter_context(contextlib.closing(BackgroundWriter(overlap=worker.extractor.looks_ahead)))
+
+        def take(found: Computed) -> None:
+            final = breaker.take(computed=len(found.computed), rejections=found.rejections)
+            sink(stage.write(found.computed), final, found.cost)
+
+        try:
+            for found in worker.work(lambda _wait: units.popleft() if units else None):
+                if isinstance(found, Computed):
+                    writer.submit(lambda found=found: take(found))  # type: ignore[misc]
+                if stop():
+                    raise StopRequested
+        finally:
+            writer.flush()
+        for rejection in breaker.finish():
+            sink([], [rejection], NO_COST)

@@ -1,0 +1,101 @@
+"""Worker processes of this machine, started before there is work for them and kept between builds.
+
+Gives `WorkerPool`. Light to import, so that the first worker's own imports can begin before those of its driver.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+# Not `-m`: the messages' classes must have the same module name at both ends.
+WORKER_CODE = """
+import sys
+sys.path.insert(0, sys.argv.pop())
+from hfprep.pipeline.engines.lifeline import start
+start(*sys.argv[1:])
+"""
+PACKAGE_PARENT = Path(__file__).resolve().parents[3]
+
+
+@dataclass(frozen=True, eq=False)
+class WorkerProcess:
+    """A running worker and the driver's end of its connection."""
+
+    rank: int
+    process: "subprocess.Popen[bytes]"
+    connection: Connection
+
+    def tell(self, message: Any) -> None:
+        """Send a message. It never blocks: messages are far smaller than the buffer, and few are unread."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead: the end of its connection says so
+            self.connection.send(message)
+
+    def end(self) -> int:
+        """End the process, if it has not ended by itself; gives its exit status."""
+        self.connection.close()
+        self.process.kill()
+        return self.process.wait()
+
+
+class WorkerPool:
+    """Workers by rank, each for one build at a time; a context manager that ends them. All end with this process."""
+
+    def __init__(self, code: str = WORKER_CODE) -> None:
+        self._code = code
+        self._idle: dict[int, WorkerProcess] = {}
+        self._lifeline: tuple[int, int] | None = None
+
+    def prepare(self, count: int) -> None:
+        """Start the first `count` workers, where they are not there yet, for builds to take."""
+        for rank in range(count):
+            if rank not in self._idle:
+                self._idle[rank] = self._start(rank)
+
+    def take(self, rank: int) -> WorkerProcess:
+        """The worker of a rank, started now if it is not there."""
+        worker = self._idle.pop(rank, None)
+        if worker is not None and worker.process.poll() is not None:
+            worker.end()
+            worker = None
+        return worker or self._start(rank)
+
+    def give_back(self, worker: WorkerProcess) -> None:
+        """Keep a worker that has left its build, for the next one."""
+        self._idle[worker.rank] = worker
+
+    def close(self) -> None:
+        """End all workers that no build has."""
+        for worker in self._idle.values():
+            worker.end()
+        self._idle.clear()
+        if self._lifeline is not None:
+            for descriptor in self._lifeline:
+                os.close(descriptor)
+            self._lifeline = None
+
+    def __enter__(self) -> "WorkerPool":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start(self, rank: int) -> WorkerProcess:
+        if self._lifeline is None:
+            self._lifeline = os.pipe()
+        here, there = Pipe()
+        with there:
+            passed = [self._lifeline[0], there.fileno()]
+            arguments = [*map(str, passed), json.dumps(sys.path), str(PACKAGE_PARENT)]
+            process = subprocess.Popen(
+                [sys.executable, "-c", self._code, *arguments], pass_fds=passed, stdin=subprocess.DEVNULL
+            )
+        return WorkerProcess(rank, process, here)

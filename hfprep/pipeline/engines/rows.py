@@ -1,0 +1,51 @@
+"""The rows of a plan, as engines want them: cut into work units, by name, as an Arrow stream."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hfprep.pipeline.engines.work_units import WorkQueue, WorkUnit, cut
+from hfprep.pipeline.planning import Plan, planned_row
+from hfprep.store.layout import PlannedRow
+
+
+def units_of(plan: Plan, num_workers: int) -> list[WorkUnit]:
+    """The pending rows in work units."""
+    return cut(np.asarray(plan.pending_positions(), np.int64), num_workers)
+
+
+def queue_of(plan: Plan, num_workers: int) -> WorkQueue:
+    """The pending rows in work units, waiting for workers."""
+    return WorkQueue(units_of(plan, num_workers), row_reader(plan))
+
+
+def row_reader(plan: Plan) -> Callable[[Sequence[int] | np.ndarray], Iterable[tuple[int, str, int]]]:
+    """A function that gives line, id and position of the plan's rows at these positions."""
+
+    def read(positions: Sequence[int] | np.ndarray) -> Iterable[tuple[int, str, int]]:
+        rows = plan.dataset.select_columns(["line", "id"])[[int(position) for position in positions]]
+        return zip(rows["line"], rows["id"], (int(position) for position in positions), strict=True)
+
+    return read
+
+
+def control_of(plan: Plan) -> PlannedRow | None:
+    """A row that was computed before, the one with the smallest audio file; None where none was."""
+    columns = plan.dataset.data
+    finished = np.flatnonzero(pc.list_value_length(columns.column("need")).to_numpy() == 0)
+    if not len(finished):
+        return None
+    sizes = columns.column("audio_bytes").to_numpy(zero_copy_only=False)[finished]
+    smallest = int(finished[np.argmin(np.nan_to_num(sizes.astype(np.float64), nan=np.inf))])
+    return planned_row(plan.dataset[smallest])
+
+
+def as_stream(plan: Plan, positions: Sequence[int]) -> bytes:
+    """Rows of the plan as an Arrow stream."""
+    table = plan.dataset.with_format("arrow")[list(positions)]
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return bytes(sink.getvalue())

@@ -1,0 +1,149 @@
+"""Runs of pending rows that are handed out together, and what their workers' deaths say about them.
+
+Takes positions of rows in the plan. Knows nothing of processes or of what is computed.
+"""
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+UNITS_WANTED = 64
+MIN_UNIT_ROWS, MAX_UNIT_ROWS = 4, 2048
+DEATHS_PER_UNIT = 3
+DEATHS_ALONE = 2  # that a sample which was split off causes by itself before it is rejected
+FEW_SUSPECTS = 8  # are tried one by one at once
+
+Left = dict[int, tuple[str, int]]  # id and position of rows that have no outcome yet, by manifest line
+
+
+@dataclass
+class WorkUnit:
+    """Rows that are handed out together.
+
+    `rows` are positions in the plan. Once handed out, `left` holds the id and the position of those not yet reported,
+    by manifest line. A unit that is `alone` is the only one that its worker has, so that a death is its own.
+    """
+
+    number: int
+    rows: Sequence[int] | np.ndarray
+    left: Left = field(default_factory=dict)
+    deaths: int = 0
+    progressed: bool = False
+    alone: bool = False
+
+    def report(self, lines: Iterable[int]) -> list[int]:
+        """Note samples whose outcome has been taken; gives those that had none before."""
+        new = [line for line in lines if self.left.pop(line, None) is not None]
+        self.progressed = self.progressed or bool(new)
+        return new
+
+
+@dataclass(frozen=True, slots=True)
+class Culprit:
+    """The one sample that a worker dies of, again and again."""
+
+    line: int
+    id: str
+    deaths: int
+
+
+def cut(rows: np.ndarray, num_workers: int) -> list[WorkUnit]:
+    """The pending rows cut into units: long ones for one worker, else by their number alone, however many workers.
+
+    Rows of like length find each other within a unit; many units keep many workers busy to the end.
+    """
+    wanted = UNITS_WANTED if num_workers > 1 else 1
+    length = min(MAX_UNIT_ROWS, max(MIN_UNIT_ROWS, -(-len(rows) // wanted)))
+    return [WorkUnit(number, rows[start : start + length]) for number, start in enumerate(range(0, len(rows), length))]
+
+
+class WorkQueue:
+    """Units waiting for a worker; `read(positions)` gives line, id and position of these rows of the plan.
+
+    A unit whose worker died comes back. Where it is known which samples the worker had in hand, these are tried apart
+    from the rest; else three deaths in a row without any outcome split the unit. A sample alone that still kills its
+    workers is given back as the culprit.
+    """
+
+    def __init__(
+        self,
+        units: Iterable[WorkUnit],
+        read: Callable[[Sequence[int] | np.ndarray], Iterable[tuple[int, str, int]]],
+    ) -> None:
+        self._waiting = deque(units)
+        self._read = read
+        self._next_number = len(self._waiting)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def next_alone(self) -> bool:
+        """Whether the next unit is for a worker that has no other."""
+        return bool(self._waiting) and self._waiting[0].alone
+
+    def take(self) -> WorkUnit:
+        """The next unit, its rows read: what is waiting holds positions only."""
+        unit = self._waiting.popleft()
+        if not unit.left:
+            unit.left = {line: (sample_id, position) for line, sample_id, position in self._read(unit.rows)}
+        unit.progressed = False
+        return unit
+
+    def give_back(self, unit: WorkUnit, in_hand: Collection[int] | None = None, *, only: bool = True) -> Culprit | None:
+        """Queue what is left of a unit whose worker died; gives the sample at fault once it is known.
+
+        `in_hand` are the manifest lines that the worker was loading or computing, None where nobody knows. `only` says
+        that the worker had no other unit: without that and without `in_hand` the death may be another unit's.
+        """
+        if not unit.left:
+            return None
+        if in_hand is None and not only:
+            unit.alone = True
+            self._waiting.appendleft(unit)
+            return None
+        suspects = {line: item for line, item in unit.left.items() if in_hand is None or line in in_hand}
+        if not suspects:  # it had not been begun
+            self._waiting.appendleft(unit)
+            return None
+        unit.deaths = 1 if unit.progressed else unit.deaths + 1
+        if len(unit.left) == 1:
+            return self._one_left(unit)
+        if in_hand is None and unit.deaths < DEATHS_PER_UNIT:
+            unit.alone = True
+            self._waiting.appendleft(unit)
+            return None
+        others = {line: item for line, item in unit.left.items() if line not in suspects}
+        if others:
+            self._push(others, alone=False)
+        self._split(suspects, whole=bool(others))
+        return None
+
+    def _one_left(self, unit: WorkUnit) -> Culprit | None:
+        ((line, (sample_id, _)),) = unit.left.items()
+        if unit.deaths >= DEATHS_PER_UNIT:
+            return Culprit(line, sample_id, unit.deaths)
+        unit.alone = True
+        self._waiting.appendleft(unit)
+        return None
+
+    def _split(self, suspects: Left, *, whole: bool) -> None:
+        """Queue suspects one by one, or where they are many in halves; `whole`: they have not been tried together."""
+        items = list(suspects.items())
+        if len(items) <= FEW_SUSPECTS and whole:
+            parts = [[item] for item in items]
+        elif whole:
+            parts = [items]
+        else:
+            middle = len(items) // 2
+            parts = [items[:middle], items[middle:]]
+        for part in reversed(parts):
+            self._push(dict(part), alone=True)
+
+    def _push(self, left: Left, *, alone: bool) -> None:
+        """Queue rows as a new unit, in front; one row alone dies `DEATHS_ALONE` times before it is the culprit."""
+        deaths = 0 if not alone else DEATHS_PER_UNIT - (DEATHS_ALONE if len(left) == 1 else 1)
+        rows = [position for _, position in left.values()]
+        self._waiting.appendleft(WorkUnit(self._next_number, rows, left, deaths, alone=alone))
+        self._next_number += 1

@@ -1,0 +1,65 @@
+"""Some clips computed in one precision, by the extractor that would compute them in a build.
+
+Gives `Trial`, which can be sent to a worker, and what it finds.
+"""
+
+import gc
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from hfprep.pipeline.failures import DeviceError
+from hfprep.pipeline.intake import Task
+from hfprep.schema import Features, Utterance
+
+if TYPE_CHECKING:
+    from hfprep.pipeline.engines.spec import ExtractorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class TrialResult:
+    """The codes of each clip by manifest line, int32 (codes,), and the seconds they took on the device.
+
+    `problem` says why there are none.
+    """
+
+    codes: dict[int, np.ndarray]
+    seconds: float = 0.0
+    problem: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """Clips to compute, and how to open the extractor for it."""
+
+    spec: "ExtractorSpec"
+    device: str
+    clips: tuple[Utterance, ...]
+
+    def run(self) -> TrialResult:
+        """Load the models, compute the clips, and let the models go. Raises ConfigError and CheckpointError."""
+        try:
+            extractor = self.spec.open(self.device)
+        except DeviceError as error:
+            return TrialResult({}, problem=str(error))
+        try:
+            tasks = [Task.of(extractor.schema, utterance, self.spec.need) for utterance in self.clips]
+            list(extractor.extract(tasks[:1]))  # the first call of everything takes longer
+            codes, seconds = {}, 0.0
+            for result in extractor.extract(tasks):
+                seconds += result.compute_seconds
+                for task, outcome in result.outcomes:
+                    if isinstance(outcome, Features):
+                        found = [outcome.arrays[column.name] for column in extractor.schema.of_kind("codes")]
+                        codes[task.utterance.line] = np.concatenate([array.reshape(-1) for array in found])
+        except DeviceError as error:
+            return TrialResult({}, problem=str(error))
+        finally:
+            extractor.close()
+            del extractor
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        return TrialResult(codes, seconds)
