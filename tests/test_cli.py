@@ -100,7 +100,7 @@ def test_the_help_is_in_the_order_of_use_and_80_columns_wide() -> None:
     headings = re.findall(r"^╭─ ([^─]+) ─", output, re.MULTILINE)
     assert headings == ["Options", *PANELS]
     assert max(map(len, output.splitlines())) <= 80
-    assert "'hfprep[ray]'" in " ".join(output.replace("│", " ").split())
+    assert "hfprep[ray]" in " ".join(output.replace("│", " ").split())
 
 
 def test_the_version_is_said() -> None:
