@@ -122,7 +122,7 @@ def demo(
           f"\nThe models are RANDOM numbers: the features have the right form and mean nothing.\n\n"
           f"  {data}/manifest.jsonl   sample data, with some lines bad on purpose\n"
           f"  {models}/   the model set; yours has the same layout\n"
-          f"  {output}/   the features: text_ids/, codes/, condition/, emo_vec/, the manifests\n"
+          f"  {output}/   the features, a folder for each column, and the manifests\n"
           f"  {output}/rejected.jsonl   what was rejected, and why\n\n"
           f"Your own data:\n  {_this_python()} -m hfprep build --manifest YOURS.jsonl --output-dir OUT --models DIR"
     )  # fmt: skip

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.io.digest import digest
-from hfprep.recipes.base import PRECISIONS
+from hfprep.recipes.base import PRECISIONS, Download, Outline
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.locate import ModelFiles, locate
 from hfprep.recipes.indextts2.options import IndexTTS2Options
+from hfprep.recipes.indextts2.outline import DOWNLOADS, BatchTimer, config_of, semantic_config_of
 from hfprep.recipes.indextts2.schema import CODES, LATENTS, NAME, PUBLISHED, TEXT, schema_of
 from hfprep.schema import Schema
 
@@ -109,6 +112,25 @@ class IndexTTS2Models:
 
         return FeatureModel.load(self.located, self.config, device=device, precision=precision)
 
+    def reference(self) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
+        import torch
+
+        from hfprep.models.masking import FrameMask
+        from hfprep.recipes.indextts2.checkpoints import load_semantic_codec
+        from hfprep.recipes.reference import LibraryEncoder
+
+        encoder = LibraryEncoder(self.located.semantic_model, self.located.w2v_stat)
+        codec = load_semantic_codec(self.located.semantic_codec, self.config).eval()
+
+        def codes(samples: np.ndarray) -> Mapping[str, np.ndarray]:
+            semantic = encoder(samples)
+            lengths = torch.tensor([semantic.shape[1]])
+            with torch.inference_mode():
+                found = codec(semantic, FrameMask.from_lengths(lengths, semantic.shape[1], semantic.device))
+            return {"codes": found[0].to(torch.int32).numpy()}
+
+        return codes
+
 
 class IndexTTS2:
     """The recipe."""
@@ -131,6 +153,24 @@ class IndexTTS2:
             fetch=fetch,
         )
         return IndexTTS2Models(located, options.tokenizer_path, ModelConfig.read(located.config))
+
+    def downloads(self) -> tuple[Download, ...]:
+        return DOWNLOADS
+
+    def outline(self, options: IndexTTS2Options) -> Outline:
+        from hfprep.recipes.indextts2.checkpoints import POSITION_ROWS  # these import torch
+        from hfprep.recipes.indextts2.feature_model import MIN_FRAMES
+
+        config = config_of(options)
+        named = options.tokenizer is not None or options.models is not None
+        return Outline(
+            schema=schema_of(config),
+            num_codes=int,
+            text_encoder=TextTokenizer(options.tokenizer_path) if named else None,
+            min_frames=MIN_FRAMES,
+            max_frames=2 * POSITION_ROWS,
+            seconds_of_batch=BatchTimer(config, semantic_config_of(options)),
+        )
 
 
 RECIPE = IndexTTS2()
