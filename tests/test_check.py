@@ -22,10 +22,11 @@ from hfprep.recipes.base import Outline
 from hfprep.recipes.indextts2 import outline as outlines
 from hfprep.recipes.indextts2.outline import PUBLISHED_CONFIG, BatchTimer
 from hfprep.recipes.indextts2.schema import PUBLISHED, schema_of
+from hfprep.recipes.semantic_audio import SemanticAudio
 from hfprep.schema import Utterance
 from hfprep.tools.check import estimates, scan
 from hfprep.tools.check.estimates import Work, estimate
-from hfprep.tools.check.inspecting import frames_of_header
+from hfprep.tools.check.inspecting import samples_of_header
 from hfprep.tools.check.options import CheckOptions
 from hfprep.tools.check.scan import check
 from hfprep.tools.demo.dataset import DemoDataset, make_dataset
@@ -231,7 +232,7 @@ def test_frames_of_a_header_are_those_of_the_audio(tmp_path: Path, seconds: floa
     tone(path, seconds, rate)
     header = read_header(path)
     exact = num_input_frames(len(load_waveform(path, via=via).samples))
-    assert frames_of_header(header.seconds, header.sampling_rate, via) == exact
+    assert num_input_frames(samples_of_header(header.seconds, header.sampling_rate, 16000, via)) == exact
 
 
 def test_the_work_of_the_published_models() -> None:
@@ -290,8 +291,8 @@ def test_the_time_is_that_of_a_batch_and_of_reading(monkeypatch: pytest.MonkeyPa
         measured.append((rows, frames, precision))
         return 0.5
 
-    monkeypatch.setattr(estimates, "reading_seconds", lambda rows, encoder, with_features: 0.04 * len(rows))
-    outline = Outline(PUBLISHED, int, seconds_of_batch=seconds_of_batch)
+    monkeypatch.setattr(estimates, "reading_seconds", lambda rows, outline, on_gpu: 0.04 * len(rows))
+    outline = Outline(PUBLISHED, SemanticAudio(), int, seconds_of_batch=seconds_of_batch)
     work = Work(clips=250, num_frames=50_000, audio_seconds=1000.0, rows=utterances(8))
     found = estimate(outline, work, device=torch.device("cpu"), precision="fp32", workers=2)
     assert measured == [(1, 200, "fp32")]  # the mean clip
@@ -303,7 +304,9 @@ def test_the_time_is_that_of_a_batch_and_of_reading(monkeypatch: pytest.MonkeyPa
     assert measured[-1] == (40, 200, "exact")
     assert found.compute_seconds == pytest.approx(250 / 40 * 0.5)
     assert found.seconds == pytest.approx(15 + 5), "a GPU computes while the CPU reads"
-    untimed = estimate(Outline(PUBLISHED, int), work, device=torch.device("cpu"), precision="fp32", workers=2)
+    untimed = estimate(
+        Outline(PUBLISHED, SemanticAudio(), int), work, device=torch.device("cpu"), precision="fp32", workers=2
+    )
     assert untimed.compute_seconds is None
 
 

@@ -189,6 +189,7 @@ class Outline:
     """
 
     schema: Schema
+    audio: AudioInput
     num_codes: Callable[[int], int]
     text_encoder: TextEncoder | None = None
     min_frames: int = 0

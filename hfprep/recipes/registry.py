@@ -37,7 +37,7 @@ def outline(chosen: Recipe, options: Any) -> Outline:
     if isinstance(chosen, Published):
         return chosen.outline(options)
     models = chosen.find(options, fetch=False)
-    return Outline(models.schema, models.num_codes, models.text_encoder())
+    return Outline(models.schema, models.audio, models.num_codes, models.text_encoder())
 
 
 def downloads(chosen: Recipe) -> tuple[Download, ...]:

@@ -160,11 +160,13 @@ class IndexTTS2:
     def outline(self, options: IndexTTS2Options) -> Outline:
         from hfprep.recipes.indextts2.checkpoints import POSITION_ROWS  # these import torch
         from hfprep.recipes.indextts2.feature_model import MIN_FRAMES
+        from hfprep.recipes.semantic_audio import SemanticAudio
 
         config = config_of(options)
         named = options.tokenizer is not None or options.models is not None
         return Outline(
             schema=schema_of(config),
+            audio=SemanticAudio(),
             num_codes=int,
             text_encoder=TextTokenizer(options.tokenizer_path) if named else None,
             min_frames=MIN_FRAMES,

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import torch
 
 from hfprep.errors import RejectedSample
-from hfprep.inputs.audio.decode import load_waveform
-from hfprep.models.input_features import extract_input_features
 from hfprep.models.precision import candidates
 from hfprep.pipeline.config import AUTO, PLAIN
-from hfprep.recipes.base import Outline, TextEncoder
+from hfprep.pipeline.intake import read_clip
+from hfprep.recipes.base import Outline
 from hfprep.schema import Utterance
 
 MOST_FRAMES = 300  # of a clip that is measured: enough for the full rate, and half a second on a slow CPU
@@ -80,26 +79,23 @@ def estimate(outline: Outline, work: Work, *, device: torch.device, precision: s
     compute = None
     if outline.seconds_of_batch is not None:
         compute = outline.seconds_of_batch(rows, length, device, precision) * work.num_frames / (rows * length)
-    reading = reading_seconds(work.rows, outline.text_encoder, with_features=device.type == "cpu")
+    reading = reading_seconds(work.rows, outline, on_gpu=device.type == "cuda")
     read = len(work.rows)
     total = reading / read * work.clips / workers if read else 0.0
     return Estimate(str(device), precision, compute, total, workers, rows * length, read, load)
 
 
-def reading_seconds(rows: Sequence[Utterance], encoder: TextEncoder | None, *, with_features: bool) -> float:
+def reading_seconds(rows: Sequence[Utterance], outline: Outline, *, on_gpu: bool) -> float:
     """Seconds that one thread takes to read the audio and encode the text of these rows."""
     spent = 0.0
     for row in rows:
         try:
-            load_waveform(
-                row.path, segment=row.segment
-            )  # the first file of a rate has its filter made, and comes from a slow disk
+            # The first time a filter is made for the rate, and the file comes from a slow disk.
+            read_clip(row.path, outline.audio, segment=row.segment, on_gpu=on_gpu)
             started = time.perf_counter()
-            waveform = load_waveform(row.path, segment=row.segment)
-            if with_features:
-                extract_input_features(waveform.samples)
-            if encoder is not None:
-                encoder.encode(row.text, row.language)
+            read_clip(row.path, outline.audio, segment=row.segment, on_gpu=on_gpu)
+            if outline.text_encoder is not None:
+                outline.text_encoder.encode(row.text, row.language)
         except RejectedSample:
             continue
         spent += time.perf_counter() - started

@@ -13,16 +13,16 @@ import numpy as np
 import torch
 
 from hfprep.errors import RejectedSample
-from hfprep.inputs.audio.decode import TARGET_SAMPLING_RATE, load_waveform, read_header
+from hfprep.inputs.audio.decode import load_waveform, read_header
 from hfprep.inputs.text.scripts import DoubtfulGrammar, doubtful_grammar, has_digits
 from hfprep.inputs.text.tokenizer import Tokenized
-from hfprep.models.input_features import extract_input_features, num_input_frames
 from hfprep.pipeline.inspection import Stores
-from hfprep.pipeline.intake import Loaded, SampleLimits, Task, check_seconds, load_sample, reject
-from hfprep.recipes.base import TextEncoder
+from hfprep.pipeline.intake import Clip, Loaded, SampleLimits, Task, check_seconds, load_sample, reject
+from hfprep.recipes.base import AudioInput, TextEncoder
 from hfprep.schema import Rejection, Schema, Segment, Utterance
 
 SPACE_PIECE = "\u2581"  # SentencePiece's mark for a space
+NOTHING = np.empty(0, np.float32)  # of a clip that is only looked at
 TEXTS_EACH = 3  # of a language, and of each doubtful grammar, whose stages are shown
 
 
@@ -55,6 +55,7 @@ class InspectorSettings:
     """What decides about a row: the tokenizer (None: texts are not looked at), the limits, how audio is read."""
 
     text_encoder: TextEncoder | None
+    audio: AudioInput
     limits: SampleLimits
     via_sampling_rate: int | None = None
     decode: bool = False
@@ -74,6 +75,12 @@ class _Remembering:
             return self.encoder.encode(text, language)
         self.last = self.tokenize(text, language)
         return self.last.ids
+
+    def doubt(self, text: str, language: str | None) -> DoubtfulGrammar | None:
+        return self.encoder.doubt(text, language)
+
+    def fingerprint(self) -> str:
+        return self.encoder.fingerprint()
 
 
 class Inspector:
@@ -96,8 +103,8 @@ class Inspector:
             self.stores.identify(utterance.path, by_content=False)
         except RejectedSample as error:
             return reject(task, error.reason, error.message)
-        header = _HeaderReader(self.settings.via_sampling_rate, self.settings.decode)
-        loaded = load_sample(task, text, header.read, limits)  # type: ignore[arg-type]
+        header = _HeaderReader(self.settings.audio, self.settings.via_sampling_rate, self.settings.decode)
+        loaded = load_sample(task, text, header.read, limits)
         if not isinstance(loaded, Loaded):
             return loaded[1]
         tokenized = text.last if text is not None else None
@@ -116,7 +123,11 @@ class Inspector:
 
     def _text(self, utterance: Utterance, tokenized: Tokenized | None) -> dict[str, Any]:
         """What of an `Inspection` is about the text rules; texts themselves go with the first rows of each kind."""
-        doubtful = None if utterance.language else doubtful_grammar(utterance.text)
+        encoder = self.settings.text_encoder
+        if encoder is not None:
+            doubtful = encoder.doubt(utterance.text, utterance.language)
+        else:
+            doubtful = None if utterance.language else doubtful_grammar(utterance.text)
         normalized = None if tokenized is None else tokenized.stages.normalized
         kinds = (doubtful, utterance.language) if doubtful is not None else (utterance.language,)
         shown = tokenized if any(self._shown[kind] < TEXTS_EACH for kind in kinds) else None
@@ -143,6 +154,7 @@ def _lengths(schema: Schema, num_tokens: int | None, num_codes: int) -> dict[str
 class _HeaderReader:
     """Reads the audio of one sample: its header alone, or all of it as a build does."""
 
+    audio: AudioInput
     via: int | None
     decode: bool
     sampling_rate: int = 0
@@ -150,28 +162,28 @@ class _HeaderReader:
     format: str = ""
     is_flat: bool = False
 
-    def read(
-        self, path: str, check_frames: Callable[[int], None], segment: Segment | None = None
-    ) -> tuple[np.ndarray, float]:
-        check = check_seconds(check_frames)
+    def read(self, path: str, check_frames: Callable[[int], None], segment: Segment | None = None) -> Clip:
+        check, rate = check_seconds(check_frames, self.audio), self.audio.sampling_rate
         found = read_header(path, segment=segment, check_seconds=check)
         self.sampling_rate, self.channels, self.format = found.sampling_rate, found.channels, found.format
-        if self.decode:
-            waveform = load_waveform(path, via=self.via, segment=segment, check_seconds=check)
-            self.is_flat = waveform.is_flat
-            check_frames(num_input_frames(len(waveform.samples)))
-            return extract_input_features(waveform.samples), waveform.seconds
-        frames = frames_of_header(found.seconds, found.sampling_rate, self.via)
+        if not self.decode:
+            frames = self.audio.num_frames(samples_of_header(found.seconds, found.sampling_rate, rate, self.via))
+            check_frames(frames)
+            return Clip(NOTHING, frames, found.seconds)
+        waveform = load_waveform(path, sampling_rate=rate, via=self.via, segment=segment, check_seconds=check)
+        self.is_flat = waveform.is_flat
+        frames = self.audio.num_frames(len(waveform.samples))
         check_frames(frames)
-        return np.empty((frames, 0), np.float32), found.seconds
+        self.audio.prepare(waveform.samples, on_gpu=False)  # says what is wrong with them
+        return Clip(NOTHING, frames, waveform.seconds)
 
 
-def frames_of_header(seconds: float, sampling_rate: int, via: int | None = None) -> int:
-    """Model frames that a file of that length and rate in Hz will have once it is resampled."""
+def samples_of_header(seconds: float, sampling_rate: int, target: int, via: int | None = None) -> int:
+    """Samples at `target` Hz that a file of that length and rate in Hz will have."""
     num_samples = round(seconds * sampling_rate)
-    if via is not None and sampling_rate != TARGET_SAMPLING_RATE:
+    if via is not None and sampling_rate != target:
         num_samples, sampling_rate = -(-num_samples * via // sampling_rate), via
-    return num_input_frames(-(-num_samples * TARGET_SAMPLING_RATE // sampling_rate))
+    return -(-num_samples * target // sampling_rate)
 
 
 _inspector: list[Inspector] = []

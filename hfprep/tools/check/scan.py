@@ -17,13 +17,12 @@ from functools import partial
 from itertools import chain, islice
 
 from hfprep.errors import ConfigError, HfprepError, Reason, RejectedSample
-from hfprep.inputs.audio.decode import TARGET_SAMPLING_RATE
 from hfprep.inputs.manifest.field_map import FieldMap
 from hfprep.inputs.manifest.opening import open_source
 from hfprep.inputs.manifest.rows import AudioFinder, RawRow, parse_line
 from hfprep.pipeline.devices import choose_device, choose_workers
 from hfprep.pipeline.inspection import Stores
-from hfprep.pipeline.intake import SampleLimits
+from hfprep.pipeline.intake import SampleLimits, via_rate
 from hfprep.recipes.base import Outline
 from hfprep.recipes.registry import choose_recipe, outline
 from hfprep.schema import Rejection, Utterance
@@ -111,11 +110,13 @@ def _outcomes(
         max_frames=known.max_frames,
         drop_overlong=options.drop_overlong,
         num_codes=known.num_codes,
+        filters=options.filters,
     )
     settings = InspectorSettings(
         text_encoder=known.text_encoder,
+        audio=known.audio,
         limits=limits,
-        via_sampling_rate=None if options.audio_sr == TARGET_SAMPLING_RATE else options.audio_sr,
+        via_sampling_rate=via_rate(options.audio_sr, known.audio),
         decode=options.decode,
         named_stores=options.named_stores,
     )

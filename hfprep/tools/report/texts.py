@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from hfprep.errors import HfprepError, RejectedSample
-from hfprep.inputs.text.scripts import DoubtfulGrammar, doubtful_grammar, has_digits
+from hfprep.inputs.text.scripts import DoubtfulGrammar, has_digits
 from hfprep.inputs.text.tokenizer import Tokenized
+from hfprep.recipes.base import TextEncoder
 from hfprep.recipes.options import ModelOptions
 from hfprep.recipes.registry import outline, recipe
 from hfprep.schema import Schema
@@ -42,7 +43,9 @@ class Texts:
     unknown_tokens: int | None = None
     looked_at: int = 0
 
-    def add(self, sample_id: str, language: str | None, text: str, tokenized: Tokenized) -> None:
+    def add(
+        self, sample_id: str, language: str | None, text: str, tokenized: Tokenized, doubtful: DoubtfulGrammar | None
+    ) -> None:
         """Count a sample's text."""
         self.looked_at += 1
         self.unknown_tokens = (self.unknown_tokens or 0) + len(tokenized.unknown)
@@ -52,7 +55,6 @@ class Texts:
         shown = self.shown.setdefault(name, [])
         if len(shown) < TEXTS_EACH:
             shown.append((sample_id, text[:TEXT_WIDTH], normalized[:TEXT_WIDTH], pieces_of(tokenized)))
-        doubtful = None if language else doubtful_grammar(text)
         if doubtful is not None:
             self.doubtful[doubtful] += 1
         if has_digits(normalized):
@@ -65,31 +67,31 @@ def pieces_of(tokenized: Tokenized) -> str:
 
 
 def look_at_texts(
-    rows: Sequence[dict[str, Any]], texts: Sequence[tuple[str, str | None]], tokenize: Tokenize | None
+    rows: Sequence[dict[str, Any]], texts: Sequence[tuple[str, str | None]], encoder: TextEncoder | None
 ) -> Texts:
     """Tokenize the drawn samples' texts again; some of the rows get `normalised` and `pieces`."""
     found = Texts()
     every = max(1, -(-len(rows) // MOST_IN_ROWS))
+    tokenize: Tokenize | None = getattr(encoder, "tokenize", None)
     for number, (row, (text, language)) in enumerate(zip(rows, texts, strict=True)):
-        if tokenize is None:
+        if encoder is None or tokenize is None:
             break
         try:
             tokenized = tokenize(text, language)
         except RejectedSample:  # it is another tokenizer's file by now
             continue
-        found.add(row["id"], language, text, tokenized)
+        found.add(row["id"], language, text, tokenized, encoder.doubt(text, language))
         if number % every == 0:
             row["normalised"] = tokenized.stages.normalized[:TEXT_WIDTH]
             row["pieces"] = pieces_of(tokenized)
     return found
 
 
-def tokenizer_of(schema: Schema, stats: Mapping[str, Any]) -> Tokenize | None:
-    """The tokenizer of a build where it is found and can show pieces, else None."""
+def tokenizer_of(schema: Schema, stats: Mapping[str, Any]) -> TextEncoder | None:
+    """The tokenizer of a build where it is found, else None."""
     path = stats.get("tokenizer")
     if not isinstance(path, str) or not Path(path).is_file():
         return None
     with contextlib.suppress(HfprepError):
-        encoder = outline(recipe(schema.recipe), ModelOptions(tokenizer=Path(path))).text_encoder
-        return getattr(encoder, "tokenize", None)
+        return outline(recipe(schema.recipe), ModelOptions(tokenizer=Path(path))).text_encoder
     return None

@@ -11,6 +11,7 @@ from hfprep.inputs.audio.decode import TARGET_SAMPLING_RATE
 from hfprep.inputs.manifest.rows import AudioFinder
 from hfprep.pipeline.config import PLAIN, BuildConfig
 from hfprep.pipeline.inputs import find_inputs
+from hfprep.pipeline.intake import via_rate
 from hfprep.recipes.options import ModelOptions
 from hfprep.schema import Schema
 from hfprep.store.layout import OutputFolder
@@ -58,8 +59,7 @@ def compare(
     )
     inputs = find_inputs(config, OutputFolder(options.output_dir))
     check_models(inputs, stats)
-    rate = stats.get("settings", {}).get("audio_sr", TARGET_SAMPLING_RATE)
-    via = None if rate == TARGET_SAMPLING_RATE else rate
+    via = via_rate(stats.get("settings", {}).get("audio_sr", TARGET_SAMPLING_RATE), inputs.models.audio)
     finder, folder = AudioFinder(manifest, last.get("audio_root")), last.get("folder")
     parity = reference = None
     if options.parity:

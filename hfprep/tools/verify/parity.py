@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from hfprep.errors import ConfigError
-from hfprep.formats.keeping import NpyStaging
 from hfprep.inputs.manifest.rows import AudioFinder
 from hfprep.pipeline.devices import choose_workers
 from hfprep.pipeline.engines.spec import ExtractorSpec
@@ -78,9 +77,9 @@ def compare_alone(
     schema = inputs.schema
     spec = ExtractorSpec(
         model_set=inputs.models,
-        staging=NpyStaging(),  # nothing is kept
+        staging=None,
         seen=inputs.seen,
-        with_audio=bool(schema.audio_groups),
+        need=schema.all_groups,
         device=device,
         precision=precision,
         batch_size=1,
@@ -89,11 +88,7 @@ def compare_alone(
     )
     extractor = spec.open()
     by_line = dict(enumerate(records))
-    with_audio = bool(schema.audio_groups)
-    tasks = [
-        Task(_utterance(line, record, finder, folder), schema.all_groups, with_audio)
-        for line, record in by_line.items()
-    ]
+    tasks = [Task.of(schema, _utterance(line, record, finder, folder)) for line, record in by_line.items()]
     codes = differing = samples = 0
     largest = 0.0
     try:
