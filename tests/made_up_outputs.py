@@ -58,7 +58,7 @@ def write_made_up(root: Path) -> Path:
                 )
                 for name in MADE_UP.group_names
             }
-            state.finish(sample_id, groups, seconds=1.5, source="")
+            state.finish(sample_id, groups, seconds=1.5, source="{}")
             metadata = {"id": sample_id, "audio_path": "a.wav", "text": "t", "speaker": None, "duration": 1.5,
                         "language": "en" if number % 2 else None}  # fmt: skip
             name = VAL if is_validation(sample_id, VAL_RATIO) else TRAIN

@@ -1,5 +1,6 @@
 """doctor names what is wrong with its remedy; download fetches, goes on after a break, and refuses other bytes."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -243,8 +244,8 @@ def test_a_hub_that_answers_is_said_to_be_reachable(hub: Hub, tmp_path: Path, mo
 @pytest.mark.usefixtures("quick_disk")
 def test_files_that_do_not_belong_together(tmp_path: Path, golden_small: Path) -> None:
     models = Path(shutil.copytree(golden_small / "checkpoints", tmp_path / "models"))
-    config = (models / "config.yaml").read_text().replace("number_text_tokens: 900", "number_text_tokens: 9")
-    (models / "config.yaml").write_text(config)
+    path = models / "w2v-bert-2.0" / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sampling_rate": 8000}))
     (found,) = find("models", folder=tmp_path, models=models)
     assert found.level == Level.PROBLEM
-    assert "the checkpoint has only 9" in found.found
+    assert "sampling_rate" in found.found

@@ -276,6 +276,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], FaultKind]] = {
         with_state("UPDATE samples SET finished = json_set(finished, '$.codes[1].code_len', 3) WHERE id = ?"),
         FaultKind.STATE_DISAGREES,
     ),
+    "state has a damaged row": (
+        with_state("UPDATE samples SET finished = '{\"codes\": 7}' WHERE id = ?"),
+        FaultKind.STATE_DISAGREES,
+    ),
     "state overwritten": (overwrite_state, FaultKind.FILE_INVALID),
 }
 # fmt: on

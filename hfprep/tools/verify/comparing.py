@@ -21,7 +21,7 @@ from hfprep.tools.verify.options import VerifyOptions
 from hfprep.tools.verify.parity import Parity, Stored, check_models, compare_alone, draw
 from hfprep.tools.verify.reference import ReferenceResult, compare_with_reference
 
-MODEL_OPTIONS = tuple(item.name for item in dataclasses.fields(ModelOptions))
+MODEL_OPTIONS = {item.name: item.default for item in dataclasses.fields(ModelOptions)}
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,8 @@ def compare(
     if not options.parity and not options.reference:
         return Comparisons()
     last = state_value(options.output_dir, "paths") or {}
-    given = {name: getattr(options, name) for name in MODEL_OPTIONS}
-    if not any(value is not None for value in given.values()):
-        given = {name: last.get(name) for name in MODEL_OPTIONS}
-    if not any(value is not None for value in given.values()):
+    given = _model_options(options, last)
+    if not any(value is not None and MODEL_OPTIONS[name] is None for name, value in given.items()):
         flag = "--parity" if options.parity else "--reference"
         raise ConfigError(f"{flag} needs the models that the output was made with; give --models DIR")
     manifest = options.manifest or Path(last.get("manifest") or options.output_dir / "manifest.jsonl")
@@ -73,3 +71,14 @@ def compare(
             finder=finder, folder=folder,
         )  # fmt: skip
     return Comparisons(parity, reference)
+
+
+def _model_options(options: VerifyOptions, last: dict[str, Any]) -> dict[str, Any]:
+    """The options of the recipe: files as they are given, or else all those of the last build; other values are its."""
+    given = {name: getattr(options, name) for name in MODEL_OPTIONS}
+    files = [name for name, default in MODEL_OPTIONS.items() if default is None]
+    earlier = set(MODEL_OPTIONS) - (set(files) if any(given[name] is not None for name in files) else set())
+    return {
+        name: last.get(name, value) if name in earlier and value == MODEL_OPTIONS[name] else value
+        for name, value in given.items()
+    }

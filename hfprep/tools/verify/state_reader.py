@@ -37,9 +37,12 @@ class StateReader:
         return None if row is None else json.loads(row[0])
 
     def sample(self, sample_id: str) -> SampleState | None:
-        """What the state holds of a sample."""
+        """What the state holds of a sample; of a row that is damaged nothing counts as finished."""
         row = self._db.execute(_SELECT, (sample_id,)).fetchone()
-        return None if row is None else parse_sample(*row)
+        try:
+            return None if row is None else parse_sample(*row)
+        except ValueError:
+            return SampleState({})
 
 
 def _migrated(old: sqlite3.Connection) -> sqlite3.Connection:
