@@ -37,7 +37,9 @@ def options_of(
                 if item.name in by_place:
                     argument = typer.Argument(metavar=by_place[item.name], help=help_text)
                     placed.append(
-                        inspect.Parameter(item.name, kind, annotation=operator.getitem(Annotated, (hints[item.name], argument)))
+                        inspect.Parameter(
+                            item.name, kind, annotation=operator.getitem(Annotated, (hints[item.name], argument))
+                        )
                     )
                     continue
                 shown = typer.Option(help=help_text, rich_help_panel=panel)
