@@ -21,6 +21,7 @@ from hfprep.formats.samples import Origin
 from hfprep.io.atomic import write_lines
 from hfprep.io.lock import OutputLock
 from hfprep.io.object_storage import url_of
+from hfprep.pipeline.adopting import adopt_workers, check_chain
 from hfprep.pipeline.codebook import CodebookUse
 from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.devices import choose_workers
@@ -177,9 +178,15 @@ class _Run:
         changed = differences(settings, earlier)
         for line in changed:
             log.warning("changed since finished samples were computed: %s", line)
-        if self.output.occupied() and self.state.is_empty() and not config.skip_existing:
-            log.warning("%s holds artifacts of unknown origin; they are computed again (--skip-existing adopts them)",
-                        self.output.root)  # fmt: skip
+        if self.output.occupied() and self.state.is_empty():
+            if config.skip_existing:
+                check_chain(config, self.output.root)
+                adopt_workers(self.output)
+            else:
+                log.warning(
+                    "%s holds artifacts of unknown origin; they are computed again (--skip-existing adopts them)",
+                    self.output.root,
+                )
         options = plan_options(config, self.inputs, changed)
         with self.listing() as listing:
             planner = Planner(self.output, self.state, self.fingerprinter(), options, listing,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
 
     from hfprep.recipes.indextts2.feature_model import FeatureModel
     from hfprep.recipes.semantic_audio import SemanticAudio
-
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,22 +65,11 @@ class IndexTTS2Models:
 
     def check(self) -> None:
         from hfprep.models.input_features import check_preprocessor  # it imports torch
+        from hfprep.recipes.text_rows import warn_of_larger  # so does this
 
         check_preprocessor(self.located.preprocessor_config)
-        size, known = self.text_encoder().vocab_size, self.text_rows()
-        if size > known:
-            log.warning(
-                "the tokenizer %s has %d pieces, the checkpoint %s rows for %d: no feature depends on them, but the "
-                "trainer will have to grow text_embedding and text_head (or use `extend-checkpoint`)",
-                self.tokenizer, size, self.located.gpt_checkpoint, known,
-            )  # fmt: skip
-
-    def text_rows(self) -> int:
-        """For how many text ids the checkpoint has rows; what config.yaml says, where it has no text embedding."""
-        from hfprep.recipes.indextts2.checkpoints import count_text_ids  # it imports torch
-
-        found = count_text_ids(self.located.gpt_checkpoint)
-        return self.config.number_text_tokens if found is None else found
+        size, known = self.text_encoder().vocab_size, self.config.number_text_tokens
+        warn_of_larger(self.tokenizer, size, self.located.gpt_checkpoint, known)
 
     def text_encoder(self) -> TextTokenizer:
         return TextTokenizer(self.tokenizer)
