@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from hfprep.pipeline.building_many import ManySummary, build_many
     from hfprep.pipeline.summary import Summary
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "BuildConfig",
     "CheckpointError",

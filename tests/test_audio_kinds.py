@@ -128,6 +128,14 @@ def test_chained_ogg_of_another_rate_is_refused(tmp_path: Path) -> None:
     assert seconds_of(path) is None
 
 
+@pytest.mark.parametrize("suffix", ["mp3", "m4a", "mka", "flac", "wav", "opus", "caf", "wma", "avi"])
+def test_a_little_behind_the_recording_is_left_alone(files: dict[str, Path], tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    for behind in (b"TAG" + b"x" * 125, bytes(300)):
+        path.write_bytes(files[suffix].read_bytes() + behind)
+        assert seconds_of(path) == pytest.approx(SECONDS, abs=FRAME_SECONDS), behind[:3]
+
+
 def test_late_sound_in_matroska_is_whole(tmp_path: Path) -> None:
     for codec, rate in (("libopus", 48_000), ("flac", 16_000)):
         path = encode(tmp_path / f"{codec}.mkv", "matroska", codec, tone(2.0, rate), rate, late_seconds=1.5)

@@ -5,33 +5,45 @@ The flags, their defaults and their help come from `BuildConfig`.
 """
 
 import dataclasses
-import inspect
 import logging
-import operator
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from hfprep.cli import formats, scale, trust
 from hfprep.cli.extend_checkpoint import extend_checkpoint
 from hfprep.cli.many import run_many
+from hfprep.cli.options import NO_DEFAULT, RunFile, options_of, read_options
+from hfprep.cli.options import write_options as keep_options
 from hfprep.cli.output import keep_streams, say, show
 from hfprep.cli.tokenizer import tokenizer
 from hfprep.errors import HfprepError
 from hfprep.pipeline.config import BuildConfig, flag
 from hfprep.pipeline.data_sets import ManyOptions, config_of_each
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    help="From a manifest of speech to IndexTTS-2 training features.",
-    pretty_exceptions_enable=False,
-)
-_NOT_WITH_DATASET = ("manifest", "output_dir")
+ABOUT = "Turn recordings and transcripts into the features that speech models train on."
+ORDER = (
+    "build", "check", "verify", "report", "pairs", "export-npy", "export-arrow", "export-webdataset",
+    "export-manifests", "push", "merge", "retokenize", "tokenizer", "extend-checkpoint", "download", "doctor", "demo",
+)  # fmt: skip
+
+
+class InOrder(typer.core.TyperGroup):
+    """Commands in the order of use."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """Names of all commands."""
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+
+
+app = typer.Typer(cls=InOrder, no_args_is_help=True, help=ABOUT, pretty_exceptions_enable=False)
+# What is taken where neither the option nor --models is given, as the older scripts have it.
+USUAL_FILES = {"config": Path("checkpoints/config.yaml"), "gpt_checkpoint": Path("checkpoints/gpt.pth")}
 formats.register(app)
 scale.register(app)
 trust.register(app)
@@ -39,58 +51,64 @@ app.command("extend-checkpoint")(extend_checkpoint)
 app.add_typer(tokenizer, name="tokenizer")
 
 
-def options_of(*configs: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one option for each field of the config dataclasses; it is called with their values."""
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from hfprep import __version__
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        parameters = []
-        for config in configs:
-            hints = get_type_hints(config)
-            for item in dataclasses.fields(config):
-                annotation = operator.getitem(Annotated, (hints[item.name], typer.Option(help=item.metadata["help"])))
-                default = None if item.name in _NOT_WITH_DATASET else item.default
-                kind = inspect.Parameter.KEYWORD_ONLY
-                parameters.append(inspect.Parameter(item.name, kind, default=default, annotation=annotation))
-
-        def call(**values: Any) -> None:
-            command(**values)
-
-        call.__name__, call.__doc__ = command.__name__, command.__doc__
-        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return call
-
-    return decorate
+        say(f"hfprep {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
-def every_command() -> None:
-    """From a manifest of speech to IndexTTS-2 training features."""
+def every_command(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Turn recordings and transcripts into the features that speech models train on."""
+    del version
 
 
 @app.command()
-@options_of(BuildConfig, ManyOptions)
-def build(dataset: list[str] | None, output_root: Path, **options: Any) -> None:
-    """Compute all features of a manifest, or of several; run the same command again to continue."""
-    _log_to_stderr(as_json=options["log_json"])
+@options_of(BuildConfig, ManyOptions, RunFile)
+def build(context: typer.Context, options: Path | None, write_options: Path | None, **values: Any) -> None:
+    """Compute the features of a manifest, or of several; run the same command again to continue."""
+    if options is not None:
+        values = read_options(options, values, context)
+    if write_options is not None:
+        defaults = {item.name: item.default for kind in (BuildConfig, ManyOptions) for item in dataclasses.fields(kind)}
+        keep_options(write_options, values, defaults)
+    dataset, output_root = values.pop("dataset"), Path(values.pop("output_root"))
+    _log_to_stderr(as_json=values["log_json"])
+    values |= _usual_files(values)
     if dataset:
-        configs = config_of_each(dataset, output_root, **options)
+        configs = config_of_each(dataset, output_root, **values)
     else:
         if output_root != Path():
             raise typer.BadParameter(
                 "it goes with --dataset; with --manifest, use --output-dir", param_hint="--output-root"
             )
-        for name in _NOT_WITH_DATASET:
-            if options[name] is None:
+        for name in NO_DEFAULT:
+            if values[name] is None:
                 raise typer.BadParameter(
                     "it is missing (or use --dataset, for several data sets)", param_hint=flag(name)
                 )
-        configs = [BuildConfig(**options)]
-    if options["dry_run"]:
+        configs = [BuildConfig(**values)]
+    if values["dry_run"]:
         from hfprep.cli.plan import show_plan
 
         raise typer.Exit(max([show_plan(config) for config in configs]))
     raise typer.Exit(run_many(configs) if dataset else run_build(configs[0]))
+
+
+def _usual_files(options: dict[str, Any]) -> dict[str, Path]:
+    """The config and checkpoint in checkpoints/, where they are there and no others are given."""
+    if options["models"] is not None:
+        return {}
+    found = {name: path for name, path in USUAL_FILES.items() if options[name] is None and path.is_file()}
+    for name, path in found.items():
+        logging.getLogger("hfprep").info("%s is not given: %s is taken", flag(name), path)
+    return found
 
 
 @app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -117,7 +135,7 @@ def demo(
           f"\nThe models are RANDOM numbers: the features have the right form and mean nothing.\n\n"
           f"  {data}/manifest.jsonl   sample data, with some lines bad on purpose\n"
           f"  {models}/   the model set; yours has the same layout\n"
-          f"  {output}/   the features: text_ids/, codes/, condition/, emo_vec/, the manifests\n"
+          f"  {output}/   the features, a folder for each column, and the manifests\n"
           f"  {output}/rejected.jsonl   what was rejected, and why\n\n"
           f"Your own data:\n  {_this_python()} -m hfprep build --manifest YOURS.jsonl --output-dir OUT --models DIR"
     )  # fmt: skip

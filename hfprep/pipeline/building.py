@@ -22,6 +22,7 @@ from hfprep.formats.samples import Origin
 from hfprep.io.atomic import write_lines
 from hfprep.io.lock import OutputLock
 from hfprep.io.object_storage import url_of
+from hfprep.pipeline.adopting import adopt_workers, check_chain
 from hfprep.pipeline.codebook import CodebookUse
 from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.devices import choose_workers
@@ -33,7 +34,7 @@ from hfprep.pipeline.parts import part_facts, withdraw_part, write_part
 from hfprep.pipeline.planning import Plan, PlanCounts, Planner, PlanOptions, no_doubt
 from hfprep.pipeline.precision_choice import decide, measured
 from hfprep.pipeline.progress import BuildProgress, Tally
-from hfprep.pipeline.provenance import check_recipe, given_paths
+from hfprep.pipeline.provenance import check_recipe, given_paths, options_in_force
 from hfprep.pipeline.remarks import close_remarks, warn_of_doubtful
 from hfprep.pipeline.signals import StopSignals, stop_on_signals
 from hfprep.pipeline.summary import Summary
@@ -51,11 +52,8 @@ from hfprep.store.timeline import Timeline
 log = logging.getLogger(__name__)
 
 SECONDS_PER_HOUR = 3600.0
-RECORDED = (
-    "audio_sr", "batch_size", "drop_overlong", "hash_audio", "language", "max_samples", "val_ratio", "val_count",
-    "min_seconds", "max_seconds", "max_chars_per_second",
-)  # fmt: skip
-"""Options that stats.json has."""
+
+
 NAMED_FILES = ("tokenizer", "gpt_checkpoint")  # whose paths stats.json gives
 
 
@@ -177,9 +175,15 @@ class _Run:
         changed = differences(settings, earlier)
         for line in changed:
             log.warning("changed since finished samples were computed: %s", line)
-        if self.output.occupied() and self.state.is_empty() and not config.skip_existing:
-            log.warning("%s holds artifacts of unknown origin; they are computed again (--skip-existing adopts them)",
-                        self.output.root)  # fmt: skip
+        if self.output.occupied() and self.state.is_empty():
+            if config.skip_existing:
+                check_chain(config, self.output.root)
+                adopt_workers(self.output)
+            else:
+                log.warning(
+                    "%s holds artifacts of unknown origin; they are computed again (--skip-existing adopts them)",
+                    self.output.root,
+                )
         options = plan_options(config, self.inputs, changed)
         with self.listing() as listing:
             planner = Planner(self.output, self.state, self.fingerprinter(), options, listing,
@@ -351,7 +355,7 @@ class _Run:
             "codebook": self.codebook.summary(self.listed_ids(), summary.accepted, self.read_codes),
             "overlong": summary.overlong,
             "out_of_memory_events": summary.out_of_memory_events,
-            "settings": {name: getattr(config, name) for name in RECORDED},
+            "settings": options_in_force(config),
         }
 
     def read_codes(self, column: Column, ids: Sequence[str]) -> np.ndarray:

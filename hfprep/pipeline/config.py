@@ -20,9 +20,14 @@ from hfprep.recipes.base import option
 from hfprep.recipes.options import ModelOptions
 from hfprep.recipes.registry import NAMES
 
+# Headings of the help, in the order of use.
+INPUT, MODELS, OUTPUT, SPEED, SCALE = "Input", "Models", "Output", "Speed", "Scale"
+CHANGE, DEBUGGING = "When things change", "Debugging"
+PANELS = (INPUT, MODELS, OUTPUT, SPEED, SCALE, CHANGE, DEBUGGING)
 FORMATS = ("npy", "arrow", "webdataset")
 ON_CHANGE = ("recompute", "refuse")
 ENGINES = ("local", "inline", "ray")
+STRAIGHT = 16_000  # Hz, what the models hear
 PLAIN, AUTO = "fp32", "auto"
 PRECISIONS = (*MODEL_PRECISIONS, AUTO)
 
@@ -55,41 +60,41 @@ class Part:
 class BuildConfig(ModelOptions):
     """One build. Paths may be str or Path; model paths are needed unless `models` names a folder of them."""
 
-    manifest: Path = option(Path(), "JSONL: id, text, audio (or CSV, Parquet, tars, a data set: docs/inputs.md).")
-    output_dir: Path = option(Path(), "Where the features go (a folder or s3://...); a rerun continues there.")
-    work_dir: Path | None = option(None, "Local folder of an output in object storage; default: in ~/.cache/hfprep.")
-    map: str | None = option(None, "Names of fields: text=sentence,audio=path,id=utt; id=@line: row numbers.")
-    audio_root: Path | None = option(None, "Folder (or URL) that relative audio paths start from.")
+    manifest: Path = option(Path(), "JSONL with id, text, audio; or CSV, Parquet, tars, a data set.", INPUT)
+    map: str | None = option(None, "Your field names: text=sentence,audio=path,id=utt; id=@line: row number.", INPUT)
+    audio_root: Path | None = option(None, "Folder (or URL) that relative audio paths start from.", INPUT)
+    language: str | None = option(None, "Language of all rows (en, zh, ja, am, ...); default: each row's own.", INPUT)
+    max_samples: int | None = option(None, "Take only the first N usable rows; 0: all.", INPUT)
+    min_seconds: float | None = option(None, "Reject shorter clips.", INPUT)
+    max_seconds: float | None = option(None, "Reject longer clips.", INPUT)
+    max_chars_per_second: float | None = option(None, "Reject texts with more characters per second of audio.", INPUT)
+    audio_sr: int | None = option(None, "Default 16000: straight; 24000: by way of 24 kHz, as older scripts.", INPUT)
     recipe: str | None = option(None, f"Model family: {', '.join(NAMES)}; default: told from the model files.")
-    language: str | None = option(None, "Language of all rows (en, zh, ja, am, ...); default: each row's own.")
-    val_ratio: float = option(0.01, "Share of ids that go to val_manifest.jsonl, by a hash of the id.")
-    val_count: int | None = option(None, "In place of --val-ratio: the N ids of smallest hash go to validation.")
-    batch_size: int = option(0, "Samples a batch at most; 0: by the device's memory.")
-    workers: int = option(0, "Threads that decode audio; 0: one a CPU core.")
-    num_processes: int = option(0, "Processes on this machine; 0: one a GPU, else one.")
-    shard: str | None = option(None, "Do one part of the manifest: 0/16 to 15/16; `merge` joins the outputs.")
-    dry_run: bool = option(False, "Say what would be done, and by whom, without loading a model.")
+    output_dir: Path = option(Path(), "Where the features go (a folder or s3://...); a rerun continues there.", OUTPUT)
+    format: str = option("npy", "npy, arrow, webdataset; several with commas.", OUTPUT)
+    max_shard_size: str = option("500MB", "Largest size of an arrow or webdataset shard.", OUTPUT)
+    val_ratio: float = option(0.01, "Share of ids that go to val_manifest.jsonl, by a hash of the id.", OUTPUT)
+    val_count: int | None = option(None, "Instead of --val-ratio: the N ids of smallest hash.", OUTPUT)
+    drop_overlong: bool = option(False, "Reject samples longer than the model's positions (else: count them).", OUTPUT)
+    strict: bool = option(False, "Exit with status 1 if any line was rejected.", OUTPUT)
+    work_dir: Path | None = option(None, "Local folder of an output in object storage.", OUTPUT)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.", SPEED)
+    precision: str = option(PLAIN, "fp32; on a GPU exact (same codes, faster), tf32, bf16, fp16; auto: measure.", SPEED)
+    min_code_agreement: float = option(0.995, "Share of codes that another precision must share with fp32.", SPEED)
+    batch_size: int = option(0, "Samples per batch at most; 0: by the device's memory.", SPEED)
+    workers: int = option(0, "Threads that decode audio; 0: one per CPU core.", SPEED)
+    num_processes: int = option(0, "Processes on this machine; 0: one per GPU, else one.", SCALE)
+    shard: str | None = option(None, "Build one part of the manifest: 0/16 to 15/16; `merge` joins them.", SCALE)
     engine: str = option(
-        "local", "local: processes here; ray: a Ray cluster (hfprep[ray]); inline: this process (debugger)."
+        "local", "local: processes; ray: a cluster (hfprep[ray]); inline: this process, to debug.", SCALE
     )
-    ray_address: str | None = option(None, "Address of the Ray cluster, such as auto or HOST:PORT; default: start one.")
-    num_gpus_per_worker: float | None = option(None, "GPUs a Ray worker, 0.5 for two on one; default: 1 where any.")
-    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
-    precision: str = option(PLAIN, "fp32, exact (GPU: as good, faster), tf32, bf16, fp16; auto: by measuring.")
-    min_code_agreement: float = option(0.995, "Share of codes that another precision must compute as fp32 does.")
-    audio_sr: int = option(16000, "16000: straight to 16 kHz; another rate (24000): through it, as older scripts did.")
-    max_samples: int | None = option(None, "Take only the first N valid rows; 0: all.")
-    skip_existing: bool = option(False, "Adopt complete artifacts on disk that hfprep has no record of.")
-    strict: bool = option(False, "Exit with status 1 when any line was rejected.")
-    drop_overlong: bool = option(False, "Reject samples over the model's text or code positions (else: only counted).")
-    min_seconds: float | None = option(None, "Reject clips that are shorter.")
-    max_seconds: float | None = option(None, "Reject clips that are longer.")
-    max_chars_per_second: float | None = option(None, "Reject texts with more characters for each second of the clip.")
-    hash_audio: bool = option(False, "Tell changed audio by its content rather than by size and mtime.")
-    on_change: str = option("recompute", "recompute or refuse, when what finished samples depend on has changed.")
-    format: str = option("npy", "Formats, with commas: npy, arrow, webdataset (the latter in folders of the output).")
-    max_shard_size: str = option("500MB", "Size of a shard of arrow or webdataset at most.")
-    log_json: bool = option(False, "Log lines as JSON objects.")
+    ray_address: str | None = option(None, "Address of the Ray cluster (auto or HOST:PORT); default: start one.", SCALE)
+    num_gpus_per_worker: float | None = option(None, "GPUs per Ray worker (0.5 puts two workers on one GPU).", SCALE)
+    on_change: str = option("recompute", "recompute or refuse, if what finished samples depend on has changed.", CHANGE)
+    hash_audio: bool = option(False, "Detect changed audio by hashing its content (slower).", CHANGE)
+    skip_existing: bool = option(False, "Adopt complete files on disk that hfprep has no record of.", CHANGE)
+    dry_run: bool = option(False, "Show what would be done, without loading a model.", DEBUGGING)
+    log_json: bool = option(False, "Log lines as JSON objects.", DEBUGGING)
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -141,7 +146,7 @@ class BuildConfig(ModelOptions):
         self._require(self.val_count is None or self.val_count >= 0, "val_count", "a number of samples, 0 for none")
         for name in ("batch_size", "workers", "num_processes"):
             self._require(getattr(self, name) >= 0, name, "0 (automatic) or a positive number")
-        self._require(self.audio_sr > 0, "audio_sr", "a sampling rate in Hz, such as 16000 or 24000")
+        self._require(self.resample_via > 0, "audio_sr", "a sampling rate in Hz, such as 16000 or 24000")
         most = self.max_samples
         self._require(most is None or most > 0, "max_samples", "a positive number, or 0 for all")
         self._require(0 < self.min_code_agreement <= 1, "min_code_agreement", "above 0, and not above 1")
@@ -168,6 +173,11 @@ class BuildConfig(ModelOptions):
     def field_map(self) -> FieldMap:
         """Which field of the input stands for which of ours."""
         return FieldMap.parse(self.map)
+
+    @property
+    def resample_via(self) -> int:
+        """The rate in Hz by way of which audio comes to 16 kHz: `audio_sr`, 16000 (straight) where it is not given."""
+        return STRAIGHT if self.audio_sr is None else self.audio_sr
 
     @property
     def filters(self) -> RowFilters:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hfprep.errors import ConfigError
-from hfprep.pipeline.config import BuildConfig, option
+from hfprep.pipeline.config import INPUT, OUTPUT, BuildConfig, option
 
 FORM = "LANG=MANIFEST or LANG=MANIFEST=OUTPUT, such as ja=ja/manifest.jsonl"
 
@@ -18,8 +18,10 @@ FORM = "LANG=MANIFEST or LANG=MANIFEST=OUTPUT, such as ja=ja/manifest.jsonl"
 class ManyOptions:
     """What stands in place of --manifest and --output-dir where one run builds several data sets."""
 
-    dataset: list[str] | None = option(None, f"{FORM}; once for each of several data sets, in place of --manifest.")
-    output_root: Path = option(Path(), "With --dataset: where outputs go that are not named, as LANG_processed_data.")
+    dataset: list[str] | None = option(
+        None, f"{FORM}; once for each of several data sets, in place of --manifest.", INPUT
+    )
+    output_root: Path = option(Path(), "With --dataset: where unnamed outputs go, as LANG_processed_data.", OUTPUT)
 
 
 def config_of_each(specs: Sequence[str], output_root: Path | str = Path(), **options: Any) -> list[BuildConfig]:

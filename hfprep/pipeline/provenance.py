@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from hfprep.errors import ConfigError
 from hfprep.io.object_storage import url_of
@@ -11,6 +12,20 @@ from hfprep.schema import Schema
 from hfprep.store.state import State
 
 SCHEMA = "schema"  # in the state
+# Options that say where and by whom features are computed, which makes no difference to them.
+ELSEWHERE = {
+    "output_dir", "work_dir", "shard", "engine", "ray_address", "num_gpus_per_worker", "num_processes", "workers",
+    "device", "skip_existing", "strict", "dry_run", "log_json", "on_change",
+}  # fmt: skip
+
+
+def options_in_force(config: BuildConfig) -> dict[str, Any]:
+    """The options to repeat a run with, as they were given: those that matter to its result."""
+    values = {
+        item.name: getattr(config, item.name) for item in dataclasses.fields(config) if item.name not in ELSEWHERE
+    }
+    values["audio_sr"] = config.resample_via
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
 def given_paths(config: BuildConfig) -> dict[str, str | None]:

@@ -2,7 +2,7 @@
 
 import typer
 
-from hfprep.cli.app import options_of
+from hfprep.cli.options import options_of
 from scripts.benchmark.command import bench
 from scripts.benchmark.config import BenchConfig
 

@@ -16,10 +16,11 @@ KEY_FIGURES = (
 STAGE_NOTE = "in threads beside the models"
 
 
-def bench(**options: Any) -> None:
+def bench(context: typer.Context, **options: Any) -> None:
     """Measure hfprep against the obvious pipeline, on RANDOM models of the published sizes."""
     from scripts.benchmark.comparing import compare
 
+    del context
     config = BenchConfig(**options)
     found = compare(config, lambda line: print(line, file=sys.stderr, flush=True))
     if config.json is not None:

@@ -16,6 +16,10 @@ MAX_ELEMENTS = 1 << 22  # a file of more is no clip
 CUT = "cut off: {what} at byte {place} has {promised} bytes, {present} are there"
 
 MP4_BOXES = frozenset({b"moov", b"mdat"})
+MP4_OUTERMOST = MP4_BOXES | {
+    b"ftyp", b"styp", b"moof", b"mfra", b"free", b"skip", b"wide", b"uuid", b"meta", b"sidx", b"ssix", b"prft", b"emsg",
+    b"pdin", b"udta", b"pnot",
+}  # fmt: skip
 MP4_ONCE = frozenset({b"moov", b"ftyp"})
 
 # Elements of Matroska that hold the ones looked at, and those that only stand at the top or in a segment.
@@ -34,6 +38,7 @@ STREAMED_BYTES = 0x7FFFF000  # a header claiming this many bytes or more was wri
 UNKNOWN_LENGTH = 0xFFFFFFFF
 ASF_OBJECT_BYTES = 24
 ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 
 JOINED = "is several files joined together; only the first could be read"
 MAX_BYTES_BEHIND = 4096  # padding and tags of other kinds
@@ -54,8 +59,8 @@ def mp4_problem(file: BinaryIO, size: int) -> str | None:
         file.seek(place)
         header = file.read(16)
         length, name = struct.unpack_from(">I4s", header)
-        if seen >= MP4_BOXES and not name.isalnum():
-            return None  # bytes behind the last box
+        if seen >= MP4_BOXES and name not in MP4_OUTERMOST:
+            return None  # a tag or other bytes behind the last box
         if name in seen and name in MP4_ONCE:
             return JOINED
         seen.add(name)
@@ -173,8 +178,9 @@ def flv_problem(file: BinaryIO, size: int) -> str | None:
 
 
 def asf_problem(file: BinaryIO, size: int) -> str | None:
-    """Walk the outermost objects of a Windows Media file: each must end within the file."""
+    """Walk the outermost objects of a Windows Media file, up to the one with the sound: it must end within the file."""
     place = 0
+    data_is_whole = False
     while place + ASF_OBJECT_BYTES <= size:
         file.seek(place)
         name, length = struct.unpack("<16sQ", file.read(ASF_OBJECT_BYTES))
@@ -183,7 +189,10 @@ def asf_problem(file: BinaryIO, size: int) -> str | None:
         if length < ASF_OBJECT_BYTES:
             return None  # written as a stream, before the length was known
         if place + length > size:
+            if data_is_whole:
+                return None  # a tag or other bytes behind the sound
             return CUT.format(what="the object", place=place, promised=length, present=size - place)
+        data_is_whole = data_is_whole or name == ASF_DATA
         place += length
     return None
 

@@ -181,7 +181,7 @@ def spec_of(config: BuildConfig, inputs: Inputs, plan: Plan, staging: Staging, n
         precision=config.precision,
         batch_size=config.batch_size,
         workers=threads,
-        via_sampling_rate=via_rate(config.audio_sr, inputs.models.audio),
+        via_sampling_rate=via_rate(config.resample_via, inputs.models.audio),
         drop_overlong=config.drop_overlong,
         filters=config.filters,
         threads=threads_per_process(num_processes) if num_processes > 1 else None,

@@ -11,7 +11,7 @@ from hfprep.recipes.base import option
 class IndexTTS2Options:
     """Where the model files are. They are needed unless `models` names a folder of them."""
 
-    models: Path | None = option(None, "Folder with all model files; sets every model path not given itself.")
+    models: Path | None = option(None, "Folder with all model files; sets each model path that is not given.")
     tokenizer: Path | None = option(None, "SentencePiece model (bpe.model).")
     config: Path | None = option(None, "config.yaml of the IndexTTS-2 checkpoint.")
     gpt_checkpoint: Path | None = option(None, "gpt.pth of the IndexTTS-2 checkpoint.")

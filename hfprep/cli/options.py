@@ -1,0 +1,106 @@
+"""Options of commands from config dataclasses, under headings; options from a file and into one."""
+
+import dataclasses
+import inspect
+import operator
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from hfprep.errors import ConfigError
+from hfprep.pipeline.config import DEBUGGING, INPUT, PANELS, flag
+from hfprep.recipes.base import option
+
+NO_DEFAULT = ("manifest", "output_dir")  # may be left out where --dataset stands in their place
+ONE_RUN = ("dry_run",)  # not written to a file: what a run does, not how
+
+
+def options_of(
+    *configs: type, arguments: Mapping[str, str] | None = None, with_context: bool = True
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one option for each field of the config dataclasses; it is called with context and values.
+
+    `arguments` are fields that are given by their place, with what the usage line calls them. Without `with_context`
+    the command is called with the values alone.
+    """
+    by_place = arguments or {}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        placed, found = [], []
+        for config in configs:
+            hints = get_type_hints(config)
+            for item in dataclasses.fields(config):
+                panel, kind = item.metadata.get("panel"), inspect.Parameter.KEYWORD_ONLY
+                help_text = item.metadata["help"].replace("[", r"\[")  # square brackets would be taken for markup
+                if item.name in by_place:
+                    argument = typer.Argument(metavar=by_place[item.name], help=help_text)
+                    placed.append(
+                        inspect.Parameter(
+                            item.name, kind, annotation=operator.getitem(Annotated, (hints[item.name], argument))
+                        )
+                    )
+                    continue
+                shown = typer.Option(help=help_text, rich_help_panel=panel)
+                annotation = operator.getitem(Annotated, (hints[item.name], shown))
+                default = None if item.name in NO_DEFAULT and with_context else item.default
+                found.append((panel, inspect.Parameter(item.name, kind, default=default, annotation=annotation)))
+        order = {panel: place for place, panel in enumerate(PANELS)}
+        found.sort(key=lambda pair: order.get(pair[0], len(order)))
+        context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        parameters = [*([context] if with_context else []), *placed, *(parameter for _, parameter in found)]
+
+        def call(**values: Any) -> None:
+            command(**values)
+
+        call.__name__, call.__doc__ = command.__name__, command.__doc__
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return call
+
+    return decorate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunFile:
+    """Options kept in a file, so that a run can be repeated."""
+
+    options: Path | None = option(None, "YAML file with options by name; those on the command line win.", INPUT)
+    write_options: Path | None = option(None, "Write the options of this run to a YAML file.", DEBUGGING)
+
+
+def read_options(path: Path, values: Mapping[str, Any], context: typer.Context) -> dict[str, Any]:
+    """The values of a command's options, those of a file where the command line does not give them.
+
+    Raises ConfigError where the file cannot be read or has an option that does not exist.
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"--options {str(path)!r} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"--options {str(path)!r} must hold options by name, such as batch-size: 8")
+    given = {str(name).removeprefix("--").replace("-", "_"): value for name, value in found.items()}
+    unknown = sorted(given.keys() - values.keys())
+    if unknown:
+        raise ConfigError(f"--options {str(path)!r}: there is no option {', '.join(map(flag, unknown))}")
+    result = dict(values)
+    for name, value in given.items():
+        source = context.get_parameter_source(name)
+        if source is None or source.name != "COMMANDLINE":
+            result[name] = value
+    return result
+
+
+def write_options(path: Path, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Write options that are not at their defaults, by the names of their flags."""
+    import yaml
+
+    chosen = {}
+    for name, value in values.items():
+        if value != defaults.get(name) and name not in ONE_RUN:
+            chosen[name.replace("_", "-")] = str(value) if isinstance(value, Path) else value
+    path.write_text(yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True), encoding="utf-8")
