@@ -168,8 +168,10 @@ class _Settings:
         self.__dict__.update(values)
 
 
-def _backends(monkeypatch: pytest.MonkeyPatch, *, new: bool) -> tuple[_Settings, _Settings]:
+def _backends(monkeypatch: pytest.MonkeyPatch, *, new: bool) -> tuple[Any, Any]:
     """Switches as torch 2.9 has them, or as those before it had, and a GPU whose name is all that is asked of it."""
+    matmul: Any
+    cudnn: Any
     if new:
         matmul, cudnn = _Settings(fp32_precision="none"), _Settings(conv=_Settings(fp32_precision="tf32"))
     else:
