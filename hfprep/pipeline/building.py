@@ -29,7 +29,8 @@ from hfprep.pipeline.engines.spec import BatchCost
 from hfprep.pipeline.inputs import Inputs, find_inputs
 from hfprep.pipeline.logs import log_to_file, no_progress_bars
 from hfprep.pipeline.parts import part_facts, withdraw_part, write_part
-from hfprep.pipeline.planning import Plan, PlanCounts, Planner, PlanOptions, no_doubt
+from hfprep.pipeline.plan import Plan, PlanCounts
+from hfprep.pipeline.planning import Planner, PlanOptions, no_doubt
 from hfprep.pipeline.precision_choice import decide, measured
 from hfprep.pipeline.progress import BuildProgress, Tally
 from hfprep.pipeline.provenance import check_recipe, given_paths, options_in_force
@@ -104,11 +105,7 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
             log.warning("stopped as asked while the manifest was being read; nothing has changed")
             return run.summary(stop.signal)
         state.put("paths", given_paths(config))
-        if run.counts.pending:
-            forget_exports(state)
-            if mirror is not None:
-                mirror.forget_changed(state, plan.chunks())
-                mirror.snapshot(state)
+        run.begin(plan)
         run.compute(plan, stop)
         summary = run.finish(plan, stop)
         if not summary.pending:
@@ -199,6 +196,14 @@ class _Run:
             keep_extra_fields(self.output.root, plan.dataset.data.table)
         self.list_rejected()
         return plan
+
+    def begin(self, plan: Plan) -> None:
+        """Before anything changes: nothing that shows the samples counts as up to date."""
+        if self.counts.pending:
+            forget_exports(self.state)
+            if self.mirror is not None:
+                self.mirror.forget_changed(self.state, plan.chunks())
+                self.mirror.snapshot(self.state)
 
     def settings(self) -> dict[str, dict[str, str]]:
         """What numbers depend on now."""

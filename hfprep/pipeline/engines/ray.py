@@ -25,7 +25,7 @@ from hfprep.pipeline.engines.rows import as_stream, control_of, queue_of
 from hfprep.pipeline.engines.spec import ExtractorSpec, Sink
 from hfprep.pipeline.engines.work_units import WorkUnit
 from hfprep.pipeline.engines.worker import serve
-from hfprep.pipeline.planning import Plan
+from hfprep.pipeline.plan import Plan
 from hfprep.recipes.base import absolute
 from hfprep.schema import Features, Rejection
 from hfprep.store.layout import PlannedRow
