@@ -125,6 +125,11 @@ class Schema:
         """The columns of a kind, in order."""
         return tuple(column for column in self.columns if column.kind == kind)
 
+    def most(self, kind: Kind) -> int | None:
+        """The most tokens or codes that the model has positions for; None where it has no such limit."""
+        names = [column.lengths[-1] for column in self.of_kind(kind) if column.lengths]
+        return next((self.limits[name] for name in names if name in self.limits), None)
+
     def lengths_of(self, arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
         """The lengths that these arrays have, by name."""
         return {

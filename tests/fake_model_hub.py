@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from hfprep.tools.download import SOURCES
+from hfprep.recipes.registry import DEFAULT, downloads, recipe
 
 
 def commit_of(repository: str) -> str:
@@ -24,8 +24,8 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files = {
             (source.repository, name): (checkpoints / source.folder / name).read_bytes()
-            for source in SOURCES
-            for name in source.patterns
+            for source in downloads(recipe(DEFAULT))
+            for name in source.files
         }
         self.bodies: Counter[str] = Counter()
         self.ranges: list[str] = []

@@ -1,6 +1,7 @@
 """The house rules that a machine can check: who may import whom, sizes, and what `import hfprep` may cost."""
 
 import ast
+import re
 import resource
 import subprocess
 import sys
@@ -116,6 +117,56 @@ def test_modules_and_functions_are_short() -> None:
             and (size := (node.end_lineno or node.lineno) - node.lineno + 1) >= MAX_FUNCTION_LINES
         ]
     assert not long
+
+
+# What belongs to one model family: names of its columns, and its sizes. Outside of the rooms below nothing names them;
+# the rest of the package goes by an output's schema.
+FAMILY_ROOMS = ("recipes/", "models/", "tools/demo/", "tools/extend_checkpoint")
+FAMILY_NAMES = re.compile(r"\b(condition|emo_vec)(?![a-z])|\b50 Hz")
+FAMILY_SIZES = {8192, 600, 1815}
+# The pairs of a trainer of IndexTTS-2 are that family's by themselves.
+FAMILY_FORMATS = {"formats/pairs.py", "formats/loading/dataset.py"}
+
+
+def docstrings_of(tree: ast.Module) -> set[int]:
+    """Where docstrings are, by the identity of their nodes."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    bodies = [node.body for node in ast.walk(tree) if isinstance(node, documented) and node.body]
+    return {id(body[0].value) for body in bodies if isinstance(body[0], ast.Expr)}
+
+
+def family_words(tree: ast.Module) -> Iterator[str]:
+    """Where code (not prose) names what is one model family's."""
+    prose = docstrings_of(tree)
+    for node in ast.walk(tree):
+        match node:
+            case ast.Constant(value=str(text)) if id(node) not in prose and (found := FAMILY_NAMES.search(text)):
+                yield f"line {node.lineno}: {found[0]}"
+            case ast.Constant(value=int(number)) if number in FAMILY_SIZES:
+                yield f"line {node.lineno}: {number}"
+            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name) | ast.keyword(arg=str(name)):
+                if name == "emo_vec":
+                    yield f"line {node.lineno}: {name}"
+
+
+def test_only_recipes_name_what_is_a_model_family_s() -> None:
+    named = []
+    for path in MODULES:
+        name = name_of(path)
+        if not name.startswith(FAMILY_ROOMS) and name not in FAMILY_FORMATS:
+            named += [f"{name} {found}" for found in family_words(tree_of(path))]
+    assert not named
+
+
+def test_family_words_are_seen_in_code_and_not_in_prose() -> None:
+    code = '''"""emo_vec, 50 Hz."""
+paths = {"condition_path": 8192, "conditions": 60}
+row.emo_vec = f"{x}/emo_vec"  # condition
+if condition: rate = "50 Hz"
+'''
+    found = list(family_words(ast.parse(code)))
+    assert [item.partition(": ")[0] for item in sorted(found)] == [f"line {line}" for line in (2, 2, 3, 3, 4)]
+    assert {item.partition(": ")[2] for item in found} == {"condition", "8192", "emo_vec", "50 Hz"}
 
 
 def test_modules_say_what_they_are() -> None:

@@ -68,10 +68,10 @@ def test_the_command_shows_them(manifest: Path, golden_small: Path) -> None:
     said = " ".join(result.output.split())
     assert "Texts, as they are read and tokenized" in said
     for line in (
-        "2 samples without a language are read as Chinese, by their script (Cyrillic), such as r5: '150 рублей' -> "
+        "2 samples without a language read as Chinese, by the script (Cyrillic), such as r5: '150 рублей' -> "
         "'幺五零 рублей'",
-        "1 samples without a language are read as English, by their script (Latin with letters that English lacks)",
-        "1 samples in ru have digits left after normalisation, such as r0",
+        "1 sample without a language read as English, by the script (Latin with letters that English lacks)",
+        "1 sample in ru with digits left after normalisation, such as r0",
     ):
         assert line in said
     assert "language is 'rusian'" in said
@@ -83,4 +83,4 @@ def test_without_a_tokenizer_the_doubtful_ones_are_counted_still(manifest: Path)
     assert not found.texts
     assert not found.digits_left
     result = CliRunner().invoke(app, ["check", str(manifest)])
-    assert "2 samples without a language are read as Chinese, by their script (Cyrillic)" in result.output
+    assert "2 samples without a language read as Chinese, by the script (Cyrillic)" in result.output

@@ -1,21 +1,28 @@
 """doctor names what is wrong with its remedy; download fetches, goes on after a break, and refuses other bytes."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from hfprep.cli.app import app
+from hfprep.errors import StoreError
+from hfprep.recipes.base import Download
 from hfprep.recipes.indextts2.locate import locate
+from hfprep.recipes.registry import DEFAULT, downloads, recipe
 from hfprep.tools import doctor
+from hfprep.tools import download as downloading
 from hfprep.tools.doctor import Level, examine
-from hfprep.tools.download import SOURCES
+from hfprep.tools.download import Wanted
+from hfprep.tools.words import size
 from tests.fake_model_hub import Hub, hub_environment, serve_models
 
 
@@ -24,14 +31,14 @@ def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "DISK_PROBE_BYTES", 1 << 16)
 
 
-def find(topic: str, **arguments: Path) -> list[doctor.Finding]:
+def find(topic: str, **arguments: Any) -> list[doctor.Finding]:
     return [finding for finding in examine(**arguments) if finding.topic == topic]
 
 
 @pytest.mark.usefixtures("quick_disk")
 def test_everything_is_looked_at_and_nothing_is_left_behind(tmp_path: Path) -> None:
     topics = [finding.topic for finding in examine(folder=tmp_path / "not" / "yet")]
-    assert set(topics) == {"Python", "packages", "devices", "CPU", "ffmpeg", "disk", "hub cache", "models"}
+    assert set(topics) == {"Python", "packages", "devices", "CPU", "ffmpeg", "disk", "hub", "models"}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -62,7 +69,9 @@ def test_models_that_are_not_cached_are_named_with_the_command(tmp_path: Path) -
     found = find("models", folder=tmp_path)
     assert len(found) == 3
     assert all("hfprep download" in finding.remedy for finding in found)
-    assert {source.repository for source in SOURCES} == {finding.found.split()[0] for finding in found}
+    assert {source.repository for source in downloads(recipe(DEFAULT))} == {
+        finding.found.split()[0] for finding in found
+    }
 
 
 @pytest.mark.usefixtures("quick_disk")
@@ -182,3 +191,61 @@ def test_download_without_a_hub_says_what_to_do(hub: Hub, tmp_path: Path) -> Non
     assert result.returncode == 1
     assert "IndexTeam/IndexTTS-2" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_download_says_first_what_it_will_fetch(hub: Hub, tmp_path: Path) -> None:
+    target = tmp_path / "models"
+    lines = run_download(hub, target).stdout.splitlines()
+    total = sum(map(len, hub.files.values()))
+    assert lines[0] == f"{len(hub.files)} files of the indextts-2 models to fetch into {target}, {size(total)} in all:"
+    (target / "gpt.pth").unlink()
+    lines = run_download(hub, target).stdout.splitlines()
+    assert lines[0].startswith("1 file of the indextts-2 models to fetch")
+    assert f"  IndexTeam/IndexTTS-2 gpt.pth: {size((target / 'gpt.pth').stat().st_size)}" in lines
+    assert "  IndexTeam/IndexTTS-2 bpe.model: is here already" in lines
+
+
+def test_download_stops_before_a_disk_that_is_too_small(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloading, "downloads", lambda recipe: (Download("me/small", ("a.bin",), 10),))
+    monkeypatch.setattr(downloading, "_ask", lambda source: Wanted(source, "main", {"a.bin": 1 << 60}, {}))
+    with pytest.raises(StoreError, match="free, 1152922 TB are to be fetched"):
+        downloading.download(tmp_path)
+
+
+@pytest.mark.usefixtures("quick_disk")
+def test_without_models_and_without_a_hub_it_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    result = CliRunner().invoke(app, ["doctor", "--output-dir", str(tmp_path)])
+    assert result.exit_code == 1
+    said = " ".join(result.output.replace("│", " ").split())
+    assert "HF_HUB_OFFLINE is set" in said
+    assert "IndexTeam/IndexTTS-2 is not here" in said
+    assert "hfprep download DIR makes one, where there is a network" in said
+    assert "3 problems to solve before a build." in result.output
+    assert max(map(len, result.output.splitlines())) <= 80
+
+
+@pytest.mark.usefixtures("quick_disk")
+def test_a_hub_that_answers_is_said_to_be_reachable(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    (found,) = find("hub", folder=tmp_path)
+    assert found.level == Level.FINE
+    assert "the hub is reachable" in found.found
+    assert {finding.level for finding in find("models", folder=tmp_path)} == {Level.WARNING}
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    (found,) = find("hub", folder=tmp_path)
+    assert found.level == Level.WARNING
+    assert "does not answer" in found.found
+
+
+@pytest.mark.usefixtures("quick_disk")
+def test_files_that_do_not_belong_together(tmp_path: Path, golden_small: Path) -> None:
+    models = Path(shutil.copytree(golden_small / "checkpoints", tmp_path / "models"))
+    path = models / "w2v-bert-2.0" / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sampling_rate": 8000}))
+    (found,) = find("models", folder=tmp_path, models=models)
+    assert found.level == Level.PROBLEM
+    assert "sampling_rate" in found.found

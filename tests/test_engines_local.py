@@ -4,12 +4,12 @@ import dataclasses
 import json
 import logging
 import os
+import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
-from multiprocessing.connection import Pipe
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -277,7 +277,9 @@ def test_workers_end_with_their_driver_even_while_they_compute(tmp_path: Path) -
     )
     driver = subprocess.Popen([sys.executable, "-c", script], cwd=REPOSITORY)
     try:
-        pids = [int(path.parent.name) for path in wait_for(lambda: list(tmp_path.rglob("staged")), count=2)]
+        pids = [
+            int(path.parent.name) for path in wait_for(lambda: list(tmp_path.rglob("staged")), count=2, seconds=200)
+        ]
         assert all(is_running(pid) for pid in pids)
         driver.kill()
         driver.wait()
@@ -396,6 +398,22 @@ class _Extractor:
     def close(self) -> None: ...
 
 
+class _End:
+    """One end of a connection within this process."""
+
+    def __init__(self, incoming: "queue.Queue[Any]", outgoing: "queue.Queue[Any]") -> None:
+        self._incoming, self._outgoing = incoming, outgoing
+
+    def send(self, message: Any, /) -> None:
+        self._outgoing.put(message)
+
+    def recv(self) -> Any:
+        return self._incoming.get(timeout=60)
+
+    def poll(self) -> bool:
+        return not self._incoming.empty()
+
+
 def plan_of(path: Path, rows: int) -> Path:
     row = {"id": "a", "text": "t", "audio": "a.wav", "path": "a.wav", "extra": "{}", "audio_bytes": 1,
            "audio_mtime_ns": 1, "need": ["text", "codes", "latents"]}  # fmt: skip
@@ -417,7 +435,9 @@ def test_a_worker_on_a_cpu_computes_nothing_until_the_last_batch_is_published(
         staging=NpyStaging(),
         model_set=SimpleNamespace(schema=extractor.schema),
     )
-    here, there = Pipe()
+    one: queue.Queue[Any] = queue.Queue()
+    other: queue.Queue[Any] = queue.Queue()
+    here, there = _End(one, other), _End(other, one)
     plan = plan_of(tmp_path / "plan.arrow", 4)
     (tmp_path / "work").mkdir()
     thread = threading.Thread(target=worker.serve, args=[there])
@@ -426,7 +446,6 @@ def test_a_worker_on_a_cpu_computes_nothing_until_the_last_batch_is_published(
     messages = []
 
     def next_batch() -> Any:
-        assert here.poll(30)
         message = here.recv()
         messages.append(message)
         return message if isinstance(message, Batch) else next_batch()

@@ -242,8 +242,8 @@ def troubled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callab
 
 
 def small_build(golden_small: Path, output: Path, **options: Any) -> hfprep.Summary:
-    given = {"manifest": golden_small / "manifest.jsonl", "models": golden_small / "checkpoints", "batch_size": 1}
-    config = hfprep.BuildConfig(**given | {"output_dir": output} | options)
+    given: dict[str, Any] = {"manifest": golden_small / "manifest.jsonl", "models": golden_small / "checkpoints"}
+    config = hfprep.BuildConfig(**given | {"output_dir": output, "batch_size": 1} | options)
     return hfprep.build(config)
 
 

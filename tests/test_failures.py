@@ -8,10 +8,12 @@ import fcntl
 import json
 import logging
 import os
+import pickle
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,7 +24,11 @@ import pytest
 import torch
 
 import hfprep
+from hfprep.errors import Reason, RejectedSample
+from hfprep.io import atomic
 from hfprep.io.lock import OutputLock
+from hfprep.models.semantic_encoder import SemanticEncoder
+from hfprep.pipeline.logs import log_to_file
 from hfprep.recipes.indextts2.feature_model import FeatureModel
 from tests.crash_child import CrashServer, Ended, Fault
 from tests.crash_trials import GOLDEN, SPLITS, Trials
@@ -309,3 +315,80 @@ def test_models_that_do_not_fit_end_the_run_by_name(monkeypatch: pytest.MonkeyPa
     manifest, models = GOLDEN / "manifest.jsonl", GOLDEN / "checkpoints"
     with pytest.raises(hfprep.HfprepError, match="the models do not fit into the memory of"):
         hfprep.build(hfprep.BuildConfig(manifest=manifest, models=models, output_dir=tmp_path / "out"))
+
+
+@pytest.mark.parametrize("engine", ["local", "inline"])
+def test_a_checkpoint_that_is_overwritten_while_a_cpu_computes_with_it_ends_the_run(
+    engine: str, tmp_path: Path, real_workers: None
+) -> None:
+    """Its weights are mapped, so that they change under the run; nothing that may come of that is kept."""
+    models = tmp_path / "models"
+    shutil.copytree(GOLDEN / "checkpoints", models)
+    output = tmp_path / "out"
+    config = hfprep.BuildConfig(
+        manifest=GOLDEN / "manifest.jsonl", models=models, output_dir=output, batch_size=1, device="cpu", engine=engine
+    )
+    done = output / ".preprocessing_progress.txt"
+
+    def overwrite(point: str, path: str) -> None:
+        """Once the first sample is listed, write the same bytes again, in place."""
+        if point == "after-append" and path == str(done) and len(done.read_bytes().splitlines()) == 1:
+            (models / "gpt.pth").write_bytes((GOLDEN / "checkpoints" / "gpt.pth").read_bytes())
+
+    atomic.set_observer(overwrite)
+    try:
+        with pytest.raises(hfprep.HfprepError, match=r"gpt\.pth was overwritten while its weights were in use"):
+            hfprep.build(config)
+    finally:
+        atomic.set_observer(None)
+    assert len(done.read_bytes().splitlines()) == 1
+    assert hfprep.build(config).accepted == 8
+
+
+def test_a_fault_that_strikes_every_sample_ends_the_build_and_rejects_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def no_compiler(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Cannot find ptxas")
+
+    monkeypatch.setattr(SemanticEncoder, "forward", no_compiler)
+    config = hfprep.BuildConfig(
+        manifest=GOLDEN / "manifest.jsonl", models=GOLDEN / "checkpoints", output_dir=tmp_path / "out", batch_size=4
+    )
+    with pytest.raises(hfprep.HfprepError, match=r"5 samples failed one after the other.*Cannot find ptxas.*doctor"):
+        hfprep.build(config)
+    assert not (tmp_path / "out" / "rejected.jsonl").read_bytes()
+    monkeypatch.undo()
+    assert hfprep.build(config).accepted == 8
+
+
+def test_a_rejection_travels_between_processes() -> None:
+    error = RejectedSample(Reason.AUDIO_EMPTY, "no samples")
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), copy.reason, copy.message, str(copy)) == (RejectedSample, *error.__reduce__()[1], str(error))
+
+
+def test_progress_bars_of_datasets_are_as_they_were() -> None:
+    code = (
+        "import datasets; from hfprep.pipeline.logs import no_progress_bars\n"
+        "for _ in range(2):\n"
+        "    before = datasets.are_progress_bars_disabled()\n"
+        "    with no_progress_bars():\n"
+        "        assert datasets.are_progress_bars_disabled()\n"
+        "    assert datasets.are_progress_bars_disabled() is before\n"
+        "    datasets.disable_progress_bars()\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if "PROGRESS" not in name}
+    subprocess.run([sys.executable, "-c", code], env=environment, cwd=GOLDEN.parent.parent, check=True, timeout=100)
+
+
+def test_the_level_of_the_log_is_as_it_was(tmp_path: Path) -> None:
+    logger = logging.getLogger("hfprep")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with log_to_file(tmp_path / "build.log", as_json=False):
+            assert logger.level == logging.INFO
+        assert logger.level == logging.ERROR
+    finally:
+        logger.setLevel(before)

@@ -118,7 +118,8 @@ class Output:
             plan = FakePlan(output.work / "rows.arrow", planned)
             kept.begin(plan, val_ratio)
             stage = kept.staging.open(output.work)
-            with contextlib.closing(kept.publisher()) as publisher, contextlib.closing(stage):
+            publisher: Any = kept.publisher()
+            with contextlib.closing(publisher), contextlib.closing(stage):
                 pending = [(row, item) for row, item in zip(rows, planned, strict=True) if item.need]
                 random.Random(len(pending)).shuffle(pending)
                 for start in range(0, len(pending), batch):

@@ -289,3 +289,24 @@ def test_tf32_is_off_inside_and_as_it_was_outside(monkeypatch: pytest.MonkeyPatc
         assert torch.backends.cudnn.allow_tf32
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "exact"])
+def test_a_model_goes_to_a_card_in_the_precision_that_was_asked_for(
+    golden_small: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """Whoever asks for 16 bits because float32 does not fit never needs the memory for float32."""
+    moved: list[float] = []
+
+    def note(self: FeatureModel, _device: object) -> FeatureModel:
+        halves = sum(weight.nbytes for weight in self.buffers() if weight.dtype in (torch.float16, torch.bfloat16))
+        encoder = [*self.semantic_encoder.layers.parameters(), *self.semantic_encoder.layers.buffers()]
+        moved.append(sum(weight.nbytes for weight in encoder if weight.dtype == torch.float32) / halves)
+        return self
+
+    monkeypatch.setattr(FeatureModel, "to", note)
+    monkeypatch.setattr("hfprep.recipes.indextts2.feature_model.require", lambda *_: None)
+    files = locate(models=golden_small / "checkpoints")
+    FeatureModel.load(files, ModelConfig.read(files.config), device="cuda", precision=precision)
+    (share,) = moved
+    assert share < 0.2  # norms, biases and positions

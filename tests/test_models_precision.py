@@ -1,8 +1,11 @@
 """Precisions on a CPU: what each does to a product, to the codes, and where it is refused."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from hfprep.errors import ConfigError
 from hfprep.models import precision
 from hfprep.models.masking import FrameMask
+from hfprep.models.precision import computing
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.feature_model import FeatureModel
 from hfprep.recipes.indextts2.locate import locate
@@ -155,3 +159,61 @@ def mask_without_numbers(lengths: torch.Tensor, num_frames: int, device: torch.d
     padding = torch.zeros(len(lengths), num_frames, dtype=torch.bool, device=device)
     key_bias = torch.zeros(padding.shape, device=device).masked_fill_(padding, float("-inf"))
     return FrameMask(lengths, num_frames, padding[:, :, None], key_bias[:, None, None, :], lengths.int())
+
+
+class _Settings:
+    """Stands for torch's switches, all of which are recorded."""
+
+    def __init__(self, **values: Any) -> None:
+        self.__dict__.update(values)
+
+
+def _backends(monkeypatch: pytest.MonkeyPatch, *, new: bool) -> tuple[Any, Any]:
+    """Switches as torch 2.9 has them, or as those before it had, and a GPU whose name is all that is asked of it."""
+    matmul: Any
+    cudnn: Any
+    if new:
+        matmul, cudnn = _Settings(fp32_precision="none"), _Settings(conv=_Settings(fp32_precision="tf32"))
+    else:
+        matmul, cudnn = _Settings(allow_tf32=False), _Settings(allow_tf32=True)
+    matmul.__dict__ |= dict.fromkeys(
+        ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction"), True
+    )
+    monkeypatch.setattr(torch.backends.cuda, "matmul", matmul)
+    monkeypatch.setattr(torch.backends, "cudnn", cudnn)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    return matmul, cudnn
+
+
+@pytest.mark.parametrize("name", ["fp32", "tf32"])
+@pytest.mark.parametrize("new", [False, True])
+def test_switches_of_torch_are_set_while_it_computes_and_left_as_they_were(
+    monkeypatch: pytest.MonkeyPatch, name: str, new: bool
+) -> None:
+    matmul, cudnn = _backends(monkeypatch, new=new)
+    before = vars(matmul) | {"conv": vars(cudnn.conv) | {}} if new else vars(matmul) | vars(cudnn)
+    with computing(name, torch.device("cuda:0")):
+        allowed = name == "tf32"
+        if new:
+            expected = "tf32" if allowed else "ieee"
+            assert (matmul.fp32_precision, cudnn.conv.fp32_precision) == (expected, expected)
+            assert not hasattr(matmul, "allow_tf32")
+        else:
+            assert (matmul.allow_tf32, cudnn.allow_tf32) == (allowed, allowed)
+        assert not matmul.allow_fp16_reduced_precision_reduction  # sums are promised in float32
+        assert not matmul.allow_bf16_reduced_precision_reduction
+    assert (vars(matmul) | {"conv": vars(cudnn.conv)} if new else vars(matmul) | vars(cudnn)) == before
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch before 2.9")
+def test_a_program_that_has_set_the_new_switch_is_no_error() -> None:
+    """Reading the old switch is an error from then on, in this process for good."""
+    code = (
+        "import torch; from contextlib import nullcontext; from hfprep.models.precision import computing\n"
+        "torch.cuda.device = lambda _: nullcontext()\n"
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'\n"
+        "with computing('fp32', torch.device('cuda:0')):\n"
+        "    assert torch.backends.cuda.matmul.fp32_precision == 'ieee'\n"
+        "assert torch.backends.cuda.matmul.fp32_precision == 'tf32'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=True, timeout=100)

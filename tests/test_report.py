@@ -23,7 +23,7 @@ from hfprep.pipeline.building import build
 from hfprep.pipeline.config import BuildConfig
 from hfprep.tools.demo.dataset import DemoDataset, make_dataset
 from hfprep.tools.report import collect as collecting
-from hfprep.tools.report.charts import colours, histogram, main_directions
+from hfprep.tools.report.charts import histogram
 from hfprep.tools.report.collect import collect
 from hfprep.tools.report.writing import write_report
 
@@ -72,8 +72,8 @@ def test_numbers_are_the_output_s(output: Path, demo: DemoDataset) -> None:
         float(found.lengths.seconds.sum()), rel=1e-4
     )
     codes = [np.load(path) for path in (output / "codes").rglob("*.npy")]
-    np.testing.assert_array_equal(found.code_counts, np.bincount(np.concatenate(codes), minlength=128))
-    assert found.unknown_tokens
+    np.testing.assert_array_equal(found.code_counts["codes"], [np.bincount(np.concatenate(codes), minlength=128)])
+    assert found.texts.unknown_tokens
     assert sum("rows" in row for row in found.timeline) >= 4
     assert sum(row.get("rows", 0) - row.get("rejected", 0) for row in found.timeline) == stats["total"]
 
@@ -101,22 +101,6 @@ def test_texts_are_shown_as_they_are_read(output: Path, page: Path) -> None:
         normalized = tokenizer.tokenize(record["text"], record["language"]).stages.normalized
         digits[record["language"] or "(none)"] += any(character.isdecimal() for character in normalized)
     assert found.texts.digits_left == +digits
-
-
-def test_main_directions_by_hand() -> None:
-    """Points on a line at 30 degrees: one direction holds everything, and distances along it are kept."""
-    along = np.array([-2.0, -1.0, 0.0, 3.0])
-    places, shares = main_directions(np.outer(along, [np.cos(np.pi / 6), np.sin(np.pi / 6)]))
-    np.testing.assert_allclose(np.abs(places[:, 0]), np.abs(along), atol=1e-12)
-    np.testing.assert_allclose(places[:, 1], 0, atol=1e-12)
-    assert shares == pytest.approx((1.0, 0.0), abs=1e-12)
-
-
-def test_colours_tell_labels_apart() -> None:
-    few = colours(["a", "b", "(none)", "a"])
-    assert few[0] == few[3]
-    assert len({few[0], few[1], few[2]}) == 3
-    assert len(set(colours([str(number) for number in range(40)]))) == 40
 
 
 def test_a_part_is_drawn_and_said_so(output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +144,10 @@ def test_a_hundred_thousand_samples_stay_under_five_megabytes(
     real = collect(output)
     generator = np.random.default_rng(0)
     pick = generator.integers(0, len(real.lengths), 100_000)
-    lengths = collecting.Lengths(*(getattr(real.lengths, name)[pick] for name in collecting.Lengths.__slots__))
+    old = real.lengths
+    assert old.pace is not None
+    by_name = {name: values[pick] for name, values in old.by_name.items()}
+    lengths = collecting.Lengths(old.seconds[pick], by_name, old.split[pick], old.position[pick], old.pace[pick])
     chosen = [int(number) for number in pick[: collecting.MOST_POINTS]]
     points = collecting.Points(
         [
@@ -168,14 +155,16 @@ def test_a_hundred_thousand_samples_stay_under_five_megabytes(
             for n, at in enumerate(chosen)
         ],
         [real.points.texts[at] for at in chosen],
-        real.points.emo_vec[chosen] + generator.normal(size=(len(chosen), real.points.emo_vec.shape[1])),
-        real.points.latents[chosen],
+        {
+            name: values[chosen] + generator.normal(size=(len(chosen), values.shape[1]))
+            for name, values in real.points.vectors.items()
+        },
     )
     rejected = [row | {"message": "y" * 400} for row in real.rejected_rows * 30][: collecting.MOST_REJECTED]
     timeline = [row | {"time": row["time"] + n} for n, row in enumerate(real.timeline * 5000)]
     big = collecting.Collected(
-        real.root, real.format, lengths, real.groups, points, generator.integers(0, 9, 8192), 20_000, real.stats,
-        real.rejected, rejected, timeline,
+        real.root, real.format, real.schema, lengths, real.groups, points,
+        {"codes": generator.integers(0, 9, (1, 8192))}, 20_000, real.stats, real.rejected, rejected, timeline,
     )  # fmt: skip
     monkeypatch.setattr("hfprep.tools.report.writing.collect", lambda root, with_audio: big)
     assert write_report(output, tmp_path / "big.html") < MOST_BYTES
@@ -256,8 +245,8 @@ CHARTS = "return Bokeh.documents[0].roots().filter((model) => model.type === 'Fi
 
 def test_every_chart_is_drawn_without_errors_or_requests(opened: Any, page: Path) -> None:
     titles = opened.execute_script(f"{CHARTS}.map((chart) => chart.title.text)")
-    assert len(titles) == 17
-    assert {"Hours by language", "Duration", "Most used codes", "Throughput while building"} <= {
+    assert len(titles) == 18
+    assert {"Audio by language", "Duration", "Most used codes", "Throughput while building"} <= {
         title.split(" (")[0] for title in titles
     }
     severe = [entry for entry in opened.get_log("browser") if entry["level"] in {"SEVERE", "WARNING"}]
@@ -292,7 +281,7 @@ def ink(driver: Any) -> list[float]:
 
 def test_charts_have_ink(opened: Any) -> None:
     shares = ink(opened)
-    assert len(shares) == 17
+    assert len(shares) == 18
     assert min(shares) > 0.005, shares
 
 
@@ -346,6 +335,33 @@ def test_a_rejected_line_shows_its_message(opened: Any) -> None:
     assert "no_samples" in panel.text
     panel.find_element("tag name", "button").click()
     assert not panel.is_displayed()
+
+
+def test_a_sample_shows_its_text_in_every_form(opened: Any, page: Path) -> None:
+    number, row = next((at, row) for at, row in enumerate(embedded(page)["samples"]) if "$" in row["text"])
+    opened.execute_script("window.hfprep.show('samples', arguments[0])", number)
+    panel = opened.find_element("id", "row")
+    wait_until(panel.is_displayed)
+    assert row["normalised"] not in {"", row["text"]}
+    for name in ("text", "normalised", "pieces"):
+        assert row[name] in panel.text
+    panel.find_element("tag name", "button").click()
+
+
+def test_it_fits_a_phone(opened: Any, page: Path) -> None:
+    metrics = {"width": 390, "height": 800, "deviceScaleFactor": 2, "mobile": True}
+    opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        opened.get(page.as_uri())
+        wait_until(lambda: opened.execute_script("return document.documentElement.dataset.drawn"))
+        assert opened.execute_script("return document.documentElement.scrollWidth") == 390
+        widths = opened.execute_script(
+            "return [...document.querySelectorAll('.charts > div')].map((chart) => chart.getBoundingClientRect().right)"
+        )
+        assert len(widths) == 18
+        assert max(widths) <= 390
+    finally:
+        opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_light_dark_and_print(opened: Any) -> None:

@@ -272,7 +272,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], FaultKind]] = {
     "unfinished manifest left": (leftover, FaultKind.UNLISTED_FILE),
     "work of a killed run left": (killed_run, FaultKind.UNFINISHED),
     "state forgot a sample": (with_state("DELETE FROM samples WHERE id = ?"), FaultKind.STATE_DISAGREES),
-    "state has another length": (with_state("UPDATE samples SET code_len = 3 WHERE id = ?"), FaultKind.STATE_DISAGREES),
+    "state has another length": (
+        with_state("UPDATE samples SET finished = json_set(finished, '$.codes[1].code_len', 3) WHERE id = ?"),
+        FaultKind.STATE_DISAGREES,
+    ),
+    "state has a damaged row": (
+        with_state("UPDATE samples SET finished = '{\"codes\": 7}' WHERE id = ?"),
+        FaultKind.STATE_DISAGREES,
+    ),
     "state overwritten": (overwrite_state, FaultKind.FILE_INVALID),
 }
 # fmt: on
@@ -382,6 +389,34 @@ def test_parity_finds_numbers_that_are_not_the_samples_own(output: Path, config:
     assert wrong == {(FaultKind.PARITY, str(item.relative_to(output))) for item in (path, vector)}
     assert build(again(config, output)).reused == 7
     assert not verify(VerifyOptions(output_dir=output, parity=8, device="cpu")).faults
+
+
+def test_the_published_library_computes_the_same_codes(output: Path) -> None:
+    verdict = verify(VerifyOptions(output_dir=output, reference=4))
+    assert [fault.line() for fault in verdict.faults] == []
+    found = verdict.compared.reference
+    assert found is not None
+    assert found.samples == 4
+    assert found.codes > 200
+    assert found.agreement > 0.99
+
+
+def test_codes_that_the_published_library_does_not_compute_are_faults(output: Path) -> None:
+    """The codes of one sample are off by one, which parity alone would find, too; the others are as they were."""
+    path = array(output, "codes")
+    np.save(path, (np.load(path) + 1) % 128)
+    verdict = verify(VerifyOptions(output_dir=output, reference=8))
+    assert {(fault.kind, fault.column) for fault in verdict.faults if fault.id == records(output)[0]["id"]} == {
+        (FaultKind.REFERENCE, "codes")
+    }
+    assert verdict.compared.reference is not None
+    assert 0.5 < verdict.compared.reference.agreement < 1
+    assert np.load(path).size == verdict.compared.reference.codes_differing
+
+
+def test_numbers_of_samples_are_checked() -> None:
+    with pytest.raises(ConfigError, match="--reference is -1"):
+        VerifyOptions(output_dir=Path("x"), reference=-1)
 
 
 def test_parity_with_other_models_is_refused(output: Path, golden_small: Path, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_one_bit_of_an_arrow_shard(arrow: Path, where: float) -> None:
     flip(shard_of(arrow), where)
     faults = verify(VerifyOptions(output_dir=arrow)).faults
     assert [(fault.kind, fault.file) for fault in faults if fault.kind is not FaultKind.FILE_INVALID] == [
-        (FaultKind.CHECKSUM, "train/data-00000-of-00001.arrow")
+        (FaultKind.CHECKSUM, "train/data-00000.arrow")
     ]
 
 
@@ -103,21 +103,34 @@ def test_only_the_checksum_tells_a_plausible_number(arrow: Path) -> None:
 def test_the_other_shards_of_a_damaged_arrow_set_are_checked(source: Path, tmp_path: Path) -> None:
     folder = tmp_path / "arrow"
     export_arrow(open_set(source), folder, ArrowOptions(max_shard_bytes=1))
-    assert len(list((folder / "train").glob("*.arrow"))) == 1  # 64 rows make a batch, and a batch is not cut
     index = json.loads((folder / "index.json").read_text())
-    shutil.copy(shard_of(folder), folder / "train" / "more.arrow")
+    shards = index["splits"]["train"]["shards"]
+    assert len(shards) > 1
+    shutil.copy(folder / shards[0]["name"], folder / "train" / "more.arrow")
     state = json.loads((folder / "train" / "state.json").read_text())
     state["_data_files"].append({"filename": "more.arrow"})
     (folder / "train" / "state.json").write_text(json.dumps(state))
     assert FaultKind.FILE_INVALID in kinds(folder)  # it is not in the index
-    shards = index["splits"]["train"]["shards"]
     shards.append(shards[0] | {"name": "train/more.arrow"})
     (folder / "index.json").write_text(json.dumps(index))
-    assert kinds(folder) == {FaultKind.DUPLICATE_ID, FaultKind.STATS_DISAGREE}
+    assert kinds(folder) == {FaultKind.DUPLICATE_ID, FaultKind.STATS_DISAGREE, FaultKind.FILE_INVALID}
     flip(folder / "train" / "more.arrow", 0.5)
     verdict = verify(VerifyOptions(output_dir=folder))
     assert {(fault.kind, fault.file) for fault in verdict.faults} == {(FaultKind.CHECKSUM, "train/more.arrow")}
     assert verdict.samples == 8
+
+
+@pytest.mark.parametrize("name", ["arrow", "webdataset"])
+def test_places_that_lead_elsewhere(exports: dict[str, Path], name: str, tmp_path: Path) -> None:
+    """Every shard is whole, but the file that says where each sample is says something else."""
+    folder = Path(shutil.copytree(exports[name], tmp_path / name))
+    places = np.load(folder / "places.npy")
+    places[1] = places[0]
+    np.save(folder / "places.npy", places)
+    found = [(fault.kind, fault.file) for fault in verify(VerifyOptions(output_dir=folder)).faults]
+    assert found == [(FaultKind.FILE_INVALID, "places.npy")]
+    (folder / "places.npy").unlink()
+    assert kinds(folder) == {FaultKind.FILE_INVALID}
 
 
 def test_an_arrow_shard_that_is_gone_and_an_index_that_is_garbage(arrow: Path) -> None:
@@ -153,7 +166,7 @@ def test_what_a_build_wrote_beside_its_npy_layout_is_verified_and_mended(tmp_pat
     flip(first_tar(tmp_path / "out" / "webdataset"), 0.5)
     verdict = verify(VerifyOptions(output_dir=tmp_path / "out", repair=True))
     assert {(fault.kind, fault.file) for fault in verdict.faults if fault.kind is FaultKind.CHECKSUM} == {
-        (FaultKind.CHECKSUM, "arrow/train/data-00000-of-00001.arrow"),
+        (FaultKind.CHECKSUM, "arrow/train/data-00000.arrow"),
         (FaultKind.CHECKSUM, "webdataset/train-000000.tar"),
     }
     assert [line for line in verdict.repairs if "moved" in line] == [

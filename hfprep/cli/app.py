@@ -42,6 +42,8 @@ class InOrder(typer.core.TyperGroup):
 
 
 app = typer.Typer(cls=InOrder, no_args_is_help=True, help=ABOUT, pretty_exceptions_enable=False)
+# What is taken where neither the option nor --models is given, as the older scripts have it.
+USUAL_FILES = {"config": Path("checkpoints/config.yaml"), "gpt_checkpoint": Path("checkpoints/gpt.pth")}
 formats.register(app)
 scale.register(app)
 trust.register(app)
@@ -78,6 +80,7 @@ def build(context: typer.Context, options: Path | None, write_options: Path | No
         keep_options(write_options, values, defaults)
     dataset, output_root = values.pop("dataset"), Path(values.pop("output_root"))
     _log_to_stderr(as_json=values["log_json"])
+    values |= _usual_files(values)
     if dataset:
         configs = config_of_each(dataset, output_root, **values)
     else:
@@ -96,6 +99,16 @@ def build(context: typer.Context, options: Path | None, write_options: Path | No
 
         raise typer.Exit(max([show_plan(config) for config in configs]))
     raise typer.Exit(run_many(configs) if dataset else run_build(configs[0]))
+
+
+def _usual_files(options: dict[str, Any]) -> dict[str, Path]:
+    """The config and checkpoint in checkpoints/, where they are there and no others are given."""
+    if options["models"] is not None:
+        return {}
+    found = {name: path for name, path in USUAL_FILES.items() if options[name] is None and path.is_file()}
+    for name, path in found.items():
+        logging.getLogger("hfprep").info("%s is not given: %s is taken", flag(name), path)
+    return found
 
 
 @app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -122,7 +135,7 @@ def demo(
           f"\nThe models are RANDOM numbers: the features have the right form and mean nothing.\n\n"
           f"  {data}/manifest.jsonl   sample data, with some lines bad on purpose\n"
           f"  {models}/   the model set; yours has the same layout\n"
-          f"  {output}/   the features: text_ids/, codes/, condition/, emo_vec/, the manifests\n"
+          f"  {output}/   the features, a folder for each column, and the manifests\n"
           f"  {output}/rejected.jsonl   what was rejected, and why\n\n"
           f"Your own data:\n  {_this_python()} -m hfprep build --manifest YOURS.jsonl --output-dir OUT --models DIR"
     )  # fmt: skip

@@ -3,69 +3,41 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from hfprep.cli.options import options_of
 from hfprep.cli.output import PlainTable, cell, say
 from hfprep.cli.output import show as show_table
+from hfprep.tools.check.options import CheckOptions
+from hfprep.tools.words import count, duration, size
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from hfprep.schema import Schema
     from hfprep.tools.check.estimates import Estimate
     from hfprep.tools.check.findings import Preflight, Share
 
-GIB = 1 << 30
+PLAIN_WIDTH = 80  # where the output is no terminal
 WORST_CHARACTERS = 12
+WORST_PACES = 5
 MOST_ROWS = 15
 TEXT_WIDTH = 60
 
 
-def check(
-    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="Manifest, of any form that build takes.")],
-    tokenizer: Annotated[Path | None, typer.Option(help="SentencePiece model; without it texts are skipped.")] = None,
-    models: Annotated[Path | None, typer.Option(help="Folder with all model files: tokenizer and limits.")] = None,
-    config: Annotated[Path | None, typer.Option(help="config.yaml: the model's limits.")] = None,
-    language: Annotated[str | None, typer.Option(help="Language of all rows, as for build.")] = None,
-    map_: Annotated[str | None, typer.Option("--map", help="Names of fields, as for build.")] = None,
-    audio_root: Annotated[Path | None, typer.Option(help="As for build.")] = None,
-    audio_sr: Annotated[int, typer.Option(help="As for build.")] = 16000,
-    max_samples: Annotated[int | None, typer.Option(min=1, help="As for build.")] = None,
-    drop_overlong: Annotated[bool, typer.Option("--drop-overlong", help="As for build.")] = False,
-    decode: Annotated[
-        bool, typer.Option("--decode", help="Decode all audio too: finds cut-off and damaged files.")
-    ] = False,
-    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one a CPU core.")] = 0,
-    device: Annotated[str, typer.Option(help="Whose time to expect: auto, cpu, cuda or cuda:N.")] = "auto",
-    fix: Annotated[Path | None, typer.Option(help="Write the lines that a build would take to this manifest.")] = None,
-) -> None:
+@options_of(CheckOptions, arguments={"manifest": "MANIFEST"}, with_context=False)
+def check(**values: Any) -> None:
     """Look at every line, text and audio header; exit status 1 when a build would reject anything."""
-    from hfprep.tools.check.scan import CheckOptions
     from hfprep.tools.check.scan import check as run
 
-    options = CheckOptions(
-        manifest=manifest,
-        tokenizer=tokenizer,
-        models=models,
-        config=config,
-        language=language,
-        map=map_,
-        audio_root=audio_root,
-        audio_sr=audio_sr,
-        max_samples=max_samples,
-        drop_overlong=drop_overlong,
-        decode=decode,
-        workers=workers,
-        device=device,
-        fix=fix,
-    )
+    options = CheckOptions(**values)
     with _progress() as advance:
         result = run(options, advance)
-    show(result.findings, result.expected, decoded=decode, with_text=options.tokenizer_path is not None)
-    if fix is not None:
-        say(f"{fix}: {result.findings.accepted} lines that a build would take")
+    show(result.findings, result.expected, decoded=options.decode)
+    if options.fix is not None:
+        say(f"{options.fix}: {count(result.findings.accepted, 'line')} that a build would take")
     raise typer.Exit(1 if result.findings.rejected else 0)
 
 
@@ -75,78 +47,89 @@ def _progress() -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.completed} lines"), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,} lines checked"), TimeElapsedColumn())
     hidden = not sys.stderr.isatty()
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as live:
         task = live.add_task("check", total=None)
         yield lambda done: live.update(task, completed=done)
 
 
-def show(found: "Preflight", expected: "Estimate | None", *, decoded: bool, with_text: bool) -> None:
+def show(found: "Preflight", expected: "Estimate | None", *, decoded: bool) -> None:
     """Print the findings: the counts, then what is wrong or odd, with examples."""
-    show_table(_overview(found, expected))
+    show_table(_overview(found, expected), PLAIN_WIDTH)
     if found.accepted:
-        show_table(_shares("language", found.languages))
-        show_table(_shares("speaker", found.speakers))
+        show_table(_shares("language", found.languages), PLAIN_WIDTH)
+        show_table(_shares("speaker", found.speakers), PLAIN_WIDTH)
     if found.texts:
-        show_table(_texts(found))
+        show_table(_texts(found), PLAIN_WIDTH)
     if found.rejected:
-        show_table(_rejections(found))
-    for line in _oddities(found, with_text=with_text, decoded=decoded):
+        show_table(_rejections(found), PLAIN_WIDTH)
+    for line in _oddities(found, decoded=decoded):
         say(line)
 
 
 def _table(title: str, *columns: str) -> "Table":
     table = PlainTable(title, title_style="bold")
     for column in columns:
-        table.add_column(
-            column, justify="right" if column in {"lines", "samples", "hours"} else "left", overflow="fold"
-        )
+        right = column in {"lines", "samples", "audio", "number"}
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
     return table
 
 
 def _overview(found: "Preflight", expected: "Estimate | None") -> "Table":
-    table = _table("Manifest", "what", "count", "details")
-    table.add_row("lines", str(found.lines_read), f"{found.capped} beyond --max-samples" if found.capped else "")
-    table.add_row("to accept", str(found.accepted), f"{found.hours:.2f} h of audio")
-    table.add_row("to reject", str(found.rejected.total()), "")
+    table = _table("Manifest", "what", "number", "details")
+    table.add_row("lines", f"{found.lines_read:,}", f"{found.capped:,} beyond --max-samples" if found.capped else "")
+    table.add_row("to accept", f"{found.accepted:,}", f"{duration(found.seconds.total)} of audio")
+    table.add_row("to reject", f"{found.rejected.total():,}", "")
     if not found.accepted:
         return table
-    seconds, tokens, frames = found.seconds, found.tokens, found.frames
+    seconds = found.seconds
     table.add_row("seconds", f"{seconds.mean:.1f}", f"mean; from {seconds.least:.2f} to {seconds.most:.2f}")
-    if tokens.most:
-        table.add_row("text ids", f"{tokens.mean:.0f}", f"mean; from {tokens.least:.0f} to {tokens.most:.0f}")
-        share = f"{found.unknown_rate:.3%} of all tokens, in {found.unknown_rows} samples"
-        table.add_row("unknown", str(found.unknown_tokens), share)
-    table.add_row("codes", f"{frames.mean:.0f}", f"mean; from {frames.least:.0f} to {frames.most:.0f}")
-    for name, counts in (("rates", found.sampling_rates), ("channels", found.channels), ("formats", found.formats)):
-        details = ", ".join(f"{value}: {count}" for value, count in counts.most_common(8))
+    for name, lengths in found.lengths.items():
+        what = f"mean; from {lengths.least:.0f} to {lengths.most:.0f}"
+        limit = found.schema.limits.get(name)
+        table.add_row(_plural(found.schema, name), f"{lengths.mean:.0f}", f"{what}; limit {limit}" if limit else what)
+    if found.num_tokens:
+        share = f"{found.unknown_rate:.3%} of all tokens, in {count(found.unknown_rows, 'sample')}"
+        table.add_row("unknown", f"{found.unknown_tokens:,}", share)
+    for name, counts in (("rates, Hz", found.sampling_rates), ("channels", found.channels), ("formats", found.formats)):
+        details = ", ".join(f"{value}: {number:,}" for value, number in counts.most_common(8))
         table.add_row(name, str(len(counts)), details)
-    table.add_row("disk", f"{found.disk_bytes / GIB:.2f} GiB", "for the features")
+    table.add_row("disk", size(found.disk_bytes), "for the features")
     if expected is not None:
-        busy = f"models on {expected.device} {_time(expected.compute_seconds)}"
-        reading = f"reading in {expected.workers} threads {_time(expected.reading_seconds)}"
-        table.add_row("time", _time(expected.seconds), f"{busy}, {reading}; both at once")
-        measured = f"one encoder layer over {expected.timed_frames} frames, {expected.timed_files} files read"
-        table.add_row("", "", f"measured here: {measured}; starting and writing not counted")
+        _add_time(table, expected)
     return table
 
 
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def _add_time(table: "Table", expected: "Estimate") -> None:
+    reading = f"reading in {count(expected.workers, 'thread')} {duration(expected.reading_seconds)}"
+    if expected.compute_seconds is None:
+        table.add_row("time", "?", f"{reading}; this recipe's models cannot be timed without building")
+        return
+    models = f"models on {expected.device} in {expected.precision} {duration(expected.compute_seconds)}"
+    parts = f"{models}, {reading}, starting {duration(expected.starting_seconds)}"
+    table.add_row("time", f"about {duration(expected.seconds)}", parts)
+    if expected.busy:
+        load = f"other programs keep this machine busy (load {expected.load:.1f} a core); on its own it is faster"
+        table.add_row("", "", load)
+
+
+def _plural(schema: "Schema", length: str) -> str:
+    """What a length counts, in a person's words."""
+    kinds = {"tokens": "text ids", "codes": "codes"}
+    found = [kinds.get(column.kind) for column in schema.columns if length in column.lengths]
+    return next((words for words in found if words is not None), length)
 
 
 def _shares(what: str, shares: "dict[str, Share]") -> "Table":
-    table = _table(f"By {what}", what, "samples", "hours")
+    table = _table(f"By {what}", what, "samples", "audio")
     ranked = sorted(shares.items(), key=lambda item: -item[1].seconds)
     for name, share in ranked[:MOST_ROWS]:
-        table.add_row(name, str(share.samples), f"{share.seconds / 3600:.2f}")
+        table.add_row(name, f"{share.samples:,}", duration(share.seconds))
     if len(ranked) > MOST_ROWS:
         rest = [share for _, share in ranked[MOST_ROWS:]]
-        hours = sum(share.seconds for share in rest) / 3600
-        table.add_row(f"{len(rest)} more", str(sum(share.samples for share in rest)), f"{hours:.2f}")
+        seconds = sum(share.seconds for share in rest)
+        table.add_row(f"{len(rest):,} more", f"{sum(share.samples for share in rest):,}", duration(seconds))
     return table
 
 
@@ -164,7 +147,7 @@ def _texts(found: "Preflight") -> "Table":
 def _text_rules(found: "Preflight") -> list[str]:
     """What the text rules do that hardly anybody wants."""
     lines = []
-    for doubtful, count in found.doubtful.most_common():
+    for doubtful, number in found.doubtful.most_common():
         grammar = {"en": "English", "zh": "Chinese"}[doubtful.language]
         example = found.doubtful_examples.get(doubtful)
         shown = (
@@ -173,49 +156,68 @@ def _text_rules(found: "Preflight") -> list[str]:
             else ""
         )
         lines.append(
-            f"{count} samples without a language are read as {grammar}, by their script ({doubtful.script}){shown}"
+            f"{count(number, 'sample')} without a language read as {grammar}, by the script ({doubtful.script}){shown}"
         )
     if found.doubtful:
         lines.append(
             "  The published front end does the same; a `language` in the manifest, or --language, gives others."
         )
-    for language, count in found.digits_left.most_common():
+    for language, number in found.digits_left.most_common():
         example_id = found.digit_examples[language]
-        lines.append(f"{count} samples in {language} have digits left after normalisation, such as {example_id}")
+        lines.append(
+            f"{count(number, 'sample')} in {language} with digits left after normalisation, such as {example_id}"
+        )
     return lines
 
 
 def _rejections(found: "Preflight") -> "Table":
     table = _table("A build would reject", "reason", "lines", "for example")
-    for reason, count in found.rejected.most_common():
+    for reason, number in found.rejected.most_common():
         examples = [f"line {item.line} ({item.id or 'no id'}): {item.message}" for item in found.rejections[reason]]
-        table.add_row(reason.value, str(count), cell(*examples))
+        table.add_row(reason.value, f"{number:,}", cell(*examples))
     return table
 
 
-def _oddities(found: "Preflight", *, with_text: bool, decoded: bool) -> list[str]:
+def _oddities(found: "Preflight", *, decoded: bool) -> list[str]:
     """What a build takes, but a person should know."""
     lines = []
-    for what, count, examples, limit in (
-        ("text", found.over_text_count, found.over_text, found.positions.max_text_tokens),
-        ("code", found.over_codes_count, found.over_codes, found.positions.max_codes),
-    ):
-        if count:
-            named = ", ".join(f"{sample_id} ({length})" for sample_id, length in examples)
-            lines.append(f"{count} samples are over the model's {limit} {what} positions: {named} (--drop-overlong)")
+    for name, over in found.overlong.items():
+        named = ", ".join(f"{sample_id} ({length})" for sample_id, length in over.examples)
+        what = f"has more {_plural(found.schema, name)} than the model's {over.limit} positions"
+        what = what if over.count == 1 else what.replace("has", "have", 1)
+        lines.append(f"{count(over.count, 'sample')} {what}: {named} (--drop-overlong)")
     if found.wrong_duration_count:
         named = ", ".join(f"{name} says {said:.2f} s, has {has:.2f} s" for name, said, has in found.wrong_durations)
-        lines.append(f"{found.wrong_duration_count} durations are not those of the audio: {named}")
+        number = found.wrong_duration_count
+        differ = "duration is not that" if number == 1 else "durations are not those"
+        lines.append(f"{number:,} {differ} of the audio: {named}")
+    if found.flat_count:
+        flat = count(found.flat_count, "sample is silence or a constant", "samples are silence or a constant")
+        lines.append(f"{flat}: {', '.join(found.flat)}")
+    lines += _paces(found)
     if found.unknown_characters:
         lines.append("Unknown to the tokenizer, by character:")
-        for character, count in found.unknown_characters.most_common(WORST_CHARACTERS):
+        for character, number in found.unknown_characters.most_common(WORST_CHARACTERS):
             sample_id, text = found.unknown_examples[character]
-            lines.append(f"  {character!r} U+{ord(character):04X} x {count}, as in {sample_id}: {text[:TEXT_WIDTH]}")
+            lines.append(f"  {character!r} U+{ord(character):04X} x {number}, as in {sample_id}: {text[:TEXT_WIDTH]}")
     lines += _text_rules(found)
-    if not with_text:
+    if found.accepted and not found.num_tokens:
         lines.append("Texts were not looked at: give --tokenizer or --models for that.")
     if not decoded:
         lines.append(
             "Audio headers were read; --decode finds what only decoding shows (cut-off or damaged files, NaN)."
         )
+    return lines
+
+
+def _paces(found: "Preflight") -> list[str]:
+    """Samples whose text is far too long or too short for their audio."""
+    outliers = found.pace.outliers()
+    if not outliers:
+        return []
+    lines = ["Read at an unlikely pace (wrong text, or long silence):"]
+    for sample_id, language, pace, usual in outliers[:WORST_PACES]:
+        lines.append(f"  {sample_id}: {pace:.1f} characters a second, usual for {language} is {usual:.0f}")
+    if len(outliers) > WORST_PACES:
+        lines.append(f"  and {len(outliers) - WORST_PACES} more")
     return lines

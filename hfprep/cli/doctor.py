@@ -6,11 +6,17 @@ from typing import Annotated
 import typer
 
 from hfprep.cli.output import PlainTable, say, show
+from hfprep.recipes.registry import NAMES
+from hfprep.tools.words import count
+
+PLAIN_WIDTH = 80  # where the output is no terminal
+RECIPE_HELP = f"Model family: {', '.join(NAMES)}; default: told from the files in DIR, else {NAMES[0]}."
 
 
 def doctor(
     output_dir: Annotated[Path, typer.Option(help="Where features will go: its disk is measured.")] = Path(),
     models: Annotated[Path | None, typer.Option(help="Folder with model files; default: the hub's cache.")] = None,
+    recipe: Annotated[str | None, typer.Option(help=RECIPE_HELP)] = None,
 ) -> None:
     """Look at Python, packages, devices, ffmpeg, disk and models; problems first, each with its remedy."""
     from rich.text import Text
@@ -22,7 +28,7 @@ def doctor(
         Level.WARNING: Text("note", "yellow"),
         Level.FINE: Text("ok", "green"),
     }
-    findings = examine(folder=output_dir, models=models)
+    findings = examine(folder=output_dir, models=models, recipe_name=recipe)
     table = PlainTable(show_header=False)
     table.add_column("level")
     table.add_column("topic")
@@ -31,17 +37,22 @@ def doctor(
         table.add_row(words[finding.level], finding.topic, finding.found)
         if finding.remedy:
             table.add_row("", "", f"-> {finding.remedy}")
-    show(table)
+    show(table, PLAIN_WIDTH)
     problems = sum(finding.level == Level.PROBLEM for finding in findings)
-    say(f"{problems} problems" if problems else "Nothing stands in the way of a build.")
+    notes = sum(finding.level == Level.WARNING for finding in findings)
+    if problems:
+        say(f"{count(problems, 'problem')} to solve before a build.")
+    else:
+        say(f"No problems, {count(notes, 'note')}." if notes else "No problems.")
     raise typer.Exit(1 if problems else 0)
 
 
 def download(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the model files go.")] = Path("checkpoints"),
+    recipe: Annotated[str | None, typer.Option(help=RECIPE_HELP)] = None,
 ) -> None:
-    """Fetch the published models into DIR (6 GB); run again to go on after a break. Then build with --models DIR."""
+    """Fetch the published models into DIR; run again to go on after a break. Then build with --models DIR."""
     from hfprep.tools.download import download as fetch
 
-    fetch(folder, report=say)
+    fetch(folder, name=recipe, report=say)
     say(f"Everything is there: python -m hfprep build --models {folder} ...")

@@ -149,11 +149,13 @@ def retokenize(
     tokenizer: Annotated[Path, typer.Option(help="The new SentencePiece model.")],
     output_dir: Annotated[Path | None, typer.Option(help="A new folder for the result; default: in place.")] = None,
     config: Annotated[Path | None, typer.Option(help="config.yaml of the model, where it has moved.")] = None,
+    language: Annotated[str | None, typer.Option(help="Language of all rows, as for build.")] = None,
 ) -> None:
     """Make text ids anew with another tokenizer, without computing audio; rerun it if it was interrupted."""
     from hfprep.pipeline.retokenizing import retokenize as run
 
-    changes = {} if config is None else {"config": config}
+    given = {"config": config, "language": language}
+    changes = {name: value for name, value in given.items() if value is not None}
     summary = run(out, tokenizer, output_dir=output_dir, **changes)
     _say_counts({"train": summary.train, "validation": summary.val}, output_dir or out)
 

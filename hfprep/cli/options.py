@@ -17,25 +17,39 @@ NO_DEFAULT = ("manifest", "output_dir")  # may be left out where --dataset stand
 ONE_RUN = ("dry_run",)  # not written to a file: what a run does, not how
 
 
-def options_of(*configs: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one option for each field of the config dataclasses; it is called with context and values."""
+def options_of(
+    *configs: type, arguments: Mapping[str, str] | None = None, with_context: bool = True
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one option for each field of the config dataclasses; it is called with context and values.
+
+    `arguments` are fields that are given by their place, with what the usage line calls them. Without `with_context`
+    the command is called with the values alone.
+    """
+    by_place = arguments or {}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        found = []
+        placed, found = [], []
         for config in configs:
             hints = get_type_hints(config)
             for item in dataclasses.fields(config):
-                panel = item.metadata.get("panel")
-                # Square brackets would be taken for markup.
-                shown = typer.Option(help=item.metadata["help"].replace("[", r"\["), rich_help_panel=panel)
+                panel, kind = item.metadata.get("panel"), inspect.Parameter.KEYWORD_ONLY
+                help_text = item.metadata["help"].replace("[", r"\[")  # square brackets would be taken for markup
+                if item.name in by_place:
+                    argument = typer.Argument(metavar=by_place[item.name], help=help_text)
+                    placed.append(
+                        inspect.Parameter(
+                            item.name, kind, annotation=operator.getitem(Annotated, (hints[item.name], argument))
+                        )
+                    )
+                    continue
+                shown = typer.Option(help=help_text, rich_help_panel=panel)
                 annotation = operator.getitem(Annotated, (hints[item.name], shown))
-                default = None if item.name in NO_DEFAULT else item.default
-                kind = inspect.Parameter.KEYWORD_ONLY
+                default = None if item.name in NO_DEFAULT and with_context else item.default
                 found.append((panel, inspect.Parameter(item.name, kind, default=default, annotation=annotation)))
         order = {panel: place for place, panel in enumerate(PANELS)}
         found.sort(key=lambda pair: order.get(pair[0], len(order)))
         context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-        parameters = [context, *(parameter for _, parameter in found)]
+        parameters = [*([context] if with_context else []), *placed, *(parameter for _, parameter in found)]
 
         def call(**values: Any) -> None:
             command(**values)

@@ -63,14 +63,15 @@ def compare(
     manifest: Manifests,
     language: Language = None,
     map_: Map = None,
-    config: Annotated[Path | None, typer.Option(help="config.yaml: the model's text positions; default: 600.")] = None,
+    config: Annotated[Path | None, typer.Option(help="config.yaml, for the model's text positions.")] = None,
 ) -> None:
     """Show what each tokenizer makes of a manifest's texts, by language."""
-    from hfprep.recipes.indextts2.config import ModelConfig
-    from hfprep.tools.tokenizer.compare import PUBLISHED_TEXT_TOKENS
+    from hfprep.recipes.options import ModelOptions
+    from hfprep.recipes.registry import choose_recipe, outline
     from hfprep.tools.tokenizer.compare import compare as run
 
-    limit = PUBLISHED_TEXT_TOKENS if config is None else ModelConfig.read(config).max_text_tokens
+    options = ModelOptions(config=config)
+    limit = outline(choose_recipe(None, options), options).schema.most("tokens")
     found = run(models, manifest, language=language, field_map=map_, limit=limit)
     for name, counts in sorted(found.languages.items()):
         show(_comparison_table(name, counts, found))
@@ -114,7 +115,8 @@ def _comparison_table(language: str, counts: "list[TextCounts]", found: "Compari
         )
     table.add_row("ids a character", *(f"{count.ids_per_character:.2f}" for count in counts))
     table.add_row("longest", *((f"{count.longest} ids: {count.longest_id}") for count in counts))
-    table.add_row(f"over {found.limit} ids", *(f"{count.over_limit} samples" for count in counts))
+    if found.limit is not None:
+        table.add_row(f"over {found.limit} ids", *(f"{count.over_limit} samples" for count in counts))
     table.add_row("worst characters", *(_worst(count) for count in counts))
     return table
 

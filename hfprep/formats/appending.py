@@ -159,6 +159,7 @@ class Appender:
         *,
         before: Callable[[], None],
         closed: Callable[[Sequence[Shard]], None] = lambda _: None,
+        continues_closed: bool = True,
     ) -> None:
         self.index = index
         self.state: State = index.state
@@ -166,6 +167,7 @@ class Appender:
         self.folder_of = folder_of
         self._before = before
         self._closed = closed
+        self._continues_closed = continues_closed
         self._writers: dict[str, SplitWriter] = {}
         self._not_resumed: frozenset[int] = frozenset()
 
@@ -248,7 +250,12 @@ class Appender:
     def _has_room(self, shard: Shard) -> bool:
         most = self.shards.max_samples
         here = (self.folder_of(shard.split) / shard.name).is_file()
-        return here and shard.num_bytes < self.shards.options.max_shard_bytes and shard.samples < (most or np.inf)
+        return (
+            here
+            and self._continues_closed
+            and shard.num_bytes < self.shards.options.max_shard_bytes
+            and shard.samples < (most or np.inf)
+        )
 
     def _put(self, writers: Sequence[SplitWriter]) -> None:
         for writer in writers:

@@ -187,7 +187,10 @@ class ArrowSet(SampleSet):
 
     @cached_property
     def origin(self) -> Origin:
-        return Origin.parse({"latents_dtype": self._stored_dtype()} | dict(self._description))
+        record = dict(self._description)
+        if "latents_dtype" not in record:
+            record["latents_dtype"] = self._stored_dtype()
+        return Origin.parse(record)
 
     def _types(self) -> dict[str, pa.DataType]:
         """Types of the columns, but for the extension types around them."""

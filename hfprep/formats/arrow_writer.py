@@ -221,6 +221,7 @@ class ArrowShards(ShardFormat):
     ) -> dict[str, int]:
         items = {}
         for name in SPLITS:
+            (folder / name).mkdir(parents=True, exist_ok=True)  # its shards may be elsewhere
             self._describe_split(folder / name, splits[name], origin)
             items[name] = [
                 {

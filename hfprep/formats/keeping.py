@@ -12,6 +12,7 @@ finished is whole.
     kept.publisher()                  for the driver: `publish(staged, rejections)`, `close()`
     kept.finish(plan, stop)           once nothing is left to compute; False where `stop()` ended it early
     kept.publish(origin)              the complete set in its place; a digest of what it shows, for exports
+    kept.end()                        the run ends, complete or not
     kept.read(column, ids)            that column of these samples, one array each
     kept.close()                      leave nothing open
 """
@@ -124,6 +125,9 @@ class NpyKept:
         del origin
         return ""
 
+    def end(self) -> None:
+        """The run ends, complete or not."""
+
     def close(self) -> None:
         """Nothing is open."""
 
@@ -220,6 +224,12 @@ class ShardKept(ShardOutput):
         known = zip(ids, self.state.samples(ids), list(self.index.places(ids)), strict=True)
         return [self.stored.arrays(x, sample or SampleState({}), place, group)[column] for x, sample, place in known]
 
+    def published(self) -> None:
+        """A batch is final."""
+
+    def end(self) -> None:
+        """The run ends, complete or not."""
+
     def close(self) -> None:
         """Let go of what is open, as it is."""
         self.appender.close()
@@ -294,6 +304,7 @@ class ShardPublisher:
         kept.appender.append([*self._blocks(staged), *kept.complete([item for item in staged if item.block is None])])
         if self._artifacts:
             kept.remove_artifacts(item.row.utterance.id for item in staged)
+        kept.published()
         for rejection in rejections:
             kept.state.reject(rejection)
         self._files[PROGRESS].append(item.row.utterance.id.encode() + b"\n" for item in staged)

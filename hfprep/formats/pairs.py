@@ -18,11 +18,11 @@ from hfprep.formats.manifest_paths import ABSOLUTE, RELATIVE, PathWriter, check_
 from hfprep.formats.npy import MANIFESTS, LineFile, is_npy_output
 from hfprep.formats.samples import parse_entry
 from hfprep.io.atomic import write_lines
+from hfprep.store.first_version import first_schema
 from hfprep.store.layout import REJECTED, STATS, json_line
 
 PAIR_MANIFESTS = {"train": "train_pairs.jsonl", "validation": "val_pairs.jsonl"}
 TAKEN = {*MANIFESTS.values(), REJECTED}
-PUBLISHED_LIMITS = {"text_len": 600, "code_len": 1815}  # positions of the published models, where nothing else is said
 # Which half of a pair an array comes from, and the field that names its file (the trainer's own choice: the voice and
 # the emotion are the prompt's, what is said is the target's).
 PAIR_ARRAYS = {
@@ -183,7 +183,7 @@ class _Limits:
 
     @classmethod
     def of(cls, options: PairOptions, stats: dict[str, Any]) -> "_Limits":
-        said = PUBLISHED_LIMITS | stats.get("schema", {}).get("limits", {})
+        said = (stats.get("schema") or {}).get("limits") or first_schema(0).limits
         return cls(options.max_text_len or said["text_len"], options.max_code_len or said["code_len"])
 
     def exceeded(self, record: dict[str, Any]) -> bool:

@@ -116,10 +116,9 @@ class Settling:
         kept.withdraw()
         for members in chunks_of(self.index.members(shard.serial), ROWS_TOGETHER):
             kept.appender.append(self._encoded(members))
-        path = kept.path(shard)
         self.index.forget([shard.serial])
         kept.stored.forget(shard.serial)
-        kept.removed(shard, path)
+        kept.removed(shard)
 
     def _encoded(self, members: Sequence[tuple[str, Place]]) -> list[Encoded]:
         """Rows of one shard as blocks for the splits that they belong to now."""

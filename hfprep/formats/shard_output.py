@@ -54,6 +54,8 @@ class PlannedRows(Protocol):
 class ShardOutput:
     """The shards of one output, in the format `name`."""
 
+    continues_closed = True  # whether a closed shard that has room left is appended to
+
     def __init__(self, output: NpyOutput, state: State, name: str, max_shard_bytes: int) -> None:
         self.output = output
         self.state = state
@@ -72,24 +74,38 @@ class ShardOutput:
     def use(self, survey: Survey) -> None:
         """Take the columns that a survey asks for."""
         self.shards = _format(self.name, self.output, self.max_shard_bytes, survey)
-        self.stored = StoredSamples(self.output, self.index, self.shards, self.path)
-        self.appender = Appender(self.index, self.shards, self.folder_of, before=self.withdraw, closed=self.closed)
+        self.stored = StoredSamples(self.output, self.index, self.shards, self.path, self.released)
+        self.appender = Appender(
+            self.index,
+            self.shards,
+            self.folder_of,
+            before=self.withdraw,
+            closed=self.closed,
+            continues_closed=self.continues_closed,
+        )
 
     def folder_of(self, split: str) -> Path:
         """The folder that the names of a split's shards are relative to."""
         return self.private if split == UNLISTED else self.folder
 
-    def path(self, shard: Shard) -> Path:
-        """A shard's file, open or closed."""
+    def place(self, shard: Shard) -> Path:
+        """Where a shard's file is here, open or closed."""
         return found_path(self.folder_of(shard.split), shard.name)
+
+    def path(self, shard: Shard) -> Path:
+        """A shard's file, to be read."""
+        return self.place(shard)
+
+    def released(self, serial: int) -> None:
+        """A shard is not read any more."""
 
     def closed(self, shards: Sequence[Shard]) -> None:
         """Shards were closed."""
         del shards
 
-    def removed(self, shard: Shard, path: Path) -> None:
+    def removed(self, shard: Shard) -> None:
         """The state knows no more of a shard: its file goes."""
-        del shard
+        path = self.place(shard)
         with atomic.explained(path):
             path.unlink(missing_ok=True)
 
@@ -175,7 +191,7 @@ class ShardOutput:
             log.warning("%d shards are missing or not whole (%s); their samples count as not computed",
                         len(broken), shown)  # fmt: skip
             self.index.forget([shard.serial for shard in broken])
-        self._remove_others({self.path(shard) for shard in kept})
+        self._remove_others({self.place(shard) for shard in kept})
         self._hold_against_disk()
 
     def _hold_against_disk(self) -> None:
@@ -195,7 +211,7 @@ class ShardOutput:
         path = folder / shard.name
         if shard.closed and _size(path) == shard.num_bytes and not open_path(folder, shard.name).exists():
             return True
-        found = self.path(shard)
+        found = self.place(shard)
         size = _size(found)
         if size is None or size < shard.used or (shard.closed and shard.num_bytes == shard.used):
             return False
@@ -215,7 +231,7 @@ class ShardOutput:
         """Shards that hfprep 0.1.0 kept in the private folder until the set was complete."""
         for shard in self.index.shards():
             private = self.output.private / SHARDS / f"{shard.serial}{SUFFIXES[self.name]}"
-            if private.is_file() and private != self.path(shard):
+            if private.is_file() and private != self.place(shard):
                 path = self.folder_of(shard.split) / shard.name
                 with atomic.explained(path):
                     path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,16 +20,22 @@ OPEN_SHARDS = 4
 class StoredSamples:
     """Reads samples of one output; keeps the shards that it read last open, even where they are deleted meanwhile.
 
-    `path_of` gives a shard's file.
+    `path_of` gives a shard's file; `released` is told the serial of one that is not read any more.
     """
 
     def __init__(
-        self, output: NpyOutput, index: ShardIndex, shards: ShardFormat, path_of: Callable[[Shard], Path]
+        self,
+        output: NpyOutput,
+        index: ShardIndex,
+        shards: ShardFormat,
+        path_of: Callable[[Shard], Path],
+        released: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.output = output
         self.index = index
         self.shards = shards
         self._path_of = path_of
+        self._released = released
         self._open: OrderedDict[int, ShardReader] = OrderedDict()
 
     def sample(self, place: Place) -> Sample:
@@ -39,7 +45,7 @@ class StoredSamples:
             shard = next(shard for shard in self.index.shards() if shard.serial == place.shard)
             reader = self._open[place.shard] = self.shards.reader(self._path_of(shard))
             if len(self._open) > OPEN_SHARDS:
-                self._open.popitem(last=False)
+                self._released(self._open.popitem(last=False)[0])
         self._open.move_to_end(place.shard)
         return reader.sample(place.row, place.start, place.size)
 

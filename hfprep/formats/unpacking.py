@@ -29,10 +29,9 @@ def unpack(kept: ShardOutput) -> int:
     with ThreadPoolExecutor(IO_THREADS) as pool:
         for shard in kept.index.shards():
             count += _unpack_shard(kept, shard, pool)
-            path = kept.path(shard)
             kept.index.forget([shard.serial])
             if not complete or shard.split == UNLISTED:
-                kept.removed(shard, path)
+                kept.removed(shard)
     if not complete and kept.folder.is_dir():
         remove_empty(kept.folder)
     remove_empty(kept.private)

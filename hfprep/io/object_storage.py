@@ -150,14 +150,19 @@ def remove(url: str) -> None:
 
 def file_names(folder: str) -> list[str]:
     """Names of the files directly in a folder; none where there is no such folder."""
+    return list(file_sizes(folder))
+
+
+def file_sizes(folder: str) -> dict[str, int]:
+    """Bytes of the files directly in a folder, by name; none where there is no such folder."""
     with _explained(folder):
         store, path = _opened(folder)
         store.invalidate_cache()
         try:
             found = store.ls(path, detail=True)
         except FileNotFoundError:
-            return []
-        return [posixpath.basename(item["name"]) for item in found if item["type"] == "file"]
+            return {}
+        return {posixpath.basename(item["name"]): int(item["size"]) for item in found if item["type"] == "file"}
 
 
 class _Stream(io.RawIOBase):

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 STREAMS = 2
-LEAST_FRAMES = 500  # of a stream and thread; with so many, what streams hold is given back (mapped_weights.py)
+LEAST_FRAMES = 500  # of a stream and thread: with fewer a second one gains nothing
 UNEVEN = 1.05  # how much longer than with even parts the longest stream may take
 
 Result = TypeVar("Result")

@@ -17,10 +17,12 @@ import numpy as np
 from hfprep.errors import ConfigError, StopRequested
 from hfprep.formats.build_formats import export_formats, forget_exports, keep_extra_fields
 from hfprep.formats.keeping import open_store
+from hfprep.formats.remote_shards import open_remote
 from hfprep.formats.samples import Origin
 from hfprep.io.atomic import write_lines
 from hfprep.io.lock import OutputLock
 from hfprep.io.object_storage import url_of
+from hfprep.pipeline.adopting import adopt_workers, check_chain
 from hfprep.pipeline.codebook import CodebookUse
 from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.devices import choose_workers
@@ -43,7 +45,7 @@ from hfprep.schema import Column, Rejection
 from hfprep.store.fingerprints import Fingerprinter, differences, with_numerics
 from hfprep.store.layout import PROGRESS, REJECTED, STATS, NpyOutput, json_line
 from hfprep.store.listing import Listed, Listing, ListingOptions
-from hfprep.store.remote import Mirror, RemoteOutput, UploadingPublisher, open_folder, open_output
+from hfprep.store.remote import Mirror, open_folder
 from hfprep.store.state import State
 from hfprep.store.statistics import package_versions, write_stats
 from hfprep.store.timeline import Timeline
@@ -90,8 +92,8 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
         folder.reset_work()
         stack.callback(folder.remove_work)
         inputs = shared.inputs = shared.inputs or find_inputs(config, folder)
-        output = open_output(folder, inputs.schema)
-        mirror = stack.enter_context(Mirror(output)) if isinstance(output, RemoteOutput) else None
+        output = NpyOutput(folder.root, inputs.schema)
+        mirror = stack.enter_context(Mirror(folder)) if folder.url is not None else None
         state = State(output.private / "state.sqlite", output.work / "scan.sqlite")
         stack.callback(state.close)
         check_recipe(state, inputs.schema)
@@ -105,7 +107,8 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
             log.warning("stopped as asked while the manifest was being read; nothing has changed")
             return run.summary(stop.signal)
         state.put("paths", given_paths(config))
-        run.begin(plan)
+        if run.counts.pending:
+            forget_exports(state)
         run.compute(plan, stop)
         summary = run.finish(plan, stop)
         if not summary.pending:
@@ -113,8 +116,7 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
             close_remarks(summary, config.val_ratio, output, remote=mirror is not None)
             if config.part is not None:
                 write_part(output, plan.path, part_facts(config, inputs))
-        if mirror is not None:
-            mirror.snapshot(state)
+        run.kept.end()
         return summary
 
 
@@ -158,8 +160,8 @@ class _Run:
         self.inputs = inputs
         self.workers = workers
         self.started = started
-        self.mirror = mirror
-        self.kept = open_store(output, state, config.formats, config.max_shard_bytes)
+        places = (output, state, config.formats, config.max_shard_bytes)
+        self.kept = open_store(*places) if mirror is None else open_remote(*places, mirror)
         self.settled = False
         self.codebook = CodebookUse(state, inputs.schema)
         self.tally = Tally()
@@ -174,9 +176,15 @@ class _Run:
         changed = differences(settings, earlier)
         for line in changed:
             log.warning("changed since finished samples were computed: %s", line)
-        if self.output.occupied() and self.state.is_empty() and not config.skip_existing:
-            log.warning("%s holds artifacts of unknown origin; they are computed again (--skip-existing adopts them)",
-                        self.output.root)  # fmt: skip
+        if self.output.occupied() and self.state.is_empty():
+            if config.skip_existing:
+                check_chain(config, self.output.root)
+                adopt_workers(self.output)
+            else:
+                log.warning(
+                    "%s holds artifacts of unknown origin; they are computed again (--skip-existing adopts them)",
+                    self.output.root,
+                )
         options = plan_options(config, self.inputs, changed)
         with self.listing() as listing:
             planner = Planner(self.output, self.state, self.fingerprinter(), options, listing,
@@ -196,14 +204,6 @@ class _Run:
             keep_extra_fields(self.output.root, plan.dataset.data.table)
         self.list_rejected()
         return plan
-
-    def begin(self, plan: Plan) -> None:
-        """Before anything changes: nothing that shows the samples counts as up to date."""
-        if self.counts.pending:
-            forget_exports(self.state)
-            if self.mirror is not None:
-                self.mirror.forget_changed(self.state, plan.chunks())
-                self.mirror.snapshot(self.state)
 
     def settings(self) -> dict[str, dict[str, str]]:
         """What numbers depend on now."""
@@ -249,7 +249,7 @@ class _Run:
         if not pending or stop.signal is not None:
             return
         with (
-            contextlib.closing(self.publisher()) as publisher,
+            contextlib.closing(self.kept.publisher()) as publisher,
             BuildProgress(pending) as progress,
             Timeline(self.output.private) as timeline,
         ):
@@ -285,12 +285,6 @@ class _Run:
                 )
             except StopRequested:
                 log.warning("stopped as asked; everything computed is on disk")
-
-    def publisher(self) -> Any:
-        """What makes batches final."""
-        if self.mirror is not None:
-            return UploadingPublisher(self.output, self.state, self.config.val_ratio, self.mirror)
-        return self.kept.publisher()
 
     def finish(self, plan: Plan, stop: StopSignals) -> Summary:
         """Replace the running files by final ones and sum up."""

@@ -27,6 +27,7 @@ PANELS = (INPUT, MODELS, OUTPUT, SPEED, SCALE, CHANGE, DEBUGGING)
 FORMATS = ("npy", "arrow", "webdataset")
 ON_CHANGE = ("recompute", "refuse")
 ENGINES = ("local", "inline", "ray")
+STRAIGHT = 16_000  # Hz, what the models hear
 PLAIN, AUTO = "fp32", "auto"
 PRECISIONS = (*MODEL_PRECISIONS, AUTO)
 
@@ -67,7 +68,7 @@ class BuildConfig(ModelOptions):
     min_seconds: float | None = option(None, "Reject shorter clips.", INPUT)
     max_seconds: float | None = option(None, "Reject longer clips.", INPUT)
     max_chars_per_second: float | None = option(None, "Reject texts with more characters per second of audio.", INPUT)
-    audio_sr: int = option(16000, "16000: straight to 16 kHz; 24000: by way of 24 kHz, as older scripts did.", INPUT)
+    audio_sr: int | None = option(None, "Default 16000: straight; 24000: by way of 24 kHz, as older scripts.", INPUT)
     recipe: str | None = option(None, f"Model family: {', '.join(NAMES)}; default: told from the model files.")
     output_dir: Path = option(Path(), "Where the features go (a folder or s3://...); a rerun continues there.", OUTPUT)
     format: str = option("npy", "npy, arrow, webdataset; several with commas.", OUTPUT)
@@ -126,9 +127,10 @@ class BuildConfig(ModelOptions):
             "use export-arrow or export-webdataset",
         )
         self._require(
-            not remote or self.formats == ("npy",),
+            not remote or self.formats in (("arrow",), ("webdataset",)),
             "format",
-            "npy with an output in object storage; export a copy of it, or build locally and upload what comes out",
+            "arrow or webdataset with an output in object storage, where four small files a sample would be the wrong "
+            "thing: add --format arrow; `export-npy` makes npy files of a copy of it",
         )
         parse_size(self.max_shard_size)
         self._require(self.on_change in ON_CHANGE, "on_change", " or ".join(ON_CHANGE))
@@ -142,7 +144,7 @@ class BuildConfig(ModelOptions):
         self._require(self.val_count is None or self.val_count >= 0, "val_count", "a number of samples, 0 for none")
         for name in ("batch_size", "workers", "num_processes"):
             self._require(getattr(self, name) >= 0, name, "0 (automatic) or a positive number")
-        self._require(self.audio_sr > 0, "audio_sr", "a sampling rate in Hz, such as 16000 or 24000")
+        self._require(self.resample_via > 0, "audio_sr", "a sampling rate in Hz, such as 16000 or 24000")
         most = self.max_samples
         self._require(most is None or most > 0, "max_samples", "a positive number, or 0 for all")
         self._require(0 < self.min_code_agreement <= 1, "min_code_agreement", "above 0, and not above 1")
@@ -169,6 +171,11 @@ class BuildConfig(ModelOptions):
     def field_map(self) -> FieldMap:
         """Which field of the input stands for which of ours."""
         return FieldMap.parse(self.map)
+
+    @property
+    def resample_via(self) -> int:
+        """The rate in Hz by way of which audio comes to 16 kHz: `audio_sr`, 16000 (straight) where it is not given."""
+        return STRAIGHT if self.audio_sr is None else self.audio_sr
 
     @property
     def filters(self) -> RowFilters:

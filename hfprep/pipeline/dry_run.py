@@ -33,8 +33,8 @@ from hfprep.pipeline.precision_choice import without_measuring
 from hfprep.recipes.base import frames_in
 from hfprep.schema import Utterance
 from hfprep.store.fingerprints import Fingerprinter
-from hfprep.store.layout import OutputFolder, npy_size
-from hfprep.store.remote import fetch_state, open_output
+from hfprep.store.layout import NpyOutput, OutputFolder, npy_size
+from hfprep.store.remote import fetch_state
 from hfprep.store.state import SampleState, State, copy_state
 
 BLOCK_BYTES = 4096  # what a small file really takes on common file systems
@@ -110,7 +110,7 @@ def preview(config: BuildConfig) -> Preview:
         if hashes.is_file():
             (private / hashes.name).write_bytes(hashes.read_bytes())
         inputs = find_inputs(config, folder)
-        output = open_output(folder, inputs.schema)
+        output = NpyOutput(folder.root, inputs.schema)
         output.private, output.work = folder.private, folder.work
         state = State(private / known.name)
         stack.callback(state.close)

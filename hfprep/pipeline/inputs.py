@@ -35,7 +35,7 @@ class Inputs:
 
     def settings(self, config: BuildConfig) -> dict[str, dict[str, str]]:
         """What the numbers depend on besides rows, audio and hfprep itself, by group."""
-        return self.models.settings(self.sha256, precision=config.precision, audio_sr=config.audio_sr)
+        return self.models.settings(self.sha256, precision=config.precision, audio_sr=config.resample_via)
 
 
 def find_inputs(config: BuildConfig, folder: OutputFolder) -> Inputs:

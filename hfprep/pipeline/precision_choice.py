@@ -171,7 +171,7 @@ def _measure(
         device=config.device,
         batch_size=config.batch_size,
         workers=choose_workers(config.workers),
-        via_sampling_rate=via_rate(config.audio_sr, inputs.models.audio),
+        via_sampling_rate=via_rate(config.resample_via, inputs.models.audio),
     )
     found: dict[str, dict[str, float]] = {}
     plain: dict[int, np.ndarray] = {}

@@ -24,6 +24,7 @@ def options_in_force(config: BuildConfig) -> dict[str, Any]:
     values = {
         item.name: getattr(config, item.name) for item in dataclasses.fields(config) if item.name not in ELSEWHERE
     }
+    values["audio_sr"] = config.resample_via
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 

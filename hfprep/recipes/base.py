@@ -8,10 +8,10 @@ is the same for all. A new recipe is one folder and one line in `registry`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -166,4 +166,57 @@ class Recipe(Protocol):
         """Find and check the files, without `fetch` only on this machine.
 
         Raises ConfigError where an option is missing or wrong, CheckpointError that lists what is missing.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """Files of a hub repository, about how large they are together, and the folder below `--models` they go to."""
+
+    repository: str
+    files: tuple[str, ...]
+    num_bytes: int
+    folder: str = "."
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a family's models ask of a data set, as far as it is known before all of their files are there.
+
+    `num_codes` and the bounds in frames are those of `ModelSet` and `Model`; `text_encoder` is None where no tokenizer
+    is named. `seconds_of_batch(rows, frames, device, precision)` runs a part of the models with made-up weights and
+    gives the seconds that all of them take for a batch of so many clips of so many frames; None where nobody can say.
+    """
+
+    schema: Schema
+    audio: AudioInput
+    num_codes: Callable[[int], int]
+    text_encoder: TextEncoder | None = None
+    min_frames: int = 0
+    max_frames: int | None = None
+    seconds_of_batch: Callable[[int, int, torch.device, str], float] | None = None
+
+
+@runtime_checkable
+class Referenced(Protocol):
+    """A `ModelSet` of which somebody else's published code computes a part."""
+
+    def reference(self) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
+        """A function from a clip at 16 kHz, float32 (num_samples,), to the columns of codes that such code computes.
+
+        Raises ConfigError where that code is not installed.
+        """
+
+
+@runtime_checkable
+class Published(Protocol):
+    """A recipe whose models are on the hub, and known well enough to check data before they are here."""
+
+    def downloads(self) -> tuple[Download, ...]:
+        """Everything that a build needs, to be fetched into one folder that `--models` takes."""
+
+    def outline(self, options: Any) -> Outline:
+        """What follows from the files that the options name, and is that of the published models where they name none.
+
+        Raises ConfigError or CheckpointError where a file is not what it has to be.
         """

@@ -47,8 +47,17 @@ def given_path(value: str | Path | None, folder: Path | None, name: str, option:
     if value is not None:
         return Path(value)
     if folder is None:
-        raise ConfigError(f"{option} is not given; give it, or a folder that holds {name} with --models")
+        raise ConfigError(
+            f"{option} is not given; give --models DIR, a folder with all model files (python -m hfprep download DIR "
+            f"fetches them), or the path of {name} with {option}"
+        )
     return folder / name
+
+
+def remedy(folder: Path | None, option: str = "", *, beside: str = "") -> str:
+    """How to get a file that the models folder lacks, or that no option names; `beside` takes an option's place."""
+    otherwise = beside or f"give its path with {option}"
+    return otherwise if folder is None else f"python -m hfprep download {folder}, or {otherwise}"
 
 
 def find_semantic_model(value: str | Path | None, folder: Path | None, missing: Missing) -> Path | None:
@@ -56,6 +65,7 @@ def find_semantic_model(value: str | Path | None, folder: Path | None, missing: 
     if value is None and folder is not None:
         places = (folder / SEMANTIC_FOLDER, folder / CACHE_FOLDER / SEMANTIC_FOLDER)
         value = next((place for place in places if place.is_dir()), None)
+    lacking = folder if value is None else None
     value = SEMANTIC_MODEL if value is None else value
     local = Path(value)
     if local.is_dir():
@@ -71,6 +81,7 @@ def find_semantic_model(value: str | Path | None, folder: Path | None, missing: 
         (*SEMANTIC_CONFIGS, _WEIGHTS, _INDEX, _SHARDS),
         lambda snapshot: all((snapshot / name).is_file() for name in SEMANTIC_CONFIGS) and bool(_shards(snapshot)[0]),
         missing,
+        lacking,
     )
 
 
@@ -104,9 +115,16 @@ def _shards(folder: Path) -> tuple[tuple[Path, ...], list[Path]]:
 
 
 def from_hub(
-    repository: str, patterns: tuple[str, ...], complete: Callable[[Path], bool], missing: Missing
+    repository: str,
+    patterns: tuple[str, ...],
+    complete: Callable[[Path], bool],
+    missing: Missing,
+    folder: Path | None = None,
 ) -> Path | None:
-    """The snapshot folder of a hub repository that holds what matches `patterns`; fetched only if not cached."""
+    """The snapshot folder of a hub repository that holds what matches `patterns`; fetched only if not cached.
+
+    `folder` is the models folder that lacks it, if there is one, for the message.
+    """
     import huggingface_hub
     from huggingface_hub import constants
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -119,23 +137,24 @@ def from_hub(
             return cached
     except LocalEntryNotFoundError:
         pass  # not cached, or not all of it: ask the hub
-    command = f"hf download {repository} {_command_patterns(patterns)}"
+    what, command = f"{repository} (hub)", f"hf download {repository} {_command_patterns(patterns)}"
+    if folder is not None:
+        what = f"{what}, which {folder} lacks"
+        command = f"python -m hfprep download {folder}, or into the hub's cache: {command}"
     if constants.HF_HUB_OFFLINE or not missing.fetch:
         offline, not_asked = "it is not cached and the hub is set offline", "it is not cached and the hub was not asked"
-        missing.add(
-            f"{repository} (hub)", f"{offline if constants.HF_HUB_OFFLINE else not_asked}; get it with: {command}"
-        )
+        missing.add(what, f"{offline if constants.HF_HUB_OFFLINE else not_asked}; get it with: {command}")
         return None
     try:
         fetched = Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(patterns)))
     except Exception as exc:  # noqa: BLE001 - whichever network library the hub's own uses, its errors come through
         missing.add(
-            f"{repository} (hub)",
+            what,
             f"it is not cached and could not be fetched ({_first_line(exc)}); get it with: {command}",
         )
         return None
     if not complete(fetched):
-        missing.add(f"{repository} (hub)", f"the repository does not hold {', '.join(patterns)}")
+        missing.add(what, f"the repository does not hold {', '.join(patterns)}")
         return None
     return fetched
 

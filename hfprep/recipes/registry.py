@@ -4,7 +4,7 @@ import importlib
 from typing import Any
 
 from hfprep.errors import ConfigError
-from hfprep.recipes.base import Recipe
+from hfprep.recipes.base import Download, Outline, Published, Recipe
 
 _MODULES = {
     "indextts-2": "hfprep.recipes.indextts2.recipe",
@@ -27,3 +27,21 @@ def choose_recipe(name: str | None, options: Any) -> Recipe:
     if name is not None:
         return recipe(name)
     return next((found for found in map(recipe, reversed(NAMES)) if found.recognises(options)), recipe(DEFAULT))
+
+
+def outline(chosen: Recipe, options: Any) -> Outline:
+    """What a recipe's models ask of a data set; from the model files themselves where it cannot say more.
+
+    Raises ConfigError and CheckpointError as `Recipe.find` does.
+    """
+    if isinstance(chosen, Published):
+        return chosen.outline(options)
+    models = chosen.find(options, fetch=False)
+    return Outline(models.schema, models.audio, models.num_codes, models.text_encoder())
+
+
+def downloads(chosen: Recipe) -> tuple[Download, ...]:
+    """What the hub has of a recipe's models; ConfigError where nothing is known of that."""
+    if isinstance(chosen, Published):
+        return chosen.downloads()
+    raise ConfigError(f"--recipe {chosen.name}: hfprep does not know where its models are published")

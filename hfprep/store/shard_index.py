@@ -13,6 +13,7 @@ from hfprep.io.chunks import chunks_of
 from hfprep.store.state import SELECTED_TOGETHER, SampleState, State
 
 SHARDS = "shards"
+NUMBERS = "shard_numbers"  # in the state: the first number of each split that no shard has had
 UNLISTED = "unlisted"  # the split of samples that the manifest does not list now
 _SHARD = "serial, split, number, name, samples, used, num_bytes, sha256, layout"
 _PLACE = "shard, row, start, size, entry, stale"
@@ -75,11 +76,14 @@ class ShardIndex:
         return [shard for shard in (Shard(*row) for row in rows) if split in (None, shard.split)]
 
     def new(self, split: str) -> Shard:
-        """A shard that nobody knows of, with a number that no other one of its split has."""
+        """A shard that nobody knows of, with a number that no other one of its split has or had."""
         serial, number = self.state.query(
             "SELECT coalesce(max(serial), 0) + 1, coalesce(max(CASE WHEN split = ? THEN number END), -1) + 1 "
             "FROM shard_files", split,
         )[0]  # fmt: skip
+        used = self.state.get(NUMBERS) or {}
+        number = max(number, used.get(split, 0))
+        self.state.put(NUMBERS, used | {split: number + 1})
         return Shard(serial, split, number, "")
 
     def places(self, ids: Iterable[str]) -> Iterator[Place | None]:

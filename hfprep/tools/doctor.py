@@ -10,20 +10,26 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 import torch
 from packaging.requirements import Requirement
 
-from hfprep.errors import ConfigError
+from hfprep.errors import CheckpointError, ConfigError
 from hfprep.models.precision import obstacle
 from hfprep.pipeline.batching import batch_size_for_memory
-from hfprep.recipes.finding import CONFIG_FILE
-from hfprep.recipes.indextts2.config import ModelConfig
-from hfprep.tools.download import GPT_REPOSITORY, SOURCES, Source
+from hfprep.recipes.base import Download
+from hfprep.recipes.options import ModelOptions
+from hfprep.recipes.registry import DEFAULT, choose_recipe, downloads, recipe
+from hfprep.schema import Schema
+from hfprep.tools.download import absent
+from hfprep.tools.words import size
 
 GIB, MIB = 1 << 30, 1 << 20
 OLDEST_PYTHON, FIRST_UNTRIED_PYTHON = (3, 11), (3, 15)
@@ -32,6 +38,7 @@ SLOW_DISK = 50 * MIB  # bytes a second
 FEW_FILES = 50  # small files a second, each synced
 DISK_PROBE_BYTES = 64 * MIB
 DISK_PROBE_FILES = 50
+HUB_SECONDS = 5.0  # that the hub may take to answer
 LEAST_MEMORY = 6 * GIB  # the models in float32 and one long clip
 
 
@@ -53,10 +60,10 @@ class Finding:
     remedy: str = ""
 
 
-def examine(*, folder: Path, models: Path | None = None) -> list[Finding]:
-    """Look at everything; `folder` is where features will go, `models` a folder of model files."""
+def examine(*, folder: Path, models: Path | None = None, recipe_name: str | None = None) -> list[Finding]:
+    """Look at everything; `folder` is where features will go, `models` a folder of model files of a recipe."""
     findings = [_python(), *_packages(), *_devices(), _threads(), _ffmpeg(), *_disk(folder)]
-    findings += _models_folder(models) if models is not None else _hub()
+    findings += _models_folder(models, recipe_name) if models is not None else _hub(recipe_name or DEFAULT)
     return sorted(findings, key=lambda finding: finding.level)
 
 
@@ -181,49 +188,71 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def _hub() -> Iterator[Finding]:
-    """The hub's cache, and whether each published model is in it."""
+def _hub(name: str) -> Iterator[Finding]:
+    """The hub, its cache, and whether each published model is in it."""
     from huggingface_hub import constants
 
-    mode = "offline" if constants.HF_HUB_OFFLINE else f"online at {constants.ENDPOINT}"
-    yield Finding(Level.FINE, "hub cache", f"{constants.HF_HUB_CACHE}, {mode}")
-    for source in SOURCES:
-        absent = [name for name in source.patterns if not _cached(source, name)]
-        if not absent:
+    unreachable = _unreachable(constants)
+    where = f"{constants.HF_HUB_CACHE}; the hub {f'cannot be used: {unreachable}' if unreachable else 'is reachable'}"
+    lacking = {source: lacks for source in downloads(recipe(name)) if (lacks := _not_cached(source))}
+    if unreachable and lacking:
+        yield Finding(Level.WARNING, "hub", where, "check the network, HF_ENDPOINT and HF_HUB_OFFLINE")
+    else:
+        yield Finding(Level.FINE, "hub", where)
+    remedy = "give a folder with the model files as --models DIR; python -m hfprep download DIR makes one"
+    if unreachable:
+        remedy += ", where there is a network"
+    for source in downloads(recipe(name)):
+        if source not in lacking:
             yield Finding(Level.FINE, "models", f"{source.repository} is in the cache")
             continue
-        yours = (
-            "your own gpt.pth serves as well: give its folder with --models, or "
-            if source.repository == GPT_REPOSITORY
-            else ""
-        )
-        remedy = f"{yours}python -m hfprep download DIR, then --models DIR"
-        yield Finding(Level.WARNING, "models", f"{source.repository} is not in the cache: {', '.join(absent)}", remedy)
+        found = f"{source.repository} is not here: {', '.join(lacking[source])}, about {size(source.num_bytes)}"
+        yield Finding(Level.PROBLEM if unreachable else Level.WARNING, "models", found, remedy)
 
 
-def _cached(source: Source, name: str) -> bool:
+def _unreachable(constants: Any) -> str | None:
+    """Why the hub cannot be asked now; None where it answers, whatever it says."""
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=HUB_SECONDS):
+            return None
+    except urllib.error.HTTPError:
+        return None
+    except (OSError, ValueError) as error:
+        return f"{constants.ENDPOINT} does not answer ({error})"
+
+
+def _not_cached(source: Download) -> list[str]:
+    """The files of a repository that are not in the hub's cache."""
     import huggingface_hub
 
-    return isinstance(huggingface_hub.try_to_load_from_cache(source.repository, name), str)
+    cached = (huggingface_hub.try_to_load_from_cache(source.repository, name) for name in source.files)
+    return [name for name, found in zip(source.files, cached, strict=True) if not isinstance(found, str)]
 
 
-def _models_folder(models: Path) -> Iterator[Finding]:
-    """Whether a folder holds every file that a build reads."""
-    remedy = f"python -m hfprep download {models} fetches what is missing"
-    absent = [
-        str(Path(source.folder) / name)
-        for source in SOURCES
-        for name in source.patterns
-        if not (models / source.folder / name).is_file()
-    ]
-    if absent:
-        yield Finding(Level.PROBLEM, "models", f"{models} lacks {', '.join(absent)}", remedy)
-    if (models / CONFIG_FILE).is_file():
-        try:
-            config = ModelConfig.read(models / CONFIG_FILE)
-        except ConfigError as error:
-            yield Finding(Level.PROBLEM, "models", str(error), "give the config.yaml of the published model")
-            return
-        if not absent:
-            found = f"{models}: width {config.model_dim}, codebook of {config.semantic_codec.codebook_size}"
-            yield Finding(Level.FINE, "models", found)
+def _models_folder(models: Path, name: str | None) -> Iterator[Finding]:
+    """Whether a folder holds every file that a build reads, and they belong together."""
+    options = ModelOptions(models=models)
+    chosen = choose_recipe(name, options)
+    remedy = f"python -m hfprep download {models} --recipe {chosen.name} fetches what is missing"
+    lacks = absent(models, chosen.name)
+    if lacks:
+        yield Finding(Level.PROBLEM, "models", f"{models} lacks {', '.join(lacks)}", remedy)
+        return
+    try:
+        found = chosen.find(options, fetch=False)
+        found.check()
+    except (ConfigError, CheckpointError) as error:
+        yield Finding(Level.PROBLEM, "models", str(error), "give the files of one published model")
+        return
+    yield Finding(Level.FINE, "models", f"{models}: {_described(found.schema)}")
+
+
+def _described(schema: Schema) -> str:
+    """A recipe's samples in a line: 1280 wide, codebook of 8192 at 50 codes a second."""
+    codes = [f"codebook of {column.size}" for column in schema.of_kind("codes") if column.size is not None]
+    rate = f" at {schema.code_rate:g} codes a second" if schema.code_rate else ""
+    widths = [f"{column.name} {' x '.join(map(str, column.dims))}" for column in schema.of_kind("vector")]
+    return f"{schema.recipe}, {', '.join(codes)}{rate}, {', '.join(widths)}"

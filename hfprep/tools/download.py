@@ -1,81 +1,129 @@
-"""Fetches the published model files into one folder that `--models` takes, and checks them against the hub's hashes.
+"""Fetches the published models of a recipe into one folder that `--models` takes, and checks them by their hashes.
 
-Gives `download`. What is there already is not fetched again, and a fetch that was cut off goes on where it stopped:
-both are the hub library's doing. Knows the repositories by the names that `models/locate.py` has for them.
+What is there already is not fetched again, and a fetch that was cut off goes on where it stopped: both are the hub
+library's doing. Which files those are the recipe says.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hfprep.errors import CheckpointError
+from hfprep.errors import CheckpointError, StoreError
 from hfprep.io.file_hashes import sha256_file
-from hfprep.recipes.finding import CONFIG_FILE, SEMANTIC_FOLDER, SEMANTIC_MODEL
-from hfprep.recipes.indextts2.config import ModelConfig
-from hfprep.recipes.indextts2.locate import CODEC_FILE, GPT_FILE, SEMANTIC_CODEC, ModelFiles, locate
-
-GPT_REPOSITORY = "IndexTeam/IndexTTS-2"
-TOKENIZER_FILE = "bpe.model"
-STATISTICS_FILE = "wav2vec2bert_stats.pt"
+from hfprep.recipes.base import Download
+from hfprep.recipes.options import ModelOptions
+from hfprep.recipes.registry import choose_recipe, downloads, recipe
+from hfprep.tools.words import count, size
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """A hub repository, the files wanted of it, and the folder below the target that they go to."""
+class Wanted:
+    """What of a repository is wanted, and what the hub says of it: sizes in bytes, SHA-256 where it has one."""
 
-    repository: str
-    patterns: tuple[str, ...]
-    folder: str = "."
+    source: Download
+    revision: str
+    sizes: Mapping[str, int]
+    hashes: Mapping[str, str]
 
-
-SOURCES = (
-    Source(GPT_REPOSITORY, (CONFIG_FILE, TOKENIZER_FILE, STATISTICS_FILE, GPT_FILE)),
-    Source(SEMANTIC_MODEL, ("config.json", "preprocessor_config.json", "model.safetensors"), SEMANTIC_FOLDER),
-    Source(SEMANTIC_CODEC, (CODEC_FILE,)),
-)
+    def missing(self, target: Path) -> list[str]:
+        """The files that are not in `target` in the hub's size."""
+        return [name for name in self.source.files if _size(target / self.source.folder / name) != self.sizes[name]]
 
 
-def download(target: Path, *, report: Callable[[str], None] = lambda _: None) -> ModelFiles:
-    """Fetch every file that a build needs into `target`; gives where each lies.
+def download(target: Path, *, name: str | None = None, report: Callable[[str], None] = lambda _: None) -> None:
+    """Fetch every file that a build with the recipe `name` needs into `target`.
 
-    `report` is called with a line for each step. Raises CheckpointError where a repository cannot be reached, lacks a
-    file, or a file is not the one that the hub has by its SHA-256.
+    Without a name it is the recipe of the files that are there, else the first.
+
+    `report` is called with a line for each step; the first says what will be fetched, and how large it is. Raises
+    CheckpointError where a repository cannot be reached, lacks a file, or a file is not the one that the hub has by its
+    SHA-256, StoreError where the disk has no room for them, ConfigError where there is no such recipe.
     """
+    chosen = choose_recipe(name, ModelOptions(models=target if target.is_dir() else None))
+    wanted = [_ask(source) for source in downloads(chosen)]
+    missing = {item.source.repository: item.missing(target) for item in wanted}
+    num_bytes = sum(item.sizes[file] for item in wanted for file in missing[item.source.repository])
+    if num_bytes:
+        number = sum(map(len, missing.values()))
+        report(f"{count(number, 'file')} of the {chosen.name} models to fetch into {target}, {size(num_bytes)} in all:")
     target.mkdir(parents=True, exist_ok=True)
-    for source in SOURCES:
-        report(f"{source.repository}: {', '.join(source.patterns)}")
-        try:
-            hashes = _fetch(source, target / source.folder)
-        except Exception as error:  # whichever network library the hub's own uses, its errors come through
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(
-                f"{source.repository} could not be fetched: {first}; check the network (and HF_ENDPOINT, HF_TOKEN), "
-                "then run the same command again: what has arrived is kept"
-            ) from error
-        _check(source, target / source.folder, hashes)
-    report("checking that a build finds everything")
-    ModelConfig.read(target / CONFIG_FILE)
-    return locate(models=target)
+    if (room := shutil.disk_usage(target).free) < num_bytes:
+        raise StoreError(f"{target} has {size(room)} free, {size(num_bytes)} are to be fetched; give another folder")
+    for item in wanted:
+        for file in item.source.files:
+            here = file not in missing[item.source.repository]
+            said = "is here already" if here else size(item.sizes[file])
+            report(f"  {item.source.repository} {file}: {said}")
+        folder = target / item.source.folder
+        if missing[item.source.repository]:
+            _fetch(item, folder)
+        _check(item, folder)
+    report("all files are there, and are those of the hub by size and SHA-256")
 
 
-def _fetch(source: Source, folder: Path) -> Mapping[str, str]:
-    """Fetch the files of one repository; gives the SHA-256 of those for which the hub has one."""
+def absent(models: Path, name: str) -> list[str]:
+    """The files that a build with that recipe needs and `models` lacks."""
+    return [
+        (Path(source.folder) / file).as_posix()
+        for source in downloads(recipe(name))
+        for file in source.files
+        if not (models / source.folder / file).is_file()
+    ]
+
+
+def _ask(source: Download) -> Wanted:
+    """What the hub has of these files."""
     import huggingface_hub
 
-    info = huggingface_hub.HfApi().model_info(source.repository, files_metadata=True)
-    huggingface_hub.snapshot_download(
-        source.repository, revision=info.sha, allow_patterns=list(source.patterns), local_dir=folder
+    with _explained(source):
+        info = huggingface_hub.HfApi().model_info(source.repository, files_metadata=True)
+    found = {item.rfilename: item for item in info.siblings or ()}
+    for name in source.files:
+        if name not in found:
+            raise CheckpointError(f"the hub repository {source.repository} has no file {name}")
+    return Wanted(
+        source,
+        info.sha or "main",
+        {name: found[name].size or 0 for name in source.files},
+        {name: item.lfs.sha256 for name, item in found.items() if item.lfs is not None},
     )
-    return {item.rfilename: item.lfs.sha256 for item in info.siblings or () if item.lfs is not None}
 
 
-def _check(source: Source, folder: Path, hashes: Mapping[str, str]) -> None:
-    for name in source.patterns:
+def _fetch(wanted: Wanted, folder: Path) -> None:
+    import huggingface_hub
+
+    source = wanted.source
+    with _explained(source):
+        huggingface_hub.snapshot_download(
+            source.repository, revision=wanted.revision, allow_patterns=list(source.files), local_dir=folder
+        )
+
+
+@contextlib.contextmanager
+def _explained(source: Download) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whichever network library the hub's own uses, its errors come through
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"{source.repository} could not be fetched: {first}; check the network (and HF_ENDPOINT, HF_TOKEN), "
+            "then run the same command again: what has arrived is kept"
+        ) from error
+
+
+def _check(wanted: Wanted, folder: Path) -> None:
+    for name in wanted.source.files:
         path = folder / name
         if not path.is_file():
-            raise CheckpointError(f"the hub repository {source.repository} has no file {name}")
-        if name in hashes and (found := sha256_file(path)) != hashes[name]:
+            raise CheckpointError(f"the hub repository {wanted.source.repository} has no file {name}")
+        if name in wanted.hashes and (found := sha256_file(path)) != wanted.hashes[name]:
             raise CheckpointError(
-                f"{path} has the SHA-256 {found}, but the hub's file has {hashes[name]}; delete it and run the same "
-                "command again"
+                f"{path} has the SHA-256 {found}, but the hub's file has {wanted.hashes[name]}; delete it and run the "
+                "same command again"
             )
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None

@@ -22,12 +22,12 @@ from hfprep.errors import CheckpointError, ConfigError, StoreError
 from hfprep.inputs.text.language import canonical_language
 from hfprep.io import atomic
 from hfprep.models.tensor_files import load_torch_file, state_dict_of
-from hfprep.recipes.indextts2.checkpoints import GPT_FILE, TEXT_EMBEDDING, TEXT_ROWS
+from hfprep.recipes.indextts2.checkpoints import GPT_FILE
 from hfprep.recipes.indextts25.vocabulary import COMMON_LANGUAGE, LANGUAGES, language_id
+from hfprep.recipes.text_rows import LANGUAGE_EMBEDDING, TEXT_EMBEDDING, TEXT_ROWS
 from hfprep.tools.tokenizer.vocabulary import Vocabulary
 
 CONFIG_FILE, TOKENIZER_FILE = "config.yaml", "bpe.model"
-LANGUAGE_EMBEDDING = "lang_embedding.weight"  # of IndexTTS-2.5: a row for each language, and one more
 VOCABULARY_KEY = "number_text_tokens"
 _VOCABULARY_LINE = re.compile(rf"^(\s*{VOCABULARY_KEY}\s*:\s*)\d+", re.MULTILINE)
 
@@ -177,10 +177,10 @@ def grow(old: Tensor, sources: Sequence[Sequence[int]], *, first: int, rows: int
 
 def write_checkpoint(path: Path, values: Any) -> None:
     """Write a torch file from mapped tensors; the file appears whole or not at all. Raises StoreError."""
-    with atomic.replacing(path) as stream:
+    with atomic.replacing(path):
         try:
             # By name: given a stream, torch would copy each tensor into memory as a whole.
-            torch.save(values, stream.name)
+            torch.save(values, path.with_name(f"{path.name}.{atomic.TEMPORARY[0]}"))
         except RuntimeError as error:
             raise StoreError(f"cannot write {path}: {error}; free some space and run the same command again") from error
 

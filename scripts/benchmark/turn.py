@@ -53,8 +53,6 @@ def run_turn(job: Job) -> dict[str, Any]:
     """Do the job here and measure it."""
     if job.kind == BASELINE:
         return _measured(job, partial(_run_baseline, job))
-    from hfprep.pipeline.inputs import hashing_ahead
-
     config = BuildConfig(
         manifest=Path(job.manifest),
         output_dir=Path(job.output),
@@ -62,9 +60,9 @@ def run_turn(job: Job) -> dict[str, Any]:
         batch_size=job.batch_size,
         device=job.device,
         precision=job.precision,
+        engine="inline",  # where its steps can be timed
     )
-    with hashing_ahead(config) as hashers:  # as the command line does
-        return _measured(job, partial(_run_build, config, hashers))
+    return _measured(job, partial(_run_build, config))
 
 
 def _measured(job: Job, run: Callable[[Any, Any, _Start], dict[str, int]]) -> dict[str, Any]:
@@ -116,11 +114,13 @@ def _run_baseline(job: Job, device: Any, watch: Any, start: _Start) -> dict[str,
     )
 
 
-def _run_build(config: BuildConfig, hashers: Any, device: Any, watch: Any, start: _Start) -> dict[str, int]:
-    from hfprep.pipeline.building import Shared, build
+def _run_build(config: BuildConfig, device: Any, watch: Any, start: _Start) -> dict[str, int]:
+    from hfprep.pipeline.building import build
+    from hfprep.pipeline.engines.choice import ENGINES, InlineEngine
 
+    ENGINES["inline"] = InlineEngine(own_process=True)
     with _timed_build(watch, start, on_gpu=device.type == "cuda"):
-        summary = build(config, shared=Shared(hashers=hashers))
+        summary = build(config)
     tally = summary.tally
     return {"samples": summary.accepted, "frames": tally.frames, "padded_frames": tally.padded_frames}
 
@@ -131,13 +131,14 @@ def _timed_build(watch: Any, start: _Start, *, on_gpu: bool) -> Iterator[None]:
     from hfprep.inputs.text.tokenizer import TextTokenizer
     from hfprep.io.file_hashes import FileHashes
     from hfprep.models import batch_input_features
-    from hfprep.pipeline import intake, precision_choice
+    from hfprep.pipeline import intake
     from hfprep.pipeline.intake_processes import IntakeProcesses
+    from hfprep.pipeline.precision_trial import Trial
     from hfprep.recipes import semantic_audio
     from hfprep.recipes.indextts2.feature_model import FeatureModel
     from hfprep.store.layout import Publisher, Stage
 
-    load, measure = FeatureModel.load, precision_choice._measure
+    load, run_trial = FeatureModel.load, Trial.run
     # With a GPU, processes decode and tokenize, and the device computes the input features.
     reading: list[tuple[Any, str, str]] = [(IntakeProcesses, "load", "decode")] if on_gpu else [
         (intake, "load_waveform", "decode"),
@@ -156,9 +157,9 @@ def _timed_build(watch: Any, start: _Start, *, on_gpu: bool) -> Iterator[None]:
         start.done()
         return model
 
-    def measure_unwatched(*args: Any) -> Any:
+    def run_unwatched(trial: Trial) -> Any:
         with watch.measuring("choosing the precision"), mock.patch.object(FeatureModel, "load", load):
-            return measure(*args)
+            return run_trial(trial)
 
     steps: tuple[tuple[Any, str, str], ...] = (
         *reading,
@@ -171,7 +172,7 @@ def _timed_build(watch: Any, start: _Start, *, on_gpu: bool) -> Iterator[None]:
             stack.enter_context(mock.patch.object(owner, name, _timed(watch, stage, getattr(owner, name))))
         stack.enter_context(mock.patch.object(batch_input_features, "batch_input_features", on_device))
         stack.enter_context(mock.patch.object(FeatureModel, "load", load_watched))
-        stack.enter_context(mock.patch.object(precision_choice, "_measure", measure_unwatched))
+        stack.enter_context(mock.patch.object(Trial, "run", run_unwatched))
         yield
 
 

@@ -100,8 +100,8 @@ def _other(clip: Clip, start: bytes, check_seconds: CheckSeconds, depth: Depth) 
                 return found
         if sound.num_frames is not None:
             check_seconds(sound.num_frames / sound.sampling_rate)
-        problem = sound.cut() or _unread(clip, start)
-        if problem is not None and depth is Depth.WHOLE:
+        problem = sound.cut() or _unread(clip, start) if depth is Depth.WHOLE else None
+        if problem is not None:
             raise clip.unreadable(problem)
     except BaseException:
         sound.close()

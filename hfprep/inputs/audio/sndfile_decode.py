@@ -71,6 +71,9 @@ class SndfileSound:
             block_frames = min(block_frames, self.num_frames)
         wanted = None if count is None else skipped + count
         decoded = 0
+        if 0 <= self._file.frames < UNKNOWN_FRAMES:  # libsndfile gives no more: asking again would cost a call
+            rest = max(0, self._file.frames - start + skipped)
+            wanted = rest if wanted is None else min(wanted, rest)
         while wanted is None or decoded < wanted:
             size = block_frames if wanted is None else min(block_frames, wanted - decoded)
             with self._quiet():

@@ -98,8 +98,15 @@ class LocalEngine:
         run_local(spec, plan, sink, pool=workers.pool, work=work, num_processes=count, stop=stop)
 
 
+@dataclass(frozen=True)
 class InlineEngine:
-    """A worker in this process."""
+    """A worker in this process.
+
+    With `own_process` the program can be imported by others without doing anything (`if __name__ == "__main__"`), so
+    that processes may load samples for it.
+    """
+
+    own_process: bool = False
 
     def prepare(self, config: BuildConfig, workers: Workers) -> None:
         pass
@@ -120,7 +127,7 @@ class InlineEngine:
         workers: Workers,
         stop: Callable[[], bool],
     ) -> None:
-        spec = dataclasses.replace(spec_of(config, inputs, plan, staging, 1), own_process=False)
+        spec = dataclasses.replace(spec_of(config, inputs, plan, staging, 1), own_process=self.own_process)
         run_inline(spec, plan, sink, models=workers.models, work=work, stop=stop)
 
 
@@ -181,7 +188,7 @@ def spec_of(config: BuildConfig, inputs: Inputs, plan: Plan, staging: Staging, n
         precision=config.precision,
         batch_size=config.batch_size,
         workers=threads,
-        via_sampling_rate=via_rate(config.audio_sr, inputs.models.audio),
+        via_sampling_rate=via_rate(config.resample_via, inputs.models.audio),
         drop_overlong=config.drop_overlong,
         filters=config.filters,
         threads=threads_per_process(num_processes) if num_processes > 1 else None,

@@ -42,10 +42,6 @@ CODEC_FILE = "semantic_codec/model.safetensors"
 SEMANTIC_FILE = "w2v-bert-2.0/model.safetensors"
 STATISTICS_FILE = "wav2vec2bert_stats.pt"
 
-# The tensors of gpt.pth with a row for each text id, and one row more.
-TEXT_EMBEDDING = "text_embedding.weight"
-TEXT_ROWS = (TEXT_EMBEDDING, "text_head.weight", "text_head.bias")
-
 CONDITIONER_PREFIXES = ("conditioning_encoder.", "perceiver_encoder.")
 
 # Tensors of the published files from which no feature is computed. What is in neither list nor map is an error where
@@ -72,12 +68,6 @@ _NEEDED_PREFIXES: dict[str, tuple[str, ...]] = {
     SEMANTIC_FILE: SEMANTIC_PREFIXES,
     STATISTICS_FILE: (),
 }
-
-
-def count_text_ids(path: Path) -> int | None:
-    """For how many text ids gpt.pth has rows (its embedding has one more), None where it has no text embedding."""
-    embedding = read_torch_file(path).get(TEXT_EMBEDDING)
-    return None if embedding is None else len(embedding) - 1
 
 
 def expected_shapes(

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from hfprep.models.conditioner import Conditioner, EmotionConditioner
-from hfprep.models.mapped_weights import hold_weights
 from hfprep.models.masking import FrameMask, packs
 from hfprep.models.precision import computing, lower_weights, require
 from hfprep.models.semantic_codec import SemanticCodec
@@ -103,17 +102,14 @@ class FeatureModel(nn.Module):
             precision=precision,
         )
         if torch.device(device).type == "cuda" and precision != "fp32":
-            return model.to(device).fused()
+            return model.fused().to(device)  # never all of it in float32 on a card for which that may be too much
         if precision != "fp32":
             lower_weights((encoder, conditioner, emotion_conditioner))
-        model.to(device)
-        subsamplings = (conditioner.conformer.subsampling, emotion_conditioner.conformer.subsampling)
-        hold_weights(model, [*encoder.layers, *subsamplings])
-        return model
+        return model.to(device)
 
     @torch.no_grad()
     def fused(self) -> FeatureModel:
-        """This model with its parts, which are on a GPU, replaced by those that compute in its precision there."""
+        """This model with its parts replaced by those that compute in its precision on a GPU."""
         from hfprep.models.kernels.codec import FusedSemanticCodec
         from hfprep.models.kernels.conditioner import FusedConditioner, FusedEmotionConditioner
         from hfprep.models.kernels.encoder import FusedSemanticEncoder

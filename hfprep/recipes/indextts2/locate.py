@@ -20,6 +20,7 @@ from hfprep.recipes.finding import (
     from_hub,
     given_path,
     is_hub_id,
+    remedy,
 )
 from hfprep.recipes.indextts2.config import ModelConfig
 
@@ -69,10 +70,11 @@ def locate(
     missing = Missing(fetch)
     gpt = given_path(gpt_checkpoint, folder, model_config.gpt_checkpoint or GPT_FILE, "--gpt-checkpoint")
     if not gpt.is_file():
-        missing.add(str(gpt), "the GPT checkpoint: give its path with --gpt-checkpoint")
+        missing.add(str(gpt), f"the GPT checkpoint: {remedy(folder, '--gpt-checkpoint')}")
     statistics = config_path.parent / model_config.w2v_stat
     if not statistics.is_file():
-        missing.add(str(statistics), f"the statistics that w2v_stat names: put the file beside {config_path}")
+        beside = f"put the file beside {config_path}"
+        missing.add(str(statistics), f"the statistics that w2v_stat names: {remedy(folder, beside=beside)}")
     semantic = find_semantic_model(semantic_model, folder, missing)
     weights = find_semantic_weights(semantic, missing) if semantic is not None else ()
     codec = _semantic_codec(semantic_codec, folder, missing)
@@ -95,6 +97,7 @@ def _semantic_codec(value: str | Path | None, folder: Path | None, missing: Miss
     """The codec's file, or None where it is missing."""
     if value is None and folder is not None and (folder / CODEC_FILE).is_file():
         value = folder / CODEC_FILE
+    lacking = folder if value is None else None
     value = SEMANTIC_CODEC if value is None else value
     local = Path(value)
     if local.is_file():
@@ -108,5 +111,5 @@ def _semantic_codec(value: str | Path | None, folder: Path | None, missing: Miss
     if not is_hub_id(value):
         missing.add(str(value), "the semantic codec: give a .safetensors file or a hub id with --semantic-codec")
         return None
-    snapshot = from_hub(str(value), (CODEC_FILE,), lambda found: (found / CODEC_FILE).is_file(), missing)
+    snapshot = from_hub(str(value), (CODEC_FILE,), lambda found: (found / CODEC_FILE).is_file(), missing, lacking)
     return None if snapshot is None else snapshot / CODEC_FILE

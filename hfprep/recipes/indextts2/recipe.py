@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.io.digest import digest
-from hfprep.recipes.base import PRECISIONS
+from hfprep.recipes.base import PRECISIONS, Download, Outline
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.locate import ModelFiles, locate
 from hfprep.recipes.indextts2.options import IndexTTS2Options
+from hfprep.recipes.indextts2.outline import DOWNLOADS, BatchTimer, config_of, semantic_config_of
 from hfprep.recipes.indextts2.schema import CODES, LATENTS, NAME, PUBLISHED, TEXT, schema_of
 from hfprep.schema import Schema
 
@@ -24,9 +26,6 @@ if TYPE_CHECKING:
 
     from hfprep.recipes.indextts2.feature_model import FeatureModel
     from hfprep.recipes.semantic_audio import SemanticAudio
-
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,22 +65,11 @@ class IndexTTS2Models:
 
     def check(self) -> None:
         from hfprep.models.input_features import check_preprocessor  # it imports torch
+        from hfprep.recipes.text_rows import warn_of_larger  # so does this
 
         check_preprocessor(self.located.preprocessor_config)
-        size, known = self.text_encoder().vocab_size, self.text_rows()
-        if size > known:
-            log.warning(
-                "the tokenizer %s has %d pieces, the checkpoint %s rows for %d: no feature depends on them, but the "
-                "trainer will have to grow text_embedding and text_head (or use `extend-checkpoint`)",
-                self.tokenizer, size, self.located.gpt_checkpoint, known,
-            )  # fmt: skip
-
-    def text_rows(self) -> int:
-        """For how many text ids the checkpoint has rows; what config.yaml says, where it has no text embedding."""
-        from hfprep.recipes.indextts2.checkpoints import count_text_ids  # it imports torch
-
-        found = count_text_ids(self.located.gpt_checkpoint)
-        return self.config.number_text_tokens if found is None else found
+        size, known = self.text_encoder().vocab_size, self.config.number_text_tokens
+        warn_of_larger(self.tokenizer, size, self.located.gpt_checkpoint, known)
 
     def text_encoder(self) -> TextTokenizer:
         return TextTokenizer(self.tokenizer)
@@ -109,6 +97,25 @@ class IndexTTS2Models:
 
         return FeatureModel.load(self.located, self.config, device=device, precision=precision)
 
+    def reference(self) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
+        import torch
+
+        from hfprep.models.masking import FrameMask
+        from hfprep.recipes.indextts2.checkpoints import load_semantic_codec
+        from hfprep.recipes.reference import LibraryEncoder
+
+        encoder = LibraryEncoder(self.located.semantic_model, self.located.w2v_stat)
+        codec = load_semantic_codec(self.located.semantic_codec, self.config).eval()
+
+        def codes(samples: np.ndarray) -> Mapping[str, np.ndarray]:
+            semantic = encoder(samples)
+            lengths = torch.tensor([semantic.shape[1]])
+            with torch.inference_mode():
+                found = codec(semantic, FrameMask.from_lengths(lengths, semantic.shape[1], semantic.device))
+            return {"codes": found[0].to(torch.int32).numpy()}
+
+        return codes
+
 
 class IndexTTS2:
     """The recipe."""
@@ -131,6 +138,26 @@ class IndexTTS2:
             fetch=fetch,
         )
         return IndexTTS2Models(located, options.tokenizer_path, ModelConfig.read(located.config))
+
+    def downloads(self) -> tuple[Download, ...]:
+        return DOWNLOADS
+
+    def outline(self, options: IndexTTS2Options) -> Outline:
+        from hfprep.recipes.indextts2.checkpoints import POSITION_ROWS  # these import torch
+        from hfprep.recipes.indextts2.feature_model import MIN_FRAMES
+        from hfprep.recipes.semantic_audio import SemanticAudio
+
+        config = config_of(options)
+        named = options.tokenizer is not None or options.models is not None
+        return Outline(
+            schema=schema_of(config),
+            audio=SemanticAudio(),
+            num_codes=int,
+            text_encoder=TextTokenizer(options.tokenizer_path) if named else None,
+            min_frames=MIN_FRAMES,
+            max_frames=2 * POSITION_ROWS,
+            seconds_of_batch=BatchTimer(config, semantic_config_of(options)),
+        )
 
 
 RECIPE = IndexTTS2()

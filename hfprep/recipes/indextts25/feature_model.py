@@ -20,7 +20,6 @@ from hfprep.models.conditioner import EmotionConditioner
 from hfprep.models.downsampled_codec import DownsampledCodec
 from hfprep.models.fbank import batch_fbank, num_fbank_frames
 from hfprep.models.input_features import SAMPLING_RATE, extract_input_features, num_input_frames
-from hfprep.models.mapped_weights import hold_weights
 from hfprep.models.masking import FrameMask, packs
 from hfprep.models.precision import computing, lower_weights, require
 from hfprep.models.semantic_codec import SemanticCodec
@@ -105,16 +104,14 @@ class FeatureModel(nn.Module):
             reference_seconds=reference_seconds,
         )
         if torch.device(device).type == "cuda" and precision != "fp32":
-            return model.to(device).fused()
+            return model.fused().to(device)  # never all of it in float32 on a card for which that may be too much
         if precision != "fp32":
             lower_weights((encoder, emotion))
-        model.to(device)
-        hold_weights(model, [*encoder.layers, emotion.conformer.subsampling])
-        return model
+        return model.to(device)
 
     @torch.no_grad()
     def fused(self) -> FeatureModel:
-        """This model with its parts, which are on a GPU, replaced by those that compute in its precision there.
+        """This model with its parts replaced by those that compute in its precision on a GPU.
 
         CAM++ stays in float32: it is 2 % of the arithmetic.
         """

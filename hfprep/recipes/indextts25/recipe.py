@@ -80,8 +80,8 @@ class IndexTTS25Models:
         if size > known:
             raise ConfigError(
                 f"--tokenizer {str(self.located.vocabulary)!r} has {size} tokens, but the checkpoint has only {known} "
-                f"(gpt.number_text_tokens in {self.config.path}); use the vocabulary it was trained with, or extend "
-                "the checkpoint first"
+                f"(gpt.number_text_tokens in {self.config.path}); use the vocabulary it was trained with: in a longer "
+                "one all special tokens have other ids"
             )
 
     def text_encoder(self) -> TextEncoder:

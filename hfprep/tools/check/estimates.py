@@ -1,138 +1,102 @@
 """How long a build will take on this machine, from short measurements of its own parts.
 
-The models: one layer of the semantic encoder, with made-up weights of the right shapes, is run on the device over clips
-as long as the manifest's are on average. Its seventeen layers are most of the arithmetic; what the other models need is
-counted in multiplications and taken to run as fast. Reading audio is measured on a few of the files themselves.
-Starting up and writing are left out: they matter where models are tiny or there is little to do.
+The recipe runs a part of its models on the device, over clips as long as the manifest's are on average; reading audio
+and encoding text are measured on a few of the rows themselves. Starting is counted by the size of what is loaded;
+writing is left out.
 """
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from hfprep.errors import RejectedSample
-from hfprep.inputs.audio.decode import load_waveform
-from hfprep.models.configs import ConditionConfig
-from hfprep.models.input_features import extract_input_features
-from hfprep.models.masking import FrameMask
-from hfprep.models.semantic_config import NUM_LAYERS, SemanticEncoderConfig
-from hfprep.models.semantic_encoder import EncoderLayer
-from hfprep.recipes.indextts2.config import ModelConfig
+from hfprep.models.precision import candidates
+from hfprep.pipeline.config import AUTO, PLAIN
+from hfprep.pipeline.intake import read_clip
+from hfprep.recipes.base import Outline
+from hfprep.schema import Utterance
 
-FRAMES_PER_SECOND = 50
-MEASURE_SECONDS = 0.3
 MOST_FRAMES = 300  # of a clip that is measured: enough for the full rate, and half a second on a slow CPU
 FRAMES_AT_ONCE = {"cpu": 1, "cuda": 8000}  # a CPU takes one clip at a time
-PUBLISHED_REST = 180e6  # multiplications a frame in the published codec and conditioners, as `_rest` counts them
+STARTING_SECONDS = {"cpu": 4.0, "cuda": 15.0}  # imports, finding and mapping the models; moving them to a GPU
+BUSY = 0.5  # other programs' share of the cores from which they are worth a remark
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What the models do with a frame of 20 ms: the encoder's config, and multiplications in it and in all the rest."""
+    """What there is to compute: clips, model frames and seconds of audio in all, and some of the rows."""
 
-    semantic: SemanticEncoderConfig
-    encoder: float
-    rest: float
-
-    @classmethod
-    def of(cls, config: ModelConfig | None, semantic_config: Path | None) -> "Work":
-        """The work of the models of a config; without one, of the published models. Raises CheckpointError."""
-        semantic = SemanticEncoderConfig()
-        if semantic_config is not None and semantic_config.is_file():
-            semantic = SemanticEncoderConfig.read(semantic_config)
-        width, inner = semantic.hidden_size, semantic.intermediate_size
-        encoder = float(NUM_LAYERS * (4 * width * inner + 7 * width**2))
-        return cls(semantic, encoder, PUBLISHED_REST if config is None else _rest(config, width))
+    clips: int
+    num_frames: int
+    audio_seconds: float
+    rows: Sequence[Utterance]
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Seconds that a build is expected to take: computing on `device`, reading audio in `workers` threads.
+    """Seconds that a build is expected to take: computing on `device`, reading in `workers` threads, starting.
 
-    `timed_frames` and `timed_files` are what was measured for that.
+    `compute_seconds` is None where the recipe cannot say. `timed_frames` and `timed_rows` are what was measured.
+    `load` is how many other programs wanted each core while that was done.
     """
 
     device: str
-    compute_seconds: float
+    precision: str
+    compute_seconds: float | None
     reading_seconds: float
     workers: int
     timed_frames: int
-    timed_files: int
+    timed_rows: int
+    load: float = 0.0
+
+    @property
+    def starting_seconds(self) -> float:
+        return STARTING_SECONDS[self.device.partition(":")[0]]
 
     @property
     def seconds(self) -> float:
-        """Both run at the same time."""
-        return max(self.compute_seconds, self.reading_seconds)
+        """A GPU computes while the CPU reads; on a CPU both take turns on the same cores."""
+        compute = self.compute_seconds or 0.0
+        alone = self.device.startswith("cpu")
+        return self.starting_seconds + (compute + self.reading_seconds if alone else max(compute, self.reading_seconds))
+
+    @property
+    def busy(self) -> bool:
+        """Whether other programs kept the machine busy, so that the estimate is of a machine that is busy."""
+        return self.load > BUSY
 
 
-def estimate(
-    audio_seconds: float, clips: int, paths: Sequence[str], *, work: Work, device: torch.device, workers: int
-) -> Estimate:
-    """Expect the time for so many clips with that much audio in all, like the files at `paths`."""
-    frames = audio_seconds * FRAMES_PER_SECOND
-    length = max(1, min(MOST_FRAMES, round(frames / clips)))
+def estimate(outline: Outline, work: Work, *, device: torch.device, precision: str, workers: int) -> Estimate:
+    """Expect the time for this work. Raises ConfigError where the device cannot compute in that precision."""
+    load = os.getloadavg()[0] / (os.cpu_count() or 1)
+    if precision == AUTO:  # by measuring, from what may be faster: the first that may be chosen
+        precision = next(iter(candidates(device)), PLAIN)
+    length = max(1, min(MOST_FRAMES, round(work.num_frames / work.clips)))
     rows = max(1, FRAMES_AT_ONCE[device.type] // length)
-    layer = layer_seconds(work.semantic, rows, length, device) / (rows * length)
-    compute = frames * NUM_LAYERS * layer * (1 + work.rest / work.encoder)
-    spent, read = reading_speed(paths)
-    reading = audio_seconds * (spent / read if read else 0.0) / workers
-    return Estimate(str(device), compute, reading, workers, rows * length, len(paths))
+    compute = None
+    if outline.seconds_of_batch is not None:
+        compute = outline.seconds_of_batch(rows, length, device, precision) * work.num_frames / (rows * length)
+    reading = reading_seconds(work.rows, outline, on_gpu=device.type == "cuda")
+    read = len(work.rows)
+    total = reading / read * work.clips / workers if read else 0.0
+    return Estimate(str(device), precision, compute, total, workers, rows * length, read, load)
 
 
-def _rest(config: ModelConfig, width: int) -> float:
-    """Multiplications a frame outside the encoder; what attention adds with the length is left out."""
-    codec = config.semantic_codec
-    blocks = codec.vocos_num_layers * 2 * codec.vocos_dim * codec.vocos_intermediate_dim
-    quantizer = codec.codebook_size * codec.codebook_dim
-    conditioners = sum(_conformer(branch, width) for branch in (config.condition, config.emotion))
-    return 7 * width * codec.vocos_dim + blocks + quantizer + conditioners / 2  # Conformers: every second frame
-
-
-def _conformer(branch: ConditionConfig, width: int) -> float:
-    size, bands = branch.output_size, (width - 1) // 2
-    subsampling = 9 * size * bands + size**2 * bands
-    return subsampling + branch.num_blocks * (2 * size * branch.linear_units + 8 * size**2)
-
-
-def timed_layer(config: SemanticEncoderConfig, device: torch.device) -> EncoderLayer:
-    """An encoder layer of that config, with anything in its weights."""
-    with torch.device("meta"):
-        return EncoderLayer(config).to_empty(device=device)
-
-
-def layer_seconds(config: SemanticEncoderConfig, rows: int, length: int, device: torch.device) -> float:
-    """Seconds of one encoder layer over a batch of `rows` clips of `length` frames, in float32."""
-    layer = timed_layer(config, device)
-    with torch.inference_mode():
-        for weight in layer.parameters():
-            weight.fill_(1 / config.hidden_size)  # any numbers will do that stay within reach of float32
-        hidden = torch.rand(rows, length, config.hidden_size, device=device)
-        mask = FrameMask.from_lengths(torch.full((rows,), length), length, device)
-        room = hidden.new_empty(3, *hidden.shape)
-        layer(hidden, mask, room)  # the first time, kernels are made ready
-        hidden[0, 0, 0].item()
-        rounds, started = 0, time.perf_counter()
-        while not rounds or time.perf_counter() - started < MEASURE_SECONDS:
-            layer(hidden, mask, room)
-            hidden[0, 0, 0].item()
-            rounds += 1
-        return (time.perf_counter() - started) / rounds
-
-
-def reading_speed(paths: Sequence[str]) -> tuple[float, float]:
-    """Seconds of one thread that it took to read these files, and seconds of audio in them."""
-    spent = read = 0.0
-    for path in paths:
+def reading_seconds(rows: Sequence[Utterance], outline: Outline, *, on_gpu: bool) -> float:
+    """Seconds that one thread takes to read the audio and encode the text of these rows."""
+    spent = 0.0
+    for row in rows:
         try:
-            load_waveform(path)  # the first file of a rate has its filter made, and comes from a slow disk
+            # The first time a filter is made for the rate, and the file comes from a slow disk.
+            read_clip(row.path, outline.audio, segment=row.segment, on_gpu=on_gpu)
             started = time.perf_counter()
-            waveform = load_waveform(path)
-            extract_input_features(waveform.samples)
+            read_clip(row.path, outline.audio, segment=row.segment, on_gpu=on_gpu)
+            if outline.text_encoder is not None:
+                outline.text_encoder.encode(row.text, row.language)
         except RejectedSample:
             continue
         spent += time.perf_counter() - started
-        read += waveform.seconds
-    return spent, read
+    return spent

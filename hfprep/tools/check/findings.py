@@ -4,14 +4,15 @@ Takes rows and inspections one by one and keeps counts, never the rows. Knows no
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hfprep.errors import Reason
 from hfprep.inputs.text.scripts import DoubtfulGrammar
-from hfprep.pipeline.intake import SampleLimits
-from hfprep.schema import Rejection, Utterance
+from hfprep.schema import Rejection, Schema, Utterance
 from hfprep.store.layout import npy_size
 from hfprep.tools.check.inspecting import Inspection
+from hfprep.tools.check.outliers import Pace
 
 EXAMPLES = 3
 DISK_BLOCK = 4096
@@ -57,12 +58,19 @@ class TextExample:
 
 
 @dataclass
-class Preflight:
-    """The findings of a check. lines_read = accepted + rejected + capped."""
+class Overlong:
+    """Samples of which a length is over the model's limit: how many, and some of them with that length."""
 
-    model_dim: int
-    condition_len: int
-    positions: SampleLimits
+    limit: int
+    count: int = 0
+    examples: list[tuple[str, int]] = field(default_factory=list)
+
+
+@dataclass
+class Preflight:
+    """The findings of a check: lines_read = accepted + rejected + capped. Lengths and overlong ones go by name."""
+
+    schema: Schema
     lines_read: int = 0
     accepted: int = 0
     capped: int = 0
@@ -71,8 +79,8 @@ class Preflight:
     languages: dict[str, Share] = field(default_factory=dict)
     speakers: dict[str, Share] = field(default_factory=dict)
     seconds: Lengths = field(default_factory=Lengths)
-    frames: Lengths = field(default_factory=Lengths)
-    tokens: Lengths = field(default_factory=Lengths)
+    num_frames: int = 0
+    lengths: dict[str, Lengths] = field(default_factory=dict)
     sampling_rates: Counter[int] = field(default_factory=Counter)
     channels: Counter[int] = field(default_factory=Counter)
     formats: Counter[str] = field(default_factory=Counter)
@@ -85,12 +93,12 @@ class Preflight:
     doubtful_examples: dict[DoubtfulGrammar, TextExample] = field(default_factory=dict)
     digits_left: Counter[str] = field(default_factory=Counter)
     digit_examples: dict[str, str] = field(default_factory=dict)
-    over_text: list[tuple[str, int]] = field(default_factory=list)
-    over_codes: list[tuple[str, int]] = field(default_factory=list)
-    over_text_count: int = 0
-    over_codes_count: int = 0
+    overlong: dict[str, Overlong] = field(default_factory=dict)
     wrong_durations: list[tuple[str, float, float]] = field(default_factory=list)
     wrong_duration_count: int = 0
+    flat_count: int = 0
+    flat: list[str] = field(default_factory=list)
+    pace: Pace = field(default_factory=Pace)
     disk_bytes: int = 0
 
     def reject(self, rejection: Rejection) -> None:
@@ -108,23 +116,36 @@ class Preflight:
             share.samples += 1
             share.seconds += found.seconds
         self.seconds.add(found.seconds)
-        self.frames.add(found.num_frames)
-        self.tokens.add(found.num_tokens)
+        self.num_frames += found.num_frames
         self.sampling_rates[found.sampling_rate] += 1
         self.channels[found.channels] += 1
         self.formats[found.format] += 1
         self._note_text(utterance, found)
+        self.pace.add(utterance, found.seconds)
+        if found.is_flat:
+            self.flat_count += 1
+            self.flat += [utterance.id] if len(self.flat) < EXAMPLES else []
+        self._note_lengths(utterance, found.lengths)
         self._note_unknown(utterance, found)
-        self._note_positions(utterance, found)
         self._note_duration(utterance, found)
-        self.disk_bytes += self._disk_bytes(found)
+        self.disk_bytes += self._disk_bytes(found.lengths)
+
+    def _note_lengths(self, utterance: Utterance, lengths: Mapping[str, int]) -> None:
+        for name, length in lengths.items():
+            self.lengths.setdefault(name, Lengths()).add(length)
+            limit = self.schema.limits.get(name)
+            if limit is not None and length > limit:
+                over = self.overlong.setdefault(name, Overlong(limit))
+                over.count += 1
+                if len(over.examples) < EXAMPLES:
+                    over.examples.append((utterance.id, length))
 
     def _note_text(self, utterance: Utterance, found: Inspection) -> None:
         language = utterance.language or NONE_GIVEN
         if found.normalized is not None:
             example = TextExample(utterance.id, utterance.text, found.normalized, found.pieces)
             examples = self.texts.setdefault(language, [])
-            if len(examples) < EXAMPLES:
+            if len(examples) < EXAMPLES and example.text not in {other.text for other in examples}:
                 examples.append(example)
             if found.doubtful is not None:
                 self.doubtful_examples.setdefault(found.doubtful, example)
@@ -142,16 +163,6 @@ class Preflight:
                 self.unknown_characters[character] += 1
                 self.unknown_examples.setdefault(character, (utterance.id, utterance.text))
 
-    def _note_positions(self, utterance: Utterance, found: Inspection) -> None:
-        if self.positions.max_text_tokens is not None and found.num_tokens > self.positions.max_text_tokens:
-            self.over_text_count += 1
-            if len(self.over_text) < EXAMPLES:
-                self.over_text.append((utterance.id, found.num_tokens))
-        if self.positions.max_codes is not None and found.num_frames > self.positions.max_codes:
-            self.over_codes_count += 1
-            if len(self.over_codes) < EXAMPLES:
-                self.over_codes.append((utterance.id, found.num_frames))
-
     def _note_duration(self, utterance: Utterance, found: Inspection) -> None:
         given = utterance.duration
         if given is not None and abs(given - found.seconds) > max(0.1, 0.05 * found.seconds):
@@ -159,20 +170,19 @@ class Preflight:
             if len(self.wrong_durations) < EXAMPLES:
                 self.wrong_durations.append((utterance.id, given, found.seconds))
 
-    def _disk_bytes(self, found: Inspection) -> int:
-        sizes = (
-            npy_size("text_ids", (max(1, found.num_tokens),)),
-            npy_size("codes", (found.num_frames,)),
-            npy_size("condition", (self.condition_len, self.model_dim)),
-            npy_size("emo_vec", (self.model_dim,)),
-        )
+    def _disk_bytes(self, lengths: Mapping[str, int]) -> int:
+        """What a sample's arrays take in the npy layout; a length that is not known counts as 1."""
+        known = dict.fromkeys(self.schema.lengths, 1) | dict(self.schema.fixed) | dict(lengths)
+        sizes = (npy_size(column.dtype, self.schema.shape(column, known)) for column in self.schema.columns)
         return ROW_BYTES + sum(-(-size // DISK_BLOCK) * DISK_BLOCK for size in sizes)
 
     @property
-    def hours(self) -> float:
-        return self.seconds.total / 3600
+    def num_tokens(self) -> float:
+        """Tokens of all texts; 0 where they were not looked at."""
+        names = {name for column in self.schema.of_kind("tokens") for name in column.lengths}
+        return sum(lengths.total for name, lengths in self.lengths.items() if name in names)
 
     @property
     def unknown_rate(self) -> float:
         """Share of all tokens that are unknown."""
-        return self.unknown_tokens / self.tokens.total if self.tokens.total else 0.0
+        return self.unknown_tokens / self.num_tokens if self.num_tokens else 0.0

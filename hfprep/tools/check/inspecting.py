@@ -5,24 +5,24 @@ a build does. Knows nothing of whole manifests.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from hfprep.errors import RejectedSample
-from hfprep.inputs.audio.decode import TARGET_SAMPLING_RATE, load_waveform, read_header
+from hfprep.inputs.audio.decode import load_waveform, read_header
 from hfprep.inputs.text.scripts import DoubtfulGrammar, doubtful_grammar, has_digits
-from hfprep.inputs.text.tokenizer import TextTokenizer, Tokenized
-from hfprep.models.input_features import extract_input_features, num_input_frames
+from hfprep.inputs.text.tokenizer import Tokenized
 from hfprep.pipeline.inspection import Stores
-from hfprep.pipeline.intake import Loaded, SampleLimits, Task, check_seconds, load_sample, reject
-from hfprep.schema import Need, Rejection, Segment, Utterance
+from hfprep.pipeline.intake import Clip, Loaded, SampleLimits, Task, check_seconds, load_sample, reject
+from hfprep.recipes.base import AudioInput, TextEncoder
+from hfprep.schema import Rejection, Schema, Segment, Utterance
 
 SPACE_PIECE = "\u2581"  # SentencePiece's mark for a space
+NOTHING = np.empty(0, np.float32)  # of a clip that is only looked at
 TEXTS_EACH = 3  # of a language, and of each doubtful grammar, whose stages are shown
 
 
@@ -30,12 +30,13 @@ TEXTS_EACH = 3  # of a language, and of each doubtful grammar, whose stages are 
 class Inspection:
     """What was found of one row that a build would take.
 
-    `unknown`: the pieces that the tokenizer does not know. `doubtful`: what speaks against the grammar that a text
-    without a language gets. `normalized` and `pieces` are there for some rows of each language. `is_flat`: the sound is
-    silence, a constant, or channels that cancel each other; known only of clips that were decoded.
+    `lengths`: those of its columns, by name, as far as they are known. `unknown`: the pieces that the tokenizer does
+    not know. `doubtful`: what speaks against the grammar that a text without a language gets. `normalized` and `pieces`
+    are there for some rows of each language. `is_flat`: the sound is silence, a constant, or channels that cancel each
+    other; known only of clips that were decoded.
     """
 
-    num_tokens: int
+    lengths: Mapping[str, int]
     unknown: tuple[str, ...]
     doubtful: DoubtfulGrammar | None
     digits_left: bool
@@ -53,7 +54,8 @@ class Inspection:
 class InspectorSettings:
     """What decides about a row: the tokenizer (None: texts are not looked at), the limits, how audio is read."""
 
-    tokenizer: Path | None
+    text_encoder: TextEncoder | None
+    audio: AudioInput
     limits: SampleLimits
     via_sampling_rate: int | None = None
     decode: bool = False
@@ -61,44 +63,54 @@ class InspectorSettings:
 
 
 class _Remembering:
-    """A tokenizer that keeps what it made of the last text."""
+    """A text encoder that keeps what it made of the last text, where it can show that."""
 
-    def __init__(self, tokenizer: TextTokenizer) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, encoder: TextEncoder) -> None:
+        self.encoder = encoder
+        self.tokenize: Callable[[str, str | None], Tokenized] | None = getattr(encoder, "tokenize", None)
         self.last: Tokenized | None = None
 
-    def encode(self, text: str, language: str | None) -> np.ndarray:
-        self.last = self.tokenizer.tokenize(text, language)
+    def encode(self, text: str, language: str | None = None) -> np.ndarray:
+        if self.tokenize is None:
+            return self.encoder.encode(text, language)
+        self.last = self.tokenize(text, language)
         return self.last.ids
+
+    def doubt(self, text: str, language: str | None) -> DoubtfulGrammar | None:
+        return self.encoder.doubt(text, language)
+
+    def fingerprint(self) -> str:
+        return self.encoder.fingerprint()
 
 
 class Inspector:
     """Looks at rows, one after another; one for each thread or process."""
 
-    def __init__(self, settings: InspectorSettings, tokenizer: TextTokenizer | None = None) -> None:
+    def __init__(self, settings: InspectorSettings) -> None:
         self.settings = settings
-        if tokenizer is None and settings.tokenizer is not None:
-            tokenizer = TextTokenizer(settings.tokenizer)
-        self.tokenizer = tokenizer
         self.stores = Stores(settings.named_stores)
         self._shown = Counter[str | DoubtfulGrammar | None]()
 
     def inspect(self, utterance: Utterance) -> Inspection | Rejection:
         """Everything about one row, or why a build would reject it."""
-        need = Need.CODES | (Need.TEXT if self.tokenizer is not None else Need.NOTHING)
-        task = Task(utterance, need)
+        limits = self.settings.limits
+        encoder = self.settings.text_encoder
+        text = None if encoder is None else _Remembering(encoder)
+        schema = limits.schema
+        need = schema.all_groups if text is not None else schema.audio_groups
+        task = Task.of(schema, utterance, need)
         try:
             self.stores.identify(utterance.path, by_content=False)
         except RejectedSample as error:
             return reject(task, error.reason, error.message)
-        text = _Remembering(self.tokenizer) if self.tokenizer is not None else None
-        header = _HeaderReader(self.settings.via_sampling_rate, self.settings.decode)
-        loaded = load_sample(task, text, header.read, self.settings.limits)  # type: ignore[arg-type]
+        header = _HeaderReader(self.settings.audio, self.settings.via_sampling_rate, self.settings.decode)
+        loaded = load_sample(task, text, header.read, limits)
         if not isinstance(loaded, Loaded):
             return loaded[1]
         tokenized = text.last if text is not None else None
+        num_tokens = None if loaded.text_ids is None else len(loaded.text_ids)
         return Inspection(
-            num_tokens=0 if loaded.text_ids is None else len(loaded.text_ids),
+            lengths=_lengths(schema, num_tokens, limits.num_codes(loaded.num_frames)),
             unknown=() if tokenized is None else tuple(piece.replace(SPACE_PIECE, "") for piece in tokenized.unknown),
             **self._text(utterance, tokenized),
             num_frames=loaded.num_frames,
@@ -111,7 +123,11 @@ class Inspector:
 
     def _text(self, utterance: Utterance, tokenized: Tokenized | None) -> dict[str, Any]:
         """What of an `Inspection` is about the text rules; texts themselves go with the first rows of each kind."""
-        doubtful = None if utterance.language else doubtful_grammar(utterance.text)
+        encoder = self.settings.text_encoder
+        if encoder is not None:
+            doubtful = encoder.doubt(utterance.text, utterance.language)
+        else:
+            doubtful = None if utterance.language else doubtful_grammar(utterance.text)
         normalized = None if tokenized is None else tokenized.stages.normalized
         kinds = (doubtful, utterance.language) if doubtful is not None else (utterance.language,)
         shown = tokenized if any(self._shown[kind] < TEXTS_EACH for kind in kinds) else None
@@ -124,10 +140,21 @@ class Inspector:
         }
 
 
+def _lengths(schema: Schema, num_tokens: int | None, num_codes: int) -> dict[str, int]:
+    """The lengths of tokens and codes that are not the same for all samples."""
+    counts = {"tokens": num_tokens, "codes": num_codes}
+    return {
+        column.lengths[-1]: count
+        for column in schema.columns
+        if column.lengths and (count := counts.get(column.kind)) is not None
+    }
+
+
 @dataclass
 class _HeaderReader:
     """Reads the audio of one sample: its header alone, or all of it as a build does."""
 
+    audio: AudioInput
     via: int | None
     decode: bool
     sampling_rate: int = 0
@@ -135,28 +162,28 @@ class _HeaderReader:
     format: str = ""
     is_flat: bool = False
 
-    def read(
-        self, path: str, check_frames: Callable[[int], None], segment: Segment | None = None
-    ) -> tuple[np.ndarray, float]:
-        check = check_seconds(check_frames)
+    def read(self, path: str, check_frames: Callable[[int], None], segment: Segment | None = None) -> Clip:
+        check, rate = check_seconds(check_frames, self.audio), self.audio.sampling_rate
         found = read_header(path, segment=segment, check_seconds=check)
         self.sampling_rate, self.channels, self.format = found.sampling_rate, found.channels, found.format
-        if self.decode:
-            waveform = load_waveform(path, via=self.via, segment=segment, check_seconds=check)
-            self.is_flat = waveform.is_flat
-            check_frames(num_input_frames(len(waveform.samples)))
-            return extract_input_features(waveform.samples), waveform.seconds
-        frames = frames_of_header(found.seconds, found.sampling_rate, self.via)
+        if not self.decode:
+            frames = self.audio.num_frames(samples_of_header(found.seconds, found.sampling_rate, rate, self.via))
+            check_frames(frames)
+            return Clip(NOTHING, frames, found.seconds)
+        waveform = load_waveform(path, sampling_rate=rate, via=self.via, segment=segment, check_seconds=check)
+        self.is_flat = waveform.is_flat
+        frames = self.audio.num_frames(len(waveform.samples))
         check_frames(frames)
-        return np.empty((frames, 0), np.float32), found.seconds
+        self.audio.prepare(waveform.samples, on_gpu=False)  # says what is wrong with them
+        return Clip(NOTHING, frames, waveform.seconds)
 
 
-def frames_of_header(seconds: float, sampling_rate: int, via: int | None = None) -> int:
-    """Model frames that a file of that length and rate in Hz will have once it is resampled."""
+def samples_of_header(seconds: float, sampling_rate: int, target: int, via: int | None = None) -> int:
+    """Samples at `target` Hz that a file of that length and rate in Hz will have."""
     num_samples = round(seconds * sampling_rate)
-    if via is not None and sampling_rate != TARGET_SAMPLING_RATE:
+    if via is not None and sampling_rate != target:
         num_samples, sampling_rate = -(-num_samples * via // sampling_rate), via
-    return num_input_frames(-(-num_samples * TARGET_SAMPLING_RATE // sampling_rate))
+    return -(-num_samples * target // sampling_rate)
 
 
 _inspector: list[Inspector] = []

@@ -5,6 +5,8 @@ headers in many processes; decodes all audio only with `decode`.
 """
 
 import multiprocessing
+import random
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -13,71 +15,29 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
-from pathlib import Path
 
 from hfprep.errors import ConfigError, HfprepError, Reason, RejectedSample
-from hfprep.inputs.audio.decode import TARGET_SAMPLING_RATE
 from hfprep.inputs.manifest.field_map import FieldMap
 from hfprep.inputs.manifest.opening import open_source
 from hfprep.inputs.manifest.rows import AudioFinder, RawRow, parse_line
-from hfprep.inputs.text.language import language_option
-from hfprep.inputs.text.tokenizer import TextTokenizer
-from hfprep.io.object_storage import store_of, url_of
 from hfprep.pipeline.devices import choose_device, choose_workers
 from hfprep.pipeline.inspection import Stores
-from hfprep.pipeline.intake import SampleLimits
-from hfprep.recipes.indextts2.checkpoints import NUM_LATENTS, POSITION_ROWS
-from hfprep.recipes.indextts2.config import ModelConfig
-from hfprep.recipes.indextts2.feature_model import MIN_FRAMES
+from hfprep.pipeline.intake import SampleLimits, via_rate
+from hfprep.recipes.base import Outline
+from hfprep.recipes.registry import choose_recipe, outline
 from hfprep.schema import Rejection, Utterance
 from hfprep.tools.check.estimates import Estimate, Work, estimate
 from hfprep.tools.check.findings import Preflight
 from hfprep.tools.check.fixing import FixedManifest
 from hfprep.tools.check.inspecting import Inspection, Inspector, InspectorSettings, inspect_in_process, start_process
+from hfprep.tools.check.options import CheckOptions
 
-CHUNK_ROWS = 64
+CHUNK_ROWS, FEW_ROWS_CHUNK = 64, 4
 FEW_ROWS = 2000  # below, starting processes takes longer than they save
 WAITING_CHUNKS = 4  # for each worker
-TIMED_FILES = 8
-# The published IndexTTS-2 model, where no config is given.
-PUBLISHED_TEXT_TOKENS, PUBLISHED_CODES, PUBLISHED_MODEL_DIM = 600, 1815, 1280
+TIMED_ROWS = 8
 
 Outcome = tuple[int, RawRow, Utterance | None, Inspection | Rejection]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckOptions:
-    """What to check. No tokenizer: texts are not looked at. No config: the published model's limits hold."""
-
-    manifest: Path
-    tokenizer: Path | None = None
-    models: Path | None = None
-    config: Path | None = None
-    language: str | None = None
-    map: str | None = None
-    audio_root: Path | None = None
-    audio_sr: int = TARGET_SAMPLING_RATE
-    max_samples: int | None = None
-    drop_overlong: bool = False
-    decode: bool = False
-    workers: int = 0
-    device: str = "auto"
-    fix: Path | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "language", language_option(self.language))
-
-    @property
-    def named_stores(self) -> frozenset[str]:
-        """The object stores that the user named."""
-        urls = (url_of(place) for place in (self.manifest, self.audio_root) if place is not None)
-        return frozenset(store_of(url) for url in urls if url is not None)
-
-    @property
-    def tokenizer_path(self) -> Path | None:
-        if self.tokenizer is None and self.models is not None:
-            return self.models / "bpe.model"
-        return self.tokenizer
 
 
 @dataclass(frozen=True)
@@ -95,82 +55,80 @@ def check(options: CheckOptions, progress: Callable[[int], None] = lambda _: Non
     Raises ConfigError or CheckpointError where the manifest, the tokenizer or a config cannot be read, before any line
     is looked at.
     """
-    model = _model_config(options)
-    work = Work.of(model, options.models / "w2v-bert-2.0" / "config.json" if options.models else None)
-    positions = SampleLimits(
-        min_frames=MIN_FRAMES,
-        max_frames=2 * POSITION_ROWS,
-        max_text_tokens=model.max_text_tokens if model else PUBLISHED_TEXT_TOKENS,
-        max_codes=model.max_mel_tokens if model else PUBLISHED_CODES,
-    )
-    findings = Preflight(model.model_dim if model else PUBLISHED_MODEL_DIM, NUM_LATENTS, positions)
+    known = outline(choose_recipe(options.recipe, options), options)
+    findings = Preflight(known.schema)
     rejected: dict[int, Reason] = {}
-    timed: list[str] = []
+    timed = _Sampled()
     with ExitStack() as stack:
         fixed = None
         if options.fix is not None:
             fields = FieldMap.parse(options.map)
             fixed = stack.enter_context(FixedManifest(options.fix, fields, options.audio_root))
-        for line, raw, utterance, found in _outcomes(options, positions, findings, stack):
+        for line, raw, utterance, found in _outcomes(options, known, findings, stack, progress):
             if isinstance(found, Rejection):
                 findings.reject(found)
                 rejected[line] = found.reason
             else:
                 assert utterance is not None
                 findings.accept(utterance, found)
-                if len(timed) < TIMED_FILES:
-                    timed.append(utterance.path)
+                timed.add(utterance)
                 if fixed is not None:
                     fixed.add(raw, utterance)
-            progress(findings.accepted + findings.rejected.total())
         if not findings.lines_read:
             raise ConfigError(f"the manifest {str(options.manifest)!r} is empty; give one JSON object a line")
     expected = None
     if findings.accepted:
-        workers = choose_workers(options.workers)
-        expected = estimate(
-            findings.seconds.total,
-            findings.accepted,
-            timed,
-            work=work,
-            device=choose_device(options.device),
-            workers=workers,
-        )
+        work = Work(findings.accepted, findings.num_frames, findings.seconds.total, timed.rows)
+        device, workers = choose_device(options.device), choose_workers(options.workers)
+        expected = estimate(known, work, device=device, precision=options.precision, workers=workers)
     return CheckResult(findings, expected, rejected)
 
 
-def _model_config(options: CheckOptions) -> ModelConfig | None:
-    if options.config is not None:
-        return ModelConfig.read(options.config)
-    if options.models is None:
-        return None
-    if not options.models.is_dir():
-        raise ConfigError(f"--models {options.models}: there is no such folder")
-    return ModelConfig.read(options.models / "config.yaml")
+@dataclass
+class _Sampled:
+    """A few rows drawn evenly from all, for measuring."""
+
+    rows: list[Utterance] = field(default_factory=list)
+    seen: int = 0
+    generator: random.Random = field(default_factory=lambda: random.Random(0))
+
+    def add(self, row: Utterance) -> None:
+        self.seen += 1
+        if len(self.rows) < TIMED_ROWS:
+            self.rows.append(row)
+        elif (place := self.generator.randrange(self.seen)) < TIMED_ROWS:
+            self.rows[place] = row
 
 
 def _outcomes(
-    options: CheckOptions, positions: SampleLimits, findings: Preflight, stack: ExitStack
+    options: CheckOptions, known: Outline, findings: Preflight, stack: ExitStack, progress: Callable[[int], None]
 ) -> Iterator[Outcome]:
     """The outcome of each line, in order; lines that need no look at files come with their rejection at once."""
-    limits = positions if options.drop_overlong else SampleLimits(
-        min_frames=positions.min_frames, max_frames=positions.max_frames
-    )  # fmt: skip
+    limits = SampleLimits(
+        schema=known.schema,
+        min_frames=known.min_frames,
+        max_frames=known.max_frames,
+        drop_overlong=options.drop_overlong,
+        num_codes=known.num_codes,
+        filters=options.filters,
+    )
     settings = InspectorSettings(
-        tokenizer=options.tokenizer_path,
+        text_encoder=known.text_encoder,
+        audio=known.audio,
         limits=limits,
-        via_sampling_rate=None if options.audio_sr == TARGET_SAMPLING_RATE else options.audio_sr,
+        via_sampling_rate=via_rate(options.audio_sr, known.audio),
         decode=options.decode,
         named_stores=options.named_stores,
     )
-    tokenizer = TextTokenizer(settings.tokenizer) if settings.tokenizer is not None else None
     lines = _lines(options, findings)
     first = list(islice(lines, FEW_ROWS))
     workers = choose_workers(options.workers)
     pool: Executor
     inspect: Callable[[list[Utterance]], list[Inspection | Rejection]]
+    chunk_rows = CHUNK_ROWS
     if len(first) < FEW_ROWS:
-        inspect = partial(_inspect_here, settings, tokenizer)
+        chunk_rows = FEW_ROWS_CHUNK
+        inspect = partial(_inspect_here, settings)
         pool = stack.enter_context(ThreadPoolExecutor(workers))
     else:
         context = multiprocessing.get_context("forkserver")
@@ -179,7 +137,7 @@ def _outcomes(
             ProcessPoolExecutor(workers, mp_context=context, initializer=start_process, initargs=(settings,))
         )
         inspect = inspect_in_process
-    yield from _in_order(pool, inspect, chain(first, lines), WAITING_CHUNKS * workers)
+    yield from _in_order(pool, inspect, chain(first, lines), chunk_rows, WAITING_CHUNKS * workers, progress)
 
 
 def _lines(options: CheckOptions, findings: Preflight) -> Iterator[tuple[int, RawRow, Utterance | Rejection]]:
@@ -214,19 +172,38 @@ def _has_audio(row: Utterance, stores: Stores) -> bool:
     return True
 
 
+@dataclass
+class _Counter:
+    """Counts lines as they are done, in whatever order, so that what a person sees never stands still."""
+
+    progress: Callable[[int], None]
+    total: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def done(self, lines: int, _: Future[list[Inspection | Rejection]]) -> None:
+        with self.lock:
+            self.total += lines
+            self.progress(self.total)
+
+
 def _in_order(
     pool: Executor,
     inspect: Callable[[list[Utterance]], list[Inspection | Rejection]],
     lines: Iterator[tuple[int, RawRow, Utterance | Rejection]],
+    chunk_rows: int,
     max_waiting: int,
+    progress: Callable[[int], None],
 ) -> Iterator[Outcome]:
     waiting: deque[tuple[list[tuple[int, RawRow, Utterance | Rejection]], Future[list[Inspection | Rejection]]]] = (
         deque()
     )
+    counter = _Counter(progress)
     while True:
-        while len(waiting) < max_waiting and (chunk := list(islice(lines, CHUNK_ROWS))):
+        while len(waiting) < max_waiting and (chunk := list(islice(lines, chunk_rows))):
             rows = [row for _, _, row in chunk if isinstance(row, Utterance)]
-            waiting.append((chunk, pool.submit(inspect, rows)))
+            future = pool.submit(inspect, rows)
+            future.add_done_callback(partial(counter.done, len(chunk)))
+            waiting.append((chunk, future))
         if not waiting:
             return
         chunk, future = waiting.popleft()
@@ -243,8 +220,6 @@ def _in_order(
                 yield number, raw, row, next(found)
 
 
-def _inspect_here(
-    settings: InspectorSettings, tokenizer: TextTokenizer | None, rows: list[Utterance]
-) -> list[Inspection | Rejection]:
-    inspector = Inspector(settings, tokenizer)
+def _inspect_here(settings: InspectorSettings, rows: list[Utterance]) -> list[Inspection | Rejection]:
+    inspector = Inspector(settings)
     return [inspector.inspect(row) for row in rows]

@@ -1,13 +1,13 @@
 """A finished output as numbers to draw: lengths of all samples, and vectors, codes and rows of a random part of them.
 
-Takes an output of any format; gives `Collected`. Counts are of all samples, whatever is only of a part says so. Knows
-nothing of charts.
+Takes an output of any format; gives `Collected`. What a sample consists of is the output's own schema. Counts are of
+all samples, whatever is only of a part says so. Knows nothing of charts.
 """
 
-import contextlib
 import json
 import random
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,47 +15,44 @@ from typing import Any
 
 import numpy as np
 
-from hfprep.errors import ConfigError, RejectedSample, StoreError
+from hfprep.errors import ConfigError, StoreError
 from hfprep.formats.formats import open_set
 from hfprep.formats.npy import read_state_value
 from hfprep.formats.samples import SPLITS, Split
 from hfprep.inputs.manifest.rows import AudioFinder
-from hfprep.inputs.text.scripts import DoubtfulGrammar, doubtful_grammar, has_digits
-from hfprep.inputs.text.tokenizer import TextTokenizer, Tokenized
+from hfprep.schema import Column, Schema
 from hfprep.store.layout import PRIVATE, REJECTED
 from hfprep.store.timeline import read_timeline
+from hfprep.tools.report.texts import NONE_GIVEN, TEXT_WIDTH, Texts, look_at_texts, tokenizer_of
 
-MOST_POINTS = 4000
+MOST_POINTS = 3000
 MOST_CODES = 20_000  # samples whose codes are counted
 EXTREMES = 40  # longest, shortest and oddest samples that are always among the points
 MOST_REJECTED = 300
 REJECTED_EACH = 25
-TEXT_WIDTH = 160
-TEXTS_EACH = 3  # of a language, shown as they are read
 IO_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Of every sample: float32 seconds, int32 text ids and codes, and where it is: split and position."""
+    """Of every sample: float32 seconds, int32 lengths by name, and where it is: split and position.
+
+    `pace` is codes per token, float64, None where the schema has not both.
+    """
 
     seconds: np.ndarray
-    text_len: np.ndarray
-    code_len: np.ndarray
+    by_name: dict[str, np.ndarray]
     split: np.ndarray
     position: np.ndarray
+    pace: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.seconds)
 
-    @property
-    def codes_per_token(self) -> np.ndarray:
-        return self.code_len / np.maximum(self.text_len, 1)
-
 
 @dataclass
 class Group:
-    """Samples and hours of one language, speaker or split."""
+    """Samples and seconds of one language, speaker or split."""
 
     samples: int = 0
     seconds: float = 0.0
@@ -65,60 +62,39 @@ class Group:
 class Points:
     """The part of the samples that is drawn one by one.
 
-    rows: what to show of each; texts: whole, with their languages; emo_vec, latents (their mean): (N, model_dim).
+    rows: what to show of each; texts: whole, with their languages; vectors: of each vector column, its mean over all
+    but the last dimension, float32 (N, D).
     """
 
     rows: list[dict[str, Any]]
     texts: list[tuple[str, str | None]]
-    emo_vec: np.ndarray
-    latents: np.ndarray
-
-
-@dataclass
-class Texts:
-    """What the text rules made of the drawn samples.
-
-    `shown`: of each language some samples as id, text, normalised, pieces. `doubtful`: samples without a language whose
-    grammar was chosen by a script that does not fit it. `digits_left`: by language, samples with digits left.
-    """
-
-    shown: dict[str, list[tuple[str, str, str, str]]] = field(default_factory=dict)
-    doubtful: Counter[DoubtfulGrammar] = field(default_factory=Counter)
-    digits_left: Counter[str] = field(default_factory=Counter)
-
-    def add(self, sample_id: str, language: str | None, text: str, tokenized: Tokenized) -> None:
-        """Count a sample's text."""
-        name, normalized = language or "(none)", tokenized.stages.normalized
-        shown = self.shown.setdefault(name, [])
-        if len(shown) < TEXTS_EACH:
-            cells = (text, normalized, " ".join(tokenized.pieces))
-            shown.append((sample_id, *(cell[:TEXT_WIDTH] for cell in cells)))  # type: ignore[arg-type]
-        doubtful = None if language else doubtful_grammar(text)
-        if doubtful is not None:
-            self.doubtful[doubtful] += 1
-        if has_digits(normalized):
-            self.digits_left[name] += 1
+    vectors: dict[str, np.ndarray]
 
 
 @dataclass
 class Collected:
-    """Everything that a report shows."""
+    """Everything that a report shows. `code_counts`: by column, int64 (codebooks, size)."""
 
     root: Path
     format: str
+    schema: Schema
     lengths: Lengths
     groups: dict[str, dict[str, Group]]
     points: Points
-    code_counts: np.ndarray
+    code_counts: dict[str, np.ndarray]
     codes_counted: int
     stats: dict[str, Any]
     rejected: dict[str, int]
     rejected_rows: list[dict[str, Any]]
     timeline: list[dict[str, Any]]
-    unknown: Counter[str] = field(default_factory=Counter)
-    unknown_tokens: int | None = None  # None: the tokenizer is not at hand
-    texts_looked_at: int = 0
     texts: Texts = field(default_factory=Texts)
+    audio_looked_at: int = 0
+    signals: dict[int, dict[str, float]] = field(default_factory=dict)  # what was heard, by the point's number
+
+    @property
+    def name(self) -> str:
+        """The data set's name: of its manifest, where that is known and says something, else of its folder."""
+        return name_of(self.root)
 
 
 def collect(root: Path, *, with_audio: bool = False, seed: int = 0) -> Collected:
@@ -127,41 +103,74 @@ def collect(root: Path, *, with_audio: bool = False, seed: int = 0) -> Collected
         raise ConfigError(f"there is no folder {str(root)!r}; give the output directory of a build, or an export")
     source = open_set(root)
     splits = {name: source.split(name) for name in SPLITS}
-    lengths, groups = _lengths(splits)
+    lengths, groups = _lengths(source.schema, splits)
     if not len(lengths):
         raise ConfigError(f"{str(root)!r} holds no samples; there is nothing to report")
     chosen = _choose(lengths, random.Random(seed))
     locate = _audio_finder(root) if with_audio else None
-    points = _points(splits, lengths, chosen, locate)
+    points = _points(source.schema, splits, lengths, chosen, locate)
     stats = source.origin.stats or {}
-    size = int(stats.get("codebook", {}).get("size", 8192))
-    counts, counted = _count_codes(splits, lengths, size, random.Random(seed))
+    counts, counted = _count_codes(source.schema, splits, lengths, random.Random(seed))
     rejected, rejected_rows = _rejected(root, stats)
-    found = Collected(
-        root, source.format, lengths, groups, points, counts, counted, stats, rejected, rejected_rows,
-        read_timeline(root / PRIVATE),
+    texts = look_at_texts(points.rows, points.texts, tokenizer_of(source.schema, stats))
+    return Collected(
+        root, source.format, source.schema, lengths, groups, points, counts, counted, stats, rejected, rejected_rows,
+        read_timeline(root / PRIVATE), texts,
     )  # fmt: skip
-    _look_at_texts(found)
-    return found
 
 
-def _lengths(splits: dict[str, Split]) -> tuple[Lengths, dict[str, dict[str, Group]]]:
-    columns: dict[str, list[Any]] = {name: [] for name in ("seconds", "text_len", "code_len", "split", "position")}
+def name_of(root: Path) -> str:
+    """What a person calls the data set in a folder."""
+    manifest = (read_state_value(root, "paths") or {}).get("manifest")
+    stem = Path(manifest).stem if manifest else ""
+    if stem and stem not in {"manifest", "metadata", "data", "train"}:
+        return stem
+    folder = Path(manifest).parent.name if manifest else ""
+    own = root.resolve().name
+    return f"{folder}: {own}" if folder else own
+
+
+def varying(schema: Schema) -> tuple[str, ...]:
+    """The names of the lengths that are not the same for all samples."""
+    return tuple(name for name in schema.lengths if name not in schema.fixed)
+
+
+def first_of(schema: Schema, kind: str) -> Column | None:
+    """The first column of a kind that has a length of its own."""
+    return next((column for column in schema.columns if column.kind == kind and column.lengths), None)
+
+
+def _seconds_of(schema: Schema, record: Mapping[str, Any]) -> float:
+    """A sample's length by its record, and where that does not say by its codes."""
+    if record.get("duration"):
+        return float(record["duration"])
+    column = first_of(schema, "codes")
+    return record[column.lengths[-1]] / schema.code_rate if column is not None and schema.code_rate else 0.0
+
+
+def _lengths(schema: Schema, splits: dict[str, Split]) -> tuple[Lengths, dict[str, dict[str, Group]]]:
+    names = varying(schema)
+    columns: dict[str, list[Any]] = {name: [] for name in ("seconds", "split", "position", *names)}
     groups: dict[str, dict[str, Group]] = {"language": {}, "speaker": {}, "split": {}}
     for number, (name, split) in enumerate(splits.items()):
         for position, entry in enumerate(split.entries()):
             record = entry.record
-            seconds = record.get("duration") or record["code_len"] / 50
-            values = (seconds, record["text_len"], record["code_len"], number, position)
+            seconds = _seconds_of(schema, record)
+            values = (seconds, number, position, *(record[length] for length in names))
             for column, value in zip(columns.values(), values, strict=True):
                 column.append(value)
             for kind, label in (("language", record["language"]), ("speaker", record["speaker"]), ("split", name)):
-                group = groups[kind].setdefault(label or "(none)", Group())
+                group = groups[kind].setdefault(label or NONE_GIVEN, Group())
                 group.samples += 1
                 group.seconds += seconds
-    kinds = {"seconds": np.float32}
-    arrays = {name: np.array(values, kinds.get(name, np.int32)) for name, values in columns.items()}
-    return Lengths(**arrays), groups
+    by_name = {name: np.array(columns[name], np.int32) for name in names}
+    tokens, codes = first_of(schema, "tokens"), first_of(schema, "codes")
+    pace = None
+    if tokens is not None and codes is not None:
+        pace = by_name[codes.lengths[-1]] / np.maximum(by_name[tokens.lengths[-1]], 1)
+    seconds_of_all = np.array(columns["seconds"], np.float32)
+    split_of_all, positions = (np.array(columns[name], np.int32) for name in ("split", "position"))
+    return Lengths(seconds_of_all, by_name, split_of_all, positions, pace), groups
 
 
 def _choose(lengths: Lengths, generator: random.Random) -> list[int]:
@@ -169,7 +178,8 @@ def _choose(lengths: Lengths, generator: random.Random) -> list[int]:
     if len(lengths) <= MOST_POINTS:
         return list(range(len(lengths)))
     chosen: set[int] = set()
-    for values in (lengths.seconds, lengths.text_len, lengths.codes_per_token):
+    measures = [lengths.seconds, *lengths.by_name.values(), *([] if lengths.pace is None else [lengths.pace])]
+    for values in measures:
         order = np.argsort(values, kind="stable")
         chosen.update(map(int, np.concatenate([order[:EXTREMES], order[-EXTREMES:]])))
     rest = generator.sample(range(len(lengths)), MOST_POINTS)
@@ -180,51 +190,58 @@ def _choose(lengths: Lengths, generator: random.Random) -> list[int]:
     return sorted(chosen)
 
 
-def _points(splits: dict[str, Split], lengths: Lengths, chosen: list[int], locate: "_Locate | None") -> Points:
-    names = list(splits)
+def _points(
+    schema: Schema, splits: dict[str, Split], lengths: Lengths, chosen: list[int], locate: "_Locate | None"
+) -> Points:
+    names, vectors = list(splits), schema.of_kind("vector")
 
-    def load(index: int) -> tuple[dict[str, Any], tuple[str, str | None], np.ndarray, np.ndarray]:
+    def load(index: int) -> tuple[dict[str, Any], tuple[str, str | None], list[np.ndarray]]:
         name = names[lengths.split[index]]
         sample = splits[name].sample(int(lengths.position[index]))
         record = sample.entry.record
         row = {
             "id": record["id"],
             "split": name,
-            "speaker": record["speaker"] or "(none)",
-            "language": record["language"] or "(none)",
+            "speaker": record["speaker"] or NONE_GIVEN,
+            "language": record["language"] or NONE_GIVEN,
             "seconds": round(float(lengths.seconds[index]), 2),
-            "text_len": record["text_len"],
-            "code_len": record["code_len"],
+            **{length: record[length] for length in lengths.by_name},
             "text": record["text"][:TEXT_WIDTH],
             "audio_path": record["audio_path"],
         }
         if locate is not None:
             row["audio"] = locate(record["audio_path"])
-        emo_vec, condition = sample.arrays["emo_vec"], sample.arrays["condition"]
-        said = record["text"], record["language"]
-        return row, said, emo_vec.astype(np.float32), condition.astype(np.float32).mean(axis=0)
+        arrays = (sample.arrays[column.name].astype(np.float32) for column in vectors)
+        means = [array.reshape(-1, array.shape[-1]).mean(axis=0) for array in arrays]
+        return row, (record["text"], record["language"]), means
 
     with ThreadPoolExecutor(IO_THREADS) as pool:
         loaded = list(pool.map(load, chosen))
-    rows, texts, emo_vecs, latents = zip(*loaded, strict=True)
-    return Points(list(rows), list(texts), np.stack(emo_vecs), np.stack(latents))
+    rows, texts, means = zip(*loaded, strict=True)
+    stacked = {column.name: np.stack(found) for column, found in zip(vectors, zip(*means, strict=True), strict=True)}
+    return Points(list(rows), list(texts), stacked)
 
 
 def _count_codes(
-    splits: dict[str, Split], lengths: Lengths, size: int, generator: random.Random
-) -> tuple[np.ndarray, int]:
-    """How often each code occurs in all samples, or in a random part of them: int64 (codebook rows,)."""
+    schema: Schema, splits: dict[str, Split], lengths: Lengths, generator: random.Random
+) -> tuple[dict[str, np.ndarray], int]:
+    """How often each code occurs in each codebook, in all samples or in a random part of them."""
     indexes = range(len(lengths)) if len(lengths) <= MOST_CODES else generator.sample(range(len(lengths)), MOST_CODES)
-    names, counts = list(splits), np.zeros(size, np.int64)
+    columns = [column for column in schema.of_kind("codes") if column.size is not None]
+    names = list(splits)
+    counts: dict[str, np.ndarray] = {}
 
-    def load(index: int) -> np.ndarray:
-        codes: np.ndarray = splits[names[lengths.split[index]]].sample(int(lengths.position[index])).arrays["codes"]
-        return codes
+    def load(index: int) -> dict[str, np.ndarray]:
+        return splits[names[lengths.split[index]]].sample(int(lengths.position[index])).arrays
 
     with ThreadPoolExecutor(IO_THREADS) as pool:
-        for start in range(0, len(indexes), 1024):
-            for codes in pool.map(load, indexes[start : start + 1024]):
-                counts += np.bincount(codes, minlength=size)[:size]
+        for start in range(0, len(indexes) if columns else 0, 1024):
+            for arrays in pool.map(load, indexes[start : start + 1024]):
+                for column in columns:
+                    assert column.size is not None
+                    books = arrays[column.name].reshape(-1, arrays[column.name].shape[-1])
+                    found = np.stack([np.bincount(book, minlength=column.size)[: column.size] for book in books])
+                    counts[column.name] = found + counts.get(column.name, 0)
     return counts, len(indexes)
 
 
@@ -240,28 +257,12 @@ def _rejected(root: Path, stats: dict[str, Any]) -> tuple[dict[str, int], list[d
                 row = json.loads(line)
                 reason = str(row["reason"])
             except (ValueError, KeyError, TypeError) as error:
-                raise StoreError(f"{root / REJECTED}, line {number}: {error}; run the build again to mend it") from None
+                message = f"{root / REJECTED}, line {number}: {error}; run the build again, which writes it anew"
+                raise StoreError(message) from None
             counts[reason] += 1
             if counts[reason] <= REJECTED_EACH and len(rows) < MOST_REJECTED:
                 rows.append({**row, "message": str(row.get("message", ""))[:400]})
     return dict(counts.most_common()), rows
-
-
-def _look_at_texts(found: Collected) -> None:
-    """What rules and tokenizer make of the drawn samples' texts, where the tokenizer of the build is still there."""
-    path = found.stats.get("tokenizer")
-    if not isinstance(path, str) or not Path(path).is_file():
-        return
-    with contextlib.suppress(ConfigError, RejectedSample):  # it is another tokenizer's file by now
-        tokenizer = TextTokenizer(Path(path))
-        found.unknown_tokens = 0
-        for row, (text, language) in zip(found.points.rows, found.points.texts, strict=True):
-            tokenized = tokenizer.tokenize(text, language)
-            found.texts.add(row["id"], language, text, tokenized)
-            found.unknown_tokens += len(tokenized.unknown)
-            for piece in tokenized.unknown:
-                found.unknown.update(character for character in piece if character != "\u2581")
-            found.texts_looked_at += 1
 
 
 class _Locate:

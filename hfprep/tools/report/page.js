@@ -20,7 +20,7 @@ window.hfprep = (() => {
           if (axis.group_text_color !== undefined) axis.group_text_color = soft;
           for (const part of ["axis_line_color", "major_tick_line_color", "minor_tick_line_color"]) axis[part] = line;
         }
-        for (const legend of chart.right.filter((model) => model.type === "Legend")) {
+        for (const legend of chart.above.filter((model) => model.type === "Legend")) {
           legend.label_text_color = soft;
           legend.background_fill_color = ground;
           legend.border_line_color = null;
@@ -83,6 +83,9 @@ window.hfprep = (() => {
   document.getElementById("theme").onclick = () => theme(root.dataset.theme === "dark" ? "light" : "dark");
   document.querySelectorAll("tr[data-rejected]").forEach((line) => {
     line.onclick = () => show("rejected", Number(line.dataset.rejected));
+  });
+  document.querySelectorAll("tr[data-sample]").forEach((line) => {
+    line.onclick = () => show("samples", Number(line.dataset.sample));
   });
   const drawn = setInterval(() => {
     if (Bokeh.documents.length && Bokeh.documents[0].is_idle) { clearInterval(drawn); paint(); root.dataset.drawn = "yes"; }

@@ -15,15 +15,18 @@ from bokeh.embed import components
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 
+from hfprep.schema import Schema
 from hfprep.store.statistics import perplexity
 from hfprep.tools.report import charts
-from hfprep.tools.report.collect import MOST_POINTS, Collected
+from hfprep.tools.report.collect import MOST_POINTS, NONE_GIVEN, Collected
+from hfprep.tools.report.outliers import outliers
+from hfprep.tools.report.timeline_charts import timeline_charts
+from hfprep.tools.words import count, duration
 
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
     "img-src data: blob:; font-src data:; media-src file:; connect-src 'none'"
 )
-TEXT_POSITIONS, CODE_POSITIONS = 600, 1815  # of the published model
 WORST_CHARACTERS = 24
 REJECTED_SHOWN = 60
 
@@ -36,15 +39,16 @@ def render(found: Collected) -> str:
     parts = iter(divs)
     body = "".join(_section(title, note, [next(parts) for _ in drawn], extra) for title, note, drawn, extra in sections)
     here = Path(__file__).parent
-    name = html.escape(str(found.root))
+    name = html.escape(found.name)
     data = {"samples": found.points.rows, "rejected": found.rejected_rows}
     return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>hfprep: {name}</title>\n'
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{name} (hfprep)</title>\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
         f"<style>\n{(here / 'page.css').read_text(encoding='utf-8')}</style>\n"
         f"{Resources(mode='inline', components=['bokeh']).render_js()}\n</head>\n<body>\n"
         f'<header><h1>{name}</h1><button id="theme" type="button">light / dark</button></header>\n'
+        f'<p class="note">{html.escape(str(found.root))}, {html.escape(found.schema.recipe)}</p>\n'
         f"{_numbers(found)}\n{body}\n{_provenance(found)}\n"
         '<aside id="row" hidden></aside>\n'
         f'<script type="application/json" id="data">{_json(data)}</script>\n'
@@ -59,36 +63,86 @@ def _sections(found: Collected) -> Iterable[tuple[str, str, list[figure], str]]:
         "" if points == len(lengths) else f"{points:,} of {len(lengths):,} samples, drawn at random with the extremes."
     )
     yield "What there is", "", [charts.group_bars(kind, groups) for kind, groups in found.groups.items()], ""
-    yield (
-        "Lengths",
-        f"All {len(lengths):,} samples; the scatter: {part}" if part else f"All {len(lengths):,} samples.",
-        [
-            charts.histogram("Duration", lengths.seconds, "seconds"),
-            charts.histogram("Text ids", lengths.text_len, "text ids", TEXT_POSITIONS),
-            charts.histogram("Codes", lengths.code_len, "codes", CODE_POSITIONS),
-            charts.histogram("Codes per text id", lengths.codes_per_token, "codes per text id"),
-            charts.lengths_scatter(found),
-        ],
-        "",
-    )
-    used, size = int((found.code_counts > 0).sum()), len(found.code_counts)
-    counted = (
-        "all samples" if found.codes_counted == len(lengths) else f"{found.codes_counted:,} samples drawn at random"
-    )
-    note = f"{used:,} of {size:,} codes are used, perplexity {perplexity(found.code_counts):,.1f}; in {counted}."
-    yield "Codebook", note, [charts.codebook_bars(found), charts.codebook_curve(found)], ""
-    if points > 1:
-        drawn = [charts.emotion_map(found, "speaker"), charts.emotion_map(found, "language")]
-        yield "Voices and emotions", part, [*drawn, charts.similarity_strip(found)], ""
+    everything = f"All {len(lengths):,} samples"
+    note = f"{everything}; the scatter: {part}" if part else f"{everything}."
+    yield "Lengths", f"{note} Click a point for its sample.", _lengths(found), ""
+    odd = _outliers_table(found)
+    if odd:
+        yield "Listen to these first", _outliers_note(found, part), [], odd
+    for name, counts in found.code_counts.items():
+        yield f"Codebook: {name}", _codebook_note(found, counts), _codebook(name, counts), ""
+    if points > 1 and found.points.vectors:
+        yield "Vectors", f"{part} Click a point for its sample.".strip(), _vectors(found), ""
     if found.texts.shown:
         yield "Texts", _texts_note(found), [], _texts_table(found)
     yield "Unknown tokens", _unknown_note(found), [], _unknown_table(found)
     if found.rejected:
         yield "Rejected", _rejected_note(found), [charts.rejected_bars(found)], _rejected_table(found)
-    drawn = charts.timeline_charts(found)
+    drawn = timeline_charts(found.timeline)
     events = sum(int(row.get("out_of_memory_events", 0)) for row in found.timeline)
-    note = f"Out-of-memory events: {events}. Orange: a batch that was split." if drawn else "No record of the batches."
+    note = count(events, "out-of-memory event") + "." if drawn else "No record of the batches."
     yield "Building", note, drawn, ""
+
+
+def _lengths(found: Collected) -> list[figure]:
+    lengths, schema = found.lengths, found.schema
+    drawn = [charts.histogram("Duration", lengths.seconds, "seconds")]
+    for name, values in lengths.by_name.items():
+        title = length_title(schema, name)
+        drawn.append(charts.histogram(title, values, title.lower(), schema.limits.get(name)))
+    if lengths.pace is not None:
+        drawn.append(charts.histogram("Codes per text id", lengths.pace, "codes per text id"))
+    scatter = charts.lengths_scatter(found)
+    return drawn if scatter is None else [*drawn, scatter]
+
+
+def length_title(schema: Schema, name: str) -> str:
+    """What a length counts, in a person's words."""
+    titles = {"tokens": "Text ids", "codes": "Codes"}
+    kinds = [column.kind for column in schema.columns if name in column.lengths]
+    return next((titles[kind] for kind in kinds if kind in titles), name)
+
+
+def _codebook_note(found: Collected, counts: np.ndarray) -> str:
+    counted = "all samples" if found.codes_counted == len(found.lengths) else f"{found.codes_counted:,} samples"
+    used = [f"{int((book > 0).sum()):,}" for book in counts]
+    spread = [f"{perplexity(book):,.1f}" for book in counts]
+    size = counts.shape[1]
+    if len(counts) == 1:
+        return f"{used[0]} of {size:,} codes are used, perplexity {spread[0]}; in {counted}."
+    return (
+        f"By codebook, of {size:,} codes each, in {counted}: used {', '.join(used)}; perplexity {', '.join(spread)}. "
+        "The charts take them together."
+    )
+
+
+def _codebook(name: str, counts: np.ndarray) -> list[figure]:
+    together = counts.sum(axis=0)
+    return [charts.codebook_bars(together, name), charts.codebook_curve(together, name)]
+
+
+def _vectors(found: Collected) -> list[figure]:
+    """A map by speaker and by language of what is one vector a sample; each speaker's likeness for all."""
+    drawn = []
+    for column in found.schema.of_kind("vector"):
+        if column.ndim == 1:
+            drawn += [charts.direction_map(found, column.name, by) for by in ("speaker", "language")]
+    return drawn + [charts.similarity_strip(found, column.name) for column in found.schema.of_kind("vector")]
+
+
+def _outliers_note(found: Collected, part: str) -> str:
+    heard = f" Silence and clipping: of {found.audio_looked_at:,} samples." if found.audio_looked_at else ""
+    return f"What lies far from the rest. {part}{heard} Click a line for the sample."
+
+
+def _outliers_table(found: Collected) -> str:
+    lines = []
+    for odd in outliers(found):
+        row = found.points.rows[odd.point]
+        cells = "".join(f"<td>{html.escape(str(cell))}</td>" for cell in (odd.what, odd.value, row["id"], row["text"]))
+        lines.append(f'<tr data-sample="{odd.point}">{cells}</tr>')
+    head = "".join(f"<th>{name}</th>" for name in ("what", "how much", "id", "text"))
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>" if lines else ""
 
 
 def _section(title: str, note: str, divs: list[str], extra: str) -> str:
@@ -102,11 +156,11 @@ def _numbers(found: Collected) -> str:
     rejected = sum(found.rejected.values())
     values = {
         "samples": f"{len(lengths):,}",
-        "hours": f"{float(lengths.seconds.sum(dtype=np.float64)) / 3600:,.2f}",
+        "of audio": duration(float(lengths.seconds.sum(dtype=np.float64))),
         "train": f"{found.groups['split'].get('train', charts.Group()).samples:,}",
         "validation": f"{found.groups['split'].get('validation', charts.Group()).samples:,}",
-        "speakers": f"{len(found.groups['speaker'].keys() - {'(none)'}):,}",
-        "languages": f"{len(found.groups['language'].keys() - {'(none)'}):,}",
+        "speakers": f"{len(found.groups['speaker'].keys() - {NONE_GIVEN}):,}",
+        "languages": f"{len(found.groups['language'].keys() - {NONE_GIVEN}):,}",
         "rejected": f"{rejected:,}",
         "lines read": f"{stats['lines_read']:,}" if "lines_read" in stats else "?",
     }
@@ -114,12 +168,14 @@ def _numbers(found: Collected) -> str:
 
 
 def _texts_note(found: Collected) -> str:
-    parts = [f"{found.texts_looked_at:,} texts were looked at; some of each language, as they are read and tokenized."]
-    for doubtful, count in found.texts.doubtful.most_common():
+    looked_at = count(found.texts.looked_at, "text was looked at", "texts were looked at")
+    parts = [f"{looked_at}; some of each language, as they are read and tokenized."]
+    for doubtful, number in found.texts.doubtful.most_common():
         grammar = {"en": "English", "zh": "Chinese"}[doubtful.language]
-        parts.append(f"{count:,} without a language are read as {grammar}, by their script ({doubtful.script}).")
-    for language, count in found.texts.digits_left.most_common():
-        parts.append(f"{count:,} in {language} have digits left.")
+        without = count(number, "sample")
+        parts.append(f"{without} without a language read as {grammar}, by the script ({doubtful.script}).")
+    for language, number in found.texts.digits_left.most_common():
+        parts.append(f"{count(number, 'sample')} in {language} with digits left.")
     return " ".join(parts)
 
 
@@ -129,19 +185,20 @@ def _texts_table(found: Collected) -> str:
 
 
 def _unknown_note(found: Collected) -> str:
-    if found.unknown_tokens is None:
+    if found.texts.unknown_tokens is None:
         return "The tokenizer of the build is not where it was; texts were not looked at."
     part = (
-        "all" if found.texts_looked_at == len(found.lengths) else f"{found.texts_looked_at:,} (at most {MOST_POINTS:,})"
+        "all" if found.texts.looked_at == len(found.lengths) else f"{found.texts.looked_at:,} (at most {MOST_POINTS:,})"
     )
-    return f"{found.unknown_tokens:,} unknown tokens in the texts of {part} samples."
+    return f"{count(found.texts.unknown_tokens, 'unknown token')} in the texts of {part} samples."
 
 
 def _unknown_table(found: Collected) -> str:
-    if not found.unknown:
+    if not found.texts.unknown:
         return ""
     rows = [
-        (repr(char)[1:-1], f"U+{ord(char):04X}", count) for char, count in found.unknown.most_common(WORST_CHARACTERS)
+        (repr(char)[1:-1], f"U+{ord(char):04X}", count)
+        for char, count in found.texts.unknown.most_common(WORST_CHARACTERS)
     ]
     return _table(("character", "code point", "times"), rows)
 
@@ -149,7 +206,7 @@ def _unknown_table(found: Collected) -> str:
 def _rejected_note(found: Collected) -> str:
     total, shown = sum(found.rejected.values()), min(REJECTED_SHOWN, len(found.rejected_rows))
     listed = "all of them" if shown == total else f"{shown} of them, some for each reason,"
-    return f"{total:,} lines; {listed} below. Click a bar or a line for more."
+    return f"{count(total, 'line')}; {listed} below. Click a bar or a line for more."
 
 
 def _rejected_table(found: Collected) -> str:
@@ -166,7 +223,7 @@ def _rejected_table(found: Collected) -> str:
 
 def _provenance(found: Collected) -> str:
     stats = found.stats
-    rows: list[tuple[Any, ...]] = [("format", found.format)]
+    rows: list[tuple[Any, ...]] = [("format", found.format), ("recipe", found.schema.recipe)]
     for name in ("precision", "tokenizer", "gpt_checkpoint"):
         if name in stats:
             rows.append((name, stats[name]))

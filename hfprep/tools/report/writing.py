@@ -4,6 +4,7 @@ from pathlib import Path
 
 from hfprep.errors import ConfigError
 from hfprep.io.atomic import write_bytes
+from hfprep.tools.report.audio import listen
 from hfprep.tools.report.collect import collect
 
 
@@ -19,6 +20,9 @@ def write_report(root: Path, target: Path, *, with_audio: bool = False) -> int:
         if (error.name or "").partition(".")[0] != "bokeh":
             raise
         raise ConfigError("a report needs the bokeh package: pip install 'hfprep[report]'") from error
-    page = render(collect(root, with_audio=with_audio)).encode("utf-8", "replace")
+    found = collect(root, with_audio=with_audio)
+    if with_audio:
+        listen(found)
+    page = render(found).encode("utf-8", "replace")
     write_bytes(target, page)
     return len(page)

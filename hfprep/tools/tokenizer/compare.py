@@ -15,7 +15,6 @@ from hfprep.tools.tokenizer.model_file import SPACE_PIECE, open_bytes
 from hfprep.tools.tokenizer.texts import ManifestTexts
 
 NO_LANGUAGE = "(none)"
-PUBLISHED_TEXT_TOKENS = 600  # text positions of the published models
 
 
 @dataclass
@@ -50,7 +49,7 @@ class Comparison:
     """By language, the counts of each tokenizer in the order in which they were given."""
 
     tokenizers: tuple[Path, ...]
-    limit: int
+    limit: int | None
     languages: dict[str, list[TextCounts]]
     read: int
     rejected: Counter[Reason]
@@ -62,9 +61,9 @@ def compare(
     *,
     language: str | None = None,
     field_map: str | None = None,
-    limit: int = PUBLISHED_TEXT_TOKENS,
+    limit: int | None = None,
 ) -> Comparison:
-    """Tokenize the texts of some manifests with each tokenizer; `limit` are the model's text positions.
+    """Tokenize the texts of some manifests with each tokenizer; `limit`: the model's text positions.
 
     Raises ConfigError where a tokenizer or a manifest cannot be read.
     """
@@ -81,11 +80,11 @@ def compare(
     return Comparison(tuple(tokenizers), limit, languages, texts.read, texts.rejected)
 
 
-def _add(counts: TextCounts, sample_id: str, text: str, model: Any, limit: int) -> None:
+def _add(counts: TextCounts, sample_id: str, text: str, model: Any, limit: int | None) -> None:
     ids, pieces = model.encode(text, out_type=int), model.encode(text, out_type=str)
     counts.texts += 1
     counts.ids += len(ids)
-    counts.over_limit += len(ids) > limit
+    counts.over_limit += limit is not None and len(ids) > limit
     if len(ids) > counts.longest:
         counts.longest, counts.longest_id = len(ids), sample_id
     written = model.normalize(text)

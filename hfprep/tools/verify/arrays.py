@@ -1,28 +1,19 @@
-"""Whether an array is what its column asks for: dtype, rank, shape, finite values, codes inside the codebook.
+"""Whether an array is what its column asks for: dtype, dimensions, finite values, codes inside the codebook.
 
-Takes arrays, or paths of .npy files; gives faults as (kind, message). Knows nothing of manifests or folders.
+Takes arrays, or paths of .npy files, with the output's schema; gives faults as (kind, message). Knows nothing of
+manifests or folders.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from hfprep.io.npy_format import npy_header, npy_values
-from hfprep.schema import COLUMNS
+from hfprep.schema import Column, Schema
 from hfprep.tools.verify.faults import FaultKind
 
 Problem = tuple[FaultKind, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What values may be: rows of the codebook, pieces of the tokenizer, width of the latents; None is not checked."""
-
-    codebook_size: int | None = None
-    vocab_size: int | None = None
-    model_dim: int | None = None
-    condition_len: int | None = None
 
 
 def read_npy(path: Path) -> tuple[np.ndarray | None, list[Problem]]:
@@ -45,55 +36,52 @@ def read_npy(path: Path) -> tuple[np.ndarray | None, list[Problem]]:
 
 
 def check_array(
-    array: np.ndarray, name: str, bounds: Bounds, length: int | None, dtypes: tuple[np.dtype, ...] | None = None
+    array: np.ndarray, schema: Schema, name: str, lengths: Mapping[str, int], *, half: bool = False
 ) -> list[Problem]:
-    """Everything wrong with one array of the column `name` whose first dimension should be `length`.
+    """Everything wrong with one array of the column `name`, of a sample whose record gives these lengths.
 
-    `dtypes`: allowed ones, where a format stores another than the column's own.
+    With `half` vectors may be float16.
     """
-    column = COLUMNS[name]
-    allowed = dtypes or (column.dtype,)
+    column = schema.by_name[name]
+    allowed = [column.numpy_dtype, *([np.dtype(np.float16)] if half and column.kind == "vector" else [])]
     if array.dtype not in allowed:
         return [(FaultKind.ARTIFACT_DTYPE, f"is {array.dtype}; it must be {' or '.join(map(str, allowed))}")]
     if array.ndim != column.ndim:
         return [(FaultKind.ARTIFACT_SHAPE, f"has the shape {array.shape}; it must have {column.ndim} dimension(s)")]
-    problems = list(_lengths(array, name, bounds, length))
+    problems = list(_dimensions(array, schema, column, lengths))
     if array.size == 0:
         return problems or [(FaultKind.ARTIFACT_SHAPE, f"is empty: shape {array.shape}")]
-    if array.dtype.kind == "f":
-        problems += _vectors(array)
-    else:
-        limit = bounds.codebook_size if name == "codes" else bounds.vocab_size
-        problems += _integers(array, limit)
-    return problems
+    return problems + (_vectors(array) if column.kind == "vector" else _integers(array, column.size))
 
 
-def _lengths(array: np.ndarray, name: str, bounds: Bounds, length: int | None) -> list[Problem]:
-    if length is not None and name != "emo_vec" and len(array) != length:
-        return [(FaultKind.ARTIFACT_LENGTH, f"has {len(array)} rows; its record says {length}")]
-    if name == "condition" and bounds.condition_len is not None and len(array) != bounds.condition_len:
-        return [(FaultKind.ARTIFACT_SHAPE, f"has {len(array)} latents; the other samples have {bounds.condition_len}")]
-    width = array.shape[-1]
-    if array.dtype.kind == "f" and bounds.model_dim is not None and width != bounds.model_dim:
-        return [(FaultKind.ARTIFACT_SHAPE, f"is {width} wide; the other samples are {bounds.model_dim} wide")]
-    return []
+def _dimensions(array: np.ndarray, schema: Schema, column: Column, lengths: Mapping[str, int]) -> Iterator[Problem]:
+    """What is wrong with the shape of an array of the right rank."""
+    for axis, (dim, size) in enumerate(zip(column.dims, array.shape, strict=True)):
+        if isinstance(dim, int):
+            if size != dim:
+                yield FaultKind.ARTIFACT_SHAPE, f"has the shape {array.shape}; dimension {axis} must be {dim}"
+        elif dim in lengths and size != lengths[dim]:
+            yield FaultKind.ARTIFACT_LENGTH, f"has the shape {array.shape}; its record says {dim} {lengths[dim]}"
+        elif size != schema.fixed.get(dim, size):
+            yield FaultKind.ARTIFACT_SHAPE, f"has the shape {array.shape}; {dim} is always {schema.fixed[dim]}"
 
 
 def _vectors(array: np.ndarray) -> list[Problem]:
     finite = np.isfinite(array)
     if not finite.all():
         return [(FaultKind.NOT_FINITE, f"{int((~finite).sum())} of {array.size} values are NaN or infinite")]
-    empty_rows = int((~np.atleast_2d(array).any(axis=1)).sum())
+    rows = array.reshape(-1, array.shape[-1])
+    empty_rows = int((~rows.any(axis=1)).sum())
     if empty_rows:  # no model gives an exact zero vector; a file system that lost its last blocks does
-        return [(FaultKind.ALL_ZERO, f"{empty_rows} of {len(np.atleast_2d(array))} vectors are all zero")]
+        return [(FaultKind.ALL_ZERO, f"{empty_rows} of {len(rows)} vectors are all zero")]
     return []
 
 
-def _integers(array: np.ndarray, limit: int | None) -> list[Problem]:
+def _integers(array: np.ndarray, size: int | None) -> list[Problem]:
     lowest, highest = int(array.min()), int(array.max())
-    if lowest < 0 or (limit is not None and highest >= limit):
-        allowed = "0 or more" if limit is None else f"from 0 to {limit - 1}"
-        found = lowest if lowest < 0 else highest
-        at = int(np.flatnonzero(array == found)[0])
-        return [(FaultKind.OUT_OF_RANGE, f"holds {found} at position {at}; values must be {allowed}")]
-    return []
+    if lowest >= 0 and (size is None or highest < size):
+        return []
+    allowed = "0 or more" if size is None else f"from 0 to {size - 1}"
+    found = lowest if lowest < 0 else highest
+    at = ", ".join(str(int(index)) for index in np.argwhere(array == found)[0])
+    return [(FaultKind.OUT_OF_RANGE, f"holds {found} at position {at}; values must be {allowed}")]

@@ -3,30 +3,25 @@
 Takes the set's folder, gives `Findings` and, for a repair, the shard files that are broken. Changes nothing.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hfprep.errors import StoreError
 from hfprep.formats.arrow import FORMAT_NAME as ARROW
 from hfprep.formats.arrow import STATE_FILE, ArrowSet, split_files
-from hfprep.formats.index import INDEX, Shard, read_index, shards_in
-from hfprep.formats.samples import LATENTS, SPLITS, SampleSet, Split
-from hfprep.formats.webdataset import WebDatasetSet, WebDatasetSplit
+from hfprep.formats.index import INDEX, PLACES, Shard, read_index, shards_in
+from hfprep.formats.samples import SPLITS, SampleSet, Split
+from hfprep.formats.webdataset import WebDatasetSet
 from hfprep.io.file_hashes import sha256_file
-from hfprep.schema import COLUMNS
 from hfprep.store.layout import VAL, is_validation
-from hfprep.tools.verify.arrays import Bounds, check_array
+from hfprep.tools.verify.arrays import check_array
 from hfprep.tools.verify.faults import FaultKind, Findings
-from hfprep.tools.verify.listing import LENGTHS, record_problem
+from hfprep.tools.verify.listing import record_problem
 
 UNREADABLE = (StoreError, OSError, ValueError, KeyError, IndexError, TypeError, EOFError, MemoryError)
-SHAPES_SAMPLED = 101
 
 
 @dataclass
@@ -35,7 +30,6 @@ class ExportedCheck:
 
     source: SampleSet
     workers: int
-    vocab_size: int | None
     findings: Findings = field(default_factory=Findings)
     counts: dict[str, int] = field(default_factory=dict)
     split_of: dict[str, tuple[str, str]] = field(default_factory=dict)  # split and place by id
@@ -51,6 +45,7 @@ class ExportedCheck:
             for file, split in self._shards(name):
                 self.readable.append(split)
                 self._check_split(name, file, split, stats)
+            self._check_places(name)
         if stats:
             expected = {"train": stats.get("train"), "validation": stats.get("val")}
             for name, count in self.counts.items():
@@ -103,7 +98,7 @@ class ExportedCheck:
             if found is None:
                 continue
             try:
-                yield shard["name"], WebDatasetSplit(source.root, [shard])
+                yield shard["name"], source.shard(shard)
             except UNREADABLE as error:
                 self._broken(shard["name"], FaultKind.ARTIFACT_UNREADABLE, str(error))
 
@@ -127,7 +122,7 @@ class ExportedCheck:
                 continue
             try:
                 split = source.split(name, file.removeprefix(f"{name}/"))
-                for batch in split.batches():
+                for batch in split.rows.batches():
                     batch.validate(full=True)
                 yield file, split
             except UNREADABLE as error:
@@ -140,7 +135,7 @@ class ExportedCheck:
         self.findings.add(kind, file, message, sample_id=sample_id, column=column)
 
     def _check_split(self, name: str, file: str, split: Split, stats: dict[str, Any]) -> None:
-        bounds = self._usual_shapes(split, stats)
+        schema = self.source.schema
         val_ratio = stats.get("settings", {}).get("val_ratio")
         for index in range(len(split)):
             self.counts[name] += 1
@@ -151,14 +146,13 @@ class ExportedCheck:
                 self._broken(file, FaultKind.ARTIFACT_UNREADABLE, f"sample {index}: {error}", self._id(split, index))
                 continue
             record = sample.entry.record
-            problem = record_problem(record)
+            problem = record_problem(record, schema)
             if problem:
                 self._broken(file, FaultKind.RECORD_INVALID, f"sample {index}: {problem}")
                 continue
             self._place(name, where, record["id"], val_ratio)
             for column, array in sample.arrays.items():
-                dtypes = tuple(map(np.dtype, ("float32", "float16"))) if column in LATENTS else (COLUMNS[column].dtype,)
-                for kind, message in check_array(array, column, bounds, record.get(LENGTHS.get(column, "")), dtypes):
+                for kind, message in check_array(array, schema, column, record, half=True):
                     self._broken(file, kind, f"{column}: {message}", record["id"], column)
 
     @staticmethod
@@ -168,18 +162,6 @@ class ExportedCheck:
         except UNREADABLE:
             return None
 
-    def _usual_shapes(self, split: Split, stats: dict[str, Any]) -> Bounds:
-        shapes: Counter[tuple[int, ...]] = Counter()
-        for index in range(min(SHAPES_SAMPLED, len(split))):
-            try:
-                shapes[split.sample(index).arrays["condition"].shape] += 1
-            except UNREADABLE:
-                continue
-        codebook = stats.get("codebook", {}).get("size")
-        if not shapes or len(shape := shapes.most_common(1)[0][0]) != 2:
-            return Bounds(codebook, self.vocab_size)
-        return Bounds(codebook, self.vocab_size, model_dim=shape[1], condition_len=shape[0])
-
     def _place(self, name: str, where: str, sample_id: str, val_ratio: float | None) -> None:
         split, earlier = self.split_of.setdefault(sample_id, (name, where))
         if earlier is not where:
@@ -188,6 +170,20 @@ class ExportedCheck:
         if val_ratio is not None and is_validation(sample_id, val_ratio) != (name == SPLITS[1]):
             message = f"with a val ratio of {val_ratio} the id belongs into the other split ({VAL} or not)"
             self.findings.add(FaultKind.WRONG_SPLIT, where, message, sample_id=sample_id)
+
+    def _check_places(self, name: str) -> None:
+        """Hold what the index says of where each sample is against what the shards hold."""
+        if self.index is None or "places" not in self.index or self.broken_files:
+            return
+        found = sorted(sample_id for sample_id, (split, _) in self.split_of.items() if split == name)
+        try:
+            split = self.source.split(name)
+            if sorted(entry.id for entry in split.entries()) == found:
+                return
+            problem = f"leads to other samples than the shards of {name} hold"
+        except UNREADABLE as error:
+            problem = f"cannot be used: {error}"
+        self.findings.add(FaultKind.FILE_INVALID, PLACES, f"{problem}; make or fetch the set again")
 
     def _check_unlisted(self) -> None:
         root = self.source.root

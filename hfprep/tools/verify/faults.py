@@ -36,6 +36,7 @@ class FaultKind(StrEnum):
     UNLISTED_FILE = "unlisted_file"
     CHECKSUM = "checksum"
     PARITY = "parity"
+    REFERENCE = "reference"
 
 
 # Faults of one array, for which that array and nothing else is to be made again.

@@ -1,6 +1,6 @@
 """The text files of an npy output: manifests, progress, rejected.jsonl, stats.json, held against each other.
 
-Gives `Listing`: the valid records, and what is wrong with the rest. Opens no arrays.
+Takes the output's schema; gives `Listing`: the valid records, and what is wrong with the rest. Opens no arrays.
 """
 
 import json
@@ -11,12 +11,11 @@ from typing import Any
 
 from hfprep.errors import Reason, RejectedSample
 from hfprep.inputs.manifest.rows import check_id
-from hfprep.schema import COLUMNS, artifact_path
+from hfprep.schema import METADATA, Schema, manifest_record
 from hfprep.store.layout import PROGRESS, REJECTED, STATS, TRAIN, VAL, is_validation
 from hfprep.tools.verify.faults import FaultKind, Findings
 
 MANIFESTS = (TRAIN, VAL)
-LENGTHS = {"text_ids": "text_len", "codes": "code_len", "condition": "condition_len"}
 TEXTS = {"id": str, "audio_path": str, "text": str}
 LABELS = ("speaker", "language")
 COUNTS = ("total", "train", "val", "lines_read", "accepted", "capped", "pending")
@@ -27,6 +26,7 @@ class Listing:
     """What the text files of an output say. `split_of` holds the valid ids; `suspect` the ids of invalid records."""
 
     root: Path
+    schema: Schema
     findings: Findings
     stats: dict[str, Any] = field(default_factory=dict)
     split_of: dict[str, str] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Listing:
             return
         with open(path, "rb") as stream:
             for number, raw in enumerate(stream, start=1):
-                record, problem = parse_record(raw)
+                record, problem = parse_record(raw, self.schema)
                 if problem is None:
                     yield number, record
                 elif report:
@@ -175,7 +175,7 @@ class Listing:
             self.findings.add(FaultKind.REJECTED_DISAGREES, REJECTED, message)
 
 
-def parse_record(raw: bytes) -> tuple[dict[str, Any], str | None]:
+def parse_record(raw: bytes, schema: Schema) -> tuple[dict[str, Any], str | None]:
     """A manifest line as a record, and what is wrong with it (None: nothing)."""
     try:
         record = json.loads(raw)
@@ -185,31 +185,31 @@ def parse_record(raw: bytes) -> tuple[dict[str, Any], str | None]:
         return {}, f"the line is a JSON {type(record).__name__}, not an object"
     if not raw.endswith(b"\n"):
         return record, "the last line has no end; it may be cut off"
-    return record, record_problem(record)
+    return record, record_problem(record, schema)
 
 
-def record_problem(record: dict[str, Any]) -> str | None:
+def record_problem(record: dict[str, Any], schema: Schema) -> str | None:
     """What is wrong with a sample's record (None: nothing)."""
     for name in TEXTS:
         if not isinstance(record.get(name), str):
             return f"{name} is {record.get(name)!r}; it must be a string"
     try:
-        sample_id = record["id"]
-        check_id(sample_id)
+        check_id(record["id"])
     except RejectedSample as error:
         return error.message
     for name in LABELS:
         if name not in record or not isinstance(record[name], str | None):
             return f"{name} is {record.get(name)!r}; it must be a string or null"
-    for column in COLUMNS:
-        if record.get(f"{column}_path") != artifact_path(column, sample_id):
-            return f"{column}_path is {record.get(f'{column}_path')!r}; it must be {artifact_path(column, sample_id)!r}"
-    for name in LENGTHS.values():
+    for name in schema.lengths:
         if not is_count(record.get(name)) or record[name] < 1:
             return f"{name} is {record.get(name)!r}; it must be a whole number from 1"
     duration = record.get("duration", "absent")
     if duration is not None and (isinstance(duration, bool) or not isinstance(duration, int | float) or duration < 0):
         return f"duration is {duration!r}; it must be seconds or null"
+    # What is left follows from these: the paths, and fields that the schema derives.
+    for name, value in manifest_record(schema, record, record).items():
+        if name not in METADATA and record.get(name) != value:
+            return f"{name} is {record.get(name)!r}; it must be {value!r}"
     return None
 
 

@@ -8,18 +8,17 @@ import os
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hfprep.errors import ConfigError
 from hfprep.inputs.manifest.rows import AudioFinder
-from hfprep.pipeline.building import Inputs
 from hfprep.pipeline.devices import choose_workers
 from hfprep.pipeline.engines.spec import ExtractorSpec
+from hfprep.pipeline.inputs import Inputs
 from hfprep.pipeline.intake import Task
-from hfprep.schema import COLUMNS, Features, Rejection, Utterance, artifact_path
+from hfprep.schema import Features, Rejection, Schema, Utterance, artifact_path
 from hfprep.tools.verify.faults import FaultKind, Findings
 
 MAX_RELATIVE_L2 = 1e-4
@@ -65,7 +64,6 @@ def compare_alone(
     findings: Findings,
     *,
     inputs: Inputs,
-    tokenizer: Path,
     device: str,
     precision: str,
     audio_sr: int | None,
@@ -76,12 +74,12 @@ def compare_alone(
 
     `folder` is where the build ran: relative audio paths are looked up there first.
     """
+    schema = inputs.schema
     spec = ExtractorSpec(
-        files=inputs.files,
-        model_config=inputs.model_config,
-        tokenizer=tokenizer,
+        model_set=inputs.models,
+        staging=None,
         seen=inputs.seen,
-        with_audio=True,
+        need=schema.all_groups,
         device=device,
         precision=precision,
         batch_size=1,
@@ -90,49 +88,54 @@ def compare_alone(
     )
     extractor = spec.open()
     by_line = dict(enumerate(records))
-    tasks = [Task(_utterance(line, record, finder, folder)) for line, record in by_line.items()]
+    tasks = [Task.of(schema, _utterance(line, record, finder, folder)) for line, record in by_line.items()]
     codes = differing = samples = 0
     largest = 0.0
     try:
         for result in extractor.extract(tasks):
             for task, outcome in result.outcomes:
                 samples += 1
-                flips, difference = _compare(by_line[task.utterance.line], outcome, stored, findings)
-                codes += by_line[task.utterance.line]["code_len"]
-                differing += flips
-                largest = max(largest, difference)
+                found = _compare(schema, by_line[task.utterance.line], outcome, stored, findings)
+                codes, differing = codes + found[0], differing + found[1]
+                largest = max(largest, found[2])
     finally:
         extractor.close()
     return Parity(samples, codes, differing, largest)
 
 
 def _utterance(line: int, record: dict[str, Any], finder: AudioFinder, folder: str | None) -> Utterance:
-    audio = record["audio_path"]
+    path = audio_of(record, finder, folder)
+    return Utterance(line, record["id"], record["text"], record["audio_path"], path, language=record["language"])
+
+
+def audio_of(record: dict[str, Any], finder: AudioFinder, folder: str | None) -> str:
+    """Where a record's audio is; `folder` is where the build ran."""
+    audio: str = record["audio_path"]
     beside = os.path.join(folder, audio) if folder else audio
-    path = beside if os.path.exists(beside) else finder.find(audio)
-    return Utterance(line, record["id"], record["text"], audio, path, language=record["language"])
+    return beside if os.path.exists(beside) else finder.find(audio)
 
 
 def _compare(
-    record: dict[str, Any], outcome: Features | Rejection, stored: Stored, findings: Findings
-) -> tuple[int, float]:
-    """Codes that differ, and the largest relative difference of the vectors."""
+    schema: Schema, record: dict[str, Any], outcome: Features | Rejection, stored: Stored, findings: Findings
+) -> tuple[int, int, float]:
+    """Codes compared, codes that differ, and the largest relative difference of the vectors."""
     sample_id = record["id"]
     if isinstance(outcome, Rejection):
         message = f"could not be computed again: {outcome.reason.value}: {outcome.message}"
         findings.add(FaultKind.PARITY, record["audio_path"], message, sample_id=sample_id)
-        return 0, 0.0
-    flips, largest = 0, 0.0
+        return 0, 0, 0.0
+    codes, flips, largest = 0, 0, 0.0
     before = stored(sample_id)
-    for name, now in outcome.arrays().items():
-        then = before[name]
+    for name, now in outcome.arrays.items():
+        then, kind = before[name], schema.by_name[name].kind
+        codes += now.size if kind == "codes" else 0
         problem = None
         if then.shape != now.shape:
             problem = f"has the shape {then.shape}; alone it is {now.shape}"
-        elif COLUMNS[name].dtype.kind == "i":
+        elif kind != "vector":
             unequal = int((then != now).sum())
-            flips += unequal if name == "codes" else 0
-            problem = f"{unequal} of {len(now)} values differ from those computed alone" if unequal else None
+            flips += unequal if kind == "codes" else 0
+            problem = f"{unequal} of {now.size} values differ from those computed alone" if unequal else None
         else:
             difference = float(np.linalg.norm(then - now) / max(float(np.linalg.norm(now)), 1e-30))
             largest = max(largest, difference)
@@ -140,7 +143,7 @@ def _compare(
                 problem = f"differs from the one computed alone by {difference:.1e} of its length"
         if problem:
             findings.add(FaultKind.PARITY, artifact_path(name, sample_id), problem, sample_id=sample_id, column=name)
-    return flips, largest
+    return codes, flips, largest
 
 
 def allowed_difference(stored: np.ndarray) -> float:

@@ -12,12 +12,11 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from hfprep.io import atomic
-from hfprep.schema import COLUMNS, Need
 from hfprep.store.layout import PROGRESS, REJECTED, STATS, NpyOutput, json_line
 from hfprep.store.state import State
+from hfprep.tools.verify.described import STATE_FILE
 from hfprep.tools.verify.faults import OF_ARTIFACT, Fault, FaultKind, Findings
 from hfprep.tools.verify.listing import MANIFESTS, Listing
-from hfprep.tools.verify.npy import STATE_FILE
 
 # Faults of the files that every build writes anew from the state.
 OF_LISTING = frozenset(
@@ -42,13 +41,14 @@ def repair_npy(
     broken = _Aside(output)
     for name in sorted(broken_exports):
         broken.move(name)
-    needs: dict[str, Need] = defaultdict(lambda: Need.NOTHING)
+    schema = output.schema
+    needs: dict[str, frozenset[str]] = defaultdict(frozenset)
     for fault in findings.faults:
         if fault.kind in OF_ARTIFACT and fault.id is not None and fault.column is not None:
-            needs[fault.id] |= COLUMNS[fault.column].need
+            needs[fault.id] |= {schema.by_name[fault.column].group}
             broken.move(fault.file)
         elif fault.kind == FaultKind.STATE_DISAGREES and fault.id is not None:
-            needs[fault.id] |= Need.ALL
+            needs[fault.id] |= schema.all_groups
         elif fault.kind == FaultKind.UNLISTED_FILE:
             broken.move(fault.file)
         elif fault.kind == FaultKind.FILE_INVALID:
@@ -59,7 +59,9 @@ def repair_npy(
     if any(findings.of(FaultKind.UNFINISHED)):
         output.remove_work()
     actions = [f"moved {name} to {broken.folder.relative_to(output.root)}" for name in broken.moved]
-    actions += [f"{sample_id}: {_groups(need)} will be computed again" for sample_id, need in sorted(needs.items())]
+    for sample_id, groups in sorted(needs.items()):
+        names = ", ".join(name for name in schema.group_names if name in groups)
+        actions.append(f"{sample_id}: {names} will be computed again")
     if STATE_FILE in broken.moved:
         actions.append("the record of what is finished is gone: build with --skip-existing to adopt what is intact")
     return actions
@@ -73,13 +75,7 @@ def _file_of(fault: Fault) -> str:
     return fault.file
 
 
-def _groups(need: Need) -> str:
-    return ", ".join(
-        group.name.lower() for group in (Need.TEXT, Need.CODES, Need.LATENTS) if group & need and group.name
-    )
-
-
-def _forget(output: NpyOutput, needs: dict[str, Need]) -> None:
+def _forget(output: NpyOutput, needs: dict[str, frozenset[str]]) -> None:
     path = output.private / "state.sqlite"
     if not needs or not path.is_file():
         return

@@ -1,14 +1,15 @@
 """The state of an output, read without changing anything: no lock is taken, no damaged file is set aside."""
 
+import contextlib
 import json
 import sqlite3
 from pathlib import Path
 from typing import Any
 
-from hfprep.store.state import SampleState
+from hfprep.store.first_version import migrate
+from hfprep.store.state import SampleState, parse_sample
 
-_COLUMNS = ", ".join(SampleState.__annotations__)
-_SELECT = f"SELECT {_COLUMNS} FROM samples WHERE id = ?"
+_SELECT = "SELECT finished, seconds, source FROM samples WHERE id = ?"
 
 
 class StateReader:
@@ -20,8 +21,9 @@ class StateReader:
             found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
             if found != "ok":
                 raise sqlite3.DatabaseError(str(found))
+            if self.get("version") == 1:
+                self._db = _migrated(self._db)
             self.sample("")
-            self.get("version")
         except BaseException:
             self._db.close()
             raise
@@ -35,6 +37,18 @@ class StateReader:
         return None if row is None else json.loads(row[0])
 
     def sample(self, sample_id: str) -> SampleState | None:
-        """What the state holds of a sample."""
+        """What the state holds of a sample; of a row that is damaged nothing counts as finished."""
         row = self._db.execute(_SELECT, (sample_id,)).fetchone()
-        return None if row is None else SampleState(*row)
+        try:
+            return None if row is None else parse_sample(*row)
+        except ValueError:
+            return SampleState({})
+
+
+def _migrated(old: sqlite3.Connection) -> sqlite3.Connection:
+    """A copy in memory, in the present form, of a database that hfprep 0.1.0 wrote."""
+    database = sqlite3.connect(":memory:")
+    with contextlib.closing(old):
+        old.backup(database)
+    migrate(database)
+    return database

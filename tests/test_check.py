@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 from hypothesis import HealthCheck, given, settings
+from rich.cells import cell_len
 from typer.testing import CliRunner
 
 from hfprep.cli.app import app
@@ -17,10 +18,17 @@ from hfprep.errors import CheckpointError, ConfigError, Reason
 from hfprep.models.semantic_config import NUM_LAYERS, SemanticEncoderConfig
 from hfprep.pipeline.building import build
 from hfprep.pipeline.config import BuildConfig
+from hfprep.recipes.base import Outline
+from hfprep.recipes.indextts2 import outline as outlines
+from hfprep.recipes.indextts2.outline import PUBLISHED_CONFIG, BatchTimer
+from hfprep.recipes.indextts2.schema import PUBLISHED, schema_of
+from hfprep.recipes.semantic_audio import SemanticAudio
+from hfprep.schema import Utterance
 from hfprep.tools.check import estimates, scan
 from hfprep.tools.check.estimates import Work, estimate
-from hfprep.tools.check.inspecting import frames_of_header
-from hfprep.tools.check.scan import CheckOptions, check
+from hfprep.tools.check.inspecting import samples_of_header
+from hfprep.tools.check.options import CheckOptions
+from hfprep.tools.check.scan import check
 from hfprep.tools.demo.dataset import DemoDataset, make_dataset
 
 ONLY_DECODING_SHOWS = {"truncated_flac", "nan_samples"}
@@ -142,7 +150,7 @@ def test_counts_by_hand(tmp_path: Path, models: Path) -> None:
     ]
     found = check(CheckOptions(manifest=write(tmp_path / "m.jsonl", rows), models=models)).findings
     assert (found.lines_read, found.accepted, dict(found.rejected)) == (5, 4, {Reason.DUPLICATE_ID: 1})
-    assert found.hours == pytest.approx(11 / 3600)
+    assert found.seconds.total == pytest.approx(11)
     assert {name: (share.samples, share.seconds) for name, share in found.speakers.items()} == {
         "x": (2, 5.0),
         "y": (1, 5.0),
@@ -152,8 +160,10 @@ def test_counts_by_hand(tmp_path: Path, models: Path) -> None:
     assert dict(found.sampling_rates) == {16000: 3, 24000: 1}
     assert dict(found.channels) == {1: 3, 2: 1}
     assert dict(found.formats) == {"WAV": 3, "FLAC": 1}
-    assert found.frames.most == 249  # (80,000 - 400) // 160 + 1 = 498 frames of 10 ms, stacked two by two
-    assert found.over_codes == [("ten", 249)]  # golden-small's model has 200 positions
+    assert found.lengths["code_len"].most == 249  # (80,000 - 400) // 160 + 1 = 498 frames of 10 ms, two by two
+    assert found.overlong.keys() == {"code_len"}
+    assert found.overlong["code_len"].examples == [("ten", 249)]
+    assert found.overlong["code_len"].limit == 200  # of golden-small's model
     assert found.unknown_tokens == 1
     assert dict(found.unknown_characters) == {"\u2603": 1}
     assert found.unknown_examples["\u2603"] == ("two", "Hello \u2603")
@@ -181,7 +191,11 @@ def test_processes_find_what_one_finds(demo: DemoDataset, models: Path, monkeypa
     alone = check(CheckOptions(manifest=demo.manifest, models=models))
     monkeypatch.setattr(scan, "FEW_ROWS", 10)
     monkeypatch.setattr(scan, "CHUNK_ROWS", 3)
-    together = check(CheckOptions(manifest=demo.manifest, models=models, workers=2))
+    seen: list[int] = []
+    together = check(CheckOptions(manifest=demo.manifest, models=models, workers=2), seen.append)
+    assert seen == sorted(seen)
+    assert len(seen) > 3, "the counter moves"
+    assert seen[-1] == together.findings.lines_read
     assert together.findings == alone.findings
     assert together.rejected_lines == alone.rejected_lines
 
@@ -202,10 +216,9 @@ def test_fix_writes_what_a_build_takes(demo: DemoDataset, models: Path, tmp_path
 
 def test_without_tokenizer_texts_are_left_alone(demo: DemoDataset) -> None:
     found = check(CheckOptions(manifest=demo.manifest)).findings
-    assert found.tokens.total == 0
+    assert found.num_tokens == 0
     assert found.accepted
-    assert found.positions.max_codes == 1815
-    assert found.positions.max_text_tokens == 600
+    assert found.schema == PUBLISHED
 
 
 @pytest.mark.parametrize(
@@ -219,34 +232,13 @@ def test_frames_of_a_header_are_those_of_the_audio(tmp_path: Path, seconds: floa
     tone(path, seconds, rate)
     header = read_header(path)
     exact = num_input_frames(len(load_waveform(path, via=via).samples))
-    assert frames_of_header(header.seconds, header.sampling_rate, via) == exact
+    assert num_input_frames(samples_of_header(header.seconds, header.sampling_rate, 16000, via)) == exact
 
 
 def test_the_work_of_the_published_models() -> None:
-    from hfprep.models.configs import ConditionConfig, SemanticCodecConfig
-    from hfprep.recipes.indextts2.config import ModelConfig
-
-    def branch(linear_units: int, num_blocks: int) -> ConditionConfig:
-        return ConditionConfig(
-            output_size=512, linear_units=linear_units, attention_heads=8, num_blocks=num_blocks, perceiver_mult=2
-        )
-
-    codec = SemanticCodecConfig(
-        codebook_size=8192,
-        hidden_size=1024,
-        codebook_dim=8,
-        vocos_dim=384,
-        vocos_intermediate_dim=2048,
-        vocos_num_layers=12,
-    )
-    config = ModelConfig(
-        path=Path("config.yaml"), model_dim=1280, max_mel_tokens=1815, max_text_tokens=600, number_text_tokens=12000,
-        condition=branch(2048, 6), emotion=branch(1024, 4), semantic_codec=codec, w2v_stat="x",
-    )  # fmt: skip
-    published, assumed = Work.of(config, None), Work.of(None, None)
-    assert published.rest == pytest.approx(assumed.rest, rel=0.02)
-    assert (published.encoder, published.semantic) == (assumed.encoder, assumed.semantic)
-    assert assumed.encoder + assumed.rest == pytest.approx(590e6, rel=0.02)
+    assert schema_of(PUBLISHED_CONFIG) == PUBLISHED
+    published = BatchTimer(PUBLISHED_CONFIG, SemanticEncoderConfig())
+    assert published.encoder + published.rest == pytest.approx(590e6, rel=0.02)
 
 
 def test_the_layer_that_is_timed_does_the_work_of_a_real_one(
@@ -263,50 +255,69 @@ def test_the_layer_that_is_timed_does_the_work_of_a_real_one(
 
     # The counter knows torch's own products only, and attention as two products.
     monkeypatch.setattr(operators, "_has_onednn_linear", lambda: False)
-    path = golden_small / "checkpoints" / "w2v-bert-2.0" / "config.json"
-    config = SemanticEncoderConfig.read(path)
+    config = SemanticEncoderConfig.read(golden_small / "checkpoints" / "w2v-bert-2.0" / "config.json")
     encoder = SemanticEncoder(config).to_empty(device="cpu")
-    assert Work.of(None, path).semantic == config
     mask = FrameMask.from_lengths(torch.tensor([128]), 128, torch.device("cpu"))
-    hidden = torch.zeros(1, 128, config.hidden_size)
+    features = torch.zeros(1, 128, 160)
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as real:
-            encoder(torch.zeros(1, 128, 160), mask)
+            encoder(features, mask)
         with FlopCounterMode(display=False) as timed:
-            estimates.timed_layer(config, torch.device("cpu"))(hidden, mask, hidden.new_empty(3, *hidden.shape))
+            outlines.timed_encoder(config, torch.device("cpu"))(features, mask)
     projection = 2 * 128 * 160 * config.hidden_size  # ahead of the layers
-    assert NUM_LAYERS * timed.get_total_flops() == real.get_total_flops() - projection
+    layer = timed.get_total_flops() - projection
+    assert NUM_LAYERS * layer == real.get_total_flops() - projection
     by_weights = 2 * 128 * (4 * config.hidden_size * config.intermediate_size + 7 * config.hidden_size**2)
-    assert timed.get_total_flops() > by_weights
+    assert layer > by_weights
 
 
-def test_the_time_is_that_of_the_layer_and_of_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_takes_what_its_layers_and_the_rest_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outlines, "layer_seconds", lambda config, rows, length, device, precision: 0.01)
+    timer = BatchTimer(PUBLISHED_CONFIG, SemanticEncoderConfig())
+    expected = 17 * 0.01 * (1 + timer.rest / timer.encoder)
+    assert timer(1, 200, None, "fp32") == pytest.approx(expected)  # type: ignore[arg-type]
+
+
+def utterances(count: int) -> list[Utterance]:
+    return [Utterance(line, str(line), "text", "a.wav", "a.wav") for line in range(1, count + 1)]
+
+
+def test_the_time_is_that_of_a_batch_and_of_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    measured: list[tuple[int, int]] = []
+    measured: list[tuple[int, int, str]] = []
 
-    def layer_seconds(config: SemanticEncoderConfig, rows: int, length: int, device: Any) -> float:
-        measured.append((rows, length))
-        return 0.01
+    def seconds_of_batch(rows: int, frames: int, device: Any, precision: str) -> float:
+        measured.append((rows, frames, precision))
+        return 0.5
 
-    monkeypatch.setattr(estimates, "layer_seconds", layer_seconds)
-    monkeypatch.setattr(estimates, "reading_speed", lambda paths: (0.5, 100.0))
-    work = Work(SemanticEncoderConfig(), encoder=300.0, rest=100.0)
-    found = estimate(1000.0, 250, ["a"] * 8, work=work, device=torch.device("cpu"), workers=2)
-    assert measured == [(1, 200)]  # the mean clip: 4 s
-    assert found.compute_seconds == pytest.approx(50_000 / 200 * 17 * 0.01 * (1 + 1 / 3))
-    assert found.reading_seconds == pytest.approx(1000 * 0.005 / 2)
-    assert found.seconds == found.compute_seconds
-    assert (found.timed_frames, found.timed_files) == (200, 8)
-    estimate(60.0, 1, [], work=work, device=torch.device("cuda"), workers=1)
-    assert measured[-1] == (26, 300)
+    monkeypatch.setattr(estimates, "reading_seconds", lambda rows, outline, on_gpu: 0.04 * len(rows))
+    outline = Outline(PUBLISHED, SemanticAudio(), int, seconds_of_batch=seconds_of_batch)
+    work = Work(clips=250, num_frames=50_000, audio_seconds=1000.0, rows=utterances(8))
+    found = estimate(outline, work, device=torch.device("cpu"), precision="fp32", workers=2)
+    assert measured == [(1, 200, "fp32")]  # the mean clip
+    assert found.compute_seconds == pytest.approx(250 * 0.5)
+    assert found.reading_seconds == pytest.approx(250 * 0.04 / 2)
+    assert found.seconds == pytest.approx(4 + 125 + 5), "on a CPU both take the same cores"
+    assert (found.timed_frames, found.timed_rows) == (200, 8)
+    found = estimate(outline, work, device=torch.device("cuda"), precision="exact", workers=2)
+    assert measured[-1] == (40, 200, "exact")
+    assert found.compute_seconds == pytest.approx(250 / 40 * 0.5)
+    assert found.seconds == pytest.approx(15 + 5), "a GPU computes while the CPU reads"
+    untimed = estimate(
+        Outline(PUBLISHED, SemanticAudio(), int), work, device=torch.device("cpu"), precision="fp32", workers=2
+    )
+    assert untimed.compute_seconds is None
 
 
-def test_a_layer_can_be_timed_here() -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_layer_can_be_timed_here(precision: str) -> None:
     import torch
 
     config = SemanticEncoderConfig(hidden_size=32, intermediate_size=48, num_attention_heads=4)
-    assert 0 < estimates.layer_seconds(config, 2, 30, torch.device("cpu")) < 10
+    assert 0 < outlines.layer_seconds(config, 2, 30, torch.device("cpu"), precision) < 10
+    with pytest.raises(ConfigError, match="computes only fp32 and bf16"):
+        outlines.layer_seconds(config, 2, 30, torch.device("cpu"), "fp16")
 
 
 def test_errors_come_before_any_line(tmp_path: Path, models: Path) -> None:
@@ -339,6 +350,27 @@ def test_exit_status_says_whether_a_build_would_reject(
     assert bad.exit_code == 1, bad.output
     assert "audio_not_finite" in bad.output
     assert "U+" in bad.output
+    assert max(cell_len(line) for line in bad.output.splitlines() if str(fixed) not in line) <= 80
     good = runner.invoke(app, ["check", str(fixed), "--models", str(models), "--decode"])
     assert good.exit_code == 0, good.output
     assert "would reject" not in good.output
+
+
+def test_what_is_shown_is_for_a_person(runner: CliRunner, models: Path, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"id": f"r{n}", "text": "Hello there, how are you", "audio": tone(tmp_path / f"{n}.wav", 1.5), "language": "en"}
+        for n in range(24)
+    ]
+    rows.append({"id": "slow", "text": "Hello", "audio": tone(tmp_path / "slow.wav", 10.0), "language": "en"})
+    manifest = write(tmp_path / "m.jsonl", rows)
+    shown = runner.invoke(app, ["check", str(manifest), "--models", str(models)])
+    assert shown.exit_code == 0, shown.output
+    said = " ".join(shown.output.replace("│", " ").split())
+    assert "to accept 25 46 s of audio" in said
+    assert "1 sample has more codes than the model's 200 positions: slow (499) (--drop-overlong)" in said
+    assert "Read at an unlikely pace" in said
+    assert "slow: 0.5 characters a second, usual for en is 1" in said
+    assert "models on cpu in fp32" in said
+    assert "limit 200" in said
+    refused = runner.invoke(app, ["check", str(manifest), "--precision", "fp64"])
+    assert isinstance(refused.exception, ConfigError)

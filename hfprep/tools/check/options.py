@@ -1,0 +1,58 @@
+"""What a check is asked to do. Imports nothing heavy: the command line takes its flags from here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hfprep.errors import ConfigError
+from hfprep.inputs.text.language import language_option
+from hfprep.io.object_storage import store_of, url_of
+from hfprep.pipeline.config import PLAIN, PRECISIONS
+from hfprep.pipeline.filters import RowFilters
+from hfprep.recipes.base import option
+from hfprep.recipes.options import ModelOptions
+from hfprep.recipes.registry import NAMES
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions(ModelOptions):
+    """What to check. Without a tokenizer texts are not looked at; without a config the published limits hold."""
+
+    manifest: Path = option(Path(), "Manifest, of any form that build takes.")
+    recipe: str | None = option(None, f"Model family: {', '.join(NAMES)}; default: told from the model files.")
+    language: str | None = option(None, "Language of all rows, as for build.")
+    map: str | None = option(None, "Names of fields, as for build.")
+    audio_root: Path | None = option(None, "As for build.")
+    audio_sr: int = option(16000, "As for build.")
+    max_samples: int | None = option(None, "As for build.")
+    drop_overlong: bool = option(False, "As for build.")
+    min_seconds: float | None = option(None, "As for build.")
+    max_seconds: float | None = option(None, "As for build.")
+    max_chars_per_second: float | None = option(None, "As for build.")
+    decode: bool = option(False, "Decode all audio too: finds cut-off and damaged files.")
+    workers: int = option(0, "Processes; 0: one a CPU core.")
+    device: str = option("auto", "Device that the build will have: auto, cpu, cuda or cuda:N.")
+    precision: str = option(PLAIN, "Precision that the build will have.")
+    fix: Path | None = option(None, "Write the lines that a build would take to this manifest.")
+
+    def __post_init__(self) -> None:
+        if self.max_samples is not None and self.max_samples < 1:
+            raise ConfigError(f"--max-samples is {self.max_samples}; it must be a positive number")
+        object.__setattr__(self, "language", language_option(self.language))
+        _ = self.filters  # raises where a bound is wrong
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"--precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
+
+    @property
+    def filters(self) -> RowFilters:
+        """Which rows the user leaves out."""
+        return RowFilters(
+            min_seconds=self.min_seconds,
+            max_seconds=self.max_seconds,
+            max_chars_per_second=self.max_chars_per_second,
+        )
+
+    @property
+    def named_stores(self) -> frozenset[str]:
+        """The object stores that the user named."""
+        urls = (url_of(place) for place in (self.manifest, self.audio_root) if place is not None)
+        return frozenset(store_of(url) for url in urls if url is not None)

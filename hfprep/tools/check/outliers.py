@@ -1,0 +1,82 @@
+"""Samples that are read at an unlikely pace: far more or far fewer characters a second than the rest of their language.
+
+Such a sample has the wrong text, a long silence, or another clip's audio. Takes rows one by one; memory does not grow
+with their number.
+"""
+
+import heapq
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from hfprep.schema import Utterance
+
+KEPT = 40  # slowest and fastest of each language that are remembered
+FEWEST = 20  # samples of a language from which a pace is usual
+FACTOR = 3.0  # away from the usual pace
+BINS_PER_OCTAVE = 8
+NONE_GIVEN = "(none)"
+
+
+@dataclass
+class _Paces:
+    """The paces of one language: a histogram by their logarithm, and the extremes, (pace, number, id)."""
+
+    bins: dict[int, int] = field(default_factory=dict)
+    count: int = 0
+    slowest: list[tuple[float, int, str]] = field(default_factory=list)
+    fastest: list[tuple[float, int, str]] = field(default_factory=list)
+
+    def median(self) -> float:
+        """The usual pace, to a sixteenth of an octave."""
+        seen = 0
+        for place in sorted(self.bins):
+            seen += self.bins[place]
+            if 2 * seen >= self.count:
+                return float(2 ** ((place + 0.5) / BINS_PER_OCTAVE))
+        return 0.0
+
+
+@dataclass
+class Pace:
+    """Characters a second, by language."""
+
+    languages: dict[str, _Paces] = field(default_factory=dict)
+    _numbers: Iterator[int] = field(default_factory=itertools.count, compare=False)
+
+    def add(self, utterance: Utterance, seconds: float) -> None:
+        """Note a sample."""
+        characters = sum(not character.isspace() for character in utterance.text)
+        if not characters or seconds <= 0:
+            return
+        pace = characters / seconds
+        found = self.languages.setdefault(utterance.language or NONE_GIVEN, _Paces())
+        place = math.floor(math.log2(pace) * BINS_PER_OCTAVE)
+        found.bins[place] = found.bins.get(place, 0) + 1
+        found.count += 1
+        number = next(self._numbers)
+        _keep(found.fastest, (pace, -number, utterance.id))
+        _keep(found.slowest, (-pace, -number, utterance.id))
+
+    def outliers(self) -> list[tuple[str, str, float, float]]:
+        """Id, language, characters a second and the language's usual pace, the most unlikely first."""
+        found = []
+        for language, paces in self.languages.items():
+            if paces.count < FEWEST:
+                continue
+            usual = paces.median()
+            for pace, _, sample_id in paces.fastest:
+                if pace > FACTOR * usual:
+                    found.append((sample_id, language, pace, usual))
+            for negative, _, sample_id in paces.slowest:
+                if -negative < usual / FACTOR:
+                    found.append((sample_id, language, -negative, usual))
+        return sorted(found, key=lambda item: -abs(math.log(item[2] / item[3])))
+
+
+def _keep(heap: list[tuple[float, int, str]], item: tuple[float, int, str]) -> None:
+    if len(heap) < KEPT:
+        heapq.heappush(heap, item)
+    else:
+        heapq.heappushpop(heap, item)

@@ -1,0 +1,65 @@
+"""The samples that a person should listen to first: very long or short, an odd pace, much silence, clipping.
+
+Takes what was collected; gives rows for a table.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from hfprep.tools.report.collect import Collected
+
+EACH = 6
+FEWEST = 20  # samples from which something is usual
+FAR_SPREADS = 4.0  # interquartile ranges beyond the quartiles, of logarithms
+MUCH_SILENCE, MUCH_CLIPPED = 0.5, 0.001
+
+
+class Outlier(NamedTuple):
+    """A drawn sample by its number, what is odd of it, and how odd: larger is odder."""
+
+    point: int
+    what: str
+    value: str
+
+
+def outliers(found: Collected) -> list[Outlier]:
+    """At most a few for each kind of oddity, the oddest first."""
+    rows = found.points.rows
+    seconds = np.array([row["seconds"] for row in rows])
+    odd = [*_far(seconds, "shorter than the rest", "longer than the rest", "{:.2f} s")]
+    tokens_and_codes = _pace(found)
+    if tokens_and_codes is not None:
+        odd += _far(tokens_and_codes, "few codes for its text", "many codes for its text", "{:.1f} codes a text id")
+    for name, what, least in (("silence", "much silence", MUCH_SILENCE), ("clipped", "clipped", MUCH_CLIPPED)):
+        heard = sorted(((signal[name], point) for point, signal in found.signals.items()), reverse=True)
+        odd += [Outlier(point, what, f"{share:.1%} of the clip") for share, point in heard[:EACH] if share >= least]
+    return odd
+
+
+def _pace(found: Collected) -> np.ndarray | None:
+    """Codes per token of the drawn samples."""
+    if found.lengths.pace is None:
+        return None
+    tokens, codes = (
+        next(column.lengths[-1] for column in found.schema.of_kind(kind) if column.lengths)
+        for kind in ("tokens", "codes")
+    )
+    return np.array([row[codes] / max(1, row[tokens]) for row in found.points.rows])
+
+
+def _far(values: np.ndarray, low: str, high: str, form: str) -> Iterator[Outlier]:
+    """What is far below or above the rest, by logarithms."""
+    if len(values) < FEWEST or (values <= 0).all():
+        return
+    logarithms = np.log(np.maximum(values, 1e-9))
+    first, third = np.quantile(logarithms, (0.25, 0.75))
+    spread = max(float(third - first), 0.1)
+    order = np.argsort(logarithms, kind="stable")
+    for point in order[:EACH]:
+        if logarithms[point] < first - FAR_SPREADS * spread / 2:
+            yield Outlier(int(point), low, form.format(values[point]))
+    for point in order[::-1][:EACH]:
+        if logarithms[point] > third + FAR_SPREADS * spread / 2:
+            yield Outlier(int(point), high, form.format(values[point]))

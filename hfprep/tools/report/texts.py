@@ -1,0 +1,97 @@
+"""What became of the texts of the samples that a report draws: normalised, in pieces, and what the tokenizer lacks.
+
+Takes the rows that are drawn, with the tokenizer of the build where that is still there.
+"""
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hfprep.errors import HfprepError, RejectedSample
+from hfprep.inputs.text.scripts import DoubtfulGrammar, has_digits
+from hfprep.inputs.text.tokenizer import Tokenized
+from hfprep.recipes.base import TextEncoder
+from hfprep.recipes.options import ModelOptions
+from hfprep.recipes.registry import outline, recipe
+from hfprep.schema import Schema
+
+TEXT_WIDTH = 160
+TEXTS_EACH = 3  # of a language, shown as they are read
+MOST_IN_ROWS = 500  # samples of which normalised text and pieces are kept in the page
+SPACE_PIECE = "\u2581"  # SentencePiece's mark for a space
+NONE_GIVEN = "(none)"
+
+Tokenize = Callable[[str, str | None], Tokenized]
+
+
+@dataclass
+class Texts:
+    """What the text rules and the tokenizer made of the drawn samples.
+
+    `shown`: of each language some samples as id, text, normalised, pieces. `doubtful`: samples without a language whose
+    grammar was chosen by a script that does not fit it. `digits_left`: by language, samples with digits left.
+    `unknown`: characters that the tokenizer lacks; `unknown_tokens` is None where the tokenizer is not at hand.
+    """
+
+    shown: dict[str, list[tuple[str, str, str, str]]] = field(default_factory=dict)
+    doubtful: Counter[DoubtfulGrammar] = field(default_factory=Counter)
+    digits_left: Counter[str] = field(default_factory=Counter)
+    unknown: Counter[str] = field(default_factory=Counter)
+    unknown_tokens: int | None = None
+    looked_at: int = 0
+
+    def add(
+        self, sample_id: str, language: str | None, text: str, tokenized: Tokenized, doubtful: DoubtfulGrammar | None
+    ) -> None:
+        """Count a sample's text."""
+        self.looked_at += 1
+        self.unknown_tokens = (self.unknown_tokens or 0) + len(tokenized.unknown)
+        for piece in tokenized.unknown:
+            self.unknown.update(character for character in piece if character != SPACE_PIECE)
+        name, normalized = language or NONE_GIVEN, tokenized.stages.normalized
+        shown = self.shown.setdefault(name, [])
+        if len(shown) < TEXTS_EACH:
+            shown.append((sample_id, text[:TEXT_WIDTH], normalized[:TEXT_WIDTH], pieces_of(tokenized)))
+        if doubtful is not None:
+            self.doubtful[doubtful] += 1
+        if has_digits(normalized):
+            self.digits_left[name] += 1
+
+
+def pieces_of(tokenized: Tokenized) -> str:
+    """A text's pieces in a line."""
+    return " ".join(tokenized.pieces)[: 2 * TEXT_WIDTH]
+
+
+def look_at_texts(
+    rows: Sequence[dict[str, Any]], texts: Sequence[tuple[str, str | None]], encoder: TextEncoder | None
+) -> Texts:
+    """Tokenize the drawn samples' texts again; some of the rows get `normalised` and `pieces`."""
+    found = Texts()
+    every = max(1, -(-len(rows) // MOST_IN_ROWS))
+    tokenize: Tokenize | None = getattr(encoder, "tokenize", None)
+    for number, (row, (text, language)) in enumerate(zip(rows, texts, strict=True)):
+        if encoder is None or tokenize is None:
+            break
+        try:
+            tokenized = tokenize(text, language)
+        except RejectedSample:  # it is another tokenizer's file by now
+            continue
+        found.add(row["id"], language, text, tokenized, encoder.doubt(text, language))
+        if number % every == 0:
+            row["normalised"] = tokenized.stages.normalized[:TEXT_WIDTH]
+            row["pieces"] = pieces_of(tokenized)
+    return found
+
+
+def tokenizer_of(schema: Schema, stats: Mapping[str, Any]) -> TextEncoder | None:
+    """The tokenizer of a build where it is found, else None."""
+    path = stats.get("tokenizer")
+    if not isinstance(path, str) or not Path(path).is_file():
+        return None
+    with contextlib.suppress(HfprepError):
+        return outline(recipe(schema.recipe), ModelOptions(tokenizer=Path(path))).text_encoder
+    return None

@@ -1,0 +1,84 @@
+"""Samples of an output computed again, alone or by the published library: finds the models and the audio for that."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfprep.errors import ConfigError
+from hfprep.inputs.audio.decode import TARGET_SAMPLING_RATE
+from hfprep.inputs.manifest.rows import AudioFinder
+from hfprep.pipeline.config import PLAIN, BuildConfig
+from hfprep.pipeline.inputs import find_inputs
+from hfprep.pipeline.intake import via_rate
+from hfprep.recipes.options import ModelOptions
+from hfprep.schema import Schema
+from hfprep.store.layout import OutputFolder
+from hfprep.tools.verify.described import state_value
+from hfprep.tools.verify.faults import Findings
+from hfprep.tools.verify.options import VerifyOptions
+from hfprep.tools.verify.parity import Parity, Stored, check_models, compare_alone, draw
+from hfprep.tools.verify.reference import ReferenceResult, compare_with_reference
+
+MODEL_OPTIONS = {item.name: item.default for item in dataclasses.fields(ModelOptions)}
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """What was found by computing samples again; None where nobody asked."""
+
+    parity: Parity | None = None
+    reference: ReferenceResult | None = None
+
+
+def compare(
+    options: VerifyOptions,
+    schema: Schema,
+    records: Callable[[], Iterable[dict[str, Any]]],
+    stored: Stored,
+    findings: Findings,
+    stats: dict[str, Any],
+) -> Comparisons:
+    """Draw from the samples that `records` gives, compute these again and compare; faults go to `findings`.
+
+    Raises ConfigError where the models are missing, or are not those that the output was made with.
+    """
+    if not options.parity and not options.reference:
+        return Comparisons()
+    last = state_value(options.output_dir, "paths") or {}
+    given = _model_options(options, last)
+    if not any(value is not None and MODEL_OPTIONS[name] is None for name, value in given.items()):
+        flag = "--parity" if options.parity else "--reference"
+        raise ConfigError(f"{flag} needs the models that the output was made with; give --models DIR")
+    manifest = options.manifest or Path(last.get("manifest") or options.output_dir / "manifest.jsonl")
+    config = BuildConfig(
+        manifest=manifest, output_dir=options.output_dir, device=options.device, recipe=schema.recipe, **given
+    )
+    inputs = find_inputs(config, OutputFolder(options.output_dir))
+    check_models(inputs, stats)
+    via = via_rate(stats.get("settings", {}).get("audio_sr", TARGET_SAMPLING_RATE), inputs.models.audio)
+    finder, folder = AudioFinder(manifest, last.get("audio_root")), last.get("folder")
+    parity = reference = None
+    if options.parity:
+        parity = compare_alone(
+            draw(records(), options.parity, options.seed), stored, findings, inputs=inputs, device=options.device,
+            precision=stats.get("precision", PLAIN), audio_sr=via, finder=finder, folder=folder,
+        )  # fmt: skip
+    if options.reference:
+        reference = compare_with_reference(
+            draw(records(), options.reference, options.seed), stored, findings, inputs=inputs, audio_sr=via,
+            finder=finder, folder=folder,
+        )  # fmt: skip
+    return Comparisons(parity, reference)
+
+
+def _model_options(options: VerifyOptions, last: dict[str, Any]) -> dict[str, Any]:
+    """The options of the recipe: files as they are given, or else all those of the last build; other values are its."""
+    given = {name: getattr(options, name) for name in MODEL_OPTIONS}
+    files = [name for name, default in MODEL_OPTIONS.items() if default is None]
+    earlier = set(MODEL_OPTIONS) - (set(files) if any(given[name] is not None for name in files) else set())
+    return {
+        name: last.get(name, value) if name in earlier and value == MODEL_OPTIONS[name] else value
+        for name, value in given.items()
+    }

@@ -1,0 +1,80 @@
+"""The schema of an npy output, from stats.json or its state, also where one of these is damaged."""
+
+import contextlib
+import json
+import sqlite3
+from collections import Counter
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from hfprep.errors import ConfigError
+from hfprep.schema import Column, Schema
+from hfprep.store.first_version import first_schema
+from hfprep.store.layout import PRIVATE, STATS
+from hfprep.tools.verify.arrays import read_npy
+from hfprep.tools.verify.state_reader import StateReader
+
+STATE_FILE = f"{PRIVATE}/state.sqlite"
+WIDTHS_SAMPLED = 101
+
+
+def npy_schema(root: Path) -> Schema:
+    """The schema that an output names; that of hfprep 0.1.0, which named none, where nothing readable does.
+
+    Raises ConfigError where this is no output, or it is another recipe's and has lost what says so.
+    """
+    for record in (stats_of(root).get("schema"), state_value(root, "schema")):
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            if record is not None:
+                return Schema.parse(record)
+    if not any((root / name).exists() for name in (PRIVATE, STATS, *first_schema(0).by_name)):
+        if any(root.glob("*_manifest.jsonl")):
+            raise ConfigError(
+                f"{str(root)!r} has manifests, but neither {STATS} nor {STATE_FILE}, which say what a sample is; "
+                "run the build again"
+            )
+        raise ConfigError(f"{str(root)!r} holds no features: neither manifests, nor arrays, nor an export")
+    return _of_first_version(root)
+
+
+def state_value(root: Path, key: str) -> Any:
+    """A value that the build keeps in its state under `key`, None where it cannot be read."""
+    path = root / STATE_FILE
+    with contextlib.suppress(sqlite3.Error, ValueError):
+        if path.is_file():
+            with contextlib.closing(StateReader(path)) as state:
+                return state.get(key)
+    return None
+
+
+def stats_of(root: Path) -> dict[str, Any]:
+    """stats.json of an output, empty where it cannot be read."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return dict(json.loads((root / STATS).read_bytes()))
+    return {}
+
+
+def _of_first_version(root: Path) -> Schema:
+    schema = first_schema(_usual_width(root))
+    size = stats_of(root).get("codebook", {}).get("size")
+    if not isinstance(size, int):
+        return schema
+    columns = (replace(column, size=size) if column.kind == "codes" else column for column in schema.columns)
+    return replace(schema, columns=tuple(columns))
+
+
+def _usual_width(root: Path) -> int:
+    """How wide most vectors are, by the first of them: 0.1.0 left that to the model's config."""
+    widths: Counter[int] = Counter()
+    for column in first_schema(0).of_kind("vector"):
+        for path in islice((root / column.name).rglob("*.npy"), WIDTHS_SAMPLED):
+            array, _ = read_npy(path)
+            if array is not None and array.ndim == column.ndim:
+                widths[array.shape[_width_axis(column)]] += 1
+    return widths.most_common(1)[0][0] if widths else 0
+
+
+def _width_axis(column: Column) -> int:
+    return column.dims.index(0)

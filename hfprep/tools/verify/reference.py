@@ -1,0 +1,73 @@
+"""The proof that the numbers are those of the published models: samples computed again by the published library.
+
+Takes the output, its models and N; the recipe says what of a sample the library can compute. Two programs that add in
+different orders differ in a code here and there, so a share of equal codes is asked for, not all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hfprep.errors import ConfigError, RejectedSample
+from hfprep.inputs.audio.decode import load_waveform
+from hfprep.inputs.manifest.rows import AudioFinder
+from hfprep.pipeline.inputs import Inputs
+from hfprep.recipes.base import Referenced
+from hfprep.schema import artifact_path
+from hfprep.tools.verify.faults import FaultKind, Findings
+from hfprep.tools.verify.parity import Stored, audio_of
+
+LEAST_AGREEMENT = 0.98  # of a sample's codes
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceResult:
+    """What the comparison found: samples and codes compared, codes that differ."""
+
+    samples: int
+    codes: int
+    codes_differing: int
+
+    @property
+    def agreement(self) -> float:
+        """Share of the codes that are equal."""
+        return 1 - self.codes_differing / self.codes if self.codes else 1.0
+
+
+def compare_with_reference(
+    records: Sequence[dict[str, Any]],
+    stored: Stored,
+    findings: Findings,
+    *,
+    inputs: Inputs,
+    audio_sr: int | None,
+    finder: AudioFinder,
+    folder: str | None = None,
+) -> ReferenceResult:
+    """Compute each record's sample by the published library and compare; faults go to `findings`.
+
+    Raises ConfigError where the recipe has no such reference, or the library is not installed.
+    """
+    models = inputs.models
+    if not isinstance(models, Referenced):
+        raise ConfigError(f"--reference: the recipe {inputs.schema.recipe!r} has no published library to compare with")
+    reference = models.reference()
+    samples = codes = differing = 0
+    for record in records:
+        sample_id = record["id"]
+        try:
+            waveform = load_waveform(audio_of(record, finder, folder), via=audio_sr)
+        except RejectedSample as error:
+            findings.add(FaultKind.REFERENCE, record["audio_path"], error.message, sample_id=sample_id)
+            continue
+        before = stored(sample_id)
+        samples += 1
+        for name, now in reference(waveform.samples).items():
+            then = before[name]
+            unequal = now.size if then.shape != now.shape else int((then != now).sum())
+            codes, differing = codes + now.size, differing + unequal
+            if unequal > (1 - LEAST_AGREEMENT) * now.size:
+                message = f"{unequal} of {now.size} codes differ from those of the published library"
+                where = artifact_path(name, sample_id)
+                findings.add(FaultKind.REFERENCE, where, message, sample_id=sample_id, column=name)
+    return ReferenceResult(samples, codes, differing)
