@@ -35,8 +35,9 @@ class CheckOptions(ModelOptions):
     fix: Path | None = option(None, "Write the lines that a build would take to this manifest.")
 
     def __post_init__(self) -> None:
-        if self.max_samples is not None and self.max_samples < 1:
-            raise ConfigError(f"--max-samples is {self.max_samples}; it must be a positive number")
+        object.__setattr__(self, "max_samples", self.max_samples or None)
+        if self.max_samples is not None and self.max_samples < 0:
+            raise ConfigError(f"--max-samples is {self.max_samples}; it must be a positive number, or 0 for all")
         object.__setattr__(self, "language", language_option(self.language))
         _ = self.filters  # raises where a bound is wrong
         if self.precision not in PRECISIONS:
