@@ -255,7 +255,8 @@ def test_a_build_of_segments(repository: Path, golden_small: Path, tmp_path: Pat
     clips = {}
     for row in exported.cast_column("audio", datasets.Audio(decode=False)):
         content, exported_rate = soundfile.read(BytesIO(row["audio"]["bytes"]), always_2d=True)
-        assert (len(content), exported_rate) == (pytest.approx(half * rate, abs=1), rate)
+        assert exported_rate == rate
+        assert len(content) == pytest.approx(half * rate, abs=1)
         clips[row["id"]] = content.mean(axis=1)
     np.testing.assert_array_equal(clips["second"], clips["file"])
     assert not verify(VerifyOptions(output_dir=tmp_path / "out", parity=3, device="cpu")).faults
