@@ -135,12 +135,9 @@ def pairs(
         val_output_name=val_output_name,
     )
     with _reading(out):
-        out = folder_for_pairs(out, form)
-        for split, count in make_pairs(out, options).items():
-            alone = f"; {count.alone} speakers have a single utterance" if count.alone else ""
-            overlong = f"; {count.overlong} overlong utterances left out" if count.overlong else ""
-            where = out / options.names[split]
-            say(f"{where}: {count.pairs} pairs, {count.targets} targets, {count.speakers} speakers{alone}{overlong}")
+        folder = folder_for_pairs(out, form)
+        for split, count in make_pairs(folder, options).items():
+            say(f"{folder / options.names[split]}: {count.line()}")
 
 
 def export_manifests(

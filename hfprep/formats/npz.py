@@ -76,7 +76,7 @@ def features_path(sample_id: str) -> str:
 
 def _write(folder: Path, schema: Schema, sample: Sample) -> None:
     path = folder / features_path(safe_id(sample.entry.id, folder))
-    arrays = {
+    arrays: dict[str, Any] = {
         name: values.astype(schema.by_name[name].numpy_dtype, copy=False) for name, values in sample.arrays.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)

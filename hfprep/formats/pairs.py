@@ -102,6 +102,12 @@ class PairCounts:
     alone: int
     overlong: int = 0
 
+    def line(self) -> str:
+        """The counts in words."""
+        alone = f"; {self.alone} speakers have a single utterance" if self.alone else ""
+        overlong = f"; {self.overlong} overlong utterances left out" if self.overlong else ""
+        return f"{self.pairs} pairs, {self.targets} targets, {self.speakers} speakers{alone}{overlong}"
+
 
 def speaker_reader(rule: str | None) -> Callable[[dict[str, Any]], str | None]:
     """How a record without a speaker gets one: from the folder of its audio, or by an expression; ConfigError.
