@@ -12,6 +12,18 @@ from hfprep.cli.output import say
 Source = Annotated[Path, typer.Argument(help="A finished set: an output of build, a saved data set, or shards.")]
 ShardSize = Annotated[str, typer.Option(help="Size of a shard at most, such as 500MB or 2GB.")]
 Dtype = Annotated[str, typer.Option(help="Of the latents: float32, or float16 (half the space, not the same numbers).")]
+MostText = Annotated[
+    int | None, typer.Option(help="Leave out utterances with more text ids; default: the model's positions.")
+]
+MostCodes = Annotated[
+    int | None, typer.Option(help="Leave out utterances with more codes; default: the model's positions.")
+]
+CrossLingual = Annotated[
+    bool, typer.Option("--cross-lingual", help="Take every other prompt from another language of the speaker.")
+]
+Form = Annotated[
+    str, typer.Option(help="auto (by OUT), arrays, or npz: OUT is exported to OUT/npz first, pairs go there.")
+]
 
 
 def export_npy(
@@ -89,12 +101,8 @@ def pairs(
     pairs_per_target: Annotated[int, typer.Option(help="Prompts for each target.")] = 2,
     min_text_len: Annotated[int, typer.Option(help="Leave out utterances with fewer text ids.")] = 1,
     min_code_len: Annotated[int, typer.Option(help="Leave out utterances with fewer codes.")] = 1,
-    max_text_len: Annotated[
-        int | None, typer.Option(help="Leave out utterances with more text ids; default: the model's positions.")
-    ] = None,
-    max_code_len: Annotated[
-        int | None, typer.Option(help="Leave out utterances with more codes; default: the model's positions.")
-    ] = None,
+    max_text_len: MostText = None,
+    max_code_len: MostCodes = None,
     max_pairs: Annotated[
         int | None, typer.Option(help="Pairs a split at most, spread evenly over speakers; 0: all.")
     ] = None,
@@ -106,12 +114,8 @@ def pairs(
     audio_root: Annotated[
         Path | None, typer.Option(help="With --paths absolute: folder that the audio paths start from.")
     ] = None,
-    cross_lingual: Annotated[
-        bool, typer.Option("--cross-lingual", help="Take every other prompt from another language of the speaker.")
-    ] = False,
-    form: Annotated[
-        str, typer.Option(help="auto (by OUT), arrays, or npz: OUT is exported to OUT/npz first, pairs go there.")
-    ] = "auto",
+    cross_lingual: CrossLingual = False,
+    form: Form = "auto",
     train_output_name: Annotated[str, typer.Option(help="Name of the file in OUT.")] = "train_pairs.jsonl",
     val_output_name: Annotated[str, typer.Option(help="Name of the file in OUT.")] = "val_pairs.jsonl",
 ) -> None:
