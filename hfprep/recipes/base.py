@@ -43,6 +43,11 @@ def absolute(value: Any) -> Any:
     return value
 
 
+def resampling(audio_sr: int) -> str:
+    """What settings say of the way that audio comes to the model's rate: at 24 kHz, every file goes by way of it."""
+    return "24000 at every rate" if audio_sr == 24_000 else str(audio_sr)
+
+
 class TextEncoder(Protocol):
     """Turns a text into token ids. Picklable; safe to call from several threads."""
 

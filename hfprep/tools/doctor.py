@@ -1,4 +1,4 @@
-"""What of this machine a build stands on: Python, packages, devices, ffmpeg, disk, models; problems with remedies.
+"""What of this machine a build stands on: Python, packages, devices, disk, models; problems with remedies.
 
 Gives `examine`, a list of `Finding`. Changes nothing but for a short-lived file that measures the disk.
 """
@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import time
 import urllib.error
@@ -62,7 +61,7 @@ class Finding:
 
 def examine(*, folder: Path, models: Path | None = None, recipe_name: str | None = None) -> list[Finding]:
     """Look at everything; `folder` is where features will go, `models` a folder of model files of a recipe."""
-    findings = [_python(), *_packages(), *_devices(), _threads(), _ffmpeg(), *_disk(folder)]
+    findings = [_python(), *_packages(), *_devices(), _threads(), *_disk(folder)]
     findings += _models_folder(models, recipe_name) if models is not None else _hub(recipe_name or DEFAULT)
     return sorted(findings, key=lambda finding: finding.level)
 
@@ -130,18 +129,6 @@ def _threads() -> Finding:
     if memory < LEAST_MEMORY:
         return Finding(Level.WARNING, "CPU", found, f"the published models need {LEAST_MEMORY / GIB:.0f} GiB of memory")
     return Finding(Level.FINE, "CPU", found)
-
-
-def _ffmpeg() -> Finding:
-    program = shutil.which("ffmpeg")
-    if program is None:
-        remedy = "only m4a, webm, aac and the like need it: apt-get install ffmpeg"
-        return Finding(Level.WARNING, "ffmpeg", "not installed", remedy)
-    try:
-        shown = subprocess.run([program, "-version"], capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        return Finding(Level.PROBLEM, "ffmpeg", f"{program} does not run: {error}", "install it again")
-    return Finding(Level.FINE, "ffmpeg", f"{shown.splitlines()[0]} at {program}")
 
 
 def _disk(folder: Path) -> Iterator[Finding]:

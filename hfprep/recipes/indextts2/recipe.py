@@ -13,7 +13,7 @@ import numpy as np
 
 from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.io.digest import digest
-from hfprep.recipes.base import PRECISIONS, Download, Outline
+from hfprep.recipes.base import PRECISIONS, Download, Outline, resampling
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.locate import ModelFiles, locate
 from hfprep.recipes.indextts2.options import IndexTTS2Options
@@ -54,7 +54,7 @@ class IndexTTS2Models:
 
     def settings(self, sha256: Mapping[str, str], *, precision: str, audio_sr: int) -> dict[str, dict[str, str]]:
         semantic = {name: value for name, value in sha256.items() if name.startswith(("semantic_model", "w2v_stat"))}
-        semantic |= {"audio_sr": str(audio_sr), "precision": precision}
+        semantic |= {"audio_sr": resampling(audio_sr), "precision": precision}
         branches = (self.config.condition, self.config.emotion)
         architecture = "".join(digest(dataclasses.asdict(branch)).hex() for branch in branches)
         return {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from hfprep.errors import ConfigError
 from hfprep.io.digest import digest
-from hfprep.recipes.base import PRECISIONS
+from hfprep.recipes.base import PRECISIONS, resampling
 from hfprep.recipes.finding import CONFIG_FILE
 from hfprep.recipes.indextts25.config import CODEC_FILE, GPT_FILE, Config, named_file, names_indextts25
 from hfprep.recipes.indextts25.locate import ModelFiles, locate
@@ -60,7 +60,7 @@ class IndexTTS25Models:
 
     def settings(self, sha256: Mapping[str, str], *, precision: str, audio_sr: int) -> dict[str, dict[str, str]]:
         semantic = {name: value for name, value in sha256.items() if name.startswith(("semantic_model", "w2v_stat"))}
-        semantic |= {"audio_sr": str(audio_sr), "precision": precision}
+        semantic |= {"audio_sr": resampling(audio_sr), "precision": precision}
         reference = {"reference_seconds": f"{self.reference_seconds:g}"} if self.reference_seconds else {}
         architecture = digest(dataclasses.asdict(self.config.emotion)).hex()
         emotion = {"gpt_checkpoint": sha256["gpt_checkpoint"], "emotion": architecture}
@@ -68,7 +68,7 @@ class IndexTTS25Models:
             TEXT: {"tokenizer": sha256["tokenizer"], "normalizer": self.text_encoder().fingerprint()},
             CODES: semantic | {"semantic_codec": sha256["semantic_codec"]},
             # Always in float32, whatever the precision of the rest.
-            SPEAKER: {"campplus": sha256["campplus"], "audio_sr": str(audio_sr)} | reference,
+            SPEAKER: {"campplus": sha256["campplus"], "audio_sr": resampling(audio_sr)} | reference,
             EMOTION: semantic | emotion | reference,
         }
 
