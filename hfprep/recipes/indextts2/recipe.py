@@ -149,15 +149,29 @@ class IndexTTS2:
 
         config = config_of(options)
         named = options.tokenizer is not None or options.models is not None
+        encoder = TextTokenizer(options.tokenizer_path) if named else None
+        if encoder is not None:
+            _compare_sizes(encoder, options, config)
         return Outline(
             schema=schema_of(config),
             audio=SemanticAudio(),
             num_codes=int,
-            text_encoder=TextTokenizer(options.tokenizer_path) if named else None,
+            text_encoder=encoder,
             min_frames=MIN_FRAMES,
             max_frames=2 * POSITION_ROWS,
             seconds_of_batch=BatchTimer(config, semantic_config_of(options)),
         )
+
+
+def _compare_sizes(encoder: TextTokenizer, options: IndexTTS2Options, config: ModelConfig) -> None:
+    """Say where a tokenizer is larger than the checkpoint, if that is here already."""
+    from hfprep.recipes.text_rows import warn_of_larger  # it imports torch
+
+    checkpoint = options.gpt_checkpoint
+    if checkpoint is None and options.models is not None:
+        checkpoint = options.models / (config.gpt_checkpoint or "gpt.pth")
+    if checkpoint is not None and checkpoint.is_file():
+        warn_of_larger(encoder.model_path, encoder.vocab_size, checkpoint, config.number_text_tokens)
 
 
 RECIPE = IndexTTS2()
