@@ -176,11 +176,11 @@ class Recipe(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """Files of a hub repository, about how large they are together, and the folder below `--models` they go to."""
+    """Files of a hub repository, about how large they are together (0: unknown), and their folder below `--models`."""
 
     repository: str
     files: tuple[str, ...]
-    num_bytes: int
+    num_bytes: int = 0
     folder: str = "."
 
 

@@ -193,7 +193,8 @@ def _hub(name: str) -> Iterator[Finding]:
         if source not in lacking:
             yield Finding(Level.FINE, "models", f"{source.repository} is in the cache")
             continue
-        found = f"{source.repository} is not here: {', '.join(lacking[source])}, about {size(source.num_bytes)}"
+        about = f", about {size(source.num_bytes)}" if source.num_bytes else ""
+        found = f"{source.repository} is not here: {', '.join(lacking[source])}{about}"
         yield Finding(Level.PROBLEM if unreachable else Level.WARNING, "models", found, remedy)
 
 
@@ -223,16 +224,16 @@ def _models_folder(models: Path, name: str | None) -> Iterator[Finding]:
     """Whether a folder holds every file that a build reads, and they belong together."""
     options = ModelOptions(models=models)
     chosen = choose_recipe(name, options)
-    remedy = f"python -m hfprep download {models} --recipe {chosen.name} fetches what is missing"
-    lacks = absent(models, chosen.name)
-    if lacks:
-        yield Finding(Level.PROBLEM, "models", f"{models} lacks {', '.join(lacks)}", remedy)
-        return
     try:
         found = chosen.find(options, fetch=False)
         found.check()
     except (ConfigError, CheckpointError) as error:
-        yield Finding(Level.PROBLEM, "models", str(error), "give the files of one published model")
+        lacks = absent(models, chosen.name)
+        if lacks:
+            remedy = f"python -m hfprep download {models} --recipe {chosen.name} fetches what is missing"
+            yield Finding(Level.PROBLEM, "models", f"{models} lacks {', '.join(lacks)}", remedy)
+        else:
+            yield Finding(Level.PROBLEM, "models", str(error), "give the files of one published model")
         return
     yield Finding(Level.FINE, "models", f"{models}: {_described(found.schema)}")
 
