@@ -171,7 +171,7 @@ def test_a_clip_that_does_not_fit_goes_to_the_cpu_as_a_waveform(
 
     class Full:
         device, min_frames, max_frames, packs = model.device, model.min_frames, model.max_frames, False
-        equal_lengths = False
+        pads_from = 0
 
         def __call__(self, *_: Any, **__: Any) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory")
