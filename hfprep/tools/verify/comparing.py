@@ -11,7 +11,7 @@ from hfprep.inputs.audio.decode import TARGET_SAMPLING_RATE
 from hfprep.inputs.manifest.rows import AudioFinder
 from hfprep.pipeline.config import PLAIN, BuildConfig
 from hfprep.pipeline.inputs import find_inputs
-from hfprep.pipeline.intake import via_rate
+from hfprep.recipes.base import via_rate
 from hfprep.recipes.options import ModelOptions
 from hfprep.schema import Schema
 from hfprep.store.layout import OutputFolder
