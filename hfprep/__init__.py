@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hfprep.formats.loading import LengthBucketedBatchSampler, collate, load
     from hfprep.pipeline.building import build
     from hfprep.pipeline.building_many import ManySummary, build_many
+    from hfprep.pipeline.extracting import extractor
     from hfprep.pipeline.summary import Summary
 
 __version__ = "0.2.0"
@@ -28,6 +29,7 @@ __all__ = [
     "build_many",
     "collate",
     "config_of_each",
+    "extractor",
     "load",
 ]
 
@@ -38,6 +40,7 @@ _LAZY = {
     "build": "hfprep.pipeline.building",
     "build_many": "hfprep.pipeline.building_many",
     "collate": "hfprep.formats.loading",
+    "extractor": "hfprep.pipeline.extracting",
     "load": "hfprep.formats.loading",
 }
 

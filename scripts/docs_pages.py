@@ -16,7 +16,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS_PLACE = "<!-- the options of BuildConfig -->"
-SCHEMA_ORDER = ("manifest", "record-indextts-2", "rejected", "stats", "pair-record", "arrow-index", "webdataset-index")
+SCHEMA_ORDER = (
+    "manifest", "record-indextts-2", "rejected", "stats", "pair-record", "npz-record", "npz-pair-record", "arrow-index",
+    "webdataset-index",
+)  # fmt: skip
 
 
 def on_files(files: Any, config: Any) -> Any:

@@ -27,9 +27,10 @@ METADATA = {
 }  # fmt: skip
 
 
-def record_schema(schema: Schema) -> dict[str, Any]:
-    """The JSON Schema of the manifest records of a recipe."""
+def record_schema(schema: Schema, optional: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """The JSON Schema of the manifest records of a recipe; records may lack the columns of `optional` groups."""
     properties: dict[str, Any] = {}
+    absent: set[str] = set()
     for name, (title, description, kind) in METADATA.items():
         properties[name] = {"title": title, "description": description, "type": kind}
         if kind == "string":
@@ -43,6 +44,8 @@ def record_schema(schema: Schema) -> dict[str, Any]:
             "type": "string",
             "pattern": f"^{column.name}/.+\\.npy$",
         }
+        if column.group in optional:
+            absent |= {f"{column.name}_path", *column.lengths}
         for length in column.lengths:
             properties.setdefault(length, {
                 "title": f"Length {length}",
@@ -65,18 +68,18 @@ def record_schema(schema: Schema) -> dict[str, Any]:
         "that holds the manifest, with forward slashes.",
         "type": "object",
         "properties": properties,
-        "required": list(properties),
+        "required": [name for name in properties if name not in absent],
         "additionalProperties": False,
     }
 
 
 def files() -> dict[Path, str]:
     """What the files should hold, by path."""
-    schemas = [recipe(name).published for name in NAMES]
-    return {
-        ROOT / "schemas" / f"record-{schema.recipe}.schema.json": json.dumps(record_schema(schema), indent=2) + "\n"
-        for schema in schemas
-    }
+    found = {}
+    for made in map(recipe, NAMES):
+        content = record_schema(made.published, getattr(made, "optional", frozenset()))
+        found[ROOT / "schemas" / f"record-{made.name}.schema.json"] = json.dumps(content, indent=2) + "\n"
+    return found
 
 
 if __name__ == "__main__":

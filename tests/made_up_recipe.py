@@ -61,7 +61,7 @@ class Frames:
 class Layers:
     """The stand-in for networks."""
 
-    min_frames, max_frames, packs, equal_lengths = 1, 100_000, False, False
+    min_frames, max_frames, packs, pads_from = 1, 100_000, False, 0
 
     def __init__(self, gain: int) -> None:
         self.gain = gain

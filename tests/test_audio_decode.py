@@ -92,10 +92,14 @@ def test_via_resamples_twice(tmp_path: Path) -> None:
     assert not np.array_equal(load_waveform(path).samples, expected)
 
 
-def test_via_leaves_a_file_at_the_target_rate_alone(tmp_path: Path) -> None:
+def test_via_24_khz_is_gone_through_at_every_rate_and_others_only_where_needed(tmp_path: Path) -> None:
+    """The older scripts read every file at 24 kHz."""
     sound = tone(0.5).astype(np.float32)
     path = write(tmp_path / "a.wav", sound, RATE, "FLOAT")
-    np.testing.assert_array_equal(load_waveform(path, via=24_000).samples, sound)
+    expected = resample(resample(sound, RATE, 24_000), 24_000, RATE)
+    np.testing.assert_array_equal(load_waveform(path, via=24_000).samples, expected)
+    assert not np.array_equal(expected, sound)
+    np.testing.assert_array_equal(load_waveform(path, via=22_050).samples, sound)
 
 
 def test_another_target_rate(tmp_path: Path) -> None:

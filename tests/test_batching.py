@@ -64,6 +64,14 @@ def test_batches_keep_order_and_stay_within_rows_and_frames() -> None:
     assert lengths(by_frames) == [[100, 90], [60, 40, 30], [30, 20, 10]]  # 2 x 100, 3 x 60, 3 x 30
 
 
+def test_clips_that_padding_would_change_are_only_with_equal_ones() -> None:
+    clips = [Clip(n) for n in (9, 8, 8, 7, 7, 7, 9, 3)]
+    limits, budget = BatchLimits(99, None), FrameBudget()
+    assert lengths(list(batches(clips, limits, budget, pads_from=8))) == [[9, 8, 8], [7, 7, 7], [9], [3]]
+    assert lengths(list(batches(clips, limits, budget, pads_from=99))) == [[9], [8, 8], [7, 7, 7], [9], [3]]
+    assert lengths(list(batches(clips, limits, budget, pads_from=3))) == [[9, 8, 8, 7, 7, 7, 9, 3]]
+
+
 def test_a_longer_clip_than_the_budget_goes_alone() -> None:
     clips = [Clip(n) for n in (500, 10, 10)]
     assert lengths(list(batches(clips, BatchLimits(9, None), FrameBudget(100)))) == [[500], [10, 10]]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +17,7 @@ import hfprep
 from hfprep.errors import CheckpointError, ConfigError
 from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.pipeline.batching import BatchLimits
-from hfprep.pipeline.features import ExtractorSettings, FeatureExtractor, map_schema
+from hfprep.pipeline.features import ExtractorSettings, FeatureExtractor
 from hfprep.pipeline.intake_processes import IntakeProcesses
 from hfprep.recipes.indextts2.feature_model import FeatureModel
 from hfprep.recipes.indextts2.options import IndexTTS2Options
@@ -87,29 +88,28 @@ def test_manifests_are_in_source_order_and_split_by_the_hash(build: Build, golde
 
 def test_a_plain_datasets_map_gives_the_same_features(build: Build, golden_small: Path) -> None:
     output = build().output_dir
-    models = RECIPE.find(IndexTTS2Options(models=golden_small / "checkpoints"))
-    model = models.load(torch.device("cpu"), "fp32")
-    settings = ExtractorSettings(limits=BatchLimits(3, None))
-    extractor = FeatureExtractor(models, models.text_encoder(), model, settings)
+    extractor = hfprep.extractor(models=golden_small / "checkpoints", batch_size=3, device="cpu")
     rows = datasets.Dataset.from_list(rows_of(golden_small))
     bad = datasets.Dataset.from_list([{"id": "gone", "text": "x", "audio": "gone.wav", "language": "en"}])
     rows = datasets.concatenate_datasets([rows.select_columns(["id", "text", "audio", "language"]), bad])
-    mapped = rows.map(
-        extractor,
-        batched=True,
-        batch_size=5,
-        features=map_schema(rows.features, models.schema),
-        new_fingerprint="plain-map",
-    ).with_format("numpy")
+    mapped = rows.map(extractor, batched=True, batch_size=5, features=extractor.features(rows.features))
+    again = rows.map(pickle.loads(pickle.dumps(extractor)), batched=True, batch_size=5, features=mapped.features)
+    assert again._fingerprint == mapped._fingerprint  # from the cache: nothing was computed
+    mapped = mapped.with_format("numpy")
     extractor.close()
     for row in mapped.select(range(8)):
-        for column in models.schema.columns:
+        for column in extractor.schema.columns:
             array = np.load(output / column.name / f"{row['id']}.npy")
             got = np.stack(row[column.name]).astype(column.dtype)
             np.testing.assert_allclose(got, array, rtol=1e-4, atol=1e-5)
     last = mapped.with_format(None)[8]
     assert last["codes"] is None
     assert last["rejected"].startswith("audio_missing: ")
+
+
+def test_an_extractor_has_the_options_that_name_files() -> None:
+    with pytest.raises(hfprep.ConfigError, match=r"extractor has no option checkpoints; it has .*models"):
+        hfprep.extractor(checkpoints="x")
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_a_clip_that_does_not_fit_goes_to_the_cpu_as_a_waveform(
 
     class Full:
         device, min_frames, max_frames, packs = model.device, model.min_frames, model.max_frames, False
-        equal_lengths = False
+        pads_from = 0
 
         def __call__(self, *_: Any, **__: Any) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory")

@@ -38,7 +38,7 @@ def find(topic: str, **arguments: Any) -> list[doctor.Finding]:
 @pytest.mark.usefixtures("quick_disk")
 def test_everything_is_looked_at_and_nothing_is_left_behind(tmp_path: Path) -> None:
     topics = [finding.topic for finding in examine(folder=tmp_path / "not" / "yet")]
-    assert set(topics) == {"Python", "packages", "devices", "CPU", "ffmpeg", "disk", "hub", "models"}
+    assert set(topics) == {"Python", "packages", "devices", "CPU", "disk", "hub", "models"}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -86,13 +86,10 @@ def test_missing_and_old_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("quick_disk")
-def test_ffmpeg_and_a_gpu_that_torch_does_not_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_torch_does_not_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     programs = {"nvidia-smi": "/usr/bin/nvidia-smi"}
     monkeypatch.setattr(doctor.shutil, "which", programs.get)
-    (ffmpeg,) = find("ffmpeg", folder=tmp_path)
-    assert ffmpeg.level == Level.WARNING
-    assert "install ffmpeg" in ffmpeg.remedy
     (device,) = find("devices", folder=tmp_path)
     assert device.level == Level.PROBLEM
 

@@ -30,7 +30,7 @@ from hfprep.pipeline.engines.pool import WorkerPool
 from hfprep.pipeline.engines.work_units import WorkQueue, WorkUnit
 from hfprep.pipeline.failures import DeviceError
 from hfprep.pipeline.features import BatchResult
-from hfprep.pipeline.planning import rows_schema
+from hfprep.pipeline.plan import rows_schema
 from hfprep.schema import Rejection
 from tests.fake_worker import Orders
 from tests.sample_schemas import speech_schema

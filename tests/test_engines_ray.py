@@ -308,13 +308,13 @@ def test_workers_load_their_models_once_however_many_units_there_are(
 
 
 def test_a_cluster_started_here_cannot_be_reached_from_elsewhere(tmp_path: Path) -> None:
-    """What listens does so on 127.0.0.1."""
+    """What listens does so on a loopback address."""
     code = (
         "from hfprep.pipeline.engines.ray import _join; import ray\n"
         "_join(None); print(ray.nodes()[0]['NodeManagerAddress']); ray.shutdown()"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, timeout=200)
-    assert found.stdout.split()[-1:] == ["127.0.0.1"], found.stderr
+    assert found.stdout.split()[-1].startswith("127."), found.stderr
 
 
 def test_a_node_that_does_not_see_the_audio_ends_the_run(golden_small: Path) -> None:

@@ -52,7 +52,8 @@ Build = Callable[..., hfprep.Summary]
 @pytest.fixture
 def build(world: Path) -> Build:
     def run(name: str = "out", **options: Any) -> hfprep.Summary:
-        values = {"manifest": world / "m.jsonl", "models": world / "models", "val_ratio": 0.4, "batch_size": 3}
+        values: dict[str, Any] = {"manifest": world / "m.jsonl", "models": world / "models"}
+        values |= {"val_ratio": 0.4, "batch_size": 3}
         return hfprep.build(hfprep.BuildConfig(output_dir=world / name, **(values | options)))
 
     return run

@@ -136,3 +136,18 @@ def test_retokenize_takes_a_language(golden_small: Path, manifest: Path, tmp_pat
     assert len(np.load(out / "text_ids" / "a" / "r0.npy")) != len(before)  # digits stay digits
     records = [json.loads(line) for line in (out / "train_manifest.jsonl").read_bytes().splitlines()]
     assert {record["language"] for record in records} == {"fr"}
+
+
+LEGACY = Path(__file__).resolve().parents[2] / "shared" / "legacy-output"
+
+
+@pytest.mark.skipif(not LEGACY.is_dir(), reason="needs what an older script wrote")
+def test_audio_sr_24000_gives_the_codes_of_the_older_scripts_at_16_khz(shared_golden: Path, tmp_path: Path) -> None:
+    """A clip at 16 kHz that an older script wrote without padding."""
+    rows = map(json.loads, (shared_golden / "manifest.jsonl").read_bytes().splitlines())
+    row = next(row for row in rows if row["id"] == "1088-134315-0000")
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text(json.dumps(row | {"audio": str(shared_golden / row["audio"])}) + "\n", encoding="utf-8")
+    build(config(shared_golden, manifest, tmp_path / "out", audio_sr=24000))
+    codes = np.load(tmp_path / "out" / "codes" / "1088-134315-0000.npy")
+    np.testing.assert_array_equal(codes, np.load(LEGACY / "codes" / "1088-134315-0000.npy"))

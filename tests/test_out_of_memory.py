@@ -58,7 +58,7 @@ Fails = Callable[[str, int, int], Exception | None]  # step, rows, padded frames
 class Fragile:
     """Stands in for FeatureModel: every step may fail; each sample's numbers follow from its own frames alone."""
 
-    min_frames, max_frames, packs, equal_lengths = 1, 100_000, False, False
+    min_frames, max_frames, packs, pads_from = 1, 100_000, False, 0
 
     def __init__(self, fails: Fails = lambda *_: None) -> None:
         self.fails = fails

@@ -15,9 +15,10 @@ from hfprep.formats.manifest_paths import export_manifests
 from hfprep.formats.pair_files import make_pairs, pair_files, pair_problems, renew_pairs
 from hfprep.formats.pairs import PairOptions
 from hfprep.io.object_storage import url_of
+from hfprep.store.first_version import first_schema
 from hfprep.tools.verify.faults import FaultKind, Findings
 from hfprep.tools.verify.pairs import verify_pairs
-from tests.sample_sets import make_output
+from tests.sample_sets import DIM, make_output
 
 IDS = tuple(f"s{number % 2}_{number:03d}" for number in range(36))
 TRAIN, VAL = "train_manifest.jsonl", "val_manifest.jsonl"
@@ -68,7 +69,8 @@ def test_overlong_utterances_are_in_no_pair_and_counted(output: Path) -> None:
 
 def test_the_limits_are_those_that_the_output_says(output: Path) -> None:
     stats = json.loads((output / "stats.json").read_bytes())
-    (output / "stats.json").write_text(json.dumps(stats | {"schema": {"limits": {"text_len": 5, "code_len": 10**6}}}))
+    schema = first_schema(DIM).record() | {"limits": {"text_len": 5, "code_len": 10**6}}
+    (output / "stats.json").write_text(json.dumps(stats | {"schema": schema}))
     with pytest.raises(StoreError, match="no two are of one speaker"):
         make_pairs(output, PairOptions())
     counts = make_pairs(output, PairOptions(max_text_len=600))

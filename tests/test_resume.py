@@ -24,7 +24,6 @@ from hfprep.errors import CheckpointError
 from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.io import atomic, file_hashes
 from hfprep.pipeline.building import Shared, build
-from hfprep.pipeline.engines import spec
 from hfprep.pipeline.observing import observing
 from hfprep.pipeline.summary import Summary
 from hfprep.recipes.indextts2.feature_model import FeatureModel
@@ -105,8 +104,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, golden_small: Path) -> Pl
 @pytest.fixture(autouse=True)
 def opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokenizers are slow to open and never change: once opened they are kept."""
-    monkeypatch.setattr("hfprep.pipeline.inputs.TextTokenizer", kept_tokenizer)
-    monkeypatch.setattr(spec, "TextTokenizer", kept_tokenizer)
+    monkeypatch.setattr("hfprep.recipes.indextts2.recipe.TextTokenizer", kept_tokenizer)
 
 
 _tokenizers: dict[bytes, TextTokenizer] = {}

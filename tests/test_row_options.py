@@ -17,6 +17,8 @@ from hfprep.pipeline.filters import RowFilters
 from hfprep.pipeline.summary import Summary
 from hfprep.pipeline.validation import ratio_for_count
 from hfprep.store.layout import is_validation
+from hfprep.tools.check.options import CheckOptions
+from hfprep.tools.check.scan import check
 from tests.tokenizers import train_base
 
 
@@ -175,6 +177,11 @@ def test_a_larger_tokenizer_is_taken_with_a_line_that_names_both_sizes(
     assert summary.accepted == 1
     assert f"bpe.model has 900 pieces, the checkpoint {tmp_path / 'gpt.pth'} rows for 90" in caplog.text
     assert "the trainer will have to grow text_embedding and text_head" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        found = check(CheckOptions(manifest=manifest, models=models, gpt_checkpoint=tmp_path / "gpt.pth")).findings
+    assert found.accepted == 1
+    assert "bpe.model has 900 pieces" in caplog.text
     caplog.clear()
     config = (models / "config.yaml").read_text().replace("number_text_tokens: 900", "number_text_tokens: 9")
     (tmp_path / "config.yaml").write_text(config)

@@ -139,13 +139,19 @@ def test_only_some_clips_of_parquet_are_set_out_at_a_time(
     sizes: list[int] = []
     spooled = spool.spooled
 
-    def watched(planned: Any, file: Path, audio_groups: frozenset[str]) -> Any:
-        for part in spooled(planned, file, audio_groups):
-            sizes.append(file.stat().st_size)
+    left: list[int] = []
+
+    def watched(planned: Any, folder: Path, audio_groups: frozenset[str]) -> Any:
+        for part in spooled(planned, folder, audio_groups):
+            files = sorted(folder.glob("clips-*"), key=lambda path: path.stat().st_mtime_ns)
+            sizes.append(files[-1].stat().st_size)
+            left.append(len(files))
             yield part
 
-    monkeypatch.setattr("hfprep.pipeline.engines.local.spooled", watched)
+    monkeypatch.setattr("hfprep.pipeline.engines.worker.spooled", watched)
     run(save_parquet(rows, tmp_path), tmp_path / "out")
+    assert max(left) <= 3  # one part is computed, one is being loaded, and one is set out meanwhile
+    assert not list((tmp_path / "out").rglob("clips-*"))
     clips = [len(row["audio"]["bytes"]) for row in rows]
     assert sizes == [sum(clips[:2]), sum(clips[2:6]), sum(clips[6:])]  # each part ends with the clip that reaches it
     assert limit <= min(sizes)

@@ -34,7 +34,11 @@ def build(golden_small: Path, tmp_path: Path) -> Build:
     def run(rows: Rows, **options: Any) -> hfprep.Summary:
         manifest = tmp_path / "rows.jsonl"
         manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        values = {"models": golden_small / "checkpoints", "batch_size": 2, "output_dir": tmp_path / "out"}
+        values: dict[str, Any] = {
+            "models": golden_small / "checkpoints",
+            "batch_size": 2,
+            "output_dir": tmp_path / "out",
+        }
         return hfprep.build(hfprep.BuildConfig(**{"manifest": manifest} | values | options))
 
     return run

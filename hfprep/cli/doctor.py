@@ -18,7 +18,7 @@ def doctor(
     models: Annotated[Path | None, typer.Option(help="Folder with model files; default: the hub's cache.")] = None,
     recipe: Annotated[str | None, typer.Option(help=RECIPE_HELP)] = None,
 ) -> None:
-    """Look at Python, packages, devices, ffmpeg, disk and models; problems first, each with its remedy."""
+    """Look at Python, packages, devices, disk and models; problems first, each with its remedy."""
     from rich.text import Text
 
     from hfprep.tools.doctor import Level, examine

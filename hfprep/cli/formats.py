@@ -12,6 +12,18 @@ from hfprep.cli.output import say
 Source = Annotated[Path, typer.Argument(help="A finished set: an output of build, a saved data set, or shards.")]
 ShardSize = Annotated[str, typer.Option(help="Size of a shard at most, such as 500MB or 2GB.")]
 Dtype = Annotated[str, typer.Option(help="Of the latents: float32, or float16 (half the space, not the same numbers).")]
+MostText = Annotated[
+    int | None, typer.Option(help="Leave out utterances with more text ids; default: the model's positions.")
+]
+MostCodes = Annotated[
+    int | None, typer.Option(help="Leave out utterances with more codes; default: the model's positions.")
+]
+CrossLingual = Annotated[
+    bool, typer.Option("--cross-lingual", help="Take every other prompt from another language of the speaker.")
+]
+Form = Annotated[
+    str, typer.Option(help="auto (by OUT), arrays, or npz: OUT is exported to OUT/npz first, pairs go there.")
+]
 
 
 def export_npy(
@@ -72,17 +84,25 @@ def export_webdataset(
         _say_counts(export(open_set(out), shards, options), shards)
 
 
+def export_npz(
+    out: Source,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the files go; an earlier export is replaced.")],
+) -> None:
+    """Write a finished set as one .npz file a sample, as public fine-tuners of IndexTTS-2.5 read it."""
+    from hfprep.formats.formats import open_set
+    from hfprep.formats.npz import export_npz as export
+
+    with _reading(out):
+        _say_counts(export(open_set(out), folder), folder)
+
+
 def pairs(
-    out: Annotated[Path, typer.Argument(help="An output of build.")],
+    out: Annotated[Path, typer.Argument(help="An output of build, or of export-npz.")],
     pairs_per_target: Annotated[int, typer.Option(help="Prompts for each target.")] = 2,
     min_text_len: Annotated[int, typer.Option(help="Leave out utterances with fewer text ids.")] = 1,
     min_code_len: Annotated[int, typer.Option(help="Leave out utterances with fewer codes.")] = 1,
-    max_text_len: Annotated[
-        int | None, typer.Option(help="Leave out utterances with more text ids; default: the model's positions.")
-    ] = None,
-    max_code_len: Annotated[
-        int | None, typer.Option(help="Leave out utterances with more codes; default: the model's positions.")
-    ] = None,
+    max_text_len: MostText = None,
+    max_code_len: MostCodes = None,
     max_pairs: Annotated[
         int | None, typer.Option(help="Pairs a split at most, spread evenly over speakers; 0: all.")
     ] = None,
@@ -94,12 +114,14 @@ def pairs(
     audio_root: Annotated[
         Path | None, typer.Option(help="With --paths absolute: folder that the audio paths start from.")
     ] = None,
+    cross_lingual: CrossLingual = False,
+    form: Form = "auto",
     train_output_name: Annotated[str, typer.Option(help="Name of the file in OUT.")] = "train_pairs.jsonl",
     val_output_name: Annotated[str, typer.Option(help="Name of the file in OUT.")] = "val_pairs.jsonl",
 ) -> None:
     """Write prompt and target pairs for the trainer; builds that change the samples make them again."""
     from hfprep.formats.pair_files import make_pairs
-    from hfprep.formats.pairs import PairOptions
+    from hfprep.formats.pairs import PairOptions, folder_for_pairs
 
     options = PairOptions(
         pairs_per_target=pairs_per_target,
@@ -112,15 +134,14 @@ def pairs(
         speaker_from=speaker_from,
         paths=paths,
         audio_root=None if audio_root is None else str(audio_root.absolute()),
+        cross_lingual=cross_lingual,
         train_output_name=train_output_name,
         val_output_name=val_output_name,
     )
     with _reading(out):
-        for split, count in make_pairs(out, options).items():
-            alone = f"; {count.alone} speakers have a single utterance" if count.alone else ""
-            overlong = f"; {count.overlong} overlong utterances left out" if count.overlong else ""
-            where = out / options.names[split]
-            say(f"{where}: {count.pairs} pairs, {count.targets} targets, {count.speakers} speakers{alone}{overlong}")
+        folder = folder_for_pairs(out, form)
+        for split, count in make_pairs(folder, options).items():
+            say(f"{folder / options.names[split]}: {count.line()}")
 
 
 def export_manifests(
@@ -197,6 +218,7 @@ def register(app: typer.Typer) -> None:
         "export-npy": export_npy,
         "export-arrow": export_arrow,
         "export-webdataset": export_webdataset,
+        "export-npz": export_npz,
         "export-manifests": export_manifests,
         "pairs": pairs,
         "retokenize": retokenize,

@@ -47,7 +47,7 @@ def options_of(
                 default = None if item.name in NO_DEFAULT and with_context else item.default
                 found.append((panel, inspect.Parameter(item.name, kind, default=default, annotation=annotation)))
         order = {panel: place for place, panel in enumerate(PANELS)}
-        found.sort(key=lambda pair: order.get(pair[0], len(order)))
+        found.sort(key=lambda pair: order.get(pair[0] or "", -1))  # a command's own heading comes first
         context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
         parameters = [*([context] if with_context else []), *placed, *(parameter for _, parameter in found)]
 

@@ -14,10 +14,13 @@ from typing import Any
 from hfprep.errors import HfprepError
 from hfprep.formats.manifest_paths import ABSOLUTE, PathWriter
 from hfprep.formats.npy import MANIFESTS, LineFile, is_npy_output
-from hfprep.formats.pairs import PAIR_MANIFESTS, PairCounts, PairOptions, pair_record, write_pairs
+from hfprep.formats.npz import is_npz_export
+from hfprep.formats.pair_records import pair_record, pair_schema
+from hfprep.formats.pairs import PAIR_MANIFESTS, PairCounts, PairOptions, write_pairs
 from hfprep.formats.samples import parse_entry
 from hfprep.io.atomic import write_bytes
 from hfprep.io.file_hashes import sha256_file
+from hfprep.schema import Schema
 from hfprep.store.layout import PRIVATE
 
 RECORD = "pairs.json"
@@ -47,7 +50,9 @@ class PairProblem:
 
 
 def make_pairs(output: Path, options: PairOptions) -> dict[str, PairCounts]:
-    """Write pairs and remember how; raises as `write_pairs` does."""
+    """Write pairs and remember how; raises as `write_pairs` does. Those of .npz files are not remembered."""
+    if is_npz_export(output):
+        return write_pairs(output, options)
     before = manifest_hashes(output) if is_npy_output(output) else {}
     counts = write_pairs(output, options)
     others = [made for made in known_pairs(output) if made.files != options.names]
@@ -110,7 +115,7 @@ def pair_problems(output: Path, name: str) -> Iterator[PairProblem]:
     if not manifest.is_file():
         yield PairProblem(name, 1, None, f"there is no {manifest.name} that it could be of")
         return
-    records = _Records(manifest)
+    records = _Records(manifest, pair_schema(output))
     writer = next((_writer(output, made.options) for made in known_pairs(output) if name in made.files.values()), None)
     lines = LineFile(output / name)
     for index in range(len(lines)):
@@ -131,8 +136,9 @@ def manifest_hashes(output: Path) -> dict[str, str]:
 class _Records:
     """The records of a manifest by id, which stay in the file."""
 
-    def __init__(self, manifest: Path) -> None:
+    def __init__(self, manifest: Path, schema: Schema) -> None:
         self._name = manifest.name
+        self._schema = schema
         self._lines = LineFile(manifest)
         self._places = {self._record(index)["id"]: index for index in range(len(self._lines))}
 
@@ -144,7 +150,7 @@ class _Records:
             if place is None:
                 return f"{role}_id {pair[f'{role}_id']!r} is not in {self._name}"
             found[role] = self._record(place)
-        expected = pair_record(found["prompt"], found["target"] | {"speaker": pair["speaker"]})
+        expected = pair_record(self._schema, found["prompt"], found["target"] | {"speaker": pair["speaker"]})
         expected = expected if writer is None else writer(expected)
         other = [name for name in expected if pair.get(name) != expected[name]]
         if not other:

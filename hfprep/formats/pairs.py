@@ -1,36 +1,35 @@
 """Prompt and target pairs: for each utterance, others of the same speaker as its prompts.
 
-Takes an npy output, writes train_pairs.jsonl and val_pairs.jsonl into it, each from its own split. Which pairs come
-depends on the ids, the options and the seed alone. Keeps some bytes a record in memory, never the records.
+Takes an npy output or a folder of .npz files, writes train_pairs.jsonl and val_pairs.jsonl into it, each from its own
+split. Which pairs come depends on the ids, the options and the seed alone. Keeps some bytes a record in memory, never
+the records.
 """
 
 import json
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hfprep.errors import ConfigError, StoreError
-from hfprep.formats.formats import no_manifests
+from hfprep.formats.formats import no_manifests, open_set
 from hfprep.formats.manifest_paths import ABSOLUTE, RELATIVE, PathWriter, check_paths
 from hfprep.formats.npy import MANIFESTS, LineFile, is_npy_output
+from hfprep.formats.npz import UTTERANCES, export_npz, is_npz_export
+from hfprep.formats.pair_choice import cross_lingual_pairs, speaker_pairs
+from hfprep.formats.pair_records import npz_pair_record, pair_record, pair_schema
 from hfprep.formats.samples import parse_entry
 from hfprep.io.atomic import write_lines
 from hfprep.store.first_version import first_schema
 from hfprep.store.layout import REJECTED, STATS, json_line
 
 PAIR_MANIFESTS = {"train": "train_pairs.jsonl", "validation": "val_pairs.jsonl"}
-TAKEN = {*MANIFESTS.values(), REJECTED}
-# Which half of a pair an array comes from, and the field that names its file (the trainer's own choice: the voice and
-# the emotion are the prompt's, what is said is the target's).
-PAIR_ARRAYS = {
-    "text_ids": ("target", "target_text_ids_path"),
-    "codes": ("target", "target_codes_path"),
-    "condition": ("prompt", "prompt_condition_path"),
-    "emo_vec": ("prompt", "prompt_emo_vec_path"),
-}
+FORMS = ("auto", "arrays", "npz")
+NPZ_FOLDER = "npz"
+TAKEN = {*MANIFESTS.values(), *UTTERANCES.values(), REJECTED}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +37,9 @@ class PairOptions:
     """Which pairs are made, and what they are called. `max_pairs` holds for each split; 0 stands for all.
 
     Utterances under a minimum or over a maximum are in no pair; a maximum that is not given is the model's own, as the
-    output says it. With `paths` absolute, audio is looked for from `audio_root`, else as the build found it.
+    output says it. With `cross_lingual` every other prompt of a target, the first one too, is in another language than
+    the target where its speaker speaks several. With `paths` absolute, audio is looked for from `audio_root`, else as
+    the build found it.
     """
 
     pairs_per_target: int = 2
@@ -51,6 +52,7 @@ class PairOptions:
     speaker_from: str | None = None
     paths: str = RELATIVE
     audio_root: str | None = None
+    cross_lingual: bool = False
     train_output_name: str = PAIR_MANIFESTS["train"]
     val_output_name: str = PAIR_MANIFESTS["validation"]
 
@@ -100,6 +102,12 @@ class PairCounts:
     alone: int
     overlong: int = 0
 
+    def line(self) -> str:
+        """The counts in words."""
+        alone = f"; {self.alone} speakers have a single utterance" if self.alone else ""
+        overlong = f"; {self.overlong} overlong utterances left out" if self.overlong else ""
+        return f"{self.pairs} pairs, {self.targets} targets, {self.speakers} speakers{alone}{overlong}"
+
 
 def speaker_reader(rule: str | None) -> Callable[[dict[str, Any]], str | None]:
     """How a record without a speaker gets one: from the folder of its audio, or by an expression; ConfigError.
@@ -128,38 +136,79 @@ def speaker_reader(rule: str | None) -> Callable[[dict[str, Any]], str | None]:
 
 
 def write_pairs(output: Path, options: PairOptions | None = None) -> dict[str, PairCounts]:
-    """Write a file of pairs for each split into an npy output; gives the counts a split.
+    """Write a file of pairs for each split into an npy output, or a folder of .npz files; gives the counts a split.
 
-    Raises StoreError where there are no manifests, where an utterance has no speaker, or where a split comes out
+    Of .npz files, prompt and target are in one language unless `cross_lingual` asks for others. Raises StoreError where
+    there are no manifests, where an utterance has no speaker, or where a split comes out
     without a pair (but for validation, where the build was told to have none): nothing is written then.
     """
     options = options or PairOptions()
-    if not is_npy_output(output):
+    npz = is_npz_export(output)
+    if not npz and not is_npy_output(output):
         raise StoreError(no_manifests(output))
     stats = _stats(output)
     limits = _Limits.of(options, stats)
-    splits = {name: _Speakers.read(output / MANIFESTS[name], options, limits) for name in PAIR_MANIFESTS}
+    manifests = {name: output / manifest for name, manifest in (UTTERANCES if npz else MANIFESTS).items()}
+    apart = npz and not options.cross_lingual
+    splits = {name: _Speakers.read(manifest, options, limits, apart=apart) for name, manifest in manifests.items()}
     chosen = {name: speakers.choose(options) for name, speakers in splits.items()}
-    _check_pairs(output, splits, chosen, stats)
-    write = PathWriter(output, output, ABSOLUTE, options.audio_folder) if options.paths == ABSOLUTE else None
+    _check_pairs(manifests, splits, chosen, stats)
+    make = _npz_maker(output, options) if npz else _maker(output, options)
     counts = {}
     for name, speakers in splits.items():
-        write_lines(output / options.names[name], speakers.lines(chosen[name], write))
-        made = sum(map(len, chosen[name].values()))
-        alone = sum(1 for members in speakers.members.values() if len(members) < 2)
-        counts[name] = PairCounts(made, len(chosen[name]), len(speakers.members), alone, speakers.overlong)
+        write_lines(output / options.names[name], speakers.lines(chosen[name], make))
+        counts[name] = speakers.counts(chosen[name])
     return counts
 
 
+def folder_for_pairs(output: Path, form: str) -> Path:
+    """The folder that pairs of a form are made in: the output itself; its `npz` folder, which is written first.
+
+    Raises ConfigError where the form is unknown, or is not that of the folder.
+    """
+    if form not in FORMS:
+        raise ConfigError(f"--form is {form!r}; it must be {', '.join(FORMS)}")
+    if form == "arrays" and is_npz_export(output):
+        raise ConfigError(f"--form is 'arrays', but {output} holds .npz files; give the output of the build")
+    if form != "npz" or is_npz_export(output):
+        return output
+    export_npz(open_set(output), output / NPZ_FOLDER)
+    return output / NPZ_FOLDER
+
+
+PairMaker = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
+
+
+def _maker(output: Path, options: PairOptions) -> PairMaker:
+    """What makes a pair's record of the records of its prompt and its target."""
+    schema = pair_schema(output)
+    write = PathWriter(output, output, ABSOLUTE, options.audio_folder) if options.paths == ABSOLUTE else None
+
+    def make(prompt: dict[str, Any], target: dict[str, Any]) -> dict[str, Any]:
+        pair = pair_record(schema, prompt, target)
+        return pair if write is None else write(pair)
+
+    return make
+
+
+def _npz_maker(output: Path, options: PairOptions) -> PairMaker:
+    """The same for .npz files."""
+    folder = output.absolute() if options.paths == ABSOLUTE else None
+    return lambda prompt, target: npz_pair_record(prompt, target, folder)
+
+
 def _check_pairs(
-    output: Path, splits: dict[str, "_Speakers"], chosen: dict[str, dict[int, list[int]]], stats: dict[str, Any]
+    manifests: dict[str, Path],
+    splits: dict[str, "_Speakers"],
+    chosen: dict[str, dict[int, list[int]]],
+    stats: dict[str, Any],
 ) -> None:
     """StoreError where a split that should have pairs has none."""
     for name, speakers in splits.items():
         wanted = name == "train" or stats.get("settings", {}).get("val_ratio") != 0
         if wanted and not chosen[name]:
             raise StoreError(
-                f"{output / MANIFESTS[name]} gives no pairs: of its {len(speakers.lines_of)} samples no two are of one "
+                f"{manifests[name]} gives no pairs: of its {len(speakers.lines_of)} samples no two are of one "
                 "speaker, long enough and not overlong. Build again with another --val-ratio, or with --val-count N "
                 "(nothing is computed again)"
             )
@@ -176,100 +225,97 @@ def _stats(output: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Limits:
-    """Text ids and codes beyond which an utterance is overlong."""
+    """Text ids and codes beyond which an utterance is overlong; None for those that the samples do not have."""
 
-    text_len: int
-    code_len: int
+    text_len: int | None
+    code_len: int | None
 
     @classmethod
     def of(cls, options: PairOptions, stats: dict[str, Any]) -> "_Limits":
         said = (stats.get("schema") or {}).get("limits") or first_schema(0).limits
-        return cls(options.max_text_len or said["text_len"], options.max_code_len or said["code_len"])
+        return cls(options.max_text_len or said.get("text_len"), options.max_code_len or said.get("code_len"))
 
     def exceeded(self, record: dict[str, Any]) -> bool:
-        return bool(record["text_len"] > self.text_len or record["code_len"] > self.code_len)
+        """Whether an utterance has more of one."""
+        limits = {"text_len": self.text_len, "code_len": self.code_len}
+        return any(record.get(name, 0) > most for name, most in limits.items() if most is not None)
 
 
-def pair_record(prompt: dict[str, Any], target: dict[str, Any]) -> dict[str, Any]:
-    """The object that stands for a pair, from the manifest records of its two utterances."""
-    return {
-        "id": f"{target['id']}__{prompt['id']}",
-        "speaker": target["speaker"],
-        "prompt_id": prompt["id"],
-        "prompt_audio_path": prompt["audio_path"],
-        "prompt_condition_path": prompt["condition_path"],
-        "prompt_condition_len": prompt["condition_len"],
-        "prompt_emo_vec_path": prompt["emo_vec_path"],
-        "prompt_duration": prompt["duration"],
-        "prompt_language": prompt["language"],
-        "target_id": target["id"],
-        "target_audio_path": target["audio_path"],
-        "target_text": target["text"],
-        "target_text_ids_path": target["text_ids_path"],
-        "target_text_len": target["text_len"],
-        "target_codes_path": target["codes_path"],
-        "target_code_len": target["code_len"],
-        "target_emo_vec_path": target["emo_vec_path"],
-        "target_language": target["language"],
-    }
+def _long_enough(record: dict[str, Any], options: PairOptions) -> bool:
+    minima = {"text_len": options.min_text_len, "code_len": options.min_code_len}
+    return all(record[name] >= least for name, least in minima.items() if name in record)
 
 
 class _Speakers:
-    """Line numbers of a manifest by speaker, in source order."""
+    """Line numbers of a manifest by speaker, in source order; with `apart` by speaker and language.
 
-    def __init__(self, lines: LineFile, members: dict[str, list[int]], overlong: int) -> None:
+    `languages` has one for each line, of the lines that are in pairs.
+    """
+
+    def __init__(self, lines: LineFile) -> None:
         self.lines_of = lines
-        self.members = members
-        self.overlong = overlong
+        self.members: dict[tuple[str, str], list[int]] = {}
+        self.languages: list[str] = []
+        self.overlong = 0
 
     @classmethod
-    def read(cls, manifest: Path, options: PairOptions, limits: _Limits) -> "_Speakers":
-        lines, members, missing = LineFile(manifest), dict[str, list[int]](), list[str]()
-        speaker_of, overlong = speaker_reader(options.speaker_from), 0
+    def read(cls, manifest: Path, options: PairOptions, limits: _Limits, *, apart: bool) -> "_Speakers":
+        lines, missing = LineFile(manifest), list[str]()
+        speakers, speaker_of = cls(lines), speaker_reader(options.speaker_from)
         for index in range(len(lines)):
             try:
                 record = parse_entry(lines.line(index)).record
             except ValueError as error:
                 raise StoreError(f"{manifest}, line {index + 1}: {error}; run the build again to repair it") from None
-            speaker = speaker_of(record)
+            speaker, language = speaker_of(record), str(record.get("language") or record.get("lang") or "").lower()
+            speakers.languages.append(sys.intern(language))
             if not speaker:
                 missing.append(record["id"])
             elif limits.exceeded(record):
-                overlong += 1
-            elif record["text_len"] >= options.min_text_len and record["code_len"] >= options.min_code_len:
-                members.setdefault(str(speaker), []).append(index)
+                speakers.overlong += 1
+            elif _long_enough(record, options):
+                speakers.members.setdefault((str(speaker), language if apart else ""), []).append(index)
         if missing:
             raise StoreError(
                 f"{len(missing)} of {len(lines)} utterances in {manifest} have no speaker (such as {missing[0]!r}); "
                 "put `speaker` into the source manifest and build again (nothing is recomputed), or say how to read "
                 "it: --speaker-from folder, --speaker-from 'id:^([^_]+)_' or --speaker-from 'audio:EXPRESSION'"
             )
-        return cls(lines, members, overlong)
+        return speakers
 
     def choose(self, options: PairOptions) -> dict[int, list[int]]:
         """Prompts of each target, as line numbers, targets in source order."""
         most = {
-            speaker: len(members) * min(options.pairs_per_target, len(members) - 1)
-            for speaker, members in self.members.items()
+            group: len(members) * min(options.pairs_per_target, len(members) - 1)
+            for group, members in self.members.items()
         }
         shares = _even_shares(most, options.max_pairs)
         chosen: dict[int, list[int]] = {}
-        for speaker, members in self.members.items():
-            for target, prompts in _speaker_pairs(members, shares[speaker], f"{options.seed}:{speaker}").items():
-                chosen[target] = prompts
+        for group, members in self.members.items():
+            seed = ":".join(filter(None, (str(options.seed), *group)))
+            generator = random.Random(seed)
+            if options.cross_lingual and len({self.languages[index] for index in members}) > 1:
+                chosen |= cross_lingual_pairs(members, self.languages, shares[group], generator)
+            else:
+                chosen |= speaker_pairs(members, shares[group], generator)
         return dict(sorted(chosen.items()))
 
-    def lines(self, chosen: dict[int, list[int]], write: PathWriter | None) -> Iterator[bytes]:
-        """The pair manifest's lines, their paths as `write` has them."""
-        speaker_of = {index: speaker for speaker, members in self.members.items() for index in members}
+    def counts(self, chosen: dict[int, list[int]]) -> PairCounts:
+        """What comes of these choices."""
+        alone = sum(1 for members in self.members.values() if len(members) < 2)
+        speakers = len({speaker for speaker, _ in self.members})
+        return PairCounts(sum(map(len, chosen.values())), len(chosen), speakers, alone, self.overlong)
+
+    def lines(self, chosen: dict[int, list[int]], make: PairMaker) -> Iterator[bytes]:
+        """The lines of the file of pairs."""
+        speaker_of = {index: speaker for (speaker, _), members in self.members.items() for index in members}
         for target, prompts in chosen.items():
             record = parse_entry(self.lines_of.line(target)).record | {"speaker": speaker_of[target]}
             for prompt in prompts:
-                pair = pair_record(parse_entry(self.lines_of.line(prompt)).record, record)
-                yield json_line(pair if write is None else write(pair))
+                yield json_line(make(parse_entry(self.lines_of.line(prompt)).record, record))
 
 
-def _even_shares(most: dict[str, int], total: int | None) -> dict[str, int]:
+def _even_shares(most: dict[tuple[str, str], int], total: int | None) -> dict[tuple[str, str], int]:
     """How many pairs each speaker gives: as even as can be, none more than it has, `total` together."""
     if total is None or total >= sum(most.values()):
         return most
@@ -278,16 +324,3 @@ def _even_shares(most: dict[str, int], total: int | None) -> dict[str, int]:
         shares[speaker] = min(available, left // (len(most) - done))
         left -= shares[speaker]
     return shares
-
-
-def _speaker_pairs(members: Sequence[int], count: int, seed: str) -> dict[int, list[int]]:
-    """`count` different pairs of one speaker: every target gets a first prompt before any gets a second."""
-    generator = random.Random(seed)
-    order = generator.sample(members, len(members))
-    pairs: dict[int, list[int]] = {}
-    offsets = generator.sample(range(1, len(order)), len(order) - 1) if len(order) > 1 else []
-    for number in range(count):
-        place, lap = number % len(order), number // len(order)
-        prompt = order[(place + offsets[lap]) % len(order)]
-        pairs.setdefault(order[place], []).append(prompt)
-    return pairs

@@ -126,22 +126,23 @@ def batches(
     budget: FrameBudget,
     *,
     packed: bool = False,
-    equal_lengths: bool = False,
+    pads_from: int = 0,
 ) -> Iterator[list[Item]]:
     """Cut a stream of samples, in its order, into batches within the limits; reads one item ahead.
 
-    With `equal_lengths` those of a batch have the same number of frames.
+    Those of less than `pads_from` frames are not padded: all of their batch have as many.
     """
     batch: list[Item] = []
-    longest = filled = 0
+    longest = filled = shortest = 0
     for item in items:
         longest, filled = max(longest, item.num_frames), filled + item.num_frames
+        shortest = min(shortest, item.num_frames) if batch else item.num_frames
         padded = filled if packed else (len(batch) + 1) * longest
         fits = len(batch) < limits.max_rows and budget.allows(padded) and limits.padding_fits(filled, padded)
-        fits = fits and not (equal_lengths and batch and item.num_frames != batch[0].num_frames)
+        fits = fits and (shortest == longest or shortest >= pads_from)
         if batch and not fits:
             yield batch
-            batch, longest, filled = [], item.num_frames, item.num_frames
+            batch, longest, filled, shortest = [], item.num_frames, item.num_frames, item.num_frames
         batch.append(item)
     if batch:
         yield batch

@@ -31,7 +31,8 @@ from hfprep.pipeline.engines.spec import BatchCost
 from hfprep.pipeline.inputs import Inputs, find_inputs
 from hfprep.pipeline.logs import log_to_file, no_progress_bars
 from hfprep.pipeline.parts import part_facts, withdraw_part, write_part
-from hfprep.pipeline.planning import Plan, PlanCounts, Planner, PlanOptions, no_doubt
+from hfprep.pipeline.plan import Plan, PlanCounts
+from hfprep.pipeline.planning import Planner, PlanOptions, no_doubt
 from hfprep.pipeline.precision_choice import decide, measured
 from hfprep.pipeline.progress import BuildProgress, Tally
 from hfprep.pipeline.provenance import check_recipe, given_paths, options_in_force

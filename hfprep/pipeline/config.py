@@ -85,9 +85,7 @@ class BuildConfig(ModelOptions):
     workers: int = option(0, "Threads that decode audio; 0: one per CPU core.", SPEED)
     num_processes: int = option(0, "Processes on this machine; 0: one per GPU, else one.", SCALE)
     shard: str | None = option(None, "Build one part of the manifest: 0/16 to 15/16; `merge` joins them.", SCALE)
-    engine: str = option(
-        "local", "local: processes; ray: a cluster (hfprep[ray]); inline: this process, to debug.", SCALE
-    )
+    engine: str = option("local", "local; ray: on a cluster (hfprep[ray]); inline: in this process, to debug.", SCALE)
     ray_address: str | None = option(None, "Address of the Ray cluster (auto or HOST:PORT); default: start one.", SCALE)
     num_gpus_per_worker: float | None = option(None, "GPUs per Ray worker (0.5 puts two workers on one GPU).", SCALE)
     on_change: str = option("recompute", "recompute or refuse, if what finished samples depend on has changed.", CHANGE)

@@ -27,7 +27,8 @@ from hfprep.pipeline.engines.rows import units_of
 from hfprep.pipeline.inputs import Inputs, find_inputs
 from hfprep.pipeline.intake import expected_seconds
 from hfprep.pipeline.logs import no_progress_bars
-from hfprep.pipeline.planning import Plan, PlanCounts, Planner
+from hfprep.pipeline.plan import Plan, PlanCounts
+from hfprep.pipeline.planning import Planner
 from hfprep.pipeline.precision_choice import without_measuring
 from hfprep.recipes.base import frames_in
 from hfprep.schema import Utterance

@@ -114,7 +114,7 @@ class FeatureExtractor:
         # A GPU gets the next batch before the results of the last are fetched, so that it never waits for the host.
         self.looks_ahead = model is not None and model.device.type == "cuda"
         self.packed = model is not None and model.packs
-        self.equal_lengths = model is not None and model.equal_lengths
+        self.pads_from = 0 if model is None else model.pads_from
         limits = SampleLimits(
             schema=self.schema,
             num_codes=models.num_codes,
@@ -216,9 +216,9 @@ class FeatureExtractor:
     def _batches(self, usable: Iterator[tuple[Place, Loaded]]) -> Iterator[list[Loaded]]:
         for (_, with_audio), group in itertools.groupby(usable, lambda item: item[0].group):
             limits = self.settings.limits if with_audio else BatchLimits(TEXT_ONLY_BATCH, None)
-            equal = self.equal_lengths and with_audio
+            pads_from = self.pads_from if with_audio else 0
             yield from batches(
-                (item for _, item in group), limits, self.budget, packed=self.packed, equal_lengths=equal
+                (item for _, item in group), limits, self.budget, packed=self.packed, pads_from=pads_from
             )
 
     def _usable(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hfprep.errors import HfprepError, Reason, RejectedSample
-from hfprep.inputs.audio.decode import TARGET_SAMPLING_RATE, guess_seconds, load_waveform
+from hfprep.inputs.audio.decode import guess_seconds, load_waveform
 from hfprep.io.object_storage import is_url
 from hfprep.pipeline.breaker import Unproven
 from hfprep.pipeline.failures import Failure
@@ -212,11 +212,6 @@ def read_clip(
     num_frames = audio.num_frames(len(waveform.samples))
     check_frames(num_frames)
     return Clip(audio.prepare(waveform.samples, on_gpu=on_gpu), num_frames, waveform.seconds)
-
-
-def via_rate(audio_sr: int, audio: AudioInput) -> int | None:
-    """The sampling rate (Hz) that `audio_sr` has clips go through, None where they go straight to the model's own."""
-    return None if audio_sr in (TARGET_SAMPLING_RATE, audio.sampling_rate) else audio_sr
 
 
 def reject(task: Task, reason: Reason, message: str) -> Rejection:

@@ -11,8 +11,7 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -62,7 +61,8 @@ class IntakeProcesses:
         self._changed = False  # the tokenizer's file, and so all ids that processes would give
         self._count = count
         self._context = multiprocessing.get_context("forkserver")
-        with _environment(), contextlib.suppress(OSError):  # whoever asks first meets the same error
+        _set_environment()
+        with contextlib.suppress(OSError):  # whoever asks first meets the same error
             self._context.set_forkserver_preload([__name__])
             forkserver.ensure_running()
         self._idle: LifoQueue[_Process | None] = LifoQueue()
@@ -126,7 +126,7 @@ class IntakeProcesses:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(theirs, self._tokenizer), daemon=True)
         try:
-            with theirs, _environment():
+            with theirs:
                 process.start()
             started = _Process(process, ours)
             if ours.recv() != _version(self._tokenizer):
@@ -171,23 +171,10 @@ class _Process:
         return self.process.exitcode or 0
 
 
-@contextlib.contextmanager
-def _environment() -> Iterator[None]:
-    """What a fork server and its processes read from the environment while they start."""
-    with _lock:
-        before = {name: os.environ.get(name) for name in ENVIRONMENT}
-        os.environ.update(ENVIRONMENT)
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
-
-
-_lock = threading.Lock()
+def _set_environment() -> None:
+    """Set what a fork server and its processes find in the environment, below Python's own copy of it."""
+    for name, value in ENVIRONMENT.items():
+        os.putenv(name, value)
 
 
 def _version(tokenizer: TextEncoder | None) -> str | None:

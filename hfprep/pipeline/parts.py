@@ -19,7 +19,7 @@ from hfprep.inputs.manifest.opening import rows_sha256
 from hfprep.io import atomic
 from hfprep.pipeline.config import BuildConfig, Part
 from hfprep.pipeline.inputs import Inputs
-from hfprep.pipeline.planning import planned_row
+from hfprep.pipeline.plan import planned_row
 from hfprep.schema import Schema
 from hfprep.store.fingerprints import with_numerics
 from hfprep.store.layout import NpyOutput, OutputFolder, PlannedRow

@@ -4,13 +4,11 @@ Reads every line once, in order; writes the valid rows with their fingerprints a
 is the `datasets.Dataset` that everything after this maps over. Opens no audio, except headers of artifacts to adopt.
 """
 
-import dataclasses
 import itertools
 import json
 import logging
 import operator
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -18,9 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import datasets
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from hfprep.errors import Reason, RejectedSample, StopRequested, StoreError
 from hfprep.inputs.manifest.field_map import FieldMap
@@ -35,9 +31,10 @@ from hfprep.pipeline.config import Part
 from hfprep.pipeline.filters import RowFilters
 from hfprep.pipeline.inspection import Adoptable, Inspected, Inspector, Stores
 from hfprep.pipeline.intake import check_length
+from hfprep.pipeline.plan import UTTERANCE_FIELDS, Plan, PlanCounts, rows_schema
 from hfprep.schema import Rejection, Utterance
 from hfprep.store.fingerprints import AudioIdentity, Fingerprinter, source_of
-from hfprep.store.layout import NpyOutput, PlannedRow
+from hfprep.store.layout import NpyOutput
 from hfprep.store.names import NameRules
 from hfprep.store.state import Finished, SampleState, State
 
@@ -48,32 +45,8 @@ Item = TypeVar("Item")
 CHUNK_ROWS = 4096
 SHOWN_CHANGES = 5
 INSPECTED_TOGETHER = 256  # rows that one thread looks up at a time
-UTTERANCE_FIELDS = tuple(item.name for item in dataclasses.fields(Utterance))
 PATH_FIELD = UTTERANCE_FIELDS.index("path")
 _fields_of = operator.attrgetter(*UTTERANCE_FIELDS)
-
-
-def rows_schema(groups: Sequence[str]) -> pa.Schema:
-    """The columns of a plan: a row, a fingerprint for each group, its audio file, the groups still to be computed."""
-    return pa.schema(
-        [
-            ("line", pa.int64()),
-            ("id", pa.string()),
-            ("text", pa.string()),
-            ("audio", pa.string()),
-            ("path", pa.binary()),  # of any bytes, as names of folders are
-            ("speaker", pa.string()),
-            ("language", pa.string()),
-            ("duration", pa.float64()),
-            ("extra", pa.string()),
-            ("offset", pa.float64()),
-            ("fingerprints", pa.struct([(name, pa.string()) for name in groups])),
-            ("audio_bytes", pa.int64()),
-            ("audio_mtime_ns", pa.int64()),
-            ("audio_sha256", pa.string()),
-            ("need", pa.list_(pa.string())),
-        ]
-    )
 
 
 def no_doubt(text: str, language: str | None) -> DoubtfulGrammar | None:
@@ -107,62 +80,6 @@ class PlanOptions:
     filters: RowFilters = field(default_factory=RowFilters)
     num_codes: Callable[[float], int] = int
     doubt: Callable[[str, str | None], DoubtfulGrammar | None] = no_doubt
-
-
-@dataclass
-class PlanCounts:
-    """What the scan of a manifest found. lines_read = rows + rejected + capped, of this part if there are parts.
-
-    `known` are pending rows that the state has something of.
-    """
-
-    lines_read: int = 0
-    rows: int = 0
-    rejected: int = 0
-    capped: int = 0
-    pending: int = 0
-    known: int = 0
-    reused: int = 0
-    adopted: int = 0
-    repaired: int = 0
-    changed: int = 0
-    need: set[str] = field(default_factory=set)
-    changes: list[str] = field(default_factory=list)
-    doubtful: Counter[DoubtfulGrammar] = field(default_factory=Counter)
-    doubtful_line: int = 0
-
-
-class Plan:
-    """The valid rows of a manifest as a Dataset on disk, in source order."""
-
-    def __init__(self, path: Path, counts: PlanCounts) -> None:
-        self.path = path
-        self.dataset = datasets.Dataset.from_file(str(path))
-        self.counts = counts
-
-    def chunks(self) -> Iterator[list[PlannedRow]]:
-        """Every valid row, in order, some thousand at a time; read, not mapped, so that no memory is kept."""
-        with pa.OSFile(str(self.path)) as source, pa.ipc.open_stream(source) as batches:
-            for batch in batches:
-                yield [planned_row(row) for row in batch.to_pylist()]
-
-    def pending_positions(self) -> list[int]:
-        """Positions in `dataset` of the rows of which something has yet to be computed."""
-        needed = pc.list_value_length(self.dataset.data.column("need"))
-        positions: list[int] = needed.to_numpy().nonzero()[0].tolist()
-        return positions
-
-    def pending(self) -> datasets.Dataset:
-        """The rows of which something has yet to be computed."""
-        return self.dataset.select(self.pending_positions())
-
-
-def planned_row(row: dict[str, Any]) -> PlannedRow:
-    """A row of the plan's Dataset as an object."""
-    fields = row | {"path": os.fsdecode(row["path"])}
-    utterance = Utterance(*(fields[name] for name in UTTERANCE_FIELDS))
-    audio = AudioIdentity(row["audio_bytes"], row["audio_mtime_ns"], row["audio_sha256"])
-    return PlannedRow(utterance, row["fingerprints"], audio, frozenset(row["need"]))
 
 
 class Lister(Protocol):

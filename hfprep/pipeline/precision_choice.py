@@ -21,9 +21,9 @@ from hfprep.pipeline.config import AUTO, PLAIN, BuildConfig
 from hfprep.pipeline.devices import choose_device, choose_workers
 from hfprep.pipeline.engines.spec import ExtractorSpec
 from hfprep.pipeline.inputs import Inputs
-from hfprep.pipeline.intake import expected_seconds, via_rate
+from hfprep.pipeline.intake import expected_seconds
 from hfprep.pipeline.precision_trial import Trial, TrialResult
-from hfprep.recipes.base import frames_in
+from hfprep.recipes.base import frames_in, via_rate
 from hfprep.schema import Rejection, Utterance
 from hfprep.store.fingerprints import with_numerics
 from hfprep.store.state import State

@@ -48,11 +48,22 @@ def given_paths(config: BuildConfig) -> dict[str, str | None]:
 
 
 def check_recipe(state: State, schema: Schema) -> None:
-    """Refuse an output that holds samples of another model family."""
+    """Refuse an output that holds samples of another model family, or with other columns."""
     before = state.get(SCHEMA)
     if before is not None and before["recipe"] != schema.recipe:
         raise ConfigError(
             f"--output-dir holds samples of the recipe {before['recipe']!r}, and these models are of "
             f"{schema.recipe!r}; give another folder"
         )
+    if before is not None:
+        held, wanted = [{column.name: column.dtype for column in x.columns} for x in (Schema.parse(before), schema)]
+        if held != wanted:
+            raise ConfigError(
+                f"--output-dir holds samples with {_columns(held)}, and with these options they would have "
+                f"{_columns(wanted)}; give another folder"
+            )
     state.put(SCHEMA, schema.record())
+
+
+def _columns(dtypes: dict[str, str]) -> str:
+    return ", ".join(f"{name} ({dtype})" for name, dtype in dtypes.items())

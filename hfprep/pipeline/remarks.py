@@ -4,7 +4,7 @@ import logging
 
 from hfprep.formats.pair_files import renew_pairs
 from hfprep.inputs.text.scripts import LANGUAGE_NAMES
-from hfprep.pipeline.planning import PlanCounts
+from hfprep.pipeline.plan import PlanCounts
 from hfprep.pipeline.summary import Summary
 from hfprep.store.layout import NpyOutput
 

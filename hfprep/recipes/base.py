@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+STRAIGHT = 16_000  # the --audio-sr by which every recipe has clips go straight to its own rate
 PRECISIONS = ("fp32", "exact", "tf32", "bf16", "fp16")
 
 
@@ -41,6 +42,11 @@ def absolute(value: Any) -> Any:
         changes = {item.name: absolute(getattr(value, item.name)) for item in dataclasses.fields(value)}
         return dataclasses.replace(value, **changes)
     return value
+
+
+def resampling(audio_sr: int) -> str:
+    """What settings say of the way that audio comes to the model's rate: at 24 kHz, every file goes by way of it."""
+    return "24000 at every rate" if audio_sr == 24_000 else str(audio_sr)
 
 
 class TextEncoder(Protocol):
@@ -80,12 +86,13 @@ class Model(Protocol):
     """A recipe's networks on a device.
 
     `min_frames` and `max_frames` bound a clip. With `packs` the clips of a batch are computed without its padding, so
-    that a batch costs the sum of their frames, not their number times the longest. With `equal_lengths` padding would
-    change real frames: the clips of a batch must have the same number of frames.
+    that a batch costs the sum of their frames, not their number times the longest. `pads_from` is the fewest frames of
+    a clip that padding does not change: shorter ones must be in a batch with clips of as many frames only.
     """
 
     min_frames: int
     max_frames: int
+    pads_from: int
 
     @property
     def device(self) -> torch.device:
@@ -94,10 +101,6 @@ class Model(Protocol):
     @property
     def packs(self) -> bool:
         """Whether it leaves out padding."""
-
-    @property
-    def equal_lengths(self) -> bool:
-        """Whether it can take no padding."""
 
     def __call__(self, inputs: Tensor, lengths: Tensor, groups: frozenset[str]) -> dict[str, Tensor]:
         """Compute the columns of some groups for a padded batch.
@@ -153,6 +156,11 @@ def frames_in(models: ModelSet, seconds: float) -> int:
     return models.audio.num_frames(round(seconds * models.audio.sampling_rate))
 
 
+def via_rate(audio_sr: int, audio: AudioInput) -> int | None:
+    """The sampling rate (Hz) that `audio_sr` has clips go through, None where they go straight to the model's own."""
+    return None if audio_sr in (STRAIGHT, audio.sampling_rate) else audio_sr
+
+
 class Recipe(Protocol):
     """One model family. `published` is the schema of its published models, for documentation."""
 
@@ -171,11 +179,11 @@ class Recipe(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """Files of a hub repository, about how large they are together, and the folder below `--models` they go to."""
+    """Files of a hub repository, about how large they are together (0: unknown), and their folder below `--models`."""
 
     repository: str
     files: tuple[str, ...]
-    num_bytes: int
+    num_bytes: int = 0
     folder: str = "."
 
 

@@ -21,6 +21,7 @@ CONFIG_FILE = "config.yaml"
 SEMANTIC_CONFIGS = ("config.json", "preprocessor_config.json")
 
 _WEIGHTS, _INDEX, _SHARDS = "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"
+WEIGHT_PATTERNS = (_WEIGHTS, _INDEX, _SHARDS)
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -78,8 +79,10 @@ def find_semantic_model(value: str | Path | None, folder: Path | None, missing: 
         return None
     return from_hub(
         str(value),
-        (*SEMANTIC_CONFIGS, _WEIGHTS, _INDEX, _SHARDS),
-        lambda snapshot: all((snapshot / name).is_file() for name in SEMANTIC_CONFIGS) and bool(_shards(snapshot)[0]),
+        (*SEMANTIC_CONFIGS, *WEIGHT_PATTERNS),
+        lambda snapshot: (
+            all((snapshot / name).is_file() for name in SEMANTIC_CONFIGS) and bool(weight_files(snapshot)[0])
+        ),
         missing,
         lacking,
     )
@@ -87,7 +90,7 @@ def find_semantic_model(value: str | Path | None, folder: Path | None, missing: 
 
 def find_semantic_weights(folder: Path, missing: Missing) -> tuple[Path, ...]:
     """The weight files of the semantic model's folder; none where one is missing."""
-    found, absent = _shards(folder)
+    found, absent = weight_files(folder)
     for path in absent:
         missing.add(str(path), f"copy it from the hub repository {SEMANTIC_MODEL} (only safetensors files are read)")
     return found
@@ -98,7 +101,7 @@ def is_hub_id(value: str | Path) -> bool:
     return isinstance(value, str) and _HUB_ID.fullmatch(value) is not None and not value.endswith(_WEIGHT_SUFFIXES)
 
 
-def _shards(folder: Path) -> tuple[tuple[Path, ...], list[Path]]:
+def weight_files(folder: Path) -> tuple[tuple[Path, ...], list[Path]]:
     """The weight files of a folder and those of its index that are absent; no weight files unless all are there."""
     if (folder / _WEIGHTS).is_file():
         return (folder / _WEIGHTS,), []

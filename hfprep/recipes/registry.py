@@ -9,6 +9,7 @@ from hfprep.recipes.base import Download, Outline, Published, Recipe
 _MODULES = {
     "indextts-2": "hfprep.recipes.indextts2.recipe",
     "indextts-2.5": "hfprep.recipes.indextts25.recipe",
+    "codec": "hfprep.recipes.codec.recipe",
 }
 NAMES = tuple(_MODULES)
 DEFAULT = NAMES[0]

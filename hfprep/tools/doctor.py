@@ -1,4 +1,4 @@
-"""What of this machine a build stands on: Python, packages, devices, ffmpeg, disk, models; problems with remedies.
+"""What of this machine a build stands on: Python, packages, devices, disk, models; problems with remedies.
 
 Gives `examine`, a list of `Finding`. Changes nothing but for a short-lived file that measures the disk.
 """
@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import time
 import urllib.error
@@ -62,7 +61,7 @@ class Finding:
 
 def examine(*, folder: Path, models: Path | None = None, recipe_name: str | None = None) -> list[Finding]:
     """Look at everything; `folder` is where features will go, `models` a folder of model files of a recipe."""
-    findings = [_python(), *_packages(), *_devices(), _threads(), _ffmpeg(), *_disk(folder)]
+    findings = [_python(), *_packages(), *_devices(), _threads(), *_disk(folder)]
     findings += _models_folder(models, recipe_name) if models is not None else _hub(recipe_name or DEFAULT)
     return sorted(findings, key=lambda finding: finding.level)
 
@@ -132,18 +131,6 @@ def _threads() -> Finding:
     return Finding(Level.FINE, "CPU", found)
 
 
-def _ffmpeg() -> Finding:
-    program = shutil.which("ffmpeg")
-    if program is None:
-        remedy = "only m4a, webm, aac and the like need it: apt-get install ffmpeg"
-        return Finding(Level.WARNING, "ffmpeg", "not installed", remedy)
-    try:
-        shown = subprocess.run([program, "-version"], capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        return Finding(Level.PROBLEM, "ffmpeg", f"{program} does not run: {error}", "install it again")
-    return Finding(Level.FINE, "ffmpeg", f"{shown.splitlines()[0]} at {program}")
-
-
 def _disk(folder: Path) -> Iterator[Finding]:
     """Room, and speed at one large file and at many small ones, synced as a build does it."""
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
@@ -206,7 +193,8 @@ def _hub(name: str) -> Iterator[Finding]:
         if source not in lacking:
             yield Finding(Level.FINE, "models", f"{source.repository} is in the cache")
             continue
-        found = f"{source.repository} is not here: {', '.join(lacking[source])}, about {size(source.num_bytes)}"
+        about = f", about {size(source.num_bytes)}" if source.num_bytes else ""
+        found = f"{source.repository} is not here: {', '.join(lacking[source])}{about}"
         yield Finding(Level.PROBLEM if unreachable else Level.WARNING, "models", found, remedy)
 
 
@@ -236,16 +224,16 @@ def _models_folder(models: Path, name: str | None) -> Iterator[Finding]:
     """Whether a folder holds every file that a build reads, and they belong together."""
     options = ModelOptions(models=models)
     chosen = choose_recipe(name, options)
-    remedy = f"python -m hfprep download {models} --recipe {chosen.name} fetches what is missing"
-    lacks = absent(models, chosen.name)
-    if lacks:
-        yield Finding(Level.PROBLEM, "models", f"{models} lacks {', '.join(lacks)}", remedy)
-        return
     try:
         found = chosen.find(options, fetch=False)
         found.check()
     except (ConfigError, CheckpointError) as error:
-        yield Finding(Level.PROBLEM, "models", str(error), "give the files of one published model")
+        lacks = absent(models, chosen.name)
+        if lacks:
+            remedy = f"python -m hfprep download {models} --recipe {chosen.name} fetches what is missing"
+            yield Finding(Level.PROBLEM, "models", f"{models} lacks {', '.join(lacks)}", remedy)
+        else:
+            yield Finding(Level.PROBLEM, "models", str(error), "give the files of one published model")
         return
     yield Finding(Level.FINE, "models", f"{models}: {_described(found.schema)}")
 

@@ -40,7 +40,7 @@ def collate(samples: Sequence[dict[str, Any]], schema: Schema | None = None) -> 
     Each column: (B, *dims), int64 or float32, dims that differ filled up with the column's own padding value (0 unless
     the schema says otherwise). For each length, such as text_len, int64 (B,) under text_lengths. ids, languages and, of
     pairs, prompt_ids, target_ids, prompt_languages: lists of B (a language that is not known is None). Other numbers of
-    the record, such as a language's, int64 (B,). `schema` is only needed for samples that are dicts of your own making.
+    the record, such as lang_id, (B,) under lang_ids. `schema` is only needed for samples that are plain dicts.
     """
     if not samples:
         raise ValueError("samples is empty; a batch needs at least one sample")
@@ -54,7 +54,7 @@ def collate(samples: Sequence[dict[str, Any]], schema: Schema | None = None) -> 
                 batch[length_name(name)] = torch.tensor([value.shape[dim] for value in values], dtype=torch.int64)
     for item in schema.record_fields:
         if item.name in samples[0]:
-            batch[item.name] = torch.tensor([sample[item.name] for sample in samples])
+            batch[f"{item.name}s"] = torch.tensor([sample[item.name] for sample in samples])
     return batch
 
 

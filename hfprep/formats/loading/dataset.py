@@ -17,7 +17,7 @@ from hfprep.errors import ConfigError, StoreError
 from hfprep.formats.formats import open_set
 from hfprep.formats.loading.batches import Item
 from hfprep.formats.npy import LineFile, load_array, open_manifest
-from hfprep.formats.pairs import PAIR_ARRAYS
+from hfprep.formats.pair_records import PROMPT, TARGET, pair_schema, path_field, role_of
 from hfprep.formats.samples import Split, parse_entry
 from hfprep.schema import Schema
 
@@ -71,9 +71,9 @@ class FeatureDataset(Dataset[dict[str, Any]]):
 
 
 class PairDataset(Dataset[dict[str, Any]]):
-    """Prompt and target pairs: text and codes of the target, conditioning and emotion of the prompt.
+    """Prompt and target pairs: tokens and codes of the target, vectors of voice and emotion of the prompt.
 
-    An item has what a `FeatureDataset` item has, its id and language being the pair's and the target's, and
+    An item has what a `FeatureDataset` item has, its id being the pair's, its language the target's, and
     prompt_id, target_id, prompt_language. Arrays come from the files that the pair manifest names, or, where `samples`
     is given, from that set (of any format) by id.
     """
@@ -90,37 +90,60 @@ class PairDataset(Dataset[dict[str, Any]]):
         """The pair's record."""
         return parse_entry(self._lines.line(_position(index, len(self)))).record
 
+    @cached_property
+    def schema(self) -> Schema:
+        """What a sample consists of: as the set says, or the output that the manifest is in."""
+        if self.samples is not None:
+            return self.samples.schema
+        return pair_schema(self.manifest.parent)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.record(index)
+        try:
+            return self._item(record)
+        except KeyError as error:
+            raise StoreError(
+                f"{self.manifest}, pair {record.get('id')!r} has no {error.args[0]}; make the pairs again: "
+                f"python -m hfprep pairs {self.manifest.parent}"
+            ) from None
+
+    def _item(self, record: dict[str, Any]) -> dict[str, Any]:
         arrays = self._from_files(record) if self.samples is None else self._from_samples(record, self.samples)
-        for name, field in (("text_ids", "target_text_len"), ("codes", "target_code_len")):
-            if len(arrays[name]) != record[field]:
-                raise StoreError(
-                    f"{self.manifest}, pair {record['id']!r}: {name} has {len(arrays[name])} values, but {field} is "
-                    f"{record[field]}; make the pairs again: python -m hfprep pairs {self.manifest.parent}"
-                )
-        return {
+        for column in self.schema.columns:
+            for dim, name in enumerate(column.dims if role_of(column) == TARGET else ()):
+                size = arrays[column.name].shape[dim]
+                if isinstance(name, str) and size != record[f"target_{name}"]:
+                    raise StoreError(
+                        f"{self.manifest}, pair {record['id']!r}: {column.name} has {size} values, but target_{name} "
+                        f"is {record[f'target_{name}']}; make the pairs again: python -m hfprep pairs "
+                        f"{self.manifest.parent}"
+                    )
+        values = {
             "id": record["id"],
             "language": record["target_language"],
             "prompt_id": record["prompt_id"],
             "target_id": record["target_id"],
             "prompt_language": record["prompt_language"],
-            **tensors(arrays),
+            **{item.name: record[f"target_{item.name}"] for item in self.schema.record_fields},
         }
+        return Item(self.schema, values | tensors(arrays))
 
     def _from_files(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
         root = self.manifest.parent
-        return {name: load_array(root, record[field], record["id"]) for name, (_, field) in PAIR_ARRAYS.items()}
+        return {
+            column.name: load_array(root, record[path_field(role_of(column), column)], record["id"])
+            for column in self.schema.columns
+        }
 
     def _from_samples(self, record: dict[str, Any], samples: FeatureDataset) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}
-        for role in ("prompt", "target"):
+        for role in (PROMPT, TARGET):
             index = self._positions.get(record[f"{role}_id"])
             if index is None:
                 raise StoreError(f"{self.manifest}: pair {record['id']!r} names a {role} that is not in the data set")
-            sample = samples.split.sample(index)
-            arrays |= {name: sample.arrays[name] for name, (whose, _) in PAIR_ARRAYS.items() if whose == role}
-        return arrays
+            found = samples.split.sample(index).arrays
+            arrays |= {column.name: found[column.name] for column in self.schema.columns if role_of(column) == role}
+        return {column.name: arrays[column.name] for column in self.schema.columns}
 
     @cached_property
     def _positions(self) -> dict[str, int]:
@@ -169,7 +192,12 @@ def load(
 
 def _holds_pairs(manifest: Path) -> bool:
     lines = LineFile(manifest)
-    return bool(len(lines)) and "prompt_condition_path" in parse_entry(lines.line(0)).record
+    first = parse_entry(lines.line(0)).record if len(lines) else {}
+    if "features" in first or "target_features" in first:
+        raise ConfigError(
+            f"{str(manifest)!r} names .npz files, which are for other trainers; load the output that they were made of"
+        )
+    return "prompt_id" in first
 
 
 def local_folder(path: str | Path, revision: str | None = None) -> Path:

@@ -23,6 +23,7 @@ from hfprep.inputs.audio.sound import CheckSeconds, Clip, Sound, no_limit
 from hfprep.schema import Segment
 
 TARGET_SAMPLING_RATE = 16_000  # Hz, what w2v-bert-2.0 hears
+OLDER_SCRIPTS_RATE = 24_000  # Hz, by way of which the older scripts read every file, also at 16 kHz
 BYTES_PER_SECOND = 16_000  # between wav and mp3, to guess a length by
 CHECK_EVERY_SECONDS = 10.0  # of decoded sound
 END_TOLERANCE_SECONDS = 0.05  # by which a segment may pass the end: manifests round
@@ -96,7 +97,7 @@ def load_waveform(
 ) -> Waveform:
     """Decode a file, mix it to mono (the mean of its channels) and resample it to `sampling_rate` Hz.
 
-    With `via` a file at any rate other than `sampling_rate` is resampled to `via` Hz first. With `segment` only that
+    With `via` a file is resampled to `via` Hz first, where `goes_through` says so. With `segment` only that
     stretch is read. `check_seconds` is told the length that the header promises before anything is decoded, and lengths
     that were decoded as it goes; it may raise to end the work. Decoding holds one block of all channels and the mono
     samples, never more than the file really has. Raises RejectedSample: AUDIO_MISSING, AUDIO_UNREADABLE (damaged, cut
@@ -114,9 +115,16 @@ def load_waveform(
         raise clip.empty()
     seconds = len(samples) / source_rate
     is_flat = bool(samples.max() - samples.min() <= FLAT_RANGE)
-    if via is not None and source_rate != sampling_rate:
+    if via is not None and goes_through(via, source_rate, sampling_rate):
         samples, source_rate = resample(samples, source_rate, via), via
     return Waveform(resample(samples, source_rate, sampling_rate), sampling_rate, seconds, is_flat)
+
+
+def goes_through(via: int, source_rate: int, sampling_rate: int) -> bool:
+    """Whether a file goes by way of `via` Hz: at 24 kHz every file does, as in the older scripts, else those that are
+    not at `sampling_rate` anyway.
+    """
+    return via == OLDER_SCRIPTS_RATE or source_rate != sampling_rate
 
 
 def segment_as_wav(path: str | os.PathLike[str], segment: Segment) -> bytes:

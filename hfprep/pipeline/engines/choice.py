@@ -21,9 +21,9 @@ from hfprep.pipeline.engines.local import choose_num_processes, run_local, threa
 from hfprep.pipeline.engines.pool import WorkerPool
 from hfprep.pipeline.engines.spec import ExtractorSpec, Models, Sink, Staging
 from hfprep.pipeline.inputs import Inputs
-from hfprep.pipeline.intake import via_rate
-from hfprep.pipeline.planning import Plan
+from hfprep.pipeline.plan import Plan
 from hfprep.pipeline.precision_trial import Trial, TrialResult
+from hfprep.recipes.base import via_rate
 
 MANY_TEXTS = 5000  # from here on processes that tokenize, which take two seconds to start, save more than that
 

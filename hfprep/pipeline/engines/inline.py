@@ -15,7 +15,7 @@ from hfprep.pipeline.engines.messages import Assignment, WorkerSetup
 from hfprep.pipeline.engines.rows import control_of, units_of
 from hfprep.pipeline.engines.spec import NO_COST, ExtractorSpec, Models, Sink
 from hfprep.pipeline.engines.worker import Computed, Worker
-from hfprep.pipeline.planning import Plan
+from hfprep.pipeline.plan import Plan
 
 
 def run_inline(

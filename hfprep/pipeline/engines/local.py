@@ -18,7 +18,7 @@ from hfprep.pipeline.engines.pool import WorkerPool, WorkerProcess
 from hfprep.pipeline.engines.rows import control_of, queue_of
 from hfprep.pipeline.engines.spec import ExtractorSpec, Sink
 from hfprep.pipeline.engines.work_units import WorkUnit
-from hfprep.pipeline.planning import Plan
+from hfprep.pipeline.plan import Plan
 from hfprep.pipeline.precision_trial import Trial, TrialResult
 from hfprep.schema import Features, Rejection
 from hfprep.store.layout import PlannedRow

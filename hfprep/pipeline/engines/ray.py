@@ -10,6 +10,7 @@ import logging
 import os
 import queue
 import socket
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from hfprep.pipeline.engines.rows import as_stream, control_of, queue_of
 from hfprep.pipeline.engines.spec import ExtractorSpec, Sink
 from hfprep.pipeline.engines.work_units import WorkUnit
 from hfprep.pipeline.engines.worker import serve
-from hfprep.pipeline.planning import Plan
+from hfprep.pipeline.plan import Plan
 from hfprep.recipes.base import absolute
 from hfprep.schema import Features, Rejection
 from hfprep.store.layout import PlannedRow
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 HELD_MESSAGES = 2  # of a worker that the driver has not asked for: what is computed ahead of it stays bounded
-LOCAL = "127.0.0.1"
+LOCAL = "127.0.0.2"  # a loopback address that Ray does not replace by one that can be reached from elsewhere
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +226,7 @@ def run_ray(
 
 def _join(address: str | None) -> None:
     """Join the cluster at an address, or start one here that no other machine can reach. Raises ConfigError."""
-    own: dict[str, Any] = {} if address else {"_node_ip_address": LOCAL}
+    own: dict[str, Any] = {"_node_ip_address": LOCAL} if not address and sys.platform == "linux" else {}
     try:
         ray.init(address=address or "local", include_dashboard=False, logging_level=logging.WARNING, **own)
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hfprep.pipeline.engines.work_units import WorkQueue, WorkUnit, cut
-from hfprep.pipeline.planning import Plan, planned_row
+from hfprep.pipeline.plan import Plan, planned_row
 from hfprep.store.layout import PlannedRow
 
 

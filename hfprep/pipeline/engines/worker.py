@@ -46,7 +46,7 @@ from hfprep.pipeline.features import BatchResult
 from hfprep.pipeline.intake import Task
 from hfprep.pipeline.logs import no_progress_bars
 from hfprep.pipeline.observing import observing
-from hfprep.pipeline.planning import planned_row
+from hfprep.pipeline.plan import planned_row
 from hfprep.pipeline.precision_trial import Trial
 from hfprep.schema import Features, Rejection
 from hfprep.store.layout import PlannedRow

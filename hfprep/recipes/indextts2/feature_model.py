@@ -41,7 +41,7 @@ AUDIO_GROUPS = frozenset({CODES, LATENTS})
 class FeatureModel(nn.Module):
     """The semantic encoder, the codec and the two conditioning branches."""
 
-    equal_lengths = False
+    pads_from = 0
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ import numpy as np
 
 from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.io.digest import digest
-from hfprep.recipes.base import PRECISIONS, Download, Outline
+from hfprep.recipes.base import PRECISIONS, Download, Outline, resampling
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.locate import ModelFiles, locate
 from hfprep.recipes.indextts2.options import IndexTTS2Options
@@ -54,7 +54,7 @@ class IndexTTS2Models:
 
     def settings(self, sha256: Mapping[str, str], *, precision: str, audio_sr: int) -> dict[str, dict[str, str]]:
         semantic = {name: value for name, value in sha256.items() if name.startswith(("semantic_model", "w2v_stat"))}
-        semantic |= {"audio_sr": str(audio_sr), "precision": precision}
+        semantic |= {"audio_sr": resampling(audio_sr), "precision": precision}
         branches = (self.config.condition, self.config.emotion)
         architecture = "".join(digest(dataclasses.asdict(branch)).hex() for branch in branches)
         return {
@@ -149,15 +149,29 @@ class IndexTTS2:
 
         config = config_of(options)
         named = options.tokenizer is not None or options.models is not None
+        encoder = TextTokenizer(options.tokenizer_path) if named else None
+        if encoder is not None:
+            _compare_sizes(encoder, options, config)
         return Outline(
             schema=schema_of(config),
             audio=SemanticAudio(),
             num_codes=int,
-            text_encoder=TextTokenizer(options.tokenizer_path) if named else None,
+            text_encoder=encoder,
             min_frames=MIN_FRAMES,
             max_frames=2 * POSITION_ROWS,
             seconds_of_batch=BatchTimer(config, semantic_config_of(options)),
         )
+
+
+def _compare_sizes(encoder: TextTokenizer, options: IndexTTS2Options, config: ModelConfig) -> None:
+    """Say where a tokenizer is larger than the checkpoint, if that is here already."""
+    from hfprep.recipes.text_rows import warn_of_larger  # it imports torch
+
+    checkpoint = options.gpt_checkpoint
+    if checkpoint is None and options.models is not None:
+        checkpoint = options.models / (config.gpt_checkpoint or "gpt.pth")
+    if checkpoint is not None and checkpoint.is_file():
+        warn_of_larger(encoder.model_path, encoder.vocab_size, checkpoint, config.number_text_tokens)
 
 
 RECIPE = IndexTTS2()

@@ -49,7 +49,7 @@ class FeatureModel(nn.Module):
     With `reference_seconds` speaker and emotion vector are of the first so many seconds of a clip, as at inference.
     """
 
-    equal_lengths = False
+    pads_from = 0
 
     def __init__(
         self,

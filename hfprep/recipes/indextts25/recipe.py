@@ -11,10 +11,20 @@ from typing import TYPE_CHECKING
 
 from hfprep.errors import ConfigError
 from hfprep.io.digest import digest
-from hfprep.recipes.base import PRECISIONS
-from hfprep.recipes.finding import CONFIG_FILE
-from hfprep.recipes.indextts25.config import CODEC_FILE, GPT_FILE, Config, named_file, names_indextts25
-from hfprep.recipes.indextts25.locate import ModelFiles, locate
+from hfprep.recipes.base import PRECISIONS, Download, Outline, resampling
+from hfprep.recipes.finding import CONFIG_FILE, SEMANTIC_FOLDER, SEMANTIC_MODEL
+from hfprep.recipes.indextts25 import glossary
+from hfprep.recipes.indextts25.config import (
+    CAMPPLUS_FILE,
+    CODEC_FILE,
+    GPT_FILE,
+    STATISTICS_FILE,
+    VOCABULARY_FILE,
+    Config,
+    named_file,
+    names_indextts25,
+)
+from hfprep.recipes.indextts25.locate import CAMPPLUS, REPOSITORY, ModelFiles, locate
 from hfprep.recipes.indextts25.options import IndexTTS25Options
 from hfprep.recipes.indextts25.schema import CODES, EMOTION, NAME, PUBLISHED, SPEAKER, TEXT, schema_of
 from hfprep.recipes.indextts25.text import TextEncoder
@@ -27,6 +37,19 @@ if TYPE_CHECKING:
     from hfprep.recipes.semantic_audio import SemanticAudio
 
 VOCABULARY_SUFFIX = ".tiktoken"
+SPEAKER_WIDTH = 192  # of the published CAM++
+DOWNLOADS = (
+    Download(REPOSITORY, (CONFIG_FILE, GPT_FILE, CODEC_FILE, STATISTICS_FILE, VOCABULARY_FILE)),
+    Download(
+        SEMANTIC_MODEL, ("config.json", "preprocessor_config.json", "model.safetensors"), 2_320_000_000, SEMANTIC_FOLDER
+    ),
+    Download(CAMPPLUS, (CAMPPLUS_FILE,)),
+)
+
+
+def num_codes(num_frames: int) -> int:
+    """How many codes a clip of so many frames has."""
+    return (num_frames + 1) // 2
 
 
 @dataclass(frozen=True)
@@ -60,7 +83,7 @@ class IndexTTS25Models:
 
     def settings(self, sha256: Mapping[str, str], *, precision: str, audio_sr: int) -> dict[str, dict[str, str]]:
         semantic = {name: value for name, value in sha256.items() if name.startswith(("semantic_model", "w2v_stat"))}
-        semantic |= {"audio_sr": str(audio_sr), "precision": precision}
+        semantic |= {"audio_sr": resampling(audio_sr), "precision": precision}
         reference = {"reference_seconds": f"{self.reference_seconds:g}"} if self.reference_seconds else {}
         architecture = digest(dataclasses.asdict(self.config.emotion)).hex()
         emotion = {"gpt_checkpoint": sha256["gpt_checkpoint"], "emotion": architecture}
@@ -68,7 +91,7 @@ class IndexTTS25Models:
             TEXT: {"tokenizer": sha256["tokenizer"], "normalizer": self.text_encoder().fingerprint()},
             CODES: semantic | {"semantic_codec": sha256["semantic_codec"]},
             # Always in float32, whatever the precision of the rest.
-            SPEAKER: {"campplus": sha256["campplus"], "audio_sr": str(audio_sr)} | reference,
+            SPEAKER: {"campplus": sha256["campplus"], "audio_sr": resampling(audio_sr)} | reference,
             EMOTION: semantic | emotion | reference,
         }
 
@@ -103,7 +126,7 @@ class IndexTTS25Models:
         return packs(device)
 
     def num_codes(self, num_frames: int) -> int:
-        return (num_frames + 1) // 2
+        return num_codes(num_frames)
 
     def load(self, device: torch.device, precision: str) -> FeatureModel:
         from hfprep.recipes.indextts25.feature_model import FeatureModel
@@ -161,6 +184,31 @@ class IndexTTS25:
             fetch=fetch,
         )
         return IndexTTS25Models(located, Config.read(located.config), options.reference_seconds)
+
+    def downloads(self) -> tuple[Download, ...]:
+        return DOWNLOADS
+
+    def outline(self, options: IndexTTS25Options) -> Outline:
+        from hfprep.models.conformer import POSITION_ROWS  # these import torch
+        from hfprep.recipes.indextts25.feature_model import MIN_FRAMES
+        from hfprep.recipes.semantic_audio import SemanticAudio
+
+        folder = options.models
+        config = options.config or (folder / CONFIG_FILE if folder else None)
+        vocabulary = options.tokenizer or (folder / VOCABULARY_FILE if folder else None)
+        schema = PUBLISHED if config is None else schema_of(Config.read(config), vector=SPEAKER_WIDTH)
+        terms = folder / glossary.FILE if folder else None
+        encoder = None
+        if vocabulary is not None:
+            encoder = TextEncoder(vocabulary, glossary=terms if terms and terms.is_file() else None)
+        return Outline(
+            schema=schema,
+            audio=SemanticAudio(samples_only=True),
+            num_codes=num_codes,
+            text_encoder=encoder,
+            min_frames=MIN_FRAMES,
+            max_frames=2 * POSITION_ROWS,
+        )
 
     @staticmethod
     def _looks_like_it(options: IndexTTS25Options) -> bool:

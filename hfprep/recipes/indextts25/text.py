@@ -61,6 +61,17 @@ class Tokenized:
     stages: TextStages
     all_ids: list[int]
     ids: np.ndarray
+    vocabulary: Vocabulary
+
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        """What each of the ids that the model sees stands for."""
+        return tuple(self.vocabulary.pieces(self.ids.tolist()))
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Nothing: whatever has no token of its own is written in bytes."""
+        return ()
 
 
 class TextEncoder:
@@ -119,7 +130,7 @@ class TextEncoder:
         """The ids of what `stages` gave, be it empty."""
         all_ids = self.vocabulary.encode(f"<|{_code(language)}|> {stages.final}")
         ids = np.array([number for number in all_ids if number not in DROPPED_IDS], dtype=np.int32)
-        return Tokenized(stages, all_ids, ids)
+        return Tokenized(stages, all_ids, ids, self.vocabulary)
 
     def stages(self, text: str, language: str | None = None) -> TextStages:
         """A text before tokenization; raises RejectedSample, text_failed or text_too_long, as `encode` does."""

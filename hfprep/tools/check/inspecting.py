@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from hfprep.errors import RejectedSample
-from hfprep.inputs.audio.decode import load_waveform, read_header
+from hfprep.inputs.audio.decode import goes_through, load_waveform, read_header
 from hfprep.inputs.text.scripts import DoubtfulGrammar, doubtful_grammar, has_digits
 from hfprep.inputs.text.tokenizer import Tokenized
 from hfprep.pipeline.inspection import Stores
@@ -181,7 +181,7 @@ class _HeaderReader:
 def samples_of_header(seconds: float, sampling_rate: int, target: int, via: int | None = None) -> int:
     """Samples at `target` Hz that a file of that length and rate in Hz will have."""
     num_samples = round(seconds * sampling_rate)
-    if via is not None and sampling_rate != target:
+    if via is not None and goes_through(via, sampling_rate, target):
         num_samples, sampling_rate = -(-num_samples * via // sampling_rate), via
     return -(-num_samples * target // sampling_rate)
 

@@ -12,31 +12,34 @@ from hfprep.recipes.base import option
 from hfprep.recipes.options import ModelOptions
 from hfprep.recipes.registry import NAMES
 
+CHECKING = "What to check"
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions(ModelOptions):
     """What to check. Without a tokenizer texts are not looked at; without a config the published limits hold."""
 
-    manifest: Path = option(Path(), "Manifest, of any form that build takes.")
-    recipe: str | None = option(None, f"Model family: {', '.join(NAMES)}; default: told from the model files.")
-    language: str | None = option(None, "Language of all rows, as for build.")
-    map: str | None = option(None, "Names of fields, as for build.")
-    audio_root: Path | None = option(None, "As for build.")
-    audio_sr: int = option(16000, "As for build.")
-    max_samples: int | None = option(None, "As for build.")
-    drop_overlong: bool = option(False, "As for build.")
-    min_seconds: float | None = option(None, "As for build.")
-    max_seconds: float | None = option(None, "As for build.")
-    max_chars_per_second: float | None = option(None, "As for build.")
-    decode: bool = option(False, "Decode all audio too: finds cut-off and damaged files.")
-    workers: int = option(0, "Processes; 0: one a CPU core.")
-    device: str = option("auto", "Device that the build will have: auto, cpu, cuda or cuda:N.")
-    precision: str = option(PLAIN, "Precision that the build will have.")
-    fix: Path | None = option(None, "Write the lines that a build would take to this manifest.")
+    manifest: Path = option(Path(), "Manifest, of any form that build takes.", CHECKING)
+    recipe: str | None = option(None, f"Model family: {', '.join(NAMES)}; default: by the model files.", CHECKING)
+    language: str | None = option(None, "Language of all rows, as for build.", CHECKING)
+    map: str | None = option(None, "Names of fields, as for build.", CHECKING)
+    audio_root: Path | None = option(None, "As for build.", CHECKING)
+    audio_sr: int = option(16000, "As for build.", CHECKING)
+    max_samples: int | None = option(None, "As for build.", CHECKING)
+    drop_overlong: bool = option(False, "As for build.", CHECKING)
+    min_seconds: float | None = option(None, "As for build.", CHECKING)
+    max_seconds: float | None = option(None, "As for build.", CHECKING)
+    max_chars_per_second: float | None = option(None, "As for build.", CHECKING)
+    decode: bool = option(False, "Decode all audio too: finds cut-off and damaged files.", CHECKING)
+    workers: int = option(0, "Processes; 0: one a CPU core.", CHECKING)
+    device: str = option("auto", "Device that the build will have: auto, cpu, cuda or cuda:N.", CHECKING)
+    precision: str = option(PLAIN, "Precision that the build will have.", CHECKING)
+    fix: Path | None = option(None, "Write the lines that a build would take to this manifest.", CHECKING)
 
     def __post_init__(self) -> None:
-        if self.max_samples is not None and self.max_samples < 1:
-            raise ConfigError(f"--max-samples is {self.max_samples}; it must be a positive number")
+        object.__setattr__(self, "max_samples", self.max_samples or None)
+        if self.max_samples is not None and self.max_samples < 0:
+            raise ConfigError(f"--max-samples is {self.max_samples}; it must be a positive number, or 0 for all")
         object.__setattr__(self, "language", language_option(self.language))
         _ = self.filters  # raises where a bound is wrong
         if self.precision not in PRECISIONS:

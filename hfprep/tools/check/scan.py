@@ -22,8 +22,8 @@ from hfprep.inputs.manifest.opening import open_source
 from hfprep.inputs.manifest.rows import AudioFinder, RawRow, parse_line
 from hfprep.pipeline.devices import choose_device, choose_workers
 from hfprep.pipeline.inspection import Stores
-from hfprep.pipeline.intake import SampleLimits, via_rate
-from hfprep.recipes.base import Outline
+from hfprep.pipeline.intake import SampleLimits
+from hfprep.recipes.base import Outline, via_rate
 from hfprep.recipes.registry import choose_recipe, outline
 from hfprep.schema import Rejection, Utterance
 from hfprep.tools.check.estimates import Estimate, Work, estimate

@@ -11,14 +11,14 @@ from hfprep.inputs.audio.decode import TARGET_SAMPLING_RATE
 from hfprep.inputs.manifest.rows import AudioFinder
 from hfprep.pipeline.config import PLAIN, BuildConfig
 from hfprep.pipeline.inputs import find_inputs
-from hfprep.pipeline.intake import via_rate
+from hfprep.recipes.base import via_rate
 from hfprep.recipes.options import ModelOptions
 from hfprep.schema import Schema
 from hfprep.store.layout import OutputFolder
 from hfprep.tools.verify.described import state_value
 from hfprep.tools.verify.faults import Findings
 from hfprep.tools.verify.options import VerifyOptions
-from hfprep.tools.verify.parity import Parity, Stored, check_models, compare_alone, draw
+from hfprep.tools.verify.parity import Parity, Stored, check_models, compare_alone, draw, with_segments
 from hfprep.tools.verify.reference import ReferenceResult, compare_with_reference
 
 MODEL_OPTIONS = {item.name: item.default for item in dataclasses.fields(ModelOptions)}
@@ -60,14 +60,18 @@ def compare(
     via = via_rate(stats.get("settings", {}).get("audio_sr", TARGET_SAMPLING_RATE), inputs.models.audio)
     finder, folder = AudioFinder(manifest, last.get("audio_root")), last.get("folder")
     parity = reference = None
+
+    def drawn(count: int) -> list[dict[str, Any]]:
+        return with_segments(options.output_dir, draw(records(), count, options.seed))
+
     if options.parity:
         parity = compare_alone(
-            draw(records(), options.parity, options.seed), stored, findings, inputs=inputs, device=options.device,
+            drawn(options.parity), stored, findings, inputs=inputs, device=options.device,
             precision=stats.get("precision", PLAIN), audio_sr=via, finder=finder, folder=folder,
         )  # fmt: skip
     if options.reference:
         reference = compare_with_reference(
-            draw(records(), options.reference, options.seed), stored, findings, inputs=inputs, audio_sr=via,
+            drawn(options.reference), stored, findings, inputs=inputs, audio_sr=via,
             finder=finder, folder=folder,
         )  # fmt: skip
     return Comparisons(parity, reference)

@@ -7,19 +7,21 @@ from hfprep.errors import ConfigError
 from hfprep.recipes.base import option
 from hfprep.recipes.options import ModelOptions
 
+VERIFYING = "What to verify"
+
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions(ModelOptions):
     """What to verify. The model paths and the manifest are those of the last build unless they are given."""
 
-    output_dir: Path = option(Path(), "A build's output directory, or an export.")
-    parity: int = option(0, "Compute this many samples again, alone, and compare.")
-    reference: int = option(0, "Compute the codes of this many samples by the published library, and compare.")
-    repair: bool = option(False, "Move what is broken aside; a build redoes just that.")
-    workers: int = option(0, "Threads that read; 0: one a CPU core.")
-    device: str = option("auto", "For --parity: auto, cpu, cuda or cuda:N.")
-    seed: int = option(0, "Which samples --parity and --reference draw.")
-    manifest: Path | None = option(None, "The manifest, if it has moved since.")
+    output_dir: Path = option(Path(), "A build's output directory, or an export.", VERIFYING)
+    parity: int = option(0, "Compute this many samples again, alone, and compare.", VERIFYING)
+    reference: int = option(0, "Compute the codes of this many samples by transformers, and compare.", VERIFYING)
+    repair: bool = option(False, "Move what is broken aside; a build redoes just that.", VERIFYING)
+    workers: int = option(0, "Threads that read; 0: one a CPU core.", VERIFYING)
+    device: str = option("auto", "For --parity: auto, cpu, cuda or cuda:N.", VERIFYING)
+    seed: int = option(0, "Which samples --parity and --reference draw.", VERIFYING)
+    manifest: Path | None = option(None, "The manifest, if it has moved since.", VERIFYING)
 
     def __post_init__(self) -> None:
         for name in ("parity", "reference", "workers"):

@@ -4,24 +4,28 @@ Takes the output, its models and N. In the build's precision, one sample at a ti
 the vectors may differ by what the order of float32 sums makes of them.
 """
 
+import json
 import os
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hfprep.errors import ConfigError
+from hfprep.formats.extra_fields import read_extra_fields
 from hfprep.inputs.manifest.rows import AudioFinder
 from hfprep.pipeline.devices import choose_workers
 from hfprep.pipeline.engines.spec import ExtractorSpec
 from hfprep.pipeline.inputs import Inputs
 from hfprep.pipeline.intake import Task
-from hfprep.schema import Features, Rejection, Schema, Utterance, artifact_path
+from hfprep.schema import Features, Rejection, Schema, Segment, Utterance, artifact_path
 from hfprep.tools.verify.faults import FaultKind, Findings
 
 MAX_RELATIVE_L2 = 1e-4
+SEGMENT = "segment"  # added to the records of rows that had an offset
 Stored = Callable[[str], dict[str, np.ndarray]]
 
 
@@ -104,8 +108,27 @@ def compare_alone(
 
 
 def _utterance(line: int, record: dict[str, Any], finder: AudioFinder, folder: str | None) -> Utterance:
-    path = audio_of(record, finder, folder)
-    return Utterance(line, record["id"], record["text"], record["audio_path"], path, language=record["language"])
+    segment = record.get(SEGMENT)
+    return Utterance(
+        line,
+        record["id"],
+        record["text"],
+        record["audio_path"],
+        audio_of(record, finder, folder),
+        language=record["language"],
+        duration=None if segment is None else segment.seconds,
+        offset=None if segment is None else segment.offset,
+    )
+
+
+def with_segments(root: Path, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records with the stretch of its recording that each stands for, where its row had an offset."""
+    found = []
+    for record, extra in zip(records, read_extra_fields(root, [record["id"] for record in records]), strict=True):
+        offset = json.loads(extra).get("offset")
+        is_segment = isinstance(offset, int | float)
+        found.append(record | {SEGMENT: Segment(float(offset), record["duration"])} if is_segment else record)
+    return found
 
 
 def audio_of(record: dict[str, Any], finder: AudioFinder, folder: str | None) -> str:

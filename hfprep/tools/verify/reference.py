@@ -15,7 +15,7 @@ from hfprep.pipeline.inputs import Inputs
 from hfprep.recipes.base import Referenced
 from hfprep.schema import artifact_path
 from hfprep.tools.verify.faults import FaultKind, Findings
-from hfprep.tools.verify.parity import Stored, audio_of
+from hfprep.tools.verify.parity import SEGMENT, Stored, audio_of
 
 LEAST_AGREEMENT = 0.98  # of a sample's codes
 
@@ -56,7 +56,7 @@ def compare_with_reference(
     for record in records:
         sample_id = record["id"]
         try:
-            waveform = load_waveform(audio_of(record, finder, folder), via=audio_sr)
+            waveform = load_waveform(audio_of(record, finder, folder), via=audio_sr, segment=record.get(SEGMENT))
         except RejectedSample as error:
             findings.add(FaultKind.REFERENCE, record["audio_path"], error.message, sample_id=sample_id)
             continue

@@ -1,0 +1,86 @@
+"""One .npz file a sample, and a record for each: the form that public fine-tuners of IndexTTS-2.5 read.
+
+    features/<id>.npz                                the columns of the schema, by name
+    utterances_train.jsonl, utterances_val.jsonl     id, features, speaker, lang, lang_alias, text, and the lengths
+
+Only written: an output stays the place to read samples from.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hfprep.formats.folders import appearing_folder
+from hfprep.formats.samples import SPLITS, Sample, SampleSet, safe_id
+from hfprep.io import atomic
+from hfprep.io.chunks import chunks_of
+from hfprep.schema import Schema
+from hfprep.store.layout import IO_THREADS, STATS, json_line
+from hfprep.store.statistics import write_stats
+
+UTTERANCES = {"train": "utterances_train.jsonl", "validation": "utterances_val.jsonl"}
+FEATURES = "features"
+CHUNK_SAMPLES = 256
+
+
+def is_npz_export(path: Path) -> bool:
+    """Whether a folder is what `export_npz` wrote."""
+    return all((path / name).is_file() for name in UTTERANCES.values())
+
+
+def export_npz(source: SampleSet, target: Path) -> dict[str, int]:
+    """Write a sample set as .npz files into a folder that appears whole; gives the number of samples a split.
+
+    Replaces an earlier export of this kind. Vectors that were stored as float16 come out in their own dtype. Raises
+    StoreError where `target` holds anything else.
+    """
+    counts = dict.fromkeys(SPLITS, 0)
+    with (
+        appearing_folder(target, is_npz_export) as folder,
+        ThreadPoolExecutor(IO_THREADS) as pool,
+        ExitStack() as stack,
+    ):
+        (folder / FEATURES).mkdir()
+        for name in SPLITS:
+            manifest = stack.enter_context(atomic.replacing(folder / UTTERANCES[name]))
+            for chunk in chunks_of(source.split(name).samples(), CHUNK_SAMPLES):
+                list(pool.map(lambda sample: _write(folder, source.schema, sample), chunk))
+                manifest.writelines(json_line(utterance_record(source.schema, sample.entry.record)) for sample in chunk)
+                counts[name] += len(chunk)
+        stats = (source.origin.stats or {}) | {"schema": source.schema.record()}
+        write_stats(folder / STATS, stats)
+    return counts
+
+
+def utterance_record(schema: Schema, record: dict[str, Any]) -> dict[str, Any]:
+    """The record of a sample: its language in lower case, and no language that it borrows the token of."""
+    language = record.get("language")
+    return {
+        "id": record["id"],
+        "features": features_path(record["id"]),
+        "speaker": record.get("speaker"),
+        "lang": None if language is None else str(language).lower(),
+        "lang_alias": None,
+        "text": record.get("text"),
+        **{name: record[name] for name in schema.lengths},
+    }
+
+
+def features_path(sample_id: str) -> str:
+    """Path of a sample's file, relative to the folder, with forward slashes."""
+    return f"{FEATURES}/{sample_id}.npz"
+
+
+def _write(folder: Path, schema: Schema, sample: Sample) -> None:
+    path = folder / features_path(safe_id(sample.entry.id, folder))
+    arrays: dict[str, Any] = {
+        name: values.astype(schema.by_name[name].numpy_dtype, copy=False) for name, values in sample.arrays.items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.explained(path), open(path, "xb") as stream:
+        np.savez(stream, **arrays)
+        stream.flush()
+        atomic.sync_file(stream.fileno(), path)

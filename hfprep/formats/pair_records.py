@@ -1,0 +1,88 @@
+"""What a pair is on disk: one JSON object, made of the records of its two utterances.
+
+The voice and the emotion are the prompt's, what is said is the target's: vectors come from the prompt, tokens and codes
+from the target. Vectors of one size are named for the target, too, for a trainer that would rather have those.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from hfprep.formats.npy import NpySet
+from hfprep.schema import Column, Schema
+from hfprep.store.first_version import first_schema
+
+PROMPT, TARGET = "prompt", "target"
+
+
+def pair_schema(output: Path) -> Schema:
+    """What the samples of an npy output consist of, but for their sizes where the output does not say."""
+    return NpySet(output).origin.schema or first_schema(0)
+
+
+def role_of(column: Column) -> str:
+    """Which half of a pair a trainer takes a column from."""
+    return PROMPT if column.kind == "vector" else TARGET
+
+
+def path_field(role: str, column: Column) -> str:
+    """The field of a pair that names the file of a column."""
+    return f"{role}_{column.name}_path"
+
+
+def pair_record(schema: Schema, prompt: dict[str, Any], target: dict[str, Any]) -> dict[str, Any]:
+    """The object that stands for a pair, from the manifest records of its two utterances.
+
+    Raises KeyError where a record lacks a field.
+    """
+    vectors = [column for column in schema.columns if role_of(column) == PROMPT]
+    spoken = [column for column in schema.columns if role_of(column) == TARGET]
+    return {
+        "id": f"{target['id']}__{prompt['id']}",
+        "speaker": target["speaker"],
+        "prompt_id": prompt["id"],
+        "prompt_audio_path": prompt["audio_path"],
+        **_arrays(PROMPT, vectors, prompt),
+        "prompt_duration": prompt["duration"],
+        "prompt_language": prompt["language"],
+        **{f"prompt_{item.name}": prompt[item.name] for item in schema.record_fields},
+        "target_id": target["id"],
+        "target_audio_path": target["audio_path"],
+        "target_text": target["text"],
+        **_arrays(TARGET, spoken, target),
+        **_arrays(TARGET, [column for column in vectors if not column.lengths], target),
+        "target_language": target["language"],
+        **{f"target_{item.name}": target[item.name] for item in schema.record_fields},
+    }
+
+
+def _arrays(role: str, columns: list[Column], record: dict[str, Any]) -> dict[str, Any]:
+    """The fields of these columns: paths, each before the lengths that no column before it has."""
+    fields: dict[str, Any] = {}
+    for column in columns:
+        fields[path_field(role, column)] = record[f"{column.name}_path"]
+        for name in column.lengths:
+            fields.setdefault(f"{role}_{name}", record[name])
+    return fields
+
+
+def npz_pair_record(prompt: dict[str, Any], target: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+    """The object that stands for a pair of .npz files, from two records of `export_npz`.
+
+    With a folder the paths are absolute, from there.
+    """
+
+    def place(features: str) -> str:
+        return features if folder is None else (folder / features).as_posix()
+
+    return {
+        "id": f"{target['id']}__{prompt['id']}",
+        "target_features": place(target["features"]),
+        "prompt_features": place(prompt["features"]),
+        "speaker": target["speaker"],
+        "lang": target["lang"],
+        "lang_alias": target["lang_alias"],
+        "prompt_lang": prompt["lang"],
+        "cross_lingual": prompt["lang"] != target["lang"],
+        "text_len": target["text_len"],
+        "code_len": target["code_len"],
+    }

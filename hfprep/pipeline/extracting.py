@@ -1,0 +1,81 @@
+"""The features of a `datasets.Dataset` by its own `map`: for notebooks, and for data that is a Dataset already.
+
+    extractor = hfprep.extractor(models="checkpoints")
+    rows = rows.map(extractor, batched=True, features=extractor.features(rows.features))
+
+A build does more: it resumes, keeps what is finished, and writes a format that trainers read.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+
+from hfprep.errors import ConfigError
+from hfprep.io.file_hashes import FileIdentity
+from hfprep.pipeline.batching import BatchLimits
+from hfprep.pipeline.devices import choose_device, choose_workers, device_memory
+from hfprep.pipeline.engines.spec import Models
+from hfprep.pipeline.features import ExtractorSettings, FeatureExtractor, map_schema
+from hfprep.recipes.options import ModelOptions
+from hfprep.recipes.registry import choose_recipe
+
+
+class DatasetExtractor(FeatureExtractor):
+    """A batched function for `datasets.Dataset.map`. Picklable: a copy loads the models anew."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        given = dict(options)
+        device, precision = choose_device(given.pop("device")), given.pop("precision")
+        batch_size, workers, recipe = given.pop("batch_size"), given.pop("workers"), given.pop("recipe")
+        files = ModelOptions(**given)
+        models = choose_recipe(recipe, files).find(files)
+        models.check()
+        seen = {path: FileIdentity.of(path) for path in models.files.values()}
+        settings = ExtractorSettings(
+            workers=choose_workers(workers),
+            limits=BatchLimits.choose(batch_size, device_memory(device, 1), models.schema.frame_rate),
+        )
+        loaded = Models()
+        fallback = None if device.type == "cpu" else lambda: loaded.load(models, seen, choose_device("cpu"))
+        model = loaded.load(models, seen, device, precision)
+        super().__init__(models, models.text_encoder(), model, settings, fallback=fallback)
+        self._options = options
+        # `datasets` names its cache by a hash of the pickled function: of the options and the files, not the weights.
+        self._identity = tuple((name, FileIdentity.of(path)) for name, path in sorted(models.files.items()))
+
+    def __reduce__(self) -> tuple[Callable[..., "DatasetExtractor"], tuple[Any, ...]]:
+        return _again, (self._options, self._identity)
+
+    def features(self, columns: datasets.Features) -> datasets.Features:
+        """The columns of a Dataset after `map`: what was there, those of the recipe, and `rejected`."""
+        return map_schema(columns, self.schema)
+
+
+def _again(options: dict[str, Any], identity: tuple[Any, ...]) -> DatasetExtractor:
+    del identity
+    return DatasetExtractor(options)
+
+
+def extractor(
+    *,
+    recipe: str | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
+    batch_size: int = 0,
+    workers: int = 0,
+    **files: Any,
+) -> DatasetExtractor:
+    """A function for `rows.map(..., batched=True)` that adds features to rows with `id`, `text` and `audio` (a path).
+
+    `files` are the options that name model files, such as models="checkpoints"; the others mean what they mean in a
+    build. `language` is a column of the rows, and optional. The result has the recipe's columns and `rejected`: None,
+    or the reason why a row has no features. A batch that runs out of memory is split, down to one clip.
+    Raises ConfigError or CheckpointError where the models are missing or wrong.
+    """
+    known = ModelOptions.__dataclass_fields__
+    unknown = sorted(files.keys() - known.keys())
+    if unknown:
+        raise ConfigError(f"extractor has no option {', '.join(unknown)}; it has {', '.join(known)}")
+    options = {"recipe": recipe, "device": device, "precision": precision, "batch_size": batch_size, "workers": workers}
+    return DatasetExtractor(options | files)

@@ -1,0 +1,99 @@
+"""The rows of a plan: what the scan of a manifest found, on disk, as a Dataset and as objects."""
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hfprep.inputs.text.scripts import DoubtfulGrammar
+from hfprep.schema import Utterance
+from hfprep.store.fingerprints import AudioIdentity
+from hfprep.store.layout import PlannedRow
+
+UTTERANCE_FIELDS = tuple(item.name for item in dataclasses.fields(Utterance))
+
+
+def rows_schema(groups: Sequence[str]) -> pa.Schema:
+    """The columns of a plan: a row, a fingerprint for each group, its audio file, the groups still to be computed."""
+    return pa.schema(
+        [
+            ("line", pa.int64()),
+            ("id", pa.string()),
+            ("text", pa.string()),
+            ("audio", pa.string()),
+            ("path", pa.binary()),  # of any bytes, as names of folders are
+            ("speaker", pa.string()),
+            ("language", pa.string()),
+            ("duration", pa.float64()),
+            ("extra", pa.string()),
+            ("offset", pa.float64()),
+            ("fingerprints", pa.struct([(name, pa.string()) for name in groups])),
+            ("audio_bytes", pa.int64()),
+            ("audio_mtime_ns", pa.int64()),
+            ("audio_sha256", pa.string()),
+            ("need", pa.list_(pa.string())),
+        ]
+    )
+
+
+@dataclass
+class PlanCounts:
+    """What the scan of a manifest found. lines_read = rows + rejected + capped, of this part if there are parts.
+
+    `known` are pending rows that the state has something of.
+    """
+
+    lines_read: int = 0
+    rows: int = 0
+    rejected: int = 0
+    capped: int = 0
+    pending: int = 0
+    known: int = 0
+    reused: int = 0
+    adopted: int = 0
+    repaired: int = 0
+    changed: int = 0
+    need: set[str] = field(default_factory=set)
+    changes: list[str] = field(default_factory=list)
+    doubtful: Counter[DoubtfulGrammar] = field(default_factory=Counter)
+    doubtful_line: int = 0
+
+
+class Plan:
+    """The valid rows of a manifest as a Dataset on disk, in source order."""
+
+    def __init__(self, path: Path, counts: PlanCounts) -> None:
+        self.path = path
+        self.dataset = datasets.Dataset.from_file(str(path))
+        self.counts = counts
+
+    def chunks(self) -> Iterator[list[PlannedRow]]:
+        """Every valid row, in order, some thousand at a time; read, not mapped, so that no memory is kept."""
+        with pa.OSFile(str(self.path)) as source, pa.ipc.open_stream(source) as batches:
+            for batch in batches:
+                yield [planned_row(row) for row in batch.to_pylist()]
+
+    def pending_positions(self) -> list[int]:
+        """Positions in `dataset` of the rows of which something has yet to be computed."""
+        needed = pc.list_value_length(self.dataset.data.column("need"))
+        positions: list[int] = needed.to_numpy().nonzero()[0].tolist()
+        return positions
+
+    def pending(self) -> datasets.Dataset:
+        """The rows of which something has yet to be computed."""
+        return self.dataset.select(self.pending_positions())
+
+
+def planned_row(row: dict[str, Any]) -> PlannedRow:
+    """A row of the plan's Dataset as an object."""
+    fields = row | {"path": os.fsdecode(row["path"])}
+    utterance = Utterance(*(fields[name] for name in UTTERANCE_FIELDS))
+    audio = AudioIdentity(row["audio_bytes"], row["audio_mtime_ns"], row["audio_sha256"])
+    return PlannedRow(utterance, row["fingerprints"], audio, frozenset(row["need"]))

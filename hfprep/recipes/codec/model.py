@@ -1,0 +1,134 @@
+"""A codec of transformers on a device: samples to codes, its class and its weights unchanged.
+
+Gives `CodecModel`. When it is loaded, short clips alone and beside a longer one show whether padding on the right
+reaches real frames: always where a codec looks ahead, and in the shortest clips where it fills up what is before a clip
+with its mirror image. Such clips must be in a batch with clips of as many frames only.
+
+A clip's last frame, where samples for it are missing, is filled with zeros, in a batch and alone. So what the networks
+are given of a clip is whole frames, and a causal codec gives the same codes whatever comes after.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hfprep.errors import CheckpointError, ConfigError
+from hfprep.models.precision import computing
+from hfprep.recipes.codec.config import FAMILIES, CodecConfig
+from hfprep.recipes.codec.schema import CODES
+
+MAX_SECONDS = 300.0  # Mimi was trained with positions for 320 s; beyond, clips belong cut
+PRECISION = "fp32"
+# What shows what padding does: noise of each length up to so many frames, of several loudnesses. A change may be too
+# small to reach a code of these clips and still reach one of others: up to twice the longest that changed are suspect.
+PROBE_FRAMES = 10
+PROBE_LOUDNESS = (0.03, 0.1, 0.3)
+SUSPECT = 2
+
+
+class CodecModel:
+    """A codec's encoder and quantizer."""
+
+    packs = False
+    min_frames = 1
+
+    def __init__(self, codec: nn.Module, config: CodecConfig, num_codebooks: int) -> None:
+        """Take a codec that is on its device already. Raises CheckpointError where its codes are not as configured."""
+        self.codec: Any = codec.eval().requires_grad_(False)
+        self.config = config
+        self.num_codebooks = num_codebooks
+        self.max_frames = int(MAX_SECONDS * config.code_rate)
+        self.dtype: torch.dtype = getattr(torch, config.code_dtype)
+        self.pads_from = self._pads_from()
+
+    @classmethod
+    def load(
+        cls, folder: Path, config: CodecConfig, num_codebooks: int, *, device: torch.device, precision: str = PRECISION
+    ) -> CodecModel:
+        """Load a folder's safetensors by AutoModel, to compute in float32.
+
+        Raises ConfigError for another precision, CheckpointError where the weights are not what config.json says.
+        """
+        if precision != PRECISION:
+            raise ConfigError(f"--precision is {precision!r}; codecs compute in {PRECISION} only")
+        from transformers import AutoModel
+
+        try:
+            codec, report = AutoModel.from_pretrained(
+                folder,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:
+            raise CheckpointError(f"{folder}: transformers cannot load it ({error}); fetch the codec again") from error
+        absent = sorted(report["missing_keys"])
+        if absent:
+            raise CheckpointError(f"{folder}: weights are missing: {', '.join(absent[:5])} ({len(absent)} in all)")
+        return cls(codec.to(device), config, num_codebooks)
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.codec.device
+        return device
+
+    def __call__(
+        self, inputs: Tensor, lengths: Tensor, groups: frozenset[str] = frozenset({CODES})
+    ) -> dict[str, Tensor]:
+        """Codes of a padded batch: `codes` (B, codebooks, T), int16 or int32, T the most frames of a clip.
+
+        `inputs` float32 (B, S) on the model's device, zero past a clip's end; `lengths` int64 (B,) on the CPU, samples.
+        Raises ValueError for a batch of another shape, and for padding that would change codes.
+        """
+        if inputs.ndim != 2 or lengths.shape != inputs.shape[:1]:
+            raise ValueError(f"inputs {tuple(inputs.shape)} and lengths {tuple(lengths.shape)} must be (B, S) and (B,)")
+        frames = [self.config.num_frames(count) for count in lengths.tolist()]
+        if min(frames) < self.min_frames or max(frames) > self.max_frames:
+            raise ValueError(f"clips have from {min(frames)} to {max(frames)} frames; allowed: 1 to {self.max_frames}")
+        if min(frames) != max(frames) and min(frames) < self.pads_from:
+            raise ValueError(f"padding changes codes of clips of less than {self.pads_from} frames; batch equal ones")
+        if CODES not in groups:
+            return {}
+        whole = max(frames) * self.config.hop_length
+        return {"codes": self._codes(F.pad(inputs[:, :whole], (0, max(0, whole - inputs.shape[1]))))}
+
+    def _codes(self, samples: Tensor) -> Tensor:
+        """Codes (B, codebooks, T) of samples (B, T * hop_length)."""
+        argument = FAMILIES[self.config.family].codebooks_argument
+        wanted = {"bandwidth": self.config.bandwidth} if argument is None else {argument: self.num_codebooks}
+        with torch.inference_mode(), computing(PRECISION, samples.device):
+            codes: Tensor = self.codec.encode(samples[:, None], **wanted).audio_codes
+        codes = codes[0] if codes.ndim == 4 else codes  # of one chunk, (1, B, codebooks, T)
+        return codes[:, : self.num_codebooks].to(self.dtype)
+
+    def _pads_from(self) -> int:
+        """The fewest frames of a clip that has the codes beside a longer one that it has alone."""
+        changed = max(map(self._longest_changed, PROBE_LOUDNESS))
+        return self.max_frames + 1 if changed == PROBE_FRAMES else SUSPECT * changed + 1
+
+    def _longest_changed(self, loudness: float) -> int:
+        """Frames of the longest clip, up to `PROBE_FRAMES`, whose codes are others beside a longer one; 0: none are."""
+        hop, longest = self.config.hop_length, PROBE_FRAMES + 1
+        clips = loudness * torch.randn(longest, longest * hop, generator=torch.Generator().manual_seed(0))
+        for row, clip in enumerate(clips):
+            clip[(row + 1) * hop :] = 0.0
+        clips = clips.to(self.device)
+        together = self._codes(clips)
+        for frames in range(PROBE_FRAMES, 0, -1):
+            alone = self._codes(clips[frames - 1 : frames, : frames * hop])
+            for codes, expected in ((alone, (1, frames)), (together, (longest, longest))):
+                found, wanted = tuple(codes.shape), (expected[0], self.num_codebooks, expected[1])
+                if found != wanted:
+                    raise CheckpointError(f"the codec gives codes of shape {found}; its config.json says {wanted}")
+            if not torch.equal(alone[0], together[frames - 1, :, :frames]):
+                return frames
+        return 0

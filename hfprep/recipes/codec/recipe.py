@@ -1,0 +1,101 @@
+"""Any of the neural codecs that transformers carries: codes of its codebooks, and text ids if there is a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hfprep.errors import ConfigError
+from hfprep.recipes.base import via_rate
+from hfprep.recipes.codec.audio import CodecAudio
+from hfprep.recipes.codec.config import CodecConfig
+from hfprep.recipes.codec.locate import CodecFiles, locate, tokenizer_file
+from hfprep.recipes.codec.options import CodecOptions
+from hfprep.recipes.codec.schema import CODES, NAME, PUBLISHED, TEXT, schema_of
+from hfprep.recipes.codec.text import PlainText
+from hfprep.schema import Schema
+
+if TYPE_CHECKING:
+    import torch
+
+    from hfprep.recipes.codec.model import CodecModel
+
+
+@dataclass(frozen=True)
+class Codec:
+    """The files of one codec, found and checked."""
+
+    located: CodecFiles
+    config: CodecConfig
+    num_codebooks: int
+    tokenizer: Path | None = None
+
+    @cached_property
+    def schema(self) -> Schema:
+        encoder = self.text_encoder()
+        return schema_of(self.config, self.num_codebooks, None if encoder is None else encoder.vocab_size)
+
+    @cached_property
+    def files(self) -> Mapping[str, Path]:
+        found = {"codec/config.json": self.located.config}
+        found |= {f"codec/{path.name}": path for path in self.located.weights}
+        return found if self.tokenizer is None else found | {"tokenizer": self.tokenizer}
+
+    @property
+    def audio(self) -> CodecAudio:
+        return CodecAudio(self.config)
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        return ("fp32",)
+
+    def packs(self, device: torch.device) -> bool:
+        del device
+        return False
+
+    def settings(self, sha256: Mapping[str, str], *, precision: str, audio_sr: int) -> dict[str, dict[str, str]]:
+        codec = {name: value for name, value in sha256.items() if name.startswith("codec/")}
+        via = via_rate(audio_sr, self.audio) or self.audio.sampling_rate
+        codes = codec | {"num_codebooks": str(self.num_codebooks), "audio_sr": str(via), "precision": precision}
+        return {CODES: codes} if self.tokenizer is None else {CODES: codes, TEXT: {"tokenizer": sha256["tokenizer"]}}
+
+    def check(self) -> None:
+        """Everything was checked when it was found."""
+
+    def text_encoder(self) -> PlainText | None:
+        return None if self.tokenizer is None else PlainText(self.tokenizer)
+
+    def num_codes(self, num_frames: int) -> int:
+        return num_frames
+
+    def load(self, device: torch.device, precision: str) -> CodecModel:
+        from hfprep.recipes.codec.model import CodecModel
+
+        folder = self.located.config.parent
+        return CodecModel.load(folder, self.config, self.num_codebooks, device=device, precision=precision)
+
+
+class CodecRecipe:
+    """The recipe."""
+
+    name = NAME
+    published = PUBLISHED
+    optional = frozenset({TEXT})
+
+    def recognises(self, options: CodecOptions) -> bool:
+        return options.codec_model is not None
+
+    def find(self, options: CodecOptions, *, fetch: bool = True) -> Codec:
+        located = locate(options.codec_model, fetch=fetch)
+        config = CodecConfig.read(located.config)
+        wanted, least, most = options.num_codebooks, config.fewest_codebooks, config.num_codebooks
+        if wanted is not None and not least <= wanted <= most:
+            raise ConfigError(f"--num-codebooks is {wanted}; for this codec it must be from {least} to {most}")
+        tokenizer = None if options.tokenizer is None else tokenizer_file(options.tokenizer)
+        return Codec(located, config, most if wanted is None else wanted, tokenizer)
+
+
+RECIPE = CodecRecipe()

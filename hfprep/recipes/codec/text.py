@@ -1,0 +1,79 @@
+"""Token ids of a text as it stands: by a SentencePiece model, or by the tokenizer.json of a Hugging Face tokenizer.
+
+Nothing is normalised but by the tokenizer itself, and no special tokens are added: what a model puts around a text is
+the trainer's business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hfprep.errors import ConfigError, Reason, RejectedSample
+
+JSON_SUFFIX = ".json"
+
+
+class PlainText:
+    """Text to ids. Safe to call from several threads, and picklable (a copy opens the file anew)."""
+
+    def __init__(self, path: Path) -> None:
+        """Open a tokenizer; raises ConfigError where the file is missing or none."""
+        if not path.is_file():
+            raise ConfigError(f"tokenizer not found: {path}; give a SentencePiece model or a tokenizer.json")
+        self.path = path
+        self._sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        self._encode, self.vocab_size = (_tokenizers if path.suffix == JSON_SUFFIX else _sentencepiece)(path)
+
+    def __reduce__(self) -> tuple[type[PlainText], tuple[Path]]:
+        return PlainText, (self.path,)
+
+    def fingerprint(self) -> str:
+        """What the ids depend on besides the text."""
+        return f"plain text, tokenizer {self._sha256}"
+
+    def doubt(self, text: str, language: str | None) -> None:
+        """Nothing: no grammar is chosen."""
+        del text, language
+
+    def encode(self, text: str, language: str | None = None) -> np.ndarray:
+        """The token ids of a text, int32 (text_len,), by which language is not asked.
+
+        Raises RejectedSample: empty_text where there is no token, text_failed where the text cannot be read.
+        """
+        del language
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RejectedSample(Reason.TEXT_FAILED, f"the text holds half a character ({error})") from error
+        ids = np.asarray(self._encode(text), np.int32)
+        if not ids.size:
+            raise RejectedSample(Reason.EMPTY_TEXT, f"the tokenizer has no token for the text {text[:60]!r}")
+        return ids
+
+
+def _sentencepiece(path: Path) -> tuple[Callable[[str], Any], int]:
+    import sentencepiece
+
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError) as error:
+        raise ConfigError(f"--tokenizer {str(path)!r} is no SentencePiece model: {error}") from error
+    return model.encode, int(model.get_piece_size())
+
+
+def _tokenizers(path: Path) -> tuple[Callable[[str], Any], int]:
+    import tokenizers
+
+    try:
+        model = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise ConfigError(f"--tokenizer {str(path)!r} is no tokenizer.json: {error}") from error
+    model.no_truncation()
+    model.no_padding()
+    vocabulary = model.get_vocab(with_added_tokens=True)
+    return lambda text: model.encode(text, add_special_tokens=False).ids, max(vocabulary.values()) + 1
