@@ -20,6 +20,7 @@ class InHand:
     """Notes manifest lines as work on them begins and ends; an observer (see `observing`)."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self._lines = np.memmap(folder / NAME, np.int64, mode="w+", shape=(SLOTS,))
         self._slots: dict[tuple[str, int], int] = {}
         self._free = list(range(SLOTS))
