@@ -13,12 +13,17 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from typer.testing import CliRunner
 
 import hfprep
+from hfprep.cli.app import app
 from hfprep.errors import ConfigError
+from hfprep.formats.card import card
+from hfprep.formats.formats import open_set
 from hfprep.inputs.audio.decode import load_waveform
 from hfprep.pipeline.merging import merge
-from tests.random_codecs import CODECS, NUM_CODEBOOKS, random_codec, save_codec
+from hfprep.tools.demo.codec import NUM_CODEBOOKS
+from tests.random_codecs import CODECS, random_codec, save_codec
 from tests.tokenizers import train_base
 
 SIZES = {"mimi": (24_000, 1920), "encodec": (24_000, 320), "dac": (16_000, 512)}
@@ -76,6 +81,14 @@ def plainly(family: str, manifest: Path) -> dict[str, np.ndarray]:
 def items(output: Path, split: str) -> list[dict[str, Any]]:
     found = hfprep.load(output, split)
     return [found[index] for index in range(len(found))]
+
+
+def quiet_run(arguments: list[str]) -> tuple[int, str]:
+    """Exit status and output of a command."""
+    result = CliRunner().invoke(app, arguments)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
 
 
 def samples_of(output: Path, column: str = "codes") -> dict[str, np.ndarray]:
@@ -192,3 +205,42 @@ def test_a_clip_that_is_too_long_is_rejected(codecs: dict[str, str], tmp_path: P
     assert build(tmp_path / "manifest.jsonl", codecs["mimi"], tmp_path / "out").rejected == {"audio_too_long": 1}
     message = json.loads((tmp_path / "out" / "rejected.jsonl").read_text())["message"]
     assert "3763 frames of 80 ms; the models take 3750" in message
+
+
+@pytest.mark.parametrize("family", CODECS)
+def test_verified_against_the_library_checked_and_reported(
+    codecs: dict[str, str], manifest: Path, tokenizer: Path, tmp_path: Path, family: str
+) -> None:
+    output = tmp_path / "out"
+    flags = ["--recipe", "codec", "--codec-model", codecs[family], "--tokenizer", str(tokenizer)]
+    build(manifest, codecs[family], output, tokenizer=tokenizer)
+    status, said = quiet_run(["verify", str(output), "--parity", "4", "--reference", "10", "--device", "cpu"])
+    assert status == 0, said
+    path = next((output / "codes").iterdir())
+    codes = np.load(path)
+    np.save(path, np.where(codes == 3, 4, 3).astype(codes.dtype))
+    assert quiet_run(["verify", str(output), "--reference", "10"])[0] == 1
+    np.save(path, codes.astype(np.int32))
+    assert quiet_run(["verify", str(output)])[0] == 1
+    np.save(path, codes)
+    status, said = quiet_run(["check", str(manifest), *flags])
+    assert status == 1, said  # a row is to be rejected
+    assert "audio_missing" in said
+    assert quiet_run(["report", str(output), "--output", str(tmp_path / "report.html")])[0] == 0
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+def test_the_card_says_what_the_codes_are(codecs: dict[str, str], manifest: Path, tmp_path: Path) -> None:
+    build(manifest, codecs["mimi"], tmp_path / "out", num_codebooks=3, format="arrow")
+    said = card(open_set(tmp_path / "out" / "arrow"), "me/codes", data_format="arrow", dtype="float32")
+    assert "| `codes` | int16, 3 x code_len | codes of the audio, 12.5 a second |" in said
+    assert "recipe codec" in said
+
+
+def test_the_demo_makes_a_codec(tmp_path: Path) -> None:
+    status, said = quiet_run(["demo", str(tmp_path / "demo"), "--recipe", "codec", "--num-samples", "2"])
+    assert status == 0, said
+    assert "--codec-model DIR" in said
+    stats = json.loads((tmp_path / "demo" / "features" / "stats.json").read_text())
+    assert (stats["recipe"], stats["accepted"] > 2) == ("codec", True)
+    assert quiet_run(["demo", str(tmp_path / "other"), "--recipe", "nothing"])[0] == 2

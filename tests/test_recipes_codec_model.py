@@ -15,7 +15,8 @@ from hfprep.recipes.base import Recipe
 from hfprep.recipes.codec.model import CodecModel
 from hfprep.recipes.codec.options import CodecOptions
 from hfprep.recipes.codec.recipe import RECIPE, Codec
-from tests.random_codecs import CODEBOOK_SIZE, CODECS, NUM_CODEBOOKS, random_codec, save_codec
+from hfprep.tools.demo.codec import CODEBOOK_SIZE, NUM_CODEBOOKS
+from tests.random_codecs import CODECS, random_codec, save_codec
 from tests.tokenizers import train_base
 
 CHECKED: Recipe = RECIPE  # by mypy: it is all that the seam asks for

@@ -121,23 +121,33 @@ def bench() -> None:
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where models, data and features go.")] = Path("demo"),
     num_samples: Annotated[int, typer.Option(help="Good samples to make.")] = 24,
+    recipe: Annotated[str, typer.Option(help="Whose models to make: indextts-2 or codec.")] = "indextts-2",
 ) -> None:
     """Make RANDOM models and sample data, and run the real build on them."""
+    from hfprep.tools.demo.codec import make_codec
     from hfprep.tools.demo.dataset import make_dataset
     from hfprep.tools.demo.model_set import make_model_set
 
+    makers: dict[str, tuple[str, str, Any]] = {
+        "indextts-2": ("models", "--models DIR", make_model_set),
+        "codec": ("codec_model", "--codec-model DIR", make_codec),
+    }
+    if recipe not in makers:
+        raise typer.BadParameter(f"it is {recipe!r}; it must be {' or '.join(makers)}", param_hint="--recipe")
+    name, theirs, make_models = makers[recipe]
     _log_to_stderr(as_json=False)
     data, models, output = folder / "data", folder / "models-RANDOM", folder / "features"
     made = make_dataset(data, num_samples=num_samples)
-    make_model_set(models)
-    status = run_build(BuildConfig(manifest=made.manifest, output_dir=output, models=models, val_ratio=0.1))
+    make_models(models)
+    given: dict[str, Any] = {name: models if name == "models" else str(models)}
+    status = run_build(BuildConfig(manifest=made.manifest, output_dir=output, val_ratio=0.1, **given))
     print(
           f"\nThe models are RANDOM numbers: the features have the right form and mean nothing.\n\n"
           f"  {data}/manifest.jsonl   sample data, with some lines bad on purpose\n"
           f"  {models}/   the model set; yours has the same layout\n"
           f"  {output}/   the features, a folder for each column, and the manifests\n"
           f"  {output}/rejected.jsonl   what was rejected, and why\n\n"
-          f"Your own data:\n  {_this_python()} -m hfprep build --manifest YOURS.jsonl --output-dir OUT --models DIR"
+          f"Your own data:\n  {_this_python()} -m hfprep build --manifest YOURS.jsonl --output-dir OUT {theirs}"
     )  # fmt: skip
     raise typer.Exit(status)
 

@@ -210,21 +210,26 @@ class Referenced(Protocol):
     """A `ModelSet` of which somebody else's published code computes a part."""
 
     def reference(self) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
-        """A function from a clip at 16 kHz, float32 (num_samples,), to the columns of codes that such code computes.
+        """A function from a clip at the model's rate, float32 (num_samples,), to the columns of codes that it computes.
 
         Raises ConfigError where that code is not installed.
         """
 
 
 @runtime_checkable
-class Published(Protocol):
-    """A recipe whose models are on the hub, and known well enough to check data before they are here."""
-
-    def downloads(self) -> tuple[Download, ...]:
-        """Everything that a build needs, to be fetched into one folder that `--models` takes."""
+class Outlined(Protocol):
+    """A recipe that can say what its models ask of a data set without loading them."""
 
     def outline(self, options: Any) -> Outline:
         """What follows from the files that the options name, and is that of the published models where they name none.
 
         Raises ConfigError or CheckpointError where a file is not what it has to be.
         """
+
+
+@runtime_checkable
+class Published(Outlined, Protocol):
+    """A recipe whose models are on the hub, and known well enough to check data before they are here."""
+
+    def downloads(self) -> tuple[Download, ...]:
+        """Everything that a build needs, to be fetched into one folder that `--models` takes."""

@@ -4,7 +4,7 @@ import importlib
 from typing import Any
 
 from hfprep.errors import ConfigError
-from hfprep.recipes.base import Download, Outline, Published, Recipe
+from hfprep.recipes.base import Download, Outline, Outlined, Published, Recipe
 
 _MODULES = {
     "indextts-2": "hfprep.recipes.indextts2.recipe",
@@ -35,7 +35,7 @@ def outline(chosen: Recipe, options: Any) -> Outline:
 
     Raises ConfigError and CheckpointError as `Recipe.find` does.
     """
-    if isinstance(chosen, Published):
+    if isinstance(chosen, Outlined):
         return chosen.outline(options)
     models = chosen.find(options, fetch=False)
     return Outline(models.schema, models.audio, models.num_codes, models.text_encoder())

@@ -35,6 +35,8 @@ FAMILIES: Mapping[str, Family] = {
     "encodec": Family("hop_length", "num_quantizers", None),
     "dac": Family("hop_length", "n_codebooks", "n_quantizers"),
 }
+MIN_FRAMES = 1
+MAX_SECONDS = 300.0  # Mimi was trained with positions for 320 s; longer clips are to be cut
 NO_SCALES = "its codes stand for sound only together with scales, which are not kept; use one without"
 
 
@@ -89,6 +91,11 @@ class CodecConfig:
             raise CheckpointError(f"{path}: transformers cannot read it ({error}); fetch the codec again") from error
         _check(path, found)
         return config
+
+
+def max_frames(config: CodecConfig) -> int:
+    """The frames of the longest clip that is taken."""
+    return int(MAX_SECONDS * config.code_rate)
 
 
 def _family(path: Path) -> str:

@@ -10,19 +10,20 @@ are given of a clip is whole frames, and a causal codec gives the same codes wha
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hfprep.errors import CheckpointError, ConfigError
 from hfprep.models.precision import computing
-from hfprep.recipes.codec.config import FAMILIES, CodecConfig
+from hfprep.recipes.codec.config import FAMILIES, MIN_FRAMES, CodecConfig, max_frames
 from hfprep.recipes.codec.schema import CODES
 
-MAX_SECONDS = 300.0  # Mimi was trained with positions for 320 s; beyond, clips belong cut
 PRECISION = "fp32"
 # What shows what padding does: noise of each length up to so many frames, of several loudnesses. A change may be too
 # small to reach a code of these clips and still reach one of others: up to twice the longest that changed are suspect.
@@ -31,18 +32,66 @@ PROBE_LOUDNESS = (0.03, 0.1, 0.3)
 SUSPECT = 2
 
 
+def open_codec(folder: Path) -> Any:
+    """The library's model of a folder, from safetensors alone, float32 on the CPU.
+
+    Raises CheckpointError where the weights are not what config.json says.
+    """
+    from transformers import AutoModel
+
+    try:
+        codec, report = AutoModel.from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{folder}: transformers cannot load it ({error}); fetch the codec again") from error
+    absent = sorted(report["missing_keys"])
+    if absent:
+        raise CheckpointError(f"{folder}: weights are missing: {', '.join(absent[:5])} ({len(absent)} in all)")
+    return codec
+
+
+def encode_plainly(
+    folder: Path, config: CodecConfig, num_codebooks: int
+) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
+    """The library called for one clip after another on the CPU, without anything else of this module.
+
+    Gives a function from samples, float32 (num_samples,), to `codes` (codebooks, T).
+    """
+    codec, argument = open_codec(folder).eval(), FAMILIES[config.family].codebooks_argument
+
+    def codes(samples: np.ndarray) -> Mapping[str, np.ndarray]:
+        whole = np.pad(samples, (0, -len(samples) % config.hop_length))
+        inputs = torch.from_numpy(whole)[None, None]
+        with torch.no_grad():
+            if argument is None:
+                found = codec.encode(inputs, bandwidth=config.bandwidth).audio_codes[0]
+            else:
+                found = codec.encode(inputs, **{argument: num_codebooks}).audio_codes
+        return {"codes": found[0, :num_codebooks].numpy()}
+
+    return codes
+
+
 class CodecModel:
     """A codec's encoder and quantizer."""
 
     packs = False
-    min_frames = 1
+    min_frames = MIN_FRAMES
 
     def __init__(self, codec: nn.Module, config: CodecConfig, num_codebooks: int) -> None:
         """Take a codec that is on its device already. Raises CheckpointError where its codes are not as configured."""
         self.codec: Any = codec.eval().requires_grad_(False)
         self.config = config
         self.num_codebooks = num_codebooks
-        self.max_frames = int(MAX_SECONDS * config.code_rate)
+        self.max_frames = max_frames(config)
         self.dtype: torch.dtype = getattr(torch, config.code_dtype)
         self.pads_from = self._pads_from()
 
@@ -56,25 +105,7 @@ class CodecModel:
         """
         if precision != PRECISION:
             raise ConfigError(f"--precision is {precision!r}; codecs compute in {PRECISION} only")
-        from transformers import AutoModel
-
-        try:
-            codec, report = AutoModel.from_pretrained(
-                folder,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
-        except Exception as error:
-            raise CheckpointError(f"{folder}: transformers cannot load it ({error}); fetch the codec again") from error
-        absent = sorted(report["missing_keys"])
-        if absent:
-            raise CheckpointError(f"{folder}: weights are missing: {', '.join(absent[:5])} ({len(absent)} in all)")
-        return cls(codec.to(device), config, num_codebooks)
+        return cls(open_codec(folder).to(device), config, num_codebooks)
 
     @property
     def device(self) -> torch.device:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from hfprep.errors import ConfigError
-from hfprep.recipes.base import via_rate
+from hfprep.recipes.base import Outline, resampling, via_rate
 from hfprep.recipes.codec.audio import CodecAudio
-from hfprep.recipes.codec.config import CodecConfig
+from hfprep.recipes.codec.config import MIN_FRAMES, CodecConfig, max_frames
 from hfprep.recipes.codec.locate import CodecFiles, locate, tokenizer_file
 from hfprep.recipes.codec.options import CodecOptions
 from hfprep.recipes.codec.schema import CODES, NAME, PUBLISHED, TEXT, schema_of
@@ -58,8 +60,9 @@ class Codec:
 
     def settings(self, sha256: Mapping[str, str], *, precision: str, audio_sr: int) -> dict[str, dict[str, str]]:
         codec = {name: value for name, value in sha256.items() if name.startswith("codec/")}
-        via = via_rate(audio_sr, self.audio) or self.audio.sampling_rate
-        codes = codec | {"num_codebooks": str(self.num_codebooks), "audio_sr": str(via), "precision": precision}
+        via = via_rate(audio_sr, self.audio)
+        codec |= {"audio_sr": "straight" if via is None else resampling(via)}
+        codes = codec | {"num_codebooks": str(self.num_codebooks), "precision": precision}
         return {CODES: codes} if self.tokenizer is None else {CODES: codes, TEXT: {"tokenizer": sha256["tokenizer"]}}
 
     def check(self) -> None:
@@ -76,6 +79,11 @@ class Codec:
 
         folder = self.located.config.parent
         return CodecModel.load(folder, self.config, self.num_codebooks, device=device, precision=precision)
+
+    def reference(self) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
+        from hfprep.recipes.codec.model import encode_plainly
+
+        return encode_plainly(self.located.config.parent, self.config, self.num_codebooks)
 
 
 class CodecRecipe:
@@ -96,6 +104,17 @@ class CodecRecipe:
             raise ConfigError(f"--num-codebooks is {wanted}; for this codec it must be from {least} to {most}")
         tokenizer = None if options.tokenizer is None else tokenizer_file(options.tokenizer)
         return Codec(located, config, most if wanted is None else wanted, tokenizer)
+
+    def outline(self, options: CodecOptions) -> Outline:
+        models = self.find(options, fetch=False)
+        return Outline(
+            schema=models.schema,
+            audio=models.audio,
+            num_codes=models.num_codes,
+            text_encoder=models.text_encoder(),
+            min_frames=MIN_FRAMES,
+            max_frames=max_frames(models.config),
+        )
 
 
 RECIPE = CodecRecipe()

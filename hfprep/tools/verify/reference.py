@@ -12,7 +12,7 @@ from hfprep.errors import ConfigError, RejectedSample
 from hfprep.inputs.audio.decode import load_waveform
 from hfprep.inputs.manifest.rows import AudioFinder
 from hfprep.pipeline.inputs import Inputs
-from hfprep.recipes.base import Referenced
+from hfprep.recipes.base import ModelSet, Referenced
 from hfprep.schema import artifact_path
 from hfprep.tools.verify.faults import FaultKind, Findings
 from hfprep.tools.verify.parity import SEGMENT, Stored, audio_of
@@ -48,7 +48,7 @@ def compare_with_reference(
 
     Raises ConfigError where the recipe has no such reference, or the library is not installed.
     """
-    models = inputs.models
+    models: ModelSet = inputs.models
     if not isinstance(models, Referenced):
         raise ConfigError(f"--reference: the recipe {inputs.schema.recipe!r} has no published library to compare with")
     reference = models.reference()
@@ -56,7 +56,8 @@ def compare_with_reference(
     for record in records:
         sample_id = record["id"]
         try:
-            waveform = load_waveform(audio_of(record, finder, folder), via=audio_sr, segment=record.get(SEGMENT))
+            path, rate = audio_of(record, finder, folder), models.audio.sampling_rate
+            waveform = load_waveform(path, sampling_rate=rate, via=audio_sr, segment=record.get(SEGMENT))
         except RejectedSample as error:
             findings.add(FaultKind.REFERENCE, record["audio_path"], error.message, sample_id=sample_id)
             continue
