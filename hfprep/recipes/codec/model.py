@@ -25,8 +25,8 @@ from hfprep.recipes.codec.config import FAMILIES, MIN_FRAMES, CodecConfig, max_f
 from hfprep.recipes.codec.schema import CODES
 
 PRECISION = "fp32"
-# What shows what padding does: noise of so many frames, beside a longer clip. A change may be too small to reach a code of
-# these clips and still reach one of others: all clips up to twice the longest that changed are suspect.
+# What shows what padding does: noise of so many frames, beside a longer clip. A change may be too small to reach a code
+# of these clips and still reach one of others: all clips up to twice the longest that changed are suspect.
 PROBE_FRAMES = (1, 3, 6, 10)
 PROBE_LOUDNESS = 0.1
 SUSPECT = 2
