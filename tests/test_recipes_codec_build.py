@@ -18,8 +18,11 @@ from typer.testing import CliRunner
 import hfprep
 from hfprep.cli.app import app
 from hfprep.errors import ConfigError
+from hfprep.formats.arrow_writer import ArrowOptions, export_arrow
 from hfprep.formats.card import card
 from hfprep.formats.formats import open_set
+from hfprep.formats.npy import export_npy
+from hfprep.formats.webdataset_writer import WebDatasetOptions, export_webdataset
 from hfprep.inputs.audio.decode import load_waveform
 from hfprep.pipeline.merging import merge
 from hfprep.tools.demo.codec import NUM_CODEBOOKS
@@ -132,6 +135,20 @@ def test_two_dimensions_in_every_format(
     for codes, length in zip(batch["codes"], batch["code_lengths"], strict=True):
         assert bool((codes[:, length:] == 64).all())
         assert int(codes[:, :length].max()) < 64
+
+
+def test_from_one_format_to_the_next_and_back(
+    codecs: dict[str, str], manifest: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "out"
+    build(manifest, codecs["encodec"], source, tokenizer=tokenizer)
+    export_arrow(open_set(source), tmp_path / "arrow", ArrowOptions(max_shard_bytes=2000))
+    export_webdataset(open_set(tmp_path / "arrow"), tmp_path / "shards", WebDatasetOptions(max_shard_samples=3))
+    export_npy(open_set(tmp_path / "shards"), tmp_path / "back")
+    for column in ("codes", "text_ids"):
+        before = {path.name: path.read_bytes() for path in (source / column).iterdir()}
+        assert len(before) == len(SECONDS)
+        assert {path.name: path.read_bytes() for path in (tmp_path / "back" / column).iterdir()} == before
 
 
 def test_another_number_of_codebooks_computes_codes_again(

@@ -25,10 +25,10 @@ from hfprep.recipes.codec.config import FAMILIES, MIN_FRAMES, CodecConfig, max_f
 from hfprep.recipes.codec.schema import CODES
 
 PRECISION = "fp32"
-# What shows what padding does: noise of each length up to so many frames, of several loudnesses. A change may be too
-# small to reach a code of these clips and still reach one of others: up to twice the longest that changed are suspect.
-PROBE_FRAMES = 10
-PROBE_LOUDNESS = (0.03, 0.1, 0.3)
+# What shows what padding does: noise of so many frames, beside a longer clip. A change may be too small to reach a code
+# of these clips and still reach one of others: all clips up to twice the longest that changed are suspect.
+PROBE_FRAMES = (1, 3, 6, 10)
+PROBE_LOUDNESS = 0.1
 SUSPECT = 2
 
 
@@ -143,23 +143,22 @@ class CodecModel:
 
     def _pads_from(self) -> int:
         """The fewest frames of a clip that has the codes beside a longer one that it has alone."""
-        changed = max(map(self._longest_changed, PROBE_LOUDNESS))
-        return self.max_frames + 1 if changed == PROBE_FRAMES else SUSPECT * changed + 1
-
-    def _longest_changed(self, loudness: float) -> int:
-        """Frames of the longest clip, up to `PROBE_FRAMES`, whose codes are others beside a longer one; 0: none are."""
-        hop, longest = self.config.hop_length, PROBE_FRAMES + 1
-        clips = loudness * torch.randn(longest, longest * hop, generator=torch.Generator().manual_seed(0))
-        for row, clip in enumerate(clips):
-            clip[(row + 1) * hop :] = 0.0
+        hop, longest, count = self.config.hop_length, PROBE_FRAMES[-1] + 1, len(PROBE_FRAMES)
+        clips = PROBE_LOUDNESS * torch.randn(count, longest * hop, generator=torch.Generator().manual_seed(0))
+        for clip, frames in zip(clips, PROBE_FRAMES, strict=True):
+            clip[frames * hop :] = 0.0
         clips = clips.to(self.device)
-        together = self._codes(clips)
-        for frames in range(PROBE_FRAMES, 0, -1):
-            alone = self._codes(clips[frames - 1 : frames, : frames * hop])
-            for codes, expected in ((alone, (1, frames)), (together, (longest, longest))):
-                found, wanted = tuple(codes.shape), (expected[0], self.num_codebooks, expected[1])
-                if found != wanted:
-                    raise CheckpointError(f"the codec gives codes of shape {found}; its config.json says {wanted}")
-            if not torch.equal(alone[0], together[frames - 1, :, :frames]):
-                return frames
-        return 0
+        together = self._checked(self._codes(clips), count, longest)
+        changed = 0
+        for row, frames in enumerate(PROBE_FRAMES):
+            alone = self._checked(self._codes(clips[row : row + 1, : frames * hop]), 1, frames)
+            if not torch.equal(alone[0], together[row, :, :frames]):
+                changed = frames
+        return self.max_frames + 1 if changed == PROBE_FRAMES[-1] else SUSPECT * changed + 1
+
+    def _checked(self, codes: Tensor, rows: int, frames: int) -> Tensor:
+        """The codes, if they have the shape that config.json promises; CheckpointError otherwise."""
+        found, wanted = tuple(codes.shape), (rows, self.num_codebooks, frames)
+        if found != wanted:
+            raise CheckpointError(f"the codec gives codes of shape {found}; its config.json says {wanted}")
+        return codes
