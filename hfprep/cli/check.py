@@ -186,6 +186,7 @@ def _oddities(found: "Preflight", *, decoded: bool) -> list[str]:
         what = f"has more {_plural(found.schema, name)} than the model's {over.limit} positions"
         what = what if over.count == 1 else what.replace("has", "have", 1)
         lines.append(f"{count(over.count, 'sample')} {what}: {named} (--drop-overlong)")
+    lines += _costs(found)
     if found.wrong_duration_count:
         named = ", ".join(f"{name} says {said:.2f} s, has {has:.2f} s" for name, said, has in found.wrong_durations)
         number = found.wrong_duration_count
@@ -208,6 +209,18 @@ def _oddities(found: "Preflight", *, decoded: bool) -> list[str]:
             "Audio headers were read; --decode finds what only decoding shows (cut-off or damaged files, NaN)."
         )
     return lines
+
+
+def _costs(found: "Preflight") -> list[str]:
+    """Languages whose texts take many ids: how much text the model has room for, and what has more."""
+    limit = next((found.schema.limits[name] for name in found.text_lengths if name in found.schema.limits), None)
+    return [
+        f"{language}: {cost.rate:.1f} text ids a character, so the model's {limit} positions hold about "
+        f"{limit / cost.rate:.0f} characters; {count(cost.overlong, 'sample')} of it "
+        + ("has more" if cost.overlong == 1 else "have more")
+        for language, cost in found.dense.items()
+        if limit is not None
+    ]
 
 
 def _paces(found: "Preflight") -> list[str]:
