@@ -214,13 +214,11 @@ def _oddities(found: "Preflight", *, decoded: bool) -> list[str]:
 def _costs(found: "Preflight") -> list[str]:
     """Languages whose texts take many ids: how much text the model has room for, and what has more."""
     limit = next((found.schema.limits[name] for name in found.text_lengths if name in found.schema.limits), None)
-    return [
-        f"{language}: {cost.rate:.1f} text ids a character, so the model's {limit} positions hold about "
-        f"{limit / cost.rate:.0f} characters; {count(cost.overlong, 'sample')} of it "
-        + ("has more" if cost.overlong == 1 else "have more")
-        for language, cost in found.dense.items()
-        if limit is not None
-    ]
+    lines = []
+    for language, cost in found.dense.items() if limit is not None else ():
+        lines.append(f"{language}: {cost.rate:.1f} text ids a character, room for {limit / cost.rate:.0f} characters;")
+        lines.append(f"  {count(cost.overlong, 'sample')} beyond the model's {limit} positions")
+    return lines
 
 
 def _paces(found: "Preflight") -> list[str]:
