@@ -214,8 +214,10 @@ def _oddities(found: "Preflight", *, decoded: bool) -> list[str]:
 def _costs(found: "Preflight") -> list[str]:
     """Languages whose texts take many ids: how much text the model has room for, and what has more."""
     limit = next((found.schema.limits[name] for name in found.text_lengths if name in found.schema.limits), None)
+    if limit is None:
+        return []
     lines = []
-    for language, cost in found.dense.items() if limit is not None else ():
+    for language, cost in found.dense.items():
         lines.append(f"{language}: {cost.rate:.1f} text ids a character, room for {limit / cost.rate:.0f} characters;")
         lines.append(f"  {count(cost.overlong, 'sample')} beyond the model's {limit} positions")
     return lines
