@@ -20,11 +20,11 @@ def commit_of(repository: str) -> str:
 class Hub(ThreadingHTTPServer):
     """As much of the hub's interface as fetching a snapshot takes, over the files of a models folder."""
 
-    def __init__(self, checkpoints: Path) -> None:
+    def __init__(self, checkpoints: Path, name: str = DEFAULT) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files = {
             (source.repository, name): (checkpoints / source.folder / name).read_bytes()
-            for source in downloads(recipe(DEFAULT))
+            for source in downloads(recipe(name))
             for name in source.files
         }
         self.bodies: Counter[str] = Counter()
@@ -107,9 +107,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve_models(checkpoints: Path) -> Iterator[Hub]:
-    """A running server; stops at the end of the block."""
-    server = Hub(checkpoints)
+def serve_models(checkpoints: Path, name: str = DEFAULT) -> Iterator[Hub]:
+    """A running server with the files of one recipe; stops at the end of the block."""
+    server = Hub(checkpoints, name)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

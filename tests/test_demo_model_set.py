@@ -20,7 +20,7 @@ from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.feature_model import FeatureModel
 from hfprep.recipes.indextts2.locate import locate
 from hfprep.tools.demo import model_set
-from hfprep.tools.demo.model_set import _SIZES, make_model_set
+from hfprep.tools.demo.model_set import SIZES, make_model_set
 from hfprep.tools.demo.random_weights import random_pieces, write_safetensors, write_torch_file
 from hfprep.tools.demo.sentences import SENTENCES
 from hfprep.tools.demo.voice import SPEAKERS, speak
@@ -131,7 +131,7 @@ def test_the_published_size_has_the_published_shapes(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(model_set, "write_torch_file", note)
     monkeypatch.setattr(model_set, "write_safetensors", note)
-    monkeypatch.setattr(model_set, "_write_statistics", lambda *_: None)
+    monkeypatch.setattr(model_set, "write_statistics", lambda *_: None)
     make_model_set(tmp_path, size="published")
     assert set(written) == set(listing)
     for file, shapes in written.items():
@@ -247,4 +247,4 @@ def test_positions_are_sines_and_cosines() -> None:
 
 def test_small_is_small(models: Path) -> None:
     assert sum((models / name).stat().st_size for name in FILES) < 10 << 20
-    assert set(_SIZES) == {"small", "published"}
+    assert set(SIZES) == {"small", "published"}

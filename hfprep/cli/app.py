@@ -24,11 +24,13 @@ from hfprep.cli.tokenizer import tokenizer
 from hfprep.errors import HfprepError
 from hfprep.pipeline.config import BuildConfig, flag
 from hfprep.pipeline.data_sets import ManyOptions, config_of_each
+from hfprep.tools.demo.model_sets import DEMOS
 
 ABOUT = "Turn recordings and transcripts into the features that speech models train on."
 ORDER = (
     "build", "check", "verify", "report", "pairs", "export-npy", "export-arrow", "export-webdataset",
-    "export-manifests", "push", "merge", "retokenize", "tokenizer", "extend-checkpoint", "download", "doctor", "demo",
+    "export-npz", "export-manifests", "push", "merge", "retokenize", "tokenizer", "extend-checkpoint", "download",
+    "doctor", "demo",
 )  # fmt: skip
 
 
@@ -121,26 +123,20 @@ def bench() -> None:
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where models, data and features go.")] = Path("demo"),
     num_samples: Annotated[int, typer.Option(help="Good samples to make.")] = 24,
-    recipe: Annotated[str, typer.Option(help="Whose models to make: indextts-2 or codec.")] = "indextts-2",
+    recipe: Annotated[str, typer.Option(help=f"Model family: {', '.join(DEMOS)}.")] = DEMOS[0],
 ) -> None:
     """Make RANDOM models and sample data, and run the real build on them."""
-    from hfprep.tools.demo.codec import make_codec
     from hfprep.tools.demo.dataset import make_dataset
-    from hfprep.tools.demo.model_set import make_model_set
+    from hfprep.tools.demo.model_sets import make_models
 
-    makers: dict[str, tuple[str, str, Any]] = {
-        "indextts-2": ("models", "--models DIR", make_model_set),
-        "codec": ("codec_model", "--codec-model DIR", make_codec),
-    }
-    if recipe not in makers:
-        raise typer.BadParameter(f"it is {recipe!r}; it must be {' or '.join(makers)}", param_hint="--recipe")
-    name, theirs, make_models = makers[recipe]
+    if recipe not in DEMOS:
+        raise typer.BadParameter(f"it is {recipe!r}; it must be {' or '.join(DEMOS)}", param_hint="--recipe")
     _log_to_stderr(as_json=False)
     data, models, output = folder / "data", folder / "models-RANDOM", folder / "features"
+    given = make_models(recipe, models)
     made = make_dataset(data, num_samples=num_samples)
-    make_models(models)
-    given: dict[str, Any] = {name: models if name == "models" else str(models)}
     status = run_build(BuildConfig(manifest=made.manifest, output_dir=output, val_ratio=0.1, **given))
+    theirs = " ".join(f"{flag(name)} DIR" for name in given)
     print(
           f"\nThe models are RANDOM numbers: the features have the right form and mean nothing.\n\n"
           f"  {data}/manifest.jsonl   sample data, with some lines bad on purpose\n"

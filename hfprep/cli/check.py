@@ -186,6 +186,7 @@ def _oddities(found: "Preflight", *, decoded: bool) -> list[str]:
         what = f"has more {_plural(found.schema, name)} than the model's {over.limit} positions"
         what = what if over.count == 1 else what.replace("has", "have", 1)
         lines.append(f"{count(over.count, 'sample')} {what}: {named} (--drop-overlong)")
+    lines += _costs(found)
     if found.wrong_duration_count:
         named = ", ".join(f"{name} says {said:.2f} s, has {has:.2f} s" for name, said, has in found.wrong_durations)
         number = found.wrong_duration_count
@@ -207,6 +208,18 @@ def _oddities(found: "Preflight", *, decoded: bool) -> list[str]:
         lines.append(
             "Audio headers were read; --decode finds what only decoding shows (cut-off or damaged files, NaN)."
         )
+    return lines
+
+
+def _costs(found: "Preflight") -> list[str]:
+    """Languages whose texts take many ids: how much text the model has room for, and what has more."""
+    limit = next((found.schema.limits[name] for name in found.text_lengths if name in found.schema.limits), None)
+    if limit is None:
+        return []
+    lines = []
+    for language, cost in found.dense.items():
+        lines.append(f"{language}: {cost.rate:.1f} text ids a character, room for {limit / cost.rate:.0f} characters;")
+        lines.append(f"  {count(cost.overlong, 'sample')} beyond the model's {limit} positions")
     return lines
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hfprep.errors import ConfigError
 from hfprep.io.digest import digest
 from hfprep.recipes.base import PRECISIONS, Download, Outline, resampling
-from hfprep.recipes.finding import CONFIG_FILE, SEMANTIC_FOLDER, SEMANTIC_MODEL
+from hfprep.recipes.finding import CACHE_FOLDER, CONFIG_FILE, SEMANTIC_FOLDER, SEMANTIC_MODEL
 from hfprep.recipes.indextts25 import glossary
 from hfprep.recipes.indextts25.config import (
     CAMPPLUS_FILE,
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from hfprep.recipes.semantic_audio import SemanticAudio
 
 VOCABULARY_SUFFIX = ".tiktoken"
-SPEAKER_WIDTH = 192  # of the published CAM++
 DOWNLOADS = (
     Download(REPOSITORY, (CONFIG_FILE, GPT_FILE, CODEC_FILE, STATISTICS_FILE, VOCABULARY_FILE)),
     Download(
@@ -196,7 +195,7 @@ class IndexTTS25:
         folder = options.models
         config = options.config or (folder / CONFIG_FILE if folder else None)
         vocabulary = options.tokenizer or (folder / VOCABULARY_FILE if folder else None)
-        schema = PUBLISHED if config is None else schema_of(Config.read(config), vector=SPEAKER_WIDTH)
+        schema = PUBLISHED if config is None else schema_of(Config.read(config), vector=_speaker_width(options))
         terms = folder / glossary.FILE if folder else None
         encoder = None
         if vocabulary is not None:
@@ -214,6 +213,18 @@ class IndexTTS25:
     def _looks_like_it(options: IndexTTS25Options) -> bool:
         vocabulary = options.tokenizer is not None and options.tokenizer.suffix == VOCABULARY_SUFFIX
         return vocabulary or (options.models is not None and (options.models / CODEC_FILE).is_file())
+
+
+def _speaker_width(options: IndexTTS25Options) -> int:
+    """Length of the speaker vector: that of the network's file where it is here, else the published one's."""
+    from hfprep.models.tensor_files import read_torch_file  # these import torch
+    from hfprep.recipes.indextts25.campplus import campplus_config
+
+    folder = options.models
+    places = () if folder is None else (folder / CAMPPLUS_FILE, folder / CACHE_FOLDER / CAMPPLUS_FILE)
+    named = () if options.campplus is None else (Path(options.campplus),)
+    file = next((path for path in (*named, *places) if path.is_file()), None)
+    return campplus_config({} if file is None else read_torch_file(file)).vector
 
 
 RECIPE = IndexTTS25()

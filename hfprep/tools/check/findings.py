@@ -18,6 +18,7 @@ EXAMPLES = 3
 DISK_BLOCK = 4096
 ROW_BYTES = 1200  # a manifest record, its line in the progress file and its row in the state
 NONE_GIVEN = "(none)"
+DENSE = 0.5  # text ids a character; above that long sentences may not fit into the model's positions
 
 
 @dataclass
@@ -45,6 +46,20 @@ class Share:
 
     samples: int = 0
     seconds: float = 0.0
+
+
+@dataclass
+class TextCost:
+    """Text ids and characters of one language, and its samples with more ids than the model has positions for."""
+
+    num_tokens: int = 0
+    num_characters: int = 0
+    overlong: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Ids a character."""
+        return self.num_tokens / self.num_characters if self.num_characters else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +109,7 @@ class Preflight:
     digits_left: Counter[str] = field(default_factory=Counter)
     digit_examples: dict[str, str] = field(default_factory=dict)
     overlong: dict[str, Overlong] = field(default_factory=dict)
+    costs: dict[str, TextCost] = field(default_factory=dict)
     wrong_durations: list[tuple[str, float, float]] = field(default_factory=list)
     wrong_duration_count: int = 0
     flat_count: int = 0
@@ -126,6 +142,7 @@ class Preflight:
             self.flat_count += 1
             self.flat += [utterance.id] if len(self.flat) < EXAMPLES else []
         self._note_lengths(utterance, found.lengths)
+        self._note_cost(utterance, found.lengths)
         self._note_unknown(utterance, found)
         self._note_duration(utterance, found)
         self.disk_bytes += self._disk_bytes(found.lengths)
@@ -139,6 +156,19 @@ class Preflight:
                 over.count += 1
                 if len(over.examples) < EXAMPLES:
                     over.examples.append((utterance.id, length))
+
+    def _note_cost(self, utterance: Utterance, lengths: Mapping[str, int]) -> None:
+        for name in self.text_lengths & lengths.keys():
+            cost = self.costs.setdefault(utterance.language or NONE_GIVEN, TextCost())
+            cost.num_tokens += lengths[name]
+            cost.num_characters += len(utterance.text)
+            cost.overlong += lengths[name] > self.schema.limits.get(name, lengths[name])
+
+    @property
+    def dense(self) -> dict[str, TextCost]:
+        """The languages with more than `DENSE` ids a character, the densest first."""
+        over = {language: cost for language, cost in self.costs.items() if cost.rate > DENSE}
+        return dict(sorted(over.items(), key=lambda item: -item[1].rate))
 
     def _note_text(self, utterance: Utterance, found: Inspection) -> None:
         language = utterance.language or NONE_GIVEN
@@ -179,8 +209,12 @@ class Preflight:
     @property
     def num_tokens(self) -> float:
         """Tokens of all texts; 0 where they were not looked at."""
-        names = {name for column in self.schema.of_kind("tokens") for name in column.lengths}
-        return sum(lengths.total for name, lengths in self.lengths.items() if name in names)
+        return sum(lengths.total for name, lengths in self.lengths.items() if name in self.text_lengths)
+
+    @property
+    def text_lengths(self) -> set[str]:
+        """The names of the lengths that count text ids."""
+        return {name for column in self.schema.of_kind("tokens") for name in column.lengths}
 
     @property
     def unknown_rate(self) -> float:

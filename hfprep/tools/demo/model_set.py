@@ -17,6 +17,7 @@ import yaml
 from hfprep.models.input_features import FEATURE_DIM, PREPROCESSOR_VALUES, extract_input_features
 from hfprep.models.masking import FrameMask
 from hfprep.models.semantic_config import NUM_LAYERS, SemanticEncoderConfig
+from hfprep.models.semantic_encoder import SemanticEncoder
 from hfprep.recipes.indextts2.checkpoints import (
     CODEC_FILE,
     GPT_FILE,
@@ -24,7 +25,7 @@ from hfprep.recipes.indextts2.checkpoints import (
     expected_shapes,
 )
 from hfprep.recipes.indextts2.config import ModelConfig
-from hfprep.recipes.networks import load_semantic_encoder
+from hfprep.recipes.networks import load_semantic_encoder, semantic_shapes
 from hfprep.tools.demo.random_weights import Shapes, write_safetensors, write_torch_file
 from hfprep.tools.demo.tokenizer import VOCABULARY_SIZE, train_tokenizer
 from hfprep.tools.demo.voice import SPEAKERS, speak
@@ -49,7 +50,7 @@ checkpoints, so that programs can be tried and measured. Features computed with 
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Widths:
+class Widths:
     """The numbers by which the two sizes differ; each branch is (output_size, linear_units, heads, blocks)."""
 
     model_dim: int
@@ -68,13 +69,13 @@ class _Widths:
     num_layers: int
 
 
-_SIZES: dict[str, _Widths] = {
-    "small": _Widths(
+SIZES: dict[str, Widths] = {
+    "small": Widths(
         model_dim=48, heads=4, layers=1, max_mel_tokens=600, max_text_tokens=200, text_tokens=VOCABULARY_SIZE,
         condition=(32, 64, 4, 2), emotion=(24, 48, 2, 1), codebook_size=256, codec=(32, 64, 2),
         hidden_size=48, intermediate_size=96, num_heads=4, num_layers=NUM_LAYERS + 1,
     ),
-    "published": _Widths(
+    "published": Widths(
         model_dim=1280, heads=20, layers=24, max_mel_tokens=1815, max_text_tokens=600, text_tokens=12_000,
         condition=(512, 2048, 8, 6), emotion=(512, 1024, 4, 4), codebook_size=8192, codec=(384, 2048, 12),
         hidden_size=1024, intermediate_size=4096, num_heads=16, num_layers=24,
@@ -89,49 +90,60 @@ def make_model_set(folder: str | Path, *, seed: int = 0, size: Size = "small") -
     the codec's decoder, of which there is as much as shows that it is skipped; the GPT's own weights are zeros.
     Raises ValueError for another size.
     """
-    if size not in _SIZES:
-        raise ValueError(f"size is {size!r}; it must be one of {', '.join(_SIZES)}")
+    if size not in SIZES:
+        raise ValueError(f"size is {size!r}; it must be one of {', '.join(SIZES)}")
     folder = Path(folder)
     mark = {"random": True, "seed": seed, "size": size, "version": VERSION}
-    if _read_mark(folder) == mark:
+    if read_mark(folder) == mark:
         return folder
     (folder / CODEC_FILE).parent.mkdir(parents=True, exist_ok=True)
     (folder / SEMANTIC_FILE).parent.mkdir(parents=True, exist_ok=True)
     (folder / MARK_FILE).unlink(missing_ok=True)
     (folder / README_FILE).write_text(README.format(seed=seed, size=size), encoding="utf-8")
     (folder / TOKENIZER_FILE).write_bytes(train_tokenizer())
-    config, semantic_config = _write_configs(folder, size)
+    config = _write_config(folder, size)
+    semantic_config = write_semantic(folder, size, seed=seed)
     needed = expected_shapes(config, semantic_config)
-    gpt = _unneeded_gpt(config, _SIZES[size])
+    gpt = unneeded_gpt(
+        width=config.model_dim, num_tokens=config.number_text_tokens, num_codes=config.semantic_codec.codebook_size,
+        code_positions=config.max_mel_tokens, text_positions=config.max_text_tokens, layers=SIZES[size].layers,
+    )  # fmt: skip
     holes = gpt.keys() if size == "published" else ()  # 2 GB that need not lie on the disk
     write_torch_file(folder / GPT_FILE, {**needed[GPT_FILE], **gpt}, seed=seed, holes=holes)
     write_safetensors(folder / CODEC_FILE, {**needed[CODEC_FILE], **_unneeded_codec(needed[CODEC_FILE])}, seed=seed)
-    semantic = {**needed[SEMANTIC_FILE], **_unneeded_layers(needed[SEMANTIC_FILE], _SIZES[size].num_layers)}
-    write_safetensors(folder / SEMANTIC_FILE, semantic, seed=seed)
-    _write_statistics(folder, semantic_config)
     (folder / MARK_FILE).write_text(json.dumps(mark) + "\n", encoding="utf-8")
     return folder
 
 
-def _read_mark(folder: Path) -> Any:
+def read_mark(folder: Path) -> Any:
     try:
         return json.loads((folder / MARK_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
 
-def _write_configs(folder: Path, size: Size) -> tuple[ModelConfig, SemanticEncoderConfig]:
-    widths = _SIZES[size]
-    text = yaml.safe_dump(_config_values(widths), sort_keys=False)
+def _write_config(folder: Path, size: Size) -> ModelConfig:
+    text = yaml.safe_dump(config_values(SIZES[size]), sort_keys=False)
     (folder / CONFIG_FILE).write_text(f"# RANDOM models: every number in this folder was drawn at random.\n{text}")
+    return ModelConfig.read(folder / CONFIG_FILE)
+
+
+def write_semantic(folder: Path, size: Size, *, seed: int) -> SemanticEncoderConfig:
+    """Write the semantic encoder's folder and the statistics of its output; gives its config."""
     semantic = folder / SEMANTIC_FOLDER
-    _write_json(semantic / "config.json", _semantic_values(widths))
+    semantic.mkdir(parents=True, exist_ok=True)
+    _write_json(semantic / "config.json", _semantic_values(SIZES[size]))
     # The published file pads with 1; only frames that are masked out ever hold it.
     _write_json(semantic / "preprocessor_config.json", {**PREPROCESSOR_VALUES, "padding_value": 1, "random": True})
-    return ModelConfig.read(folder / CONFIG_FILE), SemanticEncoderConfig.read(semantic / "config.json")
+    config = SemanticEncoderConfig.read(semantic / "config.json")
+    needed = semantic_shapes(SemanticEncoder(config))
+    shapes = {**needed, **_unneeded_layers(needed, SIZES[size].num_layers)}
+    write_safetensors(folder / SEMANTIC_FILE, shapes, seed=seed)
+    write_statistics(folder, config)
+    return config
 
 
-def _config_values(widths: _Widths) -> dict[str, Any]:
+def config_values(widths: Widths) -> dict[str, Any]:
     def branch(output_size: int, linear_units: int, heads: int, blocks: int) -> dict[str, Any]:
         return {
             "output_size": output_size,
@@ -175,7 +187,7 @@ def _config_values(widths: _Widths) -> dict[str, Any]:
     }
 
 
-def _semantic_values(widths: _Widths) -> dict[str, Any]:
+def _semantic_values(widths: Widths) -> dict[str, Any]:
     return {
         "architectures": ["Wav2Vec2BertModel"],
         "model_type": "wav2vec2-bert",
@@ -198,12 +210,14 @@ def _semantic_values(widths: _Widths) -> dict[str, Any]:
     }
 
 
-def _unneeded_gpt(config: ModelConfig, widths: _Widths) -> Shapes:
+def unneeded_gpt(
+    *, width: int, num_tokens: int, num_codes: int, code_positions: int, text_positions: int, layers: int
+) -> Shapes:
     """The tensors of the GPT itself."""
-    width, text, codes = config.model_dim, config.number_text_tokens + 1, config.semantic_codec.codebook_size + 2
+    text, codes = num_tokens + 1, num_codes + 2
     shapes: dict[str, tuple[int, ...]] = {
-        "mel_pos_embedding.emb.weight": (config.max_mel_tokens + 3, width),
-        "text_pos_embedding.emb.weight": (config.max_text_tokens + 2, width),
+        "mel_pos_embedding.emb.weight": (code_positions + 3, width),
+        "text_pos_embedding.emb.weight": (text_positions + 2, width),
         "speed_emb.weight": (2, width),
         "text_embedding.weight": (text, width),
         "mel_embedding.weight": (codes, width),
@@ -213,7 +227,7 @@ def _unneeded_gpt(config: ModelConfig, widths: _Widths) -> Shapes:
         "mel_head.bias": (codes,),
     }
     norms = ["gpt.ln_f", "final_norm"]
-    for layer in (f"gpt.h.{number}" for number in range(widths.layers)):
+    for layer in (f"gpt.h.{number}" for number in range(layers)):
         norms += [f"{layer}.ln_1", f"{layer}.ln_2"]
         products = (("attn.c_attn", 1, 3), ("attn.c_proj", 1, 1), ("mlp.c_fc", 1, 4), ("mlp.c_proj", 4, 1))
         for name, inner, outer in products:
@@ -245,7 +259,7 @@ def _unneeded_layers(needed: Shapes, num_layers: int) -> Shapes:
     return {**shapes, "masked_spec_embed": needed["feature_projection.projection.bias"]}
 
 
-def _write_statistics(folder: Path, semantic_config: SemanticEncoderConfig) -> None:
+def write_statistics(folder: Path, semantic_config: SemanticEncoderConfig) -> None:
     """Measure mean and variance of the encoder's output over some demo speech, so that normalising does what it should.
 
     Random layers give nearly the same large vector for every frame; codes would hardly vary without this.

@@ -50,14 +50,17 @@ def write_safetensors(path: Path, shapes: Shapes, *, seed: int) -> None:
                 file.write(piece.tobytes())
 
 
-def write_torch_file(path: Path, shapes: Shapes, *, seed: int, holes: Collection[str] = ()) -> None:
-    """Write a state dict of float32 tensors of these shapes as torch.save does.
+def write_torch_file(
+    path: Path, shapes: Shapes, *, seed: int, holes: Collection[str] = (), under: str | None = None
+) -> None:
+    """Write a state dict of float32 tensors of these shapes as torch.save does; with `under` it is that entry's value.
 
     Tensors named in `holes` are zeros, and take no room on the disk where the file system has sparse files.
     """
     # Memory that is never touched costs nothing: torch leaves the room in the file, and the numbers follow.
     with skip_data():
-        torch.save({name: torch.empty(shape) for name, shape in shapes.items()}, path)
+        tensors = {name: torch.empty(shape) for name, shape in shapes.items()}
+        torch.save(tensors if under is None else {under: tensors}, path)
     with open(path, "r+b") as file:
         for (name, shape), start in zip(shapes.items(), _storage_offsets(path), strict=True):
             if name in holes:
@@ -89,6 +92,8 @@ def _scale(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
         return 1.0, GAIN_SPREAD
     if kind == "latents" or name.endswith("codebook.weight"):
         return 0.0, 1.0
+    if kind == "running_var":  # of a batch norm: what it divides by
+        return 1.0, NORM_SPREAD
     if len(shape) == 1:
         return (1.0, NORM_SPREAD) if kind in {"weight", "gamma"} else (0.0, BIAS_SPREAD)
     branch = BRANCH_SCALE if name.startswith(ENCODER_LAYERS) and name.endswith(BRANCH_ENDS) else 1.0
