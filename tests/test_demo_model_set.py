@@ -180,13 +180,10 @@ def test_features_and_codes_vary_with_the_sound(models: Path) -> None:
         sound = speak(speaker, 3.0, 16_000, np.random.default_rng(100 + number)).astype(np.float32)
         features = torch.from_numpy(extract_input_features(sound))[None]
         with torch.inference_mode():
-            found = model(features, torch.tensor([features.shape[1]]), codes=True, latents=True)
-        assert found.codes is not None
-        assert found.condition is not None
-        assert found.emo_vec is not None
-        codes.append(found.codes[0].numpy())
-        conditions.append(found.condition[0].numpy().ravel())
-        emotions.append(found.emo_vec[0].numpy())
+            found = model(features, torch.tensor([features.shape[1]]))
+        codes.append(found["codes"][0].numpy())
+        conditions.append(found["condition"][0].numpy().ravel())
+        emotions.append(found["emo_vec"][0].numpy())
     every = np.concatenate(codes)
     assert len(set(every.tolist())) > 100  # of 256
     assert np.mean([(np.diff(one) != 0).mean() for one in codes]) > 0.5

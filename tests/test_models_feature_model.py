@@ -81,9 +81,9 @@ def numbers(model: FeatureModel, clips: list[Tensor], extra: int = 0) -> list[Nu
         }
     results = []
     for row, length in enumerate(lengths.tolist()):
-        over_time = {"codes": features.codes, **kept}
+        over_time = {"codes": features["codes"], **kept}
         result = {name: tensor[row, :length] for name, tensor in over_time.items()}
-        results.append({**result, "condition": features.condition[row], "emo_vec": features.emo_vec[row]})
+        results.append({**result, "condition": features["condition"][row], "emo_vec": features["emo_vec"][row]})
     return results
 
 
@@ -167,8 +167,7 @@ def test_packed_clips_are_computed_without_their_padding(model: FeatureModel, cl
     finally:
         hook.remove()
     assert seen == [(1, sum(LENGTHS), 160)]
-    assert features.codes is not None
-    assert features.codes.shape == (len(LENGTHS), max(LENGTHS))
+    assert features["codes"].shape == (len(LENGTHS), max(LENGTHS))
 
 
 def mask_sites() -> list[str]:
@@ -217,22 +216,21 @@ def test_computes_only_what_is_asked_for(model: FeatureModel, monkeypatch: pytes
     with monkeypatch.context() as patch:
         patch.setattr(model.conditioner, "forward", fail)
         patch.setattr(model.emotion_conditioner, "forward", fail)
-        only_codes = model(batch, lengths, latents=False)
-    assert only_codes.condition is None
-    assert only_codes.emo_vec is None
-    assert torch.equal(only_codes.codes, everything.codes)
+        only_codes = model(batch, lengths, frozenset({"codes"}))
+    assert only_codes.keys() == {"codes"}
+    assert torch.equal(only_codes["codes"], everything["codes"])
     monkeypatch.setattr(model.semantic_codec, "forward", fail)
-    only_latents = model(batch, lengths, codes=False)
-    assert only_latents.codes is None
-    assert torch.equal(only_latents.condition, everything.condition)
-    assert torch.equal(only_latents.emo_vec, everything.emo_vec)
+    only_latents = model(batch, lengths, frozenset({"latents"}))
+    assert only_latents.keys() == {"condition", "emo_vec"}
+    assert torch.equal(only_latents["condition"], everything["condition"])
+    assert torch.equal(only_latents["emo_vec"], everything["emo_vec"])
 
 
 def test_gives_the_documented_shapes_and_types(model: FeatureModel) -> None:
     features = model(torch.randn(2, 20, 160), torch.tensor([20, 3]))
-    assert (features.codes.shape, features.codes.dtype) == ((2, 20), torch.int64)
-    assert (features.condition.shape, features.condition.dtype) == ((2, 32, 40), torch.float32)
-    assert (features.emo_vec.shape, features.emo_vec.dtype) == ((2, 40), torch.float32)
+    assert (features["codes"].shape, features["codes"].dtype) == ((2, 20), torch.int32)
+    assert (features["condition"].shape, features["condition"].dtype) == ((2, 32, 40), torch.float32)
+    assert (features["emo_vec"].shape, features["emo_vec"].dtype) == ((2, 40), torch.float32)
     assert (model.min_frames, model.num_condition_latents, model.model_dim) == (3, 32, 40)
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
@@ -252,7 +250,7 @@ def test_longest_clip_fits_the_position_table_and_one_frame_more_is_refused(mode
         ((2, 10, 160), [10, 2], "from 2 to 10"),
         ((2, 10, 160), [11, 5], "from 5 to 11"),
         ((2, 10, 160), [10], "lengths"),
-        ((10, 160), [10], "input_features"),
+        ((1, 10, 160, 1), [10], "input_features"),
     ],
 )
 def test_refuses_batches_that_are_not_consistent(
@@ -278,17 +276,16 @@ def test_tf32_is_off_inside_and_as_it_was_outside(monkeypatch: pytest.MonkeyPatc
         return nullcontext()
 
     monkeypatch.setattr(torch.cuda, "device", device_of)
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = matmul.fp32_precision, convolution.fp32_precision
     try:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        matmul.fp32_precision = convolution.fp32_precision = "tf32"
         with computing("fp32", torch.device("cuda:1")):
             assert current == [torch.device("cuda:1")]  # where Triton's kernels are to run
-            assert not torch.backends.cuda.matmul.allow_tf32
-            assert not torch.backends.cudnn.allow_tf32
-        assert torch.backends.cuda.matmul.allow_tf32
-        assert torch.backends.cudnn.allow_tf32
+            assert (matmul.fp32_precision, convolution.fp32_precision) == ("ieee", "ieee")
+        assert (matmul.fp32_precision, convolution.fp32_precision) == ("tf32", "tf32")
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        matmul.fp32_precision, convolution.fp32_precision = before
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "exact"])

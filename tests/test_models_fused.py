@@ -70,8 +70,8 @@ def numbers(model: FeatureModel, clips: list[Tensor], extra: int = 0) -> list[di
         hook.remove()
     results = []
     for row, length in enumerate(lengths.tolist()):
-        result = {name: tensor[row, :length] for name, tensor in {"codes": features.codes, **kept}.items()}
-        results.append({**result, "condition": features.condition[row], "emo_vec": features.emo_vec[row]})
+        result = {name: tensor[row, :length] for name, tensor in {"codes": features["codes"], **kept}.items()}
+        results.append({**result, "condition": features["condition"][row], "emo_vec": features["emo_vec"][row]})
     return results
 
 

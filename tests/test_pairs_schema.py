@@ -184,6 +184,8 @@ def test_pairs_of_npz_files(output: Path, tmp_path: Path, repository: Path) -> N
     assert Counter(pair["cross_lingual"] for pair in pairs) == {True: 8, False: 8}
     assert all((pair["lang"] != pair["prompt_lang"]) is pair["cross_lingual"] for pair in pairs)
     assert all(Path(pair["prompt_features"]).is_absolute() for pair in pairs)
+    with pytest.raises(ConfigError, match=r"the records of \.npz files do not name the audio"):
+        make_pairs(tmp_path / "export", PairOptions(speaker_from="folder"))
     for form, folder, message in (
         ("npy", output, "--form is 'npy'; it must be auto, arrays, npz"),
         ("arrays", tmp_path / "export", r"--form is 'arrays', but .* holds \.npz files"),

@@ -146,6 +146,11 @@ def write_pairs(output: Path, options: PairOptions | None = None) -> dict[str, P
     npz = is_npz_export(output)
     if not npz and not is_npy_output(output):
         raise StoreError(no_manifests(output))
+    if npz and options.speaker_from is not None and not options.speaker_from.startswith("id:"):
+        raise ConfigError(
+            f"--speaker-from is {options.speaker_from!r}, but the records of .npz files do not name the audio; it must "
+            "be id:EXPRESSION, or put `speaker` into the source manifest, then build and export again"
+        )
     stats = _stats(output)
     limits = _Limits.of(options, stats)
     manifests = {name: output / manifest for name, manifest in (UTTERANCES if npz else MANIFESTS).items()}
