@@ -152,7 +152,7 @@ def test_files_of_an_earlier_push_do_not_stay(hub: Hub, output: Path, tmp_path: 
     names = sorted(hub.repositories["user/features"].files)
     assert [name for name in names if name.endswith(".tar")] == []
     assert json.loads(hub.repositories["user/features"].files["index.json"])["format"] == "hfprep-arrow"
-    assert "train/data-00000-of-00001.arrow" in names
+    assert "train/data-00000.arrow" in names
 
 
 def test_the_card_says_what_it_is(hub: Hub, output: Path, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_the_card_says_what_it_is(hub: Hub, output: Path, tmp_path: Path) -> Non
     assert "| validation | 4 |" in body
     assert "en (6)" in body
     assert "0" * 64 in body
-    assert "float16, 4 x 6" in body
+    assert "float16, 32 x 6" in body
     assert 'hfprep.load("user/features", "train")' in body
 
 
