@@ -112,6 +112,12 @@ class Schema:
         return self.all_groups - self.audio_groups
 
     @functools.cached_property
+    def fields(self) -> dict[str, type]:
+        """The fields of a manifest record, but for the paths of its arrays, and the type of each."""
+        others = {x.name: str if x.default is None else type(x.default) for x in self.record_fields}
+        return {**METADATA, **dict.fromkeys(self.lengths, int), **others}
+
+    @functools.cached_property
     def lengths(self) -> tuple[str, ...]:
         """Names of all lengths, in the order in which columns name them."""
         return tuple(dict.fromkeys(name for column in self.columns for name in column.lengths))
@@ -156,9 +162,9 @@ class Schema:
 
         With `half` vectors may be float16.
         """
-        column = self.by_name[name]
-        kinds = {column.numpy_dtype} | ({np.dtype(np.float16)} if half and column.kind == "vector" else set())
-        if array.dtype not in kinds or array.ndim != column.ndim:
+        column, dtype = self.by_name[name], array.dtype
+        right = dtype == column.dtype or (half and column.kind == "vector" and dtype == np.float16)
+        if not right or array.ndim != column.ndim:
             return f"{array.dtype} of shape {array.shape} instead of {column.dtype} with {column.ndim} dimension(s)"
         for dim, size in zip(column.dims, array.shape, strict=True):
             expected = dim if isinstance(dim, int) else lengths.get(dim)

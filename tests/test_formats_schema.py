@@ -118,7 +118,7 @@ def test_every_format_is_loaded_and_batched_alike(sets: dict[str, Path]) -> None
     assert batch["codebooks_lengths"].tolist() == [2, 3, 4, 3]
     assert batch["code_lengths"].tolist() == [4, 5, 6, 8]
     assert batch["voice"].shape == (4, 3, 5)
-    assert batch["language_number"].tolist() == [0, 1, 0, 0]
+    assert batch["language_numbers"].tolist() == [0, 1, 0, 0]
 
 
 def test_datasets_gives_the_columns_their_types(sets: dict[str, Path]) -> None:

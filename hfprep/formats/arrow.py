@@ -17,7 +17,7 @@ import pyarrow as pa
 from hfprep.errors import StoreError
 from hfprep.formats.extra_fields import ExtraColumn, rebuilt
 from hfprep.formats.index import Places, read_index
-from hfprep.formats.samples import Entry, Origin, Sample, SampleSet, Split, checked, entry_from, fields_of
+from hfprep.formats.samples import Entry, Origin, Sample, SampleSet, Split, checked, entry_from
 from hfprep.schema import Schema
 
 TITLE = "Training features made by hfprep."
@@ -112,7 +112,7 @@ class ArrowSplit(Split):
         self.rows = rows
         self.extra_columns = extra_columns
         self.places = places
-        names = {column.name for column in schema.columns} | fields_of(schema).keys()
+        names = {column.name for column in schema.columns} | schema.fields.keys()
         missing = sorted(names - set(rows.schema.names))
         if missing:
             raise StoreError(f"{rows.root} is not a data set of hfprep: it has no column {', '.join(missing)}")
@@ -124,7 +124,7 @@ class ArrowSplit(Split):
 
     def _row(self, index: int) -> tuple[pa.RecordBatch, int]:
         if self.places is not None and 0 <= index < len(self):
-            index = int(self.places.column(ROW)[index])
+            index = int(self.places.table[index, 0])
         return self.rows.row(index)
 
     def entry(self, index: int) -> Entry:
@@ -139,7 +139,7 @@ class ArrowSplit(Split):
         exact_extra = value(EXACT_EXTRA) if EXACT_EXTRA in names else None
         kept = [column for column in self.extra_columns if column.name in names]
         extra = exact_extra or rebuilt(kept, {column.name: value(column.name) for column in kept})
-        metadata = {name: value(name) for name in fields_of(self.schema)}
+        metadata = {name: value(name) for name in self.schema.fields}
         return entry_from(self.schema, metadata, exact_line, extra)
 
     def sample(self, index: int) -> Sample:

@@ -33,7 +33,7 @@ from hfprep.formats.exporting import export, stored_dtype
 from hfprep.formats.extra_fields import ExtraColumn, ExtraColumns, rebuilt
 from hfprep.formats.index import write_index
 from hfprep.formats.nested_lists import list_array, list_feature
-from hfprep.formats.samples import SPLITS, Entry, Origin, Sample, SampleSet, fields_of, stored_vectors
+from hfprep.formats.samples import SPLITS, Entry, Origin, Sample, SampleSet, stored_vectors
 from hfprep.formats.shards import Block, ShardFormat, ShardOptions, ShardReader, blocks_of
 from hfprep.inputs.audio.containers import read_clip
 from hfprep.inputs.audio.decode import segment_as_wav
@@ -78,7 +78,7 @@ class Survey:
             survey.exact_lines = survey.exact_lines or (written and entry.exact_line(schema) is not None)
             collected.see(entry.extra)
         names = [column.name for column in schema.columns]
-        survey.extra = collected.columns([*fields_of(schema), *names, AUDIO, EXACT_LINE, EXACT_EXTRA])
+        survey.extra = collected.columns([*schema.fields, *names, AUDIO, EXACT_LINE, EXACT_EXTRA])
         survey.exact_extras = bool(survey.extra) and any(survey.exact_extra(entry) for entry in entries())
         return survey
 
@@ -135,7 +135,7 @@ class ArrowShards(ShardFormat):
 
         schema, survey = self.schema, self.survey
         columns: dict[str, Any] = {
-            name: datasets.Value(_VALUE_TYPES[kind]) for name, kind in fields_of(schema).items()
+            name: datasets.Value(_VALUE_TYPES[kind]) for name, kind in schema.fields.items()
         }  # fmt: skip
         for column in schema.columns:
             dtype = self.options.dtype if column.kind == "vector" else column.dtype

@@ -95,7 +95,7 @@ class Places:
             table = np.load(self.path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise StoreError(f"{self.path} cannot be read: {error}; make or fetch the set again") from error
-        rows = table[self.start : self.start + self.samples]
+        rows = np.asarray(table)[self.start : self.start + self.samples]  # plain: a memmap is slow by the row
         if table.dtype != np.int64 or rows.shape != (self.samples, len(self.columns)):
             raise StoreError(f"{self.path} does not hold the places of {self.samples} samples; make or fetch it again")
         return rows

@@ -8,7 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from hfprep.errors import RejectedSample, StoreError
 from hfprep.inputs.manifest.rows import check_id
-from hfprep.schema import METADATA, Schema, manifest_record
+from hfprep.schema import Schema, manifest_record
 from hfprep.store.first_version import first_schema, width_column
 from hfprep.store.layout import json_line
 
@@ -24,20 +24,6 @@ SPLITS = ("train", "validation")
 DTYPES = ("float32", "float16")
 HALF = np.dtype(np.float16)
 NO_EXTRA = "{}"
-
-
-@lru_cache(maxsize=16)
-def _fields(recipe_fields: tuple[tuple[str, type], ...], lengths: tuple[str, ...]) -> dict[str, type]:
-    return {**METADATA, **dict.fromkeys(lengths, int), **dict(recipe_fields)}
-
-
-def fields_of(schema: Schema) -> dict[str, type]:
-    """The fields of a record, but for the paths of its arrays, and the type of each."""
-    return _fields(tuple((item.name, _kind(item.default)) for item in schema.record_fields), schema.lengths)
-
-
-def _kind(default: Any) -> type:
-    return str if default is None else type(default)
 
 
 def lengths_of(schema: Schema, record: Mapping[str, Any]) -> dict[str, int]:
@@ -63,8 +49,8 @@ class Entry:
         return str(self.record["id"])
 
     def metadata(self, schema: Schema) -> dict[str, Any]:
-        """The record's fields in the types of `fields_of`, None where there is no value of that kind."""
-        return {name: _as(kind, self.record.get(name)) for name, kind in fields_of(schema).items()}
+        """The record's fields in the types of the schema's `fields`, None where there is no value of that kind."""
+        return {name: _as(kind, self.record.get(name)) for name, kind in schema.fields.items()}
 
     def exact_line(self, schema: Schema) -> str | None:
         """The manifest line, where `metadata` alone would not give it back byte for byte; else None."""
@@ -181,7 +167,7 @@ class SampleSet(ABC):
 
 
 def record_of(schema: Schema, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest record that these values, of the fields of `fields_of`, stand for."""
+    """The manifest record that these values, of the schema's `fields`, stand for."""
     record = manifest_record(schema, metadata, metadata)
     for item in schema.record_fields:
         record[item.name] = metadata.get(item.name, record[item.name])

@@ -16,7 +16,7 @@ import numpy as np
 from hfprep.errors import StoreError
 from hfprep.formats.index import INDEX, Places, read_index
 from hfprep.formats.positioned import PositionedFile
-from hfprep.formats.samples import Entry, Origin, Sample, SampleSet, Split, checked, entry_from, fields_of
+from hfprep.formats.samples import Entry, Origin, Sample, SampleSet, Split, checked, entry_from
 from hfprep.io.npy_format import parse_npy
 from hfprep.schema import Schema
 from hfprep.store.first_version import first_schema
@@ -46,14 +46,14 @@ def metadata_json(schema: Schema, entry: Entry) -> dict[str, Any]:
     """
     metadata = entry.metadata(schema)
     values = {
-        name: kind() if metadata[name] is None else metadata[name] for name, kind in fields_of(schema).items()
+        name: kind() if metadata[name] is None else metadata[name] for name, kind in schema.fields.items()
     }  # fmt: skip
     exact = "" if _entry(schema, values, "", "").line == entry.line else entry.line.decode("utf-8")
     return values | {EXTRA: entry.extra, EXACT_LINE: exact}
 
 
 def _entry(schema: Schema, values: Mapping[str, Any], exact_line: str, extra: str) -> Entry:
-    metadata = {name: values[name] for name in fields_of(schema)}
+    metadata = {name: values[name] for name in schema.fields}
     for name in ("speaker", "language"):
         metadata[name] = metadata[name] or None
     return entry_from(schema, metadata, exact_line or None, extra)
