@@ -197,7 +197,7 @@ def checkout(body: str, place: Place) -> None:
     """In a copy of the checkout whose environment is up to date, and whose tests are one file."""
     root = place.beside / "checkout"
     (root / "tests").mkdir(parents=True)
-    for name in ("hfprep", "scripts", "requirements.lock", "pyproject.toml", "README.md"):
+    for name in ("hfprep", "scripts", "requirements.lock", "requirements-dev.lock", "pyproject.toml", "README.md"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, root / name)
     for name in ("conftest.py", "test_text_punctuation.py"):
@@ -213,9 +213,9 @@ def checkout(body: str, place: Place) -> None:
 
 
 def setup_fingerprint(root: Path) -> str:
-    """What scripts/setup writes when it is through, by which it knows that there is nothing to do."""
-    files = [str(root / name) for name in ("requirements.lock", "pyproject.toml", "scripts/setup")]
-    digest = hashlib.sha256("\0".join([sys.version, str(root), *files]).encode())
+    """What `scripts/setup --dev` writes when it is through, by which it knows that there is nothing to do."""
+    files = [str(root / name) for name in ("pyproject.toml", "scripts/setup", "requirements-dev.lock")]
+    digest = hashlib.sha256("\0".join([sys.version, str(root), "dev", *files]).encode())
     for path in files:
         digest.update(Path(path).read_bytes())
     return digest.hexdigest()

@@ -88,7 +88,7 @@ def test_manifests_are_in_source_order_and_split_by_the_hash(build: Build, golde
 
 def test_a_plain_datasets_map_gives_the_same_features(build: Build, golden_small: Path) -> None:
     output = build().output_dir
-    extractor = hfprep.extractor(models=golden_small / "checkpoints", batch_size=3, device="cpu")
+    extractor = hfprep.extractor(models=str(golden_small / "checkpoints"), batch_size=3, device="cpu")
     rows = datasets.Dataset.from_list(rows_of(golden_small))
     bad = datasets.Dataset.from_list([{"id": "gone", "text": "x", "audio": "gone.wav", "language": "en"}])
     rows = datasets.concatenate_datasets([rows.select_columns(["id", "text", "audio", "language"]), bad])

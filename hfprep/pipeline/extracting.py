@@ -7,6 +7,7 @@ A build does more: it resumes, keeps what is finished, and writes a format that 
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -28,7 +29,7 @@ class DatasetExtractor(FeatureExtractor):
         given = dict(options)
         device, precision = choose_device(given.pop("device")), given.pop("precision")
         batch_size, workers, recipe = given.pop("batch_size"), given.pop("workers"), given.pop("recipe")
-        files = ModelOptions(**given)
+        files = ModelOptions(**{name: _path(name, value) for name, value in given.items()})
         models = choose_recipe(recipe, files).find(files)
         models.check()
         seen = {path: FileIdentity.of(path) for path in models.files.values()}
@@ -50,6 +51,12 @@ class DatasetExtractor(FeatureExtractor):
     def features(self, columns: datasets.Features) -> datasets.Features:
         """The columns of a Dataset after `map`: what was there, those of the recipe, and `rejected`."""
         return map_schema(columns, self.schema)
+
+
+def _path(name: str, value: Any) -> Any:
+    """An option's value, a path where it is one and was given as text."""
+    kind = ModelOptions.__dataclass_fields__[name].type
+    return Path(value) if isinstance(value, str) and kind in (Path, Path | None) else value
 
 
 def _again(options: dict[str, Any], identity: tuple[Any, ...]) -> DatasetExtractor:
