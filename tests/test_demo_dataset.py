@@ -79,6 +79,7 @@ def test_the_bad_lines_cover_the_reasons_of_manifest_and_audio(dataset: DemoData
     not_shown = {
         Reason.TEXT_FAILED, Reason.TEXT_TOO_LONG, Reason.AUDIO_UNSUPPORTED, Reason.AUDIO_TOO_LONG,
         Reason.CODES_TOO_LONG, Reason.OUT_OF_MEMORY, Reason.COMPUTE_FAILED,
+        Reason.UNDER_MIN_SECONDS, Reason.OVER_MAX_SECONDS, Reason.OVER_MAX_CHARS_PER_SECOND,
     }  # fmt: skip
     assert set(dataset.rejected.values()) == set(Reason) - not_shown
     assert {"4711", "extra_fields", "silence", "chapter_1/line_1"} <= set(dataset.accepted_ids)

@@ -272,7 +272,7 @@ def test_what_workers_log_is_logged_here_with_their_rank(tmp_path: Path, caplog:
 
 def test_workers_end_with_their_driver_even_while_they_compute(tmp_path: Path) -> None:
     script = (
-        "from pathlib import Path\nimport tests.test_engines_processes as t\n"
+        "from pathlib import Path\nimport tests.test_engines_local as t\n"
         f"t.driver_of(t.Orders(seconds_a_row=600), t.Taken(), Path({str(tmp_path)!r})).run(t.never)\n"
     )
     driver = subprocess.Popen([sys.executable, "-c", script], cwd=REPOSITORY)

@@ -167,8 +167,8 @@ class Output:
             loaded = datasets.load_from_disk(str(self.root / "arrow"))
             assert sorted(name for split in loaded.values() for name in split["id"]) == ids
             order = np.load(self.root / "arrow" / "places.npy")[: len(loaded["train"]), 0]
-            expected = [entry.id for entry in found.split("train").entries()]
-            assert loaded["train"].select(order)["id"] == expected  # as docs/formats.md says
+            in_order = [entry.id for entry in found.split("train").entries()]
+            assert loaded["train"].select(order)["id"] == in_order  # as docs/formats.md says
             assert all(
                 str(path["filename"]).startswith(str(self.root)) for s in loaded.values() for path in s.cache_files
             )

@@ -276,7 +276,8 @@ def test_tf32_is_off_inside_and_as_it_was_outside(monkeypatch: pytest.MonkeyPatc
         return nullcontext()
 
     monkeypatch.setattr(torch.cuda, "device", device_of)
-    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    matmul = torch.backends.cuda.matmul
+    convolution = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before = matmul.fp32_precision, convolution.fp32_precision
     try:
         matmul.fp32_precision = convolution.fp32_precision = "tf32"
