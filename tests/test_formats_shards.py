@@ -368,6 +368,28 @@ def test_killed_at_every_point(output: Output) -> None:
         assert history(stop), stop
 
 
+def test_killed_before_anything_is_known(output: Output) -> None:
+    """Twice in a row, before the first batch: the folder that is there by then is still the output's own."""
+    rows = rows_of(4)
+    for stop in range(1, 14):
+        left = stop
+
+        def kill(point: str, path: str) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Killed
+
+        for number in (stop, stop + 3, 5):
+            left = number
+            atomic.set_observer(kill)
+            with contextlib.suppress(Killed):
+                output.build(rows)
+    atomic.set_observer(None)
+    output.build(rows)
+    output.check(rows)
+
+
 @pytest.mark.slow
 def test_killed_again_and_again_at_random_points(output: Output) -> None:
     draw = random.Random(5)

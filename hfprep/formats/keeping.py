@@ -353,7 +353,8 @@ def open_store(output: NpyOutput, state: State, formats: Sequence[str], max_shar
         log.warning("%s keeps its features as %s, as it was asked before; %s is written beside that",
                     output.root, known, ", ".join(formats))  # fmt: skip
     kept = ShardKept(output, state, known or formats[0], max_shard_bytes)
-    kept.check_place()
+    if known is None:
+        kept.check_place()  # from then on the folder is the output's own, whatever a killed run left there
     state.put(KEPT_FORMAT, kept.name)
     kept.recover()
     return kept

@@ -142,7 +142,8 @@ def open_remote(
     if known is not None and known not in formats:
         log.warning("%s keeps its features as %s, as it was asked before", mirror.url, known)
     kept = RemoteKept(output, state, known or formats[0], max_shard_bytes, mirror)
-    kept.check_place()
+    if known is None:
+        kept.check_place()  # from then on the folder is the output's own, whatever a killed run left there
     state.put(KEPT_FORMAT, kept.name)
     kept.recover()
     return kept
