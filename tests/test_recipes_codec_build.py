@@ -181,6 +181,17 @@ def test_processes_and_parts_give_the_same(codecs: dict[str, str], manifest: Pat
     assert_same(samples_of(tmp_path / "merged"), expected)
 
 
+@pytest.mark.slow
+def test_ray_makes_the_same(codecs: dict[str, str], manifest: Path, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        build(manifest, codecs["mimi"], tmp_path / "out", engine="ray")
+    finally:
+        ray.shutdown()
+    assert_same(samples_of(tmp_path / "out"), plainly("mimi", manifest))
+
+
 @pytest.mark.parametrize("kind", ["npy", "arrow"])
 def test_killed_and_run_again(codecs: dict[str, str], manifest: Path, tmp_path: Path, kind: str) -> None:
     output = tmp_path / "out"
