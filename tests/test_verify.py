@@ -1,4 +1,4 @@
-"""verify: every kind of damage is found by its name, and repair plus a build mends it and nothing else."""
+"""verify: every kind of damage is found by its name, and repair plus a build restores it and nothing else."""
 
 import json
 import shutil
@@ -334,9 +334,9 @@ def test_repair_and_build_mend_exactly_the_damage(name: str, output: Path, confi
     summary = build(again(config, output))
     assert summary.accepted - summary.reused == recomputed(name)
     assert [fault.line() for fault in verify(VerifyOptions(output_dir=output)).faults] == []
-    mended = content(output)
-    assert mended.keys() == whole.keys()
-    differing = [path for path in whole if mended[path] != whole[path] and path != "stats.json"]
+    restored = content(output)
+    assert restored.keys() == whole.keys()
+    differing = [path for path in whole if restored[path] != whole[path] and path != "stats.json"]
     assert not [path for path in differing if not path.startswith(("condition/", "emo_vec/"))]
     for path in differing:  # another batch size sums in another order
         np.testing.assert_allclose(np.load(output / path), np.load(config.output_dir / path), rtol=1e-4, atol=1e-5)

@@ -9,7 +9,7 @@ the models). Takes modules and devices; knows nothing of which module does what,
 - tf32: one TF32 product, factors rounded to 11 significant bits.
 - bf16, fp16: weights and both factors of the products and attentions in 16 bits, sums in float32, results rounded.
 Norms, activations and sums of layers stay float32 in all of them, and the codec is as in exact on a GPU and as in fp32
-on a CPU: a hair's breadth decides between two codes.
+on a CPU: two codewords can be almost equally near, and a small error then changes the code.
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ class Planner:
             return Rejection(row.line, row.id, error.reason, error.message)
         message = None
         if not self.state.first_sight(row.id):
-            message = f"id {row.id!r} stands on an earlier line already; give each row its own"
+            message = f"duplicate id {row.id!r}: an earlier line has it; ids must be unique"
         elif names.folds and not self.state.first_sight(f"\0{names.key(row.id)}"):  # no id holds this character
             message = f"the output's file system takes id {row.id!r} for that of an earlier line; rename one of them"
         return row if message is None else Rejection(row.line, row.id, Reason.DUPLICATE_ID, message)

@@ -288,7 +288,9 @@ def copy_state(source: Path, target: Path) -> None:
             reading.close()
             writing.close()
     except sqlite3.Error as error:
-        raise StoreError(f"the state in {source} cannot be copied to {target}: {error}; see to its disk") from error
+        raise StoreError(
+            f"the state in {source} cannot be copied to {target}: {error}; check the disk of {target}"
+        ) from error
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -155,7 +155,7 @@ def _lines(options: CheckOptions, findings: Preflight) -> Iterator[tuple[int, Ra
             continue
         row = parse_line(number, raw, finder, options.language)
         if isinstance(row, Utterance) and row.id in seen:
-            message = f"id {row.id!r} stands on an earlier line already; give each row its own"
+            message = f"duplicate id {row.id!r}: an earlier line has it; ids must be unique"
             row = Rejection(number, row.id, Reason.DUPLICATE_ID, message)
         elif isinstance(row, Utterance):
             seen.add(row.id)

@@ -61,7 +61,7 @@ class Listing:
         where = f"{name}:{number}"
         earlier = self.split_of.get(sample_id)
         if earlier == name:
-            self.findings.add(FaultKind.DUPLICATE_ID, where, "the id stands on an earlier line", sample_id=sample_id)
+            self.findings.add(FaultKind.DUPLICATE_ID, where, "an earlier line has this id", sample_id=sample_id)
             return
         if earlier is not None:
             self.findings.add(FaultKind.IN_BOTH_SPLITS, where, f"the id is in {earlier} too", sample_id=sample_id)
