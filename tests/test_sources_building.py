@@ -196,7 +196,9 @@ def test_a_csv_under_a_map_builds_and_checks_like_its_jsonl(
     found = check(CheckOptions(manifest=tmp_path / "rows.tsv", map=mapping, fix=tmp_path / "clean.jsonl"))
     assert (found.findings.accepted, found.rejected_lines) == (8, {10: "audio_missing"})
     clean = [json.loads(line) for line in (tmp_path / "clean.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [row["id"] for row in clean] == [json.loads(line)["id"] for line in lines]
+    assert [row["utt"] for row in clean] == [json.loads(line)["id"] for line in lines]
+    summary = run(tmp_path / "clean.jsonl", tmp_path / "again", map=mapping)
+    assert (summary.accepted, summary.rejected) == (8, {})
 
 
 @pytest.mark.slow

@@ -45,4 +45,7 @@ def downloads(chosen: Recipe) -> tuple[Download, ...]:
     """What the hub has of a recipe's models; ConfigError where nothing is known of that."""
     if isinstance(chosen, Published):
         return chosen.downloads()
-    raise ConfigError(f"--recipe {chosen.name}: hfprep does not know where its models are published")
+    raise ConfigError(
+        f"--recipe {chosen.name} has no models of its own to download; name the ones you want in a build "
+        "(for codec, --codec-model takes a folder or a Hugging Face Hub id)"
+    )

@@ -84,5 +84,5 @@ def perplexity(counts: np.ndarray) -> float:
 
 
 def write_stats(path: Path, stats: Mapping[str, Any]) -> None:
-    """Replace stats.json."""
-    write_bytes(path, json.dumps(stats, indent=2, ensure_ascii=False).encode() + b"\n")
+    """Replace stats.json. What is not UTF-8 in a path becomes a JSON escape (`\\udce9`), which loads as it was."""
+    write_bytes(path, json.dumps(stats, indent=2, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
