@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from queue import LifoQueue
 from typing import TypeVar
@@ -60,10 +61,8 @@ class IntakeProcesses:
         self._tokenizer = tokenizer
         self._changed = False  # the tokenizer's file, and so all ids that processes would give
         self._count = count
-        self._context = multiprocessing.get_context("forkserver")
-        _set_environment()
+        self._context = fork_server(__name__)
         with contextlib.suppress(OSError):  # whoever asks first meets the same error
-            self._context.set_forkserver_preload([__name__])
             forkserver.ensure_running()
         self._idle: LifoQueue[_Process | None] = LifoQueue()
         for _ in range(count):
@@ -171,10 +170,16 @@ class _Process:
         return self.process.exitcode or 0
 
 
-def _set_environment() -> None:
-    """Set what a fork server and its processes find in the environment, below Python's own copy of it."""
+def fork_server(module: str) -> ForkServerContext:
+    """The process's fork server, which imports `module` and keeps to one thread, unless it is running already.
+
+    Its environment is set below Python's own copy, which others may look at.
+    """
     for name, value in ENVIRONMENT.items():
         os.putenv(name, value)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([module])
+    return context
 
 
 def _version(tokenizer: TextEncoder | None) -> str | None:

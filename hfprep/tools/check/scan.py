@@ -4,7 +4,6 @@ Takes `CheckOptions`, gives `Preflight` and, if wanted, a manifest of the lines 
 headers in many processes; decodes all audio only with `decode`.
 """
 
-import multiprocessing
 import random
 import threading
 from collections import deque
@@ -23,6 +22,7 @@ from hfprep.inputs.manifest.rows import AudioFinder, RawRow, parse_line
 from hfprep.pipeline.devices import choose_device, choose_workers
 from hfprep.pipeline.inspection import Stores
 from hfprep.pipeline.intake import SampleLimits
+from hfprep.pipeline.intake_processes import fork_server
 from hfprep.recipes.base import Outline, via_rate
 from hfprep.recipes.registry import choose_recipe, outline
 from hfprep.schema import Rejection, Utterance
@@ -131,8 +131,7 @@ def _outcomes(
         inspect = partial(_inspect_here, settings)
         pool = stack.enter_context(ThreadPoolExecutor(workers))
     else:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([inspect_in_process.__module__])
+        context = fork_server(inspect_in_process.__module__)
         pool = stack.enter_context(
             ProcessPoolExecutor(workers, mp_context=context, initializer=start_process, initargs=(settings,))
         )
