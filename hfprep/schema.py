@@ -149,14 +149,6 @@ class Schema:
         """The shape of a column of a sample with these lengths."""
         return tuple(dim if isinstance(dim, int) else lengths[dim] for dim in column.dims)
 
-    def bits(self, groups: Iterable[str]) -> int:
-        """A set of groups as a number, for storage: bit i is the i-th group."""
-        return sum(1 << self.group_names.index(name) for name in groups)
-
-    def groups_of(self, bits: int) -> frozenset[str]:
-        """The opposite of `bits`."""
-        return _groups_of(self.group_names, bits)
-
     def problem(self, name: str, array: np.ndarray, lengths: Mapping[str, int], *, half: bool = False) -> str | None:
         """What is wrong with an array of a sample with these lengths, None where nothing is.
 
@@ -206,11 +198,6 @@ class Schema:
             fixed=dict(record["fixed"]),
             record_fields=tuple(RecordField(**item) for item in record["record_fields"]),
         )
-
-
-@functools.lru_cache(maxsize=1024)
-def _groups_of(names: tuple[str, ...], bits: int) -> frozenset[str]:
-    return frozenset(name for index, name in enumerate(names) if bits >> index & 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ def write_index(
     described = {name: {"samples": counts[name], "shards": shards} for name, shards in splits.items()}
     index = {"format": format_name, "version": INDEX_VERSION, "splits": described}
     index |= {"places": {"file": PLACES, "columns": list(columns)}} | dict(more or {})
-    atomic.write_bytes(root / INDEX, json.dumps(index, indent=2, ensure_ascii=False).encode() + b"\n")
+    atomic.write_json(root / INDEX, index)
     return counts
 
 

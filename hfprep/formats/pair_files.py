@@ -18,7 +18,7 @@ from hfprep.formats.npz import is_npz_export
 from hfprep.formats.pair_records import pair_record, pair_schema
 from hfprep.formats.pairs import PAIR_MANIFESTS, PairCounts, PairOptions, write_pairs
 from hfprep.formats.samples import parse_entry
-from hfprep.io.atomic import write_bytes
+from hfprep.io.atomic import write_json
 from hfprep.io.file_hashes import sha256_file
 from hfprep.schema import Schema
 from hfprep.store.layout import PRIVATE
@@ -172,4 +172,4 @@ def _remove(output: Path, names: Any) -> None:
 
 def _remember(output: Path, sets: list[PairSet]) -> None:
     content = [{"options": dataclasses.asdict(made.options), "manifests": made.manifests} for made in sets]
-    write_bytes(output / PRIVATE / RECORD, json.dumps({"sets": content}, indent=2).encode() + b"\n")
+    write_json(output / PRIVATE / RECORD, {"sets": content})

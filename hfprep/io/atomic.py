@@ -6,10 +6,11 @@ which does nothing unless a test puts a killer or a fault there.
 
 import contextlib
 import errno
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from hfprep.errors import StoreError
 
@@ -130,6 +131,14 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Replace the content of `path` as a whole."""
     with replacing(path) as stream:
         stream.write(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace the content of `path` by a JSON value.
+
+    What is not UTF-8 in a path becomes a JSON escape (`\\udce9`), which loads as it was.
+    """
+    write_bytes(path, json.dumps(value, indent=2, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
 
 
 def write_lines(path: Path, lines: Iterable[bytes]) -> None:

@@ -7,12 +7,13 @@ once; of two streams one can compute while the other moves memory. Gives `Stream
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 STREAMS = 2
 LEAST_FRAMES = 500  # of a stream and thread: with fewer a second one gains nothing
@@ -81,6 +82,26 @@ class Streams:
                 raise Cancelled
 
         module.register_forward_pre_hook(check)
+
+
+def join_parts(parts: Sequence[Mapping[str, Tensor]], clips: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """The columns of clips 0, 1, ... of a batch, from those of parts of it.
+
+    parts: by name the columns of each part, a row for a clip; clips: the numbers of each part's clips. Rows of `codes`
+    are padded with 0 to the longest.
+    """
+    if len(parts) == 1:
+        return dict(parts[0])
+    places = torch.tensor([clip for part in clips for clip in part]).argsort()
+    joined = {}
+    for name in parts[0]:
+        columns = [part[name] for part in parts]
+        if name == "codes":
+            column = pad_sequence([row for column in columns for row in column], batch_first=True)
+        else:
+            column = torch.cat(columns)
+        joined[name] = column[places]
+    return joined
 
 
 def _shares(threads: int) -> list[int]:

@@ -204,8 +204,3 @@ def _one_or_more(names: tuple[str, ...]) -> str:
 def flag(name: str) -> str:
     """The command-line spelling of a field."""
     return "--" + name.replace("_", "-")
-
-
-def help_texts() -> dict[str, str]:
-    """Help text of every field of `BuildConfig`, by name."""
-    return {item.name: item.metadata["help"] for item in fields(BuildConfig)}

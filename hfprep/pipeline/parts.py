@@ -99,10 +99,7 @@ def write_part(output: NpyOutput, rows: Path, facts: PartFacts) -> None:
     with open(rows, "rb") as source, atomic.replacing(output.private / ROWS) as target:
         shutil.copyfileobj(source, target, 1 << 20)
     record = {"format": PART_FORMAT} | dataclasses.asdict(facts) | {"part": str(facts.part)}
-    atomic.write_bytes(
-        output.private / RECORD,
-        json.dumps(record, indent=1, ensure_ascii=False).encode(errors="backslashreplace") + b"\n",
-    )
+    atomic.write_json(output.private / RECORD, record)
 
 
 def withdraw_part(output: NpyOutput) -> None:

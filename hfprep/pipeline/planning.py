@@ -21,7 +21,7 @@ import pyarrow as pa
 from hfprep.errors import Reason, RejectedSample, StopRequested, StoreError
 from hfprep.inputs.manifest.field_map import FieldMap
 from hfprep.inputs.manifest.opening import open_source
-from hfprep.inputs.manifest.rows import AudioFinder, NoLookup, parse_line
+from hfprep.inputs.manifest.rows import AudioFinder, NoLookup, duplicate_id, parse_line
 from hfprep.inputs.text.scripts import DoubtfulGrammar
 from hfprep.io.atomic import explained
 from hfprep.io.chunks import chunks_of
@@ -178,12 +178,12 @@ class Planner:
             names.check(row.id)
         except RejectedSample as error:
             return Rejection(row.line, row.id, error.reason, error.message)
-        message = None
         if not self.state.first_sight(row.id):
-            message = f"duplicate id {row.id!r}: an earlier line has it; ids must be unique"
-        elif names.folds and not self.state.first_sight(f"\0{names.key(row.id)}"):  # no id holds this character
+            return duplicate_id(row)
+        if names.folds and not self.state.first_sight(f"\0{names.key(row.id)}"):  # no id holds this character
             message = f"the output's file system takes id {row.id!r} for that of an earlier line; rename one of them"
-        return row if message is None else Rejection(row.line, row.id, Reason.DUPLICATE_ID, message)
+            return Rejection(row.line, row.id, Reason.DUPLICATE_ID, message)
+        return row
 
     def _reject(self, rejection: Rejection) -> None:
         self.state.reject(rejection)

@@ -43,6 +43,16 @@ class Missing:
             raise CheckpointError("model files are missing:\n" + "\n".join(self.lines))
 
 
+def models_folder(models: str | Path | None) -> Path | None:
+    """The models folder, where one is given; ConfigError where there is none at that place."""
+    if models is None:
+        return None
+    folder = Path(models)
+    if not folder.is_dir():
+        raise ConfigError(f"--models {folder}: there is no such folder")
+    return folder
+
+
 def given_path(value: str | Path | None, folder: Path | None, name: str, option: str) -> Path:
     """The path in force: the option's value, else the file `name` of the models folder."""
     if value is not None:

@@ -1,7 +1,6 @@
 """stats.json and what it is made from: counts, provenance, codebook use."""
 
 import importlib.metadata
-import json
 import math
 import platform
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hfprep.errors import StoreError
-from hfprep.io.atomic import write_bytes
+from hfprep.io.atomic import write_json
 from hfprep.io.chunks import chunks_of
 from hfprep.io.npy_format import parse_npy
 from hfprep.store.layout import NpyOutput
@@ -84,5 +83,5 @@ def perplexity(counts: np.ndarray) -> float:
 
 
 def write_stats(path: Path, stats: Mapping[str, Any]) -> None:
-    """Replace stats.json. What is not UTF-8 in a path becomes a JSON escape (`\\udce9`), which loads as it was."""
-    write_bytes(path, json.dumps(stats, indent=2, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
+    """Replace stats.json."""
+    write_json(path, stats)

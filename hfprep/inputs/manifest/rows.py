@@ -170,6 +170,12 @@ class NoLookup(AudioFinder):
         return audio
 
 
+def duplicate_id(row: Utterance) -> Rejection:
+    """The rejection of a row whose id an earlier line has."""
+    message = f"duplicate id {row.id!r}: an earlier line has it; ids must be unique"
+    return Rejection(row.line, row.id, Reason.DUPLICATE_ID, message)
+
+
 def parse_line(number: int, raw: RawRow, finder: AudioFinder, language: str | None) -> Utterance | Rejection:
     """One manifest line (or row) as an `Utterance`, or the `Rejection` that says what is wrong with it."""
     sample_id: str | None = None

@@ -19,7 +19,7 @@ from hfprep.models.masking import FrameMask, packs
 from hfprep.models.precision import computing, lower_weights, require
 from hfprep.models.semantic_codec import SemanticCodec
 from hfprep.models.semantic_encoder import SemanticEncoder
-from hfprep.models.streams import Streams
+from hfprep.models.streams import Streams, join_parts
 from hfprep.recipes.indextts2.checkpoints import load_conditioners, load_semantic_codec
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.locate import ModelFiles
@@ -158,7 +158,7 @@ class FeatureModel(nn.Module):
             return compute(torch.cat([input_features[clip, : frames[clip]] for clip in clips])[None], mask)
 
         parts = self.streams.parts(frames)
-        return _joined(self.streams.run(compute_part, parts), [clip for part in parts for clip in part])
+        return join_parts(self.streams.run(compute_part, parts), parts)
 
     def _compute(self, input_features: Tensor, mask: FrameMask, *, groups: frozenset[str]) -> dict[str, Tensor]:
         """The features of a batch that is padded or packed, in its order."""
@@ -189,19 +189,3 @@ class FeatureModel(nn.Module):
                 f"lengths go from {shortest} to {longest} frames; they must lie between {self.min_frames} and "
                 f"{self.max_frames}, and within the batch's {input_features.shape[1]}"
             )
-
-
-def _joined(parts: list[dict[str, Tensor]], clips: list[int]) -> dict[str, Tensor]:
-    """The features of the clips 0, 1, ... from those of parts, which hold `clips` one after another."""
-    if len(parts) == 1:
-        return parts[0]
-    places = torch.tensor(clips).argsort()
-    found = {}
-    for name in parts[0]:
-        columns = [part[name] for part in parts]
-        if name == "codes":  # padded to the longest of each part
-            joined = pad_sequence([row for column in columns for row in column], batch_first=True)
-        else:
-            joined = torch.cat(columns)
-        found[name] = joined[places]
-    return found

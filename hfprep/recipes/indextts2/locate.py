@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hfprep.errors import ConfigError
 from hfprep.recipes.finding import (
     CONFIG_FILE,
     SEMANTIC_CONFIGS,
@@ -20,6 +19,7 @@ from hfprep.recipes.finding import (
     from_hub,
     given_path,
     is_hub_id,
+    models_folder,
     remedy,
 )
 from hfprep.recipes.indextts2.config import ModelConfig
@@ -62,9 +62,7 @@ def locate(
     Raises ConfigError where a needed option is not given or config.yaml is not valid, and CheckpointError that lists
     every missing file with the command that gets it.
     """
-    folder = None if models is None else Path(models)
-    if folder is not None and not folder.is_dir():
-        raise ConfigError(f"--models {folder}: there is no such folder")
+    folder = models_folder(models)
     config_path = given_path(config, folder, CONFIG_FILE, "--config")
     model_config = ModelConfig.read(config_path)
     missing = Missing(fetch)

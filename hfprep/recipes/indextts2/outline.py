@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfprep.errors import ConfigError
 from hfprep.models.configs import ConditionConfig, SemanticCodecConfig
 from hfprep.models.semantic_config import NUM_LAYERS, SemanticEncoderConfig
 from hfprep.recipes.base import Download
-from hfprep.recipes.finding import CONFIG_FILE, SEMANTIC_FOLDER, SEMANTIC_MODEL
+from hfprep.recipes.finding import CONFIG_FILE, SEMANTIC_FOLDER, SEMANTIC_MODEL, models_folder
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.locate import CODEC_FILE, GPT_FILE, SEMANTIC_CODEC
 from hfprep.recipes.indextts2.options import IndexTTS2Options
@@ -75,11 +74,8 @@ def config_of(options: IndexTTS2Options) -> ModelConfig:
     """The config.yaml that the options name, or that of the published model where they name none."""
     if options.config is not None:
         return ModelConfig.read(options.config)
-    if options.models is None:
-        return PUBLISHED_CONFIG
-    if not options.models.is_dir():
-        raise ConfigError(f"--models {options.models}: there is no such folder")
-    return ModelConfig.read(options.models / CONFIG_FILE)
+    folder = models_folder(options.models)
+    return PUBLISHED_CONFIG if folder is None else ModelConfig.read(folder / CONFIG_FILE)
 
 
 def semantic_config_of(options: IndexTTS2Options) -> SemanticEncoderConfig:

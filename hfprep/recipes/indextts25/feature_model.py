@@ -7,7 +7,7 @@ semantic encoder's input features and CAM++'s log mel energies differ in scale a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +24,7 @@ from hfprep.models.masking import FrameMask, packs
 from hfprep.models.precision import computing, lower_weights, require
 from hfprep.models.semantic_codec import SemanticCodec
 from hfprep.models.semantic_encoder import SemanticEncoder
-from hfprep.models.streams import Streams
+from hfprep.models.streams import Streams, join_parts
 from hfprep.recipes.indextts25.campplus import load_campplus
 from hfprep.recipes.indextts25.checkpoints import load_codec, load_emotion
 from hfprep.recipes.indextts25.config import Config
@@ -156,8 +156,7 @@ class FeatureModel(nn.Module):
             return self._columns(waveforms[clips], num_samples[clips], wanted)
 
         parts = self.streams.parts(frames)
-        found = self.streams.run(compute, parts)
-        return _joined(found, [torch.tensor(part) for part in parts])
+        return join_parts(self.streams.run(compute, parts), parts)
 
     def _columns(self, waveforms: Tensor, num_samples: Tensor, groups: frozenset[str]) -> Columns:
         """The columns of a batch: speaker and emotion vector of the beginning of clips that are too long for them."""
@@ -174,12 +173,12 @@ class FeatureModel(nn.Module):
             uncut = (num_samples == whole).nonzero()[:, 0]
             both = [(uncut, whole, groups), (cut, num_samples, groups & {EMOTION})]
             passes = [self._semantic(waveforms[rows], lengths[rows], of) for rows, lengths, of in both if len(rows)]
-            rows = [rows for rows, _, _ in both if len(rows)]
-            found["emo_vec"] = _joined([{"emo_vec": one["emo_vec"]} for one in passes], rows)["emo_vec"]
+            rows = [rows.tolist() for rows, _, _ in both if len(rows)]
+            found["emo_vec"] = join_parts([{"emo_vec": one["emo_vec"]} for one in passes], rows)["emo_vec"]
             if CODES in groups:
                 codes = [{"codes": one["codes"]} for one in passes if "codes" in one]
                 codes.append(self._semantic(waveforms[cut], whole[cut], frozenset({CODES})))
-                found |= _joined(codes, rows)
+                found |= join_parts(codes, rows)
         return found
 
     def _semantic(self, waveforms: Tensor, num_samples: Tensor, groups: frozenset[str]) -> Columns:
@@ -239,14 +238,3 @@ class FeatureModel(nn.Module):
                 f"{waveforms.shape[1]} samples"
             )
         return frames
-
-
-def _joined(parts: Sequence[Columns], rows: Sequence[Tensor]) -> Columns:
-    """The columns of clips 0, 1, ... from those of parts, which hold the clips `rows` one after another."""
-    if len(parts) == 1:
-        return parts[0]
-    places = torch.cat(list(rows)).argsort()
-    join: dict[str, Callable[[list[Tensor]], Tensor]] = {
-        "codes": lambda columns: pad_sequence([row for column in columns for row in column], batch_first=True)
-    }
-    return {name: join.get(name, torch.cat)([part[name] for part in parts])[places] for name in parts[0]}

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hfprep.errors import ConfigError
 from hfprep.recipes.finding import (
     CACHE_FOLDER,
     CONFIG_FILE,
@@ -20,6 +19,7 @@ from hfprep.recipes.finding import (
     from_hub,
     given_path,
     is_hub_id,
+    models_folder,
 )
 from hfprep.recipes.indextts25 import glossary
 from hfprep.recipes.indextts25.config import (
@@ -72,9 +72,7 @@ def locate(
     Raises ConfigError where a needed option is not given or config.yaml is not valid, and CheckpointError that lists
     every missing file with the command that gets it.
     """
-    folder = None if models is None else Path(models)
-    if folder is not None and not folder.is_dir():
-        raise ConfigError(f"--models {folder}: there is no such folder")
+    folder = models_folder(models)
     config_path = given_path(config, folder, CONFIG_FILE, "--config")
     missing = Missing(fetch)
     gpt, statistics = _named_files(config_path, folder, gpt_checkpoint, missing)

@@ -18,7 +18,7 @@ from itertools import chain, islice
 from hfprep.errors import ConfigError, HfprepError, Reason, RejectedSample
 from hfprep.inputs.manifest.field_map import FieldMap
 from hfprep.inputs.manifest.opening import open_source
-from hfprep.inputs.manifest.rows import AudioFinder, RawRow, parse_line
+from hfprep.inputs.manifest.rows import AudioFinder, RawRow, duplicate_id, parse_line
 from hfprep.pipeline.devices import choose_device, choose_workers
 from hfprep.pipeline.inspection import Stores
 from hfprep.pipeline.intake import SampleLimits
@@ -154,8 +154,7 @@ def _lines(options: CheckOptions, findings: Preflight) -> Iterator[tuple[int, Ra
             continue
         row = parse_line(number, raw, finder, options.language)
         if isinstance(row, Utterance) and row.id in seen:
-            message = f"duplicate id {row.id!r}: an earlier line has it; ids must be unique"
-            row = Rejection(number, row.id, Reason.DUPLICATE_ID, message)
+            row = duplicate_id(row)
         elif isinstance(row, Utterance):
             seen.add(row.id)
             taken += options.max_samples is None or _has_audio(row, stores)
