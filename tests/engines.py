@@ -22,8 +22,8 @@ class _InlineWhereOne:
     def trial(self, trial: Trial, workers: choice.Workers) -> TrialResult:
         return self._one.trial(trial, workers)
 
-    def run(self, config: BuildConfig, *arguments: Any, **options: Any) -> None:
-        (self._many if config.num_processes > 1 else self._one).run(config, *arguments, **options)
+    def run(self, job: choice.Job, workers: choice.Workers) -> None:
+        (self._many if job.config.num_processes > 1 else self._one).run(job, workers)
 
 
 def one_worker_inline(set_item: SetItem) -> None:

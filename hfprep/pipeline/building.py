@@ -26,7 +26,7 @@ from hfprep.pipeline.adopting import adopt_workers, check_chain
 from hfprep.pipeline.codebook import CodebookUse
 from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.devices import choose_workers
-from hfprep.pipeline.engines.choice import ENGINES, Workers
+from hfprep.pipeline.engines.choice import ENGINES, Job, Workers
 from hfprep.pipeline.engines.spec import BatchCost
 from hfprep.pipeline.inputs import Inputs, find_inputs
 from hfprep.pipeline.logs import log_to_file, no_progress_bars
@@ -273,16 +273,16 @@ class _Run:
                 )
 
             try:
-                ENGINES[self.config.engine].run(
-                    self.config,
-                    self.inputs,
-                    plan,
-                    self.kept.staging,
-                    sink,
+                job = Job(
+                    config=self.config,
+                    inputs=self.inputs,
+                    plan=plan,
+                    staging=self.kept.staging,
+                    sink=sink,
                     work=self.output.work,
-                    workers=self.workers,
                     stop=lambda: stop.signal is not None,
                 )
+                ENGINES[self.config.engine].run(job, self.workers)
             except StopRequested:
                 log.warning("stopped as asked; everything computed is on disk")
 

@@ -1,7 +1,6 @@
 """The engine that a config asks for: workers on this machine, on a Ray cluster, or one in the calling process.
 
-Gives `ENGINES` and `Workers`. An engine takes a config, the models that were found for it, and a plan; each finished
-batch goes to the sink.
+Gives `ENGINES`, `Workers` and `Job`. An engine takes a job and the workers that stay between builds.
 """
 
 import dataclasses
@@ -44,6 +43,46 @@ class Workers:
         self.pool.close()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be computed: the pending rows of a plan, with `work` as a folder for working data.
+
+    Finished batches go to the sink; `stop()` is true once the run is to end.
+    """
+
+    config: BuildConfig
+    inputs: Inputs
+    plan: Plan
+    staging: Staging
+    sink: Sink
+    work: Path
+    stop: Callable[[], bool]
+
+    def spec(self, num_processes: int) -> ExtractorSpec:
+        """How each of so many workers on this machine opens its extractor."""
+        config, models = self.config, self.inputs.models
+        need = frozenset(self.plan.counts.need)
+        threads = max(1, choose_workers(config.workers) // num_processes)
+        return ExtractorSpec(
+            model_set=models,
+            staging=self.staging,
+            seen=self.inputs.seen,
+            need=need,
+            device=config.device,
+            precision=config.precision,
+            batch_size=config.batch_size,
+            workers=threads,
+            via_sampling_rate=via_rate(config.resample_via, models.audio),
+            drop_overlong=config.drop_overlong,
+            filters=config.filters,
+            threads=threads_per_process(num_processes) if num_processes > 1 else None,
+            tenants=tenants(config.device, num_processes),
+            loaders=not need & self.inputs.schema.audio_groups
+            and threads > 1
+            and self.plan.counts.pending >= MANY_TEXTS,
+        )
+
+
 class Engine(Protocol):
     """Who computes, and where."""
 
@@ -53,22 +92,11 @@ class Engine(Protocol):
     def trial(self, trial: Trial, workers: Workers) -> TrialResult:
         """Compute some clips in one precision."""
 
-    def run(
-        self,
-        config: BuildConfig,
-        inputs: Inputs,
-        plan: Plan,
-        staging: Staging,
-        sink: Sink,
-        *,
-        work: Path,
-        workers: Workers,
-        stop: Callable[[], bool],
-    ) -> None:
-        """Compute the pending rows of a plan, with `work` as a folder for working data.
+    def run(self, job: Job, workers: Workers) -> None:
+        """Compute the rows of a job.
 
-        Raises StopRequested once `stop()` is true, SystematicFailureError where samples fail one after the other for
-        the same cause, and what the sink raises.
+        Raises StopRequested once its `stop()` is true, SystematicFailureError where samples fail one after the other
+        for the same cause, and what the sink raises.
         """
 
 
@@ -81,21 +109,11 @@ class LocalEngine:
     def trial(self, trial: Trial, workers: Workers) -> TrialResult:
         return trial_in_worker(trial, workers.pool)
 
-    def run(
-        self,
-        config: BuildConfig,
-        inputs: Inputs,
-        plan: Plan,
-        staging: Staging,
-        sink: Sink,
-        *,
-        work: Path,
-        workers: Workers,
-        stop: Callable[[], bool],
-    ) -> None:
-        count = choose_num_processes(config.num_processes, config.device)
-        spec = spec_of(config, inputs, plan, staging, count)
-        run_local(spec, plan, sink, pool=workers.pool, work=work, num_processes=count, stop=stop)
+    def run(self, job: Job, workers: Workers) -> None:
+        count = choose_num_processes(job.config.num_processes, job.config.device)
+        run_local(
+            job.spec(count), job.plan, job.sink, pool=workers.pool, work=job.work, num_processes=count, stop=job.stop
+        )
 
 
 @dataclass(frozen=True)
@@ -115,20 +133,9 @@ class InlineEngine:
         del workers
         return trial.run()
 
-    def run(
-        self,
-        config: BuildConfig,
-        inputs: Inputs,
-        plan: Plan,
-        staging: Staging,
-        sink: Sink,
-        *,
-        work: Path,
-        workers: Workers,
-        stop: Callable[[], bool],
-    ) -> None:
-        spec = dataclasses.replace(spec_of(config, inputs, plan, staging, 1), own_process=self.own_process)
-        run_inline(spec, plan, sink, models=workers.models, work=work, stop=stop)
+    def run(self, job: Job, workers: Workers) -> None:
+        spec = dataclasses.replace(job.spec(1), own_process=self.own_process)
+        run_inline(spec, job.plan, job.sink, models=workers.models, work=job.work, stop=job.stop)
 
 
 class RayEngine:
@@ -140,25 +147,15 @@ class RayEngine:
     def trial(self, trial: Trial, workers: Workers) -> TrialResult:
         raise NotImplementedError  # precision_choice asks for none: each machine would choose for itself
 
-    def run(
-        self,
-        config: BuildConfig,
-        inputs: Inputs,
-        plan: Plan,
-        staging: Staging,
-        sink: Sink,
-        *,
-        work: Path,
-        workers: Workers,
-        stop: Callable[[], bool],
-    ) -> None:
+    def run(self, job: Job, workers: Workers) -> None:
         del workers
         from hfprep.pipeline.engines.ray import RayOptions, run_ray
 
+        config = job.config
         cpus = config.workers or 1
         share = config.num_gpus_per_worker
         spec = dataclasses.replace(
-            spec_of(config, inputs, plan, staging, 1),
+            job.spec(1),
             workers=cpus,
             threads=cpus,
             tenants=int(1 / share) if share else 1,
@@ -169,32 +166,10 @@ class RayEngine:
             num_gpus_per_worker=share,
             num_cpus_per_worker=cpus,
         )
-        run_ray(spec, plan, sink, work=work / "ray", options=options, stop=stop)
+        run_ray(spec, job.plan, job.sink, work=job.work / "ray", options=options, stop=job.stop)
 
 
 ENGINES: dict[str, Engine] = {"local": LocalEngine(), "inline": InlineEngine(), "ray": RayEngine()}
-
-
-def spec_of(config: BuildConfig, inputs: Inputs, plan: Plan, staging: Staging, num_processes: int) -> ExtractorSpec:
-    """How each of so many workers on this machine opens its extractor."""
-    need = frozenset(plan.counts.need)
-    threads = max(1, choose_workers(config.workers) // num_processes)
-    return ExtractorSpec(
-        model_set=inputs.models,
-        staging=staging,
-        seen=inputs.seen,
-        need=need,
-        device=config.device,
-        precision=config.precision,
-        batch_size=config.batch_size,
-        workers=threads,
-        via_sampling_rate=via_rate(config.resample_via, inputs.models.audio),
-        drop_overlong=config.drop_overlong,
-        filters=config.filters,
-        threads=threads_per_process(num_processes) if num_processes > 1 else None,
-        tenants=tenants(config.device, num_processes),
-        loaders=not need & inputs.schema.audio_groups and threads > 1 and plan.counts.pending >= MANY_TEXTS,
-    )
 
 
 def tenants(device: str, num_processes: int) -> int:
