@@ -1,4 +1,4 @@
-"""Tables of strangers, read in a process of their own: a crash of the reader costs that process, and the table a row.
+"""Tables of strangers, read in a separate process: a crash of the reader costs that process, and the table a row.
 
 A reader of tables gives, besides its rows, the position before each part that it is about to read. Where its process
 dies, the position says what killed it: a row group is tried again with our columns alone, and then left out with a
