@@ -7,7 +7,7 @@ from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.data_sets import config_of_each
 
 if TYPE_CHECKING:
-    from hfprep.formats.loading import LengthBucketedBatchSampler, collate, load
+    from hfprep.formats.loading import LengthBucketedBatchSampler, collate, dataloader, load
     from hfprep.pipeline.building import build
     from hfprep.pipeline.building_many import ManySummary, build_many
     from hfprep.pipeline.extracting import extractor
@@ -29,6 +29,7 @@ __all__ = [
     "build_many",
     "collate",
     "config_of_each",
+    "dataloader",
     "extractor",
     "load",
 ]
@@ -40,6 +41,7 @@ _LAZY = {
     "build": "hfprep.pipeline.building",
     "build_many": "hfprep.pipeline.building_many",
     "collate": "hfprep.formats.loading",
+    "dataloader": "hfprep.formats.loading",
     "extractor": "hfprep.pipeline.extracting",
     "load": "hfprep.formats.loading",
 }

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from hfprep.cli.app import app
 from hfprep.errors import StoreError
+from hfprep.io.words import size
 from hfprep.recipes.base import Download
 from hfprep.recipes.indextts2.locate import locate
 from hfprep.recipes.registry import DEFAULT, downloads, recipe
@@ -22,7 +23,6 @@ from hfprep.tools import doctor
 from hfprep.tools import download as downloading
 from hfprep.tools.doctor import Level, examine
 from hfprep.tools.download import Wanted
-from hfprep.tools.words import size
 from tests.fake_model_hub import Hub, hub_environment, serve_models
 
 

@@ -13,8 +13,9 @@ import hfprep
 from hfprep.errors import ConfigError, StoreError
 from hfprep.formats.arrow_writer import ArrowOptions, export_arrow
 from hfprep.formats.formats import open_set
-from hfprep.formats.loading import FeatureDataset, LengthBucketedBatchSampler
+from hfprep.formats.loading import BatchLoader, FeatureDataset, LengthBucketedBatchSampler
 from hfprep.formats.webdataset_writer import WebDatasetOptions, export_webdataset
+from hfprep.io.words import duration
 from tests.sample_sets import AWKWARD_IDS, DIM, ROWS, make_output
 
 FORMATS = ("npy", "arrow", "webdataset")
@@ -235,3 +236,75 @@ def test_a_data_loader_takes_the_sampler(sets: dict[str, Path]) -> None:
     sampler = LengthBucketedBatchSampler(data.code_lengths, batch_size=3)
     loader = DataLoader(data, batch_sampler=sampler, collate_fn=hfprep.collate)
     assert sorted(sample_id for batch in loader for sample_id in batch["ids"]) == sorted(TRAIN_IDS)
+
+
+def ids_of(loader: BatchLoader) -> list[list[str]]:
+    return [batch["ids"] for batch in loader]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_dataloader_gives_the_batches_of_the_sampler(sets: dict[str, Path], workers: int) -> None:
+    """With the same seed and epoch: those that the sampler, `load` and `collate` give, in worker processes too."""
+    loader = hfprep.dataloader(sets["arrow"], "train", 2, seed=4, num_workers=workers)
+    data = hfprep.load(sets["npy"])
+    sampler = LengthBucketedBatchSampler(data.code_lengths, batch_size=2, seed=4)
+    seen = []
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        sampler.set_epoch(epoch)
+        seen.append(ids_of(loader))
+        for batch, positions in zip(loader, sampler, strict=True):
+            assert_equal(batch, hfprep.collate([data[position] for position in positions]))
+    assert any(other != seen[0] for other in seen)
+    assert len(loader) == len(sampler)
+
+
+def test_dataloader_keeps_the_order_of_validation_and_shares_batches_among_ranks(sets: dict[str, Path]) -> None:
+    validation = hfprep.dataloader(sets["npy"], "validation", 1)
+    validation.set_epoch(0)
+    first = ids_of(validation)
+    validation.set_epoch(1)
+    assert ids_of(validation) == first
+    ranks = [hfprep.dataloader(sets["npy"], "train", 2, rank=rank, world_size=2) for rank in range(2)]
+    assert sorted(sample_id for rank in ranks for ids in ids_of(rank) for sample_id in ids) == sorted(TRAIN_IDS)
+    narrow = hfprep.dataloader(sets["npy"], "train", 64, max_frames=1)
+    assert {len(ids) for ids in ids_of(narrow)} == {1}
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        hfprep.dataloader(sets["npy"], "train", 0)
+    with pytest.raises(ConfigError, match="split is 'test'"):
+        hfprep.dataloader(sets["npy"], "test", 1)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_repr_of_a_data_set_says_what_it_is(sets: dict[str, Path], name: str) -> None:
+    data = hfprep.load(sets[name])
+    audio = duration(data.code_lengths.sum() / 50)
+    assert repr(data).splitlines() == [
+        f"FeatureDataset: {len(TRAIN_IDS)} samples, {audio} of audio, recipe indextts-2",
+        f"  train split of {sets[name]} ({name})",
+        "  text_ids: int64 (text_len,)",
+        "  codes: int64 (code_len,)",
+        f"  condition: float32 ({ROWS}, {DIM})",
+        f"  emo_vec: float32 ({DIM},)",
+    ]
+    for column in data.schema.columns:
+        assert str(data[0][column.name].dtype) in {"torch.int64", "torch.float32"}
+
+
+def test_the_repr_of_a_large_set_looks_at_some_records_only(
+    sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = hfprep.load(sets["webdataset"])
+    looked_at: list[int] = []
+    plain = data.record
+
+    def record(position: int) -> dict[str, Any]:
+        looked_at.append(position)
+        return plain(position)
+
+    monkeypatch.setattr(data, "record", record)
+    monkeypatch.setattr("hfprep.formats.loading.dataset.LOOKED_AT", 3)
+    assert ", about " in repr(data).splitlines()[0]
+    assert len(looked_at) <= 3
+    empty = hfprep.load(make_output(sets["npy"].parent / "one", ids=("a",)), "val")
+    assert repr(empty).startswith("FeatureDataset: 0 samples, recipe ")

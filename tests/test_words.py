@@ -2,7 +2,7 @@
 
 import pytest
 
-from hfprep.tools.words import count, duration, size
+from hfprep.io.words import count, duration, size
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import typer
 from hfprep.cli.options import options_of
 from hfprep.cli.output import PlainTable, cell, say
 from hfprep.cli.output import show as show_table
+from hfprep.io.words import count, duration, size
 from hfprep.tools.check.options import CheckOptions
-from hfprep.tools.words import count, duration, size
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from hfprep.cli.output import PlainTable, say, show
+from hfprep.io.words import count
 from hfprep.recipes.registry import NAMES
-from hfprep.tools.words import count
 
 PLAIN_WIDTH = 80  # where the output is no terminal
 RECIPE_HELP = f"Model family: {', '.join(NAMES)}; default: told from the files in DIR, else {NAMES[0]}."

@@ -7,8 +7,8 @@ import typer
 
 from hfprep.cli.options import options_of
 from hfprep.cli.output import say
+from hfprep.io.words import count
 from hfprep.tools.verify.options import VerifyOptions
-from hfprep.tools.words import count
 
 if TYPE_CHECKING:
     from hfprep.tools.verify.checking import Verdict

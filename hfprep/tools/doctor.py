@@ -21,6 +21,7 @@ import torch
 from packaging.requirements import Requirement
 
 from hfprep.errors import CheckpointError, ConfigError
+from hfprep.io.words import size
 from hfprep.models.precision import obstacle
 from hfprep.pipeline.batching import batch_size_for_memory
 from hfprep.recipes.base import Download
@@ -28,7 +29,6 @@ from hfprep.recipes.options import ModelOptions
 from hfprep.recipes.registry import DEFAULT, choose_recipe, downloads, recipe
 from hfprep.schema import Schema
 from hfprep.tools.download import absent
-from hfprep.tools.words import size
 
 GIB, MIB = 1 << 30, 1 << 20
 OLDEST_PYTHON, FIRST_UNTRIED_PYTHON = (3, 11), (3, 15)

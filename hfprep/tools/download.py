@@ -12,10 +12,10 @@ from pathlib import Path
 
 from hfprep.errors import CheckpointError, StoreError
 from hfprep.io.file_hashes import sha256_file
+from hfprep.io.words import count, size
 from hfprep.recipes.base import Download
 from hfprep.recipes.options import ModelOptions
 from hfprep.recipes.registry import choose_recipe, downloads, recipe
-from hfprep.tools.words import count, size
 
 
 @dataclass(frozen=True, slots=True)

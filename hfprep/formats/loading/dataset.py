@@ -19,9 +19,11 @@ from hfprep.formats.loading.batches import Item
 from hfprep.formats.npy import LineFile, load_array, open_manifest
 from hfprep.formats.pair_records import PROMPT, TARGET, pair_schema, path_field, role_of
 from hfprep.formats.samples import Split, parse_entry
+from hfprep.io.words import count, duration
 from hfprep.schema import Schema
 
 SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation"}
+LOOKED_AT = 1000  # records from which a data set's `repr` reckons its hours
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -29,12 +31,16 @@ class FeatureDataset(Dataset[dict[str, Any]]):
     """The samples of one split, as tensors.
 
     An item has id, language, what else follows from them in the record, and each column of the set's schema: tokens and
-    codes as int64, vectors as float32. Reading raises StoreError where a file is damaged, or a length is not the
-    record's.
+    codes as int64, vectors as float32. `origin` is a line on where it comes from, for its `repr`. Reading raises
+    StoreError where a file is damaged, or a length is not the record's.
     """
 
-    def __init__(self, split: Split) -> None:
+    def __init__(self, split: Split, origin: str) -> None:
         self.split = split
+        self.origin = origin
+
+    def __repr__(self) -> str:
+        return _described(self, "sample", "")
 
     @property
     def schema(self) -> Schema:
@@ -82,6 +88,14 @@ class PairDataset(Dataset[dict[str, Any]]):
         self.manifest = manifest
         self.samples = samples
         self._lines = LineFile(manifest)
+
+    def __repr__(self) -> str:
+        return _described(self, "pair", "target_")
+
+    @property
+    def origin(self) -> str:
+        """Where the pairs come from, in words."""
+        return str(self.manifest) + (f", arrays from {self.samples.origin}" if self.samples is not None else "")
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -185,9 +199,36 @@ def load(
         raise ConfigError(f"split is {split!r}; it must be train or validation")
     path = local_folder(path, revision)
     if path.is_file():
-        return PairDataset(path) if _holds_pairs(path) else FeatureDataset(open_manifest(path))
-    samples = FeatureDataset(open_set(path).split(SPLIT_NAMES[split]))
+        return PairDataset(path) if _holds_pairs(path) else FeatureDataset(open_manifest(path), str(path))
+    found, name = open_set(path), SPLIT_NAMES[split]
+    samples = FeatureDataset(found.split(name), f"{name} split of {found.root} ({found.format})")
     return samples if pairs is None else PairDataset(Path(pairs), samples)
+
+
+def _described(data: FeatureDataset | PairDataset, noun: str, prefix: str) -> str:
+    """What a data set is, in a few lines; `prefix` is what a record puts before the name of a length."""
+    schema = data.schema
+    lines = [f"{type(data).__name__}: {count(len(data), noun)}{_audio(data, prefix)}, recipe {schema.recipe}"]
+    lines.append(f"  {data.origin}")
+    for column in schema.columns:
+        dims = ", ".join(str(schema.fixed.get(dim, dim) if isinstance(dim, str) else dim) for dim in column.dims)
+        dtype = "float32" if column.kind == "vector" else "int64"
+        lines.append(f"  {column.name}: {dtype} ({dims}{',' if column.ndim == 1 else ''})")
+    return "\n".join(lines)
+
+
+def _audio(data: FeatureDataset | PairDataset, prefix: str) -> str:
+    """How much audio there is, from the code lengths of at most `LOOKED_AT` records; "" where they do not say."""
+    length = next((column.lengths[-1] for column in data.schema.of_kind("codes")), None)
+    positions = range(0, len(data), -(-len(data) // LOOKED_AT) or 1)
+    if length is None or not data.schema.code_rate or not positions:
+        return ""
+    try:
+        codes = sum(data.record(position)[prefix + length] for position in positions)
+    except (StoreError, KeyError, TypeError):  # damaged: reading the samples says so
+        return ""
+    about = "" if len(positions) == len(data) else "about "
+    return f", {about}{duration(codes / len(positions) * len(data) / data.schema.code_rate)} of audio"
 
 
 def _holds_pairs(manifest: Path) -> bool:

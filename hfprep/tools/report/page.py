@@ -15,13 +15,13 @@ from bokeh.embed import components
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 
+from hfprep.io.words import count, duration
 from hfprep.schema import Schema
 from hfprep.store.statistics import perplexity
 from hfprep.tools.report import charts
 from hfprep.tools.report.collect import MOST_POINTS, NONE_GIVEN, Collected
 from hfprep.tools.report.outliers import outliers
 from hfprep.tools.report.timeline_charts import timeline_charts
-from hfprep.tools.words import count, duration
 
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
