@@ -1,5 +1,6 @@
 """The comparison's counts: operations against torch's own counter, and a quick run whose every count is known."""
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -11,20 +12,32 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
+import hfprep
 from hfprep.errors import ConfigError
 from hfprep.models import operators
+from hfprep.models.campplus import STRETCH
 from hfprep.models.configs import ConditionConfig, SemanticCodecConfig
+from hfprep.models.fbank import num_fbank_frames
+from hfprep.models.input_features import num_input_frames
 from hfprep.models.semantic_config import SemanticEncoderConfig
 from hfprep.pipeline.intake_processes import IntakeProcesses
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.feature_model import FeatureModel
 from hfprep.recipes.indextts2.locate import locate
+from hfprep.recipes.indextts25 import config as config25
+from hfprep.recipes.indextts25 import feature_model as model25
+from hfprep.recipes.indextts25.campplus import PUBLISHED as SPEAKER
+from hfprep.recipes.indextts25.campplus import campplus_config
+from hfprep.recipes.indextts25.locate import locate as locate25
+from scripts.benchmark import plain_models
 from scripts.benchmark.__main__ import app
-from scripts.benchmark.arithmetic import STAGES, needed_flops
+from scripts.benchmark.arithmetic import STAGES, STAGES25, needed_flops, needed_flops25
+from scripts.benchmark.baseline import baseline25, run_baseline
 from scripts.benchmark.comparing import evaluate
 from scripts.benchmark.config import BenchConfig
+from scripts.benchmark.families import INDEXTTS2, INDEXTTS25
 from scripts.benchmark.measuring import MATRIX_SIDES, PrivateMemory, Stopwatch, clock_for, matrix_rate, peak_memory
-from scripts.benchmark.turn import _Start, _timed_build
+from scripts.benchmark.turn import timed_build
 
 PUBLISHED = ModelConfig(
     path=Path("config.yaml"), model_dim=1280, max_mel_tokens=1815, max_text_tokens=600, number_text_tokens=12_000,
@@ -38,68 +51,160 @@ PUBLISHED = ModelConfig(
 )  # fmt: skip
 
 
-def counted(model: FeatureModel, num_frames: int) -> dict[str, int]:
-    """Operations of matrix products, attention and dense convolutions by torch's own counter, for one clip."""
-    parts = {
-        "semantic encoder": (model.semantic_encoder,), "codec": (model.semantic_codec,),
-        "conditioners": (model.conditioner, model.emotion_conditioner),
-    }  # fmt: skip
-    found = dict.fromkeys(STAGES, 0)
-    for stage, modules in parts.items():
-        for module in modules:
-            counters: list[FlopCounterMode] = []
+def counted(model: torch.nn.Module, networks: dict[str, str], *inputs: torch.Tensor) -> dict[str, int]:
+    """Operations of matrix products, attention and dense convolutions by torch's own counter, by stage."""
+    found = dict.fromkeys(networks.values(), 0)
+    for name, stage in networks.items():
+        counters: list[FlopCounterMode] = []
 
-            def begin(*_: Any, into: list[FlopCounterMode] = counters) -> None:
-                into.append(FlopCounterMode(display=False))
-                into[-1].__enter__()
+        def begin(*_: Any, into: list[FlopCounterMode] = counters) -> None:
+            into.append(FlopCounterMode(display=False))
+            into[-1].__enter__()
 
-            def end(*_: Any, into: list[FlopCounterMode] = counters, stage: str = stage) -> None:
-                into[-1].__exit__(None, None, None)
-                found[stage] += into[-1].get_total_flops()
+        def end(*_: Any, into: list[FlopCounterMode] = counters, stage: str = stage) -> None:
+            into[-1].__exit__(None, None, None)
+            found[stage] += into[-1].get_total_flops()
 
-            module.register_forward_pre_hook(begin)
-            module.register_forward_hook(end)
-    model(torch.randn(1, num_frames, 160), torch.tensor([num_frames]))
+        module = getattr(model, name)
+        module.register_forward_pre_hook(begin)
+        module.register_forward_hook(end)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        model(*inputs)
     return found
 
 
-@pytest.mark.parametrize("num_frames", [11, 64])
-def test_needed_operations_are_those_of_torch_s_counter(
-    golden_small: Path, num_frames: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The counter knows torch's own products only, and attention as two products.
+@pytest.fixture
+def nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more is computed than is needed, and by what torch's counter knows: its own products, attention as two."""
     monkeypatch.setattr(operators, "_has_onednn_linear", lambda: False)
     for module in ("operators", "conformer", "semantic_codec"):  # rows that a CPU adds to its pieces are not needed
         monkeypatch.setattr(f"hfprep.models.{module}.row_pieces", lambda rows, most=None: (rows, rows))
     monkeypatch.setattr("hfprep.models.conformer.CACHE_LINE", 1)  # nor are positions that it adds to its lines
-    models = golden_small / "checkpoints"
-    files = locate(models=models, config=None, gpt_checkpoint=None, semantic_model=None, semantic_codec=None)
+    monkeypatch.setattr("hfprep.models.campplus.TILE", 1)  # nor frames that it adds to its tiles
+
+
+def once_a_call(branch: ConditionConfig, frames: int, width: int) -> int:
+    """What is computed and not needed for each clip: the positions' keys, and their score with the bias.
+
+    The bias of the subsampling convolution is a tenth input in our product.
+    """
+    frames, width, channels = (frames - 1) // 2, (width - 1) // 2, branch.output_size
+    return branch.num_blocks * 2 * frames * channels * (channels + 1) + 2 * frames * width * channels
+
+
+@pytest.mark.parametrize("num_frames", [11, 64])
+@pytest.mark.usefixtures("nothing_more")
+def test_needed_operations_are_those_of_torch_s_counter(golden_small: Path, num_frames: int) -> None:
+    files = locate(models=golden_small / "checkpoints")
     config, semantic = ModelConfig.read(files.config), SemanticEncoderConfig.read(files.semantic_config)
     model = FeatureModel.load(files, config)
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        found = counted(model, num_frames)
-    needed = {stage: flops.products for stage, flops in needed_flops(num_frames, config, semantic).items()}
-    # What is the same for every clip is not needed for each: the positions' keys, and their score with the bias. The
-    # bias of the subsampling convolution is a tenth input in our product.
-    frames, width = (num_frames - 1) // 2, (semantic.hidden_size - 1) // 2
+    networks = INDEXTTS2.places().networks
+    found = counted(model, networks, torch.randn(1, num_frames, 160), torch.tensor([num_frames]))
+    flops = needed_flops(320 * num_frames + 240, config, semantic)
+    needed = {stage: stage_flops.products for stage, stage_flops in flops.items()}
     for branch in (config.condition, config.emotion):
-        channels = branch.output_size
-        needed["conditioners"] += branch.num_blocks * 2 * frames * channels * (channels + 1)
-        needed["conditioners"] += 2 * frames * width * channels
+        needed["conditioners"] += once_a_call(branch, num_frames, semantic.hidden_size)
     # Of the 73 distances, a short clip meets fewer; the product is with all of them.
+    assert found == needed
+
+
+@pytest.mark.parametrize("num_samples", [3600, 20_561, 40_000])
+@pytest.mark.usefixtures("nothing_more")
+def test_needed_operations_of_2_5_are_those_of_torch_s_counter(golden25_small: Path, num_samples: int) -> None:
+    files = locate25(models=golden25_small / "checkpoints")
+    config, semantic = config25.Config.read(files.config), SemanticEncoderConfig.read(files.semantic_config)
+    speaker = campplus_config(plain_models.read_tensors(files.campplus))
+    model = model25.FeatureModel.load(files, config)
+    networks = INDEXTTS25.places().networks
+    found = counted(model, networks, 0.1 * torch.randn(1, num_samples), torch.tensor([num_samples]))
+    flops = needed_flops25(num_samples, config, semantic, speaker)
+    needed = {stage: stage_flops.products for stage, stage_flops in flops.items()}
+    assert tuple(needed) == STAGES25
+    needed["emotion"] += once_a_call(config.emotion, num_input_frames(num_samples), semantic.hidden_size)
+    # The means of steps are taken as a product here.
+    steps = (1 + (num_samples - 400) // 160 + 1) // 2
+    needed["speaker"] += sum(speaker.num_layers) * 2 * -(-steps // STRETCH) * steps * speaker.bottleneck
     assert found == needed
 
 
 def test_published_models_need_what_their_weights_say() -> None:
     """By hand for one second: 17 layers of 24.12 M weights, two products of 134 M weights at half the rate."""
     semantic = SemanticEncoderConfig.from_values({})
-    flops = {stage: found.all / 50 for stage, found in needed_flops(50, PUBLISHED, semantic).items()}
+    flops = {stage: found.all / 50 for stage, found in needed_flops(16_240, PUBLISHED, semantic).items()}
     layer = 2 * (4 * 1024 * 4096 + 7 * 1024**2 + 2 * 50 * 1024 + 73 * 1024 + 31 * 1024)
     assert flops["semantic encoder"] == 17 * layer + 2 * 160 * 1024
     blocks = 12 * (2 * 384 * 2048 + 7 * 384)
     assert flops["codec"] == 2 * (7 * 1024 * 384 + blocks + 384 * 1024 + 8 * 1024 + 8 * 8192)
     assert 0.27e9 < flops["conditioners"] < 0.36e9  # the first product of each alone: 2 * 134e6 / 2
     assert sum(flops.values()) == pytest.approx(1.15e9, rel=0.05)
+
+
+def test_the_published_2_5_needs_what_its_weights_say(golden25_small: Path) -> None:
+    """By hand for one second: the strided convolution has 3 M weights; CAM++ takes 2 % of all operations."""
+    semantic = SemanticEncoderConfig.from_values({})
+    config = dataclasses.replace(
+        config25.Config.read(golden25_small / "checkpoints/config.yaml"),
+        model_dim=1280, emotion=PUBLISHED.emotion, semantic_codec=PUBLISHED.semantic_codec,
+    )  # fmt: skip
+    flops = {stage: found.all for stage, found in needed_flops25(16_240, config, semantic, SPEAKER).items()}
+    of_2 = {stage: found.all for stage, found in needed_flops(16_240, PUBLISHED, semantic).items()}
+    assert flops["semantic encoder"] == of_2["semantic encoder"]
+    assert flops["codec"] == of_2["codec"] // 2 + 2 * 25 * 3 * 1024**2
+    assert flops["emotion"] < of_2["conditioners"] / 2
+    assert 0.015 < flops["speaker"] / sum(flops.values()) < 0.025
+
+
+def test_the_baseline_of_2_5_and_a_timed_build_give_the_published_numbers(golden25_small: Path, tmp_path: Path) -> None:
+    """One clip at a time; the baseline's arithmetic is none of a build's.
+
+    Its feature extractor pads a clip of an odd number of 10 ms frames, so that there only the speaker vector is held.
+    """
+    device = torch.device("cpu")
+    manifest, models = golden25_small / "manifest.jsonl", golden25_small / "checkpoints"
+    watches = {name: Stopwatch(device) for name in ("baseline", "build")}
+    outputs = {name: tmp_path / name for name in watches}
+    baseline = baseline25(models, device)
+    counts = run_baseline(
+        baseline, manifest, outputs["baseline"], batch_size=1, watch=watches["baseline"], loaded=lambda: None
+    )
+    loaded: list[str] = []
+    with timed_build(INDEXTTS25.places(), watches["build"], lambda: loaded.append("models"), on_gpu=False):
+        config = hfprep.BuildConfig(
+            manifest=manifest, models=models, output_dir=outputs["build"], engine="inline", device="cpu"
+        )
+        summary = hfprep.build(config)
+    assert loaded == ["models"]
+    assert counts["samples"] == summary.accepted == 4
+    for watch in watches.values():
+        seconds = watch.seconds()
+        assert all(seconds[stage] > 0 for stage in ("text", "decode", "features", *STAGES25, "writing")), seconds
+    whole = 0
+    for row in map(json.loads, manifest.read_bytes().splitlines()):
+        name = row["id"]
+        padded = int(num_fbank_frames(torch.tensor(len(baseline.decode(golden25_small / row["audio"]))))) % 2
+        expected = np.load(golden25_small / f"expected/{name}.npz")
+        for kind, output in outputs.items():
+            found = {column: np.load(output / column / f"{name}.npy") for column in ("codes", "spk_emb", "emo_vec")}
+            np.testing.assert_allclose(found["spk_emb"], expected["spk_emb"], rtol=1e-3, atol=1e-3)
+            if kind == "baseline" and padded:
+                continue
+            whole += 1
+            assert (found["codes"] == expected["codes"]).mean() > 0.99
+            np.testing.assert_allclose(found["emo_vec"], expected["emo_vec"], rtol=1e-3, atol=1e-3)
+    assert whole > 4  # those of the build, and some of the baseline
+
+
+@pytest.mark.slow
+def test_the_command_measures_2_5(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    options = ["--recipe", "indextts-2.5", "--quick", "--folder", str(tmp_path), "--json", str(figures)]
+    result = CliRunner().invoke(app, options)
+    assert result.exit_code == 0, result.output
+    found = json.loads(figures.read_text())
+    assert tuple(found["needs"]["flops"]) == STAGES25
+    assert set(STAGES25) <= set(found["stage_share_of_peak"])
+    assert found["needs"]["samples"] == found["hfprep"]["samples"] == 6
+    assert all(stage in result.output for stage in STAGES25)
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +315,7 @@ def test_every_precision_takes_a_turn_at_every_batch_size() -> None:
 @pytest.mark.parametrize(
     "options",
     [
+        {"recipe": "indextts-3"},
         {"clips": 0},
         {"rounds": 0},
         {"min_seconds": 5.0, "max_seconds": 4.0},
@@ -231,7 +337,7 @@ def test_beside_a_gpu_what_processes_load_is_timed(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(IntakeProcesses, "load", load)
     watch = Stopwatch(torch.device("cpu"))
-    with _timed_build(watch, _Start(0.0), on_gpu=True):
+    with timed_build(INDEXTTS2.places(), watch, lambda: None, on_gpu=True):
         IntakeProcesses.load("self", "task", "settings")  # type: ignore[arg-type]
     assert IntakeProcesses.load is load
     assert set(watch.seconds()) == {"decode"}

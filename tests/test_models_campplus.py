@@ -1,20 +1,19 @@
 """CAM++ against a plain copy in double precision and the published numbers; batched = single, every mask needed."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hfprep.errors import CheckpointError
 from hfprep.models import campplus as module
 from hfprep.models.campplus import Campplus, CampplusConfig
 from hfprep.models.masking import FrameMask, TimeMask
 from hfprep.recipes.indextts25.campplus import PUBLISHED, campplus_config, campplus_shapes, load_campplus
+from scripts.benchmark import plain_models
 
 TESTS = Path(__file__).resolve().parent
 GOLDEN = [folder for folder in (TESTS / "golden25-small", TESTS.parent.parent / "shared/golden25") if folder.is_dir()]
@@ -23,59 +22,10 @@ FILE = "checkpoints/campplus_cn_common.bin"
 LENGTHS = [3, 4, 57, 200, 201, 199, 402, 130]
 EXACT = 1e-5
 
-Tensors = Mapping[str, Tensor]
-
 
 def read(path: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = torch.load(path, weights_only=True)
     return tensors
-
-
-def norm(x: Tensor, tensors: Tensors, name: str) -> Tensor:
-    mean, variance = tensors[f"{name}.running_mean"], tensors[f"{name}.running_var"]
-    return F.batch_norm(x, mean, variance, tensors.get(f"{name}.weight"), tensors.get(f"{name}.bias"), eps=1e-5)
-
-
-def plain_layer(x: Tensor, tensors: Tensors, name: str, dilation: int) -> Tensor:
-    hidden = F.relu(norm(x, tensors, f"{name}.nonlinear1.batchnorm"))
-    hidden = F.conv1d(hidden, tensors[f"{name}.linear1.weight"])
-    hidden = F.relu(norm(hidden, tensors, f"{name}.nonlinear2.batchnorm"))
-    cam = f"{name}.cam_layer"
-    local = F.conv1d(hidden, tensors[f"{cam}.linear_local.weight"], padding=dilation, dilation=dilation)
-    means = [part.mean(-1, keepdim=True).expand_as(part) for part in hidden.split(100, dim=-1)]
-    context = hidden.mean(-1, keepdim=True) + torch.cat(means, dim=-1)
-    context = F.relu(F.conv1d(context, tensors[f"{cam}.linear1.weight"], tensors[f"{cam}.linear1.bias"]))
-    gate = torch.sigmoid(F.conv1d(context, tensors[f"{cam}.linear2.weight"], tensors[f"{cam}.linear2.bias"]))
-    return torch.cat([x, local * gate], dim=1)
-
-
-def plain(tensors: Tensors, fbank: Tensor) -> Tensor:
-    """(F, 80) to (E,), layer by layer as the checkpoint names them."""
-    x = F.relu(norm(F.conv2d(fbank.T[None, None], tensors["head.conv1.weight"], padding=1), tensors, "head.bn1"))
-    for part, stride in (("1.0", 2), ("1.1", 1), ("2.0", 2), ("2.1", 1)):
-        block, shortcut = f"head.layer{part}", x
-        hidden = F.conv2d(x, tensors[f"{block}.conv1.weight"], stride=(stride, 1), padding=1)
-        hidden = F.relu(norm(hidden, tensors, f"{block}.bn1"))
-        hidden = norm(F.conv2d(hidden, tensors[f"{block}.conv2.weight"], padding=1), tensors, f"{block}.bn2")
-        if stride > 1:
-            shortcut = F.conv2d(x, tensors[f"{block}.shortcut.0.weight"], stride=(stride, 1))
-            shortcut = norm(shortcut, tensors, f"{block}.shortcut.1")
-        x = F.relu(hidden + shortcut)
-    x = F.conv2d(x, tensors["head.conv2.weight"], stride=(2, 1), padding=1)
-    x = F.relu(norm(x, tensors, "head.bn2")).flatten(1, 2)
-    x = F.conv1d(x, tensors["xvector.tdnn.linear.weight"], stride=2, padding=2)
-    x = F.relu(norm(x, tensors, "xvector.tdnn.nonlinear.batchnorm"))
-    for number, dilation in ((1, 1), (2, 2), (3, 2)):
-        layer = 1
-        while f"xvector.block{number}.tdnnd{layer}.linear1.weight" in tensors:
-            x = plain_layer(x, tensors, f"xvector.block{number}.tdnnd{layer}", dilation)
-            layer += 1
-        x = F.relu(norm(x, tensors, f"xvector.transit{number}.nonlinear.batchnorm"))
-        x = F.conv1d(x, tensors[f"xvector.transit{number}.linear.weight"])
-    x = F.relu(norm(x, tensors, "xvector.out_nonlinear.batchnorm"))
-    x = torch.cat([x.mean(-1), x.std(-1)], dim=-1)[..., None]
-    x = F.conv1d(x, tensors["xvector.dense.linear.weight"])
-    return norm(x, tensors, "xvector.dense.nonlinear.batchnorm")[0, :, 0]
 
 
 def relative(got: Tensor, wanted: Tensor) -> float:
@@ -156,7 +106,7 @@ def test_equals_the_published_code(golden: Path, packing: bool) -> None:
 def test_equals_the_plain_network_in_double_precision(network: Campplus, frames: int) -> None:
     exact = {name: tensor.double() for name, tensor in read(GOLDEN[0] / FILE).items() if tensor.is_floating_point()}
     fbank = torch.randn(frames, 80)
-    wanted = plain(exact, fbank.double())
+    wanted = plain_models.speaker(exact, fbank.double()[None])[0]
     assert relative(vectors(network, [fbank])[0]["vector"].double(), wanted) < 2e-5
 
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from hfprep.models.downsampled_codec import DownsampledCodec, halved, num_codes
 from hfprep.models.masking import FrameMask
@@ -29,17 +28,12 @@ def tensors(golden25_small: Path) -> plain.Tensors:
     return values
 
 
-def plain_scores(tensors: plain.Tensors, semantic: Tensor) -> Tensor:
-    hidden = F.conv1d(semantic.T[None], tensors["down.weight"], tensors["down.bias"], stride=2, padding=1)
-    return plain.codec_scores(tensors, F.gelu(hidden)[0].T)
-
-
 @pytest.mark.parametrize("frames", [1, 2, 3, 6, 7, 200, 201])
 def test_equals_the_plain_codec(codec: DownsampledCodec, tensors: plain.Tensors, frames: int) -> None:
     semantic = torch.randn(frames, WIDTH)
     with torch.inference_mode():
         got = codec(semantic[None], FrameMask.from_lengths(torch.tensor([frames]), frames, CPU))[0]
-    scores = plain_scores(tensors, semantic)
+    scores = plain.codec_scores25(tensors, semantic)
     assert len(got) == len(scores) == (frames + 1) // 2
     # Where two rows are as near as rounding can tell, either is right.
     assert (scores.max(dim=-1).values - scores.gather(1, got[:, None])[:, 0]).max() < 1e-6

@@ -1,22 +1,26 @@
 """How much arithmetic the features of a clip need, from the shapes alone.
 
-Gives `needed_flops`: floating-point operations (two for each multiply and add) of the products, attentions and
-convolutions, for the real frames of a clip and nothing else: no padding, no layer after the 17th, no table of
-positions. Norms, activations and what is the same for every clip are left out. Takes configs; knows nothing of time.
+Gives `needed_flops` for IndexTTS-2 and `needed_flops25` for IndexTTS-2.5: floating-point operations (two for each
+multiply and add) of the products, attentions and convolutions, by model stage, for the real frames of a clip and
+nothing else: no padding, no layer after the 17th, no table of positions. Norms, activations, means and what is the
+same for every clip are left out. Takes configs; knows nothing of time.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hfprep.models import conformer, perceiver, semantic_codec
+from hfprep.models import campplus, conformer, downsampled_codec, perceiver, semantic_codec
+from hfprep.models.campplus import CampplusConfig
 from hfprep.models.conditioner import NUM_LATENTS
-from hfprep.models.configs import ConditionConfig
-from hfprep.models.input_features import FEATURE_DIM
+from hfprep.models.configs import ConditionConfig, SemanticCodecConfig
+from hfprep.models.input_features import FEATURE_DIM, HOP_LENGTH, WINDOW_LENGTH, num_input_frames
 from hfprep.models.semantic_config import NUM_LAYERS, SemanticEncoderConfig
 from hfprep.recipes.indextts2.config import ModelConfig
+from hfprep.recipes.indextts25.config import Config
 
 STAGES = ("semantic encoder", "codec", "conditioners")
+STAGES25 = ("semantic encoder", "codec", "speaker", "emotion")
 
 
 @dataclass(frozen=True)
@@ -34,16 +38,29 @@ class Flops:
         return self.products + self.depthwise
 
 
-def needed_flops(num_frames: int, config: ModelConfig, semantic: SemanticEncoderConfig) -> dict[str, Flops]:
-    """What one clip of `num_frames` frames (50 a second) needs, for each of `STAGES`."""
-    width = semantic.hidden_size
+def needed_flops(num_samples: int, config: ModelConfig, semantic: SemanticEncoderConfig) -> dict[str, Flops]:
+    """What one clip of `num_samples` at 16 kHz needs, for each of `STAGES`."""
+    num_frames, width = num_input_frames(num_samples), semantic.hidden_size
     condition = _branch(num_frames, config.condition, width, latents=NUM_LATENTS, latent_width=config.model_dim)
-    emotion = _branch(num_frames, config.emotion, width, latents=1, latent_width=width)
-    projection = Flops(2 * (width + config.model_dim) * config.model_dim)
     return {
         "semantic encoder": _encoder(num_frames, semantic),
-        "codec": _codec(num_frames, config),
-        "conditioners": condition + emotion + projection,
+        "codec": _codec(num_frames, config.semantic_codec),
+        "conditioners": condition + _emotion(num_frames, config.emotion, width, config.model_dim),
+    }
+
+
+def needed_flops25(
+    num_samples: int, config: Config, semantic: SemanticEncoderConfig, speaker: CampplusConfig
+) -> dict[str, Flops]:
+    """What one clip of `num_samples` at 16 kHz needs, for each of `STAGES25`."""
+    num_frames, width = num_input_frames(num_samples), semantic.hidden_size
+    num_codes = -(-num_frames // downsampled_codec.STRIDE)
+    down = Flops(2 * num_codes * downsampled_codec.KERNEL_SIZE * width**2)
+    return {
+        "semantic encoder": _encoder(num_frames, semantic),
+        "codec": down + _codec(num_codes, config.semantic_codec),
+        "speaker": _speaker(1 + (num_samples - WINDOW_LENGTH) // HOP_LENGTH, speaker),
+        "emotion": _emotion(num_frames, config.emotion, width, config.model_dim),
     }
 
 
@@ -57,13 +74,18 @@ def _encoder(frames: int, semantic: SemanticEncoderConfig) -> Flops:
     return Flops(2 * frames * FEATURE_DIM * width + NUM_LAYERS * layer, NUM_LAYERS * depthwise)
 
 
-def _codec(frames: int, config: ModelConfig) -> Flops:
-    codec, kernel = config.semantic_codec, semantic_codec.KERNEL_SIZE
-    width, channels = codec.hidden_size, codec.vocos_dim
+def _codec(frames: int, codec: SemanticCodecConfig) -> Flops:
+    width, channels, kernel = codec.hidden_size, codec.vocos_dim, semantic_codec.KERNEL_SIZE
     blocks = codec.vocos_num_layers * 2 * channels * codec.vocos_intermediate_dim
     quantizer = codec.codebook_dim * (width + codec.codebook_size)
     products = 2 * frames * (kernel * width * channels + blocks + channels * width + quantizer)
     return Flops(products, 2 * frames * codec.vocos_num_layers * kernel * channels)
+
+
+def _emotion(frames: int, config: ConditionConfig, width: int, model_dim: int) -> Flops:
+    """The emotion branch, and the two projections behind it."""
+    branch = _branch(frames, config, width, latents=1, latent_width=width)
+    return branch + Flops(2 * (width + model_dim) * model_dim)
 
 
 def _branch(frames: int, config: ConditionConfig, width: int, *, latents: int, latent_width: int) -> Flops:
@@ -83,3 +105,27 @@ def _branch(frames: int, config: ConditionConfig, width: int, *, latents: int, l
         + 3 * latents * latent_width * gated
     )
     return Flops(2 * frames * (subsampling + blocks + project) + 2 * perceiver.DEPTH * layer, depthwise)
+
+
+def _speaker(frames: int, config: CampplusConfig) -> Flops:
+    """CAM++ over `frames` of 10 ms: two-dimensional convolutions, then dense layers over half the frames."""
+    head, bins = config.head_channels, campplus.NUM_MEL_BINS
+    maps = bins * 9 * head  # the first convolution, of one channel
+    for stride in (2, 1, 2, 1):
+        bins //= stride
+        maps += 2 * bins * 9 * head**2 + (bins * head**2 if stride > 1 else 0)
+    bins //= 2
+    maps += bins * 9 * head**2
+    steps, channels = (frames + 1) // 2, config.channels
+    stretches = -(-steps // campplus.STRETCH)
+    each_step = campplus.TDNN_KERNEL * bins * head * channels
+    each_stretch = 0
+    for num_layers in config.num_layers:
+        for _ in range(num_layers):
+            each_step += channels * config.bottleneck + 3 * config.bottleneck * config.growth
+            each_stretch += config.context * (config.bottleneck + config.growth)
+            channels += config.growth
+        each_step += channels * (channels // 2)
+        channels //= 2
+    vector = 2 * channels * config.vector
+    return Flops(2 * (frames * maps + steps * each_step + stretches * each_stretch + vector))

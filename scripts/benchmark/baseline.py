@@ -1,14 +1,14 @@
 """The pipeline that the libraries' documentation leads to: what hfprep is measured against.
 
-Gives `run_baseline`: clips in the manifest's order, a fixed number a batch, decoded one after another, transformers'
-feature extractor and all 24 layers of its model in float32 with every hidden state kept, then the codec and the
-conditioning branches as their formulas stand (`plain_models`), on the padded batch as it is. It stores padding beside
-real codes, as such scripts do. But for the texts' tokens none of it is code that a build runs, so it stays what it is
-when builds become faster.
+Gives `run_baseline`, and `baseline` and `baseline25`, the models of IndexTTS-2 and of IndexTTS-2.5: clips in the
+manifest's order, a fixed number a batch, decoded one after another, transformers' feature extractor and all 24 layers
+of its model in float32 with every hidden state kept, then the other networks as their formulas stand (`plain_models`),
+on the padded batch as it is. It stores padding beside real codes, as such scripts do. But for the texts' tokens none of
+it is code that a build runs, so it stays what it is when builds become faster.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,42 +16,44 @@ import soundfile
 import torch
 import torchaudio
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertModel
 
 from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.models.semantic_config import NUM_LAYERS
+from hfprep.recipes.indextts2 import locate as indextts2
 from hfprep.recipes.indextts2.config import ModelConfig
-from hfprep.recipes.indextts2.locate import ModelFiles
+from hfprep.recipes.indextts25 import locate as indextts25
+from hfprep.recipes.indextts25.config import Config
+from hfprep.recipes.indextts25.text import TextEncoder
 from scripts.benchmark import plain_models
 from scripts.benchmark.measuring import Stopwatch
 
 SAMPLING_RATE = 16_000
 Batch = list[dict[str, str]]
+# A network's columns (B, ...) of the semantic features (B, T, D) and of the batch's waveforms.
+Step = Callable[[Tensor, list[np.ndarray]], dict[str, Tensor]]
+Encode = Callable[[str, str], np.ndarray]
 
 
 class Baseline:
-    """The models and the steps of one batch."""
+    """The models and the steps of one batch; `steps` are the networks behind the semantic encoder, by stage."""
 
-    def __init__(self, files: ModelFiles, config: ModelConfig, tokenizer: Path, device: torch.device) -> None:
-        folder = files.semantic_config.parent
+    def __init__(
+        self, folder: Path, statistics: Path, *, text: Encode, steps: Mapping[str, Step], device: torch.device
+    ) -> None:
         self.device = device
-        self.tokenizer = TextTokenizer(tokenizer)
+        self.text = text
+        self.steps = steps
         self.extractor = SeamlessM4TFeatureExtractor.from_pretrained(folder)
         self.encoder = Wav2Vec2BertModel.from_pretrained(folder).eval().to(device)
-        self.codec = self._on_device(plain_models.read_tensors(files.semantic_codec))
-        # As the libraries' documentation has it: the whole checkpoint into memory, then into a model of its own.
-        checkpoint = plain_models.read_tensors(files.gpt_checkpoint)
-        needed = {name: value for name, value in checkpoint.items() if name.startswith(plain_models.PREFIXES)}
-        self.gpt = self._on_device({name: value.clone() for name, value in needed.items()})
-        self.heads = config.condition.attention_heads, config.emotion.attention_heads
-        del checkpoint, needed
-        statistics = torch.load(files.w2v_stat, weights_only=True)
-        self.mean, self.std = statistics["mean"].to(device), statistics["var"].sqrt().to(device)
+        values = torch.load(statistics, weights_only=True)
+        self.mean, self.std = values["mean"].to(device), values["var"].sqrt().to(device)
 
     def decode(self, path: Path) -> np.ndarray:
         """Samples at 16 kHz, float32 (num_samples,)."""
-        samples, rate = soundfile.read(path, dtype="float32")
-        return torchaudio.functional.resample(torch.from_numpy(samples), rate, SAMPLING_RATE).numpy()
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        return torchaudio.functional.resample(torch.from_numpy(samples).mean(1), rate, SAMPLING_RATE).numpy()
 
     def features(self, waveforms: list[np.ndarray]) -> dict[str, Tensor]:
         """Padded input features and their mask."""
@@ -63,18 +65,65 @@ class Baseline:
         hidden: Tensor = self.encoder(**inputs, output_hidden_states=True).hidden_states[NUM_LAYERS]
         return (hidden - self.mean) / self.std
 
-    def codes(self, semantic: Tensor) -> Tensor:
-        return plain_models.codes(self.codec, semantic)
 
-    def condition(self, semantic: Tensor) -> tuple[Tensor, Tensor]:
-        condition_heads, emotion_heads = self.heads
-        return (
-            plain_models.condition(self.gpt, semantic, condition_heads),
-            plain_models.emo_vec(self.gpt, semantic, emotion_heads),
-        )
+def baseline(models: Path, device: torch.device) -> Baseline:
+    """IndexTTS-2's: codes, and both conditioning branches."""
+    files = indextts2.locate(models=models)
+    config = ModelConfig.read(files.config)
+    codec = _on_device(plain_models.read_tensors(files.semantic_codec), device)
+    gpt = _conditioners(files.gpt_checkpoint, device)
 
-    def _on_device(self, tensors: plain_models.Tensors) -> plain_models.Tensors:
-        return {name: value.to(self.device) for name, value in tensors.items()}
+    def condition(semantic: Tensor, _: list[np.ndarray]) -> dict[str, Tensor]:
+        return {
+            "condition": plain_models.condition(gpt, semantic, config.condition.attention_heads),
+            "emo_vec": plain_models.emo_vec(gpt, semantic, config.emotion.attention_heads),
+        }
+
+    steps: dict[str, Step] = {
+        "codec": lambda semantic, _: {"codes": plain_models.codes(codec, semantic).int()},
+        "conditioners": condition,
+    }
+    text = TextTokenizer(models / "bpe.model").encode
+    return Baseline(files.semantic_config.parent, files.w2v_stat, text=text, steps=steps, device=device)
+
+
+def baseline25(models: Path, device: torch.device) -> Baseline:
+    """IndexTTS-2.5's: codes at half the rate, the speaker vector from mel energies, the emotion branch."""
+    files = indextts25.locate(models=models)
+    config = Config.read(files.config)
+    codec = _on_device(plain_models.read_tensors(files.semantic_codec)["model"], device)
+    gpt = _conditioners(files.gpt_checkpoint, device)
+    campplus = _on_device(plain_models.read_tensors(files.campplus), device)
+    heads = config.emotion.attention_heads
+
+    def speaker(_: Tensor, waveforms: list[np.ndarray]) -> dict[str, Tensor]:
+        fbanks = [_fbank(torch.from_numpy(waveform)) for waveform in waveforms]
+        return {"spk_emb": plain_models.speaker(campplus, pad_sequence(fbanks, batch_first=True).to(device))}
+
+    steps: dict[str, Step] = {
+        "codec": lambda semantic, _: {"codes": plain_models.codes25(codec, semantic).int()},
+        "speaker": speaker,
+        "emotion": lambda semantic, _: {"emo_vec": plain_models.emo_vec(gpt, semantic, heads)},
+    }
+    text = TextEncoder(files.vocabulary, glossary=files.glossary).encode
+    return Baseline(files.semantic_config.parent, files.w2v_stat, text=text, steps=steps, device=device)
+
+
+def _fbank(waveform: Tensor) -> Tensor:
+    """(F, 80) of one clip, less each bin's mean."""
+    found = torchaudio.compliance.kaldi.fbank(waveform[None], num_mel_bins=80, sample_frequency=SAMPLING_RATE)
+    return found - found.mean(0)
+
+
+def _conditioners(path: Path, device: torch.device) -> plain_models.Tensors:
+    # As the libraries' documentation has it: the whole checkpoint into memory, then into a model of its own.
+    checkpoint = plain_models.read_tensors(path)
+    needed = {name: value for name, value in checkpoint.items() if name.startswith(plain_models.PREFIXES)}
+    return _on_device({name: value.clone() for name, value in needed.items()}, device)
+
+
+def _on_device(tensors: plain_models.Tensors, device: torch.device) -> plain_models.Tensors:
+    return {name: value.to(device) for name, value in tensors.items()}
 
 
 def run_baseline(
@@ -85,8 +134,6 @@ def run_baseline(
     Gives samples, frames (real), padded_frames. The stages of `watch` are those of the comparison.
     """
     rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
-    for column in ("text_ids", "codes", "condition", "emo_vec"):
-        (output / column).mkdir(parents=True, exist_ok=True)
     loaded()
     counts = {"samples": 0, "frames": 0, "padded_frames": 0}
     for start in range(0, len(rows), batch_size):
@@ -101,27 +148,30 @@ def run_baseline(
 def _run_batch(baseline: Baseline, batch: Batch, folder: Path, output: Path, watch: Stopwatch) -> tuple[int, int]:
     """One batch from files to files; gives its real and its padded frames."""
     with watch.measuring("text"):
-        text_ids = [baseline.tokenizer.encode(row["text"], row["language"]) for row in batch]
+        text_ids = [baseline.text(row["text"], row["language"]) for row in batch]
     with watch.measuring("decode"):
         waveforms = [baseline.decode(folder / row["audio"]) for row in batch]
     with watch.measuring("features"):
         inputs = baseline.features(waveforms)
+    arrays: dict[str, Tensor] = {}
     with torch.inference_mode():
         started = _now(watch, baseline.device)
         semantic = baseline.encode(inputs)
         started = _lap(watch, "semantic encoder", started, baseline.device)
-        padded = semantic.shape[0] * semantic.shape[1]
-        codes = baseline.codes(semantic)
-        started = _lap(watch, "codec", started, baseline.device)
-        condition, emo_vec = baseline.condition(semantic)
-        _lap(watch, "conditioners", started, baseline.device)
+        for stage, step in baseline.steps.items():
+            arrays |= step(semantic, waveforms)
+            started = _lap(watch, stage, started, baseline.device)
     with watch.measuring("writing"):
-        arrays = {"codes": codes.int(), "condition": condition, "emo_vec": emo_vec}
         for index, row in enumerate(batch):
-            np.save(output / "text_ids" / f"{row['id']}.npy", text_ids[index])
+            _save(output / "text_ids" / f"{row['id']}.npy", text_ids[index])
             for column, tensor in arrays.items():
-                np.save(output / column / f"{row['id']}.npy", tensor[index].cpu().numpy())
-    return int(inputs["attention_mask"].sum()), padded
+                _save(output / column / f"{row['id']}.npy", tensor[index].cpu().numpy())
+    return int(inputs["attention_mask"].sum()), semantic.shape[0] * semantic.shape[1]
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, array)
 
 
 def _now(watch: Stopwatch, device: torch.device) -> float:

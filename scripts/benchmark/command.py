@@ -13,7 +13,6 @@ KEY_FIGURES = (
     "speedup", "speedup_without_startup", "speedup_in_processor_time", "model_speedup", "model_share_of_peak",
     "memory_ratio", "private_memory_ratio", "startup_seconds", "padding_share", "times_real_time",
 )  # fmt: skip
-STAGE_NOTE = "in threads beside the models"
 
 
 def bench(context: typer.Context, **options: Any) -> None:
@@ -62,14 +61,13 @@ def _show(found: dict[str, Any]) -> None:
 def _stage_table(found: dict[str, Any]) -> Any:
     from rich.table import Table
 
-    from scripts.benchmark.comparing import ALL_STAGES
-
     ours, theirs = found["hfprep"], found["baseline"]
-    table = Table(title=f"Stages (hfprep: text, decode, features, writing {STAGE_NOTE})")
+    table = Table(title="Stages (hfprep: text, decode, writing, IndexTTS-2's features in threads beside the models)")
     for name in ("stage", "TFLOP needed", "baseline s", "of rate", "hfprep s", "of rate", "ratio"):
         table.add_column(name, justify="left" if name == "stage" else "right")
-    for stage in ALL_STAGES:
-        flops = found["needs"]["flops"].get(stage)
+    needs = found["needs"]["flops"]
+    for stage in ("text", "decode", "features", *needs, "writing"):
+        flops = needs.get(stage)
         before = theirs["stages"].get(stage) if theirs else None
         after = ours["stages"].get(stage, 0.0)
         table.add_row(

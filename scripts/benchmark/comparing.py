@@ -19,17 +19,13 @@ import numpy as np
 
 from hfprep.errors import HfprepError
 from hfprep.models.input_features import num_input_frames
-from hfprep.models.semantic_config import SemanticEncoderConfig
 from hfprep.pipeline.config import PLAIN
-from hfprep.recipes.indextts2.config import ModelConfig
-from hfprep.tools.demo.model_set import SEMANTIC_FOLDER, Size, make_model_set
-from scripts.benchmark.arithmetic import STAGES, needed_flops
 from scripts.benchmark.config import BASELINE, BUILD, BenchConfig, Turn
 from scripts.benchmark.corpus import make_corpus
+from scripts.benchmark.families import FAMILIES, Needed
 from scripts.benchmark.turn import Job
 
 TARGET_RATE = 16_000
-ALL_STAGES = ("text", "decode", "features", *STAGES, "writing")
 TAIL = 2000  # characters of a failed turn's output that are shown
 
 
@@ -39,8 +35,8 @@ def compare(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
     Raises HfprepError with the end of its output where a turn fails.
     """
     say("making models and clips")
-    size: Size = "small" if config.quick else "published"
-    models = make_model_set(config.folder / f"models-{size}", size=size)
+    family, size = FAMILIES[config.recipe], "small" if config.quick else "published"
+    models = family.make_models(config.folder / f"{config.recipe}-{size}", size=size)
     num_clips, seconds = config.corpus
     manifest = make_corpus(config.folder / "clips", num_clips=num_clips, seconds=seconds)
     results = []
@@ -49,24 +45,22 @@ def compare(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
             say(f"round {number + 1} of {config.rounds}: {turn}")
             results.append(_take_turn(config, turn, models, manifest))
     _compare_codes(results)
-    return evaluate(config, results, needed(models, manifest))
+    return evaluate(config, results, needed(family.needed(models, size), manifest))
 
 
-def needed(models: Path, manifest: Path) -> dict[str, Any]:
-    """What the clips of a manifest need: samples, frames, seconds of audio, FLOPs by stage."""
+def needed(needed_of: Needed, manifest: Path) -> dict[str, Any]:
+    """What the clips of a manifest need: samples, frames, seconds of audio, FLOPs by model stage."""
     import soundfile
 
-    model_config = ModelConfig.read(models / "config.yaml")
-    semantic = SemanticEncoderConfig.read(models / SEMANTIC_FOLDER / "config.json")
     rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
     headers = [soundfile.info(manifest.parent / row["audio"]) for row in rows]
-    lengths = [num_input_frames(-(-header.frames * TARGET_RATE // header.samplerate)) for header in headers]
-    flops = [needed_flops(length, model_config, semantic) for length in lengths]
+    lengths = [-(-header.frames * TARGET_RATE // header.samplerate) for header in headers]
+    flops = [needed_of(length) for length in lengths]
     return {
         "samples": len(rows),
-        "frames": sum(lengths),
+        "frames": sum(map(num_input_frames, lengths)),
         "audio_seconds": sum(header.duration for header in headers),
-        "flops": {stage: sum(clip[stage].all for clip in flops) for stage in STAGES},
+        "flops": {stage: sum(clip[stage].all for clip in flops) for stage in flops[0]},
     }
 
 
@@ -77,6 +71,7 @@ def _take_turn(config: BenchConfig, turn: Turn, models: Path, manifest: Path) ->
     job_file, result_file = folder / "job.json", folder / "result.json"
     job = Job(
         **dataclasses.asdict(turn),
+        recipe=config.recipe,
         models=str(models),
         manifest=str(manifest),
         output=str(folder / "output"),
@@ -159,10 +154,10 @@ def _with_figures(
     """A turn and what follows from it alone, or from it and the baseline's fastest."""
     shares = _shares(turn, needs, rate)
     return turn | {
-        "model_seconds": _model_seconds(turn),
+        "model_seconds": _model_seconds(turn, needs),
         "model_share_of_peak": shares["model"],
         "stage_share_of_peak": shares,
-        "model_speedup": None if baseline is None else _model_seconds(baseline) / _model_seconds(turn),
+        "model_speedup": None if baseline is None else _model_seconds(baseline, needs) / _model_seconds(turn, needs),
         "padding_share": 1 - turn["frames"] / turn["padded_frames"],
         "times_real_time": needs["audio_seconds"] / _computing(turn),
     }
@@ -170,16 +165,16 @@ def _with_figures(
 
 def _shares(turn: dict[str, Any], needs: dict[str, Any], rate: float) -> dict[str, float]:
     """Needed operations a second as a share of the matrix rate, by model stage and for all of them."""
-    shares = {stage: needs["flops"][stage] / turn["stages"][stage] / rate for stage in STAGES}
-    return shares | {"model": sum(needs["flops"].values()) / _model_seconds(turn) / rate}
+    shares = {stage: flops / turn["stages"][stage] / rate for stage, flops in needs["flops"].items()}
+    return shares | {"model": sum(needs["flops"].values()) / _model_seconds(turn, needs) / rate}
 
 
 def _ratio(ours: int | None, theirs: int | None) -> float | None:
     return ours / theirs if ours and theirs else None
 
 
-def _model_seconds(turn: dict[str, Any]) -> float:
-    seconds: float = sum(turn["stages"][stage] for stage in STAGES)
+def _model_seconds(turn: dict[str, Any], needs: dict[str, Any]) -> float:
+    seconds: float = sum(turn["stages"][stage] for stage in needs["flops"])
     return seconds
 
 

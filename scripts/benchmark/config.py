@@ -8,6 +8,7 @@ from hfprep.errors import ConfigError
 from hfprep.pipeline.config import PLAIN, PRECISIONS, option
 
 BASELINE, BUILD = "baseline", "hfprep"
+RECIPES = ("indextts-2", "indextts-2.5")
 QUICK_CORPUS = (6, (0.5, 2.0))
 QUICK_BASELINE = "4"
 
@@ -28,6 +29,7 @@ class Turn:
 class BenchConfig:
     """A comparison; the command line takes its flags from these fields."""
 
+    recipe: str = option(RECIPES[0], f"Model family: {' or '.join(RECIPES)}.")
     folder: Path = option(Path("bench"), "Working folder: models (3.8 GB), clips, outputs; models stay for a rerun.")
     quick: bool = option(
         False, "Small models, for a check of the counts alone; six clips of 0.5 to 2 s, baseline batch size 4."
@@ -46,6 +48,8 @@ class BenchConfig:
     json: Path | None = option(None, "Write all figures there as JSON.")
 
     def __post_init__(self) -> None:
+        if self.recipe not in RECIPES:
+            raise ConfigError(f"--recipe is {self.recipe!r}; it must be {' or '.join(RECIPES)}")
         if self.clips < 1 or self.rounds < 1 or self.threads < 0:
             raise ConfigError(
                 f"--clips is {self.clips}, --rounds is {self.rounds} and --threads is {self.threads}; clips and rounds "

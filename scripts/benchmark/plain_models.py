@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,6 +85,65 @@ def codes(codec: Tensors, semantic: Tensor) -> Tensor:
     return codec_scores(codec, semantic).argmax(dim=-1)
 
 
+def codec_scores25(codec: Tensors, semantic: Tensor) -> Tensor:
+    """(..., T, D) to the cosines of IndexTTS-2.5's codec, (..., ceil(T / 2), N)."""
+    hidden = F.conv1d(semantic.mT, codec["down.weight"], codec["down.bias"], stride=2, padding=1)
+    return codec_scores(codec, F.gelu(hidden).mT)
+
+
+def codes25(codec: Tensors, semantic: Tensor) -> Tensor:
+    """(..., T, D) to (..., ceil(T / 2)) int64."""
+    return codec_scores25(codec, semantic).argmax(dim=-1)
+
+
+def speaker(tensors: Tensors, fbank: Tensor) -> Tensor:
+    """CAM++, layer by layer as its checkpoint names them: (B, F, 80) to (B, E)."""
+    x = F.relu(batch_norm(F.conv2d(fbank.mT[:, None], tensors["head.conv1.weight"], padding=1), tensors, "head.bn1"))
+    for part, stride in (("1.0", 2), ("1.1", 1), ("2.0", 2), ("2.1", 1)):
+        block, shortcut = f"head.layer{part}", x
+        hidden = F.conv2d(x, tensors[f"{block}.conv1.weight"], stride=(stride, 1), padding=1)
+        hidden = F.relu(batch_norm(hidden, tensors, f"{block}.bn1"))
+        hidden = batch_norm(F.conv2d(hidden, tensors[f"{block}.conv2.weight"], padding=1), tensors, f"{block}.bn2")
+        if stride > 1:
+            shortcut = F.conv2d(x, tensors[f"{block}.shortcut.0.weight"], stride=(stride, 1))
+            shortcut = batch_norm(shortcut, tensors, f"{block}.shortcut.1")
+        x = F.relu(hidden + shortcut)
+    x = F.conv2d(x, tensors["head.conv2.weight"], stride=(2, 1), padding=1)
+    x = F.relu(batch_norm(x, tensors, "head.bn2")).flatten(1, 2)
+    x = F.conv1d(x, tensors["xvector.tdnn.linear.weight"], stride=2, padding=2)
+    x = F.relu(batch_norm(x, tensors, "xvector.tdnn.nonlinear.batchnorm"))
+    for number, dilation in ((1, 1), (2, 2), (3, 2)):
+        layer = 1
+        while f"xvector.block{number}.tdnnd{layer}.linear1.weight" in tensors:
+            x = dense_layer(x, tensors, f"xvector.block{number}.tdnnd{layer}", dilation)
+            layer += 1
+        x = F.relu(batch_norm(x, tensors, f"xvector.transit{number}.nonlinear.batchnorm"))
+        x = F.conv1d(x, tensors[f"xvector.transit{number}.linear.weight"])
+    x = F.relu(batch_norm(x, tensors, "xvector.out_nonlinear.batchnorm"))
+    x = torch.cat([x.mean(-1), x.std(-1)], dim=-1)[..., None]
+    x = F.conv1d(x, tensors["xvector.dense.linear.weight"])
+    return batch_norm(x, tensors, "xvector.dense.nonlinear.batchnorm")[..., 0]
+
+
+def dense_layer(x: Tensor, tensors: Tensors, name: str, dilation: int) -> Tensor:
+    """(B, C, T) to (B, C + G, T)."""
+    hidden = F.relu(batch_norm(x, tensors, f"{name}.nonlinear1.batchnorm"))
+    hidden = F.conv1d(hidden, tensors[f"{name}.linear1.weight"])
+    hidden = F.relu(batch_norm(hidden, tensors, f"{name}.nonlinear2.batchnorm"))
+    cam = f"{name}.cam_layer"
+    local = F.conv1d(hidden, tensors[f"{cam}.linear_local.weight"], padding=dilation, dilation=dilation)
+    means = [part.mean(-1, keepdim=True).expand_as(part) for part in hidden.split(100, dim=-1)]
+    context = hidden.mean(-1, keepdim=True) + torch.cat(means, dim=-1)
+    context = F.relu(F.conv1d(context, tensors[f"{cam}.linear1.weight"], tensors[f"{cam}.linear1.bias"]))
+    gate = torch.sigmoid(F.conv1d(context, tensors[f"{cam}.linear2.weight"], tensors[f"{cam}.linear2.bias"]))
+    return torch.cat([x, local * gate], dim=1)
+
+
+def batch_norm(x: Tensor, tensors: Tensors, name: str) -> Tensor:
+    mean, variance = tensors[f"{name}.running_mean"], tensors[f"{name}.running_var"]
+    return F.batch_norm(x, mean, variance, tensors.get(f"{name}.weight"), tensors.get(f"{name}.bias"), eps=1e-5)
+
+
 def conformer(tensors: Tensors, x: Tensor) -> Tensor:
     """(..., T, D) to (..., T', C)."""
     x = x.unsqueeze(-3)
@@ -151,11 +211,10 @@ def emo_vec(gpt: Tensors, semantic: Tensor, heads: int) -> Tensor:
     return affine(affine(latent, gpt, "emovec_layer"), gpt, "emo_layer")
 
 
-def read_tensors(path: Path) -> Tensors:
-    """A checkpoint, whole, in memory."""
+def read_tensors(path: Path) -> Any:
+    """A checkpoint, whole, in memory: tensors by name, or what else the file holds them in."""
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
         return load_file(path)
-    tensors: Tensors = torch.load(path, map_location="cpu", weights_only=True)
-    return tensors
+    return torch.load(path, map_location="cpu", weights_only=True)

@@ -27,6 +27,7 @@ class Job:
     """What to run, and when it was asked for (seconds since 1970)."""
 
     kind: str
+    recipe: str
     models: str
     manifest: str
     output: str
@@ -56,13 +57,14 @@ def run_turn(job: Job) -> dict[str, Any]:
     config = BuildConfig(
         manifest=Path(job.manifest),
         output_dir=Path(job.output),
+        recipe=job.recipe,
         models=Path(job.models),
         batch_size=job.batch_size,
         device=job.device,
         precision=job.precision,
         engine="inline",  # where its steps can be timed
     )
-    return _measured(job, partial(_run_build, config))
+    return _measured(job, partial(_run_build, job, config))
 
 
 def _measured(job: Job, run: Callable[[Any, Any, _Start], dict[str, int]]) -> dict[str, Any]:
@@ -103,62 +105,54 @@ def _measured(job: Job, run: Callable[[Any, Any, _Start], dict[str, int]]) -> di
 
 
 def _run_baseline(job: Job, device: Any, watch: Any, start: _Start) -> dict[str, int]:
-    from hfprep.recipes.indextts2.config import ModelConfig
-    from hfprep.recipes.indextts2.locate import locate
-    from scripts.benchmark.baseline import Baseline, run_baseline
+    from scripts.benchmark.baseline import run_baseline
+    from scripts.benchmark.families import FAMILIES
 
-    files = locate(models=Path(job.models), config=None, gpt_checkpoint=None, semantic_model=None, semantic_codec=None)
-    baseline = Baseline(files, ModelConfig.read(files.config), Path(job.models) / "bpe.model", device)
+    baseline = FAMILIES[job.recipe].baseline(Path(job.models), device)
     return run_baseline(
         baseline, Path(job.manifest), Path(job.output), batch_size=job.batch_size, watch=watch, loaded=start.done
     )
 
 
-def _run_build(config: BuildConfig, device: Any, watch: Any, start: _Start) -> dict[str, int]:
+def _run_build(job: Job, config: BuildConfig, device: Any, watch: Any, start: _Start) -> dict[str, int]:
     from hfprep.pipeline.building import build
     from hfprep.pipeline.engines.choice import ENGINES, InlineEngine
+    from scripts.benchmark.families import FAMILIES
 
     ENGINES["inline"] = InlineEngine(own_process=True)
-    with _timed_build(watch, start, on_gpu=device.type == "cuda"):
+    with timed_build(FAMILIES[job.recipe].places(), watch, start.done, on_gpu=device.type == "cuda"):
         summary = build(config)
     tally = summary.tally
     return {"samples": summary.accepted, "frames": tally.frames, "padded_frames": tally.padded_frames}
 
 
 @contextlib.contextmanager
-def _timed_build(watch: Any, start: _Start, *, on_gpu: bool) -> Iterator[None]:
-    """Time the steps of builds meanwhile, where they are called."""
-    from hfprep.inputs.text.tokenizer import TextTokenizer
+def timed_build(places: Any, watch: Any, loaded: Callable[[], None], *, on_gpu: bool) -> Iterator[None]:
+    """Time the steps of builds meanwhile, where they are called; `loaded` is called when models are."""
     from hfprep.io.file_hashes import FileHashes
-    from hfprep.models import batch_input_features
     from hfprep.pipeline import intake
     from hfprep.pipeline.intake_processes import IntakeProcesses
     from hfprep.pipeline.precision_trial import Trial
-    from hfprep.recipes import semantic_audio
-    from hfprep.recipes.indextts2.feature_model import FeatureModel
     from hfprep.store.layout import Publisher, Stage
 
-    load, run_trial = FeatureModel.load, Trial.run
+    load, run_trial = places.model.load, Trial.run
     # With a GPU, processes decode and tokenize, and the device computes the input features.
     reading: list[tuple[Any, str, str]] = [(IntakeProcesses, "load", "decode")] if on_gpu else [
         (intake, "load_waveform", "decode"),
-        (semantic_audio, "extract_input_features", "features"),
-        (TextTokenizer, "encode", "text"),
+        (*places.text, "text"),
+        *((*place, "features") for place in places.beside),
     ]  # fmt: skip
-    on_device = watch.watched("features", batch_input_features.batch_input_features)
 
-    def load_watched(*args: Any, **options: Any) -> FeatureModel:
+    def load_watched(*args: Any, **options: Any) -> Any:
         with watch.measuring("loading"):
             model = load(*args, **options)
-        watch.watch("semantic encoder", model.semantic_encoder)
-        watch.watch("codec", model.semantic_codec)
-        watch.watch("conditioners", model.conditioner)
-        watch.watch("conditioners", model.emotion_conditioner)
-        start.done()
+        for name, stage in places.networks.items():
+            watch.watch(stage, getattr(model, name))
+        loaded()
         return model
 
     def run_unwatched(trial: Trial) -> Any:
-        with watch.measuring("choosing the precision"), mock.patch.object(FeatureModel, "load", load):
+        with watch.measuring("choosing the precision"), mock.patch.object(places.model, "load", load):
             return run_trial(trial)
 
     steps: tuple[tuple[Any, str, str], ...] = (
@@ -170,8 +164,10 @@ def _timed_build(watch: Any, start: _Start, *, on_gpu: bool) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for owner, name, stage in steps:
             stack.enter_context(mock.patch.object(owner, name, _timed(watch, stage, getattr(owner, name))))
-        stack.enter_context(mock.patch.object(batch_input_features, "batch_input_features", on_device))
-        stack.enter_context(mock.patch.object(FeatureModel, "load", load_watched))
+        for owner, name in places.features:
+            watched = watch.watched("features", getattr(owner, name))
+            stack.enter_context(mock.patch.object(owner, name, watched))
+        stack.enter_context(mock.patch.object(places.model, "load", load_watched))
         stack.enter_context(mock.patch.object(Trial, "run", run_unwatched))
         yield
 

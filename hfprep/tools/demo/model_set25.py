@@ -1,7 +1,8 @@
-"""A model set of RANDOM numbers in IndexTTS-2.5's layout, made from a seed, at small width.
+"""A model set of RANDOM numbers in IndexTTS-2.5's layout, made from a seed.
 
-Gives `make_model_set25`, for the demo. Its vocabulary is made here, too: single bytes, and the words of the demo's
-sentences grown letter by letter, so that the set is told from its tensors, as one with another vocabulary is.
+Gives `make_model_set25`: at small width for the demo, at the published widths for measuring. Its vocabulary is made
+here, too: single bytes, and the words of the demo's sentences grown letter by letter, so that the set is told from its
+tensors, as one with another vocabulary is.
 """
 
 import base64
@@ -13,9 +14,8 @@ from typing import Any
 import yaml
 
 from hfprep.models.campplus import CampplusConfig
-from hfprep.models.semantic_config import SemanticEncoderConfig
 from hfprep.recipes.finding import CONFIG_FILE, SEMANTIC_FOLDER
-from hfprep.recipes.indextts25.campplus import campplus_shapes
+from hfprep.recipes.indextts25.campplus import PUBLISHED, campplus_shapes
 from hfprep.recipes.indextts25.checkpoints import expected_shapes
 from hfprep.recipes.indextts25.config import (
     CAMPPLUS_FILE,
@@ -31,6 +31,7 @@ from hfprep.tools.demo.model_set import (
     README,
     README_FILE,
     SIZES,
+    Size,
     config_values,
     read_mark,
     unneeded_gpt,
@@ -40,32 +41,41 @@ from hfprep.tools.demo.random_weights import Shapes, write_torch_file
 from hfprep.tools.demo.sentences import SENTENCES
 
 VERSION = 1  # of the numbers made from a seed; raise it when they change
-VECTOR = 24
-SPEAKER = CampplusConfig(
-    head_channels=4, channels=16, bottleneck=16, context=8, growth=4, num_layers=(3, 4, 3), vector=VECTOR
-)
+SPEAKER: dict[str, CampplusConfig] = {
+    "small": CampplusConfig(
+        head_channels=4, channels=16, bottleneck=16, context=8, growth=4, num_layers=(3, 4, 3), vector=24
+    ),
+    "published": PUBLISHED,
+}
 MAX_TEXT_TOKENS = 600
 _WORD = re.compile(r" ?\w+")
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 
 
-def make_model_set25(folder: str | Path, *, seed: int = 0) -> Path:
-    """Write a whole model set into `folder` and give its path; a complete one of that seed is left alone."""
+def make_model_set25(folder: str | Path, *, seed: int = 0, size: Size = "small") -> Path:
+    """Write a whole model set into `folder` and give its path; a complete one of that seed and size is left alone.
+
+    In the published size the GPT's own weights are zeros, and there is no optimizer state in codec.pth.
+    Raises ValueError for another size.
+    """
+    if size not in SIZES:
+        raise ValueError(f"size is {size!r}; it must be one of {', '.join(SIZES)}")
     folder = Path(folder)
-    mark = {"random": True, "recipe": "indextts-2.5", "seed": seed, "version": VERSION}
+    mark = {"random": True, "recipe": "indextts-2.5", "seed": seed, "size": size, "version": VERSION}
     if read_mark(folder) == mark:
         return folder
     (folder / SEMANTIC_FOLDER).mkdir(parents=True, exist_ok=True)
     (folder / MARK_FILE).unlink(missing_ok=True)
-    (folder / README_FILE).write_text(README.format(seed=seed, size="small"), encoding="utf-8")
+    (folder / README_FILE).write_text(README.format(seed=seed, size=size), encoding="utf-8")
     num_tokens = _write_vocabulary(folder / VOCABULARY_FILE)
-    config = _write_config(folder / CONFIG_FILE, num_tokens)
-    semantic = write_semantic(folder, "small", seed=seed)
+    config = _write_config(folder / CONFIG_FILE, num_tokens, size)
+    semantic = write_semantic(folder, size, seed=seed)
     needed = expected_shapes(config, semantic)
-    gpt = {**needed[GPT_FILE], **_unneeded_gpt(config, semantic)}
-    write_torch_file(folder / GPT_FILE, gpt, seed=seed)
+    gpt = _unneeded_gpt(config, size)
+    holes = gpt.keys() if size == "published" else ()  # 2 GB that need not lie on the disk
+    write_torch_file(folder / GPT_FILE, {**needed[GPT_FILE], **gpt}, seed=seed, holes=holes)
     write_torch_file(folder / CODEC_FILE, needed[CODEC_FILE], seed=seed, under="model")
-    write_torch_file(folder / CAMPPLUS_FILE, campplus_shapes(SPEAKER), seed=seed)
+    write_torch_file(folder / CAMPPLUS_FILE, campplus_shapes(SPEAKER[size]), seed=seed)
     (folder / MARK_FILE).write_text(json.dumps(mark) + "\n", encoding="utf-8")
     return folder
 
@@ -83,8 +93,8 @@ def _write_vocabulary(path: Path) -> int:
     return len(tokens) + len(special_tokens())
 
 
-def _write_config(path: Path, num_tokens: int) -> Config:
-    values: dict[str, Any] = config_values(SIZES["small"])
+def _write_config(path: Path, num_tokens: int, size: Size) -> Config:
+    values: dict[str, Any] = config_values(SIZES[size])
     values["gpt"] |= {"number_text_tokens": num_tokens, "max_text_tokens": MAX_TEXT_TOKENS}
     values |= {"gpt_checkpoint": GPT_FILE, "w2v_stat": STATISTICS_FILE, "version": 2.5}
     text = yaml.safe_dump(values, sort_keys=False)
@@ -92,17 +102,16 @@ def _write_config(path: Path, num_tokens: int) -> Config:
     return Config.read(path)
 
 
-def _unneeded_gpt(config: Config, semantic: SemanticEncoderConfig) -> Shapes:
+def _unneeded_gpt(config: Config, size: Size) -> Shapes:
     """The tensors of the GPT itself, the projection of the speaker vector and the languages among them."""
-    del semantic
     gpt = unneeded_gpt(
         width=config.model_dim, num_tokens=config.number_text_tokens, num_codes=config.semantic_codec.codebook_size,
-        code_positions=config.max_mel_tokens, text_positions=config.max_text_tokens, layers=SIZES["small"].layers,
+        code_positions=config.max_mel_tokens, text_positions=config.max_text_tokens, layers=SIZES[size].layers,
     )  # fmt: skip
     shapes = {name: shape for name, shape in gpt.items() if name != "speed_emb.weight"}
     return {
         **shapes,
-        "spk_emb_proj.weight": (config.model_dim, VECTOR),
+        "spk_emb_proj.weight": (config.model_dim, SPEAKER[size].vector),
         "spk_emb_proj.bias": (config.model_dim,),
         "lang_embedding.weight": (len(LANGUAGES) + 1, config.model_dim),
     }
