@@ -292,7 +292,13 @@ def manifest_record(schema: Schema, metadata: Mapping[str, Any], lengths: Mappin
         record[f"{column.name}_path"] = artifact_path(column.name, metadata["id"])
         for name in column.lengths:
             record.setdefault(name, lengths[name])
+    return record | record_fields(schema, metadata)
+
+
+def record_fields(schema: Schema, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a record that follow from others of it."""
+    found = {}
     for item in schema.record_fields:
         value = metadata[item.source]
-        record[item.name] = item.values.get(str(value).lower(), item.default) if value is not None else item.default
-    return record
+        found[item.name] = item.default if value is None else item.values.get(str(value).lower(), item.default)
+    return found

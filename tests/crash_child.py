@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-COLUMN_FOLDERS = ("text_ids", "codes", "condition", "emo_vec")
+COLUMN_FOLDERS = ("text_ids", "codes", "condition", "spk_emb", "emo_vec")  # of every recipe that is killed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +53,12 @@ class Ended:
 class CrashServer:
     """Runs builds in children of the fork server; a context manager."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, golden: str = "golden-small") -> None:
+        """`golden` is the set whose models the builds take: they are loaded once for all."""
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(folder)],
+            [sys.executable, __file__, str(folder), golden],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -204,7 +205,7 @@ def _child(folder: Path, request: dict[str, Any]) -> int:
     return 0
 
 
-def _warm_up(folder: Path) -> None:
+def _warm_up(folder: Path, golden: Path) -> None:
     """One build in this process, so that its children need not import, open and fill caches again.
 
     Tokenizer and models are kept for them: opening these costs more than all that is tried here.
@@ -215,8 +216,9 @@ def _warm_up(folder: Path) -> None:
 
     from hfprep import BuildConfig
     from hfprep.pipeline import building
-    from hfprep.recipes.indextts2 import recipe
-    from hfprep.recipes.indextts2.feature_model import FeatureModel
+    from hfprep.recipes.indextts2 import feature_model, recipe
+    from hfprep.recipes.indextts25 import feature_model as feature_model25
+    from hfprep.recipes.indextts25 import recipe as recipe25
 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from tests.engines import one_worker_inline
@@ -224,14 +226,15 @@ def _warm_up(folder: Path) -> None:
     one_worker_inline(dict.__setitem__)
     torch.set_num_threads(1)
     recipe.TextTokenizer = functools.cache(recipe.TextTokenizer)  # type: ignore[misc,assignment]
-    FeatureModel.load = functools.cache(FeatureModel.load)  # type: ignore[method-assign]
-    golden = Path(__file__).resolve().parent / "golden-small"
+    recipe25.TextEncoder = functools.cache(recipe25.TextEncoder)  # type: ignore[misc,assignment]
+    for model in (feature_model.FeatureModel, feature_model25.FeatureModel):
+        model.load = functools.cache(model.load)  # type: ignore[assignment,method-assign]
     manifest, models = golden / "manifest.jsonl", golden / "checkpoints"
     building.build(BuildConfig(manifest=manifest, models=models, output_dir=folder / "warm", workers=1, max_samples=2))
 
 
-def _serve(folder: Path) -> None:
-    _warm_up(folder)
+def _serve(folder: Path, golden: Path) -> None:
+    _warm_up(folder, golden)
     for line in sys.stdin:
         request = json.loads(line)
         for name in ("stdout", "stderr", "computed", "points"):
@@ -266,4 +269,4 @@ def _kill_later(pid: int, seconds: float, do: str) -> None:
 
 
 if __name__ == "__main__":
-    _serve(Path(sys.argv[1]))
+    _serve(Path(sys.argv[1]), Path(__file__).resolve().parent / sys.argv[2])

@@ -18,25 +18,29 @@ import numpy as np
 from tests.crash_child import COLUMN_FOLDERS, CrashServer, Ended, Fault
 
 GOLDEN = Path(__file__).resolve().parent / "golden-small"
+GOLDEN25 = GOLDEN.parent / "golden25-small"
 CLIPS = ("synth1", "synth2", "synth3", "synth4", "synth6")
+CLIPS25 = ("synth3", "synth4", "synth5", "synth6")
+COLUMNS = ("text_ids", "codes", "condition", "emo_vec")
+COLUMNS25 = ("text_ids", "codes", "spk_emb", "emo_vec")
 SPLITS = ("train_manifest.jsonl", "val_manifest.jsonl")
 PROGRESS = ".preprocessing_progress.txt"
-TOP_FILES = {*SPLITS, PROGRESS, "rejected.jsonl", "stats.json", ".hfprep", *COLUMN_FOLDERS}
+TOP_FILES = {*SPLITS, PROGRESS, "rejected.jsonl", "stats.json", ".hfprep", *COLUMNS, *COLUMNS25}
 VAL_RATIO = 0.3
 CODES_THAT_MAY_FLIP = 0.001  # as compare_builds.py allows between batch sizes
 RELATIVE_DIFFERENCE = 1e-4
 
 
-def write_manifest(path: Path, ids: Iterable[str] = CLIPS) -> Path:
+def write_manifest(path: Path, golden: Path, ids: Iterable[str]) -> Path:
     """Golden clips by absolute path, an id with a folder, and three lines that are rejected."""
     rows = {}
-    for line in (GOLDEN / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in (golden / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        rows[row["id"]] = row | {"audio": str(GOLDEN / row["audio"])}
+        rows[row["id"]] = row | {"audio": str(golden / row["audio"])}
     chosen = [rows[sample_id] for sample_id in ids]
     chosen[1] = chosen[1] | {"id": f"folder/{chosen[1]['id']}"}
     lines = [json.dumps(row, ensure_ascii=False) for row in chosen]
-    unreadable = json.dumps({"id": "not-audio", "text": "no sound", "audio": str(GOLDEN / "manifest.jsonl")})
+    unreadable = json.dumps({"id": "not-audio", "text": "no sound", "audio": str(golden / "manifest.jsonl")})
     lines[2:2] = ['{"id": "torn', unreadable, json.dumps({"id": "lost", "text": "gone", "audio": "nowhere.wav"})]
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return path
@@ -73,6 +77,9 @@ class Trials:
     server: CrashServer
     folder: Path
     batch_size: int = 2
+    golden: Path = GOLDEN
+    clips: tuple[str, ...] = CLIPS
+    columns: tuple[str, ...] = COLUMNS
     manifest: Path = field(init=False)
     quiet: Path = field(init=False)
     quiet_run: Ended = field(init=False)
@@ -82,7 +89,7 @@ class Trials:
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.manifest = write_manifest(self.folder / "manifest.jsonl")
+        self.manifest = write_manifest(self.folder / "manifest.jsonl", self.golden, self.clips)
         self.quiet = self.folder / "quiet"
         self.quiet_run = self.build(self.quiet)
         assert self.quiet_run.status == 0, self.quiet_run.stderr
@@ -95,7 +102,7 @@ class Trials:
 
     def build(self, output: Path, fault: Fault | None = None, *options: object, **patches: Any) -> Ended:
         """One run of the command line."""
-        chosen: list[object] = ["--manifest", self.manifest, "--models", GOLDEN / "checkpoints"]
+        chosen: list[object] = ["--manifest", self.manifest, "--models", self.golden / "checkpoints"]
         given = {str(word) for word in options}
         for name, value in (("--batch-size", self.batch_size), ("--val-ratio", VAL_RATIO), ("--workers", 1)):
             chosen += [] if name in given else [name, value]
@@ -109,7 +116,7 @@ class Trials:
         """No artifact is half there under its name; nothing is listed that is not whole, or twice."""
         known = tuple(TOP_FILES)  # with a suffix: a file that was being written
         faults = [f"{path} is not of a build" for path in output.iterdir() if not path.name.startswith(known)]
-        for column in COLUMN_FOLDERS:
+        for column in self.columns:
             for found in (output / column).rglob("*"):
                 if found.is_file():
                     faults.append(same_numbers(found, self.quiet / found.relative_to(output), exact=exact) or "")
@@ -119,13 +126,13 @@ class Trials:
                 record = json.loads(line)
                 listed.append(record["id"])
                 lengths = {"text_ids": record["text_len"], "codes": record["code_len"]}
-                for column in COLUMN_FOLDERS:
+                for column in self.columns:
                     array = np.load(output / record[f"{column}_path"], allow_pickle=False)
                     if column in lengths and len(array) != lengths[column]:
                         faults.append(f"{record['id']}: {column} holds {len(array)}")
         faults += [f"{sample_id} is listed {count} times" for sample_id, count in Counter(listed).items() if count > 1]
         for sample_id in whole_lines(output / PROGRESS):
-            missing = [x for x in COLUMN_FOLDERS if not (output / x / f"{sample_id}.npy").exists()]
+            missing = [x for x in self.columns if not (output / x / f"{sample_id}.npy").exists()]
             faults += [f"progress has {sample_id} without {missing}"] if missing else []
         for line in whole_lines(output / "rejected.jsonl"):
             json.loads(line)

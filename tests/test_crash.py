@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash_child import COLUMN_FOLDERS, CrashServer, Fault
+from tests.crash_child import CrashServer, Fault
 from tests.crash_trials import SPLITS, Trials
 
 QUICK_RANDOM_KILLS = 10
@@ -34,7 +34,7 @@ def trials() -> Iterator[Trials]:
 def test_a_quiet_run_passes_every_kind_of_point(trials: Trials) -> None:
     """The points that the kills below are drawn from are those that durability depends on."""
     points = set(trials.points())
-    for column in COLUMN_FOLDERS:
+    for column in trials.columns:
         assert {("before-rename", column), ("after-rename", column), ("before-sync-folder", column)} <= points
     for name in (*SPLITS, ".preprocessing_progress.txt"):
         for point in ("before-append", "mid-append", "after-append", "before-rename", "before-sync"):

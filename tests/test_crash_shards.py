@@ -35,6 +35,7 @@ class ShardTrials(Trials):
     """Builds of one manifest into shards of one format, and the samples that they must come to."""
 
     format: str = "arrow"
+    shard_size: str = "18KB"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,7 +45,7 @@ class ShardTrials(Trials):
 
     def build(self, output: Path, fault: Fault | None = None, *options: object, **patches: Any) -> Ended:
         given = ["--format", self.format] if "--format" not in options else []
-        return super().build(output, fault, *given, "--max-shard-size", "18KB", *options, **patches)
+        return super().build(output, fault, *given, "--max-shard-size", self.shard_size, *options, **patches)
 
     def every_point(self, seed: int, per_point: int | None = None, do: str = "kill") -> list[Fault]:
         """Without `per_point` one of each kind that concerns shards, and some of the state's commits."""

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -150,8 +151,84 @@ def test_npz_files_have_every_column_and_a_record_each(built: Path, tmp_path: Pa
     (tmp_path / "other" / "mine.txt").write_text("x")
     with pytest.raises(StoreError, match="is not an earlier export of this kind"):
         export_npz(open_set(built), tmp_path / "other")
-    with pytest.raises(ConfigError, match=r"names \.npz files"):
-        hfprep.load(target / "utterances_train.jsonl")
+
+
+def assert_same_items(found: Sequence[dict[str, Any]], wanted: Sequence[dict[str, Any]]) -> None:
+    assert len(found) == len(wanted) > 0
+    for one, other in zip(found, wanted, strict=True):
+        assert one.keys() == other.keys()
+        for name, value in other.items():
+            assert torch.equal(one[name], value) if isinstance(value, torch.Tensor) else one[name] == value
+
+
+def items(data: Any) -> list[dict[str, Any]]:
+    return [data[index] for index in range(len(data))]
+
+
+def test_npz_files_are_loaded_wherever_they_are(built: Path, tmp_path: Path) -> None:
+    """A folder, its files of utterances and its pairs give a trainer what the output gives."""
+    export_npz(open_set(built), tmp_path / "made")
+    shutil.move(tmp_path / "made", tmp_path / "npz")
+    target = tmp_path / "npz"
+    wanted = items(hfprep.load(built))
+    assert_same_items(items(hfprep.load(target)), wanted)
+    assert_same_items(items(hfprep.load(target / "utterances_train.jsonl")), wanted)
+    assert len(hfprep.load(target, "validation")) == 0
+    assert hfprep.load(target).code_lengths.tolist() == hfprep.load(built).code_lengths.tolist()
+    make_pairs(target, PairOptions(cross_lingual=True))
+    pairs = hfprep.load(target / "train_pairs.jsonl")
+    assert "recipe indextts-2.5" in repr(pairs)
+    by_id = {item["id"]: item for item in wanted}
+    for pair in items(pairs):
+        prompt, spoken = by_id[pair["prompt_id"]], by_id[pair["target_id"]]
+        assert pair["id"] == f"{spoken['id']}__{prompt['id']}"
+        assert (pair["language"], pair["prompt_language"]) == (spoken["language"], prompt["language"])
+        assert pair["lang_id"] == spoken["lang_id"]
+        for name, source in (("spk_emb", prompt), ("emo_vec", prompt), ("codes", spoken), ("text_ids", spoken)):
+            assert torch.equal(pair[name], source[name])
+    assert_same_items(items(hfprep.load(target, pairs=target / "train_pairs.jsonl")), items(pairs))
+    batch = hfprep.collate([pairs[0], pairs[1]])
+    assert batch["code_lengths"].tolist() == pairs.code_lengths[:2].tolist()
+
+
+def test_files_without_the_description_of_their_columns_say_so(built: Path, tmp_path: Path) -> None:
+    copy, npz = Path(shutil.copytree(built, tmp_path / "copy")), tmp_path / "npz"
+    export_npz(open_set(built), npz)
+    for folder in (copy, npz):
+        make_pairs(folder, PairOptions(cross_lingual=True))
+        (folder / "stats.json").unlink()
+    shutil.rmtree(copy / ".hfprep")
+    for path in (copy / "train_manifest.jsonl", copy / "train_pairs.jsonl"):
+        with pytest.raises(StoreError, match=r"there is no stats\.json in .*copy it from the output"):
+            hfprep.load(path)[0]
+    for path in (npz, npz / "train_pairs.jsonl"):
+        with pytest.raises(StoreError, match=r"has no stats\.json that says what its \.npz files hold"):
+            hfprep.load(path)[0]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (b"", "cannot be read"),
+        (b"PK\x03\x04 cut", "cannot be read"),
+        (None, "No such file"),
+        ("../outside.npz", "not inside the output"),
+        ("features/x.npy", "which is no array"),
+    ],
+)
+def test_a_damaged_npz_file_is_named(built: Path, tmp_path: Path, damage: Any, message: str) -> None:
+    export_npz(open_set(built), tmp_path / "npz")
+    utterances = tmp_path / "npz" / "utterances_train.jsonl"
+    line = read(utterances)[0]
+    file = tmp_path / "npz" / line["features"]
+    if isinstance(damage, str):
+        utterances.write_text(json.dumps(line | {"features": damage}) + "\n", encoding="utf-8")
+    elif damage is None:
+        file.unlink()
+    else:
+        file.write_bytes(damage)
+    with pytest.raises(StoreError, match=rf"sample '{line['id']}': .*{message}"):
+        hfprep.load(tmp_path / "npz")[0]
 
 
 def run_pairs(*arguments: str | Path) -> None:

@@ -146,6 +146,24 @@ def test_killed_and_run_again_it_is_one_quiet_run(
     assert sorted(progress.read_text().splitlines()) == sorted((quiet / progress.name).read_text().splitlines())
 
 
+@pytest.mark.parametrize("batch_size", [3, 8])
+def test_batches_in_another_order_give_what_single_samples_give(
+    quiet: Path, manifest: Path, build: Build, tmp_path: Path, batch_size: int
+) -> None:
+    rows = manifest.read_text(encoding="utf-8").splitlines(keepends=True)
+    random.Random(batch_size).shuffle(rows)
+    (tmp_path / "rows.jsonl").write_text("".join(rows), encoding="utf-8")
+    options = {"manifest": tmp_path / "rows.jsonl", "batch_size": batch_size, "engine": "inline"}
+    assert build(tmp_path / "out", **options).accepted == 8
+    for name in ("train_manifest.jsonl", "val_manifest.jsonl"):  # back in the first order
+        path, order = tmp_path / "out" / name, (quiet / name).read_text(encoding="utf-8").splitlines()
+        path.write_text(
+            "".join(f"{line}\n" for line in sorted(path.read_text(encoding="utf-8").splitlines(), key=order.index)),
+            encoding="utf-8",
+        )
+    assert_alike(tmp_path / "out", quiet)
+
+
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.__name__)
 def test_memory_that_runs_out_in_a_network_costs_no_sample(
     quiet: Path, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: type

@@ -93,7 +93,8 @@ class NpySplit(Split):
                 check_inside(self.root, entry.record.get(f"{column.name}_path"))
             return entry
         except ValueError as error:
-            raise StoreError(f"{self.manifest}, line {index + 1}: {error}; run the build again to repair it") from None
+            advice = unless_stats_are_missing(self.root, "run the build again to repair it")
+            raise StoreError(f"{self.manifest}, line {index + 1}: {error}; {advice}") from None
 
     def sample(self, index: int) -> Sample:
         return self._load(self.entry(index))
@@ -128,16 +129,23 @@ def load_arrays(root: Path, schema: Schema, record: Mapping[str, Any]) -> dict[s
     return arrays
 
 
+def unless_stats_are_missing(root: Path, advice: str) -> str:
+    """Advice for a record that lacks a field, or what else is wrong where nothing says which fields it has."""
+    if (root / STATS).is_file():
+        return advice
+    return f"there is no {STATS} in {root}, which says what a sample has: copy it from the output"
+
+
 def load_array(root: Path, path: str, sample_id: str) -> np.ndarray:
     """One .npy file, by its path relative to the manifest's folder."""
     try:
         check_inside(root, path)
-        return parse_npy(_content(root / path))
+        return parse_npy(file_content(root / path))
     except (OSError, ValueError) as error:
         raise StoreError(f"sample {sample_id!r}: {root / path} cannot be read: {error}; run the build again") from error
 
 
-def _content(path: Path) -> bytes:
+def file_content(path: Path) -> bytes:
     """The bytes of an array's file. Raises OSError, and ValueError for what is none."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | atomic.NO_LINK)  # a pipe would be waited for
     with open(descriptor, "rb", buffering=0) as stream:
@@ -149,9 +157,9 @@ def _content(path: Path) -> bytes:
         return stream.read()
 
 
-def check_inside(root: Path, path: Any) -> None:
+def check_inside(root: Path, path: Any, suffix: str = ".npy") -> None:
     """Raise ValueError unless a record's path of an array stays below the output's folder."""
-    if not isinstance(path, str) or not path.endswith(".npy") or "\0" in path:
+    if not isinstance(path, str) or not path.endswith(suffix) or "\0" in path:
         raise ValueError(f"the record names the file {path!r}, which is no array")
     if not path.startswith("/") and ".." not in path:
         return
@@ -178,18 +186,23 @@ class NpySet(SampleSet):
 
     @cached_property
     def origin(self) -> Origin:
-        try:
-            stats = json.loads((self.root / STATS).read_bytes())
-        except FileNotFoundError:
-            stats = None
-        fingerprints = read_state_value(self.root, "settings") or {}
-        return Origin(stats, fingerprints, schema=parse_schema((stats or {}).get("schema")))
+        return npy_origin(self.root)
 
     def split(self, name: str) -> NpySplit:
         return NpySplit(self.root / MANIFESTS[name], self.schema)
 
     def _width(self, column: str) -> int:
         return _width_in([self.root / name for name in MANIFESTS.values()], column)
+
+
+def npy_origin(root: Path) -> Origin:
+    """What stats.json and the state say of an output."""
+    try:
+        stats = json.loads((root / STATS).read_bytes())
+    except FileNotFoundError:
+        stats = None
+    fingerprints = read_state_value(root, "settings") or {}
+    return Origin(stats, fingerprints, schema=parse_schema((stats or {}).get("schema")))
 
 
 def open_manifest(path: Path) -> NpySplit:

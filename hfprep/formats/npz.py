@@ -3,9 +3,12 @@
     features/<id>.npz                                the columns of the schema, by name
     utterances_train.jsonl, utterances_val.jsonl     id, features, speaker, lang, lang_alias, text, and the lengths
 
-Only written: an output stays the place to read samples from.
+Beside them, stats.json says what the columns are. A trainer reads such a folder as it reads an output; an output stays
+the place to export samples from.
 """
 
+import io
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,11 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from hfprep.errors import StoreError
 from hfprep.formats.folders import appearing_folder
-from hfprep.formats.samples import SPLITS, Sample, SampleSet, safe_id
+from hfprep.formats.npy import MAX_ARRAY_BYTES, LineFile, check_inside, file_content, npy_origin
+from hfprep.formats.samples import SPLITS, Entry, Sample, SampleSet, Split, checked, parse_entry, safe_id
 from hfprep.io import atomic
 from hfprep.io.chunks import chunks_of
-from hfprep.schema import Schema
+from hfprep.schema import Schema, record_fields
 from hfprep.store.layout import IO_THREADS, STATS, json_line
 from hfprep.store.statistics import write_stats
 
@@ -84,3 +89,59 @@ def _write(folder: Path, schema: Schema, sample: Sample) -> None:
         np.savez(stream, **arrays)
         stream.flush()
         atomic.sync_file(stream.fileno(), path)
+
+
+class NpzSplit(Split):
+    """One file of utterances; a record has the language by hfprep's name, too, and what follows from it.
+
+    Raises StoreError where there is no stats.json beside it.
+    """
+
+    def __init__(self, manifest: Path) -> None:
+        self.manifest = manifest
+        self.root = manifest.parent
+        self.schema = npz_schema(self.root)
+        self._lines = LineFile(manifest)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def entry(self, index: int) -> Entry:
+        try:
+            record = parse_entry(self._lines.line(index)).record
+            language = {"language": record.get("lang")}
+            return Entry(record | language | record_fields(self.schema, language))
+        except ValueError as error:
+            raise StoreError(f"{self.manifest}, line {index + 1}: {error}; export it again") from None
+
+    def sample(self, index: int) -> Sample:
+        entry = self.entry(index)
+        arrays = load_npz(self.root, self.schema, entry.record.get("features"), entry.id)
+        return checked(self.schema, Sample(entry, arrays), str(self.manifest))
+
+
+def npz_schema(folder: Path) -> Schema:
+    """What the samples in a folder of .npz files consist of; StoreError where it does not say."""
+    schema = npy_origin(folder).schema
+    if schema is None:
+        raise StoreError(
+            f"{folder} has no {STATS} that says what its .npz files hold; copy the one that `export-npz` wrote beside "
+            f"{UTTERANCES['train']}"
+        )
+    return schema
+
+
+def load_npz(folder: Path, schema: Schema, path: Any, sample_id: str) -> dict[str, np.ndarray]:
+    """The columns of one .npz file, by its path relative to the folder; StoreError naming sample and file."""
+    try:
+        check_inside(folder, path, ".npz")
+        content = io.BytesIO(file_content(folder / path))
+        with zipfile.ZipFile(content) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > MAX_ARRAY_BYTES:
+                raise ValueError("it holds more than any sample has")
+        with np.load(content, allow_pickle=False) as arrays:
+            return {column.name: arrays[column.name] for column in schema.columns}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise StoreError(
+            f"sample {sample_id!r}: {folder / str(path)} cannot be read: {error}; export it again"
+        ) from error

@@ -4,11 +4,13 @@ The voice and the emotion are the prompt's, what is said is the target's: vector
 from the target. Vectors of one size are named for the target, too, for a trainer that would rather have those.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hfprep.formats.npy import NpySet
-from hfprep.schema import Column, Schema
+from hfprep.formats.npz import FEATURES
+from hfprep.schema import Column, Schema, record_fields
 from hfprep.store.first_version import first_schema
 
 PROMPT, TARGET = "prompt", "target"
@@ -86,3 +88,17 @@ def npz_pair_record(prompt: dict[str, Any], target: dict[str, Any], folder: Path
         "text_len": target["text_len"],
         "code_len": target["code_len"],
     }
+
+
+def read_npz_pair(schema: Schema, pair: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A pair of .npz files in a folder by the names of `pair_record`, as far as it has them.
+
+    Raises KeyError where it lacks a field, ValueError where a file is not the folder's.
+    """
+    found: dict[str, Any] = {"id": pair["id"], "speaker": pair["speaker"]}
+    for role, language in ((PROMPT, pair["prompt_lang"]), (TARGET, pair["lang"])):
+        file = folder.absolute() / pair[f"{role}_features"]
+        sample_id = file.relative_to(folder.absolute() / FEATURES).with_suffix("").as_posix()
+        found |= {f"{role}_features": pair[f"{role}_features"], f"{role}_id": sample_id, f"{role}_language": language}
+        found |= {f"{role}_{name}": value for name, value in record_fields(schema, {"language": language}).items()}
+    return found | {f"{TARGET}_{name}": pair[name] for name in schema.lengths}

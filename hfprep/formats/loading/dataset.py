@@ -16,12 +16,14 @@ from torch.utils.data import Dataset
 from hfprep.errors import ConfigError, StoreError
 from hfprep.formats.formats import open_set
 from hfprep.formats.loading.batches import Item
-from hfprep.formats.npy import LineFile, load_array, open_manifest
-from hfprep.formats.pair_records import PROMPT, TARGET, pair_schema, path_field, role_of
+from hfprep.formats.npy import LineFile, load_array, open_manifest, unless_stats_are_missing
+from hfprep.formats.npz import UTTERANCES, NpzSplit, is_npz_export, load_npz, npz_schema
+from hfprep.formats.pair_records import PROMPT, TARGET, pair_schema, path_field, read_npz_pair, role_of
 from hfprep.formats.samples import Split, parse_entry
 from hfprep.io.words import count, duration
 from hfprep.schema import Schema
 
+ROLES = (PROMPT, TARGET)
 SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation"}
 LOOKED_AT = 1000  # records from which a data set's `repr` reckons its hours
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -80,8 +82,8 @@ class PairDataset(Dataset[dict[str, Any]]):
     """Prompt and target pairs: tokens and codes of the target, vectors of voice and emotion of the prompt.
 
     An item has what a `FeatureDataset` item has, its id being the pair's, its language the target's, and
-    prompt_id, target_id, prompt_language. Arrays come from the files that the pair manifest names, or, where `samples`
-    is given, from that set (of any format) by id.
+    prompt_id, target_id, prompt_language. Arrays come from the files that the pair manifest names (.npy or .npz), or,
+    where `samples` is given, from that set (of any format) by id.
     """
 
     def __init__(self, manifest: Path, samples: FeatureDataset | None = None) -> None:
@@ -90,7 +92,7 @@ class PairDataset(Dataset[dict[str, Any]]):
         self._lines = LineFile(manifest)
 
     def __repr__(self) -> str:
-        return _described(self, "pair", "target_")
+        return _described(self, "pair", "" if self._of_npz else f"{TARGET}_")
 
     @property
     def origin(self) -> str:
@@ -109,17 +111,29 @@ class PairDataset(Dataset[dict[str, Any]]):
         """What a sample consists of: as the set says, or the output that the manifest is in."""
         if self.samples is not None:
             return self.samples.schema
-        return pair_schema(self.manifest.parent)
+        folder = self.manifest.parent
+        return npz_schema(folder) if self._of_npz else pair_schema(folder)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.record(index)
         try:
-            return self._item(record)
-        except KeyError as error:
-            raise StoreError(
-                f"{self.manifest}, pair {record.get('id')!r} has no {error.args[0]}; make the pairs again: "
-                f"python -m hfprep pairs {self.manifest.parent}"
-            ) from None
+            return self._item(self._named(record))
+        except (KeyError, ValueError) as error:
+            wrong = f"has no {error.args[0]}" if isinstance(error, KeyError) else f"cannot be read: {error}"
+            folder = self.manifest.parent
+            advice = f"make the pairs again: python -m hfprep pairs {folder}"
+            if self.samples is None:
+                advice = unless_stats_are_missing(folder, advice)
+            raise StoreError(f"{self.manifest}, pair {record.get('id')!r} {wrong}; {advice}") from None
+
+    @cached_property
+    def _of_npz(self) -> bool:
+        """Whether the arrays are in .npz files."""
+        return len(self) > 0 and f"{TARGET}_features" in self.record(0)
+
+    def _named(self, record: dict[str, Any]) -> dict[str, Any]:
+        """The record of a pair by the names of `pair_record`."""
+        return read_npz_pair(self.schema, record, self.manifest.parent) if self._of_npz else record
 
     def _item(self, record: dict[str, Any]) -> dict[str, Any]:
         arrays = self._from_files(record) if self.samples is None else self._from_samples(record, self.samples)
@@ -144,6 +158,9 @@ class PairDataset(Dataset[dict[str, Any]]):
 
     def _from_files(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
         root = self.manifest.parent
+        if self._of_npz:
+            files = {role: load_npz(root, self.schema, record[f"{role}_features"], record["id"]) for role in ROLES}
+            return {column.name: files[role_of(column)][column.name] for column in self.schema.columns}
         return {
             column.name: load_array(root, record[path_field(role_of(column), column)], record["id"])
             for column in self.schema.columns
@@ -151,7 +168,7 @@ class PairDataset(Dataset[dict[str, Any]]):
 
     def _from_samples(self, record: dict[str, Any], samples: FeatureDataset) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}
-        for role in (PROMPT, TARGET):
+        for role in ROLES:
             index = self._positions.get(record[f"{role}_id"])
             if index is None:
                 raise StoreError(f"{self.manifest}: pair {record['id']!r} names a {role} that is not in the data set")
@@ -167,15 +184,16 @@ class PairDataset(Dataset[dict[str, Any]]):
     @cached_property
     def code_lengths(self) -> np.ndarray:
         """Number of the target's codes of every pair, int64."""
-        return self._field("target_code_len")
+        return self._length("code_len")
 
     @cached_property
     def text_lengths(self) -> np.ndarray:
         """Number of the target's text ids of every pair, int64."""
-        return self._field("target_text_len")
+        return self._length("text_len")
 
-    def _field(self, name: str) -> np.ndarray:
-        return np.fromiter((self.record(index)[name] for index in range(len(self))), np.int64, len(self))
+    def _length(self, name: str) -> np.ndarray:
+        field = name if self._of_npz else f"{TARGET}_{name}"
+        return np.fromiter((self.record(index)[field] for index in range(len(self))), np.int64, len(self))
 
 
 def tensors(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
@@ -191,16 +209,21 @@ def load(
 ) -> FeatureDataset | PairDataset:
     """The samples of a finished set, in source order, whatever its format.
 
-    `path`: an output of build, a saved Arrow data set, a folder of WebDataset shards, a manifest or pair manifest
-    (.jsonl), or a Hub data set id (downloaded into the Hub cache first, at `revision` where given). `split`: train or
-    validation. `pairs`: a pair manifest over the samples of that split. Raises ConfigError or StoreError.
+    `path`: an output of build, a saved Arrow data set, a folder of WebDataset shards or of .npz files, a manifest or
+    pair manifest (.jsonl), or a Hub data set id (downloaded into the Hub cache first, at `revision` where given).
+    `split`: train or validation. `pairs`: a pair manifest over the samples of that split. Raises ConfigError or
+    StoreError.
     """
     if split not in SPLIT_NAMES:
         raise ConfigError(f"split is {split!r}; it must be train or validation")
     path = local_folder(path, revision)
     if path.is_file():
-        return PairDataset(path) if _holds_pairs(path) else FeatureDataset(open_manifest(path), str(path))
-    found, name = open_set(path), SPLIT_NAMES[split]
+        return _of_manifest(path)
+    name = SPLIT_NAMES[split]
+    if is_npz_export(path):
+        samples = FeatureDataset(NpzSplit(path / UTTERANCES[name]), f"{name} split of {path} (npz)")
+        return samples if pairs is None else PairDataset(Path(pairs), samples)
+    found = open_set(path)
     samples = FeatureDataset(found.split(name), f"{name} split of {found.root} ({found.format})")
     return samples if pairs is None else PairDataset(Path(pairs), samples)
 
@@ -231,14 +254,13 @@ def _audio(data: FeatureDataset | PairDataset, prefix: str) -> str:
     return f", {about}{duration(codes / len(positions) * len(data) / data.schema.code_rate)} of audio"
 
 
-def _holds_pairs(manifest: Path) -> bool:
+def _of_manifest(manifest: Path) -> FeatureDataset | PairDataset:
+    """The samples or pairs that a file lists."""
     lines = LineFile(manifest)
     first = parse_entry(lines.line(0)).record if len(lines) else {}
-    if "features" in first or "target_features" in first:
-        raise ConfigError(
-            f"{str(manifest)!r} names .npz files, which are for other trainers; load the output that they were made of"
-        )
-    return "prompt_id" in first
+    if "prompt_id" in first or f"{TARGET}_features" in first:
+        return PairDataset(manifest)
+    return FeatureDataset(NpzSplit(manifest) if "features" in first else open_manifest(manifest), str(manifest))
 
 
 def local_folder(path: str | Path, revision: str | None = None) -> Path:
