@@ -76,6 +76,9 @@ class S3Server:
         content: bytes = self.client.get_object(Bucket=self.bucket, Key=name)["Body"].read()
         return content
 
+    def delete(self, name: str) -> None:
+        self.client.delete_object(Bucket=self.bucket, Key=name)
+
     def tree(self, prefix: str, *, private: bool = False) -> dict[str, bytes]:
         """Content of every object under a prefix, by its name."""
         names = self.names(prefix)

@@ -4,18 +4,22 @@ import json
 import os
 import random
 import shutil
+import signal
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import hfprep
-from hfprep.errors import ConfigError, StoreError
+from hfprep.errors import ConfigError, StopRequested, StoreError
 from hfprep.io import atomic
 from hfprep.pipeline.config import Part
 from hfprep.pipeline.merging import merge
+from hfprep.pipeline.planning import Planner
 from hfprep.tools.demo.dataset import DemoDataset, make_dataset
 from tests.crash_child import COLUMN_FOLDERS, CrashServer, Fault
 
@@ -315,6 +319,42 @@ def test_a_part_that_is_run_again_counts_as_unfinished_until_it_is_through(
     assert not record.exists()
     assert hfprep.build(config).tally.done == 0
     assert record.exists()
+
+
+def stopped_plan(planner: Planner, manifest: Path, *, stop: Callable[[], bool]) -> None:
+    """The process is asked to stop while the manifest is read."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    while not stop():
+        time.sleep(0.01)
+    raise StopRequested
+
+
+@pytest.mark.parametrize(
+    ("options", "stopped"),
+    [
+        ({"precision": "tf32"}, ConfigError),  # not on a CPU
+        ({"on_change": "refuse", "audio_sr": 24000}, StoreError),
+        ({}, None),  # asked to stop while it reads the manifest
+    ],
+    ids=["precision", "refused", "stopped"],
+)
+def test_a_part_stays_finished_where_a_run_changes_nothing(
+    demo: DemoDataset,
+    golden_small: Path,
+    parts: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    stopped: type[Exception] | None,
+) -> None:
+    before = (parts[0] / ".hfprep" / "part.json").read_bytes()
+    config = config_of(demo, golden_small, parts[0], shard=f"0/{COUNT}", device="cpu", **options)
+    if stopped is not None:
+        with pytest.raises(stopped):
+            hfprep.build(config)
+    else:
+        monkeypatch.setattr(Planner, "plan", stopped_plan)
+        assert hfprep.build(config).interrupted_by == signal.SIGTERM
+    assert (parts[0] / ".hfprep" / "part.json").read_bytes() == before
 
 
 def test_more_parts_than_lines_leave_some_empty(demo: DemoDataset, golden_small: Path, tmp_path: Path) -> None:

@@ -324,6 +324,19 @@ def test_a_folder_that_fell_behind_is_brought_up_to_date(
     assert there() == says(local)
 
 
+def test_shards_that_went_from_the_store_are_made_again(
+    build: Build, server: S3Server, output: str, local: Path, there: Callable[[], Any]
+) -> None:
+    """Whoever deleted them: what they held is computed again, and nothing that is gone stays listed."""
+    assert build().tally.done == 8
+    shards = sorted(name for name in server.names(output) if name.endswith(".arrow"))
+    server.delete(f"{output}/{shards[0]}")
+    again = build()
+    assert 0 < again.tally.done < 8
+    assert check_listed(server, output) == 8
+    assert there() == says(local)
+
+
 def test_a_missing_object_is_one_rejection(build: Build, server: S3Server, output: str) -> None:
     rows = [ROWS[0] | {"audio": server.url("in/" + ROWS[0]["audio"])}, ROWS[1] | {"audio": server.url("in/none.wav")}]
     rows += [ROWS[2] | {"audio": "nosuchstore://a/b.wav"}, ROWS[3] | {"audio": "s3://No_Such/b.wav"}]

@@ -98,7 +98,6 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
         stack.callback(state.close)
         check_recipe(state, inputs.schema)
         config = decide(with_split(config), inputs, state, lambda trial: engine.trial(trial, workers))
-        withdraw_part(output)
         run = _Run(config, output, state, inputs, workers, started, mirror)
         stack.callback(run.close)
         try:
@@ -193,6 +192,7 @@ class _Run:
             plan = planner.plan(config.manifest, stop=lambda: stop.signal is not None)
             if not counts.lines_read and config.part is None:
                 raise ConfigError(f"--manifest {str(config.manifest)!r} is empty; give one JSON object a line")
+            withdraw_part(self.output)  # from here on things change
             log.info("%d lines: %d to compute, %d finished already, %d rejected so far, %d capped",
                      counts.lines_read, counts.pending, counts.reused, counts.rejected, counts.capped)  # fmt: skip
             warn_of_doubtful(counts)
