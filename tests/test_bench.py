@@ -316,7 +316,8 @@ def test_every_precision_takes_a_turn_at_every_batch_size() -> None:
     "options",
     [
         {"recipe": "indextts-3"},
-        {"clips": 0},
+        {"recipe": "codec"},
+        {"clips": -1},
         {"rounds": 0},
         {"min_seconds": 5.0, "max_seconds": 4.0},
         {"baseline_batch_sizes": "0"},

@@ -18,12 +18,16 @@ KEY_FIGURES = (
 def bench(context: typer.Context, **options: Any) -> None:
     """Measure hfprep against the obvious pipeline, on RANDOM models of the published sizes."""
     from scripts.benchmark.comparing import compare
+    from scripts.benchmark.host import compare_host
 
     del context
     config = BenchConfig(**options)
-    found = compare(config, lambda line: print(line, file=sys.stderr, flush=True))
+    found = (compare_host if config.host else compare)(config, lambda line: print(line, file=sys.stderr, flush=True))
     if config.json is not None:
         config.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    if config.host:
+        _show_host(found)
+        return
     _show(found)
     wrong = count_faults(found)
     for line in wrong:
@@ -39,6 +43,23 @@ def count_faults(found: dict[str, Any]) -> list[str]:
         for name in ("samples", "frames")
         if turn[name] != found["needs"][name]
     ]
+
+
+def _show_host(found: dict[str, Any]) -> None:
+    """Print the figures of both sides of a host comparison."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from scripts.benchmark.host import TURN_FIGURES
+
+    title = f"{found['recipe']}, {found['format']}, {found['clips']} clips, {found['audio_seconds']:.0f} s of audio"
+    table = Table("", title=title)
+    for name in ("plain", "hfprep"):
+        table.add_column(name, justify="right")
+    for name in TURN_FIGURES:
+        table.add_row(name, *(f"{found[key]:.2f}" for key in (f"plain_{name}", name)))
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+    print(f"ratio: {found['ratio']:.2f} in processor time, {found['wall_ratio']:.2f} in wall time")
 
 
 def _show(found: dict[str, Any]) -> None:

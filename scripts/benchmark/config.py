@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hfprep.errors import ConfigError
-from hfprep.pipeline.config import PLAIN, PRECISIONS, option
+from hfprep.pipeline.config import FORMATS, PLAIN, PRECISIONS, option
+from hfprep.recipes.registry import NAMES
 
 BASELINE, BUILD = "baseline", "hfprep"
 RECIPES = ("indextts-2", "indextts-2.5")
 QUICK_CORPUS = (6, (0.5, 2.0))
 QUICK_BASELINE = "4"
+CLIPS, HOST_CLIPS = 16, 10_000
+SECONDS, HOST_SECONDS = (2.0, 14.0), (2.4, 5.6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +32,16 @@ class Turn:
 class BenchConfig:
     """A comparison; the command line takes its flags from these fields."""
 
-    recipe: str = option(RECIPES[0], f"Model family: {' or '.join(RECIPES)}.")
+    recipe: str = option(RECIPES[0], f"Model family: {' or '.join(RECIPES)}; with --host {NAMES[-1]}, too.")
     folder: Path = option(Path("bench"), "Working folder: models (3.8 GB), clips, outputs; models stay for a rerun.")
     quick: bool = option(
         False, "Small models, for a check of the counts alone; six clips of 0.5 to 2 s, baseline batch size 4."
     )
-    clips: int = option(16, "Number of clips.")
-    min_seconds: float = option(2.0, "Length of the shortest clips.")
-    max_seconds: float = option(14.0, "Length of the longest clips.")
+    host: bool = option(False, "Measure everything around the models, which answer at once.")
+    format: str = option("arrow", f"With --host: {', '.join(FORMATS)}.")
+    clips: int = option(0, f"Number of clips; 0: {CLIPS}, with --host {HOST_CLIPS:,}.")
+    min_seconds: float | None = option(None, f"Shortest clips; default {SECONDS[0]:g}, with --host {HOST_SECONDS[0]}.")
+    max_seconds: float | None = option(None, f"Longest clips; default {SECONDS[1]:g}, with --host {HOST_SECONDS[1]}.")
     baseline_batch_sizes: str = option("1,8", "Batch sizes of the baseline, with commas; empty: hfprep alone.")
     batch_sizes: str = option("0", "Batch sizes of hfprep, with commas (0: automatic).")
     precision: str = option(PLAIN, "Precisions of hfprep's model stages, with commas.")
@@ -48,17 +53,20 @@ class BenchConfig:
     json: Path | None = option(None, "Write all figures there as JSON.")
 
     def __post_init__(self) -> None:
-        if self.recipe not in RECIPES:
-            raise ConfigError(f"--recipe is {self.recipe!r}; it must be {' or '.join(RECIPES)}")
-        if self.clips < 1 or self.rounds < 1 or self.threads < 0:
+        if self.clips < 0 or self.rounds < 1 or self.threads < 0:
             raise ConfigError(
-                f"--clips is {self.clips}, --rounds is {self.rounds} and --threads is {self.threads}; clips and rounds "
-                "must be at least 1, threads at least 0"
+                f"--clips is {self.clips}, --rounds is {self.rounds} and --threads is {self.threads}; rounds must be "
+                "at least 1, clips and threads at least 0"
             )
-        if not 0.1 <= self.min_seconds <= self.max_seconds:
+        recipes = NAMES if self.host else RECIPES
+        for name, value, allowed in (("format", self.format, FORMATS), ("recipe", self.recipe, recipes)):
+            if value not in allowed:
+                raise ConfigError(f"--{name} is {value!r}; it must be {' or '.join(allowed)}")
+        least, most = self._seconds
+        if not 0.1 <= least <= most:
             raise ConfigError(
-                f"--min-seconds is {self.min_seconds} and --max-seconds is {self.max_seconds}; the least must be from "
-                "0.1 up, and not above the most"
+                f"--min-seconds is {least} and --max-seconds is {most}; the least must be from 0.1 up, and not above "
+                "the most"
             )
         kinds = {turn.kind for turn in self.turns()}  # every turn is looked at
         if BUILD not in kinds:
@@ -69,7 +77,17 @@ class BenchConfig:
     @property
     def corpus(self) -> tuple[int, tuple[float, float]]:
         """Number of clips, and the range of their seconds."""
-        return QUICK_CORPUS if self.quick else (self.clips, (self.min_seconds, self.max_seconds))
+        if self.quick:
+            return QUICK_CORPUS
+        return self.clips or (HOST_CLIPS if self.host else CLIPS), self._seconds
+
+    @property
+    def _seconds(self) -> tuple[float, float]:
+        least, most = HOST_SECONDS if self.host else SECONDS
+        return (
+            least if self.min_seconds is None else self.min_seconds,
+            most if self.max_seconds is None else self.max_seconds,
+        )
 
     def turns(self) -> Iterator[Turn]:
         """Every turn of a round, in order. Raises ConfigError."""

@@ -1,0 +1,182 @@
+"""What a build costs apart from its models: the real build with models that answer at once, beside a plain pipeline.
+
+Gives `compare_host`. Both run in turns, each turn in a process of its own (`python -m scripts.benchmark.host JOB
+RESULT`), on the same clips: twenty recordings under many names.
+"""
+
+import dataclasses
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfprep.errors import HfprepError
+from scripts.benchmark.config import BASELINE, BUILD, BenchConfig
+
+RECORDINGS = 20
+KIB_IN_MB = 1024
+TAIL = 2000  # characters of a failed turn's output that are shown
+TURN_FIGURES = ("clips_a_second", "cpu_ms_a_clip", "driver_ms_a_clip", "times_real_time", "peak_mb")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostJob:
+    """One turn: a build, or the plain pipeline."""
+
+    kind: str
+    recipe: str
+    options: dict[str, Any]  # of a build: those that name the models
+    manifest: str
+    output: str
+    format: str
+
+
+def compare_host(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
+    """Measure both sides in turns; `say` is told what happens. Gives what `--json` keeps.
+
+    The figures of a side are those of its turn with the least processor time. Raises HfprepError where a turn fails.
+    """
+    from hfprep.tools.demo.model_sets import make_models
+
+    say("making models and clips")
+    folder = config.folder / "host"
+    models = (folder / f"models-{config.recipe}").absolute()
+    options = {name: str(value) for name, value in make_models(config.recipe, models).items()}
+    count = config.corpus[0]
+    manifest, seconds = _make_manifest(folder, count, config.corpus[1])
+    turns: list[dict[str, Any]] = []
+    for number in range(config.rounds):
+        for kind in (BASELINE, BUILD):
+            say(f"round {number + 1} of {config.rounds}: {kind}, {config.format}")
+            output = folder / "output"
+            job = HostJob(
+                kind=kind,
+                recipe=config.recipe,
+                options=options,
+                manifest=str(manifest),
+                output=str(output),
+                format=config.format,
+            )
+            turns.append(_take_turn(job, folder, seconds))
+            shutil.rmtree(output)
+    ours, theirs = (_cheapest(turns, kind) for kind in (BUILD, BASELINE))
+    return {
+        "recipe": config.recipe,
+        "format": config.format,
+        "clips": count,
+        "audio_seconds": seconds,
+        **{name: ours[name] for name in TURN_FIGURES},
+        **{f"plain_{name}": theirs[name] for name in TURN_FIGURES},
+        "ratio": theirs["cpu_ms_a_clip"] / ours["cpu_ms_a_clip"],
+        "wall_ratio": theirs["wall_seconds"] / ours["wall_seconds"],
+        "machine": {"processor": _processor(), "cores": len(os.sched_getaffinity(0))},
+        "turns": turns,
+    }
+
+
+def _make_manifest(folder: Path, count: int, seconds: tuple[float, float]) -> tuple[Path, float]:
+    """A manifest of `count` clips, and the seconds of audio in them."""
+    import soundfile
+
+    from scripts.benchmark.corpus import make_corpus
+
+    recorded = make_corpus(folder / "clips", num_clips=min(count, RECORDINGS), seconds=seconds)
+    rows = [json.loads(line) for line in recorded.read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        row["duration"] = round(soundfile.info(recorded.parent / row["audio"]).duration, 3)
+    manifest, total = recorded.with_name("many.jsonl"), 0.0
+    with open(manifest, "w", encoding="utf-8") as stream:
+        for number in range(count):
+            row = rows[number % len(rows)]
+            total += row["duration"]
+            own = {"id": f"{number // 1000:04d}/clip_{number:07d}", "speaker": f"speaker_{number % 7}"}
+            stream.write(json.dumps(row | own, ensure_ascii=False) + "\n")
+    return manifest, total
+
+
+def _take_turn(job: HostJob, folder: Path, seconds: float) -> dict[str, Any]:
+    job_file, result_file = folder / "job.json", folder / "result.json"
+    shutil.rmtree(job.output, ignore_errors=True)
+    result_file.unlink(missing_ok=True)
+    job_file.write_text(json.dumps(dataclasses.asdict(job)), encoding="utf-8")
+    command = [sys.executable, "-m", "scripts.benchmark.host", str(job_file), str(result_file)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode or not result_file.is_file():
+        raise HfprepError(
+            f"the turn of {job.kind} failed with status {done.returncode}; its end:\n"
+            f"{(done.stdout + done.stderr)[-TAIL:]}"
+        )
+    found: dict[str, Any] = json.loads(result_file.read_text(encoding="utf-8"))
+    return found | {"times_real_time": seconds / found["wall_seconds"]}
+
+
+def _cheapest(turns: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    return min((turn for turn in turns if turn["kind"] == kind), key=lambda turn: turn["cpu_ms_a_clip"])
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return "unknown"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def run_host_turn(job: HostJob) -> dict[str, Any]:
+    """Do a job here and measure it, from when the libraries that its driver needs are imported."""
+    from hfprep.pipeline.building import Shared, build
+    from hfprep.pipeline.config import BuildConfig
+    from hfprep.pipeline.inputs import find_inputs
+    from hfprep.recipes.registry import recipe
+    from hfprep.store.layout import OutputFolder
+    from scripts.benchmark.host_plain import run_plain
+    from scripts.benchmark.stand_in import StandInModels, stand_in
+
+    config = BuildConfig(
+        manifest=Path(job.manifest),
+        output_dir=Path(job.output),
+        format=job.format,
+        recipe=job.recipe,
+        device="cpu",
+        **job.options,
+    )
+    inputs = stand_in(find_inputs(config, OutputFolder(config.output_dir)), recipe(job.recipe).published)
+    started, driver, everything = time.perf_counter(), time.process_time(), _processor_seconds()
+    if job.kind == BASELINE:
+        assert isinstance(inputs.models, StandInModels)
+        count = run_plain(inputs.models, config.manifest, config.output_dir / "plain", job.format)
+    else:
+        shared = Shared(inputs=inputs)
+        with shared.workers:
+            count = build(config, shared=shared).accepted
+    seconds = time.perf_counter() - started
+    return {
+        "kind": job.kind,
+        "samples": count,
+        "wall_seconds": seconds,
+        "clips_a_second": count / seconds,
+        "driver_ms_a_clip": 1000 * (time.process_time() - driver) / count,
+        "cpu_ms_a_clip": 1000 * (_processor_seconds() - everything) / count,
+        "peak_mb": sum(resource.getrusage(who).ru_maxrss for who in _ALL) / KIB_IN_MB,
+    }
+
+
+_ALL = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+
+
+def _processor_seconds() -> float:
+    """Processor time of this process, and of those that it started and that have ended."""
+    found = [resource.getrusage(who) for who in _ALL]
+    return sum(usage.ru_utime + usage.ru_stime for usage in found)
+
+
+if __name__ == "__main__":
+    asked = HostJob(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    Path(sys.argv[2]).write_text(json.dumps(run_host_turn(asked)), encoding="utf-8")
