@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchaudio
 
-from hfprep.inputs.audio.resample import MAX_KERNEL_VALUES, _kernel, _resample_directly, resample
+from hfprep.inputs.audio.resample import MAX_KERNEL_VALUES, _filters, _resample_directly, resample
 
 
 def noise(num_samples: int) -> np.ndarray:
@@ -30,12 +30,12 @@ def test_the_same_rate_is_left_alone() -> None:
     assert resample(waveform, 16_000, 16_000) is waveform
 
 
-def test_the_kernel_is_made_once_for_each_pair_of_rates() -> None:
+def test_the_filters_are_made_once_for_each_pair_of_rates() -> None:
     resample(noise(10), 44_100, 16_000)
-    before = _kernel.cache_info()
+    before = _filters.cache_info()
     resample(noise(20), 44_100, 16_000)
     resample(noise(20), 88_200, 32_000)  # the same ratio
-    after = _kernel.cache_info()
+    after = _filters.cache_info()
     assert (after.hits, after.misses) == (before.hits + 2, before.misses)
 
 

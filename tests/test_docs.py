@@ -4,6 +4,7 @@ import contextlib
 import functools
 import http.server
 import io
+import json
 import os
 import re
 import shlex
@@ -207,6 +208,26 @@ def _run_examples(page: Path) -> None:
         for command in commands(example.body):
             status, output = run_command(command)
             assert status in example.statuses, f"{example.where}: {command}\nexit status {status}\n{output}"
+
+
+def test_the_notebook_runs(world: Path, tmp_path: Path) -> None:
+    """Its cells from top to bottom, in a process without Jupyter; they are kept without outputs."""
+    notebook = json.loads((ROOT / "docs" / "first-batch.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not [cell for cell in cells if cell["outputs"] or cell["execution_count"] is not None]
+    shutil.copytree(world, tmp_path / "here", symlinks=True)
+    program = "\n".join("".join(cell["source"]) for cell in cells)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path / "here",
+        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^[1-9]\d* accepted, \d+ rejected of \d+ lines$", done.stdout, re.MULTILINE)
+    assert "codes: " in done.stdout
 
 
 @pytest.mark.parametrize(

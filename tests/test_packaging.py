@@ -185,7 +185,7 @@ main()
 
 
 def test_torch_and_torchaudio_are_locked_as_a_pair() -> None:
-    pins = dict(entry.partition(" ;")[0].split("==") for entry in locked("requirements.lock"))
+    pins = dict(entry.partition(" ;")[0].split("==") for entry in locked())
     assert pins["torch"] == pins["torchaudio"]
 
 

@@ -20,7 +20,6 @@ BLOCK = 256  # files read together
 PACKAGES = (
     "hfprep",
     "torch",
-    "torchaudio",
     "transformers",
     "datasets",
     "numpy",

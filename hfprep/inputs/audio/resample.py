@@ -10,9 +10,8 @@ import math
 
 import numpy as np
 import torch
-from torchaudio.transforms import Resample
 
-FILTER_ZERO_CROSSINGS = 6  # on each side; torchaudio's lowpass_filter_width
+FILTER_ZERO_CROSSINGS = 6  # on each side; torchaudio calls it lowpass_filter_width
 ROLLOFF = 0.99  # of the lower rate's Nyquist frequency
 MAX_KERNEL_VALUES = 1 << 22  # 16 MiB; 44.1 and 22.05 kHz to 16 kHz need 75,000 values
 KERNELS_KEPT = 16  # pairs of rates
@@ -33,14 +32,28 @@ def resample(waveform: np.ndarray, source_rate: int, target_rate: int) -> np.nda
     if target_step * (source_step + 2 * half_width) > MAX_KERNEL_VALUES:
         return _resample_directly(waveform, source_step, target_step, half_width)
     with torch.inference_mode():
-        resampled: np.ndarray = _kernel(source_step, target_step)(torch.from_numpy(waveform)).numpy()
+        filters = _filters(source_step, target_step, half_width)
+        padded = torch.nn.functional.pad(torch.from_numpy(waveform), (half_width, half_width + source_step))
+        phases = torch.nn.functional.conv1d(padded[None, None], filters, stride=source_step)  # (1, target_step, blocks)
+        num_outputs = -(-len(waveform) * target_step // source_step)
+        resampled: np.ndarray = phases[0].T.reshape(-1)[:num_outputs].numpy()
     return resampled
 
 
 @functools.lru_cache(maxsize=KERNELS_KEPT)
-def _kernel(source_step: int, target_step: int) -> Resample:
-    # dtype: the functional form computes the filter in the waveform's precision; the module's default is float64.
-    return Resample(source_step, target_step, dtype=torch.float32)
+def _filters(source_step: int, target_step: int, half_width: int) -> torch.Tensor:
+    """One filter for each phase of the output: float32 (target_step, 1, source_step + 2 * half_width).
+
+    The order of the operations, all in float32, decides the last bits: it is torchaudio's.
+    """
+    base = min(source_step, target_step) * ROLLOFF
+    taps = torch.arange(-half_width, half_width + source_step, dtype=torch.float32) / source_step
+    phases = torch.arange(0, -target_step, -1, dtype=torch.float32) / target_step
+    time = ((phases[:, None, None] + taps) * base).clamp(-FILTER_ZERO_CROSSINGS, FILTER_ZERO_CROSSINGS)
+    window = torch.cos(time * math.pi / FILTER_ZERO_CROSSINGS / 2) ** 2
+    time = time * math.pi
+    sinc = torch.where(time == 0, torch.ones(()), time.sin() / time)
+    return sinc * (window * (base / source_step))
 
 
 def _resample_directly(waveform: np.ndarray, source_step: int, target_step: int, half_width: int) -> np.ndarray:
