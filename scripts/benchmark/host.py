@@ -50,7 +50,7 @@ def compare_host(config: BenchConfig, say: Callable[[str], None]) -> dict[str, A
     models = (folder / f"models-{config.recipe}").absolute()
     options = {name: str(value) for name, value in make_models(config.recipe, models).items()}
     count = config.corpus[0]
-    manifest, seconds = _make_manifest(folder, count, config.corpus[1])
+    manifest, seconds = make_manifest(folder, count, config.corpus[1])
     turns: list[dict[str, Any]] = []
     for number in range(config.rounds):
         for kind in (BASELINE, BUILD):
@@ -81,7 +81,7 @@ def compare_host(config: BenchConfig, say: Callable[[str], None]) -> dict[str, A
     }
 
 
-def _make_manifest(folder: Path, count: int, seconds: tuple[float, float]) -> tuple[Path, float]:
+def make_manifest(folder: Path, count: int, seconds: tuple[float, float]) -> tuple[Path, float]:
     """A manifest of `count` clips, and the seconds of audio in them."""
     import soundfile
 
