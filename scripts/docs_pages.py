@@ -16,6 +16,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS_PLACE = "<!-- the options of BuildConfig -->"
+# A name with the file that defines it, and options of mkdocstrings below.
+API_LINK = re.compile(
+    r"^- \[`(?P<name>[\w.]+)`\]\(\.\./\.\./hfprep/[^)]*\)\n(?:<!-- ::: options\n(?P<options>.*?)-->\n)?",
+    re.MULTILINE | re.DOTALL,
+)
 SCHEMA_ORDER = (
     "manifest", "record-indextts-2", "rejected", "stats", "pair-record", "npz-record", "npz-pair-record", "arrow-index",
     "webdataset-index",
@@ -23,7 +28,7 @@ SCHEMA_ORDER = (
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """MkDocs' hook: add the generated pages to those that lie in docs/."""
+    """MkDocs' hook: the generated pages instead of those in docs/, which say on a forge where to look."""
     from mkdocs.structure.files import File
 
     pages = {
@@ -32,13 +37,20 @@ def on_files(files: Any, config: Any) -> Any:
         "reference/errors.md": messages_page(ROOT / "hfprep"),
     }
     for path, content in pages.items():
+        files.remove(files.get_file_from_path(path))
         files.append(File.generated(config, path, content=content))
     return files
 
 
 def on_page_markdown(markdown: str, **_context: Any) -> str:
-    """MkDocs' hook: put the table of options where a page wants it."""
-    return markdown.replace(OPTIONS_PLACE, options_table()) if OPTIONS_PLACE in markdown else markdown
+    """MkDocs' hook: the table of options where a page wants it; for links to Python names, what they document."""
+    markdown = markdown.replace(OPTIONS_PLACE, options_table()) if OPTIONS_PLACE in markdown else markdown
+    return API_LINK.sub(_directive, markdown)
+
+
+def _directive(link: re.Match[str]) -> str:
+    """What mkdocstrings replaces with a name's documentation."""
+    return f"::: {link['name']}\n" + (f"    options:\n{link['options']}" if link["options"] else "")
 
 
 def cell(text: str) -> str:
