@@ -1,7 +1,11 @@
 """check: what it foretells is what a build does; what it counts is what is there."""
 
+import dataclasses
+import itertools
 import json
 import shutil
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +18,24 @@ from rich.cells import cell_len
 from typer.testing import CliRunner
 
 from hfprep.cli.app import app
-from hfprep.errors import CheckpointError, ConfigError, Reason
-from hfprep.models.semantic_config import NUM_LAYERS, SemanticEncoderConfig
+from hfprep.errors import ConfigError, Reason
 from hfprep.pipeline.building import build
 from hfprep.pipeline.config import BuildConfig
-from hfprep.recipes.base import Outline
-from hfprep.recipes.indextts2 import outline as outlines
-from hfprep.recipes.indextts2.outline import PUBLISHED_CONFIG, BatchTimer
+from hfprep.pipeline.engines.spec import ExtractorSpec
+from hfprep.pipeline.features import BatchResult, FeatureExtractor
+from hfprep.pipeline.intake import Task
+from hfprep.recipes.indextts2.outline import PUBLISHED_CONFIG
 from hfprep.recipes.indextts2.schema import PUBLISHED, schema_of
-from hfprep.recipes.semantic_audio import SemanticAudio
+from hfprep.recipes.options import ModelOptions
+from hfprep.recipes.registry import recipe
 from hfprep.schema import Utterance
-from hfprep.tools.check import estimates, scan
+from hfprep.tools.check import scan
 from hfprep.tools.check.estimates import Work, estimate
 from hfprep.tools.check.inspecting import samples_of_header
 from hfprep.tools.check.options import CheckOptions
 from hfprep.tools.check.scan import check
 from hfprep.tools.demo.dataset import DemoDataset, make_dataset
+from tests.random_codecs import save_codec
 
 ONLY_DECODING_SHOWS = {"truncated_flac", "nan_samples"}
 
@@ -235,89 +241,65 @@ def test_frames_of_a_header_are_those_of_the_audio(tmp_path: Path, seconds: floa
     assert num_input_frames(samples_of_header(header.seconds, header.sampling_rate, 16000, via)) == exact
 
 
-def test_the_work_of_the_published_models() -> None:
+def test_the_published_schema_is_that_of_the_published_config() -> None:
     assert schema_of(PUBLISHED_CONFIG) == PUBLISHED
-    published = BatchTimer(PUBLISHED_CONFIG, SemanticEncoderConfig())
-    assert published.encoder + published.rest == pytest.approx(590e6, rel=0.02)
 
 
-def test_the_layer_that_is_timed_does_the_work_of_a_real_one(
-    golden_small: Path, monkeypatch: pytest.MonkeyPatch
+def short_clips(folder: Path, models: Path) -> CheckOptions:
+    rows = [
+        {"id": str(n), "text": "Hello there.", "audio": tone(folder / f"{n}.wav", 0.6 + n / 10), "language": "en"}
+        for n in range(4)
+    ]
+    codec = (models / "model.safetensors").is_file()
+    manifest = write(folder / "m.jsonl", rows)
+    if codec:
+        return CheckOptions(manifest=manifest, codec_model=str(models), device="cpu")
+    return CheckOptions(manifest=manifest, models=models, device="cpu")
+
+
+@pytest.mark.parametrize("recipe", ["indextts-2", "indextts-2.5", "codec"])
+def test_the_time_of_a_build_is_measured_for_every_recipe(
+    tmp_path: Path, golden_small: Path, golden25_small: Path, recipe: str
 ) -> None:
-    """By torch's own count, at the sizes of golden-small, whose config.json is not that of the published model."""
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from hfprep.models import operators
-    from hfprep.models.masking import FrameMask
-    from hfprep.models.semantic_encoder import SemanticEncoder
-
-    # The counter knows torch's own products only, and attention as two products.
-    monkeypatch.setattr(operators, "_has_onednn_linear", lambda: False)
-    config = SemanticEncoderConfig.read(golden_small / "checkpoints" / "w2v-bert-2.0" / "config.json")
-    encoder = SemanticEncoder(config).to_empty(device="cpu")
-    mask = FrameMask.from_lengths(torch.tensor([128]), 128, torch.device("cpu"))
-    features = torch.zeros(1, 128, 160)
-    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
-        with FlopCounterMode(display=False) as real:
-            encoder(features, mask)
-        with FlopCounterMode(display=False) as timed:
-            outlines.timed_encoder(config, torch.device("cpu"))(features, mask)
-    projection = 2 * 128 * 160 * config.hidden_size  # ahead of the layers
-    layer = timed.get_total_flops() - projection
-    assert NUM_LAYERS * layer == real.get_total_flops() - projection
-    by_weights = 2 * 128 * (4 * config.hidden_size * config.intermediate_size + 7 * config.hidden_size**2)
-    assert layer > by_weights
-
-
-def test_a_batch_takes_what_its_layers_and_the_rest_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outlines, "layer_seconds", lambda config, rows, length, device, precision: 0.01)
-    timer = BatchTimer(PUBLISHED_CONFIG, SemanticEncoderConfig())
-    expected = 17 * 0.01 * (1 + timer.rest / timer.encoder)
-    assert timer(1, 200, None, "fp32") == pytest.approx(expected)  # type: ignore[arg-type]
+    folders = {"indextts-2": golden_small / "checkpoints", "indextts-2.5": golden25_small / "checkpoints"}
+    found = check(short_clips(tmp_path, folders.get(recipe) or save_codec("mimi", tmp_path / "mimi")))
+    assert found.problem is None
+    assert found.expected is not None
+    assert (found.expected.device, found.expected.precision, found.expected.timed) == ("cpu", "fp32", 4)
+    assert 0 < found.expected.working_seconds < 30
+    assert found.expected.seconds > found.expected.working_seconds
 
 
 def utterances(count: int) -> list[Utterance]:
     return [Utterance(line, str(line), "text", "a.wav", "a.wav") for line in range(1, count + 1)]
 
 
-def test_the_time_is_that_of_a_batch_and_of_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("slow", [True, False])
+def test_the_time_is_cpu_time_by_frames(models: Path, monkeypatch: pytest.MonkeyPatch, slow: bool) -> None:
+    """Each measurement is made to take 3 CPU seconds, or none: then more clips are computed."""
     import torch
 
-    measured: list[tuple[int, int, str]] = []
+    clips = [(row, 30 + 5 * n) for n, row in enumerate(utterances(40))]
+    computed: list[int] = []
 
-    def seconds_of_batch(rows: int, frames: int, device: Any, precision: str) -> float:
-        measured.append((rows, frames, precision))
-        return 0.5
+    def extract(_: FeatureExtractor, tasks: Sequence[Task]) -> Iterator[BatchResult]:
+        computed.append(len(tasks))
+        return iter(())
 
-    monkeypatch.setattr(estimates, "reading_seconds", lambda rows, outline, on_gpu: 0.04 * len(rows))
-    outline = Outline(PUBLISHED, SemanticAudio(), int, seconds_of_batch=seconds_of_batch)
-    work = Work(clips=250, num_frames=50_000, audio_seconds=1000.0, rows=utterances(8))
-    found = estimate(outline, work, device=torch.device("cpu"), precision="fp32", workers=2)
-    assert measured == [(1, 200, "fp32")]  # the mean clip
-    assert found.compute_seconds == pytest.approx(250 * 0.5)
-    assert found.reading_seconds == pytest.approx(250 * 0.04 / 2)
-    assert found.seconds == pytest.approx(4 + 125 + 5), "on a CPU both take the same cores"
-    assert (found.timed_frames, found.timed_rows) == (200, 8)
-    found = estimate(outline, work, device=torch.device("cuda"), precision="exact", workers=2)
-    assert measured[-1] == (40, 200, "exact")
-    assert found.compute_seconds == pytest.approx(250 / 40 * 0.5)
-    assert found.seconds == pytest.approx(15 + 5), "a GPU computes while the CPU reads"
-    untimed = estimate(
-        Outline(PUBLISHED, SemanticAudio(), int), work, device=torch.device("cpu"), precision="fp32", workers=2
-    )
-    assert untimed.compute_seconds is None
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_layer_can_be_timed_here(precision: str) -> None:
-    import torch
-
-    config = SemanticEncoderConfig(hidden_size=32, intermediate_size=48, num_attention_heads=4)
-    assert 0 < outlines.layer_seconds(config, 2, 30, torch.device("cpu"), precision) < 10
-    with pytest.raises(ConfigError, match="computes only fp32 and bf16"):
-        outlines.layer_seconds(config, 2, 30, torch.device("cpu"), "fp16")
+    monkeypatch.setattr(FeatureExtractor, "extract", extract)
+    now = itertools.count(0, 3 if slow else 0)
+    monkeypatch.setattr(time, "process_time", lambda: float(next(now)))
+    model_set = recipe("indextts-2").find(ModelOptions(models=models), fetch=False)
+    spec = ExtractorSpec(model_set=model_set, staging=None, need=model_set.schema.all_groups, device="cpu")
+    work = Work(num_frames=10_000, drawn=clips)
+    found = estimate(work, spec)
+    first = 7  # 30 + 35 + ... + 60 = 315 frames
+    if slow:
+        assert computed == [1, first]
+        assert found.working_seconds == pytest.approx(3 / torch.get_num_threads() / 315 * 10_000)
+    else:
+        assert computed == [1, first, sum(1 for total in itertools.accumulate(n for _, n in clips) if total < 3000) + 1]
+        assert found.working_seconds == 0
 
 
 def test_errors_come_before_any_line(tmp_path: Path, models: Path) -> None:
@@ -330,11 +312,20 @@ def test_errors_come_before_any_line(tmp_path: Path, models: Path) -> None:
     assert not (tmp_path / "fixed.jsonl").exists()
     with pytest.raises(ConfigError, match="tokenizer"):
         check(CheckOptions(manifest=empty, tokenizer=tmp_path / "bpe.model"))
+
+
+def test_a_build_that_would_not_start_is_said_beside_the_findings(tmp_path: Path, models: Path) -> None:
+    """Models that are missing or broken do not keep a check from looking at the rows."""
     copy = tmp_path / "models"
     shutil.copytree(models, copy)
-    (copy / "w2v-bert-2.0" / "config.json").write_text('{"hidden_size": "wide"}')
-    with pytest.raises(CheckpointError, match="hidden_size is 'wide'"):
-        check(CheckOptions(manifest=empty, models=copy))
+    options = short_clips(tmp_path, copy)
+    (copy / "gpt.pth").unlink()
+    found = check(options)
+    assert found.findings.accepted == 4
+    assert found.expected is None
+    assert "gpt.pth" in str(found.problem)
+    unfit = check(dataclasses.replace(short_clips(tmp_path, models), precision="fp16"))
+    assert "computes only fp32 and bf16" in str(unfit.problem)
 
 
 @pytest.fixture
@@ -370,7 +361,7 @@ def test_what_is_shown_is_for_a_person(runner: CliRunner, models: Path, tmp_path
     assert "1 sample has more codes than the model's 200 positions: slow (499) (--drop-overlong)" in said
     assert "Read at an unlikely pace" in said
     assert "slow: 0.5 characters a second, usual for en is 1" in said
-    assert "models on cpu in fp32" in said
+    assert "25 clips computed on cpu in fp32" in said
     assert "limit 200" in said
     refused = runner.invoke(app, ["check", str(manifest), "--precision", "fp64"])
     assert isinstance(refused.exception, ConfigError)

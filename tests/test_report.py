@@ -95,7 +95,7 @@ def test_texts_are_shown_as_they_are_read(output: Path, page: Path) -> None:
             assert record["text"].startswith(text)
             assert whole.stages.normalized.startswith(normalized)
             assert " ".join(whole.pieces).startswith(pieces)
-            assert f"<td>{normalized}</td><td>{pieces}</td>" in html_text
+            assert f'<td data-name="normalised">{normalized}</td><td data-name="pieces">{pieces}</td>' in html_text
     digits = Counter[str]()
     for record in records:
         normalized = tokenizer.tokenize(record["text"], record["language"]).stages.normalized
@@ -121,7 +121,7 @@ def test_what_is_not_there_is_shown_as_nothing(output: Path, tmp_path: Path) -> 
     write_report(output, tmp_path / "page.html")
     table = (tmp_path / "page.html").read_text().partition("<h2>Rejected</h2>")[2].partition("</table>")[0]
     assert f'<p class="note">{sum(found.rejected.values())} lines; all of them below.' in table
-    assert "<td></td>" in table
+    assert '<td data-name="id"></td>' in table
     assert "None" not in table
     chart = histogram("Padding", np.zeros(5), "%", counted="batches")
     drawn: Any = chart.renderers[0]
@@ -349,17 +349,22 @@ def test_a_sample_shows_its_text_in_every_form(opened: Any, page: Path) -> None:
 
 
 def test_it_fits_a_phone(opened: Any, page: Path) -> None:
-    metrics = {"width": 390, "height": 800, "deviceScaleFactor": 2, "mobile": True}
+    metrics = {"width": 375, "height": 800, "deviceScaleFactor": 2, "mobile": True}
     opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     try:
         opened.get(page.as_uri())
         wait_until(lambda: opened.execute_script("return document.documentElement.dataset.drawn"))
-        assert opened.execute_script("return document.documentElement.scrollWidth") == 390
+        assert opened.execute_script("return document.documentElement.scrollWidth") == 375
         widths = opened.execute_script(
             "return [...document.querySelectorAll('.charts > div')].map((chart) => chart.getBoundingClientRect().right)"
         )
         assert len(widths) == 18
-        assert max(widths) <= 390
+        assert max(widths) <= 375
+        boxes = "[...document.querySelectorAll('section, table')]"
+        scrolled = f"return {boxes}.filter((box) => box.scrollWidth > box.clientWidth + 1).length"
+        assert opened.execute_script(scrolled) == 0
+        names = "return getComputedStyle(document.querySelector('td'), '::before').content"
+        assert opened.execute_script(names) == '"what"'
     finally:
         opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 

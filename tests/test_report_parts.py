@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from hfprep.schema import Column, Group, Schema
+from hfprep.store.state import State
 from hfprep.tools.report.audio import clipped, silence
-from hfprep.tools.report.charts import axis_end, group_bars, histogram, main_directions
+from hfprep.tools.report.charts import axis_end, beyond_axes, group_bars, histogram, main_directions, usual_range
 from hfprep.tools.report.collect import Collected, Lengths, Points, collect
 from hfprep.tools.report.collect import Group as Share
 from hfprep.tools.report.colours import BEYOND, MARKERS, OTHERS, PALETTE, labels_shown, looks
@@ -42,6 +43,33 @@ def test_every_colour_stands_out_in_both_themes() -> None:
     assert all(f"--ground: {ground}" in style for ground in GROUNDS)
     for colour, ground in itertools.product((*PALETTE, BEYOND, OTHERS), GROUNDS):
         assert contrast(colour, ground) >= 3, (colour, ground)
+
+
+# What is left of a colour without one kind of cone, in linear RGB: Machado, Oliveira and Fernandes (2009).
+SIGHT = {
+    "all cones": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+
+
+def seen(colour: str, sight: str) -> np.ndarray:
+    """A colour in CIELAB, (3,), as somebody with that sight sees it."""
+    values = np.array([int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)])
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(np.array(SIGHT[sight]) @ linear, 0, 1)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(to_xyz @ linear / np.array([0.9505, 1.0, 1.089]))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_colours_are_told_apart_by_colour_blind_readers(sight: str) -> None:
+    apart = {pair: np.linalg.norm(seen(pair[0], sight) - seen(pair[1], sight)) for pair in
+             [*itertools.combinations(PALETTE, 2), (PALETTE[0], BEYOND)]}  # fmt: skip
+    assert min(apart.values()) > 19, min(apart, key=lambda pair: apart[pair])
+    assert min(apart[pair] for pair in itertools.combinations(PALETTE[:4], 2)) > 30
 
 
 def test_labels_are_told_apart_by_colour_and_by_marker() -> None:
@@ -81,7 +109,33 @@ def test_one_outlier_does_not_flatten_an_axis() -> None:
     assert list(beyond.data_source.data["top"]) == [1]
     labels = [item.label.value for item in chart.legend[0].items]
     assert labels == ["1 beyond, up to 3,600", "limit 9"]
-    assert not histogram("Duration", values[:-1], "seconds", limit=100).legend, "a limit far beyond is not drawn"
+    far: Any = histogram("Duration", values[:-1], "seconds", limit=100)
+    assert not far.legend, "a limit far beyond is not drawn"
+    assert far.title.text == "Duration (mean 5.5, limit 100)"
+
+
+def test_one_outlier_does_not_flatten_a_map() -> None:
+    generator = np.random.default_rng(0)
+    places = generator.normal(5.0, 1.0, (200, 2))
+    places[7] = (4000.0, 5.0)
+    ends = [usual_range(places[:, 0]), usual_range(places[:, 1])]
+    for low, high in ends:
+        assert 0 < low < 4 < 6 < high < 10
+    assert beyond_axes(places[:, 0], places[:, 1], ends) == " (1 beyond the axes)"
+    assert beyond_axes(places[8:, 0], places[8:, 1], ends) == ""
+
+
+@pytest.mark.parametrize(
+    ("manifest", "name"),
+    [("/data/ljspeech/metadata.csv", "ljspeech"), ("emilia_de.jsonl", "emilia_de"), ("demo/data/train.tsv", "demo"),
+     ("manifest.jsonl", "features"), (None, "features")],
+)  # fmt: skip
+def test_a_data_set_is_called_by_its_name(tmp_path: Path, manifest: str | None, name: str) -> None:
+    root = write_made_up(tmp_path / "features")
+    state = State(root / ".hfprep" / "state.sqlite", tmp_path / "scan.sqlite")
+    state.put("paths", {"manifest": manifest})
+    state.close()
+    assert collect(root).name == name
 
 
 @pytest.mark.parametrize(("seconds", "unit"), [(18, "seconds"), (600, "minutes"), (36_000, "hours")])

@@ -90,6 +90,25 @@ def axis_end(values: np.ndarray) -> float:
     return float(values[values <= FAR * usual].max()) if usual > 0 else float(values.max())
 
 
+def usual_range(values: np.ndarray) -> tuple[float, float]:
+    """The ends of an axis around the middle of the values: all of them, or where a few lie far away, without these."""
+    middle = float(np.median(values))
+    end = axis_end(np.abs(values - middle)) * 1.05
+    return middle - end, middle + end
+
+
+def axis(ends: tuple[float, float]) -> Range1d:
+    """An axis between two ends."""
+    return Range1d(start=ends[0], end=ends[1])
+
+
+def beyond_axes(x: np.ndarray, y: np.ndarray, ends: Sequence[tuple[float, float]]) -> str:
+    """For a chart's title: how many points are not within its axes; "" where all are."""
+    within = [(values >= low) & (values <= high) for values, (low, high) in zip((x, y), ends, strict=True)]
+    beyond = int((~(within[0] & within[1])).sum())
+    return f" ({beyond:,} beyond the axes)" if beyond else ""
+
+
 def histogram(
     title: str, values: np.ndarray, unit: str, limit: int | None = None, *, counted: str = "samples"
 ) -> figure:
@@ -102,7 +121,8 @@ def histogram(
     bins = min(BINS, max(8, len(values)))
     counts, edges = np.histogram(values[values <= end], bins=bins, range=(0, end or 1.0))
     source = ColumnDataSource({"top": counts, "left": edges[:-1], "right": edges[1:]})
-    chart = new_figure(f"{title} (mean {values.mean():.1f})", unit, counted, y_range=DataRange1d(start=0))
+    told = f"{title} (mean {values.mean():.1f}{'' if limit is None else f', limit {limit:,}'})"
+    chart = new_figure(told, unit, counted, y_range=DataRange1d(start=0))
     tips = [(unit, "@left{0,0.[00]} to @right{0,0.[00]}"), (counted, "@top{0,0}")]
     drawn = chart.quad(top="top", bottom=0, left="left", right="right", source=source, color=INK, line_color=None)
     chart.add_tools(HoverTool(tooltips=tips, renderers=[drawn]))
@@ -137,11 +157,9 @@ def lengths_scatter(found: Collected) -> figure | None:
     rows = found.points.rows
     x, y = (np.array([row[column.lengths[-1]] for row in rows]) for column in (tokens, codes))
     source = ColumnDataSource(_row_columns(found) | {"x": x, "y": y})
-    ends = axis_end(x), axis_end(y)
-    beyond = int(((x > ends[0]) | (y > ends[1])).sum())
-    where = f" ({beyond} beyond the axes)" if beyond else ""
-    ranges = {name: Range1d(start=0, end=end * 1.05) for name, end in zip(("x_range", "y_range"), ends, strict=True)}
-    chart = new_figure(f"Codes against text ids{where}", "text ids", "codes", **ranges)
+    ends = [(0.0, axis_end(values) * 1.05) for values in (x, y)]
+    title = f"Codes against text ids{beyond_axes(x, y, ends)}"
+    chart = new_figure(title, "text ids", "codes", x_range=axis(ends[0]), y_range=axis(ends[1]))
     chart.height = 380
     _scatter(chart, source)
     return chart
@@ -156,7 +174,9 @@ def direction_map(found: Collected, column: str, by: str) -> figure:
         f"{name} direction, {share:.0%} of the variance"
         for name, share in zip(("first", "second"), shares, strict=True)
     ]
-    chart = new_figure(f"{column} by {by}", *axes)
+    ends = [usual_range(places[:, 0]), usual_range(places[:, 1])]
+    title = f"{column} by {by}{beyond_axes(places[:, 0], places[:, 1], ends)}"
+    chart = new_figure(title, *axes, x_range=axis(ends[0]), y_range=axis(ends[1]))
     chart.height = 420
     columns, items = _row_columns(found), []
     for label, (colour, marker) in looks(labels).items():
@@ -213,9 +233,9 @@ def codebook_curve(counts: np.ndarray, name: str) -> figure:
     shares = np.cumsum(ranked) / max(1, ranked.sum())
     at = np.unique(np.linspace(0, len(ranked) - 1, 400).astype(int))
     source = ColumnDataSource({"x": at + 1, "y": shares[at]})
-    chart = new_figure(f"Share of all {name} by the most used rows", "rows of the codebook", "share")
+    chart = new_figure(f"Share of the most used {name}", f"number of {name}, most used first", "share of all")
     chart.line("x", "y", source=source, line_width=2, color=INK)
-    chart.add_tools(HoverTool(tooltips=[("rows", "@x{0,0}"), ("share", "@y{0.0%}")], mode="vline"))
+    chart.add_tools(HoverTool(tooltips=[(name, "@x{0,0}"), ("share", "@y{0.0%}")], mode="vline"))
     chart.yaxis.formatter = NumeralTickFormatter(format="0%")
     return chart
 
@@ -255,8 +275,8 @@ def _scatter(
     extra: Sequence[tuple[str, str]] = (),
 ) -> Any:
     """Points that tell who they are when hovered over, and show their row when clicked."""
-    drawn = chart.scatter("x", "y", source=source, size=8, color=colour, marker=marker, alpha=0.7,
-                          nonselection_alpha=0.4, name="points")  # fmt: skip
+    drawn = chart.scatter("x", "y", source=source, size=8, color=colour, marker=marker, alpha=0.85,
+                          nonselection_alpha=0.5, name="points")  # fmt: skip
     tips = [("id", "@id"), ("speaker", "@speaker"), ("language", "@language"), ("seconds", "@seconds"), *extra]
     tap = TapTool(callback=SHOW_ROW.clone(), renderers=[drawn])
     chart.add_tools(HoverTool(tooltips=tips, renderers=[drawn]), tap)

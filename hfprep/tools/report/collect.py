@@ -31,6 +31,8 @@ EXTREMES = 40  # longest, shortest and oddest samples that are always among the 
 MOST_REJECTED = 300
 REJECTED_EACH = 25
 IO_THREADS = 8
+# Names of files and folders that many data sets have.
+SAY_NOTHING = {"manifest", "metadata", "data", "train", "dataset", "audio", "manifests"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ class Collected:
 
     @property
     def name(self) -> str:
-        """The data set's name: of its manifest, where that is known and says something, else of its folder."""
+        """The data set's name, as far as its manifest's path tells it, else that of the output."""
         return name_of(self.root)
 
 
@@ -120,14 +122,10 @@ def collect(root: Path, *, with_audio: bool = False, seed: int = 0) -> Collected
 
 
 def name_of(root: Path) -> str:
-    """What a person calls the data set in a folder."""
+    """What a person calls the data set in a folder: its manifest, the folder that this is in, or else the output."""
     manifest = (read_state_value(root, "paths") or {}).get("manifest")
-    stem = Path(manifest).stem if manifest else ""
-    if stem and stem not in {"manifest", "metadata", "data", "train"}:
-        return stem
-    folder = Path(manifest).parent.name if manifest else ""
-    own = root.resolve().name
-    return f"{folder}: {own}" if folder else own
+    places = [] if not manifest else [Path(manifest).stem, *(folder.name for folder in Path(manifest).parents[:2])]
+    return next((name for name in places if name and name.lower() not in SAY_NOTHING), root.resolve().name)
 
 
 def varying(schema: Schema) -> tuple[str, ...]:

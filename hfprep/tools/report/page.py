@@ -6,7 +6,7 @@ files, and the page's own policy forbids the browser any other.
 
 import html
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,9 @@ def _codebook_note(found: Collected, counts: np.ndarray) -> str:
 
 def _codebook(name: str, counts: np.ndarray) -> list[figure]:
     together = counts.sum(axis=0)
-    return [charts.codebook_bars(together, name), charts.codebook_curve(together, name)]
+    bars, curve = charts.codebook_bars(together, name), charts.codebook_curve(together, name)
+    curve.height = bars.height
+    return [bars, curve]
 
 
 def _vectors(found: Collected) -> list[figure]:
@@ -136,13 +138,9 @@ def _outliers_note(found: Collected, part: str) -> str:
 
 
 def _outliers_table(found: Collected) -> str:
-    lines = []
-    for odd in outliers(found):
-        row = found.points.rows[odd.point]
-        cells = "".join(f"<td>{html.escape(str(cell))}</td>" for cell in (odd.what, odd.value, row["id"], row["text"]))
-        lines.append(f'<tr data-sample="{odd.point}">{cells}</tr>')
-    head = "".join(f"<th>{name}</th>" for name in ("what", "how much", "id", "text"))
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>" if lines else ""
+    odd = outliers(found)
+    rows = [(one.what, one.value, *(found.points.rows[one.point][name] for name in ("id", "text"))) for one in odd]
+    return _table(("what", "how much", "id", "text"), rows, ("sample", [one.point for one in odd])) if odd else ""
 
 
 def _section(title: str, note: str, divs: list[str], extra: str) -> str:
@@ -210,15 +208,9 @@ def _rejected_note(found: Collected) -> str:
 
 
 def _rejected_table(found: Collected) -> str:
-    lines = []
-    for number, row in enumerate(found.rejected_rows[:REJECTED_SHOWN]):
-        cells = "".join(
-            f"<td>{html.escape(str('' if row.get(name) is None else row[name]))}</td>"
-            for name in ("line", "id", "reason", "message")
-        )
-        lines.append(f'<tr data-rejected="{number}">{cells}</tr>')
-    head = "".join(f"<th>{name}</th>" for name in ("line", "id", "reason", "message"))
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    names = ("line", "id", "reason", "message")
+    rows = [[row.get(name) for name in names] for row in found.rejected_rows[:REJECTED_SHOWN]]
+    return _table(names, rows, ("rejected", range(len(rows))))
 
 
 def _provenance(found: Collected) -> str:
@@ -228,14 +220,25 @@ def _provenance(found: Collected) -> str:
         if name in stats:
             rows.append((name, stats[name]))
     for group in ("settings", "versions", "sha256"):
-        rows += [(f"{group}: {name}", value) for name, value in stats.get(group, {}).items()]
+        rows += [(f"{group}: {name}", value) for name, value in stats.get(group, {}).items() if value is not None]
     return f"<section><h2>Provenance</h2>{_table(('what', 'value'), rows)}</section>"
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]], numbers: tuple[str, Sequence[int]] | None = None) -> str:
+    """A table, which is a list of rows on a narrow screen, where each cell says its column.
+
+    With `numbers`, a kind of row and the number of each, a click on a line shows that one's details.
+    """
     top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-    lines = "".join(f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table>"
+    lines = []
+    for at, row in enumerate(rows):
+        shown = "" if numbers is None else f' data-{numbers[0]}="{numbers[1][at]}"'
+        cells = (
+            f'<td data-name="{html.escape(name)}">{html.escape("" if cell is None else str(cell))}</td>'
+            for name, cell in zip(head, row, strict=True)
+        )
+        lines.append(f"<tr{shown}>{''.join(cells)}</tr>")
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
 def _json(value: Any) -> str:
