@@ -105,7 +105,7 @@ def _command(name: str, command: Any) -> Iterator[str]:
         rows = [(code(_place(item)), _default(item), cell(item.help or "")) for item in arguments]
         yield from table(("argument", "default", "meaning"), rows)
     if options:
-        rows = [(code(_flag(item)), _default(item), cell(item.help or "")) for item in options]
+        rows = [(code(_flag(item)) + "{.flag}", _default(item), cell(item.help or "")) for item in options]
         yield from table(("option", "default", "meaning"), rows)
 
 

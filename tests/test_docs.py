@@ -445,6 +445,12 @@ def test_pages_open_in_a_browser_without_errors(browser: Any, served: str, site:
         assert wait_for(browser, "return document.readyState == 'complete' && document.title")
         wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert browser.execute_script(wide) <= 1, f"{path.name} is wider than the window"
+        phone = {"width": 375, "height": 800, "deviceScaleFactor": 2, "mobile": True}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+        try:
+            assert browser.execute_script(wide) <= 1, f"{path.name} is wider than a phone"
+        finally:
+            browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert not [entry for entry in browser.get_log("browser") if entry["level"] in {"SEVERE", "WARNING"}]
 
 
