@@ -36,6 +36,8 @@ def check(**values: Any) -> None:
     with _progress() as advance:
         result = run(options, advance)
     show(result.findings, result.expected, decoded=options.decode)
+    if result.problem is not None:
+        say(f"How long a build takes is not known, since it would not start: {result.problem}")
     if options.fix is not None:
         say(f"{options.fix}: {count(result.findings.accepted, 'line')} that a build would take")
     raise typer.Exit(1 if result.findings.rejected else 0)
@@ -102,15 +104,11 @@ def _overview(found: "Preflight", expected: "Estimate | None") -> "Table":
 
 
 def _add_time(table: "Table", expected: "Estimate") -> None:
-    reading = f"reading in {count(expected.workers, 'thread')} {duration(expected.reading_seconds)}"
-    if expected.compute_seconds is None:
-        table.add_row("time", "?", f"{reading}; this recipe's models cannot be timed without building")
-        return
-    models = f"models on {expected.device} in {expected.precision} {duration(expected.compute_seconds)}"
-    parts = f"{models}, {reading}, starting {duration(expected.starting_seconds)}"
+    measured = f"{count(expected.timed, 'clip')} computed on {expected.device} in {expected.precision}"
+    parts = f"{measured}; {duration(expected.starting_seconds)} of it to start"
     table.add_row("time", f"about {duration(expected.seconds)}", parts)
     if expected.busy:
-        load = f"other programs keep this machine busy (load {expected.load:.1f} a core); on its own it is faster"
+        load = f"other programs keep this machine busy (load {expected.load:.1f} a core): it takes longer now"
         table.add_row("", "", load)
 
 

@@ -192,8 +192,7 @@ class Outline:
     """What a family's models ask of a data set, as far as it is known before all of their files are there.
 
     `num_codes` and the bounds in frames are those of `ModelSet` and `Model`; `text_encoder` is None where no tokenizer
-    is named. `seconds_of_batch(rows, frames, device, precision)` runs a part of the models with made-up weights and
-    gives the seconds that all of them take for a batch of so many clips of so many frames; None where nobody can say.
+    is named.
     """
 
     schema: Schema
@@ -202,7 +201,6 @@ class Outline:
     text_encoder: TextEncoder | None = None
     min_frames: int = 0
     max_frames: int | None = None
-    seconds_of_batch: Callable[[int, int, torch.device, str], float] | None = None
 
 
 @runtime_checkable

@@ -17,7 +17,7 @@ from hfprep.recipes.base import PRECISIONS, Download, Outline, resampling
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.locate import ModelFiles, locate
 from hfprep.recipes.indextts2.options import IndexTTS2Options
-from hfprep.recipes.indextts2.outline import DOWNLOADS, BatchTimer, config_of, semantic_config_of
+from hfprep.recipes.indextts2.outline import DOWNLOADS, config_of
 from hfprep.recipes.indextts2.schema import CODES, LATENTS, NAME, PUBLISHED, TEXT, schema_of
 from hfprep.schema import Schema
 
@@ -159,7 +159,6 @@ class IndexTTS2:
             text_encoder=encoder,
             min_frames=MIN_FRAMES,
             max_frames=2 * POSITION_ROWS,
-            seconds_of_batch=BatchTimer(config, semantic_config_of(options)),
         )
 
 

@@ -1,102 +1,121 @@
-"""How long a build will take on this machine, from short measurements of its own parts.
+"""How long a build will take on this machine: some of the manifest's own clips are computed as a build computes them.
 
-The recipe runs a part of its models on the device, over clips as long as the manifest's are on average; reading audio
-and encoding text are measured on a few of the rows themselves. Starting is counted by the size of what is loaded;
-writing is left out.
+The extractor of a build reads and computes them, so every recipe can be timed. On a CPU the time is counted in CPU
+seconds, because the clock shows what other programs do: with three of them on two cores it went ten times as far for
+the same clips, and the CPU seconds not one and a half times. Writing the features is left out.
 """
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
 
-from hfprep.errors import RejectedSample
 from hfprep.models.precision import candidates
 from hfprep.pipeline.config import AUTO, PLAIN
-from hfprep.pipeline.intake import read_clip
-from hfprep.recipes.base import Outline
+from hfprep.pipeline.engines.spec import ExtractorSpec
+from hfprep.pipeline.features import FeatureExtractor
+from hfprep.pipeline.intake import Task
+from hfprep.recipes.base import ModelSet
 from hfprep.schema import Utterance
 
-MOST_FRAMES = 300  # of a clip that is measured: enough for the full rate, and half a second on a slow CPU
-FRAMES_AT_ONCE = {"cpu": 1, "cuda": 8000}  # a CPU takes one clip at a time
-STARTING_SECONDS = {"cpu": 4.0, "cuda": 15.0}  # imports, finding and mapping the models; moving them to a GPU
+# Frames to compute: first so many, and where that is quick, the second number, which fills the batches of a build.
+FRAMES = {"cpu": (300, 3000), "cuda": (2000, 20_000)}
+QUICK_SECONDS = 1.0
+LONG_FRAMES = 1500  # longer clips are computed only where there are no others
+# What is not measured: the imports of the program and of its worker.
+IMPORT_SECONDS = 6.0
 BUSY = 0.5  # other programs' share of the cores from which they are worth a remark
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What there is to compute: clips, model frames and seconds of audio in all, and some of the rows."""
+    """What there is to compute: model frames in all, and some rows with their frames, drawn at random."""
 
-    clips: int
     num_frames: int
-    audio_seconds: float
-    rows: Sequence[Utterance]
+    drawn: Sequence[tuple[Utterance, int]]
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Seconds that a build is expected to take: computing on `device`, reading in `workers` threads, starting.
+    """Seconds that a build is expected to take on `device`, if nothing else runs there: to start, and for all samples.
 
-    `compute_seconds` is None where the recipe cannot say. `timed_frames` and `timed_rows` are what was measured.
-    `load` is how many other programs wanted each core while that was done.
+    `timed` is how many clips were computed. `load` is how many other programs wanted each core meanwhile.
     """
 
     device: str
     precision: str
-    compute_seconds: float | None
-    reading_seconds: float
-    workers: int
-    timed_frames: int
-    timed_rows: int
+    starting_seconds: float
+    working_seconds: float
+    timed: int
     load: float = 0.0
 
     @property
-    def starting_seconds(self) -> float:
-        return STARTING_SECONDS[self.device.partition(":")[0]]
-
-    @property
     def seconds(self) -> float:
-        """A GPU computes while the CPU reads; on a CPU both take turns on the same cores."""
-        compute = self.compute_seconds or 0.0
-        alone = self.device.startswith("cpu")
-        return self.starting_seconds + (compute + self.reading_seconds if alone else max(compute, self.reading_seconds))
+        return self.starting_seconds + self.working_seconds
 
     @property
     def busy(self) -> bool:
-        """Whether other programs kept the machine busy, so that the estimate is of a machine that is busy."""
+        """Whether other programs keep the machine busy, so that a build would take longer now."""
         return self.load > BUSY
 
 
-def estimate(outline: Outline, work: Work, *, device: torch.device, precision: str, workers: int) -> Estimate:
-    """Expect the time for this work. Raises ConfigError where the device cannot compute in that precision."""
+def estimate(work: Work, spec: ExtractorSpec) -> Estimate:
+    """Open the extractor of a build and compute some of the clips. Raises what `ExtractorSpec.open` raises."""
     load = os.getloadavg()[0] / (os.cpu_count() or 1)
-    if precision == AUTO:  # by measuring, from what may be faster: the first that may be chosen
-        precision = next(iter(candidates(device)), PLAIN)
-    length = max(1, min(MOST_FRAMES, round(work.num_frames / work.clips)))
-    rows = max(1, FRAMES_AT_ONCE[device.type] // length)
-    compute = None
-    if outline.seconds_of_batch is not None:
-        compute = outline.seconds_of_batch(rows, length, device, precision) * work.num_frames / (rows * length)
-    reading = reading_seconds(work.rows, outline, on_gpu=device.type == "cuda")
-    read = len(work.rows)
-    total = reading / read * work.clips / workers if read else 0.0
-    return Estimate(str(device), precision, compute, total, workers, rows * length, read, load)
+    device = torch.device(spec.device)
+    clock = _Clock(device)
+    drawn = sorted(work.drawn, key=lambda pair: pair[1] > LONG_FRAMES)
+    with closing(spec.open()) as extractor:
+        starting = clock.seconds()
+        _compute(extractor, spec, drawn[:1], clock)  # the first call of everything takes longer
+        for num_frames in FRAMES[device.type]:
+            rows = list(_first(drawn, num_frames))
+            seconds = _compute(extractor, spec, rows, clock)
+            if seconds > QUICK_SECONDS:
+                break
+    frames = sum(frames for _, frames in rows)
+    working = seconds / frames * work.num_frames
+    return Estimate(str(device), spec.precision, IMPORT_SECONDS + starting, working, len(rows), load)
 
 
-def reading_seconds(rows: Sequence[Utterance], outline: Outline, *, on_gpu: bool) -> float:
-    """Seconds that one thread takes to read the audio and encode the text of these rows."""
-    spent = 0.0
-    for row in rows:
-        try:
-            # The first time a filter is made for the rate, and the file comes from a slow disk.
-            read_clip(row.path, outline.audio, segment=row.segment, on_gpu=on_gpu)
-            started = time.perf_counter()
-            read_clip(row.path, outline.audio, segment=row.segment, on_gpu=on_gpu)
-            if outline.text_encoder is not None:
-                outline.text_encoder.encode(row.text, row.language)
-        except RejectedSample:
-            continue
-        spent += time.perf_counter() - started
-    return spent
+def precision_to_time(models: ModelSet, device: torch.device, precision: str) -> str:
+    """The precision that a build computes in; of auto, which a build measures, the first that it may choose."""
+    if precision != AUTO:
+        return precision
+    return next((name for name in candidates(device) if name in models.precisions), PLAIN)
+
+
+class _Clock:
+    """Seconds since the last call that the work took: on a CPU, of all threads together by their number."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._of_cpu = device.type == "cpu"
+        self._before = self._now()
+
+    def _now(self) -> float:
+        return time.process_time() / torch.get_num_threads() if self._of_cpu else time.perf_counter()
+
+    def seconds(self) -> float:
+        before, self._before = self._before, self._now()
+        return self._before - before
+
+
+def _first(drawn: Sequence[tuple[Utterance, int]], num_frames: int) -> Iterator[tuple[Utterance, int]]:
+    """The first of the rows, until they have so many frames."""
+    for row, frames in drawn:
+        yield row, frames
+        num_frames -= frames
+        if num_frames <= 0:
+            return
+
+
+def _compute(
+    extractor: FeatureExtractor, spec: ExtractorSpec, rows: Sequence[tuple[Utterance, int]], clock: _Clock
+) -> float:
+    clock.seconds()
+    for _ in extractor.extract([Task.of(extractor.schema, row, spec.need) for row, _ in rows]):
+        pass
+    return clock.seconds()

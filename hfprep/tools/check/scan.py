@@ -20,13 +20,14 @@ from hfprep.inputs.manifest.field_map import FieldMap
 from hfprep.inputs.manifest.opening import open_source
 from hfprep.inputs.manifest.rows import AudioFinder, RawRow, duplicate_id, parse_line
 from hfprep.pipeline.devices import choose_device, choose_workers
+from hfprep.pipeline.engines.spec import ExtractorSpec
 from hfprep.pipeline.inspection import Stores
 from hfprep.pipeline.intake import SampleLimits
 from hfprep.pipeline.intake_processes import fork_server
-from hfprep.recipes.base import Outline, via_rate
+from hfprep.recipes.base import Outline, Recipe, via_rate
 from hfprep.recipes.registry import choose_recipe, outline
 from hfprep.schema import Rejection, Utterance
-from hfprep.tools.check.estimates import Estimate, Work, estimate
+from hfprep.tools.check.estimates import Estimate, Work, estimate, precision_to_time
 from hfprep.tools.check.findings import Preflight
 from hfprep.tools.check.fixing import FixedManifest
 from hfprep.tools.check.inspecting import Inspection, Inspector, InspectorSettings, inspect_in_process, start_process
@@ -35,18 +36,22 @@ from hfprep.tools.check.options import CheckOptions
 CHUNK_ROWS, FEW_ROWS_CHUNK = 64, 4
 FEW_ROWS = 2000  # below, starting processes takes longer than they save
 WAITING_CHUNKS = 4  # for each worker
-TIMED_ROWS = 8
+DRAWN_ROWS = 128  # of which some are computed to see how long a build takes
 
 Outcome = tuple[int, RawRow, Utterance | None, Inspection | Rejection]
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The findings, how long a build is expected to take (None: nothing to build), and all rejections' lines."""
+    """The findings, all rejections' lines, and how long a build is expected to take.
+
+    `problem` says why no time can be told: a build would not start.
+    """
 
     findings: Preflight
-    expected: Estimate | None
     rejected_lines: dict[int, Reason] = field(default_factory=dict)
+    expected: Estimate | None = None
+    problem: str | None = None
 
 
 def check(options: CheckOptions, progress: Callable[[int], None] = lambda _: None) -> CheckResult:
@@ -55,10 +60,11 @@ def check(options: CheckOptions, progress: Callable[[int], None] = lambda _: Non
     Raises ConfigError or CheckpointError where the manifest, the tokenizer or a config cannot be read, before any line
     is looked at.
     """
-    known = outline(choose_recipe(options.recipe, options), options)
+    chosen = choose_recipe(options.recipe, options)
+    known = outline(chosen, options)
     findings = Preflight(known.schema)
     rejected: dict[int, Reason] = {}
-    timed = _Sampled()
+    drawn = _Drawn()
     with ExitStack() as stack:
         fixed = None
         if options.fix is not None:
@@ -71,33 +77,49 @@ def check(options: CheckOptions, progress: Callable[[int], None] = lambda _: Non
             else:
                 assert utterance is not None
                 findings.accept(utterance, found)
-                timed.add(utterance)
+                drawn.add(utterance, found.num_frames)
                 if fixed is not None:
                     fixed.add(raw, utterance)
         if not findings.lines_read:
             raise ConfigError(f"the manifest {str(options.manifest)!r} is empty; give one JSON object a line")
-    expected = None
-    if findings.accepted:
-        work = Work(findings.accepted, findings.num_frames, findings.seconds.total, timed.rows)
-        device, workers = choose_device(options.device), choose_workers(options.workers)
-        expected = estimate(known, work, device=device, precision=options.precision, workers=workers)
-    return CheckResult(findings, expected, rejected)
+    if not findings.accepted:
+        return CheckResult(findings, rejected)
+    try:
+        expected = estimate(Work(findings.num_frames, drawn.rows), _extractor(chosen, options))
+    except HfprepError as error:
+        return CheckResult(findings, rejected, problem=str(error))
+    return CheckResult(findings, rejected, expected)
+
+
+def _extractor(chosen: Recipe, options: CheckOptions) -> ExtractorSpec:
+    """How a build would open its extractor. Raises ConfigError and CheckpointError where models are missing."""
+    models, device = chosen.find(options, fetch=False), choose_device(options.device)
+    return ExtractorSpec(
+        model_set=models,
+        staging=None,
+        need=models.schema.all_groups,
+        device=str(device),
+        precision=precision_to_time(models, device, options.precision),
+        workers=choose_workers(options.workers),
+        via_sampling_rate=via_rate(options.audio_sr, models.audio),
+    )
 
 
 @dataclass
-class _Sampled:
-    """A few rows drawn evenly from all, for measuring."""
+class _Drawn:
+    """Some rows drawn evenly from all, each with its frames, in random order."""
 
-    rows: list[Utterance] = field(default_factory=list)
+    rows: list[tuple[Utterance, int]] = field(default_factory=list)
     seen: int = 0
     generator: random.Random = field(default_factory=lambda: random.Random(0))
 
-    def add(self, row: Utterance) -> None:
+    def add(self, row: Utterance, num_frames: int) -> None:
         self.seen += 1
-        if len(self.rows) < TIMED_ROWS:
-            self.rows.append(row)
-        elif (place := self.generator.randrange(self.seen)) < TIMED_ROWS:
-            self.rows[place] = row
+        place = self.generator.randrange(self.seen)
+        if len(self.rows) < DRAWN_ROWS:
+            self.rows.insert(place, (row, num_frames))
+        elif place < DRAWN_ROWS:
+            self.rows[place] = row, num_frames
 
 
 def _outcomes(
