@@ -1,19 +1,23 @@
 """The loader: the same samples in the same order from every format, and batches as the trainer takes them."""
 
+import copy
 import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 import hfprep
 from hfprep.errors import ConfigError, StoreError
+from hfprep.formats.arrow import ListColumn
 from hfprep.formats.arrow_writer import ArrowOptions, export_arrow
 from hfprep.formats.formats import open_set
 from hfprep.formats.loading import BatchLoader, FeatureDataset, LengthBucketedBatchSampler
+from hfprep.formats.loading.batches import Rows, pad
 from hfprep.formats.webdataset_writer import WebDatasetOptions, export_webdataset
 from hfprep.io.words import duration
 from tests.sample_sets import AWKWARD_IDS, DIM, ROWS, make_output
@@ -94,6 +98,81 @@ def test_a_data_set_can_be_pickled_to_workers(sets: dict[str, Path], name: str) 
     copy = pickle.loads(pickle.dumps(data))
     assert_equal(copy[0], first)
     assert_equal(copy[5], data[5])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_vectors_are_read_into_the_batch(sets: dict[str, Path], name: str) -> None:
+    """Samples that a DataLoader asks for at once are collated without a copy; any others are copied, right."""
+    data = hfprep.load(sets[name], "train")
+    singly = [data[index] for index in (2, 0, 1)]
+    items = data.__getitems__([2, 0, 1])
+    for one, other in zip(items, singly, strict=True):
+        assert_equal(one, other)
+    batch = hfprep.collate(items)
+    assert batch["condition"].data_ptr() == items[0]["condition"].data_ptr()
+    assert_equal(batch, hfprep.collate(singly))
+    for chosen in ([1, 0, 2], [0, 1], [1, 2], [0, 1, 1]):
+        assert_equal(hfprep.collate([items[n] for n in chosen]), hfprep.collate([singly[n] for n in chosen]))
+    shortened = [item | {"condition": item["condition"][:2]} for item in items]
+    assert hfprep.collate(shortened)["condition"].shape == (3, 2, DIM)
+
+
+def test_vectors_of_other_lengths_are_padded() -> None:
+    """A data set whose vectors have no fixed number of rows."""
+    rows = Rows(3)
+    arrays = [np.full((length, 2), length, np.float32) for length in (2, 3, 2)]
+    found = [rows.add({"x": array})["x"] for array in arrays]
+    for tensor, array in zip(found, arrays, strict=True):
+        np.testing.assert_array_equal(tensor.numpy(), array)
+    assert pad(found, 0)[:, :, 0].tolist() == [[2, 2, 0], [3, 3, 3], [2, 2, 0]]
+
+
+def test_batches_survive_pickling_and_copying(sets: dict[str, Path]) -> None:
+    """Also what does not go by value: another dtype, a large tensor, one that needs a gradient."""
+    data = hfprep.load(sets["npy"], "train")
+    batch = hfprep.collate([data[0], data[1]])
+    batch["half"] = batch["emo_vec"].to(torch.bfloat16)
+    batch["large"] = torch.arange(100_000)
+    batch["weight"] = torch.ones(2, requires_grad=True)
+    for other in (pickle.loads(pickle.dumps(batch)), copy.copy(batch), copy.deepcopy(batch)):
+        assert type(other) is type(batch)
+        assert_equal(other, batch)
+        assert other["weight"].requires_grad
+
+
+LISTS: dict[str, tuple[pa.DataType, int, list[Any]]] = {
+    "numbers": (pa.list_(pa.int32()), 1, [[1, 2], [], [3], [4, 5, 6]]),
+    "long": (pa.large_list(pa.float32()), 1, [[1.5], [2.0, 2.5], [], [3.0]]),
+    "pairs": (pa.list_(pa.list_(pa.float32(), 2)), 2, [[[1, 2]], [[3, 4], [5, 6]], [], [[7, 8]]]),
+    "fixed": (pa.list_(pa.list_(pa.float32(), 2), 2), 2, [[[1, 2], [3, 4]], [[5, 6], [7, 8]]] * 2),
+    "nested": (pa.list_(pa.list_(pa.int32())), 2, [[[1, 2, 3], [4, 5, 6]], [[7]], [[8, 9]], [[1], [2]]]),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_are_read_by_their_places(name: str) -> None:
+    """Whole columns and slices of them, as `datasets` may have saved them again."""
+    dtype, ndim, rows = LISTS[name]
+    whole = pa.array(rows, dtype)
+    for start, end in ((0, 4), (1, 4), (2, 3)):
+        column = ListColumn(whole[start:end], ndim)
+        for row in range(end - start):
+            expected = rows[start + row]
+            found = column.row(row)
+            assert found.tolist() == expected
+            assert found.ndim == ndim
+    holes = ListColumn(pa.array([rows[0], None], dtype), ndim)
+    assert holes.row(0).tolist() == rows[0]
+    assert holes.row(1).size == 0
+
+
+def test_lists_that_are_no_array_are_an_error() -> None:
+    column = ListColumn(pa.array([[1, 2], [3, None]], pa.list_(pa.int32())), 1)
+    assert column.row(0).tolist() == [1, 2]
+    with pytest.raises(ValueError, match="missing"):
+        column.row(1)
+    with pytest.raises(ValueError, match="reshape"):
+        ListColumn(pa.array([[[1, 2], [3]]], pa.list_(pa.list_(pa.int32()))), 2).row(0)
 
 
 def test_distributed_ranks_share_the_samples(sets: dict[str, Path]) -> None:

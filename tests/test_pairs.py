@@ -1,6 +1,7 @@
 """Prompt and target pairs: whose they are, how many, how even, and what the loader makes of them."""
 
 import json
+import pickle
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import hfprep
 from hfprep.errors import ConfigError, StoreError
 from hfprep.formats.arrow_writer import export_arrow
 from hfprep.formats.formats import open_set
+from hfprep.formats.npy import NpySplit
 from hfprep.formats.pairs import PairOptions, speaker_reader, write_pairs
 from tests.sample_sets import make_output
 
@@ -168,6 +171,25 @@ def test_the_loader_takes_voice_and_emotion_from_the_prompt(output: Path, tmp_pa
         batch = hfprep.collate([data[0], data[5]])
         assert {"prompt_ids", "target_ids", "prompt_languages", "languages", "ids"} <= batch.keys()
         assert batch["codes"].dtype == torch.int64
+
+
+def test_workers_are_told_where_the_samples_of_pairs_are(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They do not go through the whole set again to find out, however they are started."""
+    write_pairs(output)
+    data = hfprep.load(output, "train", pairs=output / "train_pairs.jsonl")
+    expected = [data[index] for index in range(len(data))]
+
+    def refuse(self: object) -> None:
+        raise AssertionError("a worker has gone through the set")
+
+    for name in ("ids", "entries", "samples"):
+        monkeypatch.setattr(NpySplit, name, refuse)
+    workers = DataLoader(data, batch_size=None, num_workers=1, multiprocessing_context="fork")
+    pickled = pickle.loads(pickle.dumps(data))
+    for index, (item, found) in enumerate(zip(expected, workers, strict=True)):
+        for other in (found, pickled[index]):
+            assert item["id"] == other["id"]
+            assert torch.equal(item["condition"], other["condition"])
 
 
 def test_stale_pairs_are_noticed(output: Path) -> None:

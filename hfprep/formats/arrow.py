@@ -4,9 +4,9 @@ Reads the shards by memory mapping, a row without copies. What `datasets` itself
 long as the columns are there.
 """
 
-import itertools
 import json
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,19 @@ import pyarrow as pa
 from hfprep.errors import StoreError
 from hfprep.formats.extra_fields import ExtraColumn, rebuilt
 from hfprep.formats.index import Places, read_index
-from hfprep.formats.samples import Entry, Origin, Sample, SampleSet, Split, checked, entry_from
-from hfprep.schema import Schema
+from hfprep.formats.samples import (
+    LABELS,
+    Entry,
+    Origin,
+    Sample,
+    SampleSet,
+    Split,
+    check_arrays,
+    checked,
+    entry_from,
+    parse_exact,
+)
+from hfprep.schema import Column, Schema
 
 TITLE = "Training features made by hfprep."
 MADE_BY = "made by hfprep"  # in every title that there has been
@@ -62,40 +73,101 @@ def split_files(root: Path) -> list[str]:
     return [item["filename"] for item in json.loads((root / STATE_FILE).read_bytes())["_data_files"]]
 
 
+class ListColumn:
+    """A column of lists, or of lists of lists, of one record batch: its numbers, and where each row's are."""
+
+    def __init__(self, column: pa.Array, ndim: int) -> None:
+        array = column.storage if isinstance(column, pa.ExtensionArray) else column
+        self._valid = None if not array.null_count else array.is_valid().to_numpy(zero_copy_only=False)
+        self._levels: list[int | np.ndarray] = []  # of each: how many in every list, or where lists start and end
+        for _ in range(ndim):
+            if isinstance(array.type, pa.FixedSizeListType):
+                self._levels.append(array.type.list_size)
+                array = array.values.slice(array.offset * array.type.list_size, len(array) * array.type.list_size)
+            else:
+                self._levels.append(array.offsets.to_numpy())
+                array = array.values
+        self._known = None if not array.null_count else array.is_valid().to_numpy(zero_copy_only=False)
+        values = array if self._known is None else array.fill_null(0)
+        self._values: np.ndarray = values.to_numpy()
+
+    def row(self, row: int) -> np.ndarray:
+        """One row as an array of `ndim` dimensions, without a copy; ValueError where it is not one."""
+        if self._valid is not None and not self._valid[row]:
+            return np.zeros((0,) * len(self._levels), np.float64)
+        start, end, shape, lists = row, row + 1, [], 1
+        for level in self._levels:
+            if isinstance(level, int):
+                start, end = start * level, end * level
+            else:
+                start, end = int(level[start]), int(level[end])
+            shape.append((end - start) // lists if lists else 0)
+            lists = end - start
+        if self._known is not None and not self._known[start:end].all():
+            raise ValueError("there are numbers missing")
+        return self._values[start:end].reshape(shape)
+
+
+class BatchColumns:
+    """The columns of one record batch, each prepared when it is first asked for."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self.batch = batch
+        self._columns: dict[str, pa.Array] = {}
+        self._lists: dict[str, ListColumn] = {}
+
+    def value(self, name: str, row: int) -> Any:
+        """A value as Python has it; KeyError where there is no such column."""
+        column = self._columns.get(name)
+        if column is None:
+            column = self._columns[name] = self.batch.column(name)
+        return column[row].as_py()
+
+    def array(self, column: Column, row: int) -> np.ndarray:
+        """The array in a column of the schema."""
+        found = self._lists.get(column.name)
+        if found is None:
+            found = self._lists[column.name] = ListColumn(self.batch.column(column.name), column.ndim)
+        return found.row(row)
+
+
 class ArrowRows:
     """The rows of Arrow IPC streams, one file after another; memory-mapped, in each process for itself."""
 
     def __init__(self, root: Path, files: Sequence[str] | None = None) -> None:
         self.root = root
         self.files = files  # None: those that the folder lists
-        self._batches: list[pa.RecordBatch] | None = None
-        self._ends = np.cumsum([batch.num_rows for batch in self.batches()], dtype=np.int64)
+        self._batches: list[BatchColumns] | None = None
+        self._ends: list[int] = np.cumsum([batch.num_rows for batch in self.batches()], dtype=np.int64).tolist()
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return self._ends[-1] if self._ends else 0
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_batches": None}
 
     def batches(self) -> list[pa.RecordBatch]:
         """The record batches of all files; StoreError where one cannot be read."""
+        return [columns.batch for columns in self._opened()]
+
+    def _opened(self) -> list[BatchColumns]:
         if self._batches is None:
             try:
                 files = split_files(self.root) if self.files is None else self.files
                 streams = [pa.ipc.open_stream(pa.memory_map(str(self.root / file))) for file in files]
                 self.schema = streams[0].schema
-                self._batches = [batch for stream in streams for batch in stream if batch.num_rows]
+                self._batches = [BatchColumns(batch) for stream in streams for batch in stream if batch.num_rows]
             except (OSError, ValueError, KeyError, IndexError, pa.ArrowException) as error:
                 raise StoreError(f"{self.root} cannot be read as a saved data set: {error}; make it again") from error
         return self._batches
 
-    def row(self, index: int) -> tuple[pa.RecordBatch, int]:
+    def row(self, index: int) -> tuple[BatchColumns, int]:
         """The record batch that holds a row, and the row's position in it."""
-        batches = self.batches()
+        batches = self._opened()
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        return batches[number], index - (int(self._ends[number - 1]) if number else 0)
+        number = bisect_right(self._ends, index)
+        return batches[number], index - (self._ends[number - 1] if number else 0)
 
 
 class ArrowSplit(Split):
@@ -122,7 +194,7 @@ class ArrowSplit(Split):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def _row(self, index: int) -> tuple[pa.RecordBatch, int]:
+    def _row(self, index: int) -> tuple[BatchColumns, int]:
         if self.places is not None and 0 <= index < len(self):
             index = int(self.places.table[index, 0])
         return self.rows.row(index)
@@ -130,44 +202,56 @@ class ArrowSplit(Split):
     def entry(self, index: int) -> Entry:
         return self._entry(*self._row(index))
 
-    def _entry(self, batch: pa.RecordBatch, row: int) -> Entry:
-        def value(name: str) -> Any:
-            return batch.column(name)[row].as_py()
-
-        names = batch.schema.names
-        exact_line = value(EXACT_LINE) if EXACT_LINE in names else None
-        exact_extra = value(EXACT_EXTRA) if EXACT_EXTRA in names else None
+    def _entry(self, batch: BatchColumns, row: int) -> Entry:
+        names = self.rows.schema.names
+        exact_line = batch.value(EXACT_LINE, row) if EXACT_LINE in names else None
+        exact_extra = batch.value(EXACT_EXTRA, row) if EXACT_EXTRA in names else None
         kept = [column for column in self.extra_columns if column.name in names]
-        extra = exact_extra or rebuilt(kept, {column.name: value(column.name) for column in kept})
-        metadata = {name: value(name) for name in self.schema.fields}
+        extra = exact_extra or rebuilt(kept, {column.name: batch.value(column.name, row) for column in kept})
+        metadata = {name: batch.value(name, row) for name in self.schema.fields}
         return entry_from(self.schema, metadata, exact_line, extra)
 
     def sample(self, index: int) -> Sample:
         batch, row = self._row(index)
-        entry = self._entry(batch, row)
-        arrays = {item.name: _array(batch.column(item.name), row, item.ndim) for item in self.schema.columns}
-        return checked(self.schema, Sample(entry, arrays), str(self.rows.root))
+        sample = Sample(self._entry(batch, row), self._arrays(batch, row, self.schema.columns))
+        return checked(self.schema, sample, str(self.rows.root))
+
+    def read(self, index: int, columns: Sequence[Column] | None = None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        batch, row = self._row(index)
+        exact_line = batch.value(EXACT_LINE, row) if self._has_exact_lines else None
+        if exact_line:
+            record = parse_exact(exact_line).record
+        else:
+            record = {name: batch.value(name, row) for name in self._labels}
+        arrays = self._arrays(batch, row, self.schema.columns if columns is None else columns)
+        check_arrays(self.schema, record, arrays, str(self.rows.root))
+        return record, arrays
+
+    @cached_property
+    def _has_exact_lines(self) -> bool:
+        return EXACT_LINE in self.rows.schema.names
+
+    @cached_property
+    def _labels(self) -> tuple[str, ...]:
+        """The fields that `read` gives."""
+        return (*LABELS, *self.schema.lengths, *(item.name for item in self.schema.record_fields))
+
+    def _arrays(self, batch: BatchColumns, row: int, columns: Sequence[Column]) -> dict[str, np.ndarray]:
+        try:
+            return {column.name: batch.array(column, row) for column in columns}
+        except (ValueError, pa.ArrowException) as error:
+            raise StoreError(f"{self.rows.root} has arrays that cannot be read: {error}; make it again") from error
+
+    def ids(self) -> Iterator[str]:
+        found = [name for batch in self.rows.batches() for name in batch.column("id").to_pylist()]
+        if self.places is not None:
+            found = [found[row] for row in self.places.column(ROW).tolist()]
+        return iter(found)
 
     def lengths(self, name: str) -> np.ndarray:
         parts = [batch.column(name).to_numpy(zero_copy_only=False) for batch in self.rows.batches()]
         found = np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
         return found if self.places is None else found[self.places.column(ROW)]
-
-
-def _array(column: pa.Array, row: int, ndim: int) -> np.ndarray:
-    """One row of a list column as an array of so many dimensions, without a copy."""
-    storage = column.storage if isinstance(column, pa.ExtensionArray) else column
-    values = storage[row].values
-    if values is None:
-        return np.zeros((0,) * ndim, np.float64)
-    counts = [len(values)]
-    for _ in range(ndim - 1):
-        values = values.flatten()
-        counts.append(len(values))
-    if not counts[-1]:
-        return np.zeros((counts[0], *(0,) * (ndim - 1)), values.type.to_pandas_dtype())
-    shape = [counts[0], *(count // before for before, count in itertools.pairwise(counts))]
-    return np.asarray(values.to_numpy()).reshape(shape)
 
 
 class ArrowSet(SampleSet):

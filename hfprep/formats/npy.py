@@ -9,12 +9,12 @@ import os
 import sqlite3
 import stat
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from hfprep.formats.samples import (
     Sample,
     SampleSet,
     Split,
+    check_arrays,
     checked,
     parse_entry,
     parse_schema,
@@ -37,7 +38,7 @@ from hfprep.formats.samples import (
 from hfprep.io import atomic
 from hfprep.io.chunks import chunks_of
 from hfprep.io.npy_format import npy_bytes, parse_npy
-from hfprep.schema import Schema
+from hfprep.schema import Column, Schema
 from hfprep.store.first_version import first_schema, width_column
 from hfprep.store.layout import IO_THREADS, PRIVATE, PROGRESS, STATS, TRAIN, VAL
 from hfprep.store.statistics import write_stats
@@ -45,6 +46,8 @@ from hfprep.store.statistics import write_stats
 MANIFESTS = {"train": TRAIN, "validation": VAL}
 CHUNK_SAMPLES = 256
 MAX_ARRAY_BYTES = 1 << 30
+
+Item = TypeVar("Item")
 
 
 class LineFile:
@@ -54,15 +57,19 @@ class LineFile:
         self.path = path
         self._offsets = array("q", [0])
         self._file = PositionedFile(path)
-        try:
-            with open(path, "rb") as stream:
-                for line in stream:
-                    self._offsets.append(self._offsets[-1] + len(line))
-        except OSError as error:
-            raise StoreError(f"{path} cannot be read: {error.strerror or error}") from error
+        for line in self.lines():
+            self._offsets.append(self._offsets[-1] + len(line))
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
+
+    def lines(self) -> Iterator[bytes]:
+        """All lines, with their newlines."""
+        try:
+            with open(self.path, "rb") as stream:
+                yield from stream
+        except OSError as error:
+            raise StoreError(f"{self.path} cannot be read: {error.strerror or error}") from error
 
     def line(self, index: int) -> bytes:
         """The bytes of a line, with its newline."""
@@ -104,7 +111,7 @@ class NpySplit(Split):
         if not extra_path(self.root).is_file():
             yield from plain
             return
-        ids = (self.entry(index).id for index in range(len(self)))
+        ids = self.ids()
         for entry, extra in zip(plain, read_extra_fields(self.root, ids), strict=True):
             yield Entry(entry.record, entry.line, extra)
 
@@ -113,15 +120,38 @@ class NpySplit(Split):
             for chunk in chunks_of(self.entries(), CHUNK_SAMPLES):
                 yield from pool.map(self._load, chunk)
 
+    def read(self, index: int, columns: Sequence[Column] | None = None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        record = self.entry(index).record
+        arrays = load_arrays(self.root, self.schema.columns if columns is None else columns, record)
+        check_arrays(self.schema, record, arrays, str(self.manifest))
+        return record, arrays
+
+    def ids(self) -> Iterator[str]:
+        return self._values("id", str)
+
+    def lengths(self, name: str) -> np.ndarray:
+        return np.fromiter(self._values(name, int), np.int64, len(self))
+
+    def _values(self, name: str, kind: Callable[[Any], Item]) -> Iterator[Item]:
+        """A field of every record, without a look at the others; StoreError where a line has none."""
+        for number, line in enumerate(self._lines.lines(), start=1):
+            try:
+                yield kind(json.loads(line)[name])
+            except (ValueError, LookupError, TypeError, RecursionError):
+                message = (
+                    f"{self.manifest}, line {number}: it is no record with {name}; run the build again to repair it"
+                )
+                raise StoreError(message) from None
+
     def _load(self, entry: Entry) -> Sample:
-        arrays = load_arrays(self.root, self.schema, entry.record)
+        arrays = load_arrays(self.root, self.schema.columns, entry.record)
         return checked(self.schema, Sample(entry, arrays), str(self.manifest))
 
 
-def load_arrays(root: Path, schema: Schema, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def load_arrays(root: Path, columns: Iterable[Column], record: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The arrays that a record's `*_path` fields name, by column; raises StoreError naming sample and file."""
     arrays = {}
-    for column in schema.columns:
+    for column in columns:
         path = record.get(f"{column.name}_path")
         if not isinstance(path, str):
             raise StoreError(f"sample {record.get('id')!r} in {root} has no {column.name}_path; run the build again")
@@ -140,21 +170,26 @@ def load_array(root: Path, path: str, sample_id: str) -> np.ndarray:
     """One .npy file, by its path relative to the manifest's folder."""
     try:
         check_inside(root, path)
-        return parse_npy(file_content(root / path))
+        return parse_npy(file_content(os.path.join(root, path)))
     except (OSError, ValueError) as error:
         raise StoreError(f"sample {sample_id!r}: {root / path} cannot be read: {error}; run the build again") from error
 
 
-def file_content(path: Path) -> bytes:
+def file_content(path: str | Path) -> bytes:
     """The bytes of an array's file. Raises OSError, and ValueError for what is none."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | atomic.NO_LINK)  # a pipe would be waited for
-    with open(descriptor, "rb", buffering=0) as stream:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is not a regular file")
         if status.st_size > MAX_ARRAY_BYTES:
             raise ValueError(f"it has {status.st_size} bytes, more than any array of a sample")
-        return stream.read()
+        data = os.read(descriptor, status.st_size)
+        while len(data) < status.st_size and (more := os.read(descriptor, status.st_size - len(data))):
+            data += more
+        return data
+    finally:
+        os.close(descriptor)
 
 
 def check_inside(root: Path, path: Any, suffix: str = ".npy") -> None:

@@ -1,11 +1,14 @@
 """A file that is read by position from many threads and processes at once."""
 
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hfprep.errors import StoreError
+
+_held = threading.local()  # of each thread, the memory that it reads into
 
 
 class PositionedFile:
@@ -17,12 +20,23 @@ class PositionedFile:
 
     def read(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes from `offset`; StoreError where the file cannot be opened."""
+        return os.pread(self._opened(), size, offset)
+
+    def view(self, offset: int, size: int) -> memoryview:
+        """The same in memory that the thread's next view, of any file, overwrites: no new memory is needed."""
+        held: bytearray | None = getattr(_held, "memory", None)
+        if held is None or len(held) < size:
+            held = _held.memory = bytearray(size)
+        view = memoryview(held)[:size]
+        return view[: os.preadv(self._opened(), [view], offset)].toreadonly()
+
+    def _opened(self) -> int:
         if self._descriptor is None:
             try:
                 self._descriptor = os.open(self.path, os.O_RDONLY)
             except OSError as error:
                 raise StoreError(f"{self.path} cannot be read: {error.strerror or error}") from error
-        return os.pread(self._descriptor, size, offset)
+        return self._descriptor
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_descriptor": None}

@@ -6,7 +6,7 @@ readable by position, and `SampleSet`. What a sample consists of is the set's ow
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 
 from hfprep.errors import RejectedSample, StoreError
 from hfprep.inputs.manifest.rows import check_id
-from hfprep.schema import Schema, manifest_record
+from hfprep.schema import Column, Schema, manifest_record
 from hfprep.store.first_version import first_schema, width_column
 from hfprep.store.layout import json_line
 
@@ -24,6 +24,7 @@ SPLITS = ("train", "validation")
 DTYPES = ("float32", "float16")
 HALF = np.dtype(np.float16)
 NO_EXTRA = "{}"
+LABELS = ("id", "language")
 
 
 def lengths_of(schema: Schema, record: Mapping[str, Any]) -> dict[str, int]:
@@ -126,6 +127,20 @@ class Split(ABC):
     def sample(self, index: int) -> Sample:
         """Record and arrays of the sample at a position, as they are stored; raises StoreError where it is damaged."""
 
+    def read(self, index: int, columns: Sequence[Column] | None = None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """What a trainer takes of a sample, and the arrays of these columns (None: all), as they are stored.
+
+        The first has at least the `LABELS`, the lengths and the schema's `record_fields`. The arrays are read-only, and
+        there until the thread reads its next sample. Raises StoreError where the sample is damaged.
+        """
+        sample = self.sample(index)
+        wanted = self.schema.columns if columns is None else columns
+        return sample.entry.record, {column.name: sample.arrays[column.name] for column in wanted}
+
+    def ids(self) -> Iterator[str]:
+        """The id of every sample in order."""
+        return (entry.id for entry in self.entries())
+
     def entries(self) -> Iterator[Entry]:
         """All records in order."""
         return (self.entry(index) for index in range(len(self)))
@@ -176,12 +191,15 @@ def record_of(schema: Schema, metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 def entry_from(schema: Schema, metadata: Mapping[str, Any], exact_line: str | None, extra: str) -> Entry:
     """An entry from what Arrow and WebDataset keep of it: the opposite of `metadata` and `exact_line`."""
-    if exact_line:
-        try:
-            return parse_entry(exact_line.encode("utf-8"), extra)
-        except ValueError as error:
-            raise StoreError(f"the record of a sample is damaged: {error}") from None
-    return Entry(record_of(schema, metadata), None, extra)
+    return parse_exact(exact_line, extra) if exact_line else Entry(record_of(schema, metadata), None, extra)
+
+
+def parse_exact(exact_line: str, extra: str = NO_EXTRA) -> Entry:
+    """An entry from the manifest line that a set keeps of it; StoreError where that is none."""
+    try:
+        return parse_entry(exact_line.encode("utf-8"), extra)
+    except ValueError as error:
+        raise StoreError(f"the record of a sample is damaged: {error}") from None
 
 
 def parse_entry(line: bytes, extra: str = NO_EXTRA) -> Entry:
@@ -197,17 +215,21 @@ def parse_entry(line: bytes, extra: str = NO_EXTRA) -> Entry:
 
 def checked(schema: Schema, sample: Sample, where: str) -> Sample:
     """The sample itself, when its arrays are as the schema and its record say; else StoreError."""
-    record = sample.entry.record
+    check_arrays(schema, sample.entry.record, sample.arrays, where)
+    return sample
+
+
+def check_arrays(schema: Schema, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray], where: str) -> None:
+    """Raise StoreError unless arrays of a sample are as the schema and its record say."""
     try:
         lengths = lengths_of(schema, record)
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{where}: sample {record.get('id')!r}: its record lacks a length ({error!r})") from error
-    for name, array in sample.arrays.items():
+    for name, array in arrays.items():
         problem = schema.problem(name, array, lengths, half=True)
         if problem:
             advice = "make the set again from its source"
             raise StoreError(f"{where}: sample {record['id']!r}: {name} is {problem}; {advice}")
-    return sample
 
 
 def stored_vectors(schema: Schema, sample: Sample, column: str, dtype: np.dtype[Any]) -> np.ndarray:

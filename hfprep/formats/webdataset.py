@@ -16,15 +16,26 @@ import numpy as np
 from hfprep.errors import StoreError
 from hfprep.formats.index import INDEX, Places, read_index
 from hfprep.formats.positioned import PositionedFile
-from hfprep.formats.samples import Entry, Origin, Sample, SampleSet, Split, checked, entry_from
+from hfprep.formats.samples import (
+    Entry,
+    Origin,
+    Sample,
+    SampleSet,
+    Split,
+    check_arrays,
+    checked,
+    entry_from,
+    parse_exact,
+)
 from hfprep.io.npy_format import parse_npy
-from hfprep.schema import Schema
+from hfprep.schema import Column, Schema
 from hfprep.store.first_version import first_schema
 
 FORMAT_NAME = "hfprep-webdataset"
 EXACT_LINE, EXTRA = "manifest_line", "extra"
 SHARD, START, SIZE = "shard", "start", "bytes"  # a sample's place; its lengths follow
 BLOCK = 512
+RECORD_BYTES = 4096  # with its header, most records are shorter
 _NAME = re.compile(rb"[0-9a-f]+\.(.+)")
 
 
@@ -69,12 +80,17 @@ def parse_sample(schema: Schema, data: memoryview, where: Path) -> Sample:
     """A sample from its members, one after another; StoreError where they are not what they have to be."""
     members = _members(data, members_of(schema), where)
     entry = _parse_entry(schema, members["json"])
+    return checked(schema, Sample(entry, _arrays(schema.columns, members, entry.id, where)), str(where))
+
+
+def _arrays(
+    columns: Sequence[Column], members: Mapping[str, memoryview], sample_id: str, where: Path
+) -> dict[str, np.ndarray]:
     try:
-        arrays = {column.name: parse_npy(members[f"{column.name}.npy"]) for column in schema.columns}
+        return {column.name: parse_npy(members[f"{column.name}.npy"]) for column in columns}
     except ValueError as error:
-        message = f"sample {entry.id!r}: an array in {where} cannot be read: {error}; make it again"
+        message = f"sample {sample_id!r}: an array in {where} cannot be read: {error}; make it again"
         raise StoreError(message) from error
-    return checked(schema, Sample(entry, arrays), str(where))
 
 
 def _parse_entry(schema: Schema, data: memoryview) -> Entry:
@@ -159,19 +175,41 @@ class WebDatasetSplit(Split):
         assert self._places is not None
         return self._places.table
 
-    def _read(self, index: int) -> tuple[memoryview, Path]:
+    def _place(self, index: int) -> tuple[PositionedFile, int, int]:
+        """A sample's shard, and its start and size there."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         shard, start, size = map(int, self._table[index, :3])
-        file = self._files[shard]
-        return memoryview(file.read(start, size)), file.path
+        return self._files[shard], start, size
 
     def entry(self, index: int) -> Entry:
-        data, path = self._read(index)
-        return _parse_entry(self.schema, _members(data, ("json",), path)["json"])
+        file, start, size = self._place(index)
+        for most in (min(RECORD_BYTES, size), size):
+            members = _members(memoryview(file.read(start, most)), ("json",), file.path)
+            if BLOCK + len(members["json"]) < most:
+                break
+        return _parse_entry(self.schema, members["json"])
 
     def sample(self, index: int) -> Sample:
-        return parse_sample(self.schema, *self._read(index))
+        file, start, size = self._place(index)
+        return parse_sample(self.schema, memoryview(file.read(start, size)), file.path)
+
+    def read(self, index: int, columns: Sequence[Column] | None = None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        file, start, size = self._place(index)
+        members = _members(file.view(start, size), self._wanted, file.path)
+        values = json.loads(bytes(members["json"]))
+        if values[EXACT_LINE]:
+            record = parse_exact(values[EXACT_LINE]).record
+        else:
+            record = values | {"language": values["language"] or None}
+        wanted = self.schema.columns if columns is None else columns
+        arrays = _arrays(wanted, members, str(record.get("id")), file.path)
+        check_arrays(self.schema, record, arrays, str(file.path))
+        return record, arrays
+
+    @cached_property
+    def _wanted(self) -> tuple[str, ...]:
+        return members_of(self.schema)
 
     def lengths(self, name: str) -> np.ndarray:
         if self._places is not None and name in self._places.columns:

@@ -5,6 +5,7 @@ workers by fork or by pickling.
 """
 
 import re
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch.utils.data import Dataset
 
 from hfprep.errors import ConfigError, StoreError
 from hfprep.formats.formats import open_set
-from hfprep.formats.loading.batches import Item
+from hfprep.formats.loading.batches import Item, Rows
 from hfprep.formats.npy import LineFile, load_array, open_manifest, unless_stats_are_missing
 from hfprep.formats.npz import UTTERANCES, NpzSplit, is_npz_export, load_npz, npz_schema
 from hfprep.formats.pair_records import PROMPT, TARGET, pair_schema, path_field, read_npz_pair, role_of
@@ -53,11 +54,18 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         return len(self.split)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = self.split.sample(_position(index, len(self)))
-        record = sample.entry.record
-        values = {"id": sample.entry.id, "language": record.get("language")}
-        values |= {item.name: record.get(item.name) for item in self.schema.record_fields}
-        return Item(self.schema, values | tensors(sample.arrays))
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The samples of a batch, as a DataLoader asks for them; `collate` need not copy their vectors."""
+        rows, schema = Rows(len(indices)), self.schema
+        items: list[dict[str, Any]] = []
+        for index in indices:
+            record, arrays = self.split.read(_position(index, len(self)))
+            values = {"id": record["id"], "language": record.get("language")}
+            values |= {item.name: record.get(item.name) for item in schema.record_fields}
+            items.append(Item(schema, values | rows.add(arrays)))
+        return items
 
     def lengths(self, name: str) -> np.ndarray:
         """A length of every sample, such as code_len, int64."""
@@ -90,6 +98,8 @@ class PairDataset(Dataset[dict[str, Any]]):
         self.manifest = manifest
         self.samples = samples
         self._lines = LineFile(manifest)
+        # Found here, not when a pair is read: a DataLoader's workers would each find all of them again.
+        self._positions = None if samples is None else self._found_in(samples.split)
 
     def __repr__(self) -> str:
         return _described(self, "pair", "" if self._of_npz else f"{TARGET}_")
@@ -115,9 +125,19 @@ class PairDataset(Dataset[dict[str, Any]]):
         return npz_schema(folder) if self._of_npz else pair_schema(folder)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The pairs of a batch, as a DataLoader asks for them; `collate` need not copy their vectors."""
+        rows = Rows(len(indices))
+        return [self._item(_position(index, len(self)), rows) for index in indices]
+
+    def _item(self, index: int, rows: Rows) -> dict[str, Any]:
         record = self.record(index)
         try:
-            return self._item(self._named(record))
+            named = self._named(record)
+            arrays = self._from_files(named) if self.samples is None else self._from_samples(index, named)
+            return self._checked(named, rows.add(arrays))
         except (KeyError, ValueError) as error:
             wrong = f"has no {error.args[0]}" if isinstance(error, KeyError) else f"cannot be read: {error}"
             folder = self.manifest.parent
@@ -135,11 +155,10 @@ class PairDataset(Dataset[dict[str, Any]]):
         """The record of a pair by the names of `pair_record`."""
         return read_npz_pair(self.schema, record, self.manifest.parent) if self._of_npz else record
 
-    def _item(self, record: dict[str, Any]) -> dict[str, Any]:
-        arrays = self._from_files(record) if self.samples is None else self._from_samples(record, self.samples)
+    def _checked(self, record: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
         for column in self.schema.columns:
             for dim, name in enumerate(column.dims if role_of(column) == TARGET else ()):
-                size = arrays[column.name].shape[dim]
+                size = tensors[column.name].shape[dim]
                 if isinstance(name, str) and size != record[f"target_{name}"]:
                     raise StoreError(
                         f"{self.manifest}, pair {record['id']!r}: {column.name} has {size} values, but target_{name} "
@@ -154,7 +173,7 @@ class PairDataset(Dataset[dict[str, Any]]):
             "prompt_language": record["prompt_language"],
             **{item.name: record[f"target_{item.name}"] for item in self.schema.record_fields},
         }
-        return Item(self.schema, values | tensors(arrays))
+        return Item(self.schema, values | tensors)
 
     def _from_files(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
         root = self.manifest.parent
@@ -166,20 +185,31 @@ class PairDataset(Dataset[dict[str, Any]]):
             for column in self.schema.columns
         }
 
-    def _from_samples(self, record: dict[str, Any], samples: FeatureDataset) -> dict[str, np.ndarray]:
+    def _from_samples(self, index: int, record: dict[str, Any]) -> dict[str, np.ndarray]:
+        assert self.samples is not None
+        assert self._positions is not None
         arrays: dict[str, np.ndarray] = {}
-        for role in ROLES:
-            index = self._positions.get(record[f"{role}_id"])
-            if index is None:
+        for role, position in zip(ROLES, self._positions[index].tolist(), strict=True):
+            if position < 0:
                 raise StoreError(f"{self.manifest}: pair {record['id']!r} names a {role} that is not in the data set")
-            found = samples.split.sample(index).arrays
-            arrays |= {column.name: found[column.name] for column in self.schema.columns if role_of(column) == role}
+            columns = [column for column in self.schema.columns if role_of(column) == role]
+            found = self.samples.split.read(position, columns)[1]
+            arrays |= {name: array.copy() for name, array in found.items()}  # the next one is read over it
         return {column.name: arrays[column.name] for column in self.schema.columns}
 
-    @cached_property
-    def _positions(self) -> dict[str, int]:
-        split = self.samples.split if self.samples is not None else None
-        return {entry.id: index for index, entry in enumerate(split.entries())} if split is not None else {}
+    def _found_in(self, split: Split) -> np.ndarray:
+        """Of each pair, where its prompt and its target are, int64 (pairs, 2); -1 for one that is not there."""
+        positions = {sample_id: position for position, sample_id in enumerate(split.ids())}
+        found = (positions.get(name, -1) for line in self._lines.lines() for name in self._ids_in(line))
+        return np.fromiter(found, np.int64, len(ROLES) * len(self)).reshape(-1, len(ROLES))
+
+    def _ids_in(self, line: bytes) -> list[str]:
+        """The ids of a pair's prompt and target; "" where reading the pair says what is wrong with it."""
+        try:
+            record = self._named(parse_entry(line).record)
+        except (KeyError, ValueError):
+            record = {}
+        return [str(record.get(f"{role}_id", "")) for role in ROLES]
 
     @cached_property
     def code_lengths(self) -> np.ndarray:
@@ -194,14 +224,6 @@ class PairDataset(Dataset[dict[str, Any]]):
     def _length(self, name: str) -> np.ndarray:
         field = name if self._of_npz else f"{TARGET}_{name}"
         return np.fromiter((self.record(index)[field] for index in range(len(self))), np.int64, len(self))
-
-
-def tensors(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """Arrays of a sample as tensors of their own: integers as int64, latents as float32."""
-    return {
-        name: torch.from_numpy(values.astype(np.int64 if values.dtype.kind == "i" else np.float32))
-        for name, values in arrays.items()
-    }
 
 
 def load(
