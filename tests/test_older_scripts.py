@@ -121,8 +121,8 @@ def test_config_and_checkpoint_are_looked_for_in_their_usual_place(
     with caplog.at_level(logging.INFO):
         result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 0, result.output
-    assert "--config is not given: checkpoints/config.yaml is taken" in caplog.text
-    assert "--gpt-checkpoint is not given: checkpoints/gpt.pth is taken" in caplog.text
+    assert "--config is not given: using checkpoints/config.yaml" in caplog.text
+    assert "--gpt-checkpoint is not given: using checkpoints/gpt.pth" in caplog.text
 
 
 def test_retokenize_takes_a_language(golden_small: Path, manifest: Path, tmp_path: Path) -> None:

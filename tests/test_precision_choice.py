@@ -167,8 +167,8 @@ def test_auto_really_measures(golden_small: Path, tmp_path: Path, monkeypatch: p
     ("options", "words"),
     [
         ({"precision": "fp64"}, "--precision is 'fp64'; it must be fp32, exact"),
-        ({"precision": "auto", "engine": "ray"}, "a precision by name"),
-        ({"precision": "auto", "shard": "0/2"}, "a precision by name"),
+        ({"precision": "auto", "engine": "ray"}, "a specific precision"),
+        ({"precision": "auto", "shard": "0/2"}, "a specific precision"),
         ({"min_code_agreement": 0.0}, "--min-code-agreement is '0.0'"),
     ],
 )

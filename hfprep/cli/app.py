@@ -104,12 +104,12 @@ def build(context: typer.Context, options: Path | None, write_options: Path | No
 
 
 def _usual_files(options: dict[str, Any]) -> dict[str, Path]:
-    """The config and checkpoint in checkpoints/, where they are there and no others are given."""
+    """The config and checkpoint in checkpoints/, if they exist and no others are given."""
     if options["models"] is not None:
         return {}
     found = {name: path for name, path in USUAL_FILES.items() if options[name] is None and path.is_file()}
     for name, path in found.items():
-        logging.getLogger("hfprep").info("%s is not given: %s is taken", flag(name), path)
+        logging.getLogger("hfprep").info("%s is not given: using %s", flag(name), path)
     return found
 
 
@@ -121,11 +121,11 @@ def bench() -> None:
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where models, data and features go.")] = Path("demo"),
-    num_samples: Annotated[int, typer.Option(help="Good samples to make.")] = 24,
+    folder: Annotated[Path, typer.Argument(help="Folder for models, data and features.")] = Path("demo"),
+    num_samples: Annotated[int, typer.Option(help="Number of good samples to make.")] = 24,
     recipe: Annotated[str, typer.Option(help=f"Model family: {', '.join(DEMOS)}.")] = DEMOS[0],
 ) -> None:
-    """Make RANDOM models and sample data, and run the real build on them."""
+    """Make RANDOM models and sample data, and run a real build on them."""
     from hfprep.tools.demo.dataset import make_dataset
     from hfprep.tools.demo.model_sets import make_models
 

@@ -1,4 +1,4 @@
-"""`python -m hfprep check`: what a build would make of a manifest, before any GPU hour is spent."""
+"""`python -m hfprep check`: what a build would reject in a manifest, before GPU time is spent."""
 
 import contextlib
 import sys
@@ -29,7 +29,7 @@ TEXT_WIDTH = 60
 
 @options_of(CheckOptions, arguments={"manifest": "MANIFEST"}, with_context=False)
 def check(**values: Any) -> None:
-    """Look at every line, text and audio header; exit status 1 when a build would reject anything."""
+    """Check every line, text and audio header; exit status 1 if a build would reject any."""
     from hfprep.tools.check.scan import check as run
 
     options = CheckOptions(**values)
@@ -45,7 +45,7 @@ def check(**values: Any) -> None:
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[int], None]]:
-    """Show the number of lines looked at while inside, in a terminal only."""
+    """Show the number of lines checked so far, in a terminal only."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -57,7 +57,7 @@ def _progress() -> Iterator[Callable[[int], None]]:
 
 
 def show(found: "Preflight", expected: "Estimate | None", *, decoded: bool) -> None:
-    """Print the findings: the counts, then what is wrong or odd, with examples."""
+    """Print the findings: counts, then rejected and suspicious rows with examples."""
     show_table(_overview(found, expected), PLAIN_WIDTH)
     if found.accepted:
         show_table(_shares("language", found.languages), PLAIN_WIDTH)
@@ -143,7 +143,7 @@ def _texts(found: "Preflight") -> "Table":
 
 
 def _text_rules(found: "Preflight") -> list[str]:
-    """What the text rules do that hardly anybody wants."""
+    """Effects of the text rules that are rarely wanted."""
     lines = []
     for doubtful, number in found.doubtful.most_common():
         grammar = {"en": "English", "zh": "Chinese"}[doubtful.language]
@@ -177,7 +177,7 @@ def _rejections(found: "Preflight") -> "Table":
 
 
 def _oddities(found: "Preflight", *, decoded: bool) -> list[str]:
-    """What a build takes, but a person should know."""
+    """Rows that a build accepts but that may be wrong."""
     lines = []
     for name, over in found.overlong.items():
         named = ", ".join(f"{sample_id} ({length})" for sample_id, length in over.examples)
@@ -210,7 +210,7 @@ def _oddities(found: "Preflight", *, decoded: bool) -> list[str]:
 
 
 def _costs(found: "Preflight") -> list[str]:
-    """Languages whose texts take many ids: how much text the model has room for, and what has more."""
+    """Languages whose texts take many ids: how many characters fit, and the samples with more."""
     limit = next((found.schema.limits[name] for name in found.text_lengths if name in found.schema.limits), None)
     if limit is None:
         return []

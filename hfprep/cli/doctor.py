@@ -14,11 +14,13 @@ RECIPE_HELP = f"Model family: {', '.join(NAMES)}; default: told from the files i
 
 
 def doctor(
-    output_dir: Annotated[Path, typer.Option(help="Where features will go: its disk is measured.")] = Path(),
+    output_dir: Annotated[
+        Path, typer.Option(help="Output folder of the later build, whose disk is measured.")
+    ] = Path(),
     models: Annotated[Path | None, typer.Option(help="Folder with model files; default: the hub's cache.")] = None,
     recipe: Annotated[str | None, typer.Option(help=RECIPE_HELP)] = None,
 ) -> None:
-    """Look at Python, packages, devices, disk and models; problems first, each with its remedy."""
+    """Check Python, packages, devices, disk and models; says what to do about each problem."""
     from rich.text import Text
 
     from hfprep.tools.doctor import Level, examine
@@ -48,10 +50,10 @@ def doctor(
 
 
 def download(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the model files go.")] = Path("checkpoints"),
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the model files.")] = Path("checkpoints"),
     recipe: Annotated[str | None, typer.Option(help=RECIPE_HELP)] = None,
 ) -> None:
-    """Fetch the published models into DIR; run again to go on after a break. Then build with --models DIR."""
+    """Download the published models into DIR; run again to resume. Then build with --models DIR."""
     from hfprep.tools.download import download as fetch
 
     fetch(folder, name=recipe, report=say)

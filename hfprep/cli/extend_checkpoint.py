@@ -11,13 +11,13 @@ from hfprep.cli.output import say
 def extend_checkpoint(
     gpt_checkpoint: Annotated[Path, typer.Option(help="gpt.pth of the checkpoint.")],
     config: Annotated[Path, typer.Option(help="Its config.yaml.")],
-    output_dir: Annotated[Path, typer.Option(help="Folder for the new files; not the checkpoint's own.")],
-    base: Annotated[Path | None, typer.Option(help="IndexTTS-2: the tokenizer that it was trained with.")] = None,
+    output_dir: Annotated[Path, typer.Option(help="Folder for the new files; not the checkpoint's folder.")],
+    base: Annotated[Path | None, typer.Option(help="IndexTTS-2: the tokenizer of the checkpoint.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="IndexTTS-2: the extended one (`tokenizer extend`).")] = None,
-    language: Annotated[str | None, typer.Option(help="IndexTTS-2.5: the language that has no trained row.")] = None,
-    like: Annotated[str | None, typer.Option(help="IndexTTS-2.5: the language whose row it starts from.")] = None,
+    language: Annotated[str | None, typer.Option(help="IndexTTS-2.5: the language without a trained row.")] = None,
+    like: Annotated[str | None, typer.Option(help="IndexTTS-2.5: the language whose row is copied.")] = None,
 ) -> None:
-    """Give a checkpoint rows for an extended tokenizer (IndexTTS-2), or for a language (IndexTTS-2.5)."""
+    """Add rows to a checkpoint for an extended tokenizer (IndexTTS-2) or a language (IndexTTS-2.5)."""
     from hfprep.tools.extend_checkpoint import CheckpointOptions
     from hfprep.tools.extend_checkpoint import extend_checkpoint as run
 

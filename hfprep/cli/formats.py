@@ -10,8 +10,8 @@ import typer
 from hfprep.cli.output import say
 
 Source = Annotated[Path, typer.Argument(help="A finished set: an output of build, a saved data set, or shards.")]
-ShardSize = Annotated[str, typer.Option(help="Size of a shard at most, such as 500MB or 2GB.")]
-Dtype = Annotated[str, typer.Option(help="Of the latents: float32, or float16 (half the space, not the same numbers).")]
+ShardSize = Annotated[str, typer.Option(help="Maximum size of a shard, such as 500MB or 2GB.")]
+Dtype = Annotated[str, typer.Option(help="Of the latents: float32, or float16 (half the size, rounded).")]
 MostText = Annotated[
     int | None, typer.Option(help="Leave out utterances with more text ids; default: the model's positions.")
 ]
@@ -19,10 +19,10 @@ MostCodes = Annotated[
     int | None, typer.Option(help="Leave out utterances with more codes; default: the model's positions.")
 ]
 CrossLingual = Annotated[
-    bool, typer.Option("--cross-lingual", help="Take every other prompt from another language of the speaker.")
+    bool, typer.Option("--cross-lingual", help="Every other prompt is in another language of the speaker.")
 ]
 Form = Annotated[
-    str, typer.Option(help="auto (by OUT), arrays, or npz: OUT is exported to OUT/npz first, pairs go there.")
+    str, typer.Option(help="auto (depends on OUT), arrays, or npz (export OUT to OUT/npz and write the pairs there).")
 ]
 
 
@@ -46,11 +46,11 @@ def export_npy(
 
 def export_arrow(
     out: Source,
-    dataset: Annotated[Path, typer.Argument(help="Where the data set goes; an earlier export is replaced.")],
+    dataset: Annotated[Path, typer.Argument(help="Folder for the data set; an earlier export is replaced.")],
     max_shard_size: ShardSize = "500MB",
     dtype: Dtype = "float32",
     with_audio: Annotated[bool, typer.Option("--with-audio", help="Add the audio files, decoded when read.")] = False,
-    audio_root: Annotated[Path | None, typer.Option(help="Folder that the audio paths start from.")] = None,
+    audio_root: Annotated[Path | None, typer.Option(help="Folder for relative audio paths.")] = None,
 ) -> None:
     """Write a finished set as a saved Arrow data set (datasets.load_from_disk)."""
     from hfprep.formats.arrow_writer import ArrowOptions
@@ -67,9 +67,9 @@ def export_arrow(
 
 def export_webdataset(
     out: Source,
-    shards: Annotated[Path, typer.Argument(help="Where the shards go; an earlier export is replaced.")],
+    shards: Annotated[Path, typer.Argument(help="Folder for the shards; an earlier export is replaced.")],
     max_shard_size: ShardSize = "500MB",
-    max_shard_samples: Annotated[int, typer.Option(help="Samples in a shard at most.")] = 10_000,
+    max_shard_samples: Annotated[int, typer.Option(help="Maximum samples in a shard.")] = 10_000,
     dtype: Dtype = "float32",
 ) -> None:
     """Write a finished set as WebDataset tar shards with an index."""
@@ -86,9 +86,9 @@ def export_webdataset(
 
 def export_npz(
     out: Source,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the files go; an earlier export is replaced.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the files; an earlier export is replaced.")],
 ) -> None:
-    """Write a finished set as one .npz file a sample, as public fine-tuners of IndexTTS-2.5 read it."""
+    """Write a finished set as one .npz file per sample, for public fine-tuners of IndexTTS-2.5."""
     from hfprep.formats.formats import open_set
     from hfprep.formats.npz import export_npz as export
 
@@ -104,22 +104,22 @@ def pairs(
     max_text_len: MostText = None,
     max_code_len: MostCodes = None,
     max_pairs: Annotated[
-        int | None, typer.Option(help="Pairs a split at most, spread evenly over speakers; 0: all.")
+        int | None, typer.Option(help="Maximum pairs per split, divided evenly among speakers; 0: all.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Another seed chooses other prompts.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for choosing prompts.")] = 0,
     speaker_from: Annotated[
         str | None, typer.Option(help="For records without a speaker: folder, id:EXPRESSION or audio:EXPRESSION.")
     ] = None,
     paths: Annotated[str, typer.Option(help="relative (as in the manifests) or absolute.")] = "relative",
     audio_root: Annotated[
-        Path | None, typer.Option(help="With --paths absolute: folder that the audio paths start from.")
+        Path | None, typer.Option(help="With --paths absolute: folder for relative audio paths.")
     ] = None,
     cross_lingual: CrossLingual = False,
     form: Form = "auto",
     train_output_name: Annotated[str, typer.Option(help="Name of the file in OUT.")] = "train_pairs.jsonl",
     val_output_name: Annotated[str, typer.Option(help="Name of the file in OUT.")] = "val_pairs.jsonl",
 ) -> None:
-    """Write prompt and target pairs for the trainer; builds that change the samples make them again."""
+    """Write prompt and target pairs for a trainer; builds that change the samples update them."""
     from hfprep.formats.pair_files import make_pairs
     from hfprep.formats.pairs import PairOptions, folder_for_pairs
 
@@ -146,11 +146,11 @@ def pairs(
 
 def export_manifests(
     out: Annotated[Path, typer.Argument(help="An output of build.")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the manifests go.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the manifests.")],
     paths: Annotated[str, typer.Option(help="relative (to DIR) or absolute.")] = "relative",
-    audio_root: Annotated[Path | None, typer.Option(help="Folder that the audio paths start from.")] = None,
+    audio_root: Annotated[Path | None, typer.Option(help="Folder for relative audio paths.")] = None,
 ) -> None:
-    """Write the manifests and pairs of an output with paths that are found from DIR, or from anywhere; audio, too."""
+    """Write the manifests and pairs of an output with paths relative to DIR, or absolute ones; audio included."""
     from hfprep.formats.manifest_paths import export_manifests as export
     from hfprep.formats.pair_files import pair_files
 
@@ -169,10 +169,10 @@ def retokenize(
     out: Annotated[Path, typer.Argument(help="An output of build.")],
     tokenizer: Annotated[Path, typer.Option(help="The new SentencePiece model.")],
     output_dir: Annotated[Path | None, typer.Option(help="A new folder for the result; default: in place.")] = None,
-    config: Annotated[Path | None, typer.Option(help="config.yaml of the model, where it has moved.")] = None,
+    config: Annotated[Path | None, typer.Option(help="config.yaml of the model, if it has moved.")] = None,
     language: Annotated[str | None, typer.Option(help="Language of all rows, as for build.")] = None,
 ) -> None:
-    """Make text ids anew with another tokenizer, without computing audio; rerun it if it was interrupted."""
+    """Compute text ids again with another tokenizer, without audio; rerun it to resume."""
     from hfprep.pipeline.retokenizing import retokenize as run
 
     given = {"config": config, "language": language}
@@ -201,7 +201,7 @@ def push(
 
 
 def _reading(out: Path) -> AbstractContextManager[Any]:
-    """Hold an output while reading it, so that no build changes it meanwhile; writes nothing there."""
+    """Lock an output while reading it, so that no build changes it; writes nothing there."""
     from hfprep.io.lock import OutputLock
     from hfprep.store.layout import PRIVATE
 

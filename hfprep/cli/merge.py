@@ -10,10 +10,10 @@ from hfprep.cli.output import say
 
 def merge(
     parts: Annotated[list[Path], typer.Argument(metavar="PART...", help="Output directories of all the parts.")],
-    output_dir: Annotated[Path, typer.Option(help="Where the whole goes; a rerun continues there.")],
+    output_dir: Annotated[Path, typer.Option(help="Folder for the result; a rerun continues there.")],
     copy: Annotated[bool, typer.Option("--copy", help="Copy files instead of making hard links.")] = False,
 ) -> None:
-    """Join the outputs of `build --shard` into what one build would have made; run it again to continue."""
+    """Join the outputs of `build --shard` into the output of one build; run it again to continue."""
     from hfprep.pipeline.merging import merge as run
 
     done = run(parts, output_dir, copy=copy)

@@ -64,9 +64,9 @@ def options_of(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunFile:
-    """Options kept in a file, so that a run can be repeated."""
+    """Options in a file, so that a run can be repeated."""
 
-    options: Path | None = option(None, "YAML file with options by name; those on the command line win.", INPUT)
+    options: Path | None = option(None, "YAML file with options by name; the command line takes precedence.", INPUT)
     write_options: Path | None = option(None, "Write the options of this run to a YAML file.", DEBUGGING)
 
 

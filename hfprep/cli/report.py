@@ -11,7 +11,9 @@ from hfprep.cli.output import say
 def report(
     output_dir: Annotated[Path, typer.Argument(metavar="OUT", help="A build's output directory, or an export.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The file; default: OUT/report.html.")] = None,
-    audio: Annotated[bool, typer.Option("--audio", help="Play a sample's source audio from its row.")] = False,
+    audio: Annotated[
+        bool, typer.Option("--audio", help="Add players for the source audio; look for silence and clipping.")
+    ] = False,
 ) -> None:
     """Write one self-contained HTML file: hours, lengths, codebook, voices, rejects, batches, provenance."""
     from hfprep.tools.report.writing import write_report

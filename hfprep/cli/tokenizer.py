@@ -27,19 +27,19 @@ Map = Annotated[str | None, typer.Option("--map", help="Names of fields, as for 
 def extend(
     base: Annotated[Path, typer.Option(help="The SentencePiece model to extend (bpe.model).")],
     manifest: Manifests,
-    output: Annotated[Path, typer.Option(help="Where the extended model goes.")],
+    output: Annotated[Path, typer.Option(help="File for the extended model.")],
     language: Language = None,
     map_: Map = None,
-    new_pieces: Annotated[int, typer.Option(help="Pieces to add at most, characters included.")] = 4000,
+    new_pieces: Annotated[int, typer.Option(help="Maximum pieces to add, including characters.")] = 4000,
     character_coverage: Annotated[
-        float, typer.Option(help="Share of the texts' characters that must have an id; the rarest may stay without.")
+        float, typer.Option(help="Share of the texts' characters that get an id; the rarest do not.")
     ] = 1.0,
     unchanged: Annotated[
         list[Path] | None,
-        typer.Option(help="Manifest in the base's languages, held against the result; may be given again."),
+        typer.Option(help="Manifest whose texts must keep their ids; may be repeated."),
     ] = None,
 ) -> None:
-    """Add pieces for a manifest's language to a tokenizer; every id of the base stays what it is."""
+    """Add pieces for a manifest's language to a tokenizer; the base's ids do not change."""
     from hfprep.tools.tokenizer.extend import ExtendOptions
     from hfprep.tools.tokenizer.extend import extend as run
 
@@ -65,7 +65,7 @@ def compare(
     map_: Map = None,
     config: Annotated[Path | None, typer.Option(help="config.yaml, for the model's text positions.")] = None,
 ) -> None:
-    """Show what each tokenizer makes of a manifest's texts, by language."""
+    """Compare how tokenizers encode a manifest's texts, by language."""
     from hfprep.recipes.options import ModelOptions
     from hfprep.recipes.registry import choose_recipe, outline
     from hfprep.tools.tokenizer.compare import compare as run

@@ -1,4 +1,4 @@
-"""`python -m hfprep verify`: is a finished output whole and right."""
+"""`python -m hfprep verify`: whether a finished output is complete and correct."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @options_of(VerifyOptions, arguments={"output_dir": "OUT"}, with_context=False)
 def verify(**options: Any) -> None:
-    """Check a finished output: every array, every record, every count; exit status 1 and one line a fault."""
+    """Check every array, record and count of a finished output; each fault is one line, exit status 1."""
     from hfprep.tools.verify.checking import verify as run
 
     verdict = run(VerifyOptions(**options))

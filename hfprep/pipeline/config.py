@@ -34,14 +34,14 @@ PRECISIONS = (*MODEL_PRECISIONS, AUTO)
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One of `count` parts of a manifest, `index` counting from 0: every count-th line, so that all are alike."""
+    """One of `count` parts of a manifest (`index` from 0): every count-th line, so that all parts are similar."""
 
     index: int
     count: int
 
     @classmethod
     def parse(cls, text: str) -> "Part":
-        """The part that "3/16" stands for; ConfigError where it stands for none."""
+        """Parse "3/16"; raises ConfigError if it is not a part."""
         found = re.fullmatch(r"(\d+)/(\d+)", text)
         if found is None or not int(found[1]) < int(found[2]):
             allowed = "INDEX/COUNT with INDEX from 0 to COUNT - 1, such as 0/16 for the first of sixteen parts"
@@ -62,36 +62,42 @@ class BuildConfig(ModelOptions):
 
     manifest: Path = option(Path(), "JSONL with id, text, audio; or CSV, Parquet, tars, a data set.", INPUT)
     map: str | None = option(None, "Your field names: text=sentence,audio=path,id=utt; id=@line: row number.", INPUT)
-    audio_root: Path | None = option(None, "Folder (or URL) that relative audio paths start from.", INPUT)
-    language: str | None = option(None, "Language of all rows (en, zh, ja, am, ...); default: each row's own.", INPUT)
+    audio_root: Path | None = option(None, "Folder (or URL) for relative audio paths.", INPUT)
+    language: str | None = option(
+        None, "Language of all rows (en, zh, ja, am, ...); default: each row's `language`.", INPUT
+    )
     max_samples: int | None = option(None, "Take only the first N usable rows; 0: all.", INPUT)
     min_seconds: float | None = option(None, "Reject shorter clips.", INPUT)
     max_seconds: float | None = option(None, "Reject longer clips.", INPUT)
     max_chars_per_second: float | None = option(None, "Reject texts with more characters per second of audio.", INPUT)
-    audio_sr: int | None = option(None, "Default 16000: straight; 24000: by way of 24 kHz, as older scripts.", INPUT)
-    recipe: str | None = option(None, f"Model family: {', '.join(NAMES)}; default: told from the model files.")
-    output_dir: Path = option(Path(), "Where the features go (a folder or s3://...); a rerun continues there.", OUTPUT)
+    audio_sr: int | None = option(
+        None, "16000 (default): direct; 24000: resample to 24 kHz first, like older scripts.", INPUT
+    )
+    recipe: str | None = option(None, f"Model family: {', '.join(NAMES)}; default: recognised from the model files.")
+    output_dir: Path = option(Path(), "Output folder or s3:// URL; a rerun continues there.", OUTPUT)
     format: str = option("npy", "npy, arrow, webdataset; several with commas.", OUTPUT)
     max_shard_size: str = option("500MB", "Largest size of an arrow or webdataset shard.", OUTPUT)
-    val_ratio: float = option(0.01, "Share of ids that go to val_manifest.jsonl, by a hash of the id.", OUTPUT)
-    val_count: int | None = option(None, "Instead of --val-ratio: the N ids of smallest hash.", OUTPUT)
-    drop_overlong: bool = option(False, "Reject samples longer than the model's positions (else: count them).", OUTPUT)
+    val_ratio: float = option(0.01, "Share of ids in val_manifest.jsonl, chosen by a hash of the id.", OUTPUT)
+    val_count: int | None = option(None, "Instead of --val-ratio: the N ids with the smallest hashes.", OUTPUT)
+    drop_overlong: bool = option(
+        False, "Reject samples longer than the model's positions (default: count them).", OUTPUT
+    )
     strict: bool = option(False, "Exit with status 1 if any line was rejected.", OUTPUT)
-    work_dir: Path | None = option(None, "Local folder of an output in object storage.", OUTPUT)
+    work_dir: Path | None = option(None, "Local working folder for an output in object storage.", OUTPUT)
     device: str = option("auto", "auto, cpu, cuda or cuda:N.", SPEED)
     precision: str = option(PLAIN, "fp32; on a GPU exact (same codes, faster), tf32, bf16, fp16; auto: measure.", SPEED)
-    min_code_agreement: float = option(0.995, "Share of codes that another precision must share with fp32.", SPEED)
-    batch_size: int = option(0, "Samples per batch at most; 0: by the device's memory.", SPEED)
+    min_code_agreement: float = option(0.995, "Share of codes that must equal those of fp32.", SPEED)
+    batch_size: int = option(0, "Maximum samples per batch; 0: by the device's memory.", SPEED)
     workers: int = option(0, "Threads that decode audio; 0: one per CPU core.", SPEED)
-    num_processes: int = option(0, "Processes on this machine; 0: one per GPU, else one.", SCALE)
+    num_processes: int = option(0, "Processes on this machine; 0: one per GPU, or one.", SCALE)
     shard: str | None = option(None, "Build one part of the manifest: 0/16 to 15/16; `merge` joins them.", SCALE)
     engine: str = option("local", "local; ray: on a cluster (hfprep[ray]); inline: in this process, to debug.", SCALE)
     ray_address: str | None = option(None, "Address of the Ray cluster (auto or HOST:PORT); default: start one.", SCALE)
     num_gpus_per_worker: float | None = option(None, "GPUs per Ray worker (0.5 puts two workers on one GPU).", SCALE)
     on_change: str = option("recompute", "recompute or refuse, if what finished samples depend on has changed.", CHANGE)
     hash_audio: bool = option(False, "Detect changed audio by hashing its content (slower).", CHANGE)
-    skip_existing: bool = option(False, "Adopt complete files on disk that hfprep has no record of.", CHANGE)
-    dry_run: bool = option(False, "Show what would be done, without loading a model.", DEBUGGING)
+    skip_existing: bool = option(False, "Adopt complete files that hfprep has no record of.", CHANGE)
+    dry_run: bool = option(False, "Show the plan without loading a model.", DEBUGGING)
     log_json: bool = option(False, "Log lines as JSON objects.", DEBUGGING)
 
     def __post_init__(self) -> None:
@@ -102,10 +108,12 @@ class BuildConfig(ModelOptions):
         self._require(self.manifest != Path(), "manifest", "the path of a manifest")
         self._require(self.output_dir != Path(), "output_dir", "the path of a folder")
         utf8 = str(self.output_dir).encode("utf-8", "replace") == os.fsencode(self.output_dir)
-        self._require(utf8, "output_dir", "a folder whose path is UTF-8 (that of the data need not be)")
+        self._require(utf8, "output_dir", "a folder whose path is UTF-8 (paths of the data need not be)")
         remote = url_of(self.output_dir) is not None
-        self._require(self.work_dir is None or remote, "work_dir", "left out: --output-dir is itself a local folder")
-        self._require(not (remote and self.skip_existing), "skip_existing", "left out with an output in object storage")
+        self._require(self.work_dir is None or remote, "work_dir", "omitted: --output-dir is a local folder")
+        self._require(
+            not (remote and self.skip_existing), "skip_existing", "omitted if the output is in object storage"
+        )
         object.__setattr__(self, "language", language_option(self.language))
         object.__setattr__(self, "max_samples", self.max_samples or None)
         self._check_numbers()
@@ -114,7 +122,7 @@ class BuildConfig(ModelOptions):
         self._require(
             self.precision != "auto" or (self.engine != "ray" and self.shard is None),
             "precision",
-            "a precision by name with --engine ray and with --shard: each machine would choose for itself",
+            "a specific precision with --engine ray or --shard, because each machine would choose its own",
         )
         if self.shard is not None:
             Part.parse(self.shard)
@@ -123,14 +131,14 @@ class BuildConfig(ModelOptions):
         self._require(
             self.shard is None or "npy" in self.formats,
             "format",
-            "npy, with commas also others, for a part (--shard): parts are merged in the npy layout. Merge them, then "
-            "use export-arrow or export-webdataset",
+            "npy, or npy and others with commas, for a part (--shard): `merge` needs the npy layout. Merge the parts, "
+            "then use export-arrow or export-webdataset",
         )
         self._require(
             not remote or self.formats in (("arrow",), ("webdataset",)),
             "format",
-            "arrow or webdataset with an output in object storage, where four small files a sample would be the wrong "
-            "thing: add --format arrow; `export-npy` makes npy files of a copy of it",
+            "arrow or webdataset for an output in object storage, where many small files are too slow: add --format "
+            "arrow; `export-npy` makes npy files from a copy of it",
         )
         parse_size(self.max_shard_size)
         self._require(self.on_change in ON_CHANGE, "on_change", " or ".join(ON_CHANGE))
@@ -139,7 +147,7 @@ class BuildConfig(ModelOptions):
         )
 
     def _check_numbers(self) -> None:
-        """ConfigError where a number is out of its range."""
+        """Raise ConfigError if a number is out of range."""
         self._require(0 <= self.val_ratio <= 1, "val_ratio", "a number from 0 to 1")
         self._require(self.val_count is None or self.val_count >= 0, "val_count", "a number of samples, 0 for none")
         for name in ("batch_size", "workers", "num_processes"):
@@ -163,23 +171,23 @@ class BuildConfig(ModelOptions):
 
     @property
     def named_stores(self) -> frozenset[str]:
-        """The object stores that the user named: what is wrong with one of them is not the fault of a row."""
+        """The object stores that the user named; their failures are not a row's fault."""
         urls = (url_of(place) for place in (self.manifest, self.output_dir, self.audio_root) if place is not None)
         return frozenset(store_of(url) for url in urls if url is not None)
 
     @property
     def field_map(self) -> FieldMap:
-        """Which field of the input stands for which of ours."""
+        """How the input's fields map to hfprep's."""
         return FieldMap.parse(self.map)
 
     @property
     def resample_via(self) -> int:
-        """The rate in Hz by way of which audio comes to 16 kHz: `audio_sr`, 16000 (straight) where it is not given."""
+        """Intermediate rate in Hz when resampling to 16 kHz: `audio_sr`, by default 16000 (none)."""
         return STRAIGHT if self.audio_sr is None else self.audio_sr
 
     @property
     def filters(self) -> RowFilters:
-        """Bounds on the rows that are taken; ConfigError where they are none."""
+        """Bounds on accepted rows; raises ConfigError if they are invalid."""
         return RowFilters(
             min_seconds=self.min_seconds,
             max_seconds=self.max_seconds,
@@ -188,12 +196,12 @@ class BuildConfig(ModelOptions):
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """The formats asked for, each once."""
+        """The requested formats without duplicates."""
         return tuple(dict.fromkeys(name.strip() for name in self.format.split(",")))
 
     @property
     def max_shard_bytes(self) -> int:
-        """Bytes of a shard at most."""
+        """Maximum bytes of a shard."""
         return parse_size(self.max_shard_size)
 
 

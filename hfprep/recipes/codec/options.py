@@ -1,4 +1,4 @@
-"""The options that name a neural codec, and how many of its codebooks are wanted."""
+"""The options for a neural codec and its number of codebooks."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +8,8 @@ from hfprep.recipes.base import option
 
 @dataclass(frozen=True, kw_only=True)
 class CodecOptions:
-    """Which codec, and the tokenizer where text ids are wanted as well."""
+    """The codec, and the tokenizer if text ids are wanted."""
 
-    tokenizer: Path | None = option(None, "Of a codec build: SentencePiece model or tokenizer.json; none: no text ids.")
+    tokenizer: Path | None = option(None, "Codec: SentencePiece model or tokenizer.json; default: no text ids.")
     codec_model: str | None = option(None, "Neural codec of transformers (Mimi, EnCodec, DAC): a folder or hub id.")
-    num_codebooks: int | None = option(None, "Codec: its first N codebooks; default: all of them.")
+    num_codebooks: int | None = option(None, "Codec: only the first N codebooks; default: all.")

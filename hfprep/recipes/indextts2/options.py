@@ -11,12 +11,14 @@ from hfprep.recipes.base import option
 class IndexTTS2Options:
     """Where the model files are. They are needed unless `models` names a folder of them."""
 
-    models: Path | None = option(None, "Folder with all model files; sets each model path that is not given.")
+    models: Path | None = option(None, "Folder with all model files; used for model paths that are not given.")
     tokenizer: Path | None = option(None, "SentencePiece model (bpe.model).")
     config: Path | None = option(None, "config.yaml of the IndexTTS-2 checkpoint.")
     gpt_checkpoint: Path | None = option(None, "gpt.pth of the IndexTTS-2 checkpoint.")
     semantic_model: str | None = option(None, "w2v-bert-2.0: a folder or hub id (default: facebook/w2v-bert-2.0).")
-    semantic_codec: str | None = option(None, "Its codec: a .safetensors file or hub id (default: amphion/MaskGCT).")
+    semantic_codec: str | None = option(
+        None, "Semantic codec: a .safetensors file or hub id (default: amphion/MaskGCT)."
+    )
 
     @property
     def tokenizer_path(self) -> Path:

@@ -19,8 +19,10 @@ CHECKING = "What to check"
 class CheckOptions(ModelOptions):
     """What to check. Without a tokenizer texts are not looked at; without a config the published limits hold."""
 
-    manifest: Path = option(Path(), "Manifest, of any form that build takes.", CHECKING)
-    recipe: str | None = option(None, f"Model family: {', '.join(NAMES)}; default: by the model files.", CHECKING)
+    manifest: Path = option(Path(), "Manifest in any form that build accepts.", CHECKING)
+    recipe: str | None = option(
+        None, f"Model family: {', '.join(NAMES)}; default: recognised from the model files.", CHECKING
+    )
     language: str | None = option(None, "Language of all rows, as for build.", CHECKING)
     map: str | None = option(None, "Names of fields, as for build.", CHECKING)
     audio_root: Path | None = option(None, "As for build.", CHECKING)
@@ -30,11 +32,11 @@ class CheckOptions(ModelOptions):
     min_seconds: float | None = option(None, "As for build.", CHECKING)
     max_seconds: float | None = option(None, "As for build.", CHECKING)
     max_chars_per_second: float | None = option(None, "As for build.", CHECKING)
-    decode: bool = option(False, "Decode all audio too: finds cut-off and damaged files.", CHECKING)
-    workers: int = option(0, "Processes; 0: one a CPU core.", CHECKING)
-    device: str = option("auto", "Device that the build will have: auto, cpu, cuda or cuda:N.", CHECKING)
-    precision: str = option(PLAIN, "Precision that the build will have.", CHECKING)
-    fix: Path | None = option(None, "Write the lines that a build would take to this manifest.", CHECKING)
+    decode: bool = option(False, "Also decode all audio, to find truncated and damaged files.", CHECKING)
+    workers: int = option(0, "Processes; 0: one per CPU core.", CHECKING)
+    device: str = option("auto", "Device of the later build: auto, cpu, cuda or cuda:N.", CHECKING)
+    precision: str = option(PLAIN, "Precision of the later build.", CHECKING)
+    fix: Path | None = option(None, "Write the lines that a build would accept to this manifest.", CHECKING)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_samples", self.max_samples or None)
@@ -47,7 +49,7 @@ class CheckOptions(ModelOptions):
 
     @property
     def filters(self) -> RowFilters:
-        """Which rows the user leaves out."""
+        """The user's bounds on rows."""
         return RowFilters(
             min_seconds=self.min_seconds,
             max_seconds=self.max_seconds,

@@ -15,13 +15,13 @@ class VerifyOptions(ModelOptions):
     """What to verify. The model paths and the manifest are those of the last build unless they are given."""
 
     output_dir: Path = option(Path(), "A build's output directory, or an export.", VERIFYING)
-    parity: int = option(0, "Compute this many samples again, alone, and compare.", VERIFYING)
-    reference: int = option(0, "Compute the codes of this many samples by transformers, and compare.", VERIFYING)
-    repair: bool = option(False, "Move what is broken aside; a build redoes just that.", VERIFYING)
-    workers: int = option(0, "Threads that read; 0: one a CPU core.", VERIFYING)
+    parity: int = option(0, "Compute this many samples again, each alone, and compare.", VERIFYING)
+    reference: int = option(0, "Compute the codes of this many samples with transformers, and compare.", VERIFYING)
+    repair: bool = option(False, "Move broken files aside; a build computes only those again.", VERIFYING)
+    workers: int = option(0, "Threads that read; 0: one per CPU core.", VERIFYING)
     device: str = option("auto", "For --parity: auto, cpu, cuda or cuda:N.", VERIFYING)
-    seed: int = option(0, "Which samples --parity and --reference draw.", VERIFYING)
-    manifest: Path | None = option(None, "The manifest, if it has moved since.", VERIFYING)
+    seed: int = option(0, "Seed for the samples of --parity and --reference.", VERIFYING)
+    manifest: Path | None = option(None, "The manifest, if it has moved.", VERIFYING)
 
     def __post_init__(self) -> None:
         for name in ("parity", "reference", "workers"):
