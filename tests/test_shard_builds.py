@@ -211,7 +211,7 @@ def test_what_cannot_be_is_refused_by_name(builds: Builds, tmp_path: Path) -> No
     for value in ("npy,parquet", "", "arrow,"):
         with pytest.raises(ConfigError, match="--format is"):
             builds.build("out", rows, format=value)
-    with pytest.raises(ConfigError, match="parts are merged in the npy layout"):
+    with pytest.raises(ConfigError, match="`merge` needs the npy layout"):
         builds.build("out", rows, format="arrow", shard="0/2")
     with pytest.raises(ConfigError, match="--max-shard-size is"):
         builds.build("out", rows, format="arrow", max_shard_size="a lot")
