@@ -81,8 +81,6 @@ def test_a_models_folder_gives_everything(models: Path) -> None:
         gpt_checkpoint=models / "gpt.pth",
         w2v_stat=models / "wav2vec2bert_stats.pt",
         semantic_model=models / "w2v-bert-2.0",
-        semantic_config=models / "w2v-bert-2.0/config.json",
-        preprocessor_config=models / "w2v-bert-2.0/preprocessor_config.json",
         semantic_weights=(models / "w2v-bert-2.0/model.safetensors",),
         semantic_codec=models / "semantic_codec/model.safetensors",
     )

@@ -148,8 +148,6 @@ def test_finds_everything_in_a_models_folder(models: Path) -> None:
         w2v_stat=models / "wav2vec2bert_stats.pt",
         vocabulary=models / "multilingual_zh_ja_yue_char_del.tiktoken",
         semantic_model=models / "w2v-bert-2.0",
-        semantic_config=models / "w2v-bert-2.0/config.json",
-        preprocessor_config=models / "w2v-bert-2.0/preprocessor_config.json",
         semantic_weights=(models / "w2v-bert-2.0/model.safetensors",),
         semantic_codec=models / "codec.pth",
         campplus=models / "campplus_cn_common.bin",

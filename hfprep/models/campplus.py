@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hfprep.models.masking import FrameMask, TimeMask, packs, to_device
-from hfprep.models.operators import Linear, linear
+from hfprep.models.operators import Linear, linear, row_pieces
 
 NUM_MEL_BINS = 80
 FREQUENCY_STRIDE = 8  # three strides of 2
@@ -30,8 +30,10 @@ MIN_FRAMES = 3  # two steps, without which there is no deviation
 
 # Frames that exist at once on a GPU: their largest map is 670 MB at full width.
 FRAMES_PER_PIECE = 1 << 16
-# Frames of a convolution on a CPU: oneDNN compiles 3 MB of code for every length that it meets.
+# Frames that the head computes at once on a CPU, beside those that reach into them: its maps stay in the cache, and
+# oneDNN compiles 3 MB of code for every length that it meets.
 TILE = 128
+REACH = 10  # frames on either side, one for each of its 3x3 convolutions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,27 +53,18 @@ class CampplusConfig:
 
 
 class MapConvolution(nn.Module):
-    """A 3x3 convolution over mel bins and frames, padding 1, then a ReLU unless `final` is added to it first."""
+    """A 3x3 convolution over frames and mel bins, padding 1; `stride` is over bins."""
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1) -> None:
         super().__init__()
-        self.stride = stride
+        self.stride = (1, stride)
         self.time_mask = TimeMask()
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, 3, 3))
         self.bias = nn.Parameter(torch.empty(out_channels))
 
     def forward(self, x: Tensor, frames: FrameMask) -> Tensor:
-        """(B, C, bins, F), whose padding is zeroed, to (B, C', bins / stride, F)."""
-        x = self.time_mask(x, frames)
-        if x.device.type != "cpu":
-            return F.conv2d(x, self.weight, self.bias, stride=(self.stride, 1), padding=1)
-        num_frames = x.shape[-1]
-        padded = F.pad(x, (1, 1 + -num_frames % TILE))
-        tiles = [
-            F.conv2d(padded[..., start : start + TILE + 2], self.weight, self.bias, (self.stride, 1), (1, 0))
-            for start in range(0, num_frames, TILE)
-        ]
-        return torch.cat(tiles, dim=-1)[..., :num_frames]
+        """(B, C, F, bins), whose padding is zeroed, to (B, C', F, bins / stride)."""
+        return F.conv2d(self.time_mask(x, frames), self.weight, self.bias, self.stride, 1)
 
 
 class MapBlock(nn.Module):
@@ -79,24 +72,17 @@ class MapBlock(nn.Module):
 
     def __init__(self, channels: int, *, stride: int) -> None:
         super().__init__()
-        self.stride = stride
         self.first = MapConvolution(channels, channels, stride=stride)
         self.second = MapConvolution(channels, channels)
-        if stride > 1:
-            self.shortcut_weight = nn.Parameter(torch.empty(channels, channels))
-            self.shortcut_bias = nn.Parameter(torch.empty(channels))
+        self.shortcut = nn.Conv2d(channels, channels, 1, (1, stride)) if stride > 1 else nn.Identity()
 
     def forward(self, x: Tensor, frames: FrameMask) -> Tensor:
-        hidden = self.second(self.first(x, frames).relu_(), frames)
-        if self.stride == 1:
-            return hidden.add_(x).relu_()
-        strided = x[:, :, :: self.stride]
-        hidden.add_((self.shortcut_weight @ strided.flatten(2)).view_as(hidden))
-        return hidden.add_(self.shortcut_bias[:, None, None]).relu_()
+        hidden: Tensor = self.second(self.first(x, frames).relu_(), frames)
+        return hidden.add_(self.shortcut(x)).relu_()
 
 
 class Head(nn.Module):
-    """Convolutions over mel bins and frames: (B, F, 80) to (B, F, C * 10)."""
+    """Convolutions over frames and mel bins: (B, F, 80) to (B, F, C * 10)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -105,16 +91,26 @@ class Head(nn.Module):
         self.last = MapConvolution(channels, channels, stride=2)
 
     def forward(self, fbank: Tensor, frames: FrameMask) -> Tensor:
-        over_maps = frames
+        if fbank.device.type != "cpu":
+            return self._maps(fbank.clone(), frames)  # masks work in place, and fbank is the caller's
+        num_frames, size, found = fbank.shape[1], TILE + 2 * REACH, []
+        for start in range(0, max(1, num_frames - REACH), TILE):
+            window = fbank[:, start : start + size]
+            window = F.pad(window, (0, 0, 0, size - window.shape[1]))
+            mask = FrameMask.from_lengths((frames.lengths - start).clamp(0, size), size, fbank.device)
+            found.append(self._maps(window, mask)[:, REACH if start else 0 : size - REACH])
+        return torch.cat(found, dim=1)[:, :num_frames]
+
+    def _maps(self, fbank: Tensor, frames: FrameMask) -> Tensor:
         if frames.padding is not None:
-            over_maps = replace(frames, padding=frames.padding[:, None].transpose(2, 3))  # (B, 1, 1, F)
-        # The mask works in place, and fbank is the caller's.
-        maps = fbank.transpose(1, 2)[:, None].clone()
-        maps = self.first(maps, over_maps).relu_()
+            frames = replace(frames, padding=frames.padding[:, None])  # (B, 1, F, 1)
+        maps = self.first(fbank[:, None], frames).relu_()
+        if maps.device.type == "cpu":  # whose convolutions are fastest with channels innermost
+            maps = maps.contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
-            maps = block(maps, over_maps)
-        maps = self.last(maps, over_maps).relu_()
-        return maps.flatten(1, 2).transpose(1, 2)
+            maps = block(maps, frames)
+        maps = self.last(maps, frames).relu_()
+        return maps.transpose(1, 2).flatten(2)
 
 
 class StepConvolution(nn.Module):
@@ -255,6 +251,8 @@ class Campplus(nn.Module):
     def _vectors(self, fbank: Tensor, lengths: Tensor) -> Tensor:
         frames = FrameMask.from_lengths(lengths, fbank.shape[1], fbank.device)
         x = self.tdnn(self.head(fbank, frames), frames)
+        if self.packs:  # as many steps as products would be filled up to, each by a copy
+            x = F.pad(x, (0, 0, 0, row_pieces(x.shape[1])[1] - x.shape[1]))
         steps = FrameMask.from_lengths((lengths + 1) // 2, x.shape[1], x.device)
         contexts = self.contexts(steps, x)
         stretch_of = torch.arange(x.shape[1], device=x.device) // STRETCH

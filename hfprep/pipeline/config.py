@@ -188,11 +188,7 @@ class BuildConfig(ModelOptions):
     @property
     def filters(self) -> RowFilters:
         """Bounds on accepted rows; raises ConfigError if they are invalid."""
-        return RowFilters(
-            min_seconds=self.min_seconds,
-            max_seconds=self.max_seconds,
-            max_chars_per_second=self.max_chars_per_second,
-        )
+        return RowFilters.of(self)
 
     @property
     def formats(self) -> tuple[str, ...]:

@@ -3,7 +3,11 @@
 What fine-tuners do to a manifest by hand. Each bound has its own reason of rejection.
 """
 
+from __future__ import annotations
+
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from hfprep.errors import ConfigError, Reason, RejectedSample
 
@@ -25,6 +29,11 @@ class RowFilters:
             raise ConfigError(
                 f"--max-seconds is {self.max_seconds}; it must be at least --min-seconds, {self.min_seconds}"
             )
+
+    @classmethod
+    def of(cls, options: Any) -> RowFilters:
+        """The bounds that options of these names give."""
+        return cls(**{item.name: getattr(options, item.name) for item in dataclasses.fields(cls)})
 
     def check(self, seconds: float | None, text: str) -> None:
         """Raise RejectedSample where a clip of so many seconds with this text is outside of a bound.

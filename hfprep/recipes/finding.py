@@ -26,6 +26,25 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
+@dataclass(frozen=True, kw_only=True)
+class SemanticFiles:
+    """The files of w2v-bert-2.0, and the statistics of its output; all exist."""
+
+    w2v_stat: Path
+    semantic_model: Path
+    semantic_weights: tuple[Path, ...]
+
+    @property
+    def semantic_config(self) -> Path:
+        """The model's sizes."""
+        return self.semantic_model / SEMANTIC_CONFIGS[0]
+
+    @property
+    def preprocessor_config(self) -> Path:
+        """How its input features are made."""
+        return self.semantic_model / SEMANTIC_CONFIGS[1]
+
+
 @dataclass
 class Missing:
     """What was not found, each with its remedy; raised together. With `fetch` the hub is asked first."""
@@ -71,8 +90,20 @@ def remedy(folder: Path | None, option: str = "", *, beside: str = "") -> str:
     return otherwise if folder is None else f"python -m hfprep download {folder}, or {otherwise}"
 
 
-def find_semantic_model(value: str | Path | None, folder: Path | None, missing: Missing) -> Path | None:
-    """The semantic model's folder, or None where it is missing."""
+def find_semantic_model(
+    value: str | Path | None, folder: Path | None, missing: Missing
+) -> tuple[Path, tuple[Path, ...]] | None:
+    """The semantic model's folder and its weight files, or None where it is missing."""
+    found = _semantic_folder(value, folder, missing)
+    if found is None:
+        return None
+    weights, absent = weight_files(found)
+    for path in absent:
+        missing.add(str(path), f"copy it from the hub repository {SEMANTIC_MODEL} (only safetensors files are read)")
+    return found, weights
+
+
+def _semantic_folder(value: str | Path | None, folder: Path | None, missing: Missing) -> Path | None:
     if value is None and folder is not None:
         places = (folder / SEMANTIC_FOLDER, folder / CACHE_FOLDER / SEMANTIC_FOLDER)
         value = next((place for place in places if place.is_dir()), None)
@@ -96,14 +127,6 @@ def find_semantic_model(value: str | Path | None, folder: Path | None, missing: 
         missing,
         lacking,
     )
-
-
-def find_semantic_weights(folder: Path, missing: Missing) -> tuple[Path, ...]:
-    """The weight files of the semantic model's folder; none where one is missing."""
-    found, absent = weight_files(folder)
-    for path in absent:
-        missing.add(str(path), f"copy it from the hub repository {SEMANTIC_MODEL} (only safetensors files are read)")
-    return found
 
 
 def is_hub_id(value: str | Path) -> bool:

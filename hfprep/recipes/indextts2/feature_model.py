@@ -8,29 +8,28 @@ samples or of what to do when memory runs out: every step is an attribute (`sema
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from hfprep.models.conditioner import Conditioner, EmotionConditioner
-from hfprep.models.masking import FrameMask, packs
-from hfprep.models.precision import computing, lower_weights, require
+from hfprep.models.masking import FrameMask
+from hfprep.models.precision import computing, require
 from hfprep.models.semantic_codec import SemanticCodec
 from hfprep.models.semantic_encoder import SemanticEncoder
-from hfprep.models.streams import Streams, join_parts
 from hfprep.recipes.indextts2.checkpoints import load_conditioners, load_semantic_codec
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.locate import ModelFiles
 from hfprep.recipes.indextts2.schema import CODES, LATENTS
 from hfprep.recipes.networks import load_semantic_encoder
 from hfprep.recipes.semantic_audio import semantic_inputs
+from hfprep.recipes.semantic_model import SemanticModel
 
 if TYPE_CHECKING:
     from hfprep.models.kernels.codec import FusedSemanticCodec
     from hfprep.models.kernels.conditioner import FusedConditioner
-    from hfprep.models.kernels.encoder import FusedSemanticEncoder
 
 MIN_FRAMES = 3
 
@@ -38,10 +37,8 @@ MIN_FRAMES = 3
 AUDIO_GROUPS = frozenset({CODES, LATENTS})
 
 
-class FeatureModel(nn.Module):
+class FeatureModel(SemanticModel):
     """The semantic encoder, the codec and the two conditioning branches."""
-
-    pads_from = 0
 
     def __init__(
         self,
@@ -53,18 +50,13 @@ class FeatureModel(nn.Module):
         config: ModelConfig,
         precision: str = "fp32",
     ) -> None:
-        super().__init__()
-        self.semantic_encoder: SemanticEncoder | FusedSemanticEncoder = semantic_encoder
+        conformers = (conditioner.conformer, emotion_conditioner.conformer)
+        super().__init__(semantic_encoder, precision=precision, ends=(*semantic_codec.blocks, *conformers))
         self.semantic_codec: SemanticCodec | FusedSemanticCodec = semantic_codec
         self.conditioner: Conditioner | FusedConditioner = conditioner
         self.emotion_conditioner: EmotionConditioner | FusedConditioner = emotion_conditioner
         emotion_conditioner.conformer.subsampling.scratch = conditioner.conformer.subsampling.scratch  # by turns
-        self.streams = Streams()
-        conformers = (conditioner.conformer, emotion_conditioner.conformer)
-        for module in (*semantic_encoder.layers, *semantic_codec.blocks, *conformers):
-            self.streams.ends_with(module)
         self.config = config
-        self.precision = precision
         self.min_frames = MIN_FRAMES
         rows = min(branch.conformer.position_table.shape[1] for branch in (conditioner, emotion_conditioner))
         # T' = (T - 1) // 2 must stay below the number of rows of the position table.
@@ -101,15 +93,10 @@ class FeatureModel(nn.Module):
             config=config,
             precision=precision,
         )
-        if torch.device(device).type == "cuda" and precision != "fp32":
-            return model.fused().to(device)  # never all of it in float32 on a card for which that may be too much
-        if precision != "fp32":
-            lower_weights((encoder, conditioner, emotion_conditioner))
-        return model.to(device)
+        return model.placed(torch.device(device), (encoder, conditioner, emotion_conditioner))
 
     @torch.no_grad()
-    def fused(self) -> FeatureModel:
-        """This model with its parts replaced by those that compute in its precision on a GPU."""
+    def fused(self) -> Self:
         from hfprep.models.kernels.codec import FusedSemanticCodec
         from hfprep.models.kernels.conditioner import FusedConditioner, FusedEmotionConditioner
         from hfprep.models.kernels.encoder import FusedSemanticEncoder
@@ -125,15 +112,6 @@ class FeatureModel(nn.Module):
         if form is not None and isinstance(self.emotion_conditioner, EmotionConditioner):
             self.emotion_conditioner = FusedEmotionConditioner(self.emotion_conditioner, form)
         return self
-
-    @property
-    def packs(self) -> bool:
-        """Whether the clips of a batch are computed one after another, without its padding."""
-        return packs(self.device) and isinstance(self.semantic_encoder, SemanticEncoder)
-
-    @property
-    def device(self) -> torch.device:
-        return self.semantic_encoder.mean.device
 
     def forward(self, inputs: Tensor, lengths: Tensor, groups: frozenset[str] = AUDIO_GROUPS) -> dict[str, Tensor]:
         """Compute the features of a padded batch.
@@ -157,8 +135,7 @@ class FeatureModel(nn.Module):
             mask = FrameMask.of_packed(lengths[clips], input_features.device)
             return compute(torch.cat([input_features[clip, : frames[clip]] for clip in clips])[None], mask)
 
-        parts = self.streams.parts(frames)
-        return join_parts(self.streams.run(compute_part, parts), parts)
+        return self.by_parts(frames, compute_part)
 
     def _compute(self, input_features: Tensor, mask: FrameMask, *, groups: frozenset[str]) -> dict[str, Tensor]:
         """The features of a batch that is padded or packed, in its order."""

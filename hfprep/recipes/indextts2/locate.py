@@ -12,10 +12,9 @@ from pathlib import Path
 
 from hfprep.recipes.finding import (
     CONFIG_FILE,
-    SEMANTIC_CONFIGS,
     Missing,
+    SemanticFiles,
     find_semantic_model,
-    find_semantic_weights,
     from_hub,
     given_path,
     is_hub_id,
@@ -30,16 +29,11 @@ GPT_FILE = "gpt.pth"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFiles:
+class ModelFiles(SemanticFiles):
     """The local path of every model file; all exist."""
 
     config: Path
     gpt_checkpoint: Path
-    w2v_stat: Path
-    semantic_model: Path
-    semantic_config: Path
-    preprocessor_config: Path
-    semantic_weights: tuple[Path, ...]
     semantic_codec: Path
 
 
@@ -74,7 +68,6 @@ def locate(
         beside = f"put the file beside {config_path}"
         missing.add(str(statistics), f"the statistics that w2v_stat names: {remedy(folder, beside=beside)}")
     semantic = find_semantic_model(semantic_model, folder, missing)
-    weights = find_semantic_weights(semantic, missing) if semantic is not None else ()
     codec = _semantic_codec(semantic_codec, folder, missing)
     missing.raise_any()
     assert semantic is not None  # else it was missing
@@ -83,10 +76,8 @@ def locate(
         config=config_path,
         gpt_checkpoint=gpt,
         w2v_stat=statistics,
-        semantic_model=semantic,
-        semantic_config=semantic / SEMANTIC_CONFIGS[0],
-        preprocessor_config=semantic / SEMANTIC_CONFIGS[1],
-        semantic_weights=weights,
+        semantic_model=semantic[0],
+        semantic_weights=semantic[1],
         semantic_codec=codec,
     )
 

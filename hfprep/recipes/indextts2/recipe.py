@@ -13,7 +13,8 @@ import numpy as np
 
 from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.io.digest import digest
-from hfprep.recipes.base import PRECISIONS, Download, Outline, resampling
+from hfprep.recipes.base import Download, Outline
+from hfprep.recipes.indextts import SemanticModelSet, semantic_files, semantic_settings
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.locate import ModelFiles, locate
 from hfprep.recipes.indextts2.options import IndexTTS2Options
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class IndexTTS2Models:
+class IndexTTS2Models(SemanticModelSet):
     """The files of one IndexTTS-2, found and checked."""
 
     located: ModelFiles
@@ -49,12 +50,10 @@ class IndexTTS2Models:
             "gpt_checkpoint": located.gpt_checkpoint,
             "w2v_stat": located.w2v_stat,
             "semantic_codec": located.semantic_codec,
-            "semantic_model/config.json": located.semantic_config,
-        } | {f"semantic_model/{path.name}": path for path in located.semantic_weights}
+        } | semantic_files(located)
 
     def settings(self, sha256: Mapping[str, str], *, precision: str, audio_sr: int) -> dict[str, dict[str, str]]:
-        semantic = {name: value for name, value in sha256.items() if name.startswith(("semantic_model", "w2v_stat"))}
-        semantic |= {"audio_sr": resampling(audio_sr), "precision": precision}
+        semantic = semantic_settings(sha256, precision=precision, audio_sr=audio_sr)
         branches = (self.config.condition, self.config.emotion)
         architecture = "".join(digest(dataclasses.asdict(branch)).hex() for branch in branches)
         return {
@@ -79,15 +78,6 @@ class IndexTTS2Models:
         from hfprep.recipes.semantic_audio import SemanticAudio  # it imports torch
 
         return SemanticAudio()
-
-    @property
-    def precisions(self) -> tuple[str, ...]:
-        return PRECISIONS
-
-    def packs(self, device: torch.device) -> bool:
-        from hfprep.models.masking import packs
-
-        return packs(device)
 
     def num_codes(self, num_frames: int) -> int:
         return num_frames

@@ -138,6 +138,11 @@ class _Source:
         scale, shift = self.norm(norm)
         return weight * scale.view(-1, *(1 for _ in weight.shape[1:])), shift
 
+    def folded_map(self, convolution: str, norm: str) -> tuple[Tensor, Tensor]:
+        """The same over mel bins and frames; ours is over frames and mel bins."""
+        weight, bias = self.folded(convolution, norm)
+        return weight.transpose(2, 3), bias
+
 
 def _folded(tensors: Mapping[str, Tensor], config: CampplusConfig) -> dict[str, Tensor]:
     """The parameters of `Campplus`, in double precision."""
@@ -147,14 +152,14 @@ def _folded(tensors: Mapping[str, Tensor], config: CampplusConfig) -> dict[str, 
     def put(name: str, pair: tuple[Tensor, Tensor], kinds: tuple[str, str] = ("weight", "bias")) -> None:
         found.update({f"{name}{kind}": tensor for kind, tensor in zip(kinds, pair, strict=True)})
 
-    put("head.first.", source.folded("head.conv1", "head.bn1"))
-    put("head.last.", source.folded("head.conv2", "head.bn2"))
+    put("head.first.", source.folded_map("head.conv1", "head.bn1"))
+    put("head.last.", source.folded_map("head.conv2", "head.bn2"))
     for place, name in enumerate(f"head.layer{layer}.{block}" for layer in (1, 2) for block in (0, 1)):
-        put(f"head.blocks.{place}.first.", source.folded(f"{name}.conv1", f"{name}.bn1"))
-        put(f"head.blocks.{place}.second.", source.folded(f"{name}.conv2", f"{name}.bn2"))
+        put(f"head.blocks.{place}.first.", source.folded_map(f"{name}.conv1", f"{name}.bn1"))
+        put(f"head.blocks.{place}.second.", source.folded_map(f"{name}.conv2", f"{name}.bn2"))
         if place % 2 == 0:
-            weight, bias = source.folded(f"{name}.shortcut.0", f"{name}.shortcut.1")
-            put(f"head.blocks.{place}.shortcut_", (weight[:, :, 0, 0], bias))
+            weight, bias = source.folded_map(f"{name}.shortcut.0", f"{name}.shortcut.1")
+            put(f"head.blocks.{place}.shortcut.", (weight, bias))
     put("tdnn.", source.folded("xvector.tdnn.linear", "xvector.tdnn.nonlinear.batchnorm"))
     for block in _BLOCKS:
         for layer in range(config.num_layers[block]):

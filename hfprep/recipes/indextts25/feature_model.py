@@ -8,10 +8,10 @@ semantic encoder's input features and CAM++'s log mel energies differ in scale a
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from hfprep.models.batch_input_features import batch_input_features
@@ -20,20 +20,20 @@ from hfprep.models.conditioner import EmotionConditioner
 from hfprep.models.downsampled_codec import DownsampledCodec
 from hfprep.models.fbank import batch_fbank, num_fbank_frames
 from hfprep.models.input_features import SAMPLING_RATE, extract_input_features, num_input_frames
-from hfprep.models.masking import FrameMask, packs
-from hfprep.models.precision import computing, lower_weights, require
+from hfprep.models.masking import FrameMask
+from hfprep.models.precision import computing, require
 from hfprep.models.semantic_codec import SemanticCodec
 from hfprep.models.semantic_encoder import SemanticEncoder
-from hfprep.models.streams import Streams, join_parts
+from hfprep.models.streams import join_parts
 from hfprep.recipes.indextts25.campplus import load_campplus
 from hfprep.recipes.indextts25.checkpoints import load_codec, load_emotion
 from hfprep.recipes.indextts25.config import Config
 from hfprep.recipes.indextts25.schema import CODES, EMOTION, SPEAKER
 from hfprep.recipes.networks import load_semantic_encoder
+from hfprep.recipes.semantic_model import SemanticModel
 
 if TYPE_CHECKING:
     from hfprep.models.kernels.conditioner import FusedEmotionConditioner
-    from hfprep.models.kernels.encoder import FusedSemanticEncoder
     from hfprep.recipes.indextts25.locate import ModelFiles
 
 MIN_FRAMES = 3  # of 20 ms, for the emotion branch; the speaker vector takes less
@@ -43,13 +43,11 @@ AUDIO_GROUPS = frozenset({CODES, SPEAKER, EMOTION})
 Columns = dict[str, Tensor]
 
 
-class FeatureModel(nn.Module):
+class FeatureModel(SemanticModel):
     """The semantic encoder, the codec, CAM++ and the emotion branch.
 
     With `reference_seconds` speaker and emotion vector are of the first so many seconds of a clip, as at inference.
     """
-
-    pads_from = 0
 
     def __init__(
         self,
@@ -61,17 +59,13 @@ class FeatureModel(nn.Module):
         precision: str = "fp32",
         reference_seconds: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.semantic_encoder: SemanticEncoder | FusedSemanticEncoder = semantic_encoder
+        assert isinstance(codec.codec, SemanticCodec)
+        ends = (*codec.codec.blocks, *speaker.blocks, emotion.conformer)
+        super().__init__(semantic_encoder, precision=precision, ends=ends)
         self.codec = codec
         self.speaker = speaker
         self.emotion: EmotionConditioner | FusedEmotionConditioner = emotion
-        self.precision = precision
         self.reference_samples = round(reference_seconds * SAMPLING_RATE)
-        self.streams = Streams()
-        assert isinstance(codec.codec, SemanticCodec)
-        for module in (*semantic_encoder.layers, *codec.codec.blocks, *speaker.blocks, emotion.conformer):
-            self.streams.ends_with(module)
         self.min_frames = MIN_FRAMES
         # T' = (T - 1) // 2 must stay below the number of rows of the position table.
         self.max_frames = 2 * emotion.conformer.position_table.shape[1]
@@ -103,18 +97,11 @@ class FeatureModel(nn.Module):
             precision=precision,
             reference_seconds=reference_seconds,
         )
-        if torch.device(device).type == "cuda" and precision != "fp32":
-            return model.fused().to(device)  # never all of it in float32 on a card for which that may be too much
-        if precision != "fp32":
-            lower_weights((encoder, emotion))
-        return model.to(device)
+        return model.placed(torch.device(device), (encoder, emotion))
 
     @torch.no_grad()
-    def fused(self) -> FeatureModel:
-        """This model with its parts replaced by those that compute in its precision on a GPU.
-
-        CAM++ stays in float32: it is 2 % of the arithmetic.
-        """
+    def fused(self) -> Self:
+        # CAM++ stays in float32: it is 2 % of the arithmetic.
         from hfprep.models.kernels.codec import FusedSemanticCodec
         from hfprep.models.kernels.conditioner import FusedEmotionConditioner
         from hfprep.models.kernels.encoder import FusedSemanticEncoder
@@ -128,15 +115,6 @@ class FeatureModel(nn.Module):
         if form is not None and isinstance(self.emotion, EmotionConditioner):
             self.emotion = FusedEmotionConditioner(self.emotion, form)
         return self
-
-    @property
-    def packs(self) -> bool:
-        """Whether the clips of a batch are computed one after another, without its padding."""
-        return packs(self.device) and isinstance(self.semantic_encoder, SemanticEncoder)
-
-    @property
-    def device(self) -> torch.device:
-        return self.semantic_encoder.mean.device
 
     def forward(self, waveforms: Tensor, num_samples: Tensor, groups: Iterable[str] = AUDIO_GROUPS) -> Columns:
         """Compute the columns of some groups for a batch of B clips.
@@ -155,8 +133,7 @@ class FeatureModel(nn.Module):
         def compute(clips: list[int]) -> Columns:
             return self._columns(waveforms[clips], num_samples[clips], wanted)
 
-        parts = self.streams.parts(frames)
-        return join_parts(self.streams.run(compute, parts), parts)
+        return self.by_parts(frames, compute)
 
     def _columns(self, waveforms: Tensor, num_samples: Tensor, groups: frozenset[str]) -> Columns:
         """The columns of a batch: speaker and emotion vector of the beginning of clips that are too long for them."""

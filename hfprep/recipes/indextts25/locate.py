@@ -12,10 +12,9 @@ from pathlib import Path
 from hfprep.recipes.finding import (
     CACHE_FOLDER,
     CONFIG_FILE,
-    SEMANTIC_CONFIGS,
     Missing,
+    SemanticFiles,
     find_semantic_model,
-    find_semantic_weights,
     from_hub,
     given_path,
     is_hub_id,
@@ -37,17 +36,12 @@ CAMPPLUS = "funasr/campplus"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFiles:
+class ModelFiles(SemanticFiles):
     """The local path of every model file; all exist. There need not be a glossary."""
 
     config: Path
     gpt_checkpoint: Path
-    w2v_stat: Path
     vocabulary: Path
-    semantic_model: Path
-    semantic_config: Path
-    preprocessor_config: Path
-    semantic_weights: tuple[Path, ...]
     semantic_codec: Path
     campplus: Path
     glossary: Path | None
@@ -81,7 +75,6 @@ def locate(
     _note(missing, codec, CODEC_FILE, "the semantic codec: give its path with --semantic-codec")
     _note(missing, tokens, VOCABULARY_FILE, "the vocabulary: give its path with --tokenizer")
     semantic = find_semantic_model(semantic_model, folder, missing)
-    weights = find_semantic_weights(semantic, missing) if semantic is not None else ()
     speaker = _campplus(campplus, folder, missing)
     missing.raise_any()
     assert semantic is not None  # else it was missing
@@ -92,10 +85,8 @@ def locate(
         gpt_checkpoint=gpt,
         w2v_stat=statistics,
         vocabulary=tokens,
-        semantic_model=semantic,
-        semantic_config=semantic / SEMANTIC_CONFIGS[0],
-        preprocessor_config=semantic / SEMANTIC_CONFIGS[1],
-        semantic_weights=weights,
+        semantic_model=semantic[0],
+        semantic_weights=semantic[1],
         semantic_codec=codec,
         campplus=speaker,
         glossary=terms if terms.is_file() else None,

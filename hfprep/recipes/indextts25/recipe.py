@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from hfprep.errors import ConfigError
 from hfprep.io.digest import digest
-from hfprep.recipes.base import PRECISIONS, Download, Outline, resampling
+from hfprep.recipes.base import Download, Outline, resampling
 from hfprep.recipes.finding import CACHE_FOLDER, CONFIG_FILE, SEMANTIC_FOLDER, SEMANTIC_MODEL
+from hfprep.recipes.indextts import SemanticModelSet, semantic_files, semantic_settings
 from hfprep.recipes.indextts25 import glossary
 from hfprep.recipes.indextts25.config import (
     CAMPPLUS_FILE,
@@ -52,7 +53,7 @@ def num_codes(num_frames: int) -> int:
 
 
 @dataclass(frozen=True)
-class IndexTTS25Models:
+class IndexTTS25Models(SemanticModelSet):
     """The files of one IndexTTS-2.5, found and checked."""
 
     located: ModelFiles
@@ -76,13 +77,11 @@ class IndexTTS25Models:
             "w2v_stat": located.w2v_stat,
             "semantic_codec": located.semantic_codec,
             "campplus": located.campplus,
-            "semantic_model/config.json": located.semantic_config,
-        } | {f"semantic_model/{path.name}": path for path in located.semantic_weights}
+        } | semantic_files(located)
         return found if located.glossary is None else found | {"glossary": located.glossary}
 
     def settings(self, sha256: Mapping[str, str], *, precision: str, audio_sr: int) -> dict[str, dict[str, str]]:
-        semantic = {name: value for name, value in sha256.items() if name.startswith(("semantic_model", "w2v_stat"))}
-        semantic |= {"audio_sr": resampling(audio_sr), "precision": precision}
+        semantic = semantic_settings(sha256, precision=precision, audio_sr=audio_sr)
         reference = {"reference_seconds": f"{self.reference_seconds:g}"} if self.reference_seconds else {}
         architecture = digest(dataclasses.asdict(self.config.emotion)).hex()
         emotion = {"gpt_checkpoint": sha256["gpt_checkpoint"], "emotion": architecture}
@@ -114,15 +113,6 @@ class IndexTTS25Models:
         from hfprep.recipes.semantic_audio import SemanticAudio  # it imports torch
 
         return SemanticAudio(samples_only=True)
-
-    @property
-    def precisions(self) -> tuple[str, ...]:
-        return PRECISIONS
-
-    def packs(self, device: torch.device) -> bool:
-        from hfprep.models.masking import packs
-
-        return packs(device)
 
     def num_codes(self, num_frames: int) -> int:
         return num_codes(num_frames)

@@ -50,11 +50,7 @@ class CheckOptions(ModelOptions):
     @property
     def filters(self) -> RowFilters:
         """The user's bounds on rows."""
-        return RowFilters(
-            min_seconds=self.min_seconds,
-            max_seconds=self.max_seconds,
-            max_chars_per_second=self.max_chars_per_second,
-        )
+        return RowFilters.of(self)
 
     @property
     def named_stores(self) -> frozenset[str]:
