@@ -80,7 +80,8 @@ def nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("operators", "conformer", "semantic_codec"):  # rows that a CPU adds to its pieces are not needed
         monkeypatch.setattr(f"hfprep.models.{module}.row_pieces", lambda rows, most=None: (rows, rows))
     monkeypatch.setattr("hfprep.models.conformer.CACHE_LINE", 1)  # nor are positions that it adds to its lines
-    monkeypatch.setattr("hfprep.models.campplus.TILE", 1)  # nor frames that it adds to its tiles
+    monkeypatch.setattr("hfprep.models.campplus.row_pieces", lambda rows, most=None: (rows, rows))
+    monkeypatch.setattr("hfprep.models.campplus.REACH", 0)  # nor frames around the head's windows
 
 
 def once_a_call(branch: ConditionConfig, frames: int, width: int) -> int:

@@ -75,11 +75,12 @@ def test_shards_killed_while_appended_to_and_described(shards: ShardTrials) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
-def test_killed_at_every_point(trials: Trials, seed: int) -> None:
-    faults = trials.every_point(seed=30 + seed, per_point=1)
-    random.Random(seed).shuffle(faults)
-    assert trials.kill_and_continue(faults, kills=1 + 2 * seed) == len(faults) > 50
+@pytest.mark.parametrize("third", range(3))
+def test_killed_at_every_point(trials: Trials, third: int) -> None:
+    faults = trials.every_point(seed=30, per_point=1)
+    random.Random(0).shuffle(faults)
+    mine = faults[third::3]
+    assert trials.kill_and_continue(mine, kills=1 + third) == len(mine) > 15
 
 
 @pytest.mark.slow

@@ -30,9 +30,9 @@ MIN_FRAMES = 3  # two steps, without which there is no deviation
 
 # Frames that exist at once on a GPU: their largest map is 670 MB at full width.
 FRAMES_PER_PIECE = 1 << 16
-# Frames that the head computes at once on a CPU, beside those that reach into them: its maps stay in the cache, and
-# oneDNN compiles 3 MB of code for every length that it meets.
-TILE = 128
+# Frames that the head computes at once on a CPU, at most, beside those that reach into them: its maps stay in the
+# cache, and it is one of a few sizes, because oneDNN compiles 3 MB of code for every length that it meets.
+TILE = 192
 REACH = 10  # frames on either side, one for each of its 3x3 convolutions
 
 
@@ -93,8 +93,10 @@ class Head(nn.Module):
     def forward(self, fbank: Tensor, frames: FrameMask) -> Tensor:
         if fbank.device.type != "cpu":
             return self._maps(fbank.clone(), frames)  # masks work in place, and fbank is the caller's
-        num_frames, size, found = fbank.shape[1], TILE + 2 * REACH, []
-        for start in range(0, max(1, num_frames - REACH), TILE):
+        num_frames, found = fbank.shape[1], []
+        tile, _ = row_pieces(max(1, num_frames - REACH), TILE)
+        size = tile + 2 * REACH
+        for start in range(0, max(1, num_frames - REACH), tile):
             window = fbank[:, start : start + size]
             window = F.pad(window, (0, 0, 0, size - window.shape[1]))
             mask = FrameMask.from_lengths((frames.lengths - start).clamp(0, size), size, fbank.device)
@@ -166,16 +168,19 @@ class DenseLayer(nn.Module):
         self.gate = Linear(config.context, config.growth)
 
     def forward(self, features: Tensor, steps: FrameMask, contexts: Tensor, stretch_of: Tensor) -> None:
-        """Write this layer's G channels behind the `in_channels` of features (B, T, all channels)."""
+        """Write this layer's G channels behind the `in_channels` of features (B, T or more, all channels)."""
+        growth, dilation, num_steps = self.growth, self.dilation, steps.num_frames
         hidden = torch.addcmul(self.shift, features[..., : self.in_channels], self.scale).relu_()
-        hidden = self.time_mask(self.bottleneck(hidden).relu_(), steps)
-        growth, dilation = self.growth, self.dilation
-        taps = linear(hidden, self.local_weight)
+        hidden = self.bottleneck(hidden).relu_()
+        real = self.time_mask(hidden[:, :num_steps], steps)  # in place
+        taps = linear(hidden, self.local_weight)[:, :num_steps]
         local = taps[..., growth : 2 * growth]
         local[:, dilation:] += taps[:, :-dilation, :growth]
         local[:, :-dilation] += taps[:, dilation:, 2 * growth :]
-        gate = self.gate(self.squeeze(contexts @ hidden).relu_()).sigmoid_()  # (B, S, G)
-        new = features[..., self.in_channels : self.in_channels + growth]
+        # Of a few stretches: too little to be filled up to the rows of a product.
+        squeezed = F.linear(contexts @ real, self.squeeze.weight, self.squeeze.bias).relu_()
+        gate = F.linear(squeezed, self.gate.weight, self.gate.bias).sigmoid_()  # (B, S, G)
+        new = features[:, :num_steps, self.in_channels : self.in_channels + growth]
         torch.mul(local, gate.index_select(1, stretch_of), out=new)
 
 
@@ -193,7 +198,7 @@ class DenseBlock(nn.Module):
         self.transit = Linear(self.out_channels, self.out_channels // 2)
 
     def forward(self, x: Tensor, steps: FrameMask, contexts: Tensor, stretch_of: Tensor) -> Tensor:
-        features = x.new_empty(*x.shape[:2], self.out_channels)
+        features = x.new_zeros(*x.shape[:2], self.out_channels)
         features[..., : x.shape[-1]] = x
         for layer in self.layers:
             layer(features, steps, contexts, stretch_of)
@@ -251,11 +256,11 @@ class Campplus(nn.Module):
     def _vectors(self, fbank: Tensor, lengths: Tensor) -> Tensor:
         frames = FrameMask.from_lengths(lengths, fbank.shape[1], fbank.device)
         x = self.tdnn(self.head(fbank, frames), frames)
-        if self.packs:  # as many steps as products would be filled up to, each by a copy
-            x = F.pad(x, (0, 0, 0, row_pieces(x.shape[1])[1] - x.shape[1]))
         steps = FrameMask.from_lengths((lengths + 1) // 2, x.shape[1], x.device)
         contexts = self.contexts(steps, x)
         stretch_of = torch.arange(x.shape[1], device=x.device) // STRETCH
+        if x.device.type == "cpu":  # with as many rows as every product would be filled up to, by a copy
+            x = F.pad(x, (0, 0, 0, row_pieces(x.shape[1])[1] - x.shape[1]))
         for block in self.blocks:
             x = block(x, steps, contexts, stretch_of)
-        return self.out(self.statistics(x.relu_(), steps))
+        return self.out(self.statistics(x[:, : steps.num_frames].relu_(), steps))
