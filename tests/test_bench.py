@@ -76,7 +76,7 @@ def counted(model: torch.nn.Module, networks: dict[str, str], *inputs: torch.Ten
 @pytest.fixture
 def nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """No more is computed than is needed, and by what torch's counter knows: its own products, attention as two."""
-    monkeypatch.setattr(operators, "_has_onednn_linear", lambda: False)
+    monkeypatch.setattr(operators, "has_onednn_linear", lambda: False)
     for module in ("operators", "conformer", "semantic_codec"):  # rows that a CPU adds to its pieces are not needed
         monkeypatch.setattr(f"hfprep.models.{module}.row_pieces", lambda rows, most=None: (rows, rows))
     monkeypatch.setattr("hfprep.models.conformer.CACHE_LINE", 1)  # nor are positions that it adds to its lines

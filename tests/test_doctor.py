@@ -103,7 +103,7 @@ def test_gpus_with_the_batch_size_that_would_be_chosen(tmp_path: Path, monkeypat
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Card)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: ((20 << 30, 1 << 30)[index], 24 << 30))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: ((9, 0), (7, 5))[device.index])
-    monkeypatch.setattr("hfprep.models.precision._missing", lambda: None)
+    monkeypatch.setattr("hfprep.models.precision.lacking", lambda: None)
     *old, new = sorted(find("devices", folder=tmp_path), key=lambda finding: finding.level == Level.FINE)
     assert "batch size 16" in new.found
     assert new.level == Level.FINE
@@ -114,10 +114,10 @@ def test_gpus_with_the_batch_size_that_would_be_chosen(tmp_path: Path, monkeypat
 
 @pytest.mark.usefixtures("quick_disk")
 def test_a_disk_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, data: bytes) -> None:
+    def refuse(descriptor: int) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(doctor, "_write", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
     worst = find("disk", folder=tmp_path)[0]
     assert worst.level == Level.PROBLEM
     assert "Read-only" in worst.found
@@ -206,7 +206,7 @@ def test_download_stops_before_a_disk_that_is_too_small(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(downloading, "downloads", lambda recipe: (Download("me/small", ("a.bin",), 10),))
-    monkeypatch.setattr(downloading, "_ask", lambda source: Wanted(source, "main", {"a.bin": 1 << 60}, {}))
+    monkeypatch.setattr(downloading, "ask_hub", lambda source: Wanted(source, "main", {"a.bin": 1 << 60}, {}))
     with pytest.raises(StoreError, match="free, 1152922 TB are to be fetched"):
         downloading.download(tmp_path)
 

@@ -1,5 +1,6 @@
 """Samples loaded in other processes: the same arrays, the same rejections, and none lost with a process."""
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -70,14 +72,14 @@ def processes() -> Iterator[IntakeProcesses]:
 def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of all processes that were started."""
     found: list[int] = []
-    start = IntakeProcesses._start
+    start = IntakeProcesses.start
 
     def noted(self: IntakeProcesses) -> Any:
         process = start(self)
         found.append(process.process.pid or 0)
         return process
 
-    monkeypatch.setattr(IntakeProcesses, "_start", noted)
+    monkeypatch.setattr(IntakeProcesses, "start", noted)
     return found
 
 
@@ -240,7 +242,7 @@ def test_another_model_in_the_files_place_is_not_used(
     intake = Intake(tokenizer, SETTINGS, IntakeProcesses(tokenizer, 1))
     assert plain(intake.load(tasks[3])) == plain(Intake(TextTokenizer(MODEL), SETTINGS).load(tasks[3]))
     assert plain(intake.load(tasks[3])) != plain(Intake(TextTokenizer(path), SETTINGS).load(tasks[3]))
-    monkeypatch.setattr(IntakeProcesses, "_start", lambda _: pytest.fail("tried again"))
+    monkeypatch.setattr(IntakeProcesses, "start", lambda _: pytest.fail("tried again"))
     assert isinstance(intake.load(tasks[3]), Loaded)
     intake.close()
 
@@ -248,13 +250,12 @@ def test_another_model_in_the_files_place_is_not_used(
 def test_where_no_process_can_be_started_samples_are_loaded_here(
     tasks: list[Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    processes = IntakeProcesses(TextTokenizer(MODEL), 1)
-
     def no_process(*_: object, **__: object) -> None:
         raise OSError("no process")
 
-    monkeypatch.setattr(processes._context, "Process", no_process)
-    intake = Intake(TextTokenizer(MODEL), SETTINGS, processes)
+    context = SimpleNamespace(Pipe=multiprocessing.Pipe, Process=no_process)
+    monkeypatch.setattr("hfprep.pipeline.intake_processes.fork_server", lambda _: context)
+    intake = Intake(TextTokenizer(MODEL), SETTINGS, IntakeProcesses(TextTokenizer(MODEL), 1))
     assert isinstance(intake.load(tasks[3]), Loaded)
     intake.close()
 
@@ -285,7 +286,7 @@ def test_they_end_with_whoever_asks() -> None:
     code = (
         "import os, signal, sys; from pathlib import Path; from hfprep.pipeline import intake_processes as module\n"
         "from hfprep.inputs.text.tokenizer import TextTokenizer\n"
-        "p = module.IntakeProcesses(TextTokenizer(Path(sys.argv[1])), 1); q = p._start()\n"
+        "p = module.IntakeProcesses(TextTokenizer(Path(sys.argv[1])), 1); q = p.start()\n"
         "os.kill(q.process.pid, 0); os.kill(os.getpid(), signal.SIGKILL)"
     )
     # Its standard error is the other processes', too, and so comes to its end when all are gone.

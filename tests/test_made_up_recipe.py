@@ -26,7 +26,7 @@ FORMATS = ("npy", "arrow", "webdataset")
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry._MODULES, MADE_UP.recipe, "tests.made_up_recipe")
+    monkeypatch.setitem(registry.MODULES, MADE_UP.recipe, "tests.made_up_recipe")
     monkeypatch.setattr(registry, "NAMES", (*registry.NAMES, MADE_UP.recipe))
 
 

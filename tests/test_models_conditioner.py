@@ -74,7 +74,7 @@ def test_subsampling_is_the_convolution_and_the_product_in_pieces(
     monkeypatch.setattr(operators, "ROUNDING", rows)
     layer = Subsampling(WIDTH, 8)
     if device == "gpu":
-        monkeypatch.setattr(layer, "_sums_on_cpu", layer._sums_on_gpu)
+        monkeypatch.setattr(layer, "sums_on_cpu", layer.sums_on_gpu)
         monkeypatch.setattr(conformer_module, "CACHE_LINE", 1)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)

@@ -28,9 +28,9 @@ def relative(got: Tensor, wanted: Tensor) -> float:
 def test_linear_is_the_product(
     onednn: bool, shape: tuple[int, ...], bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if onednn and not operators._has_onednn_linear():
+    if onednn and not operators.has_onednn_linear():
         pytest.skip("torch was built without oneDNN")
-    monkeypatch.setattr(operators, "_has_onednn_linear", lambda: onednn)
+    monkeypatch.setattr(operators, "has_onednn_linear", lambda: onednn)
     x, weight, added = torch.randn(shape), torch.randn(40, 64), torch.randn(40) if bias else None
     wanted = F.linear(x.double(), weight.double(), None if added is None else added.double())
     with torch.inference_mode():
@@ -48,7 +48,8 @@ def test_linear_takes_a_slice_of_columns_and_a_transposed_input() -> None:
 
 def test_linear_keeps_double_precision() -> None:
     x, weight = torch.randn(3, 6, dtype=torch.float64), torch.randn(7, 6, dtype=torch.float64)
-    assert torch.equal(linear(x, weight), F.linear(x, weight))
+    got = linear(x, weight)  # of more rows than x has, whose products may be summed in another order
+    torch.testing.assert_close(got, F.linear(x, weight), rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.parametrize("bias", [True, False])

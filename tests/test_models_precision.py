@@ -47,7 +47,7 @@ def test_a_gpu_is_asked_for_its_capability(
     capability: tuple[int, int], able: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    monkeypatch.setattr(precision, "_missing", lambda: None)
+    monkeypatch.setattr(precision, "lacking", lambda: None)
     device = torch.device("cuda:0")
     assert precision.candidates(device) == (["exact", "tf32", "bf16", "fp16"] if able else [])
     if not able:
@@ -136,7 +136,7 @@ def test_what_16_bits_hold(golden_small: Path) -> None:
 
 def test_a_gpu_would_take_every_step_in_float32(golden_small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shapes, types and devices on a GPU that need not be there; a tensor left on the CPU would end this."""
-    monkeypatch.setattr(FeatureModel, "_check", lambda *_: None)  # it reads numbers, and there are none
+    monkeypatch.setattr(FeatureModel, "check_batch", lambda *_: None)  # it reads numbers, and there are none
     monkeypatch.setattr(FrameMask, "from_lengths", staticmethod(mask_without_numbers))
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     model = load(golden_small)

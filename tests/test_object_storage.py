@@ -306,7 +306,7 @@ def test_a_store_that_refuses_what_is_there_in_other_words(monkeypatch: pytest.M
             return self.there
 
     store = Refusing()
-    monkeypatch.setattr(object_storage, "_opened", lambda url: (store, url))
+    monkeypatch.setattr(object_storage, "opened", lambda url: (store, url))
     with pytest.raises(FileExistsError):
         object_storage.write("s3://bucket/key", b"", only_new=True)
     store.there = False
@@ -529,7 +529,7 @@ def test_a_store_without_permission_is_no_rejection(monkeypatch: pytest.MonkeyPa
         def info(self, path: str) -> None:
             raise PermissionError("Access Denied")
 
-    monkeypatch.setattr(object_storage, "_opened", lambda url: (Refusing(), url))
+    monkeypatch.setattr(object_storage, "opened", lambda url: (Refusing(), url))
     with pytest.raises(StoreError, match="Access Denied; check its permissions"):
         object_storage.status("s3://bucket/key")
     assert not issubclass(StoreError, RejectedSample)

@@ -84,7 +84,7 @@ def test_auto_keeps_its_choice(golden_small: Path, tmp_path: Path, monkeypatch: 
         return TrialResult({1: codes}, 1000 / speed[mode])
 
     monkeypatch.setattr(Trial, "run", run)
-    monkeypatch.setattr(precision, "_fast_bf16", lambda: True)
+    monkeypatch.setattr(precision, "fast_bf16", lambda: True)
     config = config_of(golden_small, tmp_path / "out", precision="auto", max_samples=3)
     assert preview(config).pending == 3
     hfprep.build(config)
@@ -105,7 +105,7 @@ def test_auto_goes_on_as_an_output_was_begun(
     golden_small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hfprep.build(config_of(golden_small, tmp_path / "out", max_samples=2))
-    monkeypatch.setattr(precision, "_fast_bf16", lambda: True)
+    monkeypatch.setattr(precision, "fast_bf16", lambda: True)
     monkeypatch.setattr(Trial, "run", lambda _: pytest.fail("measured although fp32 was in force"))
     assert hfprep.build(config_of(golden_small, tmp_path / "out", precision="auto", max_samples=3)).reused == 2
 
@@ -113,7 +113,7 @@ def test_auto_goes_on_as_an_output_was_begun(
 def test_auto_is_fp32_on_a_cpu_without_fast_bf16(
     golden_small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "_fast_bf16", lambda: False)
+    monkeypatch.setattr(precision, "fast_bf16", lambda: False)
     hfprep.build(config_of(golden_small, tmp_path / "out", precision="auto", max_samples=1))
     stats = stats_of(tmp_path / "out")
     assert (stats["precision"], stats["code_agreement"]) == ("fp32", None)
@@ -130,7 +130,7 @@ def full_for_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
         return load(*arguments, **options)
 
     monkeypatch.setattr(FeatureModel, "load", load_if_small)
-    monkeypatch.setattr(precision, "_fast_bf16", lambda: True)
+    monkeypatch.setattr(precision, "fast_bf16", lambda: True)
 
 
 @pytest.mark.usefixtures("full_for_fp32")
@@ -156,7 +156,7 @@ def test_a_worker_process_measures_too(golden_small: Path, tmp_path: Path, real_
 
 def test_auto_really_measures(golden_small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On these models bf16 keeps far too few codes, however fast it is."""
-    monkeypatch.setattr(precision, "_fast_bf16", lambda: True)
+    monkeypatch.setattr(precision, "fast_bf16", lambda: True)
     hfprep.build(config_of(golden_small, tmp_path / "out", precision="auto", max_samples=1))
     stats = stats_of(tmp_path / "out")
     assert stats["precision"] == "fp32"

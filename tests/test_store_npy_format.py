@@ -108,7 +108,8 @@ def test_headers_are_read_without_the_parser_that_threads_break(
         raise SystemError("AST constructor recursion depth mismatch")
 
     monkeypatch.setattr(ast, "literal_eval", refused)
-    monkeypatch.setattr(npy_format, "_parse", npy_format._parse.__wrapped__)  # each header anew, as if it were another
+    # Each header anew, as if it were another.
+    monkeypatch.setattr(npy_format, "parse_header", npy_format.parse_header.__wrapped__)
 
     def read(depth: int) -> None:
         if depth:

@@ -68,7 +68,7 @@ def test_a_store_that_rows_chose_costs_those_rows(
     build: Build, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Unreachable()
-    monkeypatch.setattr(object_storage, "_opened", lambda url: (store, url))
+    monkeypatch.setattr(object_storage, "opened", lambda url: (store, url))
     rows[1]["audio"] = "s3://theirs/a.wav"
     rows[2]["audio"] = "nosuchstore://theirs/a.wav"
     summary = build(rows)
@@ -89,7 +89,7 @@ def test_a_package_that_is_missing_costs_the_row(build: Build, rows: Rows, monke
 
 def test_a_store_is_asked_once_unless_it_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     store = Unreachable()
-    monkeypatch.setattr(object_storage, "_opened", lambda url: (store, url))
+    monkeypatch.setattr(object_storage, "opened", lambda url: (store, url))
     stores = Stores(frozenset({"s3://mine"}))
     for name in ("a", "b"):
         with pytest.raises(RejectedSample) as caught:

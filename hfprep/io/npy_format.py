@@ -61,7 +61,7 @@ def npy_header(data: bytes | memoryview) -> Header:
     length = int.from_bytes(data[version_end:begin], "little")
     if len(data) < begin + length:
         raise ValueError("its header is cut off")
-    return _parse(bytes(data[begin : begin + length]), begin + length)
+    return parse_header(bytes(data[begin : begin + length]), begin + length)
 
 
 def parse_npy(data: bytes | memoryview) -> np.ndarray:
@@ -81,7 +81,7 @@ def npy_values(data: bytes | memoryview, header: Header) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=65536)
-def _parse(text: bytes, start: int) -> Header:
+def parse_header(text: bytes, start: int) -> Header:
     """A header's dictionary: a Python literal of text, truth values and integers, which is nearly JSON."""
     try:
         literal = text.decode("latin-1").translate(_AS_JSON).replace("False", "false").replace("True", "true")

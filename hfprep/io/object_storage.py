@@ -81,7 +81,7 @@ def joined(folder: str, path: str) -> str:
 def status(url: str) -> RemoteStatus:
     """Size and version of a file."""
     with _explained(url):
-        store, path = _opened(url)
+        store, path = opened(url)
         info = store.info(path)
     if info.get("type") == "directory":
         raise FileNotFoundError(url)
@@ -93,7 +93,7 @@ def status(url: str) -> RemoteStatus:
 def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
     """The content of a file, or its bytes from `start` up to `end`, as far as there are any."""
     with _explained(url):
-        store, path = _opened(url)
+        store, path = opened(url)
         try:
             content: bytes = store.cat_file(path, start=start, end=end)
         except OSError as error:
@@ -106,7 +106,7 @@ def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
 def open_stream(url: str) -> BinaryIO:
     """Open a file for reading from anywhere in it, some of it ahead."""
     with _explained(url):
-        store, path = _opened(url)
+        store, path = opened(url)
         file = store.open(path, "rb", block_size=READ_AHEAD_BYTES, cache_type="readahead")
     return io.BufferedReader(_Stream(file, url), READ_AHEAD_BYTES)
 
@@ -114,7 +114,7 @@ def open_stream(url: str) -> BinaryIO:
 def write(url: str, content: bytes, *, only_new: bool = False) -> None:
     """Put a file in place as a whole; FileExistsError where it is there already and `only_new`."""
     with _explained(url), _into_a_bucket(url):
-        store, path = _opened(url)
+        store, path = opened(url)
         if not only_new:
             store.pipe_file(path, content)
             return
@@ -130,21 +130,21 @@ def write(url: str, content: bytes, *, only_new: bool = False) -> None:
 def upload(source: Path, url: str) -> None:
     """Put a local file in place as a whole, in parts where it is large."""
     with _explained(url), _into_a_bucket(url):
-        store, path = _opened(url)
+        store, path = opened(url)
         store.put_file(str(source), path)
 
 
 def download(url: str, target: Path) -> None:
     """Copy a file here."""
     with _explained(url):
-        store, path = _opened(url)
+        store, path = opened(url)
         store.get_file(path, str(target))
 
 
 def remove(url: str) -> None:
     """Remove a file; it may be gone already."""
     with _explained(url), contextlib.suppress(FileNotFoundError):
-        store, path = _opened(url)
+        store, path = opened(url)
         store.rm_file(path)
 
 
@@ -156,7 +156,7 @@ def file_names(folder: str) -> list[str]:
 def file_sizes(folder: str) -> dict[str, int]:
     """Bytes of the files directly in a folder, by name; none where there is no such folder."""
     with _explained(folder):
-        store, path = _opened(folder)
+        store, path = opened(folder)
         store.invalidate_cache()
         try:
             found = store.ls(path, detail=True)
@@ -196,7 +196,7 @@ class _Stream(io.RawIOBase):
         super().close()
 
 
-def _opened(url: str) -> tuple[Any, str]:
+def opened(url: str) -> tuple[Any, str]:
     """The store of a URL, and the file's path in it."""
     found = _URL.match(url)
     assert found is not None, url

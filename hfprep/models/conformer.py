@@ -70,11 +70,11 @@ class Subsampling(nn.Module):
         width = -(-self.frequencies // CACHE_LINE) * CACHE_LINE if on_cpu else self.frequencies
         patches = self._patches(clips, rounded, width)
         kernels = torch.cat([self.conv_weight.flatten(1), self.conv_bias[:, None]], dim=1)  # (C, 10)
-        sums = self._sums_on_cpu if on_cpu else self._sums_on_gpu
+        sums = self.sums_on_cpu if on_cpu else self.sums_on_gpu
         out = torch.cat([sums(kernels, piece) for piece in patches.split(size)])
         return out[:frames].mul_(math.sqrt(channels)).view(x.shape[0], -1, channels)
 
-    def _sums_on_cpu(self, kernels: Tensor, patches: Tensor) -> Tensor:
+    def sums_on_cpu(self, kernels: Tensor, patches: Tensor) -> Tensor:
         """(C, 10) and (frames, 10, at least F) to (frames, C): all channels at once, so that the weights, half a GB,
         are read where they lie. A product with some of their columns would first copy these, at three times the cost.
         They are its first factor: the second one, four times smaller here, is what oneDNN puts into its own order.
@@ -88,7 +88,7 @@ class Subsampling(nn.Module):
         columns = product(self.out_weight, maps.flatten(1).to(self.out_weight.dtype))  # (C, frames)
         return columns.t().add_(self.out_bias)
 
-    def _sums_on_gpu(self, kernels: Tensor, patches: Tensor) -> Tensor:
+    def sums_on_gpu(self, kernels: Tensor, patches: Tensor) -> Tensor:
         """The same, some channels at a time."""
         out = self.out_bias.repeat(len(patches), 1)
         columns = GPU_CHANNELS_PER_PIECE * self.frequencies

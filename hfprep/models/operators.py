@@ -96,14 +96,14 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if weight.dtype == torch.bfloat16:
         return half_linear(x, weight, bias)
-    if x.device.type == "cpu" and x.dtype == torch.float32 and _has_onednn_linear():
+    if x.device.type == "cpu" and x.dtype == torch.float32 and has_onednn_linear():
         result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return result
     return F.linear(x, weight, bias)
 
 
 @functools.cache
-def _has_onednn_linear() -> bool:
+def has_onednn_linear() -> bool:
     """Whether torch was built with the operator that its own compiler uses for products on a CPU."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 

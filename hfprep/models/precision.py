@@ -47,7 +47,7 @@ def require(name: str, device: torch.device, origin: str = "--precision is {name
 def candidates(device: torch.device) -> list[str]:
     """The precisions, other than fp32, that may be faster than fp32 on `device`."""
     if device.type == "cpu":
-        return ["bf16"] if _fast_bf16() else []
+        return ["bf16"] if fast_bf16() else []
     return [name for name in LEAST_CAPABILITY if not obstacle(name, device)]
 
 
@@ -60,10 +60,10 @@ def obstacle(name: str, device: torch.device) -> str | None:
     found, least = torch.cuda.get_device_capability(device), LEAST_CAPABILITY[name]
     if found < least:
         return f"{device} has compute capability {found[0]}.{found[1]}, and it takes {least[0]}.{least[1]}"
-    return _missing()
+    return lacking()
 
 
-def _missing() -> str | None:
+def lacking() -> str | None:
     """What the fused models lack on this machine: they are compiled when they first run, and use a new operator."""
     release = tuple(int(number) for number in torch.__version__.split(".")[:2])
     if release < LEAST_TORCH:
@@ -77,7 +77,7 @@ def _missing() -> str | None:
     return None
 
 
-def _fast_bf16() -> bool:
+def fast_bf16() -> bool:
     """Whether this CPU has instructions for products of bf16."""
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private to torch, so they may be gone one day
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)

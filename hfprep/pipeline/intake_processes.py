@@ -103,7 +103,7 @@ class IntakeProcesses:
         """What an idle process answers; raises _ProcessError where it fails."""
         process = self._idle.get()
         try:
-            process = process or self._start()
+            process = process or self.start()
             return ask(process)
         except Exception as error:
             log.warning("the process that was to load %s has failed (%s)", what, error)
@@ -120,7 +120,7 @@ class IntakeProcesses:
                 process.close()
             self._idle.put(None)
 
-    def _start(self) -> "_Process":
+    def start(self) -> "_Process":
         """Another process. Raises OSError or EOFError where there is none, ValueError where its ids would differ."""
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(theirs, self._tokenizer), daemon=True)

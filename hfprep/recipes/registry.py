@@ -6,20 +6,20 @@ from typing import Any
 from hfprep.errors import ConfigError
 from hfprep.recipes.base import Download, Outline, Outlined, Published, Recipe
 
-_MODULES = {
+MODULES = {
     "indextts-2": "hfprep.recipes.indextts2.recipe",
     "indextts-2.5": "hfprep.recipes.indextts25.recipe",
     "codec": "hfprep.recipes.codec.recipe",
 }
-NAMES = tuple(_MODULES)
+NAMES = tuple(MODULES)
 DEFAULT = NAMES[0]
 
 
 def recipe(name: str) -> Recipe:
     """The recipe of that name; ConfigError where there is none."""
-    if name not in _MODULES:
+    if name not in MODULES:
         raise ConfigError(f"--recipe is {name!r}; it must be {' or '.join(NAMES)}")
-    found: Recipe = importlib.import_module(_MODULES[name]).RECIPE
+    found: Recipe = importlib.import_module(MODULES[name]).RECIPE
     return found
 
 

@@ -42,7 +42,7 @@ def download(target: Path, *, name: str | None = None, report: Callable[[str], N
     SHA-256, StoreError where the disk has no room for them, ConfigError where there is no such recipe.
     """
     chosen = choose_recipe(name, ModelOptions(models=target if target.is_dir() else None))
-    wanted = [_ask(source) for source in downloads(chosen)]
+    wanted = [ask_hub(source) for source in downloads(chosen)]
     missing = {item.source.repository: item.missing(target) for item in wanted}
     num_bytes = sum(item.sizes[file] for item in wanted for file in missing[item.source.repository])
     if num_bytes:
@@ -73,7 +73,7 @@ def absent(models: Path, name: str) -> list[str]:
     ]
 
 
-def _ask(source: Download) -> Wanted:
+def ask_hub(source: Download) -> Wanted:
     """What the hub has of these files."""
     import huggingface_hub
 

@@ -124,7 +124,7 @@ class FeatureModel(SemanticModel):
         Raises ValueError for lengths out of range or a batch of another shape.
         """
         input_features, lengths = semantic_inputs(inputs, lengths)
-        self._check(input_features, lengths)
+        self.check_batch(input_features, lengths)
         compute = partial(self._compute, groups=groups)
         if not self.packs:
             device = input_features.device
@@ -154,7 +154,8 @@ class FeatureModel(SemanticModel):
                 found["emo_vec"] = self.emotion_conditioner(semantic, mask).float()
         return found
 
-    def _check(self, input_features: Tensor, lengths: Tensor) -> None:
+    def check_batch(self, input_features: Tensor, lengths: Tensor) -> None:
+        """Raise ValueError where the batch is not one that `forward` takes."""
         if input_features.ndim != 3 or lengths.shape != input_features.shape[:1]:
             raise ValueError(
                 f"input_features {tuple(input_features.shape)} and lengths {tuple(lengths.shape)} "

@@ -126,7 +126,7 @@ class FeatureModel(SemanticModel):
         (B, M). Raises ValueError for lengths out of range or a batch of another shape.
         """
         wanted = frozenset(groups) & AUDIO_GROUPS
-        frames = self._check(waveforms, num_samples)
+        frames = self.check_batch(waveforms, num_samples)
         if not self.packs:
             return self._columns(waveforms, num_samples, wanted)
 
@@ -200,8 +200,8 @@ class FeatureModel(SemanticModel):
                 return vectors(waveforms, num_samples)
             return torch.cat([vectors(*one) for one in zip(waveforms.split(1), num_samples.split(1), strict=True)])
 
-    def _check(self, waveforms: Tensor, num_samples: Tensor) -> list[int]:
-        """The clips' frames."""
+    def check_batch(self, waveforms: Tensor, num_samples: Tensor) -> list[int]:
+        """The clips' frames; ValueError where the batch is not one that `forward` takes."""
         if waveforms.ndim != 2 or num_samples.shape != waveforms.shape[:1]:
             raise ValueError(
                 f"waveforms {tuple(waveforms.shape)} and num_samples {tuple(num_samples.shape)} must be (B, S) and (B,)"
