@@ -3,8 +3,10 @@
 Real command lines in children of crash_child's fork server.
 """
 
+import contextlib
 import errno
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -28,6 +30,7 @@ from hfprep.errors import Reason, RejectedSample
 from hfprep.io import atomic
 from hfprep.io.lock import OutputLock
 from hfprep.models.semantic_encoder import SemanticEncoder
+from hfprep.pipeline.collector import no_garbage_collection
 from hfprep.pipeline.logs import log_to_file
 from hfprep.recipes.indextts2.feature_model import FeatureModel
 from tests.crash_child import CrashServer, Ended, Fault
@@ -380,6 +383,19 @@ def test_progress_bars_of_datasets_are_as_they_were() -> None:
     )
     environment = {name: value for name, value in os.environ.items() if "PROGRESS" not in name}
     subprocess.run([sys.executable, "-c", code], env=environment, cwd=GOLDEN.parent.parent, check=True, timeout=100)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_is_as_it_was(enabled: bool) -> None:
+    before = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        with contextlib.suppress(KeyError), no_garbage_collection():
+            assert not gc.isenabled()
+            raise KeyError
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_the_level_of_the_log_is_as_it_was(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The loader: the same samples in the same order from every format, and batches as the trainer takes them."""
 
 import copy
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from hfprep.formats.loading import BatchLoader, FeatureDataset, LengthBucketedBa
 from hfprep.formats.loading.batches import Rows, pad
 from hfprep.formats.webdataset_writer import WebDatasetOptions, export_webdataset
 from hfprep.io.words import duration
+from hfprep.store.first_version import first_schema
 from tests.sample_sets import AWKWARD_IDS, DIM, ROWS, make_output
 
 FORMATS = ("npy", "arrow", "webdataset")
@@ -70,6 +72,20 @@ def test_samples_and_order_are_those_of_the_manifest(sets: dict[str, Path], name
         data[len(data)]
     for split in ("validation", "val"):
         assert len(hfprep.load(sets[name], split)) == len(AWKWARD_IDS) - len(TRAIN_IDS)
+
+
+def test_a_set_of_tars_is_opened_without_reading_one(tmp_path: Path) -> None:
+    """The index says what the samples are and where each is, so that a million of them open as fast as ten."""
+    source, folder = make_output(tmp_path / "npy"), tmp_path / "shards"
+    stats = json.loads((source / "stats.json").read_bytes())
+    (source / "stats.json").write_text(json.dumps(stats | {"schema": first_schema(DIM).record()}))
+    export_webdataset(open_set(source), folder, WebDatasetOptions(max_shard_samples=3))
+    for tar in folder.glob("*.tar"):
+        tar.write_bytes(bytes(tar.stat().st_size))  # nothing in it
+    data = hfprep.load(folder)
+    assert len(data) == len(TRAIN_IDS)
+    with pytest.raises(StoreError):
+        data[0]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

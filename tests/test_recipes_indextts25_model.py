@@ -278,6 +278,28 @@ def test_refuses_batches_that_are_not_consistent(
         model(torch.zeros(shape), torch.tensor(counts))
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "exact"])
+def test_a_model_goes_to_a_card_in_the_precision_that_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """All but CAM++, which is always in float32, and the codec, whose codes are always exact."""
+    moved: list[float] = []
+
+    def note(self: FeatureModel, _device: object) -> FeatureModel:
+        layers = self.semantic_encoder.layers
+        sizes = {dtype: sum(x.nbytes for x in (*layers.parameters(), *layers.buffers()) if x.dtype == dtype)
+                 for dtype in (torch.float32, torch.float16, torch.bfloat16)}  # fmt: skip
+        moved.append(sizes[torch.float32] / (sizes[torch.float16] + sizes[torch.bfloat16]))
+        return self
+
+    monkeypatch.setattr(FeatureModel, "to", note)
+    monkeypatch.setattr("hfprep.recipes.indextts25.feature_model.require", lambda *_: None)
+    files = locate(models=GOLDEN[0] / "checkpoints", fetch=False)
+    FeatureModel.load(files, Config.read(files.config), device="cuda", precision=precision)
+    (share,) = moved
+    assert share < 1  # norms, biases and positions, of which a small model has many
+
+
 def test_refuses_a_codec_of_another_width(tmp_path: Path) -> None:
     files = locate(models=GOLDEN[0] / "checkpoints", fetch=False)
     (tmp_path / "config.yaml").write_text(files.config.read_text().replace("hidden_size: 12", "hidden_size: 16"))
