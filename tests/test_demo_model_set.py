@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from hfprep.models.input_features import check_preprocessor, extract_input_features
-from hfprep.recipes.indextts2.checkpoints import IGNORED_PREFIXES, unknown_names
+from hfprep.recipes.indextts2.checkpoints import IGNORED_PREFIXES
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.feature_model import FeatureModel
 from hfprep.recipes.indextts2.locate import locate
@@ -24,6 +24,7 @@ from hfprep.tools.demo.model_set import SIZES, make_model_set
 from hfprep.tools.demo.random_weights import random_pieces, write_safetensors, write_torch_file
 from hfprep.tools.demo.sentences import SENTENCES
 from hfprep.tools.demo.voice import SPEAKERS, speak
+from tests.test_models_checkpoints import unknown_names
 
 FILES = [
     "README.md", "RANDOM.json", "bpe.model", "config.yaml", "gpt.pth", "semantic_codec/model.safetensors",

@@ -14,13 +14,18 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from hfprep.cli import formats, scale, trust
+from hfprep.cli import formats
+from hfprep.cli.check import check
+from hfprep.cli.doctor import doctor, download
 from hfprep.cli.extend_checkpoint import extend_checkpoint
 from hfprep.cli.many import run_many
+from hfprep.cli.merge import merge
 from hfprep.cli.options import NO_DEFAULT, RunFile, options_of, read_options
 from hfprep.cli.options import write_options as keep_options
 from hfprep.cli.output import keep_streams, say, show
+from hfprep.cli.report import report
 from hfprep.cli.tokenizer import tokenizer
+from hfprep.cli.verify import verify
 from hfprep.errors import HfprepError
 from hfprep.pipeline.config import BuildConfig, flag
 from hfprep.pipeline.data_sets import ManyOptions, config_of_each
@@ -47,9 +52,8 @@ app = typer.Typer(cls=InOrder, no_args_is_help=True, help=ABOUT, pretty_exceptio
 # What is taken where neither the option nor --models is given, as the older scripts have it.
 USUAL_FILES = {"config": Path("checkpoints/config.yaml"), "gpt_checkpoint": Path("checkpoints/gpt.pth")}
 formats.register(app)
-scale.register(app)
-trust.register(app)
-app.command("extend-checkpoint")(extend_checkpoint)
+for command in (check, verify, report, merge, download, doctor, extend_checkpoint):
+    app.command()(command)
 app.add_typer(tokenizer, name="tokenizer")
 
 

@@ -22,7 +22,6 @@ from hfprep.store.layout import json_line
 
 SPLITS = ("train", "validation")
 DTYPES = ("float32", "float16")
-HALF = np.dtype(np.float16)
 NO_EXTRA = "{}"
 LABELS = ("id", "language")
 

@@ -27,7 +27,6 @@ MIN_FREQUENCY = 20.0  # Hz
 MAX_FREQUENCY = SAMPLING_RATE / 2  # Hz
 STRIDE = 2  # mel frames per model frame
 FEATURE_DIM = NUM_MEL_BINS * STRIDE  # 160
-FRAME_LENGTH = HOP_LENGTH * STRIDE  # samples from one model frame to the next: 320, so 50 frames a second
 MIN_SAMPLES = WINDOW_LENGTH + (STRIDE - 1) * HOP_LENGTH  # the shortest waveform with one valid model frame: 560
 
 PCM_SCALE = np.float32(2**15)  # Kaldi counts in 16-bit steps

@@ -21,7 +21,6 @@ from typing import Any
 from hfprep.errors import ConfigError, HfprepError, Reason, RejectedSample, StoreError
 from hfprep.inputs.manifest.field_map import FieldMap
 
-WHOLE_FILE = -1
 MAX_MEMORY_BYTES = 16 << 30  # of what the reader allocates; a damaged length can ask for any number of bytes
 MOST_ROWS = 1 << 32  # that are believed of a row group
 # -P, and our own path: a file of a stranger's in the working directory must not be taken for a module.

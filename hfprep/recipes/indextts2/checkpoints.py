@@ -7,7 +7,7 @@ of gpt.pth) never enters memory. The names inside the networks are those of `rec
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -62,7 +62,7 @@ IGNORED_PREFIXES: dict[str, tuple[str, ...]] = {
     SEMANTIC_FILE: ("masked_spec_embed", "adapter.", "intermediate_ffn.", "encoder.layers."),
     STATISTICS_FILE: (),
 }
-_NEEDED_PREFIXES: dict[str, tuple[str, ...]] = {
+NEEDED_PREFIXES: dict[str, tuple[str, ...]] = {
     GPT_FILE: CONDITIONER_PREFIXES + EMOTION_PREFIXES,
     CODEC_FILE: CODEC_PREFIXES,
     SEMANTIC_FILE: SEMANTIC_PREFIXES,
@@ -153,18 +153,7 @@ def check_tensors(
     shape or without real numbers.
     """
     ignored = () if file == SEMANTIC_FILE else IGNORED_PREFIXES[file]  # of its layers the first ones are needed
-    named_tensors.check_tensors(tensors, shapes, path=path, needed=_NEEDED_PREFIXES[file], ignored=ignored)
-
-
-def unknown_names(names: Iterable[str], shapes: Mapping[str, object], file: str) -> list[str]:
-    """Which of a file's tensor names are neither needed (`shapes`) nor knowingly ignored."""
-    return [name for name in names if name not in shapes and not _is_ignored(name, file)]
-
-
-def _is_ignored(name: str, file: str) -> bool:
-    if file == SEMANTIC_FILE and name.startswith(_NEEDED_PREFIXES[SEMANTIC_FILE]):
-        return False
-    return name.startswith(IGNORED_PREFIXES[file])
+    named_tensors.check_tensors(tensors, shapes, path=path, needed=NEEDED_PREFIXES[file], ignored=ignored)
 
 
 def _conditioner_names(conditioner: Conditioner) -> dict[str, str]:
