@@ -24,6 +24,7 @@ from hfprep.io.lock import OutputLock
 from hfprep.io.object_storage import url_of
 from hfprep.pipeline.adopting import adopt_workers, check_chain
 from hfprep.pipeline.codebook import CodebookUse
+from hfprep.pipeline.collector import imports_left_out
 from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.devices import choose_workers
 from hfprep.pipeline.engines.choice import ENGINES, Job, Workers
@@ -81,6 +82,7 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
     engine = ENGINES[config.engine]
     with ExitStack() as stack:
         stack.enter_context(no_progress_bars())
+        stack.enter_context(imports_left_out())
         if shared is None:
             shared = Shared()
             stack.enter_context(shared.workers)

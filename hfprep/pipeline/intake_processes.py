@@ -22,6 +22,7 @@ from typing import TypeVar
 import torch
 
 from hfprep.errors import Reason
+from hfprep.pipeline.collector import imports_left_out
 from hfprep.pipeline.intake import Intake, IntakeSettings, Loaded, Task, expected_seconds, reject
 from hfprep.recipes.base import TextEncoder
 from hfprep.schema import Rejection
@@ -193,7 +194,7 @@ def _serve(asker: Connection, tokenizer: TextEncoder | None) -> None:
     os.setsid()  # Ctrl-C and SIGTERM may go to the asker's whole group; what they mean is for the asker to decide
     torch.set_num_threads(1)
     intake: Intake | None = None
-    with asker, contextlib.suppress(OSError, EOFError):  # whoever asked is gone
+    with asker, imports_left_out(), contextlib.suppress(OSError, EOFError):  # whoever asked is gone
         asker.send(_version(tokenizer))
         while True:
             request = asker.recv()

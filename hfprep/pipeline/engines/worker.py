@@ -25,6 +25,7 @@ import pyarrow as pa
 
 from hfprep.errors import HfprepError, StopRequested
 from hfprep.pipeline.background import BackgroundWriter
+from hfprep.pipeline.collector import imports_left_out
 from hfprep.pipeline.engines.in_hand import InHand
 from hfprep.pipeline.engines.messages import (
     Assignment,
@@ -232,7 +233,7 @@ def main(descriptor: int) -> None:
 def serve(channel: Channel) -> None:
     """Work for one build after the other, with models that stay loaded, until the driver says None."""
     outbox, models = _Outbox(channel), Models()
-    with _logs_to(outbox), no_progress_bars():
+    with _logs_to(outbox), no_progress_bars(), imports_left_out():
         while (request := channel.recv()) is not None:
             opened = False
             try:

@@ -1,0 +1,23 @@
+"""What the garbage collector leaves out while a build runs, and that nothing of it stays."""
+
+import gc
+
+from hfprep.pipeline.collector import imports_left_out
+
+
+def test_what_is_there_before_is_not_walked_meanwhile() -> None:
+    assert not gc.get_freeze_count()
+    with imports_left_out():
+        assert gc.get_freeze_count() > 10_000
+    assert not gc.get_freeze_count()
+
+
+def test_what_a_program_had_left_out_itself_stays_so() -> None:
+    gc.freeze()
+    try:
+        count = gc.get_freeze_count()
+        with imports_left_out():
+            assert gc.get_freeze_count() == count
+        assert gc.get_freeze_count() == count
+    finally:
+        gc.unfreeze()
