@@ -131,7 +131,7 @@ def test_what_a_worker_had_in_hand_saves_the_search(tmp_path: Path, caplog: pyte
     taken = Taken()
     driver_of(Orders(poison=(700,), in_hand=True), taken, tmp_path, rows=1000, unit=1000, num=1).run(never)
     assert len(taken.lines) == 999
-    assert caplog.text.count("another takes over its work") == 3
+    assert caplog.text.count("another worker takes over its work") == 3
 
 
 def test_workers_that_die_whatever_they_get_end_the_run_and_nothing_is_rejected(tmp_path: Path) -> None:

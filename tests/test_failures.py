@@ -265,7 +265,7 @@ def test_a_file_system_without_locks_is_used_with_a_warning(
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with caplog.at_level(logging.WARNING, logger="hfprep"), OutputLock(tmp_path / "lock"):
-        assert "has no locks; see that no other run writes here" in caplog.text
+        assert "does not support locks; make sure that no other run writes here" in caplog.text
 
 
 @pytest.mark.parametrize("how", ["gone", "broken"])

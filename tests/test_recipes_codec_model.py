@@ -192,7 +192,7 @@ def test_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
         find(folder)
     (folder / "config.json").write_text("[]")
     (folder / "pytorch_model.bin").rename(folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"is no config\.json"):
+    with pytest.raises(CheckpointError, match=r"is not the config\.json"):
         find(folder)
 
 
@@ -253,7 +253,7 @@ def test_texts_are_encoded_as_they_stand(tmp_path: Path) -> None:
     assert encoder.fingerprint() != ours.text_encoder().fingerprint()  # type: ignore[union-attr]
     with pytest.raises(RejectedSample, match="no token"):
         encoder.encode(" ")
-    with pytest.raises(RejectedSample, match="half a character"):
+    with pytest.raises(RejectedSample, match="incomplete character"):
         encoder.encode("\ud800")
 
 
@@ -263,7 +263,7 @@ def test_tokenizers_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "bpe.model").write_text("{}")
     (tmp_path / "empty").mkdir()
     for name, message in (
-        ("tokenizer.json", "is no tokenizer.json"), ("bpe.model", "is no SentencePiece model"),
+        ("tokenizer.json", "is not a tokenizer.json"), ("bpe.model", "is not a SentencePiece model"),
         ("gone.model", "not found"), ("empty", "must hold one of tokenizer.json"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):

@@ -49,8 +49,8 @@ def test_a_vocabulary_may_have_more_ranks(golden25_small: Path, tmp_path: Path) 
         (b"IQ== 0\nIg==\n", "line 2"),
         (b"IQ== 0\n?? 1\n", "line 2"),
         (b"IQ== 0\nIg== x\n", "line 2"),
-        (b"IQ== 0\nIg== 1\n", "no whole vocabulary: its 2 lines"),
-        (b"", "no whole vocabulary: its 0 lines"),
+        (b"IQ== 0\nIg== 1\n", "is incomplete: its 2 lines"),
+        (b"", "is incomplete: its 0 lines"),
     ],
 )
 def test_what_is_no_vocabulary_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
@@ -64,7 +64,7 @@ def test_what_is_no_vocabulary_is_refused(tmp_path: Path, content: bytes, messag
 def test_ranks_must_be_whole(golden25_small: Path, tmp_path: Path, change: tuple[bytes, bytes]) -> None:
     path = tmp_path / "some.tiktoken"
     path.write_bytes((golden25_small / FILE).read_bytes().replace(*change))
-    with pytest.raises(ConfigError, match="no whole vocabulary"):
+    with pytest.raises(ConfigError, match="is incomplete"):
         Vocabulary(path)
 
 

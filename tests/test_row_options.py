@@ -127,7 +127,7 @@ def test_a_build_with_val_count_and_an_empty_split_is_told(
     out = tmp_path / "out"
     with caplog.at_level(logging.WARNING):
         assert run(golden_small, manifest, out).val == 0
-    assert "no sample is in validation: 6 samples are few for --val-ratio 0.01; --val-count N" in caplog.text
+    assert "no sample is in validation: 6 samples are few for --val-ratio 0.01; use --val-count N" in caplog.text
     summary = run(golden_small, manifest, out, val_count=2)
     assert (summary.train, summary.val, summary.reused) == (4, 2, 6)
     stats = json.loads((out / "stats.json").read_bytes())
@@ -175,7 +175,7 @@ def test_a_larger_tokenizer_is_taken_with_a_line_that_names_both_sizes(
     with caplog.at_level(logging.WARNING):
         summary = run(golden_small, manifest, tmp_path / "out", gpt_checkpoint=tmp_path / "gpt.pth")
     assert summary.accepted == 1
-    assert f"bpe.model has 900 pieces, the checkpoint {tmp_path / 'gpt.pth'} rows for 90" in caplog.text
+    assert f"bpe.model has 900 pieces, but the checkpoint {tmp_path / 'gpt.pth'} has rows for 90" in caplog.text
     assert "the trainer will have to grow text_embedding and text_head" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING):

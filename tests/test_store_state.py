@@ -107,7 +107,7 @@ def test_a_damaged_database_is_set_aside(tmp_path: Path, content: bytes, caplog:
     state = State(path)
     assert state.is_empty()
     assert (tmp_path / "state.sqlite.damaged").read_bytes() == content
-    assert "nothing counts as finished" in caplog.text
+    assert "no sample counts as finished" in caplog.text
 
 
 def test_damage_found_later_says_what_to_do(tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def test_an_ljspeech_line_may_look_like_a_header(tmp_path: Path) -> None:
         ("rows.csv", b"PK\x03\x04", "a zip file"),
         ("rows.jsonl", b"PAR1....", "name it .parquet"),
         ("rows.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "git lfs pull"),
-        ("wav.scp", b"a sox a.wav -t wav - |\n", "is Kaldi's"),
+        ("wav.scp", b"a sox a.wav -t wav - |\n", "is a Kaldi file"),
     ],
 )
 def test_a_file_that_is_no_manifest_is_one_error(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -202,7 +202,7 @@ def test_a_file_that_is_no_manifest_is_one_error(tmp_path: Path, name: str, cont
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["wav.scp", "text"], "is Kaldi's: make a JSONL file"),
+        (["wav.scp", "text"], "is a Kaldi folder: make a JSONL file"),
         (["train.tsv", "validated.tsv", "clips/a.mp3"], "name one of them: train.tsv, validated.tsv"),
         (["en/train.parquet", "ja/train.parquet"], "holds folders of Parquet files; name one of them: .*en, .*ja"),
         (["a.wav", "b.wav"], "a folder without anything that can be read"),

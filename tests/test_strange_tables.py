@@ -226,10 +226,10 @@ def test_notes_of_a_saved_set_lead_nowhere_else(tmp_path: Path) -> None:
     saved = as_saved_set(pa.table(FIELDS), tmp_path)
     for name in ("../data.arrow", "/etc/passwd", "", None, "a\0b"):
         (saved / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
-        with pytest.raises(ConfigError, match="which is no file of a saved data set"):
+        with pytest.raises(ConfigError, match="which is not a file of a saved data set"):
             read(saved)
     (saved / "dataset_dict.json").write_text('{"splits": ["../.."]}')
-    with pytest.raises(ConfigError, match="which is no file of a saved data set"):
+    with pytest.raises(ConfigError, match="which is not a file of a saved data set"):
         read(saved)
 
 

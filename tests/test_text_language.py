@@ -133,9 +133,7 @@ def test_a_row_s_language_is_read_so() -> None:
     wrong = parse_line(1, row("englsh"), finder, None)
     assert isinstance(wrong, Rejection)
     assert (wrong.reason, wrong.id) == (Reason.INVALID_FIELD, "a")
-    assert (
-        "language is 'englsh', which is no language code that is known; the nearest are en (english)" in wrong.message
-    )
+    assert "language is 'englsh', not a known language code; the nearest are en (english)" in wrong.message
     of_the_run = parse_line(1, row("englsh"), finder, "en")
     assert isinstance(of_the_run, Utterance)
     assert of_the_run.language == "en"

@@ -117,7 +117,7 @@ class NpyKept:
         try:
             return parse_npy(self.output.content(path))
         except (OSError, ValueError) as error:
-            message = f"{path} was complete and cannot be read now: {error}; run the same command again"
+            message = f"{path} was complete but cannot be read now: {error}; run the same command again"
             raise StoreError(message) from error
 
     def publish(self, origin: Origin) -> str:
@@ -350,7 +350,7 @@ def open_store(output: NpyOutput, state: State, formats: Sequence[str], max_shar
             state.put(KEPT_FORMAT, None)
         return NpyKept(output, state)
     if known is not None and known not in formats:
-        log.warning("%s keeps its features as %s, as it was asked before; %s is written beside that",
+        log.warning("%s keeps its features as %s, as in earlier builds; %s is written beside that",
                     output.root, known, ", ".join(formats))  # fmt: skip
     kept = ShardKept(output, state, known or formats[0], max_shard_bytes)
     if known is None:

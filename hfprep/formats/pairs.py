@@ -74,9 +74,7 @@ class PairOptions:
                     f"{option} is {name!r}; it must be the name of a new file in the output, such as pairs.jsonl"
                 )
         if self.train_output_name == self.val_output_name:
-            raise ConfigError(
-                f"--val-output-name is {self.val_output_name!r}; it must be another than --train-output-name"
-            )
+            raise ConfigError(f"--val-output-name is {self.val_output_name!r}; it must differ from --train-output-name")
 
     @property
     def names(self) -> dict[str, str]:

@@ -140,7 +140,7 @@ def open_remote(
             "give a new --output-dir"
         )
     if known is not None and known not in formats:
-        log.warning("%s keeps its features as %s, as it was asked before", mirror.url, known)
+        log.warning("%s keeps its features as %s, as in earlier builds", mirror.url, known)
     kept = RemoteKept(output, state, known or formats[0], max_shard_bytes, mirror)
     if known is None:
         kept.check_place()  # from then on the folder is the output's own, whatever a killed run left there

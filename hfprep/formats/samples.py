@@ -106,7 +106,7 @@ def parse_schema(record: Any) -> Schema | None:
     try:
         return Schema.parse(record)
     except (KeyError, TypeError, ValueError) as error:
-        message = f"the set's description of its columns cannot be read ({error!r}); a later hfprep may have written it"
+        message = f"the set's description of its columns cannot be read ({error!r}); perhaps hfprep is too old"
         raise StoreError(message) from error
 
 

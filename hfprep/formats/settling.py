@@ -76,7 +76,7 @@ class Settling:
                     if sample is None or sample.missing(row.fingerprints):
                         continue  # rejected, or still to be computed
                     if place is None or place.holds(sample) != sample.finished:
-                        raise StoreError(f"sample {row.utterance.id!r} is finished and in no shard; please report this")
+                        raise StoreError(f"sample {row.utterance.id!r} is finished but in no shard; please report this")
                     entry = entry_for(self.kept.shards, row, sample.seconds, sample.lengths)
                     digest = entry_digest(entry)
                     new = digest != place.entry

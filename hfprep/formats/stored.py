@@ -73,5 +73,5 @@ class StoredSamples:
             return parse_npy(path.read_bytes())
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error  # without the path, which the message has already
-            message = f"{path} was complete and cannot be read now: {why}; run the same command again"
+            message = f"{path} was complete but cannot be read now: {why}; run the same command again"
             raise StoreError(message) from error

@@ -64,7 +64,7 @@ def check_unchanged(seen: Mapping[Path, FileIdentity]) -> None:
     for path, identity in seen.items():
         if not identity.is_of(path):
             raise CheckpointError(
-                f"{path} was replaced or changed while it was being read, so that nobody knows what was loaded; "
+                f"{path} was replaced or changed while it was being read; "
                 "nothing was computed with it. Run the same command again when the file stays as it is"
             )
 

@@ -70,10 +70,10 @@ class Lease:
     def check(self) -> None:
         """Raise StoreError unless nobody else can have taken the output over."""
         if self._taken is not None:
-            raise StoreError(f"another run took over {self.url}: {self._taken}; this one stops")
+            raise StoreError(f"another run took over {self.url}: {self._taken}; this run stops")
         if time.monotonic() - self._renewed > LEASE_SECONDS:
             raise StoreError(
-                f"{self.url} could not be renewed for {LEASE_SECONDS:.0f} s; see to the network, "
+                f"{self.url} could not be renewed for {LEASE_SECONDS:.0f} s; check the network, "
                 "then run the same command again: finished work is kept"
             )
 

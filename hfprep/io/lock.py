@@ -80,7 +80,9 @@ class OutputLock:
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
                 raise StoreError(f"cannot lock {self.path}: {error.strerror}; check its file system") from error
-            log.warning("%s: its file system has no locks; see that no other run writes here", self.path)
+            log.warning(
+                "%s: its file system does not support locks; make sure that no other run writes here", self.path
+            )
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         holder = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": started})
         with explained(self.path):

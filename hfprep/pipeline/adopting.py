@@ -44,7 +44,7 @@ def adopt_workers(output: NpyOutput) -> None:
         for column in output.schema.by_name:
             moved += _move(folder / column, output.root / column)
     if moved:
-        log.info("moved %d files of worker folders to their place", moved)
+        log.info("moved %d files from worker folders to their final place", moved)
 
 
 def _move(source: Path, target: Path) -> int:

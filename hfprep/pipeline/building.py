@@ -105,7 +105,7 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
         try:
             plan = run.plan(stop)
         except StopRequested:
-            log.warning("stopped as asked while the manifest was being read; nothing has changed")
+            log.warning("stopped on request while reading the manifest; nothing has changed")
             return run.summary(stop.signal)
         state.put("paths", given_paths(config))
         if run.counts.pending:
@@ -193,7 +193,7 @@ class _Run:
             counts = self.counts = planner.counts
             plan = planner.plan(config.manifest, stop=lambda: stop.signal is not None)
             if not counts.lines_read and config.part is None:
-                raise ConfigError(f"--manifest {str(config.manifest)!r} is empty; give one JSON object a line")
+                raise ConfigError(f"--manifest {str(config.manifest)!r} is empty; give one JSON object per line")
             withdraw_part(self.output)  # from here on things change
             log.info("%d lines: %d to compute, %d finished already, %d rejected so far, %d capped",
                      counts.lines_read, counts.pending, counts.reused, counts.rejected, counts.capped)  # fmt: skip
@@ -286,7 +286,7 @@ class _Run:
                 )
                 ENGINES[self.config.engine].run(job, self.workers)
             except StopRequested:
-                log.warning("stopped as asked; everything computed is on disk")
+                log.warning("stopped on request; everything computed is on disk")
 
     def finish(self, plan: Plan, stop: StopSignals) -> Summary:
         """Replace the running files by final ones and sum up."""

@@ -18,7 +18,7 @@ def choose_device(name: str) -> torch.device:
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:
             raise ConfigError(
-                f"--device is {name!r}, but torch sees {count} CUDA devices; use --device cpu, or see to the driver"
+                f"--device is {name!r}, but torch sees {count} CUDA devices; use --device cpu, or check the driver"
             )
         return torch.device("cuda", device.index or 0)
     return device

@@ -122,7 +122,7 @@ def preview(config: BuildConfig) -> Preview:
         )
         plan = planner.plan(config.manifest)
         if not plan.counts.lines_read and config.part is None:
-            raise ConfigError(f"--manifest {str(config.manifest)!r} is empty; give one JSON object a line")
+            raise ConfigError(f"--manifest {str(config.manifest)!r} is empty; give one JSON object per line")
         return _Estimate(config, inputs, plan).preview(output.root, plan.counts, state.rejection_counts())
 
 

@@ -357,7 +357,7 @@ class FeatureExtractor:
                 if not item.with_audio or (self.model and isinstance(self._alone(item, self.model), Features)):
                     return True
             except Exception as error:  # noqa: BLE001 - only whether it works is of interest
-                log.warning("the control sample %r failed, too (%s)", task.utterance.id, Failure.of(error).message)
+                log.warning("the control sample %r also failed (%s)", task.utterance.id, Failure.of(error).message)
         return False
 
     def _device_answers(self) -> bool:

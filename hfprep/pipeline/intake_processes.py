@@ -107,7 +107,7 @@ class IntakeProcesses:
             process = process or self.start()
             return ask(process)
         except Exception as error:
-            log.warning("the process that was to load %s has failed (%s)", what, error)
+            log.warning("the process that loads %s failed (%s)", what, error)
             ended = 0 if process is None else process.close(DYING_SECONDS)
             process = None
             raise _ProcessError(ended) from error

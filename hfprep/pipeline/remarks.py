@@ -29,7 +29,7 @@ def warn_of_empty_split(summary: Summary, val_ratio: float) -> None:
     """Say where a split that was asked for has no sample; trainers fail on an empty file."""
     if summary.accepted and not summary.val and val_ratio:
         log.warning(
-            "no sample is in validation: %d samples are few for --val-ratio %g; --val-count N takes N of them",
+            "no sample is in validation: %d samples are few for --val-ratio %g; use --val-count N to take N of them",
             summary.accepted, val_ratio,
         )  # fmt: skip
     if summary.accepted and not summary.train:

@@ -29,7 +29,7 @@ def warn_of_larger(tokenizer: Path, size: int, checkpoint: Path, configured: int
     known = configured if found is None else found
     if size > known:
         log.warning(
-            "the tokenizer %s has %d pieces, the checkpoint %s rows for %d: no feature depends on them, but the "
-            "trainer will have to grow text_embedding and text_head (or use `extend-checkpoint`)",
+            "the tokenizer %s has %d pieces, but the checkpoint %s has rows for %d: features are unaffected, but "
+            "the trainer will have to grow text_embedding and text_head (or use `extend-checkpoint`)",
             tokenizer, size, checkpoint, known,
         )  # fmt: skip

@@ -158,7 +158,7 @@ class Mirror:
         if there in known or (there is None and not known):
             return
         if known:
-            log.warning("%s was changed by another run, or removed; %s is made anew from it",
+            log.warning("%s was changed by another run, or removed; %s is rebuilt from it",
                         self.url, self.folder.root)  # fmt: skip
         self._clear()
         self._write_record(record | {"snapshots": []})

@@ -125,7 +125,7 @@ class State:
                     raise
                 aside = path.with_name(path.name + ".damaged")
                 path.replace(aside)
-                log.warning("%s: %s; it is set aside as %s, and nothing counts as finished", path, error, aside.name)
+                log.warning("%s: %s; it was renamed to %s, and no sample counts as finished", path, error, aside.name)
                 self._db = _open(path)
             self._scan = sqlite3.connect(scan or ":memory:", isolation_level=None, check_same_thread=False)
             self._scan.execute("PRAGMA journal_mode=OFF")
@@ -135,7 +135,7 @@ class State:
         if version is None:
             self.put("version", STATE_VERSION)
         elif version == 1:
-            log.info("%s was written by hfprep 0.1.0; it is brought into the present form", path)
+            log.info("%s was written by hfprep 0.1.0; it is converted to the current format", path)
             with self.transaction():
                 migrate(self._db)
                 self.put("version", STATE_VERSION)
@@ -194,7 +194,7 @@ class State:
         try:
             return None if row is None else json.loads(row[0])
         except (ValueError, TypeError, RecursionError) as error:
-            log.warning("%s: what it holds under %r is damaged (%s) and counts as absent", self.path, key, error)
+            log.warning("%s: what it holds under %r is damaged (%s) and counts as missing", self.path, key, error)
             return None
 
     def put(self, key: str, value: Any) -> None:

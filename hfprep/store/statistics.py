@@ -70,7 +70,7 @@ def _read_codes(paths: Iterable[str], read: Callable[[str], bytes]) -> np.ndarra
         try:
             arrays.append(parse_npy(read(path)).reshape(-1))
         except (OSError, ValueError) as error:
-            message = f"{path} was complete and cannot be read now: {error}; run the same command again"
+            message = f"{path} was complete but cannot be read now: {error}; run the same command again"
             raise StoreError(message) from error
     return np.concatenate(arrays)
 

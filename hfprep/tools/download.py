@@ -109,7 +109,7 @@ def _explained(source: Download) -> Iterator[None]:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"{source.repository} could not be fetched: {first}; check the network (and HF_ENDPOINT, HF_TOKEN), "
-            "then run the same command again: what has arrived is kept"
+            "then run the same command again: complete files are kept"
         ) from error
 
 

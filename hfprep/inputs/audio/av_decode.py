@@ -106,9 +106,9 @@ class AvSound:
     def _start(self) -> None:
         audio = self._container.streams.best("audio")
         if audio is None:
-            raise RejectedSample(Reason.AUDIO_UNSUPPORTED, f"{self.clip.name}: has no sound in it")
+            raise RejectedSample(Reason.AUDIO_UNSUPPORTED, f"{self.clip.name}: has no audio stream")
         if audio.codec_context is None:
-            message = f"{self.clip.name}: its codec is not one that this FFmpeg decodes; convert it to flac"
+            message = f"{self.clip.name}: its codec is not supported by this FFmpeg; convert it to flac"
             raise RejectedSample(Reason.AUDIO_UNSUPPORTED, message)
         self._stream = audio
         audio.codec_context.thread_count = 1  # the samples' own threads are enough

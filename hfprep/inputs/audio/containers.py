@@ -109,7 +109,7 @@ def _read(audio: str, file: str, offset: int, length: int | None) -> bytes:
         check_clip_bytes(audio, wanted)
         clip = read(file, offset, offset + wanted) if stream is None else _read_at(stream, offset, wanted)
     if len(clip) < wanted:
-        raise RejectedSample(Reason.AUDIO_UNREADABLE, f"{audio}: the file became shorter while it was read")
+        raise RejectedSample(Reason.AUDIO_UNREADABLE, f"{audio}: the file was truncated while it was read")
     return clip
 
 
@@ -130,7 +130,7 @@ def check_clip_bytes(audio: str, length: int) -> None:
     """Refuse a clip that is too large to be held in memory."""
     if length > MAX_CLIP_BYTES:
         bound = f"up to {MAX_CLIP_BYTES >> 20} MiB are read from object storage or inside another file"
-        message = f"{audio}: has {length} bytes; {bound}; make it a file of its own on a disk"
+        message = f"{audio}: has {length} bytes; {bound}; make it a file on a local disk"
         raise RejectedSample(Reason.AUDIO_TOO_LONG, message)
 
 
@@ -201,7 +201,7 @@ class ParquetColumn:
             self._first += 0 if self._clips is None else len(self._clips)
             batch = next(self._batches, None)
             if batch is None:
-                raise RejectedSample(Reason.AUDIO_UNREADABLE, f"{cell}: the file has fewer rows than it says")
+                raise RejectedSample(Reason.AUDIO_UNREADABLE, f"{cell}: the file has fewer rows than its footer says")
             column = batch.column(0)
             self._clips = column.field("bytes") if pa.types.is_struct(column.type) else column
 

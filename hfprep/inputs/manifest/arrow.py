@@ -147,7 +147,7 @@ def open_saved(folder: Path, split: str | None, fields: FieldMap) -> ArrowFiles:
         splits = _names(_notes(folder / SPLITS_FILE, where).get("splits"), f"{where}: {SPLITS_FILE}")
         inner = folder / chosen_split(splits, split, where)
     elif split is not None:
-        raise ConfigError(f"{where} has no splits; leave :{split} out")
+        raise ConfigError(f"{where} has no splits; omit :{split}")
     else:
         inner = folder
     notes = _notes(inner / STATE_FILE, where)
@@ -179,7 +179,7 @@ def _names(values: Any, where: str) -> list[str]:
     names = list(values) if isinstance(values, list) else []
     for name in names or [None]:
         if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
-            raise ConfigError(f"{where} names {name!r}, which is no file of a saved data set; save it again")
+            raise ConfigError(f"{where} names {name!r}, which is not a file of a saved data set; save it again")
     return names
 
 

@@ -127,11 +127,13 @@ def _open_file(path: Path, fields: FieldMap) -> Source:
     if suffix == ".tar" or suffix in PARQUET_SUFFIXES:
         return _open_files(path, (path,), fields)
     if suffix in PACKED_SUFFIXES:
-        raise ConfigError(f"--manifest {str(path)!r} is packed; unpack it first: what is inside is read where it lies")
+        raise ConfigError(
+            f"--manifest {str(path)!r} is packed; decompress it first (uncompressed tars are read directly)"
+        )
     if path.name == KALDI:
         raise ConfigError(
-            f"--manifest {str(path)!r} is Kaldi's: the texts are in another file, and an entry may be a command; "
-            "make a JSONL file of both (docs/inputs.md has the lines for that)"
+            f"--manifest {str(path)!r} is a Kaldi file: the texts are in another file, and an entry can be a "
+            "command; make a JSONL file from both (docs/inputs.md shows how)"
         )
     _refuse_other_files(path)
     if suffix == ".csv":
@@ -183,7 +185,7 @@ def _open_folder(folder: Path, split: str | None, fields: FieldMap) -> Source:
         if paths:
             return _open_files(folder, _of_split(folder, paths, split), fields)
     if split is not None:
-        raise ConfigError(f"--manifest {str(folder)!r} is not a saved data set; leave :{split} out")
+        raise ConfigError(f"--manifest {str(folder)!r} is not a saved data set; omit :{split}")
     if (folder / METADATA).is_file():
         return _open_file(folder / METADATA, fields)
     for suffixes in ((".tar",), PARQUET_SUFFIXES):
@@ -213,7 +215,7 @@ def _what_is_in(folder: Path) -> str | None:
     """Why a folder is not read, and what to give in its place; None where it is one of clips with their texts."""
     names = sorted(path.name for path in itertools.islice(folder.iterdir(), LOOKED_AT))
     if KALDI in names:
-        return f"is Kaldi's: make a JSONL file of its {KALDI} and text (docs/inputs.md has the lines for that)"
+        return f"is a Kaldi folder: make a JSONL file from its {KALDI} and text (docs/inputs.md shows how)"
     lists = [name for name in names if name.endswith(LIST_SUFFIXES)]
     if lists:
         return f"is a folder with manifests in it; name one of them: {', '.join(lists[:SHOWN_NAMES])}"

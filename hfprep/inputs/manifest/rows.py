@@ -285,7 +285,7 @@ def _read_language(row: dict[str, Any]) -> str | None:
     try:
         return read_hint(value)
     except ValueError as error:
-        message = f"language is {value[:80]!r}, which is no language code that is known; {error}"
+        message = f"language is {value[:80]!r}, not a known language code; {error}"
         raise RejectedSample(Reason.INVALID_FIELD, message) from None
 
 

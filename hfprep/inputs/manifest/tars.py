@@ -130,7 +130,7 @@ def _one_of(members: Sequence[Member], suffixes: tuple[str, ...], within: str | 
 
 def _place(member: Member) -> ByteRange:
     if member.at is None:
-        message = f"{member.name!r} is stored with holes (sparse) or is a link to no file of the tar; pack it anew"
+        message = f"{member.name!r} is a sparse file, or a link to a file that is not in the tar; create the tar again"
         raise RejectedSample(Reason.AUDIO_UNREADABLE, message)
     return member.at
 

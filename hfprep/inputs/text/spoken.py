@@ -41,8 +41,8 @@ def refuse_half_characters(text: str) -> None:
     if surrogate:
         raise RejectedSample(
             Reason.TEXT_FAILED,
-            f"the text holds half a character (U+{ord(surrogate[0]):04X} at position {surrogate.start()}): "
-            "it was cut or wrongly decoded; write the whole character, or remove it",
+            f"the text holds an incomplete character (U+{ord(surrogate[0]):04X} at position {surrogate.start()}): "
+            "it was truncated or decoded wrongly; correct or remove it",
         )
 
 
@@ -120,6 +120,6 @@ def _readable(text: str) -> str:
         raise RejectedSample(
             Reason.TEXT_TOO_LONG,
             f"the text has {len(text)} characters; one with numbers or symbols can have {_LONGEST_FOR_GRAMMAR}. "
-            "Cut the sample into sentences",
+            "Split the sample into sentences",
         )
     return text

@@ -127,7 +127,7 @@ def _open_model(path: Path) -> Any:
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
-        raise ConfigError(f"tokenizer {path} is no SentencePiece model: {error}") from error
+        raise ConfigError(f"tokenizer {path} is not a SentencePiece model: {error}") from error
 
 
 def _rebuild(model_path: Path, normalizer: TextNormalizer) -> TextTokenizer:

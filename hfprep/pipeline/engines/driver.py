@@ -220,7 +220,7 @@ class Driver:
         del self.workers[worker.key]
         if stopping or (worker.ready and not worker.units):
             return
-        log.warning("worker %d died (%s); another takes over its work", worker.rank, died.cause)
+        log.warning("worker %d died (%s); another worker takes over its work", worker.rank, died.cause)
         self.failed_starts += not worker.ready
         self.deaths += 1
         if self.failed_starts >= FAILED_STARTS or self.deaths >= DEATHS_WITHOUT_PROGRESS:

@@ -104,7 +104,7 @@ def _family(path: Path) -> str:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         family = content["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: is no config.json of a model of transformers ({error!r})") from error
+        raise CheckpointError(f"{path}: is not the config.json of a transformers model ({error!r})") from error
     if family not in FAMILIES:
         raise ConfigError(f"--codec-model: {path} is of a model {family!r}; it must be {' or '.join(FAMILIES)}")
     return str(family)

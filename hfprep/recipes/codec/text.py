@@ -49,7 +49,7 @@ class PlainText:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise RejectedSample(Reason.TEXT_FAILED, f"the text holds half a character ({error})") from error
+            raise RejectedSample(Reason.TEXT_FAILED, f"the text holds an incomplete character ({error})") from error
         ids = np.asarray(self._encode(text), np.int32)
         if not ids.size:
             raise RejectedSample(Reason.EMPTY_TEXT, f"the tokenizer has no token for the text {text[:60]!r}")
@@ -62,7 +62,7 @@ def _sentencepiece(path: Path) -> tuple[Callable[[str], Any], int]:
     try:
         model = sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
-        raise ConfigError(f"--tokenizer {str(path)!r} is no SentencePiece model: {error}") from error
+        raise ConfigError(f"--tokenizer {str(path)!r} is not a SentencePiece model: {error}") from error
     return model.encode, int(model.get_piece_size())
 
 
@@ -72,7 +72,7 @@ def _tokenizers(path: Path) -> tuple[Callable[[str], Any], int]:
     try:
         model = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:
-        raise ConfigError(f"--tokenizer {str(path)!r} is no tokenizer.json: {error}") from error
+        raise ConfigError(f"--tokenizer {str(path)!r} is not a tokenizer.json: {error}") from error
     model.no_truncation()
     model.no_padding()
     vocabulary = model.get_vocab(with_added_tokens=True)

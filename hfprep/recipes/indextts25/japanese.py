@@ -61,9 +61,7 @@ def _open_tagger() -> Any:
         import fugashi
         import unidic_lite
     except ImportError as error:
-        raise RejectedSample(
-            Reason.TEXT_FAILED, f"Japanese text is cut into words by fugashi and unidic-lite: {INSTALL}"
-        ) from error
+        raise RejectedSample(Reason.TEXT_FAILED, f"Japanese text needs fugashi and unidic-lite: {INSTALL}") from error
     # By name: fugashi would take another dictionary where one is installed, with other words.
     folder = Path(unidic_lite.DICDIR)
     return fugashi.Tagger(f'-r "{folder / "mecabrc"}" -d "{folder}"')

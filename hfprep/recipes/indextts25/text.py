@@ -118,7 +118,7 @@ class TextEncoder:
         """A text's ids with every stage on the way; raises as `encode` does."""
         stages = self.stages(text, language)
         if not text.strip():
-            raise RejectedSample(Reason.EMPTY_TEXT, f"there is nothing to say in the text {text[:60]!r}")
+            raise RejectedSample(Reason.EMPTY_TEXT, f"nothing is spoken in the text {text[:60]!r}")
         if not stages.normalized.strip():
             raise RejectedSample(Reason.TEXT_FAILED, f"the zh grammar has no reading of {text[:60]!r}")
         return self.tokenize_stages(stages, language)
@@ -185,7 +185,7 @@ def _check(text: str) -> None:
         raise RejectedSample(
             Reason.TEXT_TOO_LONG,
             f"the text has {len(text):,} characters, and {MAX_CHARACTERS:,} are read at most: no model has positions "
-            "for so many. Cut the sample into sentences",
+            "for so many. Split the sample into sentences",
         )
 
 

@@ -113,11 +113,11 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
             ranks[b"" if token == _EMPTY else base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error) as error:
             raise ConfigError(
-                f"{path} is no tiktoken vocabulary: line {number} is not a token in base64 and its rank ({error})"
+                f"{path} is not a tiktoken vocabulary: line {number} is not a token in base64 and its rank ({error})"
             ) from error
     if sorted(ranks.values()) != list(range(len(lines))) or not all(bytes([byte]) in ranks for byte in range(256)):
         raise ConfigError(
-            f"{path} is no whole vocabulary: its {len(lines):,} lines must have the ranks from 0 on, each once, and a "
+            f"{path} is incomplete: its {len(lines):,} lines must have the ranks from 0 on, each once, and a "
             "token for every single byte"
         )
     return ranks

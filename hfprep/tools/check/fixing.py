@@ -32,7 +32,9 @@ class FixedManifest:
         if suffix not in TABLES and suffix not in LINES:
             raise ConfigError(f"--fix is {str(path)!r}; it must end in .jsonl, .csv or .tsv")
         if fields.source("id") == LINE:
-            raise ConfigError(f"--fix does not go with --map id={LINE}: lines left out would give the others new ids")
+            raise ConfigError(
+                f"--fix does not go with --map id={LINE}: without the omitted lines the others would get new ids"
+            )
         self.path = path
         self.fields = fields
         self.delimiter = TABLES.get(suffix)

@@ -81,7 +81,7 @@ def check(options: CheckOptions, progress: Callable[[int], None] = lambda _: Non
                 if fixed is not None:
                     fixed.add(raw, utterance)
         if not findings.lines_read:
-            raise ConfigError(f"the manifest {str(options.manifest)!r} is empty; give one JSON object a line")
+            raise ConfigError(f"the manifest {str(options.manifest)!r} is empty; give one JSON object per line")
     if not findings.accepted:
         return CheckResult(findings, rejected)
     try:
@@ -231,7 +231,7 @@ def _in_order(
             found = iter(future.result())
         except BrokenProcessPool as error:
             first, last = chunk[0][0], chunk[-1][0]
-            message = f"a process that read lines {first} to {last} or thereabouts died; look at their audio files"
+            message = f"a process that read lines {first} to {last} (approximately) died; check their audio files"
             raise HfprepError(message) from error
         for number, raw, row in chunk:
             if isinstance(row, Rejection):

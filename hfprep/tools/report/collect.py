@@ -255,7 +255,7 @@ def _rejected(root: Path, stats: dict[str, Any]) -> tuple[dict[str, int], list[d
                 row = json.loads(line)
                 reason = str(row["reason"])
             except (ValueError, KeyError, TypeError) as error:
-                message = f"{root / REJECTED}, line {number}: {error}; run the build again, which writes it anew"
+                message = f"{root / REJECTED}, line {number}: {error}; run the build again, which writes it again"
                 raise StoreError(message) from None
             counts[reason] += 1
             if counts[reason] <= REJECTED_EACH and len(rows) < MOST_REJECTED:

@@ -61,4 +61,4 @@ class ManifestTexts:
                     continue
                 yield ManifestText(row.id, row.language, stages)
             if self.read == before:
-                raise ConfigError(f"--manifest {str(manifest)!r} is empty; give one JSON object a line")
+                raise ConfigError(f"--manifest {str(manifest)!r} is empty; give one JSON object per line")
