@@ -55,7 +55,7 @@ def test_worker_folders_are_adopted(
         summary = build(config(golden_small, manifest, out, skip_existing=True))
     assert (summary.adopted, summary.tally.done, summary.accepted) == (4, 0, 4)
     assert {path.relative_to(out): path.read_bytes() for path in out.rglob("*.npy")} == before
-    assert "moved 16 files of worker folders" in caplog.text
+    assert "moved 16 files from worker folders" in caplog.text
     assert not list(out.glob("worker_*/codes"))
 
 

@@ -319,7 +319,7 @@ def test_a_clip_beyond_the_end_of_its_file_is_rejected(tmp_path: Path) -> None:
     [
         ("none.jsonl", "cannot be read: No such file"),
         ("empty", "a folder without anything that can be read"),
-        ("a.tar.gz", "is packed; unpack it first"),
+        ("a.tar.gz", "is packed; decompress it first"),
         ("none-*.tar", "matches 0 files"),
         ("a-{0..2}.tar", "2 files are missing, the first is 'a-1.tar'"),
         ("bad.parquet", "cannot be read as Parquet"),
