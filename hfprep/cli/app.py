@@ -52,8 +52,9 @@ app = typer.Typer(cls=InOrder, no_args_is_help=True, help=ABOUT, pretty_exceptio
 # What is taken where neither the option nor --models is given, as the older scripts have it.
 USUAL_FILES = {"config": Path("checkpoints/config.yaml"), "gpt_checkpoint": Path("checkpoints/gpt.pth")}
 formats.register(app)
-for command in (check, verify, report, merge, download, doctor, extend_checkpoint):
+for command in (check, verify, report, merge, download, doctor):
     app.command()(command)
+app.command("extend-checkpoint")(extend_checkpoint)
 app.add_typer(tokenizer, name="tokenizer")
 
 
