@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -272,6 +273,20 @@ def test_the_time_of_a_build_is_measured_for_every_recipe(
 
 def utterances(count: int) -> list[Utterance]:
     return [Utterance(line, str(line), "text", "a.wav", "a.wav") for line in range(1, count + 1)]
+
+
+def test_what_check_itself_does_does_not_count_as_load(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cores = os.cpu_count() or 1
+    loads = itertools.chain([(0.25 * cores, 0.0, 0.0)], itertools.repeat((8.0 * cores, 0.0, 0.0)))
+    monkeypatch.setattr(os, "getloadavg", lambda: next(loads))
+    quiet = check(short_clips(tmp_path, models)).expected
+    assert quiet is not None
+    assert not quiet.busy
+    busy = check(short_clips(tmp_path, models)).expected
+    assert busy is not None
+    assert busy.busy
 
 
 @pytest.mark.parametrize("slow", [True, False])

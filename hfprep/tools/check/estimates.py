@@ -42,7 +42,7 @@ class Work:
 class Estimate:
     """Seconds that a build is expected to take on `device`, if nothing else runs there: to start, and for all samples.
 
-    `timed` is how many clips were computed. `load` is how many other programs wanted each core meanwhile.
+    `timed` is how many clips were computed. `load` is how many other programs wanted each core before.
     """
 
     device: str
@@ -62,9 +62,13 @@ class Estimate:
         return self.load > BUSY
 
 
-def estimate(work: Work, spec: ExtractorSpec) -> Estimate:
+def load_of_others() -> float:
+    """How many programs want each core at the moment, as long as this one has not begun to work."""
+    return os.getloadavg()[0] / (os.cpu_count() or 1)
+
+
+def estimate(work: Work, spec: ExtractorSpec, load: float = 0.0) -> Estimate:
     """Open the extractor of a build and compute some of the clips. Raises what `ExtractorSpec.open` raises."""
-    load = os.getloadavg()[0] / (os.cpu_count() or 1)
     device = torch.device(spec.device)
     clock = _Clock(device)
     drawn = sorted(work.drawn, key=lambda pair: pair[1] > LONG_FRAMES)

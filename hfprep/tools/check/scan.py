@@ -27,7 +27,7 @@ from hfprep.pipeline.intake_processes import fork_server
 from hfprep.recipes.base import Outline, Recipe, via_rate
 from hfprep.recipes.registry import choose_recipe, outline
 from hfprep.schema import Rejection, Utterance
-from hfprep.tools.check.estimates import Estimate, Work, estimate, precision_to_time
+from hfprep.tools.check.estimates import Estimate, Work, estimate, load_of_others, precision_to_time
 from hfprep.tools.check.findings import Preflight
 from hfprep.tools.check.fixing import FixedManifest
 from hfprep.tools.check.inspecting import Inspection, Inspector, InspectorSettings, inspect_in_process, start_process
@@ -60,6 +60,7 @@ def check(options: CheckOptions, progress: Callable[[int], None] = lambda _: Non
     Raises ConfigError or CheckpointError where the manifest, the tokenizer or a config cannot be read, before any line
     is looked at.
     """
+    load = load_of_others()
     chosen = choose_recipe(options.recipe, options)
     known = outline(chosen, options)
     findings = Preflight(known.schema)
@@ -85,7 +86,7 @@ def check(options: CheckOptions, progress: Callable[[int], None] = lambda _: Non
     if not findings.accepted:
         return CheckResult(findings, rejected)
     try:
-        expected = estimate(Work(findings.num_frames, drawn.rows), _extractor(chosen, options))
+        expected = estimate(Work(findings.num_frames, drawn.rows), _extractor(chosen, options), load)
     except HfprepError as error:
         return CheckResult(findings, rejected, problem=str(error))
     return CheckResult(findings, rejected, expected)
