@@ -1,5 +1,6 @@
 """Builds with codecs: every code of the library, in each format, killed and resumed, in processes and in parts."""
 
+import html
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece as spm
 import soundfile
 import torch
 from typer.testing import CliRunner
@@ -25,6 +27,7 @@ from hfprep.formats.npy import export_npy
 from hfprep.formats.webdataset_writer import WebDatasetOptions, export_webdataset
 from hfprep.inputs.audio.decode import load_waveform
 from hfprep.pipeline.merging import merge
+from hfprep.recipes.codec.text import PlainText
 from hfprep.tools.demo.codec import NUM_CODEBOOKS
 from tests.random_codecs import CODECS, random_codec, save_codec
 from tests.tokenizers import train_base
@@ -255,7 +258,41 @@ def test_verified_against_the_library_checked_and_reported(
     assert status == 1, said  # a row is to be rejected
     assert "audio_missing" in said
     assert quiet_run(["report", str(output), "--output", str(tmp_path / "report.html")])[0] == 0
-    assert (tmp_path / "report.html").stat().st_size > 10_000
+    page = html.unescape((tmp_path / "report.html").read_text())
+    record = json.loads((output / "train_manifest.jsonl").read_text().splitlines()[0])
+    pieces = " ".join(spm.SentencePieceProcessor(model_file=str(tokenizer)).encode(record["text"], out_type=str))
+    assert f'<td data-name="pieces">{pieces}</td>' in page
+    assert "unknown token" in page
+
+
+def test_a_report_of_codes_alone_does_not_speak_of_texts(
+    codecs: dict[str, str], manifest: Path, tmp_path: Path
+) -> None:
+    build(manifest, codecs["mimi"], tmp_path / "out")
+    assert quiet_run(["report", str(tmp_path / "out"), "--output", str(tmp_path / "report.html")])[0] == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "<h2>Codebook: codes</h2>" in page
+    assert "<h2>Unknown tokens</h2>" not in page
+    assert "tokenizer of the build" not in page
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "tokenizers"])
+def test_pieces_of_a_plain_text_and_what_is_unknown(tokenizer: Path, tmp_path: Path, kind: str) -> None:
+    path = tokenizer
+    if kind == "tokenizers":
+        from tokenizers import Tokenizer, models, pre_tokenizers
+
+        words = Tokenizer(models.WordLevel({"[UNK]": 0, "HELLO": 1, "THERE": 2}, unk_token="[UNK]"))
+        words.pre_tokenizer = pre_tokenizers.Whitespace()
+        path = tmp_path / "tokenizer.json"
+        words.save(str(path))
+    encoder = PlainText(path)
+    known = encoder.tokenize("HELLO THERE")
+    assert known.ids.tolist() == encoder.encode("HELLO THERE").tolist()
+    assert len(known.pieces) == len(known.ids)
+    assert "".join(known.pieces).replace("\u2581", "").startswith("HELLO")
+    assert known.stages.normalized == "HELLO THERE"
+    assert len(encoder.tokenize("HELLO \U0001f9ff").unknown) == 1
 
 
 def test_the_card_says_what_the_codes_are(codecs: dict[str, str], manifest: Path, tmp_path: Path) -> None:

@@ -123,6 +123,9 @@ def test_one_outlier_does_not_flatten_a_map() -> None:
         assert 0 < low < 4 < 6 < high < 10
     assert beyond_axes(places[:, 0], places[:, 1], ends) == " (1 beyond the axes)"
     assert beyond_axes(places[8:, 0], places[8:, 1], ends) == ""
+    few = np.array([-16.0, -11.0, -1.0, 6.0, 7.0, 15.0])
+    assert usual_range(few) == pytest.approx((-16 - 1.55, 15 + 1.55)), "all of a few points are shown"
+    assert usual_range(np.zeros(3)) == (-1.0, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hfprep.errors import ConfigError, Reason, RejectedSample
+from hfprep.inputs.text.tokenizer import TextStages, Tokenized
 
 JSON_SUFFIX = ".json"
 
@@ -27,7 +30,8 @@ class PlainText:
             raise ConfigError(f"tokenizer not found: {path}; give a SentencePiece model or a tokenizer.json")
         self.path = path
         self._sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        self._encode, self.vocab_size = (_tokenizers if path.suffix == JSON_SUFFIX else _sentencepiece)(path)
+        self._model = (_tokenizers if path.suffix == JSON_SUFFIX else _sentencepiece)(path)
+        self.vocab_size = self._model.size
 
     def __reduce__(self) -> tuple[type[PlainText], tuple[Path]]:
         return PlainText, (self.path,)
@@ -50,23 +54,40 @@ class PlainText:
             text.encode()
         except UnicodeEncodeError as error:
             raise RejectedSample(Reason.TEXT_FAILED, f"the text holds an incomplete character ({error})") from error
-        ids = np.asarray(self._encode(text), np.int32)
+        ids = np.asarray(self._model.ids(text), np.int32)
         if not ids.size:
             raise RejectedSample(Reason.EMPTY_TEXT, f"the tokenizer has no token for the text {text[:60]!r}")
         return ids
 
+    def tokenize(self, text: str, language: str | None = None) -> Tokenized:
+        """A text's ids with its pieces and those that are unknown; raises as `encode` does."""
+        ids = self.encode(text, language)
+        pieces = tuple(self._model.pieces(text))
+        unknown = tuple(piece for piece, token in zip(pieces, ids, strict=True) if token == self._model.unknown)
+        return Tokenized(TextStages(text, text, text), ids, pieces, unknown)
 
-def _sentencepiece(path: Path) -> tuple[Callable[[str], Any], int]:
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """Ids and pieces of a text, the id of what is unknown (None: there is none), and the size of the vocabulary."""
+
+    ids: Callable[[str], Any]
+    pieces: Callable[[str], Any]
+    unknown: int | None
+    size: int
+
+
+def _sentencepiece(path: Path) -> _Model:
     import sentencepiece
 
     try:
         model = sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
         raise ConfigError(f"--tokenizer {str(path)!r} is not a SentencePiece model: {error}") from error
-    return model.encode, int(model.get_piece_size())
+    return _Model(model.encode, partial(model.encode, out_type=str), model.unk_id(), int(model.get_piece_size()))
 
 
-def _tokenizers(path: Path) -> tuple[Callable[[str], Any], int]:
+def _tokenizers(path: Path) -> _Model:
     import tokenizers
 
     try:
@@ -76,4 +97,11 @@ def _tokenizers(path: Path) -> tuple[Callable[[str], Any], int]:
     model.no_truncation()
     model.no_padding()
     vocabulary = model.get_vocab(with_added_tokens=True)
-    return lambda text: model.encode(text, add_special_tokens=False).ids, max(vocabulary.values()) + 1
+
+    def encoded(text: str) -> Any:
+        return model.encode(text, add_special_tokens=False)
+
+    unknown = vocabulary.get(str(getattr(model.model, "unk_token", None)))
+    return _Model(
+        lambda text: encoded(text).ids, lambda text: encoded(text).tokens, unknown, max(vocabulary.values()) + 1
+    )

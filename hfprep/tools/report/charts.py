@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from bokeh.models import (
+    BasicTicker,
     ColumnDataSource,
     CustomJS,
     DataRange1d,
@@ -31,7 +32,8 @@ BINS = 60
 MOST_USED = 15
 HEIGHT = 260
 USUAL = 0.995  # of the values, which the axes show
-FAR = 1.5  # times what is usual, from where a value is beyond the axes
+FAR = 1.5  # times what is usual, from where a length is beyond the axes
+FLATTENING = 5.0  # times what is usual, from where a point of a map is
 SHOW_ROW = CustomJS(
     args={}, code="window.hfprep.show('samples', cb_data.source.data['row'][cb_data.source.selected.indices[0]])"
 )
@@ -46,6 +48,11 @@ def new_figure(title: str, x: str, y: str, **options: Any) -> figure:
     chart.toolbar.logo = None
     chart.toolbar.autohide = True
     return chart
+
+
+def whole_numbers(axis: Any) -> None:
+    """Let an axis of counts have no half of a sample."""
+    axis.ticker = BasicTicker(min_interval=1, num_minor_ticks=0)
 
 
 def bars(title: str, names: Sequence[str], values: Sequence[float], unit: str, details: Sequence[str]) -> figure:
@@ -84,17 +91,19 @@ def unit_of(seconds: float) -> tuple[str, float]:
     return "hours", 3600.0
 
 
-def axis_end(values: np.ndarray) -> float:
+def axis_end(values: np.ndarray, far: float = FAR) -> float:
     """Where an axis ends: at the largest value, or, where a few lie far beyond the rest, at the last of the rest."""
     usual = float(np.quantile(values, USUAL, method="lower"))
-    return float(values[values <= FAR * usual].max()) if usual > 0 else float(values.max())
+    return float(values[values <= far * usual].max()) if usual > 0 else float(values.max())
 
 
 def usual_range(values: np.ndarray) -> tuple[float, float]:
-    """The ends of an axis around the middle of the values: all of them, or where a few lie far away, without these."""
-    middle = float(np.median(values))
-    end = axis_end(np.abs(values - middle)) * 1.05
-    return middle - end, middle + end
+    """The ends of an axis of all values, but for a few that would flatten the rest."""
+    away = np.abs(values - np.median(values))
+    kept = values[away <= axis_end(away, FLATTENING)]
+    low, high = float(kept.min()), float(kept.max())
+    margin = 0.05 * (high - low) or 1.0
+    return low - margin, high + margin
 
 
 def axis(ends: tuple[float, float]) -> Range1d:
@@ -123,6 +132,7 @@ def histogram(
     source = ColumnDataSource({"top": counts, "left": edges[:-1], "right": edges[1:]})
     told = f"{title} (mean {values.mean():.1f}{'' if limit is None else f', limit {limit:,}'})"
     chart = new_figure(told, unit, counted, y_range=DataRange1d(start=0))
+    whole_numbers(chart.yaxis[0])
     tips = [(unit, "@left{0,0.[00]} to @right{0,0.[00]}"), (counted, "@top{0,0}")]
     drawn = chart.quad(top="top", bottom=0, left="left", right="right", source=source, color=INK, line_color=None)
     chart.add_tools(HoverTool(tooltips=tips, renderers=[drawn]))
@@ -245,6 +255,7 @@ def rejected_bars(found: Collected) -> figure:
     names = list(found.rejected)
     chart = bars("Rejected lines by reason", names, [float(x) for x in found.rejected.values()], "lines",
                  ["" for _ in names])  # fmt: skip
+    whole_numbers(chart.xaxis[0])
     callback = CustomJS(
         args={}, code="window.hfprep.rejected(cb_data.source.data['name'][cb_data.source.selected.indices[0]])"
     )

@@ -75,7 +75,8 @@ def _sections(found: Collected) -> Iterable[tuple[str, str, list[figure], str]]:
         yield "Vectors", f"{part} Click a point for its sample.".strip(), _vectors(found), ""
     if found.texts.shown:
         yield "Texts", _texts_note(found), [], _texts_table(found)
-    yield "Unknown tokens", _unknown_note(found), [], _unknown_table(found)
+    if found.schema.of_kind("tokens"):
+        yield "Unknown tokens", _unknown_note(found), [], _unknown_table(found)
     if found.rejected:
         yield "Rejected", _rejected_note(found), [charts.rejected_bars(found)], _rejected_table(found)
     drawn = timeline_charts(found.timeline)

@@ -92,6 +92,7 @@ def tokenizer_of(schema: Schema, stats: Mapping[str, Any]) -> TextEncoder | None
     path = stats.get("tokenizer")
     if not isinstance(path, str) or not Path(path).is_file():
         return None
+    codec = (stats.get("settings") or {}).get("codec_model")  # a codec's outline is not known without it
     with contextlib.suppress(HfprepError):
-        return outline(recipe(schema.recipe), ModelOptions(tokenizer=Path(path))).text_encoder
+        return outline(recipe(schema.recipe), ModelOptions(tokenizer=Path(path), codec_model=codec)).text_encoder
     return None
