@@ -46,7 +46,7 @@ def describe(origin: Origin, columns: list[ExtraColumn]) -> str:
 
 
 def read_description(path: Path) -> dict[str, Any] | None:
-    """The provenance in a data set's info file; None where it is not there or is not hfprep's."""
+    """The provenance in a data set's info file; None if it is not there or is not hfprep's."""
     try:
         title, _, rest = str(json.loads(path.read_bytes()).get("description")).partition("\n")
         return dict(json.loads(rest)) if MADE_BY in title else None
@@ -92,7 +92,7 @@ class ListColumn:
         self._values: np.ndarray = values.to_numpy()
 
     def row(self, row: int) -> np.ndarray:
-        """One row as an array of `ndim` dimensions, without a copy; ValueError where it is not one."""
+        """One row as an array of `ndim` dimensions, without a copy; raises ValueError if it is not one."""
         if self._valid is not None and not self._valid[row]:
             return np.zeros((0,) * len(self._levels), np.float64)
         start, end, shape, lists = row, row + 1, [], 1
@@ -117,7 +117,7 @@ class BatchColumns:
         self._lists: dict[str, ListColumn] = {}
 
     def value(self, name: str, row: int) -> Any:
-        """A value as Python has it; KeyError where there is no such column."""
+        """A value as Python has it; raises KeyError if there is no such column."""
         column = self._columns.get(name)
         if column is None:
             column = self._columns[name] = self.batch.column(name)
@@ -147,7 +147,7 @@ class ArrowRows:
         return self.__dict__ | {"_batches": None}
 
     def batches(self) -> list[pa.RecordBatch]:
-        """The record batches of all files; StoreError where one cannot be read."""
+        """The record batches of all files; raises StoreError if one cannot be read."""
         return [columns.batch for columns in self._opened()]
 
     def _opened(self) -> list[BatchColumns]:

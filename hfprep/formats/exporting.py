@@ -26,7 +26,7 @@ def stored_dtype(options: Options, source: SampleSet) -> Options:
 def export(source: SampleSet, target: Path, shards: ShardFormat) -> dict[str, int]:
     """Write a sample set as shards into a folder that appears whole; gives the number of samples a split.
 
-    Replaces an earlier set of that format. Raises StoreError where `target` holds anything else.
+    Replaces an earlier set of that format. Raises StoreError if `target` holds anything else.
     """
     origin = source.origin
     origin = Origin(origin.stats, origin.fingerprints, shards.options.dtype, origin.schema)

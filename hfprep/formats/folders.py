@@ -59,7 +59,7 @@ def appearing_folder(target: Path, replaceable: Callable[[Path], bool]) -> Itera
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two names change places in one step; False where the system or the file system cannot."""
+    """Let two names change places in one step; False if the system or the file system cannot."""
     atomic.observe("before-rename", other)
     try:
         call = ctypes.CDLL(None, use_errno=True).renameat2

@@ -35,7 +35,7 @@ def no_manifests(path: Path) -> str:
 
 
 def open_set(path: Path) -> SampleSet:
-    """The finished sample set in a folder, of whichever format; StoreError where there is none.
+    """The finished sample set in a folder, of whichever format; raises StoreError if there is none.
 
     The output of a build is the set that it keeps its features in.
     """

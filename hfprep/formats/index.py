@@ -24,7 +24,7 @@ Shard = dict[str, Any]  # name, samples, bytes, sha256
 
 
 def read_index(root: Path, format_name: str) -> dict[str, Any] | None:
-    """The index of a folder of shards; None where there is none of that format."""
+    """The index of a folder of shards; None if there is none of that format."""
     try:
         index = json.loads((root / INDEX).read_bytes())
     except (OSError, ValueError):
@@ -71,7 +71,7 @@ class Places:
 
     @classmethod
     def of(cls, root: Path, index: Mapping[str, Any], split: str) -> "Places | None":
-        """The places that an index names; None where it names none, as hfprep 0.1.0 wrote it."""
+        """The places that an index names; None if it names none, as hfprep 0.1.0 wrote it."""
         if "places" not in index:
             return None
         start = 0
@@ -90,7 +90,7 @@ class Places:
 
     @cached_property
     def table(self) -> np.ndarray:
-        """int64 (samples, columns), mapped; StoreError where the file is not that."""
+        """int64 (samples, columns), mapped; raises StoreError if the file is not that."""
         try:
             table = np.load(self.path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
@@ -101,7 +101,7 @@ class Places:
         return rows
 
     def column(self, name: str) -> np.ndarray:
-        """One of its columns, int64 (samples,); KeyError where there is no such column."""
+        """One of its columns, int64 (samples,); raises KeyError if there is no such column."""
         try:
             return np.asarray(self.table[:, self.columns.index(name)])
         except ValueError:

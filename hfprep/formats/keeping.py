@@ -10,7 +10,7 @@ finished is whole.
     kept.staging                      for the workers, small: `staging.open(folder)` gives a stage,
                                       `stage.write([(PlannedRow, Features)])` a list of staged samples, each with `.row`
     kept.publisher()                  for the driver: `publish(staged, rejections)`, `close()`
-    kept.finish(plan, stop)           once nothing is left to compute; False where `stop()` ended it early
+    kept.finish(plan, stop)           once nothing is left to compute; False if `stop()` ended it early
     kept.publish(origin)              the complete set in its place; a digest of what it shows, for exports
     kept.end()                        the run ends, complete or not
     kept.read(column, ids)            that column of these samples, one array each
@@ -166,7 +166,7 @@ class ShardKept(ShardOutput):
         return ShardPublisher(self)
 
     def finish(self, plan: PlannedRows, stop: Callable[[], bool]) -> bool:
-        """Settle the shards once every row is finished or rejected; False where it was stopped before the end."""
+        """Settle the shards once every row is finished or rejected; False if it was stopped before the end."""
         self._plan = plan
         if self._order() is not None:
             return True
@@ -331,7 +331,7 @@ def open_store(output: NpyOutput, state: State, formats: Sequence[str], max_shar
     """Where an output keeps its features.
 
     What an earlier build was asked for stays: an output in the npy layout stays one, and shards stay in their format,
-    whichever else is asked for. Shards are unpacked where npy is asked for. Raises StoreError where something else is
+    whichever else is asked for. Shards are unpacked where npy is asked for. Raises StoreError if something else is
     in the shards' place.
     """
     known = state.get(KEPT_FORMAT)

@@ -26,14 +26,14 @@ AUDIO_PATH = "audio_path"  # the end of every field that names audio; others tha
 
 
 def check_paths(paths: str) -> None:
-    """Raise ConfigError where `paths` is none of `PATHS`."""
+    """Raise ConfigError if `paths` is none of `PATHS`."""
     if paths not in PATHS:
         raise ConfigError(f"--paths is {paths!r}; it must be {' or '.join(PATHS)}")
 
 
 @dataclass
 class PathWriter:
-    """Writes the paths of an output's records anew: absolute, or relative to `folder`.
+    """Writes the paths of an output's records again: absolute, or relative to `folder`.
 
     `missing` are the audio paths at which there is no file: they stay as they are in the record.
     """
@@ -50,7 +50,7 @@ class PathWriter:
         self._root, self._base = os.path.abspath(self.output), os.path.abspath(self.folder)
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        """The record of a sample or a pair with its paths written anew; ValueError where one leads elsewhere."""
+        """The record of a sample or a pair with its paths written again; raises ValueError if one leads elsewhere."""
         changed = {}
         for name, value in record.items():
             if name.endswith(AUDIO_PATH):
@@ -89,7 +89,7 @@ def export_manifests(
 ) -> ExportedManifests:
     """Write both manifests of an npy output, and its pair files of these names, into another folder.
 
-    Files of the same names there are replaced. Raises StoreError where the output has no manifests, ConfigError where
+    Files of the same names there are replaced. Raises StoreError if the output has no manifests, ConfigError where
     the folder is the output itself.
     """
     if not is_npy_output(output):

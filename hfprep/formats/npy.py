@@ -133,7 +133,7 @@ class NpySplit(Split):
         return np.fromiter(self._values(name, int), np.int64, len(self))
 
     def _values(self, name: str, kind: Callable[[Any], Item]) -> Iterator[Item]:
-        """A field of every record, without a look at the others; StoreError where a line has none."""
+        """A field of every record, without a look at the others; raises StoreError if a line has none."""
         for number, line in enumerate(self._lines.lines(), start=1):
             try:
                 yield kind(json.loads(line)[name])
@@ -204,7 +204,7 @@ def check_inside(root: Path, path: Any, suffix: str = ".npy") -> None:
 
 
 def artifact_file(root: Path, path: str, sample_id: str) -> Path:
-    """The file of an array that a record names; StoreError where it is not one of the output's own."""
+    """The file of an array that a record names; raises StoreError if it is not one of the output's own."""
     try:
         check_inside(root, path)
         if (root / path).is_symlink():
@@ -257,7 +257,7 @@ def _width_in(manifests: Iterable[Path], column: str) -> int:
 
 
 def read_state_value(root: Path, key: str) -> Any:
-    """A value that the build keeps in its state, None where there is none; changes nothing on disk."""
+    """A value that the build keeps in its state, None if there is none; changes nothing on disk."""
     path = root / PRIVATE / "state.sqlite"
     if not path.is_file():
         return None
@@ -281,7 +281,7 @@ def export_npy(source: SampleSet, target: Path) -> dict[str, int]:
     """Write a sample set as the npy layout into a new folder; gives the number of samples a split.
 
     Vectors that were stored as float16 come out in their own dtype. A `target` that holds these samples is left as it
-    is: an export appears whole. Raises StoreError where it holds anything else.
+    is: an export appears whole. Raises StoreError if it holds anything else.
     """
     if is_npy_output(target):
         found = _exported_before(source, target)

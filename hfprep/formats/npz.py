@@ -40,7 +40,7 @@ def export_npz(source: SampleSet, target: Path) -> dict[str, int]:
     """Write a sample set as .npz files into a folder that appears whole; gives the number of samples a split.
 
     Replaces an earlier export of this kind. Vectors that were stored as float16 come out in their own dtype. Raises
-    StoreError where `target` holds anything else.
+    StoreError if `target` holds anything else.
     """
     counts = dict.fromkeys(SPLITS, 0)
     with (
@@ -94,7 +94,7 @@ def _write(folder: Path, schema: Schema, sample: Sample) -> None:
 class NpzSplit(Split):
     """One file of utterances; a record has the language by hfprep's name, too, and what follows from it.
 
-    Raises StoreError where there is no stats.json beside it.
+    Raises StoreError if there is no stats.json beside it.
     """
 
     def __init__(self, manifest: Path) -> None:
@@ -121,7 +121,7 @@ class NpzSplit(Split):
 
 
 def npz_schema(folder: Path) -> Schema:
-    """What the samples in a folder of .npz files consist of; StoreError where it does not say."""
+    """What the samples in a folder of .npz files consist of; raises StoreError if it does not say."""
     schema = npy_origin(folder).schema
     if schema is None:
         raise StoreError(

@@ -143,7 +143,7 @@ class _Records:
         self._places = {self._record(index)["id"]: index for index in range(len(self._lines))}
 
     def problem(self, pair: dict[str, Any], writer: PathWriter | None) -> str | None:
-        """What is wrong with a pair, None where it is what would be made of its records now."""
+        """What is wrong with a pair, None if it is what would be made of its records now."""
         found = {}
         for role in ("prompt", "target"):
             place = self._places.get(pair[f"{role}_id"])

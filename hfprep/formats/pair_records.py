@@ -34,7 +34,7 @@ def path_field(role: str, column: Column) -> str:
 def pair_record(schema: Schema, prompt: dict[str, Any], target: dict[str, Any]) -> dict[str, Any]:
     """The object that stands for a pair, from the manifest records of its two utterances.
 
-    Raises KeyError where a record lacks a field.
+    Raises KeyError if a record lacks a field.
     """
     vectors = [column for column in schema.columns if role_of(column) == PROMPT]
     spoken = [column for column in schema.columns if role_of(column) == TARGET]
@@ -93,7 +93,7 @@ def npz_pair_record(prompt: dict[str, Any], target: dict[str, Any], folder: Path
 def read_npz_pair(schema: Schema, pair: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """A pair of .npz files in a folder by the names of `pair_record`, as far as it has them.
 
-    Raises KeyError where it lacks a field, ValueError where a file is not the folder's.
+    Raises KeyError if it lacks a field, ValueError where a file is not the folder's.
     """
     found: dict[str, Any] = {"id": pair["id"], "speaker": pair["speaker"]}
     for role, language in ((PROMPT, pair["prompt_lang"]), (TARGET, pair["lang"])):

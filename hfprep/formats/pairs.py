@@ -136,7 +136,7 @@ def speaker_reader(rule: str | None) -> Callable[[dict[str, Any]], str | None]:
 def write_pairs(output: Path, options: PairOptions | None = None) -> dict[str, PairCounts]:
     """Write a file of pairs for each split into an npy output, or a folder of .npz files; gives the counts a split.
 
-    Of .npz files, prompt and target are in one language unless `cross_lingual` asks for others. Raises StoreError where
+    Of .npz files, prompt and target are in one language unless `cross_lingual` asks for others. Raises StoreError if
     there are no manifests, where an utterance has no speaker, or where a split comes out
     without a pair (but for validation, where the build was told to have none): nothing is written then.
     """
@@ -167,7 +167,7 @@ def write_pairs(output: Path, options: PairOptions | None = None) -> dict[str, P
 def folder_for_pairs(output: Path, form: str) -> Path:
     """The folder that pairs of a form are made in: the output itself; its `npz` folder, which is written first.
 
-    Raises ConfigError where the form is unknown, or is not that of the folder.
+    Raises ConfigError if the form is unknown, or is not that of the folder.
     """
     if form not in FORMS:
         raise ConfigError(f"--form is {form!r}; it must be {', '.join(FORMS)}")

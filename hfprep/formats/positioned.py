@@ -19,7 +19,7 @@ class PositionedFile:
         self._descriptor: int | None = None
 
     def read(self, offset: int, size: int) -> bytes:
-        """Up to `size` bytes from `offset`; StoreError where the file cannot be opened."""
+        """Up to `size` bytes from `offset`; raises StoreError if the file cannot be opened."""
         return os.pread(self._opened(), size, offset)
 
     def view(self, offset: int, size: int) -> memoryview:

@@ -131,7 +131,7 @@ def open_remote(
 ) -> RemoteKept:
     """Where an output in object storage keeps its features: in the format of an earlier build, if there was one.
 
-    Raises StoreError where hfprep 0.1.0 put npy files there.
+    Raises StoreError if hfprep 0.1.0 put npy files there.
     """
     known = state.get(KEPT_FORMAT)
     if known is None and not state.is_empty():

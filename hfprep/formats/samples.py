@@ -49,7 +49,7 @@ class Entry:
         return str(self.record["id"])
 
     def metadata(self, schema: Schema) -> dict[str, Any]:
-        """The record's fields in the types of the schema's `fields`, None where there is no value of that kind."""
+        """The record's fields in the types of the schema's `fields`, None if there is no value of that kind."""
         return {name: _as(kind, self.record.get(name)) for name, kind in schema.fields.items()}
 
     def exact_line(self, schema: Schema) -> str | None:
@@ -70,7 +70,7 @@ class Sample:
 class Origin:
     """Where a sample set comes from: its stats.json, what its numbers depend on, how its vectors are stored.
 
-    `schema` is None where the set does not name one: hfprep 0.1.0 made it.
+    `schema` is None if the set does not name one: hfprep 0.1.0 made it.
     """
 
     stats: dict[str, Any] | None = None
@@ -89,7 +89,7 @@ class Origin:
 
     @classmethod
     def parse(cls, record: Mapping[str, Any]) -> "Origin":
-        """The opposite of `record`; StoreError where the schema cannot be read."""
+        """The opposite of `record`; raises StoreError if the schema cannot be read."""
         stats = record.get("stats")
         return cls(
             stats,
@@ -100,7 +100,7 @@ class Origin:
 
 
 def parse_schema(record: Any) -> Schema | None:
-    """The schema that an output describes itself by, None where it has none; StoreError where it cannot be read."""
+    """The schema that an output describes itself by, None if it has none; raises StoreError if it cannot be read."""
     if record is None:
         return None
     try:
@@ -130,7 +130,7 @@ class Split(ABC):
         """What a trainer takes of a sample, and the arrays of these columns (None: all), as they are stored.
 
         The first has at least the `LABELS`, the lengths and the schema's `record_fields`. The arrays are read-only, and
-        there until the thread reads its next sample. Raises StoreError where the sample is damaged.
+        there until the thread reads its next sample. Raises StoreError if the sample is damaged.
         """
         sample = self.sample(index)
         wanted = self.schema.columns if columns is None else columns
@@ -194,7 +194,7 @@ def entry_from(schema: Schema, metadata: Mapping[str, Any], exact_line: str | No
 
 
 def parse_exact(exact_line: str, extra: str = NO_EXTRA) -> Entry:
-    """An entry from the manifest line that a set keeps of it; StoreError where that is none."""
+    """An entry from the manifest line that a set keeps of it; raises StoreError if that is none."""
     try:
         return parse_entry(exact_line.encode("utf-8"), extra)
     except ValueError as error:
@@ -202,7 +202,7 @@ def parse_exact(exact_line: str, extra: str = NO_EXTRA) -> Entry:
 
 
 def parse_entry(line: bytes, extra: str = NO_EXTRA) -> Entry:
-    """An entry from its manifest line; ValueError where that is no JSON object."""
+    """An entry from its manifest line; raises ValueError if that is no JSON object."""
     try:
         record = json.loads(line)
     except RecursionError:
@@ -232,7 +232,7 @@ def check_arrays(schema: Schema, record: Mapping[str, Any], arrays: Mapping[str,
 
 
 def stored_vectors(schema: Schema, sample: Sample, column: str, dtype: np.dtype[Any]) -> np.ndarray:
-    """An array as it is stored, vectors in `dtype`; StoreError where float16 cannot hold them."""
+    """An array as it is stored, vectors in `dtype`; raises StoreError if float16 cannot hold them."""
     values = sample.arrays[column]
     if schema.by_name[column].kind != "vector" or values.dtype == dtype:
         return values

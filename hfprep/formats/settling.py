@@ -93,7 +93,7 @@ class Settling:
         (self.kept.output.work / "listed.sqlite").unlink(missing_ok=True)
 
     def settle(self, stop: Callable[[], bool]) -> bool:
-        """Write again what has to be; False where `stop()` said so before the end."""
+        """Write again what has to be; False if `stop()` said so before the end."""
         kept = self.kept
         dirty = [shard for shard in self.index.shards() if not self._is_clean(shard)]
         if dirty:

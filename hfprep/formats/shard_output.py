@@ -145,7 +145,7 @@ class ShardOutput:
         return ((member, found[member[1].row]) for member in self.index.members(shard.serial) if found)
 
     def check_place(self) -> None:
-        """Raise StoreError where something else is in the set's place."""
+        """Raise StoreError if something else is in the set's place."""
         folder = self.folder
         if self.index.shards() or not (folder.exists() or folder.is_symlink()):
             return

@@ -62,7 +62,7 @@ class ShardReader(ABC):
 
     @abstractmethod
     def sample(self, row: int, start: int, size: int) -> Sample:
-        """The sample there; StoreError where it cannot be read."""
+        """The sample there; raises StoreError if it cannot be read."""
 
 
 class ShardFormat(ABC):
@@ -100,17 +100,17 @@ class ShardFormat(ABC):
 
     @abstractmethod
     def encode(self, samples: Sequence[Sample]) -> list[Block]:
-        """Samples as blocks, in their order. Raises StoreError where one cannot be stored as the options ask."""
+        """Samples as blocks, in their order. Raises StoreError if one cannot be stored as the options ask."""
 
     @abstractmethod
     def reader(self, path: Path) -> ShardReader:
-        """A shard's file, by place; StoreError where it cannot be read."""
+        """A shard's file, by place; raises StoreError if it cannot be read."""
 
     @abstractmethod
     def earlier_places(self, path: Path) -> list[tuple[int, int]] | None:
-        """Start and size of each row of a shard that hfprep 0.1.0 wrote; None where it would be written otherwise now.
+        """Start and size of each row of a shard that hfprep 0.1.0 wrote; None if it would be written otherwise now.
 
-        Raises StoreError where the file cannot be read.
+        Raises StoreError if the file cannot be read.
         """
 
     @abstractmethod

@@ -39,7 +39,7 @@ class StoredSamples:
         self._open: OrderedDict[int, ShardReader] = OrderedDict()
 
     def sample(self, place: Place) -> Sample:
-        """The sample at a place; StoreError where it cannot be read."""
+        """The sample at a place; raises StoreError if it cannot be read."""
         reader = self._open.get(place.shard)
         if reader is None:
             shard = next(shard for shard in self.index.shards() if shard.serial == place.shard)
@@ -50,13 +50,13 @@ class StoredSamples:
         return reader.sample(place.row, place.start, place.size)
 
     def forget(self, serial: int) -> None:
-        """Open this shard anew when it is asked for again: its file has moved."""
+        """Open this shard again when it is asked for again: its file has moved."""
         self._open.pop(serial, None)
 
     def arrays(
         self, sample_id: str, sample: SampleState, place: Place | None, groups: Iterable[str]
     ) -> dict[str, np.ndarray]:
-        """The columns of these groups, as the state has them; StoreError where one cannot be read."""
+        """The columns of these groups, as the state has them; raises StoreError if one cannot be read."""
         wanted = self.shards.schema.columns_of(groups)
         held = frozenset[str]() if place is None else place.holds(sample)
         found = {}

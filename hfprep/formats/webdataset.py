@@ -77,7 +77,7 @@ def parse_header(block: bytes) -> tuple[bytes, int]:
 
 
 def parse_sample(schema: Schema, data: memoryview, where: Path) -> Sample:
-    """A sample from its members, one after another; StoreError where they are not what they have to be."""
+    """A sample from its members, one after another; raises StoreError if they are not what they have to be."""
     members = _members(data, members_of(schema), where)
     entry = _parse_entry(schema, members["json"])
     return checked(schema, Sample(entry, _arrays(schema.columns, members, entry.id, where)), str(where))

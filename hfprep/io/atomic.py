@@ -61,7 +61,7 @@ def explained(path: str | Path) -> Iterator[None]:
 
 
 def refuse_link(path: Path) -> None:
-    """Raise StoreError where a symbolic link has a name that hfprep writes to; one above it is followed."""
+    """Raise StoreError if a symbolic link has a name that hfprep writes to; one above it is followed."""
     if path.is_symlink():
         with explained(path):
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))

@@ -60,7 +60,7 @@ class FileIdentity:
 
 
 def check_unchanged(seen: Mapping[Path, FileIdentity]) -> None:
-    """Raise CheckpointError where a file is not the one that was seen before it was hashed and loaded."""
+    """Raise CheckpointError if a file is not the one that was seen before it was hashed and loaded."""
     for path, identity in seen.items():
         if not identity.is_of(path):
             raise CheckpointError(
@@ -70,7 +70,7 @@ def check_unchanged(seen: Mapping[Path, FileIdentity]) -> None:
 
 
 def check_not_overwritten(seen: Mapping[Path, FileIdentity]) -> None:
-    """Raise CheckpointError where a file that was seen has been written to, while its weights are in use.
+    """Raise CheckpointError if a file that was seen has been written to, while its weights are in use.
 
     Another file under the same name is none of it: whoever has opened the first one still has that.
     """
@@ -96,7 +96,7 @@ class FileHashes:
     def sha256(self, paths: Mapping[str, Path]) -> dict[str, str]:
         """Hashes of the files, by the names given to them; those that are not remembered are read in parallel.
 
-        Raises CheckpointError where one cannot be read.
+        Raises CheckpointError if one cannot be read.
         """
         known = self._recall()
         keys = {name: self._key(path) for name, path in paths.items()}

@@ -87,7 +87,7 @@ class Lease:
         return True
 
     def _outlived(self, found: dict[str, Any]) -> bool:
-        """Watch another's lease: True once it has run out, False where it is gone; StoreError where it is renewed."""
+        """Watch another's lease: True once it has run out, False if it is gone; raises StoreError if it is renewed."""
         who = f"{found.get('host')}, process {found.get('pid')}"
         log.warning("%s was taken by %s; waiting up to %.0f s to see whether that run is alive",
                     self.url, who, OUTLIVED_SECONDS)  # fmt: skip

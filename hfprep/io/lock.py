@@ -52,7 +52,7 @@ class OutputLock:
         return self
 
     def _shared(self) -> int | None:
-        """A lock that keeps writers out while others may read; None where there is none to take."""
+        """A lock that keeps writers out while others may read; None if there is none to take."""
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | NO_LINK)
         except OSError:

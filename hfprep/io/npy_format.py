@@ -50,7 +50,7 @@ def npy_bytes(array: np.ndarray) -> bytes:
 
 
 def npy_header(data: bytes | memoryview) -> Header:
-    """The header at the beginning of a .npy file; ValueError where there is none of version 1.0 or 2.0 for numbers."""
+    """The header of a .npy file of numbers; raises ValueError if it is not of version 1.0 or 2.0."""
     if bytes(data[: len(MAGIC)]) != MAGIC:
         raise ValueError("it is not in the .npy format")
     version_end = len(MAGIC) + 2
@@ -65,7 +65,7 @@ def npy_header(data: bytes | memoryview) -> Header:
 
 
 def parse_npy(data: bytes | memoryview) -> np.ndarray:
-    """The array of a .npy file, sharing memory with `data`; ValueError where that is not one file, whole."""
+    """The array of a .npy file, sharing memory with `data`; raises ValueError if that is not one file, whole."""
     header = npy_header(data)
     if len(data) != header.end:
         raise ValueError(f"it has {len(data)} bytes instead of {header.end}")
@@ -73,7 +73,7 @@ def parse_npy(data: bytes | memoryview) -> np.ndarray:
 
 
 def npy_values(data: bytes | memoryview, header: Header) -> np.ndarray:
-    """The array that follows a header, sharing memory with `data`; ValueError where values are missing."""
+    """The array that follows a header, sharing memory with `data`; raises ValueError if values are missing."""
     if len(data) < header.end:
         raise ValueError(f"it has {len(data)} bytes instead of {header.end}")
     values = np.frombuffer(data, header.dtype, header.count, header.start)

@@ -49,7 +49,7 @@ def is_url(text: str) -> bool:
 
 
 def refusal(text: str) -> str | None:
-    """Why a string that looks like a URL is not read; None where it may be, or is none."""
+    """Why a string that looks like a URL is not read; None if it may be, or is none."""
     found = _ANY_URL.match(text)
     if found is None or is_url(text):
         return None
@@ -112,7 +112,7 @@ def open_stream(url: str) -> BinaryIO:
 
 
 def write(url: str, content: bytes, *, only_new: bool = False) -> None:
-    """Put a file in place as a whole; FileExistsError where it is there already and `only_new`."""
+    """Put a file in place as a whole; raises FileExistsError if it is there already and `only_new`."""
     with _explained(url), _into_a_bucket(url):
         store, path = opened(url)
         if not only_new:

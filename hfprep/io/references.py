@@ -1,4 +1,4 @@
-"""Audio that is not a file of its own: how a clip inside a tar, Arrow or Parquet file is written down as a string.
+"""Audio that is not a separate file: how a clip inside a tar, Arrow or Parquet file is written down as a string.
 
 `FILE#NAME@OFFSET+LENGTH` is a range of bytes of a file, `FILE#NAME@COLUMN[ROW]` a cell of a Parquet file (rows count
 from 0). NAME is the clip's own name, for people and for its suffix; it may be empty. Such strings stand wherever a
@@ -46,7 +46,7 @@ Reference = ByteRange | ParquetCell
 
 
 def parse_reference(audio: str) -> Reference | None:
-    """The clip inside another file that a string stands for; None where it is an ordinary path."""
+    """The clip inside another file that a string stands for; None if it is an ordinary path."""
     if "#" not in audio:
         return None
     if found := _RANGE.fullmatch(audio):

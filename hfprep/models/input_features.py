@@ -82,7 +82,7 @@ def extract_input_features(waveform: np.ndarray) -> np.ndarray:
 
 
 def check_waveform(waveform: np.ndarray) -> None:
-    """Raise RejectedSample where `extract_input_features` would, for next to nothing where the samples are sane."""
+    """Raise RejectedSample if `extract_input_features` would, for next to nothing where the samples are sane."""
     # Written so that NaN is not below the bound either.
     if num_input_frames(len(waveform)) == 0 or not max(waveform.max(), -waveform.min()) < SAFE_PEAK:
         extract_input_features(waveform)

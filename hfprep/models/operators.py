@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from hfprep.models.precision import half_linear
 
 # Rows of frames that a CPU computes at once: enough for products of them to run at full rate, few enough for what is
-# made of a piece to be memory that the process keeps (beyond 32 MB the system gives it anew each time). The number of
+# made of a piece to be memory that the process keeps (beyond 32 MB the system gives it again each time). The number of
 # rows is rounded up to one of a few sizes, because oneDNN keeps about 1 MB of compiled code for every shape of a
 # product that it has met: over clips of all lengths that was 2 GB.
 ROWS_PER_PIECE = 1024

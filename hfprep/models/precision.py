@@ -38,7 +38,7 @@ _mode: ContextVar[str] = ContextVar("hfprep-precision", default="fp32")
 
 
 def require(name: str, device: torch.device, origin: str = "--precision is {name!r}") -> None:
-    """Raise ConfigError where `device` cannot compute in the precision `name` (not auto); `origin` says whose wish."""
+    """Raise ConfigError if `device` cannot compute in the precision `name` (not auto); `origin` says whose wish."""
     reason = obstacle(name, device)
     if reason:
         raise ConfigError(f"{origin.format(name=name)}, but {reason}; use --precision fp32, or another device")
@@ -52,7 +52,7 @@ def candidates(device: torch.device) -> list[str]:
 
 
 def obstacle(name: str, device: torch.device) -> str | None:
-    """Why `device` cannot compute in the precision `name`; None where it can."""
+    """Why `device` cannot compute in the precision `name`; None if it can."""
     if name == "fp32" or (device.type == "cpu" and name == "bf16"):
         return None
     if device.type != "cuda":

@@ -44,7 +44,7 @@ def load_torch_file(path: Path) -> Any:
 
 
 def state_dict_of(values: Any, path: Path) -> Mapping[str, Any]:
-    """The state dict in what a torch file holds: it itself, or its "model". Raises CheckpointError where it is none."""
+    """The state dict in what a torch file holds: it itself, or its "model". Raises CheckpointError if it is none."""
     if isinstance(values, Mapping) and isinstance(values.get("model"), Mapping):
         values = values["model"]
     if not isinstance(values, Mapping):

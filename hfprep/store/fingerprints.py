@@ -40,7 +40,7 @@ class AudioIdentity:
     def of(cls, path: str, *, by_content: bool) -> "AudioIdentity":
         """Look at the file at `path`.
 
-        Raises OSError where there is none, RejectedSample where it is no regular file or does not hold the clip, and
+        Raises OSError if there is none, RejectedSample where it is no regular file or does not hold the clip, and
         StoreError where nobody can say.
         """
         reference = parse_reference(path)
@@ -67,7 +67,7 @@ class AudioIdentity:
     def known_by(self, earlier: Mapping[str, Any]) -> "AudioIdentity | None":
         """The same file as an earlier run saw it, when that run told files apart the other way (see `source_of`).
 
-        None where the file is not the same by size and mtime, or was told apart as it is now.
+        None if the file is not the same by size and mtime, or was told apart as it is now.
         """
         if (self.size, self.mtime_ns) != (earlier.get("size"), earlier.get("mtime_ns")):
             return None

@@ -76,7 +76,7 @@ class PlannedRow:
 class Staged:
     """A computed sample whose arrays are on disk, synced, under temporary names: small enough to send elsewhere.
 
-    `files` and `shapes` go by column; `seconds` is None where the audio was not read.
+    `files` and `shapes` go by column; `seconds` is None if the audio was not read.
     """
 
     row: PlannedRow

@@ -90,7 +90,7 @@ class SampleState(NamedTuple):
 
 
 def parse_sample(finished: str, seconds: float | None, source: str | None) -> SampleState:
-    """A sample's state from its row in the database; ValueError where that is damaged."""
+    """A sample's state from its row in the database; raises ValueError if that is damaged."""
     try:
         groups = {name: Finished(*group) for name, group in json.loads(finished).items()}
         lengths = [length for group in groups.values() for length in group.lengths.values()]
@@ -188,7 +188,7 @@ class State:
             self._db.executemany(statement, rows)
 
     def get(self, key: str) -> Any:
-        """A value stored under `key`, None where there is none."""
+        """A value stored under `key`, None if there is none."""
         with self._explained():
             row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         try:

@@ -44,7 +44,7 @@ def package_versions() -> dict[str, str]:
 def codebook_use(output: NpyOutput, ids: Iterable[str]) -> dict[str, Any]:
     """How the codes of these samples spread over the codebook: size, used (rows), perplexity.
 
-    Reads every one of their artifacts. Raises StoreError where one cannot be read.
+    Reads every one of their artifacts. Raises StoreError if one cannot be read.
     """
     column = next(iter(output.schema.of_kind("codes")), None)
     if column is None or column.size is None:

@@ -3,7 +3,7 @@
 Gives functions on tensors of a GPU, or of a CPU under Triton's interpreter, which the tests use. Rows are frames,
 channels are innermost. A kernel reads a row once and writes it in the form that the next product takes (`Form`).
 Knows nothing of models, weights or masks; a clip's frames beyond its length are told by `lengths` alone. Numbers that
-change from batch to batch are not specialised on: each kind of number would be compiled anew, a second each.
+change from batch to batch are not specialised on: each kind of number would be compiled again, a second each.
 """
 
 # fmt: off

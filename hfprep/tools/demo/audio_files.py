@@ -59,7 +59,7 @@ def _without_peak_time(wav: bytes) -> bytes:
 
 
 def _with_serial(ogg: bytes, serial: int) -> bytes:
-    """Give every page of a stream the same serial number, and its checksum anew."""
+    """Give every page of a stream the same serial number, and its checksum again."""
     table = _crc_table()
     pages = bytearray(ogg)
     at = 0

@@ -12,7 +12,7 @@ DEMOS = ("indextts-2", "indextts-2.5", CODEC)
 def make_models(name: str, folder: Path) -> dict[str, Any]:
     """Write a model set of that recipe, one of `DEMOS`, into `folder`; gives the options of a build that name it.
 
-    Raises ConfigError where the folder has models of another one.
+    Raises ConfigError if the folder has models of another one.
     """
     if name == CODEC:
         from hfprep.tools.demo.codec import make_codec

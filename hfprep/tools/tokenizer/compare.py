@@ -65,7 +65,7 @@ def compare(
 ) -> Comparison:
     """Tokenize the texts of some manifests with each tokenizer; `limit`: the model's text positions.
 
-    Raises ConfigError where a tokenizer or a manifest cannot be read.
+    Raises ConfigError if a tokenizer or a manifest cannot be read.
     """
     if not tokenizers:
         raise ConfigError("no tokenizer is given; give one or more SentencePiece models")

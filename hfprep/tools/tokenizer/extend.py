@@ -93,7 +93,7 @@ class Extended:
 def extend(options: ExtendOptions) -> Extended:
     """Write the extended model to `options.output`, beside or in place of what is there.
 
-    Raises ConfigError where the base is no BPE model, a manifest cannot be read, or there is nothing to add: nothing is
+    Raises ConfigError if the base is no BPE model, a manifest cannot be read, or there is nothing to add: nothing is
     written then.
     """
     tokenizer = TextTokenizer(options.base)

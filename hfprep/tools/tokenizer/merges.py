@@ -36,12 +36,12 @@ class _Learner:
         heapq.heapify(self._heap)
 
     def learn(self) -> bool:
-        """Add the most frequent piece; False where none is left."""
+        """Add the most frequent piece; False if none is left."""
         while self._heap:
             count, piece = heapq.heappop(self._heap)
             if -count < LEAST_COUNT:
                 return False
-            if self._counts[piece] == -count:  # else the count has changed since, and stands in the heap anew
+            if self._counts[piece] == -count:  # else the count has changed since, and stands in the heap again
                 self._add(piece)
                 return True
         return False

@@ -1,7 +1,7 @@
 """A SentencePiece model file with pieces or settings appended to it.
 
 The file is a protobuf message, and of such messages a concatenation is the merge: repeated fields follow each other,
-fields of nested messages are set anew. So a model is changed by bytes behind its own, which stay as they are, and no
+fields of nested messages are set again. So a model is changed by bytes behind its own, which stay as they are, and no
 protobuf package is needed (the one that SentencePiece's generated module asks for does not go with index-tts's pins).
 Field numbers are those of sentencepiece_model.proto.
 """

@@ -42,7 +42,7 @@ class ManifestTexts:
     rejected: Counter[Reason] = field(default_factory=Counter)
 
     def __iter__(self) -> Iterator[ManifestText]:
-        """Raises ConfigError where a manifest cannot be read or has no line, or where the language is none."""
+        """Raises ConfigError if a manifest cannot be read or has no line, or where the language is none."""
         fields, language = FieldMap.parse(self.field_map), language_option(self.language)
         self.read, self.rejected = 0, Counter()
         for manifest in self.manifests:

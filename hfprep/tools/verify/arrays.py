@@ -17,7 +17,7 @@ Problem = tuple[FaultKind, str]
 
 
 def read_npy(path: Path) -> tuple[np.ndarray | None, list[Problem]]:
-    """Read an artifact of the npy layout; the array is None where it cannot be read. Never runs a pickle."""
+    """Read an artifact of the npy layout; the array is None if it cannot be read. Never runs a pickle."""
     try:
         data = path.read_bytes()
         if not data:

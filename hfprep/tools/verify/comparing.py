@@ -26,7 +26,7 @@ MODEL_OPTIONS = {item.name: item.default for item in dataclasses.fields(ModelOpt
 
 @dataclass(frozen=True)
 class Comparisons:
-    """What was found by computing samples again; None where nobody asked."""
+    """What was found by computing samples again; None if nobody asked."""
 
     parity: Parity | None = None
     reference: ReferenceResult | None = None
@@ -42,7 +42,7 @@ def compare(
 ) -> Comparisons:
     """Draw from the samples that `records` gives, compute these again and compare; faults go to `findings`.
 
-    Raises ConfigError where the models are missing, or are not those that the output was made with.
+    Raises ConfigError if the models are missing, or are not those that the output was made with.
     """
     if not options.parity and not options.reference:
         return Comparisons()

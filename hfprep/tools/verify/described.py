@@ -23,7 +23,7 @@ WIDTHS_SAMPLED = 101
 def npy_schema(root: Path) -> Schema:
     """The schema that an output names; that of hfprep 0.1.0, which named none, where nothing readable does.
 
-    Raises ConfigError where this is no output, or it is another recipe's and has lost what says so.
+    Raises ConfigError if this is no output, or it is another recipe's and has lost what says so.
     """
     for record in (stats_of(root).get("schema"), state_value(root, "schema")):
         with contextlib.suppress(KeyError, TypeError, ValueError):
@@ -40,7 +40,7 @@ def npy_schema(root: Path) -> Schema:
 
 
 def state_value(root: Path, key: str) -> Any:
-    """A value that the build keeps in its state under `key`, None where it cannot be read."""
+    """A value that the build keeps in its state under `key`, None if it cannot be read."""
     path = root / STATE_FILE
     with contextlib.suppress(sqlite3.Error, ValueError):
         if path.is_file():

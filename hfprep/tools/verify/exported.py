@@ -81,7 +81,7 @@ class ExportedCheck:
             yield from self._arrow_shards(self.source, name)
 
     def _check_sums(self, shards: Sequence[Shard]) -> list[str | None]:
-        """Hold shards against the index; gives the SHA-256 of each, None where it cannot be read."""
+        """Hold shards against the index; gives the SHA-256 of each, None if it cannot be read."""
         with ThreadPoolExecutor(self.workers) as pool:
             sums = list(pool.map(lambda shard: _sha256(self.source.root / shard["name"]), shards))
         for shard, found in zip(shards, sums, strict=True):

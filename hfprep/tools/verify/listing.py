@@ -138,7 +138,7 @@ class Listing:
             self.findings.add(FaultKind.PROGRESS_DISAGREES, PROGRESS, message, sample_id=sample_id)
 
     def _check_rejected(self) -> dict[str, int] | None:
-        """Count rejected.jsonl by reason, checking each line; None where that cannot be done."""
+        """Count rejected.jsonl by reason, checking each line; None if that cannot be done."""
         path = self.root / REJECTED
         if not path.is_file():
             self.findings.add(FaultKind.FILE_MISSING, REJECTED, "there is no such file; a build writes it")

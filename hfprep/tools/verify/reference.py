@@ -46,7 +46,7 @@ def compare_with_reference(
 ) -> ReferenceResult:
     """Compute each record's sample by the published library and compare; faults go to `findings`.
 
-    Raises ConfigError where the recipe has no such reference, or the library is not installed.
+    Raises ConfigError if the recipe has no such reference, or the library is not installed.
     """
     models: ModelSet = inputs.models
     if not isinstance(models, Referenced):

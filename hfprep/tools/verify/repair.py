@@ -18,7 +18,7 @@ from hfprep.tools.verify.described import STATE_FILE
 from hfprep.tools.verify.faults import OF_ARTIFACT, Fault, FaultKind, Findings
 from hfprep.tools.verify.listing import MANIFESTS, Listing
 
-# Faults of the files that every build writes anew from the state.
+# Faults of the files that every build writes again from the state.
 OF_LISTING = frozenset(
     {
         FaultKind.RECORD_INVALID,

@@ -32,7 +32,7 @@ class StateReader:
         self._db.close()
 
     def get(self, key: str) -> Any:
-        """A value that the build keeps under `key`, None where there is none."""
+        """A value that the build keeps under `key`, None if there is none."""
         row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return None if row is None else json.loads(row[0])
 
