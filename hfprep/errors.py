@@ -1,10 +1,10 @@
 """The errors hfprep raises, and the reasons for which a sample can be rejected.
 
-HfprepError                  anything hfprep itself has to say; the CLI prints its message and exits 1
+HfprepError                  base of all errors that hfprep raises; the CLI prints the message and exits with status 1
 ├── ConfigError              an option, a path or a value in config.yaml is wrong (also a ValueError)
 ├── CheckpointError          a model file is missing, incomplete or of another architecture
 ├── StoreError               the output directory cannot be used: locked, read-only, full, changed
-├── StopRequested            the run was asked to stop (Ctrl-C, SIGTERM); build() answers with a Summary that says so
+├── StopRequested            the run was asked to stop (Ctrl-C, SIGTERM); build() returns a Summary that says so
 └── RejectedSample           this one sample cannot be used; the run goes on without it
 
 This module knows nothing of where samples come from or where rejections are written.
@@ -53,11 +53,11 @@ class CheckpointError(HfprepError):
 
 
 class StoreError(HfprepError):
-    """The output directory cannot be used as asked; what is on disk stays as it was."""
+    """The output directory cannot be used as requested; its content is unchanged."""
 
 
 class StopRequested(HfprepError):
-    """The run was asked to stop before its end; everything that was made final counts."""
+    """The run was asked to stop early; everything published so far is kept."""
 
 
 class RejectedSample(HfprepError):

@@ -15,10 +15,10 @@ METADATA = {
     "id": ("Sample id", "The input manifest's id, as a string. It is in train or in val, never in both.", "string"),
     "audio_path": ("Audio path", "The input manifest's own value of audio, with a leading ./ dropped.", "string"),
     "text": ("Transcript", "The input manifest's text, unchanged.", "string"),
-    "speaker": ("Speaker", "The input manifest's speaker; null where it gave none.", ["string", "null"]),
+    "speaker": ("Speaker", "The input manifest's speaker, or null.", ["string", "null"]),
     "language": (
         "Language",
-        "The language in force: --language, else the row's own; null where there was neither.",
+        "The language used: --language, else the row's `language`; null if there was neither.",
         ["string", "null"],
     ),
     "duration": (

@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 def warn_of_doubtful(counts: PlanCounts) -> None:
-    """Say how many texts get a grammar that hardly anybody wants for them."""
+    """Warn about texts that get a grammar only because of their script."""
     if not counts.doubtful:
         return
     kinds = (
@@ -20,7 +20,7 @@ def warn_of_doubtful(counts: PlanCounts) -> None:
     )
     log.warning(
         "%d of %d rows have no language and get a grammar by their script alone (%s; the first is line %d). The "
-        "published front end does so, and hardly anybody wants it: give them a language, in the manifest or --language",
+        "published front end does so, but it is rarely intended: give them a language, in the manifest or --language",
         counts.doubtful.total(), counts.rows, ", ".join(kinds), counts.doubtful_line,
     )  # fmt: skip
 
