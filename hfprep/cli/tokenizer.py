@@ -77,7 +77,7 @@ def compare(
         show(_comparison_table(name, counts, found))
     if found.rejected:
         reasons = ", ".join(f"{reason} {count}" for reason, count in found.rejected.most_common())
-        say(f"{found.rejected.total()} of {found.read} lines were left out: {reasons}")
+        say(f"{found.rejected.total()} of {found.read} lines were omitted: {reasons}")
     if not found.languages:
         raise typer.Exit(1)
 

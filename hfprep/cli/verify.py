@@ -47,4 +47,4 @@ def show(verdict: "Verdict", output_dir: Path) -> None:
     samples, faults = count(verdict.samples, "sample"), count(len(verdict.faults), "fault")
     say(f"{output_dir}: {verdict.format}, {samples}, {faults}")
     if verdict.repairs:
-        say("Now run the build command again: it makes what was moved aside, and only that.")
+        say("Now run the build command again: it computes only what was moved aside.")

@@ -69,9 +69,9 @@ def examine(*, folder: Path, models: Path | None = None, recipe_name: str | None
 def _python() -> Finding:
     found = f"{platform.python_version()} at {sys.executable}, {platform.system()} {platform.machine()}"
     if not OLDEST_PYTHON <= sys.version_info[:2] < FIRST_UNTRIED_PYTHON:
-        return Finding(Level.WARNING, "Python", found, "hfprep is tried with Python 3.11 to 3.14: scripts/setup")
+        return Finding(Level.WARNING, "Python", found, "hfprep is tested with Python 3.11 to 3.14: scripts/setup")
     if platform.system() != "Linux":
-        return Finding(Level.WARNING, "Python", found, "hfprep is tried on Linux")
+        return Finding(Level.WARNING, "Python", found, "hfprep is tested on Linux")
     return Finding(Level.FINE, "Python", found)
 
 
@@ -116,10 +116,10 @@ def _devices() -> Iterator[Finding]:
         return
     found = f"no GPU in use (torch {torch.__version__}); the CPU computes, batch size {batch_size_for_memory(None)}"
     if shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists():
-        remedy = "torch does not see the GPU: install a torch built for its driver's CUDA version"
+        remedy = "torch does not see the GPU: install a torch build for the driver's CUDA version"
         yield Finding(Level.PROBLEM, "devices", found, remedy)
     else:
-        yield Finding(Level.WARNING, "devices", found, "fine for trying things out; a GPU is far faster")
+        yield Finding(Level.WARNING, "devices", found, "enough to try things out; a GPU is much faster")
 
 
 def _threads() -> Finding:
