@@ -101,7 +101,7 @@ def test_the_files_have_the_names_that_a_trainer_looks_for(output: Path) -> None
     for name in ("a/b.jsonl", TRAIN, "../x.jsonl", "pairs.txt", ".hidden.jsonl"):
         with pytest.raises(ConfigError, match=r"--train-output-name is .*; it must be"):
             PairOptions(train_output_name=name)
-    with pytest.raises(ConfigError, match=r"--val-output-name is 'x\.jsonl'; it must be another"):
+    with pytest.raises(ConfigError, match=r"--val-output-name is 'x\.jsonl'; it must differ"):
         PairOptions(train_output_name="x.jsonl", val_output_name="x.jsonl")
 
 

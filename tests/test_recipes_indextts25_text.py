@@ -76,8 +76,8 @@ def test_no_language_is_an_empty_code(encoder: TextEncoder) -> None:
 @pytest.mark.parametrize(
     ("text", "language", "reason", "message"),
     [
-        ("", "en", Reason.EMPTY_TEXT, "nothing to say"),
-        (" \n", "ar", Reason.EMPTY_TEXT, "nothing to say"),
+        ("", "en", Reason.EMPTY_TEXT, "nothing is spoken"),
+        (" \n", "ar", Reason.EMPTY_TEXT, "nothing is spoken"),
         ("\x00", "zh", Reason.TEXT_FAILED, "zh grammar has no reading"),
         ("abc\ud83d", "de", Reason.TEXT_FAILED, r"U\+D83D at position 3"),
         ("日\x00本", "ja", Reason.TEXT_FAILED, "loses characters"),

@@ -220,7 +220,7 @@ def test_a_split_is_named_after_a_colon(inputs: Path, clips: list[dict[str, Any]
     assert texts(read(f"{inputs}/splits:test")) == [(1, clips[5]["id"], clips[5]["text"])]
     with pytest.raises(ConfigError, match="has no split 'dev'; it has: train, test"):
         read(f"{inputs}/splits:dev")
-    with pytest.raises(ConfigError, match="has no splits; leave :test out"):
+    with pytest.raises(ConfigError, match="has no splits; omit :test"):
         read(f"{inputs}/saved:test")
 
 
@@ -323,7 +323,7 @@ def test_a_clip_beyond_the_end_of_its_file_is_rejected(tmp_path: Path) -> None:
         ("none-*.tar", "matches 0 files"),
         ("a-{0..2}.tar", "2 files are missing, the first is 'a-1.tar'"),
         ("bad.parquet", "cannot be read as Parquet"),
-        ("empty:train", "is not a saved data set; leave :train out"),
+        ("empty:train", "is not a saved data set; omit :train"),
     ],
 )
 def test_an_input_that_is_none_is_an_error(tmp_path: Path, name: str, message: str) -> None:
