@@ -69,7 +69,7 @@ def test_tables_and_messages_show_markup_and_escapes_as_text(capsys: pytest.Capt
     table.add_column(HOSTILE, overflow="fold")
     table.add_row(HOSTILE)
     table.add_row(cell("one", HOSTILE))
-    show_table(table, 200)
+    show_table(table)
     say(f"hfprep: {HOSTILE}", error=True)
     shown = capsys.readouterr()
     assert not UNSAFE & set(shown.out + shown.err)

@@ -92,5 +92,5 @@ def test_the_command_prints_the_plan(golden_small: Path, tmp_path: Path, capsys:
 
     assert show_plan(config_of(golden_small, tmp_path / "out", num_processes=2)) == 0
     shown = capsys.readouterr().out
-    for words in ("to compute", "8", "batches", "padding 0.0%", "process 1", "1 shards, 4 samples"):
+    for words in ("to compute", "8", "batches", "padding 0.0%", "process 1", "1 work unit, 4 samples"):
         assert words in shown

@@ -186,7 +186,7 @@ def test_workers_stay_for_the_next_build(tmp_path: Path) -> None:
 
 
 def test_workers_that_never_start_end_the_run(tmp_path: Path) -> None:
-    with pytest.raises(HfprepError, match=r"keep dying while starting \(the last with status 7; their own"):
+    with pytest.raises(HfprepError, match=r"keep dying while starting \(the last with status 7; the log has"):
         driver_of(Orders(exit_at_start=7), Taken(), tmp_path).run(never)
 
 

@@ -174,6 +174,25 @@ def test_the_card_says_what_it_is(hub: Hub, output: Path, tmp_path: Path) -> Non
     assert 'hfprep.load("user/features", "train")' in body
 
 
+def test_a_push_is_private_unless_public_is_given(hub: Hub, output: Path, tmp_path: Path) -> None:
+    home = tmp_path / "hf"
+    assert push(hub, home, output, "user/one").returncode == 0
+    assert hub.repositories["user/one"].private
+    opened = push(hub, home, output, "user/two", "--public")
+    assert opened.stdout.startswith(
+        "To user/two, a new public repository: 12 samples (8 train, 4 validation) in 10 files"
+    )
+    assert not hub.repositories["user/two"].private
+    uploads, commits = len(hub.uploads), len(hub.repositories["user/two"].commits)
+    refused = push(hub, home, output, "user/two", "--dtype", "float16")
+    assert refused.returncode == 1
+    assert "user/two exists and is public; give --public to push there, or another name" in refused.stderr
+    assert (len(hub.uploads), len(hub.repositories["user/two"].commits)) == (uploads, commits)
+    again = push(hub, home, output, "user/one", "--public")
+    assert again.stdout.startswith("To user/one, the private repository: ")
+    assert hub.repositories["user/one"].private, "a repository that is there keeps its visibility"
+
+
 def test_without_a_login_the_command_is_named(hub: Hub, output: Path, tmp_path: Path) -> None:
     refused = push(hub, tmp_path / "hf", output, "user/features", token=None)
     assert refused.returncode == 1

@@ -25,6 +25,7 @@ from hfprep.pipeline.intake import Intake, IntakeSettings, Loaded, SampleLimits,
 from hfprep.pipeline.intake_processes import IntakeProcesses
 from hfprep.recipes.semantic_audio import SemanticAudio
 from hfprep.schema import Rejection, Utterance
+from tests.av_files import encode, tone
 from tests.sample_schemas import speech_schema
 
 MODEL = Path(__file__).parent / "data" / "text-bpe.model"
@@ -206,6 +207,23 @@ def test_expected_lengths_are_those_of_the_headers(processes: IntakeProcesses, t
     assert there[8:10] == [0.0, 0.0]  # damaged and missing: for loading to say
     stored = replace(tasks[1], utterance=replace(tasks[1].utterance, path="s3://there/clip.wav"), audio_bytes=32_000)
     assert Intake(TextTokenizer(MODEL), SETTINGS, processes).expected_seconds([stored]) == [2.0]  # a guess
+
+
+def test_what_a_decoder_says_comes_with_the_file_s_name(
+    processes: IntakeProcesses, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level("INFO", logger="hfprep")
+    path = tmp_path / "noisy.mp3"
+    damaged = bytearray(encode(path, "mp3", "libmp3lame", tone(3, 16_000), 16_000).read_bytes())
+    for place in np.random.default_rng(0).integers(1_000, len(damaged) - 10, 20):
+        damaged[place] ^= 0x55
+    path.write_bytes(damaged)
+    assert isinstance(processes.load(task_of(1, "x", path), SETTINGS), Loaded)
+    (seconds,) = processes.expected_seconds([(str(path), None)]) or ()
+    assert seconds == pytest.approx(3, abs=0.1)
+    assert caplog.messages
+    assert all(message.startswith(f"{path}: the mp3 decoder says") for message in caplog.messages)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(("ending", "expected"), [("os.abort()", 0.0), ("os._exit(3)", 1.25)])

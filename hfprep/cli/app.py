@@ -173,7 +173,7 @@ def run_build(config: BuildConfig) -> int:
 
         summary = build_features(config, shared=Shared(workers=Workers(pool)))
 
-    show(summary_table(summary), 100)
+    show(summary_table(summary))
     if summary.interrupted_by is not None:
         say(f"Interrupted; {summary.pending} lines are left. Run the same command again to continue.")
         return 128 + summary.interrupted_by
@@ -187,17 +187,9 @@ def run_build(config: BuildConfig) -> int:
 
 
 def _log_to_stderr(*, as_json: bool) -> None:
-    from hfprep.pipeline.logs import PlainFormatter, formatter
+    from hfprep.pipeline.logs import log_handler
 
-    if as_json or not sys.stderr.isatty():
-        handler: logging.Handler = logging.StreamHandler()
-        handler.setFormatter(formatter(as_json))
-    else:
-        from rich.console import Console
-        from rich.logging import RichHandler
-
-        handler = RichHandler(console=Console(stderr=True), show_path=False)
-        handler.setFormatter(PlainFormatter("%(message)s"))
+    handler = log_handler(as_json=as_json)
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("hfprep").setLevel(logging.INFO)
 

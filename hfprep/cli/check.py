@@ -1,7 +1,6 @@
 """`python -m hfprep check`: what a build would reject in a manifest, before GPU time is spent."""
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from hfprep.tools.check.estimates import Estimate
     from hfprep.tools.check.findings import Preflight, Share
 
-PLAIN_WIDTH = 80  # where the output is no terminal
 WORST_CHARACTERS = 12
 WORST_PACES = 5
 MOST_ROWS = 15
@@ -46,26 +44,27 @@ def check(**values: Any) -> None:
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[int], None]]:
     """Show the number of lines checked so far, in a terminal only."""
-    from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+    from hfprep.pipeline.console import console
+
     columns = (SpinnerColumn(), TextColumn("{task.completed:,} lines checked"), TimeElapsedColumn())
-    hidden = not sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as live:
+    hidden = not console().is_terminal
+    with Progress(*columns, console=console(), transient=True, disable=hidden) as live:
         task = live.add_task("check", total=None)
         yield lambda done: live.update(task, completed=done)
 
 
 def show(found: "Preflight", expected: "Estimate | None", *, decoded: bool) -> None:
     """Print the findings: counts, then rejected and suspicious rows with examples."""
-    show_table(_overview(found, expected), PLAIN_WIDTH)
+    show_table(_overview(found, expected))
     if found.accepted:
-        show_table(_shares("language", found.languages), PLAIN_WIDTH)
-        show_table(_shares("speaker", found.speakers), PLAIN_WIDTH)
+        show_table(_shares("language", found.languages))
+        show_table(_shares("speaker", found.speakers))
     if found.texts:
-        show_table(_texts(found), PLAIN_WIDTH)
+        show_table(_texts(found))
     if found.rejected:
-        show_table(_rejections(found), PLAIN_WIDTH)
+        show_table(_rejections(found))
     for line in _oddities(found, decoded=decoded):
         say(line)
 

@@ -1,5 +1,7 @@
 """`python -m hfprep doctor` and `download`: what this machine lacks for a build, and the models."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +11,6 @@ from hfprep.cli.output import PlainTable, say, show
 from hfprep.io.words import count
 from hfprep.recipes.registry import NAMES
 
-PLAIN_WIDTH = 80  # where the output is no terminal
 RECIPE_HELP = f"Model family: {', '.join(NAMES)}; default: told from the files in DIR, else {NAMES[0]}."
 
 
@@ -35,11 +36,11 @@ def doctor(
     table.add_column("level")
     table.add_column("topic")
     table.add_column("found", overflow="fold")
-    for finding in findings:
+    for finding, following in zip(findings, [*findings[1:], None], strict=True):
         table.add_row(words[finding.level], finding.topic, finding.found)
-        if finding.remedy:
+        if finding.remedy and (following is None or finding.remedy != following.remedy):
             table.add_row("", "", f"-> {finding.remedy}")
-    show(table, PLAIN_WIDTH)
+    show(table)
     problems = sum(finding.level == Level.PROBLEM for finding in findings)
     notes = sum(finding.level == Level.WARNING for finding in findings)
     if problems:
@@ -56,5 +57,26 @@ def download(
     """Download the published models into DIR; run again to resume. Then build with --models DIR."""
     from hfprep.tools.download import download as fetch
 
-    fetch(folder, name=recipe, report=say)
+    fetch(folder, name=recipe, report=say, showing=_bytes_arriving)
     say(f"Everything is there: python -m hfprep build --models {folder} ...")
+
+
+@contextlib.contextmanager
+def _bytes_arriving(num_bytes: int, arrived: Callable[[], int]) -> Iterator[None]:
+    """Show in a terminal how many of so many bytes have arrived, while inside."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    from hfprep.pipeline.console import console
+
+    class Arrived(DownloadColumn):
+        max_refresh = 0.5
+
+        def render(self, task: Task) -> Text:
+            bar.update(task.id, completed=min(num_bytes, arrived()))
+            return super().render(task)
+
+    columns = (BarColumn(), Arrived(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=console(), transient=True, disable=not console().is_terminal) as bar:
+        bar.add_task("", total=num_bytes)
+        yield

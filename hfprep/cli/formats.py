@@ -184,19 +184,30 @@ def retokenize(
 def push(
     source: Source,
     repo: Annotated[str, typer.Argument(help="USER/NAME on the Hub.")],
-    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public/--private", help="Whom a new repository is for: everybody, or you.")
+    ] = False,
     format: Annotated[str, typer.Option(help="arrow or webdataset.")] = "arrow",  # noqa: A002 - the flag's name
     max_shard_size: ShardSize = "500MB",
     dtype: Dtype = "float32",
 ) -> None:
-    """Upload a finished set to the Hugging Face Hub with a data set card; rerun it to resume."""
-    from hfprep.formats.hub import PushOptions
+    """Upload a finished set to the Hugging Face Hub with a data set card, privately; rerun it to resume."""
+    from hfprep.formats.hub import Parcel, PushOptions
     from hfprep.formats.hub import push as run
     from hfprep.io.sizes import parse_size
+    from hfprep.io.words import count, size
 
-    options = PushOptions(private=private, format=format, max_shard_bytes=parse_size(max_shard_size), dtype=dtype)
+    def report(parcel: Parcel) -> None:
+        splits = ", ".join(f"{number:,} {split}" for split, number in parcel.samples.items())
+        kind = f"{'a new' if parcel.is_new else 'the'} {'private' if parcel.private else 'public'} repository"
+        say(
+            f"To {repo}, {kind}: {count(sum(parcel.samples.values()), 'sample')} ({splits}) "
+            f"in {count(parcel.num_files, 'file')}, {size(parcel.num_bytes)}"
+        )
+
+    options = PushOptions(private=not public, format=format, max_shard_bytes=parse_size(max_shard_size), dtype=dtype)
     with _reading(source):
-        url = run(source, repo, options)
+        url = run(source, repo, options, report=report)
     say(f"Pushed to {url}\nRead it with: hfprep.load({repo!r}) or datasets.load_dataset({repo!r})")
 
 

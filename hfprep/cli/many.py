@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from hfprep.cli.output import PlainTable, say, show
+from hfprep.cli.output import PlainTable, cell, say, show
+from hfprep.io.words import duration
 from hfprep.pipeline.config import BuildConfig
 
 if TYPE_CHECKING:  # it loads torch
     from hfprep.pipeline.building_many import DataSetResult, ManySummary
-
-COUNTS = ("lines read", "accepted", "train", "val", "reused", "computed", "rejected", "capped", "left to do")
+    from hfprep.pipeline.summary import Summary
 
 
 def run_many(configs: Sequence[BuildConfig]) -> int:
@@ -26,7 +26,7 @@ def run_many(configs: Sequence[BuildConfig]) -> int:
         from hfprep.pipeline.engines.choice import Workers
 
         found = build_many(configs, shared=Shared(workers=Workers(pool)))
-    show(many_table(found), 140)
+    show(many_table(found))
     for item in found.data_sets:
         if item.error is not None:
             say(f"{item.config.output_dir} was not built: {item.error}", error=True)
@@ -51,21 +51,30 @@ def _failed(item: "DataSetResult") -> bool:
 def many_table(found: "ManySummary") -> Table:
     """A row for each data set, and their sum."""
     table = PlainTable(f"hfprep build: {len(found.data_sets)} data sets")
-    table.add_column("language")
-    table.add_column("output", overflow="fold")
-    for name in (*COUNTS, "hours", "seconds"):
+    table.add_column("data set")
+    for name in ("lines", "accepted", "rejected", "hours", "time"):
         table.add_column(name, justify="right")
-    totals, hours = [0] * len(COUNTS), 0.0
     for item in found.data_sets:
-        summary, first = item.summary, (item.config.language or "", str(item.config.output_dir))
+        summary, config = item.summary, item.config
+        name = f"{config.output_dir} ({config.language})" if config.language else str(config.output_dir)
         if summary is None:
-            table.add_row(*first, "not begun" if item.error is None else "failed")
-            continue
-        rejected = sum(summary.rejected.values())
-        counts = [summary.lines_read, summary.accepted, summary.train, summary.val, summary.reused]
-        counts += [summary.tally.done, rejected, summary.capped, summary.pending]
-        totals, hours = [a + b for a, b in zip(totals, counts, strict=True)], hours + summary.hours
-        table.add_row(*first, *map(str, counts), f"{summary.hours:.3f}", f"{summary.elapsed_seconds:.1f}")
+            table.add_row(cell(name, "not begun" if item.error is None else "failed"))
+        else:
+            table.add_row(cell(name, _details(summary)), *_counts([summary], summary.elapsed_seconds))
     table.add_section()
-    table.add_row("total", "", *map(str, totals), f"{hours:.3f}", f"{found.elapsed_seconds:.1f}")
+    table.add_row("total", *_counts(found.summaries, found.elapsed_seconds))
     return table
+
+
+def _counts(summaries: "Sequence[Summary]", elapsed_seconds: float) -> list[str]:
+    lines = sum(summary.lines_read for summary in summaries)
+    accepted = sum(summary.accepted for summary in summaries)
+    rejected = sum(sum(summary.rejected.values()) for summary in summaries)
+    hours = sum(summary.hours for summary in summaries)
+    return [f"{lines:,}", f"{accepted:,}", f"{rejected:,}", f"{hours:.3f}", duration(elapsed_seconds)]
+
+
+def _details(summary: "Summary") -> str:
+    counts = {"train": summary.train, "val": summary.val, "computed": summary.tally.done, "reused": summary.reused}
+    counts |= {"capped": summary.capped, "left to do": summary.pending}
+    return ", ".join(f"{number:,} {name}" for name, number in counts.items() if number) or "nothing"

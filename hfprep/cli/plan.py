@@ -6,6 +6,7 @@ from rich.table import Table
 
 from hfprep.cli.output import PlainTable, show
 from hfprep.io.object_storage import url_of
+from hfprep.io.words import count, size
 from hfprep.pipeline.config import BuildConfig
 
 if TYPE_CHECKING:  # it loads torch
@@ -19,7 +20,7 @@ def show_plan(config: BuildConfig) -> int:
     from hfprep.pipeline.dry_run import preview
 
     found = preview(config)
-    show(plan_table(found), 110)
+    show(plan_table(found))
     return 0
 
 
@@ -28,25 +29,18 @@ def plan_table(found: "Preview") -> Table:
     table = PlainTable(f"hfprep build --dry-run: {url_of(found.output_dir) or found.output_dir}", show_header=False)
     table.add_column("what")
     table.add_column("count", justify="right")
-    table.add_column("details", overflow="fold")
-    table.add_row("lines read", str(found.lines_read), f"{found.capped} capped" if found.capped else "")
-    reasons = ", ".join(f"{reason} {count}" for reason, count in found.rejected.items())
-    table.add_row("rejected already", str(sum(found.rejected.values())), reasons)
-    table.add_row("finished", str(found.reused), "")
-    unreadable = f"; {found.unreadable} whose header cannot be read" if found.unreadable else ""
-    table.add_row("to compute", str(found.pending), f"{found.hours:.3f} h{unreadable}")
-    table.add_row("batches", str(found.batches), f"padding {found.padding:.1%}")
-    table.add_row("new features", _size(found.num_bytes), f"{_size(found.disk_bytes)} on disk in blocks of 4 KiB")
+    table.add_column("details")
+    table.add_row("lines read", f"{found.lines_read:,}", f"{found.capped:,} capped" if found.capped else "")
+    reasons = ", ".join(f"{reason} {number:,}" for reason, number in found.rejected.items())
+    table.add_row("rejected already", f"{sum(found.rejected.values()):,}", reasons)
+    table.add_row("finished", f"{found.reused:,}", "")
+    unreadable = f"; {found.unreadable:,} whose header cannot be read" if found.unreadable else ""
+    table.add_row("to compute", f"{found.pending:,}", f"{found.hours:.3f} h{unreadable}")
+    table.add_row("batches", f"{found.batches:,}", f"padding {found.padding:.1%}")
+    table.add_row("new features", size(found.num_bytes), f"{size(found.disk_bytes)} on disk in blocks of 4 KiB")
     for share in found.shares[:SHOWN_PROCESSES]:
-        what = f"{share.shards} shards, {share.samples} samples, {share.hours:.3f} h"
+        what = f"{count(share.shards, 'work unit')}, {count(share.samples, 'sample')}, {share.hours:.3f} h"
         table.add_row(f"  process {share.process}", share.device, what)
     if len(found.shares) > SHOWN_PROCESSES:
         table.add_row("", "", f"and {len(found.shares) - SHOWN_PROCESSES} more processes with as much each")
     return table
-
-
-def _size(num_bytes: int) -> str:
-    for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if num_bytes >= factor:
-            return f"{num_bytes / factor:.1f} {unit}"
-    return f"{num_bytes} B"

@@ -9,18 +9,19 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from hfprep.errors import ConfigError, StoreError
 from hfprep.formats.arrow_writer import ArrowOptions, export_arrow
 from hfprep.formats.card import card
 from hfprep.formats.formats import open_set
 from hfprep.formats.published import PublishedSet
-from hfprep.formats.samples import DTYPES, SampleSet
+from hfprep.formats.samples import DTYPES, SPLITS, SampleSet
 from hfprep.formats.shards import MAX_SHARD_BYTES
 from hfprep.formats.webdataset_writer import WebDatasetOptions, export_webdataset
 
@@ -44,7 +45,7 @@ _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 class PushOptions:
     """How a set goes to the Hub."""
 
-    private: bool = False
+    private: bool = True
     format: str = "arrow"
     max_shard_bytes: int = MAX_SHARD_BYTES
     dtype: str = "float32"
@@ -56,10 +57,29 @@ class PushOptions:
             raise ConfigError(f"--dtype is {self.dtype!r}; it must be {' or '.join(DTYPES)}")
 
 
-def push(source: Path, repo: str, options: PushOptions | None = None, *, token: str | None = None) -> str:
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """What a push is about to send: samples by split, files and their bytes, and to what kind of repository."""
+
+    samples: dict[str, int]
+    num_files: int
+    num_bytes: int
+    private: bool
+    is_new: bool
+
+
+def push(
+    source: Path,
+    repo: str,
+    options: PushOptions | None = None,
+    *,
+    token: str | None = None,
+    report: Callable[[Parcel], None] = lambda _: None,
+) -> str:
     """Upload a finished set with its card; gives the address of the repository, which is made where it is missing.
 
-    `token` defaults to the one of the login. Raises ConfigError or StoreError; pushing again then resumes.
+    `token` defaults to the one of the login; `report` is called before anything is sent. Raises ConfigError, also where
+    a private set would go to a repository that is public, or StoreError; pushing again then resumes.
     """
     options = options or PushOptions()
     if not _REPO.fullmatch(repo):
@@ -70,8 +90,13 @@ def push(source: Path, repo: str, options: PushOptions | None = None, *, token: 
     source = source.absolute()
     folder = _export_folder(source)
     try:
-        made = api.create_repo(repo, repo_type="dataset", private=options.private, exist_ok=True)
+        there = _visibility(api, repo)
+        if there == "public" and options.private:
+            raise ConfigError(f"{repo} exists and is public; give --public to push there, or another name")
         _export(PublishedSet(open_set(source)), folder, repo, options)
+        private = options.private if there is None else there == "private"
+        report(_parcel(folder, private=private, is_new=there is None))
+        made = api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
         message = f"hfprep: {options.format}"
         api.upload_folder(
             repo_id=repo, repo_type="dataset", folder_path=folder, commit_message=message, delete_patterns=STALE
@@ -82,6 +107,21 @@ def push(source: Path, repo: str, options: PushOptions | None = None, *, token: 
         raise StoreError(f"pushing to {repo} failed: {error}; push again to resume") from error
     shutil.rmtree(folder)
     return str(made)
+
+
+def _visibility(api: HfApi, repo: str) -> str | None:
+    """Whether a repository is "private" or "public"; None where there is none that this login sees."""
+    try:
+        return "private" if api.dataset_info(repo).private else "public"
+    except RepositoryNotFoundError:
+        return None
+
+
+def _parcel(folder: Path, *, private: bool, is_new: bool) -> Parcel:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    exported = open_set(folder)
+    samples = {split: len(exported.split(split)) for split in SPLITS}
+    return Parcel(samples, len(files), sum(path.stat().st_size for path in files), private, is_new)
 
 
 def _export_folder(source: Path) -> Path:

@@ -30,7 +30,7 @@ from hfprep.pipeline.devices import choose_workers
 from hfprep.pipeline.engines.choice import ENGINES, Job, Workers
 from hfprep.pipeline.engines.spec import BatchCost
 from hfprep.pipeline.inputs import Inputs, find_inputs
-from hfprep.pipeline.logs import log_to_file, no_progress_bars
+from hfprep.pipeline.logs import log_shown, log_to_file, no_progress_bars
 from hfprep.pipeline.parts import part_facts, withdraw_part, write_part
 from hfprep.pipeline.plan import Plan, PlanCounts
 from hfprep.pipeline.planning import Planner, PlanOptions, no_doubt
@@ -40,6 +40,7 @@ from hfprep.pipeline.provenance import check_recipe, given_paths, options_in_for
 from hfprep.pipeline.remarks import close_remarks, warn_of_doubtful
 from hfprep.pipeline.signals import StopSignals, stop_on_signals
 from hfprep.pipeline.summary import Summary
+from hfprep.pipeline.underway import pending_work, work_of
 from hfprep.pipeline.validation import with_split
 from hfprep.recipes.base import frames_in
 from hfprep.schema import Column, Rejection
@@ -70,18 +71,23 @@ class Shared:
     workers: Workers = field(default_factory=Workers)
 
 
-def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
+def build(config: BuildConfig, *, shared: Shared | None = None, progress: bool = True) -> Summary:
     """Compute every missing feature of a manifest into `config.output_dir`, or continue there.
 
     Raises ConfigError, CheckpointError or StoreError before any audio is read where the options, the models or the
     output directory are wrong; bad samples raise nothing, they are in rejected.jsonl. Builds with the same models may
-    have them `shared`.
+    have them `shared`. With `progress` a bar is shown in a terminal or a notebook, else a line from time to time, and
+    where the program has not configured logging, the log lines too.
     """
+    with no_progress_bars(), log_shown(shown=progress), BuildProgress(shown=progress) as shown:
+        return _build(config, shared, shown)
+
+
+def _build(config: BuildConfig, shared: Shared | None, shown: BuildProgress) -> Summary:
     started = time.monotonic()
     folder = open_folder(config.output_dir, config.work_dir)
     engine = ENGINES[config.engine]
     with ExitStack() as stack:
-        stack.enter_context(no_progress_bars())
         stack.enter_context(imports_left_out())
         if shared is None:
             shared = Shared()
@@ -93,14 +99,16 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
         stop = stack.enter_context(stop_on_signals())
         folder.reset_work()
         stack.callback(folder.remove_work)
+        shown.stage("checking the model files")
         inputs = shared.inputs = shared.inputs or find_inputs(config, folder)
         output = NpyOutput(folder.root, inputs.schema)
         mirror = stack.enter_context(Mirror(folder)) if folder.url is not None else None
         state = State(output.private / "state.sqlite", output.work / "scan.sqlite")
         stack.callback(state.close)
         check_recipe(state, inputs.schema)
+        shown.stage("preparing")
         config = decide(with_split(config), inputs, state, lambda trial: engine.trial(trial, workers))
-        run = _Run(config, output, state, inputs, workers, started, mirror)
+        run = _Run(config, output, state, inputs, workers, started, mirror, shown)
         stack.callback(run.close)
         try:
             plan = run.plan(stop)
@@ -111,8 +119,10 @@ def build(config: BuildConfig, *, shared: Shared | None = None) -> Summary:
         if run.counts.pending:
             forget_exports(state)
         run.compute(plan, stop)
+        shown.stage("listing the samples")
         summary = run.finish(plan, stop)
         if not summary.pending:
+            shown.stage("exporting")
             run.export()
             close_remarks(summary, config.val_ratio, output, remote=mirror is not None)
             if config.part is not None:
@@ -154,6 +164,7 @@ class _Run:
         workers: Workers,
         started: float,
         mirror: Mirror | None,
+        progress: BuildProgress,
     ) -> None:
         self.config = config
         self.output = output
@@ -161,6 +172,7 @@ class _Run:
         self.inputs = inputs
         self.workers = workers
         self.started = started
+        self.progress = progress
         places = (output, state, config.formats, config.max_shard_bytes)
         self.kept = open_store(*places) if mirror is None else open_remote(*places, mirror)
         self.settled = False
@@ -191,12 +203,12 @@ class _Run:
             planner = Planner(self.output, self.state, self.fingerprinter(), options, listing,
                               artifacts=self.kept.manifests)  # fmt: skip
             counts = self.counts = planner.counts
+            self.progress.stage(lambda: f"reading the manifest: {counts.lines_read:,} lines")
             plan = planner.plan(config.manifest, stop=lambda: stop.signal is not None)
             if not counts.lines_read and config.part is None:
                 raise ConfigError(f"--manifest {str(config.manifest)!r} is empty; give one JSON object per line")
             withdraw_part(self.output)  # from here on things change
-            log.info("%d lines: %d to compute, %d finished already, %d rejected so far, %d capped",
-                     counts.lines_read, counts.pending, counts.reused, counts.rejected, counts.capped)  # fmt: skip
+            log.info("%s", counts.line())
             warn_of_doubtful(counts)
             if settings not in earlier:
                 self.state.put("settings_begun", [*earlier[1:], settings] if earlier else [])
@@ -250,9 +262,10 @@ class _Run:
         self.kept.begin(plan, self.config.val_ratio)
         if not pending or stop.signal is not None:
             return
+        progress, audio_groups = self.progress, self.inputs.schema.audio_groups
+        progress.begin(pending, pending_work(plan, audio_groups))
         with (
             contextlib.closing(self.kept.publisher()) as publisher,
-            BuildProgress(pending) as progress,
             Timeline(self.output.private) as timeline,
         ):
             self.tally = progress.tally
@@ -272,6 +285,7 @@ class _Run:
                     audio_seconds=cost.audio_seconds,
                     num_frames=cost.num_frames,
                     padded_frames=cost.padded_frames,
+                    work=sum(work_of(item.row, audio_groups) for item in placed),
                 )
 
             try:
@@ -281,12 +295,15 @@ class _Run:
                     plan=plan,
                     staging=self.kept.staging,
                     sink=sink,
+                    watch=progress.underway,
                     work=self.output.work,
                     stop=lambda: stop.signal is not None,
                 )
                 ENGINES[self.config.engine].run(job, self.workers)
             except StopRequested:
                 log.warning("stopped on request; everything computed is on disk")
+            finally:
+                progress.end()
 
     def finish(self, plan: Plan, stop: StopSignals) -> Summary:
         """Replace the running files by final ones and sum up."""

@@ -14,6 +14,7 @@ from hfprep.inputs.manifest.opening import open_source
 from hfprep.pipeline.building import Shared, build
 from hfprep.pipeline.config import BuildConfig, flag
 from hfprep.pipeline.data_sets import refuse_twice
+from hfprep.pipeline.logs import log_shown
 from hfprep.pipeline.signals import stop_on_signals
 from hfprep.pipeline.summary import Summary
 
@@ -45,16 +46,18 @@ class ManySummary:
         return tuple(item.summary for item in self.data_sets if item.summary is not None)
 
 
-def build_many(configs: Sequence[BuildConfig], *, shared: Shared | None = None) -> ManySummary:
+def build_many(configs: Sequence[BuildConfig], *, shared: Shared | None = None, progress: bool = True) -> ManySummary:
     """Build every data set, in order; `data_sets.config_of_each` makes the configs.
 
     Raises before anything is written where two data sets have the same manifest or output, models differ, or a manifest
     cannot be read. Later a StoreError or ConfigError ends the build of its own data set only; an interrupt ends all.
+    `progress` is that of `build`.
     """
     started = time.monotonic()
     check_together(configs)
     results: list[DataSetResult] = []
     with contextlib.ExitStack() as stack:
+        stack.enter_context(log_shown(shown=progress))
         if shared is None:
             shared = Shared()
             stack.enter_context(shared.workers)
@@ -62,7 +65,7 @@ def build_many(configs: Sequence[BuildConfig], *, shared: Shared | None = None) 
         signal: int | None = None
         for config in configs:
             if signal is None:
-                results.append(_build_one(config, shared, number=len(results) + 1, count=len(configs)))
+                results.append(_build_one(config, shared, progress, number=len(results) + 1, count=len(configs)))
                 summary = results[-1].summary
                 signal = (summary.interrupted_by if summary else None) or between_builds.signal
             else:
@@ -84,10 +87,10 @@ def check_together(configs: Sequence[BuildConfig]) -> None:
             raise ConfigError(f"--manifest {str(config.manifest)!r} holds no rows")
 
 
-def _build_one(config: BuildConfig, shared: Shared, *, number: int, count: int) -> DataSetResult:
+def _build_one(config: BuildConfig, shared: Shared, progress: bool, *, number: int, count: int) -> DataSetResult:
     log.info("data set %d of %d: %s -> %s", number, count, config.manifest, config.output_dir)
     try:
-        return DataSetResult(config, build(config, shared=shared))
+        return DataSetResult(config, build(config, shared=shared, progress=progress))
     except (StoreError, ConfigError) as error:
         if isinstance(error, ConfigError) and shared.inputs is None:
             raise  # the models are at fault: the other data sets would end the same way

@@ -1,7 +1,9 @@
 """Which device computes, how much memory it has, and how many threads decode."""
 
+import contextlib
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -73,3 +75,16 @@ def _quota(folder: Path) -> float | None:
 def choose_workers(workers: int) -> int:
     """Threads for `--workers`: 0 is one for each CPU core this process may use."""
     return workers or cpu_count()
+
+
+@contextlib.contextmanager
+def torch_threads_kept() -> Iterator[None]:
+    """Leave this process with as many threads for torch as before.
+
+    A number that any thread sets becomes that of all threads which start later.
+    """
+    number = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(number)

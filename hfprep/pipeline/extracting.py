@@ -15,7 +15,7 @@ import datasets
 from hfprep.errors import ConfigError
 from hfprep.io.file_hashes import FileIdentity
 from hfprep.pipeline.batching import BatchLimits
-from hfprep.pipeline.devices import choose_device, choose_workers, device_memory
+from hfprep.pipeline.devices import choose_device, choose_workers, device_memory, torch_threads_kept
 from hfprep.pipeline.engines.spec import Models
 from hfprep.pipeline.features import ExtractorSettings, FeatureExtractor, map_schema
 from hfprep.recipes.options import ModelOptions
@@ -47,6 +47,11 @@ class DatasetExtractor(FeatureExtractor):
 
     def __reduce__(self) -> tuple[Callable[..., "DatasetExtractor"], tuple[Any, ...]]:
         return _again, (self._options, self._identity)
+
+    def __call__(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """See `FeatureExtractor`."""
+        with torch_threads_kept():
+            return super().__call__(columns)
 
     def features(self, columns: datasets.Features) -> datasets.Features:
         """The columns of a Dataset after `map`: what was there, those of the recipe, and `rejected`."""

@@ -5,6 +5,7 @@ a batch that does not fit into memory. A sample that cannot be used becomes a `R
 nothing of output files, of what was done before, or of who runs which rows.
 """
 
+import contextlib
 import dataclasses
 import gc
 import itertools
@@ -29,6 +30,7 @@ from hfprep.pipeline.intake import Intake, IntakeSettings, Loaded, SampleLimits,
 from hfprep.pipeline.intake_processes import IntakeProcesses
 from hfprep.pipeline.observing import observe
 from hfprep.pipeline.prefetch import prefetch
+from hfprep.pipeline.underway import Watch
 from hfprep.pipeline.windows import Feed, Place, in_loading_order
 from hfprep.recipes.base import Model, ModelSet, TextEncoder
 from hfprep.schema import Features, Rejection, Schema, Utterance
@@ -129,6 +131,7 @@ class FeatureExtractor:
         )
         self.intake = Intake(tokenizer, intake, processes)
         self._controls: dict[str, Task] = {} if control is None else {"before": control}
+        self.watch: Watch | None = None  # hears how far a batch is
         self._worked = False
         self._collected_at = 0.0
         # One thread each for torch in a loading thread, or every one of them would open a team of its own to resample.
@@ -259,7 +262,8 @@ class FeatureExtractor:
         assert self.model is not None
         observe("batch begins", [item.task.utterance for item in batch])
         try:
-            download = forward(batch, self.model, self.schema.audio_groups)
+            with contextlib.nullcontext() if self.watch is None else self.watch.batch(batch):
+                download = forward(batch, self.model, self.schema.audio_groups)
         except Exception as error:  # noqa: BLE001 - sorted by kind in `_after_failure`, which keeps the error
             failure = Failure.of(error)
         else:

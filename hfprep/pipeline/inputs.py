@@ -3,14 +3,16 @@
 Takes a BuildConfig; gives `Inputs`, from which the settings that numbers depend on follow. Reads no weights.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
+from hfprep.errors import CheckpointError, ConfigError
 from hfprep.io.file_hashes import FileHashes, FileIdentity
 from hfprep.pipeline.config import BuildConfig
-from hfprep.recipes.base import ModelSet, TextEncoder
-from hfprep.recipes.registry import choose_recipe
+from hfprep.recipes.base import ModelSet, Published, Recipe, TextEncoder
+from hfprep.recipes.options import ModelOptions
+from hfprep.recipes.registry import absent, choose_recipe, download_command
 from hfprep.schema import Schema
 from hfprep.store.layout import OutputFolder
 
@@ -43,7 +45,23 @@ def find_inputs(config: BuildConfig, folder: OutputFolder) -> Inputs:
 
     Raises ConfigError and CheckpointError.
     """
-    models = choose_recipe(config.recipe, config).find(config)
+    chosen = choose_recipe(config.recipe, config)
+    try:
+        models = chosen.find(config)
+    except (ConfigError, CheckpointError) as error:
+        if lacks := _lacking(config, chosen):
+            raise type(error)(lacks) from error
+        raise
     seen = {path: FileIdentity.of(path) for path in models.files.values()}
     models.check()
     return Inputs(models, FileHashes(folder.private / "sha256.json").sha256(dict(models.files)), seen)
+
+
+def _lacking(config: BuildConfig, chosen: Recipe) -> str:
+    """What the models folder lacks, where all files are to come from there."""
+    given = [item for item in fields(ModelOptions) if getattr(config, item.name) != item.default]
+    models = config.models
+    if models is None or not models.is_dir() or len(given) > 1 or not isinstance(chosen, Published):
+        return ""
+    lacks = absent(models, chosen)
+    return f"{models} lacks {', '.join(lacks)}; {download_command(models, chosen)} fetches them" if lacks else ""

@@ -17,11 +17,12 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from queue import LifoQueue
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from hfprep.errors import Reason
+from hfprep.io.record import record
 from hfprep.pipeline.collector import imports_left_out
 from hfprep.pipeline.intake import Intake, IntakeSettings, Loaded, Task, expected_seconds, reject
 from hfprep.recipes.base import TextEncoder
@@ -150,7 +151,7 @@ class _Process:
     def expected_seconds(self, clips: Sequence[tuple[str, int | None]]) -> list[float | None]:
         """What it answers; raises OSError or EOFError where it does not."""
         self._connection.send(list(clips))
-        answer: list[float | None] = self._connection.recv()
+        answer: list[float | None] = self._answer()
         return answer
 
     def load(self, task: Task, settings: IntakeSettings) -> Loaded | tuple[Task, Rejection] | None:
@@ -159,7 +160,13 @@ class _Process:
             self._connection.send(settings)
             self._settings = settings
         self._connection.send(task)
-        answer: Loaded | tuple[Task, Rejection] | None = self._connection.recv()
+        answer: Loaded | tuple[Task, Rejection] | None = self._answer()
+        return answer
+
+    def _answer(self) -> Any:
+        """What it answers; what it says for the record on the way is logged here."""
+        while isinstance(answer := self._connection.recv(), str):
+            record.info("%s", answer)
         return answer
 
     def close(self, patience: float = 0.0) -> int:
@@ -193,6 +200,9 @@ def _serve(asker: Connection, tokenizer: TextEncoder | None) -> None:
     itself (None); for a list of clips, how long they are expected to be."""  # fmt: skip
     os.setsid()  # Ctrl-C and SIGTERM may go to the asker's whole group; what they mean is for the asker to decide
     torch.set_num_threads(1)
+    record.setLevel(logging.INFO)
+    record.propagate = False
+    record.addHandler(_ForTheRecord(asker))
     intake: Intake | None = None
     with asker, imports_left_out(), contextlib.suppress(OSError, EOFError):  # whoever asked is gone
         asker.send(_version(tokenizer))
@@ -204,6 +214,18 @@ def _serve(asker: Connection, tokenizer: TextEncoder | None) -> None:
                 asker.send([expected_seconds(path, num_bytes) for path, num_bytes in request])
             else:
                 asker.send(_answer(intake, request))
+
+
+class _ForTheRecord(logging.Handler):
+    """Sends lines to the asker, ahead of the answer."""
+
+    def __init__(self, asker: Connection) -> None:
+        super().__init__()
+        self._asker = asker
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):  # whoever asked is gone
+            self._asker.send(record.getMessage())
 
 
 def _answer(intake: Intake | None, task: Task) -> Loaded | tuple[Task, Rejection] | None:

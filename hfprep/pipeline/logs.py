@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator
 from io import TextIOWrapper
@@ -13,6 +14,8 @@ import datasets
 
 from hfprep.io.atomic import NO_LINK, explained
 from hfprep.io.printable import printable, printable_json, printable_lines
+from hfprep.io.record import record
+from hfprep.pipeline.console import TerminalHandler, console, in_notebook
 
 LINE = "%(asctime)s %(levelname)s %(message)s"
 
@@ -60,22 +63,68 @@ class _LogFile(logging.FileHandler):
         return open(descriptor, "a", encoding=self.encoding)
 
 
+class _Onward(logging.Handler):
+    """Hands on what the caller's own level of hfprep's logger lets pass."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logging.getLogger().callHandlers(record)
+
+
 @contextlib.contextmanager
 def log_to_file(path: Path, *, as_json: bool) -> Iterator[None]:
-    """Append hfprep's log lines to a file while inside."""
+    """Append hfprep's log lines to a file while inside, whatever level others want; `record`'s go there alone."""
     handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(formatter(as_json))
     logger = logging.getLogger("hfprep")
-    level = logger.level
-    if logger.getEffectiveLevel() > logging.INFO:
-        logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
+    with contextlib.ExitStack() as stack:
+        stack.callback(handler.close)
+        for one in (logger, record):
+            stack.enter_context(_as_it_was(one))
+            one.addHandler(handler)
+        record.propagate = False
+        if logger.level > logging.INFO:
+            onward = _Onward(logger.level)
+            logger.addHandler(onward)
+            logger.propagate = False
+        if logger.getEffectiveLevel() > logging.INFO:
+            logger.setLevel(logging.INFO)
+        yield
+
+
+def log_handler(*, as_json: bool) -> logging.Handler:
+    """What shows log lines: in a terminal above the bar."""
+    if console().is_terminal and not as_json:
+        handler: logging.Handler = TerminalHandler()
+        handler.setFormatter(PlainFormatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler(sys.stdout if in_notebook() else sys.stderr)
+        handler.setFormatter(formatter(as_json))
+    return handler
+
+
+@contextlib.contextmanager
+def log_shown(*, shown: bool) -> Iterator[None]:
+    """Show hfprep's log lines while inside, where the program has not said where such lines go."""
+    logger = logging.getLogger("hfprep")
+    if not shown or logger.hasHandlers():
+        yield
+        return
+    with _as_it_was(logger):
+        logger.addHandler(log_handler(as_json=False))
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.INFO)
+        yield
+
+
+@contextlib.contextmanager
+def _as_it_was(logger: logging.Logger) -> Iterator[None]:
+    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        logger.handlers[:] = handlers
         logger.setLevel(level)
-        handler.close()
+        logger.propagate = propagate
 
 
 @contextlib.contextmanager

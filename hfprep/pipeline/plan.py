@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hfprep.inputs.text.scripts import DoubtfulGrammar
+from hfprep.io.words import count
 from hfprep.schema import Utterance
 from hfprep.store.fingerprints import AudioIdentity
 from hfprep.store.layout import PlannedRow
@@ -64,6 +65,12 @@ class PlanCounts:
     changes: list[str] = field(default_factory=list)
     doubtful: Counter[DoubtfulGrammar] = field(default_factory=Counter)
     doubtful_line: int = 0
+
+    def line(self) -> str:
+        """What there is to do, in words."""
+        counts = {"finished already": self.reused, "rejected": self.rejected, "capped": self.capped}
+        others = [f"{number:,} {what}" for what, number in counts.items() if number]
+        return f"{count(self.lines_read, 'line')}: {', '.join([f'{self.pending:,} to compute', *others])}"
 
 
 class Plan:

@@ -1,20 +1,32 @@
-"""What a run shows while it works: one live line in a terminal, a log line every 30 s elsewhere.
+"""What a run shows while it works: a bar in a terminal or a notebook, a log line every 30 s elsewhere.
 
-Takes counts as batches complete; knows nothing of where they come from.
+Takes counts as batches complete, and how far a batch is; knows nothing of where they come from.
 """
 
+import contextlib
+import html
+import importlib
 import logging
+import sys
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any, Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task
+from rich.table import Column
+from rich.text import Text
+
+from hfprep.io.record import record
+from hfprep.pipeline.console import above_the_bar, console, in_notebook
+from hfprep.pipeline.engines.messages import Underway
 
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 30.0
-SECONDS_PER_HOUR = 3600.0
+SECONDS_BETWEEN_UPDATES = 0.5  # of a notebook's bar
 
 
 @dataclass
@@ -24,73 +36,231 @@ class Tally:
     done: int = 0
     rejected: int = 0
     audio_seconds: float = 0.0
-    batch_rows: int = 0
-    batch_frames: int = 0
     frames: int = 0
     padded_frames: int = 0
 
 
 class BuildProgress:
-    """Progress of one run over `total` samples; a context manager."""
+    """Progress of one run, a context manager: what it does at the moment in words, or how much is done.
 
-    def __init__(self, total: int, console: Console | None = None) -> None:
-        self.total = total
+    With `shown` false only the result is logged.
+    """
+
+    def __init__(self, *, shown: bool = True) -> None:
         self.tally = Tally()
-        self._console = console or Console(stderr=True)
-        self._live: Progress | None = None
-        self._task: TaskID | None = None
-        self._started = self._last_line = time.monotonic()
+        self.total = 0
+        self._shown = shown
+        self._display: _Display | None = None
+        self._stage: Callable[[], str] | None = lambda: "starting"
+        self._lock = threading.Lock()
+        self._work = self._work_done = 0.0
+        self._underway: dict[int, float] = {}
+        self._began = self._ended = time.monotonic()
+        self._measured_from: tuple[float, float] | None = None  # when the first news came, and the work done by then
 
     def __enter__(self) -> "BuildProgress":
-        if self._console.is_terminal:
-            self._live = Progress(
-                TextColumn("[bold]features"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[status]}"),
-                TextColumn("left"),
-                TimeRemainingColumn(elapsed_when_finished=True),
-                console=self._console,
-            )
-            self._task = self._live.add_task("features", total=self.total, status="loading the first batch")
-            self._live.start()
+        if self._shown:
+            self._display = _display(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
-        log.info("%s", self._line())
+        self._stage = None
+        if self._display is not None:
+            self._display.close()
+            self._display = None
 
-    def advance(self, *, done: int, rejected: int, audio_seconds: float, num_frames: int, padded_frames: int) -> None:
-        """Count one batch."""
+    def stage(self, words: str | Callable[[], str]) -> None:
+        """Say what the run does now; a function is asked whenever the line is drawn."""
+        self._stage = words if callable(words) else lambda: words
+        self._update()
+
+    def begin(self, total: int, work: float) -> None:
+        """Samples are computed from now on: so many, and the work that they are in all."""
+        self.total, self._work = total, work
+        self._began = time.monotonic()
+        self.stage("loading the models")
+
+    def end(self) -> None:
+        """No more samples are computed."""
+        self._ended, self._stage = time.monotonic(), None
+        (record if isinstance(self._display, _Bar | _NotebookBar) else log).info("%s", self.counts())
+
+    def underway(self, worker: int, news: Underway | None) -> None:
+        """Note how far a worker is with its batch; None: that will be counted at once, or is lost."""
+        with self._lock:
+            self._underway.pop(worker, None)
+            if news is not None:
+                self._underway[worker] = news.work * news.share
+                self._measure()
+        self._update()
+
+    def advance(
+        self, *, done: int, rejected: int, audio_seconds: float, num_frames: int, padded_frames: int, work: float
+    ) -> None:
+        """Count one batch, and the work that its `done` samples were; that of rejected ones is taken for the mean."""
         tally = self.tally
-        tally.done += done
-        tally.rejected += rejected
-        tally.audio_seconds += audio_seconds
-        tally.frames += num_frames
-        tally.padded_frames += padded_frames
-        tally.batch_rows, tally.batch_frames = done + rejected, padded_frames
-        if self._live is not None and self._task is not None:
-            self._live.update(self._task, completed=tally.done + tally.rejected, status=self._status())
-        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
-            log.info("%s", self._line())
+        with self._lock:
+            tally.done += done
+            tally.rejected += rejected
+            tally.audio_seconds += audio_seconds
+            tally.frames += num_frames
+            tally.padded_frames += padded_frames
+            self._work_done += work + rejected * self._work / max(1, self.total)
+            self._measure()
+        self._update()
 
     @property
-    def seconds(self) -> float:
-        """Seconds since the run began computing."""
-        return max(time.monotonic() - self._started, 1e-9)
+    def finished(self) -> int:
+        """Samples that have their outcome."""
+        return self.tally.done + self.tally.rejected
 
-    def _status(self) -> str:
-        tally = self.tally
-        rate = tally.audio_seconds / self.seconds
-        hours = tally.audio_seconds / SECONDS_PER_HOUR
-        return f"{hours:.2f} h, {rate:.1f}x real time, {tally.rejected} rejected, batch {tally.batch_rows}"
+    @property
+    def share(self) -> float | None:
+        """How much of the work is done, from 0 to 1; None while nobody can tell."""
+        if self._measured_from is None:
+            return None
+        return 1.0 if self.finished >= self.total else min(0.99, self._worked() / max(self._work, 1e-9))
 
-    def _line(self) -> str:
-        finished = self.tally.done + self.tally.rejected
-        rate = finished / self.seconds
-        left = f", {(self.total - finished) / rate:.0f} s left" if rate and finished < self.total else ""
-        return f"{finished}/{self.total} samples, {self._status()}{left}"
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the rest will take, by the pace so far; None while nobody can tell."""
+        if self._measured_from is None:
+            return None
+        since, before = self._measured_from
+        worked, elapsed = self._worked() - before, time.monotonic() - since
+        return max(0.0, self._work - self._worked()) * elapsed / worked if worked > 0 else None
+
+    def line(self) -> str:
+        """What is shown beside the bar."""
+        return f"{self.share or 0:4.0%} {self.counts()}" if self._stage is None else self._stage()
+
+    def counts(self) -> str:
+        """How much is done, and how long it took or will take."""
+        tally, over = self.tally, self._ended > self._began
+        elapsed = (self._ended if over else time.monotonic()) - self._began
+        parts = [f"{self.finished:,}/{self.total:,}"]
+        if tally.audio_seconds:
+            parts.append(f"{tally.audio_seconds / max(elapsed, 1e-9):.1f}x real time")
+        if tally.rejected:
+            parts.append(f"{tally.rejected:,} rejected")
+        if over:
+            parts.append(f"{_clock(elapsed)} elapsed")
+        elif (left := self.seconds_left) is not None:
+            parts.append(f"{_clock(left)} left")
+        return ", ".join(parts)
+
+    def _worked(self) -> float:
+        return self._work_done + sum(self._underway.values())
+
+    def _measure(self) -> None:
+        self._stage = None
+        if self._measured_from is None:
+            self._measured_from = time.monotonic(), self._worked()
+
+    def _update(self) -> None:
+        if self._display is not None:
+            self._display.update()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+class _Display(Protocol):
+    """Where progress is shown."""
+
+    def update(self) -> None:
+        """Something has changed."""
+
+    def close(self) -> None:
+        """Show the end."""
+
+
+def _display(progress: BuildProgress) -> _Display:
+    """What there is to show progress in."""
+    if console().is_terminal and not console().is_dumb_terminal:
+        return _Bar(progress)
+    if in_notebook():
+        return _NotebookBar(progress)
+    return _Lines(progress)
+
+
+class _Now(ProgressColumn):
+    """The line as it is whenever the bar is drawn."""
+
+    def __init__(self, progress: BuildProgress) -> None:
+        super().__init__(Column(no_wrap=True))
+        self._progress = progress
+
+    def render(self, task: Task) -> Text:
+        share = self._progress.share
+        task.total, task.completed = None if share is None else 1.0, share or 0.0
+        return Text(self._progress.line())
+
+
+class _Bar:
+    """A bar at the bottom of a terminal, drawn ten times a second; it stays where samples were computed."""
+
+    def __init__(self, progress: BuildProgress) -> None:
+        self._progress = progress
+        bar = BarColumn(bar_width=None, table_column=Column(ratio=1))  # as wide as the rest of the line
+        self._live = Progress(bar, _Now(progress), console=console(), expand=True)
+        self._live.add_task("", total=None)
+        stderr = sys.stderr
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._live)
+            stack.enter_context(above_the_bar(stderr))
+            self._open = stack.pop_all()
+
+    def update(self) -> None:
+        """It is drawn anew anyway."""
+
+    def close(self) -> None:
+        self._live.live.transient = not self._progress.total  # what there was to see is over
+        self._open.close()
+
+
+class _NotebookBar:
+    """A bar in the output of a notebook's cell."""
+
+    def __init__(self, progress: BuildProgress) -> None:
+        self._progress = progress
+        self._ipython: Any = importlib.import_module("IPython.display")  # it is there: this is its notebook
+        self._handle = self._ipython.display(self._bar(), display_id=True)
+        self._updated = time.monotonic()
+
+    def update(self) -> None:
+        if time.monotonic() - self._updated >= SECONDS_BETWEEN_UPDATES:
+            self._show()
+
+    def close(self) -> None:
+        self._show()
+
+    def _show(self) -> None:
+        self._updated = time.monotonic()
+        self._handle.update(self._bar())
+
+    def _bar(self) -> Any:
+        share = self._progress.share
+        value = "" if share is None else f' value="{share:.3f}"'
+        return self._ipython.HTML(f"<progress{value}></progress> {html.escape(self._progress.line())}")
+
+
+class _Lines:
+    """A log line from time to time."""
+
+    def __init__(self, progress: BuildProgress) -> None:
+        self._progress = progress
+        self._last = time.monotonic()
+
+    def update(self) -> None:
+        if self._progress.share is not None and time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
+            self._last = time.monotonic()
+            log.info("%s", self._progress.line())
+
+    def close(self) -> None:
+        """The end is logged anyway."""

@@ -8,7 +8,7 @@ is the same for all. A new recipe is one folder and one line in `registry`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -201,6 +201,17 @@ class Outline:
     text_encoder: TextEncoder | None = None
     min_frames: int = 0
     max_frames: int | None = None
+
+
+@runtime_checkable
+class Layered(Protocol):
+    """A `Model` of which can be seen how far it is with a batch.
+
+    `layers` take most of its time on a CPU; each is called once for every frame of a batch, as (B, T, D).
+    """
+
+    @property
+    def layers(self) -> Sequence[torch.nn.Module]: ...
 
 
 @runtime_checkable

@@ -1,6 +1,7 @@
 """The recipes there are, by name; each is imported when it is asked for."""
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 from hfprep.errors import ConfigError
@@ -49,3 +50,18 @@ def downloads(chosen: Recipe) -> tuple[Download, ...]:
         f"--recipe {chosen.name} has no models of its own to download; name the ones you want in a build "
         "(for codec, --codec-model takes a folder or a Hugging Face Hub id)"
     )
+
+
+def absent(models: Path, chosen: Recipe) -> list[str]:
+    """The files of a recipe's published models that a models folder lacks."""
+    return [
+        (Path(source.folder) / file).as_posix()
+        for source in downloads(chosen)
+        for file in source.files
+        if not (models / source.folder / file).is_file()
+    ]
+
+
+def download_command(models: Path, chosen: Recipe) -> str:
+    """What fetches the files that a models folder lacks."""
+    return f"python -m hfprep download {models}" + ("" if chosen.name == DEFAULT else f" --recipe {chosen.name}")

@@ -5,7 +5,7 @@ Gives `SemanticModel`. Takes no checkpoint and knows no columns: a family adds i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -37,6 +37,11 @@ class SemanticModel(nn.Module):
     def packs(self) -> bool:
         """Whether the clips of a batch are computed one after another, without its padding."""
         return packs(self.device) and isinstance(self.semantic_encoder, SemanticEncoder)
+
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        """See `Layered`."""
+        return list(self.semantic_encoder.layers)
 
     @property
     def device(self) -> torch.device:

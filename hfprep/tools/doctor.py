@@ -26,9 +26,8 @@ from hfprep.models.precision import obstacle
 from hfprep.pipeline.batching import batch_size_for_memory
 from hfprep.recipes.base import Download
 from hfprep.recipes.options import ModelOptions
-from hfprep.recipes.registry import DEFAULT, choose_recipe, downloads, recipe
+from hfprep.recipes.registry import DEFAULT, absent, choose_recipe, download_command, downloads, recipe
 from hfprep.schema import Schema
-from hfprep.tools.download import absent
 
 GIB, MIB = 1 << 30, 1 << 20
 OLDEST_PYTHON, FIRST_UNTRIED_PYTHON = (3, 11), (3, 15)
@@ -228,9 +227,9 @@ def _models_folder(models: Path, name: str | None) -> Iterator[Finding]:
         found = chosen.find(options, fetch=False)
         found.check()
     except (ConfigError, CheckpointError) as error:
-        lacks = absent(models, chosen.name)
+        lacks = absent(models, chosen)
         if lacks:
-            remedy = f"python -m hfprep download {models} --recipe {chosen.name} fetches what is missing"
+            remedy = f"{download_command(models, chosen)} fetches what is missing"
             yield Finding(Level.PROBLEM, "models", f"{models} lacks {', '.join(lacks)}", remedy)
         else:
             yield Finding(Level.PROBLEM, "models", str(error), "give the files of one published model")

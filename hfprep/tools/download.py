@@ -15,7 +15,7 @@ from hfprep.io.file_hashes import sha256_file
 from hfprep.io.words import count, size
 from hfprep.recipes.base import Download
 from hfprep.recipes.options import ModelOptions
-from hfprep.recipes.registry import choose_recipe, downloads, recipe
+from hfprep.recipes.registry import choose_recipe, downloads
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,22 @@ class Wanted:
         return [name for name in self.source.files if _size(target / self.source.folder / name) != self.sizes[name]]
 
 
-def download(target: Path, *, name: str | None = None, report: Callable[[str], None] = lambda _: None) -> None:
+Showing = Callable[[int, Callable[[], int]], contextlib.AbstractContextManager[None]]
+
+
+def download(
+    target: Path,
+    *,
+    name: str | None = None,
+    report: Callable[[str], None] = lambda _: None,
+    showing: Showing = lambda *_: contextlib.nullcontext(),
+) -> None:
     """Fetch every file that a build with the recipe `name` needs into `target`.
 
     Without a name it is the recipe of the files that are there, else the first.
 
-    `report` is called with a line for each step; the first says what will be fetched, and how large it is. Raises
+    `report` is called with a line for each step, before anything is fetched with what that will be and how large it is.
+    Everything is fetched inside `showing(num_bytes, arrived)`, where `arrived()` are the bytes that are there. Raises
     CheckpointError where a repository cannot be reached, lacks a file, or a file is not the one that the hub has by its
     SHA-256, StoreError where the disk has no room for them, ConfigError where there is no such recipe.
     """
@@ -56,21 +66,15 @@ def download(target: Path, *, name: str | None = None, report: Callable[[str], N
             here = file not in missing[item.source.repository]
             said = "is here already" if here else size(item.sizes[file])
             report(f"  {item.source.repository} {file}: {said}")
-        folder = target / item.source.folder
-        if missing[item.source.repository]:
-            _fetch(item, folder)
-        _check(item, folder)
+    before = _bytes_in(target)
+    if num_bytes:
+        with _without_bars(), showing(num_bytes, lambda: _bytes_in(target) - before):
+            for item in wanted:
+                if missing[item.source.repository]:
+                    _fetch(item, target / item.source.folder)
+    for item in wanted:
+        _check(item, target / item.source.folder)
     report("all files are there, and are those of the hub by size and SHA-256")
-
-
-def absent(models: Path, name: str) -> list[str]:
-    """The files that a build with that recipe needs and `models` lacks."""
-    return [
-        (Path(source.folder) / file).as_posix()
-        for source in downloads(recipe(name))
-        for file in source.files
-        if not (models / source.folder / file).is_file()
-    ]
 
 
 def ask_hub(source: Download) -> Wanted:
@@ -89,6 +93,31 @@ def ask_hub(source: Download) -> Wanted:
         {name: found[name].size or 0 for name in source.files},
         {name: item.lfs.sha256 for name, item in found.items() if item.lfs is not None},
     )
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Without the hub library's bars, of which there are several for each file."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if are_progress_bars_disabled() or constants.HF_HUB_DISABLE_PROGRESS_BARS is not None:  # that has priority
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+def _bytes_in(folder: Path) -> int:
+    """Bytes of all files, those that have come in part included."""
+    found = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+            found += path.stat().st_size if path.is_file() else 0
+    return found
 
 
 def _fetch(wanted: Wanted, folder: Path) -> None:

@@ -4,14 +4,13 @@ libmpg123, inside libsndfile, prints notes about odd mp3 frames to file descript
 """
 
 import contextlib
-import logging
 import os
 import re
 import tempfile
 import threading
 from collections.abc import Iterator
 
-log = logging.getLogger(__name__)
+from hfprep.io.record import record
 
 STDERR = 2
 MAX_BYTES = 1 << 16
@@ -82,6 +81,6 @@ def _sort_out(name: str, text: bytes) -> None:
         elif line.strip():
             said.append(line.decode("utf-8", "replace").strip())
     for words in said[:MAX_LINES]:
-        log.debug("%s: the mp3 decoder says: %s", name, words)
+        record.info("%s: the mp3 decoder says: %s", name, words)
     if len(said) > MAX_LINES:
-        log.debug("%s: the mp3 decoder says %d lines more", name, len(said) - MAX_LINES)
+        record.info("%s: the mp3 decoder says %d lines more", name, len(said) - MAX_LINES)

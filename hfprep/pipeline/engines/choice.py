@@ -18,7 +18,7 @@ from hfprep.pipeline.devices import choose_workers
 from hfprep.pipeline.engines.inline import run_inline
 from hfprep.pipeline.engines.local import choose_num_processes, run_local, threads_per_process, trial_in_worker
 from hfprep.pipeline.engines.pool import WorkerPool
-from hfprep.pipeline.engines.spec import ExtractorSpec, Models, Sink, Staging
+from hfprep.pipeline.engines.spec import ExtractorSpec, Models, Sink, Staging, Watcher
 from hfprep.pipeline.inputs import Inputs
 from hfprep.pipeline.plan import Plan
 from hfprep.pipeline.precision_trial import Trial, TrialResult
@@ -47,7 +47,8 @@ class Workers:
 class Job:
     """What is to be computed: the pending rows of a plan, with `work` as a folder for working data.
 
-    Finished batches go to the sink; `stop()` is true once the run is to end.
+    Finished batches go to the sink, and news of those that are being computed to `watch`; `stop()` is true once the run
+    is to end.
     """
 
     config: BuildConfig
@@ -55,6 +56,7 @@ class Job:
     plan: Plan
     staging: Staging
     sink: Sink
+    watch: Watcher
     work: Path
     stop: Callable[[], bool]
 
@@ -112,7 +114,14 @@ class LocalEngine:
     def run(self, job: Job, workers: Workers) -> None:
         count = choose_num_processes(job.config.num_processes, job.config.device)
         run_local(
-            job.spec(count), job.plan, job.sink, pool=workers.pool, work=job.work, num_processes=count, stop=job.stop
+            job.spec(count),
+            job.plan,
+            job.sink,
+            watch=job.watch,
+            pool=workers.pool,
+            work=job.work,
+            num_processes=count,
+            stop=job.stop,
         )
 
 
@@ -135,7 +144,7 @@ class InlineEngine:
 
     def run(self, job: Job, workers: Workers) -> None:
         spec = dataclasses.replace(job.spec(1), own_process=self.own_process)
-        run_inline(spec, job.plan, job.sink, models=workers.models, work=job.work, stop=job.stop)
+        run_inline(spec, job.plan, job.sink, watch=job.watch, models=workers.models, work=job.work, stop=job.stop)
 
 
 class RayEngine:

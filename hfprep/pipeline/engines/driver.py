@@ -11,8 +11,19 @@ from typing import Any, Protocol
 
 from hfprep.errors import HfprepError, Reason, StopRequested
 from hfprep.pipeline.breaker import Breaker, Unproven
-from hfprep.pipeline.engines.messages import Assignment, Batch, Closed, Failed, Finished, LogLine, Opened, Stop, Taken
-from hfprep.pipeline.engines.spec import NO_COST, Sink
+from hfprep.pipeline.engines.messages import (
+    Assignment,
+    Batch,
+    Closed,
+    Failed,
+    Finished,
+    LogLine,
+    Opened,
+    Stop,
+    Taken,
+    Underway,
+)
+from hfprep.pipeline.engines.spec import NO_COST, Sink, Watcher, nobody_watches
 from hfprep.pipeline.engines.work_units import WorkQueue, WorkUnit
 from hfprep.schema import Features, Rejection
 from hfprep.store.layout import PlannedRow
@@ -76,6 +87,7 @@ class Driver:
     queue: WorkQueue
     sink: Sink
     num_workers: int
+    watch: Watcher = nobody_watches
     has_control: bool = False
     breaker: Breaker = field(default_factory=Breaker)
     workers: dict[Any, _Worker] = field(default_factory=dict)
@@ -177,6 +189,8 @@ class Driver:
                 log.warning("worker %d: %s", worker.rank, error)
             case LogLine():
                 self.log(worker, message)
+            case Underway():
+                self.watch(worker.rank, message)
             case Died():
                 self.bury(worker, message, stopping)
 
@@ -195,6 +209,7 @@ class Driver:
         rejections = [item for item in batch.rejections if item.line in new]
         for rejection in rejections:
             self.crew.check(worker.key, rejection)
+        self.watch(worker.rank, None)
         self.sink(staged, self.breaker.take(computed=len(staged), rejections=rejections), batch.cost)
         if batch.awaited:
             self.crew.tell(worker.key, Taken())
@@ -218,6 +233,7 @@ class Driver:
     def bury(self, worker: _Worker, died: Died, stopping: bool) -> None:
         """Forget a dead worker and what it had not reported; give its work to another."""
         del self.workers[worker.key]
+        self.watch(worker.rank, None)
         if stopping or (worker.ready and not worker.units):
             return
         log.warning("worker %d died (%s); another worker takes over its work", worker.rank, died.cause)
@@ -225,7 +241,7 @@ class Driver:
         self.deaths += 1
         if self.failed_starts >= FAILED_STARTS or self.deaths >= DEATHS_WITHOUT_PROGRESS:
             when = "while starting" if self.failed_starts >= FAILED_STARTS else "before they have computed anything"
-            said = f"; it said: {self.last_error}" if self.last_error else "; their own messages are on stderr"
+            said = f"; it said: {self.last_error}" if self.last_error else "; the log has their own messages"
             raise HfprepError(
                 f"workers keep dying {when} (the last with {died.cause}{said}). Check memory and devices (`hfprep "
                 "doctor`), then run the same command again: finished work is kept"

@@ -11,9 +11,10 @@ from pathlib import Path
 from hfprep.errors import StopRequested
 from hfprep.pipeline.background import BackgroundWriter
 from hfprep.pipeline.breaker import Breaker
+from hfprep.pipeline.devices import torch_threads_kept
 from hfprep.pipeline.engines.messages import Assignment, WorkerSetup
 from hfprep.pipeline.engines.rows import control_of, units_of
-from hfprep.pipeline.engines.spec import NO_COST, ExtractorSpec, Models, Sink
+from hfprep.pipeline.engines.spec import NO_COST, ExtractorSpec, Models, Sink, Watcher
 from hfprep.pipeline.engines.worker import Computed, Worker
 from hfprep.pipeline.plan import Plan
 
@@ -23,6 +24,7 @@ def run_inline(
     plan: Plan,
     sink: Sink,
     *,
+    watch: Watcher,
     models: Models,
     work: Path,
     stop: Callable[[], bool] = lambda: False,
@@ -37,12 +39,14 @@ def run_inline(
     breaker = Breaker()
     assert spec.staging is not None
     with contextlib.ExitStack() as stack:
-        worker = stack.enter_context(contextlib.closing(Worker(setup, models)))
+        stack.enter_context(torch_threads_kept())
+        worker = stack.enter_context(contextlib.closing(Worker(setup, models, tell=lambda news: watch(0, news))))
         stage = stack.enter_context(contextlib.closing(spec.staging.open(work / "stage")))
         writer = stack.enter_context(contextlib.closing(BackgroundWriter(overlap=worker.extractor.looks_ahead)))
 
         def take(found: Computed) -> None:
             final = breaker.take(computed=len(found.computed), rejections=found.rejections)
+            watch(0, None)
             sink(stage.write(found.computed), final, found.cost)
 
         try:

@@ -16,7 +16,7 @@ from hfprep.pipeline.engines.in_hand import in_hand
 from hfprep.pipeline.engines.messages import Assignment, Closed, Failed, LogLine, WorkerSetup
 from hfprep.pipeline.engines.pool import WorkerPool, WorkerProcess
 from hfprep.pipeline.engines.rows import control_of, queue_of
-from hfprep.pipeline.engines.spec import ExtractorSpec, Sink
+from hfprep.pipeline.engines.spec import ExtractorSpec, Sink, Watcher
 from hfprep.pipeline.engines.work_units import WorkUnit
 from hfprep.pipeline.plan import Plan
 from hfprep.pipeline.precision_trial import Trial, TrialResult
@@ -125,6 +125,7 @@ def run_local(
     plan: Plan,
     sink: Sink,
     *,
+    watch: Watcher,
     pool: WorkerPool,
     work: Path,
     num_processes: int,
@@ -137,7 +138,8 @@ def run_local(
     """
     control = control_of(plan)
     crew = LocalCrew(pool, spec, plan.path, work, control)
-    Driver(crew, queue_of(plan, num_processes), sink, num_processes, has_control=control is not None).run(stop)
+    queue = queue_of(plan, num_processes)
+    Driver(crew, queue, sink, num_processes, watch=watch, has_control=control is not None).run(stop)
 
 
 def trial_in_worker(trial: Trial, pool: WorkerPool) -> TrialResult:

@@ -87,6 +87,14 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class Underway:
+    """How far the worker is with its batch: the share that is computed, from 0 to 1, and how much work the batch is."""
+
+    work: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """A work unit of which everything has been reported."""
 

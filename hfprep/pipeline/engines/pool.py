@@ -5,14 +5,18 @@ Gives `WorkerPool`. Light to import, so that the first worker's own imports can 
 
 import contextlib
 import json
+import logging
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
+
+log = logging.getLogger(__name__)
 
 # Not `-m`: the messages' classes must have the same module name at both ends.
 WORKER_CODE = """
@@ -96,6 +100,18 @@ class WorkerPool:
             passed = [self._lifeline[0], there.fileno()]
             arguments = [*map(str, passed), json.dumps(sys.path), str(PACKAGE_PARENT)]
             process = subprocess.Popen(
-                [sys.executable, "-c", self._code, *arguments], pass_fds=passed, stdin=subprocess.DEVNULL
+                [sys.executable, "-c", self._code, *arguments],
+                pass_fds=passed,
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
             )
+        threading.Thread(target=_log_what_is_said, args=(rank, process.stderr), daemon=True).start()
         return WorkerProcess(rank, process, here)
+
+
+def _log_what_is_said(rank: int, stderr: IO[bytes]) -> None:
+    """Log what a worker and its libraries print to stderr, until it ends."""
+    with stderr:
+        for line in stderr:
+            if words := line.decode("utf-8", "replace").strip():
+                log.warning("worker %d: %s", rank, words)

@@ -19,6 +19,7 @@ from hfprep.io.file_hashes import FileIdentity, check_not_overwritten, check_unc
 from hfprep.pipeline.batching import BatchLimits
 from hfprep.pipeline.codebook import Counted, count_codes
 from hfprep.pipeline.devices import choose_device, device_memory
+from hfprep.pipeline.engines.messages import Underway
 from hfprep.pipeline.failures import DeviceError
 from hfprep.pipeline.features import BatchResult, ExtractorSettings, FeatureExtractor
 from hfprep.pipeline.filters import RowFilters
@@ -73,6 +74,17 @@ class Sink(Protocol):
     """Makes a batch final, in the process that holds the output directory."""
 
     def __call__(self, staged: list[Any], rejections: list[Rejection], cost: BatchCost) -> None: ...
+
+
+class Watcher(Protocol):
+    """Hears how far each worker is with its batch; None once that is over, whatever came of it."""
+
+    def __call__(self, worker: int, news: Underway | None) -> None: ...
+
+
+def nobody_watches(worker: int, news: Underway | None) -> None:
+    """A `Watcher` that does nothing."""
+    del worker, news
 
 
 class Models:

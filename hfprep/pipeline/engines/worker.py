@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -38,6 +38,7 @@ from hfprep.pipeline.engines.messages import (
     Opened,
     Stop,
     Taken,
+    Underway,
     WorkerSetup,
 )
 from hfprep.pipeline.engines.spec import NO_COST, BatchCost, Models, cost_of
@@ -49,6 +50,8 @@ from hfprep.pipeline.logs import no_progress_bars
 from hfprep.pipeline.observing import observing
 from hfprep.pipeline.plan import planned_row
 from hfprep.pipeline.precision_trial import Trial
+from hfprep.pipeline.underway import Watch, work_of
+from hfprep.recipes.base import Layered
 from hfprep.schema import Features, Rejection
 from hfprep.store.layout import PlannedRow
 
@@ -77,13 +80,15 @@ class _Row:
 class Worker:
     """An extractor, and the rows that it has been given."""
 
-    def __init__(self, setup: WorkerSetup, models: Models) -> None:
+    def __init__(self, setup: WorkerSetup, models: Models, *, tell: Callable[[Underway], None] | None = None) -> None:
         control, schema = setup.control, setup.spec.model_set.schema
         self.extractor = setup.spec.open(
             setup.device,
             models=models,
             control=None if control is None else Task.of(schema, control.utterance, setup.spec.need),
         )
+        if tell is not None:
+            self._watch(tell)
         self._models, self._seen = models, setup.spec.seen
         self._plan = None if setup.plan is None else datasets.Dataset.from_file(str(setup.plan))
         self._rows: dict[int, _Row] = {}
@@ -93,7 +98,9 @@ class Worker:
         self._folder = setup.folder
 
     def close(self) -> None:
-        """End what loads samples, and remove clips that were set out."""
+        """End what loads samples, remove clips that were set out, and let go of the model."""
+        if self.extractor.watch is not None:
+            self.extractor.watch.close()
         self.extractor.close()
         self._spool.close()
 
@@ -126,6 +133,19 @@ class Worker:
             return [Task.of(schema, used.utterance, used.need, used.audio.size) for _, used in spooled_rows.pairs]
 
         return feed
+
+    def _watch(self, tell: Callable[[Underway], None]) -> None:
+        """Tell how far a batch is, where a CPU computes it: there it may take minutes."""
+        model: Any = self.extractor.model
+        groups = self.extractor.schema.audio_groups
+        if model is None or model.device.type != "cpu" or not isinstance(model, Layered):
+            return
+
+        def tell_work(tasks: Sequence[Task], share: float) -> None:
+            rows = [self._rows[task.utterance.line].planned for task in tasks]
+            tell(Underway(sum(work_of(row, groups) for row in rows), share))
+
+        self.extractor.watch = Watch(model, tell_work)
 
     def _read(self, assignment: Assignment) -> list[PlannedRow]:
         if isinstance(assignment.rows, bytes):
@@ -240,7 +260,8 @@ def serve(channel: Channel) -> None:
                 if isinstance(request, Trial):
                     outbox.send(request.run())
                     continue
-                with contextlib.closing(Worker(request, models)) as worker:
+                tell = None if request.folder is None else outbox.send  # a cluster asks for each message
+                with contextlib.closing(Worker(request, models, tell=tell)) as worker:
                     outbox.send(Opened(works=request.prove and worker.extractor.works()))
                     opened = True
                     _work(worker, request, channel, outbox)

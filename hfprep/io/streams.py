@@ -1,0 +1,37 @@
+"""Text streams to which writing never fails: nobody may be reading any more, and a run goes on all the same."""
+
+import contextlib
+import io
+import os
+from typing import Any
+
+
+class LenientStream(io.TextIOWrapper):
+    """A stream to which writing never fails: from the first failure on nothing is written."""
+
+    def write(self, text: str) -> int:
+        with self._forgiving():
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._forgiving():
+            super().flush()
+
+    @contextlib.contextmanager
+    def _forgiving(self) -> Any:
+        try:
+            yield
+        except (OSError, ValueError):  # a pipe whose reader is gone, a full disk, a closed file
+            with contextlib.suppress(OSError, ValueError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.fileno())  # what is in the buffer goes there, too
+                os.close(nowhere)
+
+
+def lenient(stream: Any, descriptor: int) -> LenientStream:
+    """A lenient stream in place of one that writes to a descriptor (None: there was none); that one is detached."""
+    buffer = io.BufferedWriter(io.FileIO(descriptor, "wb", closefd=False)) if stream is None else stream.detach()
+    terminal = os.isatty(descriptor)
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return LenientStream(buffer, encoding, "backslashreplace", line_buffering=terminal or descriptor == 2)

@@ -1,0 +1,86 @@
+"""How far a batch is, told while a CPU computes it: large ones take minutes.
+
+Gives `work_of` and `pending_work`, in which progress is measured before audio has been read, and `Watch`.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hfprep.pipeline.intake import Loaded, Task
+from hfprep.pipeline.plan import Plan
+from hfprep.recipes.base import Layered
+from hfprep.store.layout import PlannedRow
+
+BYTES_PER_SECOND = 16_000  # between wav and mp3
+TEXT_WORK = 0.01  # of a row whose audio is not read
+SECONDS_BETWEEN_NEWS = 0.5
+
+Tell = Callable[[Sequence[Task], float], None]
+
+
+def work_of(row: PlannedRow, audio_groups: frozenset[str]) -> float:
+    """About how much work a row is, in seconds of its audio, or else by the size of its file."""
+    if not row.need & audio_groups:
+        return TEXT_WORK
+    duration = row.utterance.duration
+    return row.audio.size / BYTES_PER_SECOND if duration is None else duration
+
+
+def pending_work(plan: Plan, audio_groups: frozenset[str]) -> float:
+    """What `work_of` gives for all rows of a plan that have yet to be computed, together."""
+    total = 0.0
+    for batch in plan.dataset.data.table.to_batches():
+        need = batch.column("need")
+        wanted = pc.is_in(need.flatten(), pa.array(sorted(audio_groups), pa.string()))
+        with_audio = np.zeros(len(need), bool)
+        with_audio[pc.list_parent_indices(need).filter(wanted).to_numpy()] = True
+        sizes = pc.divide(pc.cast(batch.column("audio_bytes"), pa.float64()), float(BYTES_PER_SECOND))
+        work = pc.coalesce(batch.column("duration"), sizes, 0.0).to_numpy(zero_copy_only=False)
+        pending = pc.list_value_length(need).to_numpy() > 0
+        total += float(work[with_audio].sum()) + TEXT_WORK * int((pending & ~with_audio).sum())
+    return total
+
+
+class Watch:
+    """Calls `tell(tasks, share)` as the layers of a model compute a batch: from 0, when it begins, to 1."""
+
+    def __init__(self, model: Layered, tell: Tell) -> None:
+        self._hooks = [layer.register_forward_hook(self._count) for layer in model.layers]
+        self._tell = tell
+        self._lock = threading.Lock()
+        self._tasks: list[Task] = []
+        self._frames = self._left = 0
+        self._told = 0.0
+
+    @contextlib.contextmanager
+    def batch(self, batch: Sequence[Loaded]) -> Iterator[None]:
+        """This batch is computed inside."""
+        self._frames = self._left = sum(item.num_frames for item in batch) * len(self._hooks)
+        self._tasks, self._told = [item.task for item in batch], time.monotonic()
+        self._tell(self._tasks, 0.0)
+        try:
+            yield
+        finally:
+            self._tasks = []
+
+    def close(self) -> None:
+        """Let go of the model."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _count(self, layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        del layer, output
+        with self._lock:  # parts of a batch may be computed beside each other
+            if not self._tasks:
+                return
+            self._left = max(0, self._left - inputs[0].shape[:-1].numel())
+            if (now := time.monotonic()) - self._told >= SECONDS_BETWEEN_NEWS:
+                self._told = now
+                self._tell(self._tasks, 1 - self._left / self._frames)
