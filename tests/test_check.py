@@ -299,6 +299,7 @@ def test_the_time_is_cpu_time_by_frames(models: Path, monkeypatch: pytest.Monkey
 
     def extract(_: FeatureExtractor, tasks: Sequence[Task]) -> Iterator[BatchResult]:
         computed.append(len(tasks))
+        assert torch.get_num_threads() == 1
         return iter(())
 
     monkeypatch.setattr(FeatureExtractor, "extract", extract)
@@ -307,11 +308,17 @@ def test_the_time_is_cpu_time_by_frames(models: Path, monkeypatch: pytest.Monkey
     model_set = recipe("indextts-2").find(ModelOptions(models=models), fetch=False)
     spec = ExtractorSpec(model_set=model_set, staging=None, need=model_set.schema.all_groups, device="cpu")
     work = Work(num_frames=10_000, drawn=clips)
-    found = estimate(work, spec)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = estimate(work, spec)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
     first = 7  # 30 + 35 + ... + 60 = 315 frames
     if slow:
         assert computed == [first, first]
-        assert found.working_seconds == pytest.approx(3 / torch.get_num_threads() / 315 * 10_000)
+        assert found.working_seconds == pytest.approx(3 / 2 / 315 * 10_000)
     else:
         more = sum(1 for total in itertools.accumulate(n for _, n in clips) if total < 3000) + 1
         assert computed == [first, first, more, more]

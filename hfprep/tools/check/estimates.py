@@ -1,14 +1,15 @@
 """How long a build will take on this machine: some of the manifest's own clips are computed as a build computes them.
 
 The extractor of a build reads and computes them, so every recipe can be timed. On a CPU the time is counted in CPU
-seconds, because the clock shows what other programs do: with three of them on two cores it went ten times as far for
-the same clips, and the CPU seconds not one and a half times. Writing the features is left out.
+seconds of one thread, by the number of threads that a build has. On a busy machine the clock goes up to ten times as
+far for the same clips, and threads that share a computation burn up to twenty times the CPU time while they wait for
+each other; one thread does neither. Writing the features is left out.
 """
 
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,7 @@ from hfprep.schema import Utterance
 
 # Frames to compute: first so many, and where that is quick, the second number, which fills the batches of a build.
 FRAMES = {"cpu": (300, 3000), "cuda": (2000, 20_000)}
-QUICK_SECONDS = 0.5  # on a CPU, of all cores together
+QUICK_SECONDS = 0.5
 LONG_FRAMES = 1500  # longer clips are computed only where there are no others
 # What is not measured: the imports of the program and of its worker.
 IMPORT_SECONDS = 6.0
@@ -69,10 +70,11 @@ def load_of_others() -> float:
 
 def estimate(work: Work, spec: ExtractorSpec, load: float = 0.0) -> Estimate:
     """Open the extractor of a build and compute some of the clips. Raises what `ExtractorSpec.open` raises."""
-    device = torch.device(spec.device)
-    clock = _Clock(device)
+    device, threads = torch.device(spec.device), torch.get_num_threads()
+    on_cpu = device.type == "cpu"
+    clock = _Clock(on_cpu=on_cpu)
     drawn = sorted(work.drawn, key=lambda pair: pair[1] > LONG_FRAMES)
-    with closing(spec.open()) as extractor:
+    with _torch_threads(1 if on_cpu else threads), closing(spec.open()) as extractor:
         starting = clock.seconds()
         for num_frames in FRAMES[device.type]:
             rows = list(_first(drawn, num_frames))
@@ -82,7 +84,7 @@ def estimate(work: Work, spec: ExtractorSpec, load: float = 0.0) -> Estimate:
             if seconds > QUICK_SECONDS:
                 break
     frames = sum(frames for _, frames in rows)
-    working = seconds / clock.threads / frames * work.num_frames
+    working = seconds / (threads if on_cpu else 1) / frames * work.num_frames
     return Estimate(str(device), spec.precision, IMPORT_SECONDS + starting, working, len(rows), load)
 
 
@@ -93,12 +95,21 @@ def precision_to_time(models: ModelSet, device: torch.device, precision: str) ->
     return next((name for name in candidates(device) if name in models.precisions), PLAIN)
 
 
-class _Clock:
-    """Seconds since the last call: on a CPU those of all threads, of which `threads` compute at once."""
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """Let torch compute with so many threads while the block runs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
-    def __init__(self, device: torch.device) -> None:
-        on_cpu = device.type == "cpu"
-        self.threads = torch.get_num_threads() if on_cpu else 1
+
+class _Clock:
+    """Seconds since the last call: CPU seconds of this process, or on a GPU those of the clock."""
+
+    def __init__(self, *, on_cpu: bool) -> None:
         self._now = time.process_time if on_cpu else time.perf_counter
         self._before = self._now()
 
