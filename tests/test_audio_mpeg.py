@@ -2,12 +2,16 @@
 
 import io
 import struct
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hfprep.errors import Reason, RejectedSample
 from hfprep.inputs.audio import mpeg
+from hfprep.inputs.audio.decode import load_waveform
 from hfprep.inputs.audio.mpeg import Frames, walk_frames
+from tests.av_files import encode, tone
 
 MONO_128 = bytes([0xFF, 0xFB, 0x90, 0xC0])  # MPEG 1 layer III, 128 kbit/s, 44.1 kHz, one channel: 417 bytes
 STEREO_128 = bytes([0xFF, 0xFB, 0x90, 0x00])
@@ -129,3 +133,64 @@ def test_the_walk_ends_where_the_length_is_refused() -> None:
     with pytest.raises(RejectedSample, match="66 s"):  # 2515 frames are in the first MiB, as many in the second
         walk_frames(content, 417 * 20_000, check)
     assert content.tell() < 417 * 10_000
+
+
+FREE = bytes([0xFF, 0xFB, 0x00, 0xC0])  # MPEG 1 layer III, free format, 44.1 kHz, one channel
+FREE_PADDED = bytes([0xFF, 0xFB, 0x02, 0xC0])
+FREE_LAYER_1 = bytes([0xFF, 0xFF, 0x08, 0xC0])
+FREE_LAYER_1_PADDED = bytes([0xFF, 0xFF, 0x0A, 0xC0])
+
+
+@pytest.mark.parametrize("size", [24, 417, 5000])
+def test_frames_of_free_format_have_the_length_of_the_first(size: int) -> None:
+    found = whole((frame(FREE, size) + frame(FREE_PADDED, size + 1)) * 20 + ID3V1)
+    assert (found.kind, found.is_free, found.num_frames, found.num_samples) == ("mp3", True, 40, 40 * 1152)
+    padded_first = frame(FREE_PADDED, size + 1) + frame(FREE, size) * 10
+    assert whole(padded_first).num_frames == 11
+    assert not whole(ONE * 10).is_free
+
+
+def test_padding_of_layer_1_has_four_bytes() -> None:
+    found = whole((frame(FREE_LAYER_1, 400) + frame(FREE_LAYER_1_PADDED, 404)) * 10)
+    assert (found.num_frames, found.num_samples, found.sampling_rate) == (20, 20 * 384, 32_000)
+
+
+def test_free_format_that_is_not_whole_is_refused() -> None:
+    frames = frame(FREE, 300) * 20
+    assert "its last frame has 300 bytes, 200 are there" in problem(frames[:-100])
+    assert "is no mp3 frame" in problem(frames[:3000] + b"foreign" * 50 + frames[3000:])
+    assert "is no mp3 frame" in problem(frames + frame(FREE, 301) * 20)
+    assert "is no mp3 frame" in problem(frames + ONE * 20)
+    assert walk(frame(FREE, 300)) is None
+    assert walk(FREE + bytes(50_000)) is None
+    assert walk(FREE * 3) is None
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels", "bit_rate"), [(44_100, 1, 64_000), (16_000, 1, 32_000), (44_100, 2, 128_000)]
+)
+def test_free_format_is_decoded_to_the_same_numbers(tmp_path: Path, rate: int, channels: int, bit_rate: int) -> None:
+    plain = encode(
+        tmp_path / "plain.mp3",
+        "mp3",
+        "libmp3lame",
+        tone(3.0, rate, channels=channels),
+        rate,
+        bit_rate=bit_rate,
+        options={"write_xing": "0", "id3v2_version": "0"},
+    )
+    content, at = bytearray(plain.read_bytes()), 0
+    while at < len(content):
+        length = mpeg._mp3_frame(content[at + 1], content[at + 2])[0]
+        content[at + 2] &= 0x0F
+        at += length
+    free = tmp_path / "free.mp3"
+    free.write_bytes(content)
+    expected = load_waveform(plain)
+    found = load_waveform(free)
+    assert found.seconds == expected.seconds
+    np.testing.assert_array_equal(found.samples, expected.samples)
+    for damaged in (content[:-50], content[:5000] + b"x" * 300 + content[5000:], content[:5000] + content[5100:]):
+        free.write_bytes(damaged)
+        with pytest.raises(RejectedSample):
+            load_waveform(free)

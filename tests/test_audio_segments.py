@@ -9,15 +9,18 @@ import datasets
 import numpy as np
 import pytest
 import soundfile
+from fsspec.spec import AbstractBufferedFile
 
 import hfprep
-from hfprep.errors import Reason, RejectedSample
+from hfprep.errors import Reason, RejectedSample, StoreError
 from hfprep.formats.arrow_writer import ArrowOptions, export_arrow
 from hfprep.formats.formats import open_set
+from hfprep.inputs.audio import containers
 from hfprep.inputs.audio.decode import guess_seconds, load_waveform, read_header
 from hfprep.inputs.manifest.field_map import FieldMap
 from hfprep.inputs.manifest.opening import open_source
 from hfprep.inputs.manifest.rows import AudioFinder, parse_line
+from hfprep.io import object_storage
 from hfprep.schema import Rejection, Segment, Utterance
 from hfprep.store.fingerprints import AudioIdentity, Fingerprinter, source_of
 from hfprep.tools.verify.checking import verify
@@ -94,6 +97,87 @@ def test_only_that_stretch_is_read(tmp_path: Path) -> None:
     before = bytes_read()
     assert load_waveform(path, segment=Segment(1_000.0, 2.0)).seconds == 2.0
     assert bytes_read() - before < 2_000_000
+
+
+class Held:
+    """Stands for a store with one file, whose bytes that were asked for are counted; `fails_at`: of which answer."""
+
+    def __init__(self, content: bytes, fails_at: int = 1 << 30) -> None:
+        self.content, self.fails_at = content, fails_at
+        self.given = self.answers = 0
+
+    def info(self, path: str) -> dict[str, Any]:
+        del path
+        return {"size": len(self.content), "ETag": "1", "type": "file"}
+
+    def open(self, path: str, mode: str, *, block_size: int, cache_type: str) -> Any:
+        del path, mode
+        held = self
+
+        class File(AbstractBufferedFile):
+            def _fetch_range(self, start: int, end: int) -> bytes:
+                held.answers += 1
+                if held.answers > held.fails_at:
+                    raise ConnectionError("reset by peer")
+                held.given += end - start
+                return held.content[start:end]
+
+        return File(None, "x", "rb", block_size=block_size, cache_type=cache_type, size=len(self.content))
+
+
+@pytest.fixture
+def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is held in memory."""
+    monkeypatch.setattr(containers, "MAX_CLIP_BYTES", 1)
+    monkeypatch.setattr(containers, "FETCHED_WHOLE_BYTES", 1)
+
+
+@pytest.mark.parametrize("suffix", [row[0] for row in FORMATS])
+@pytest.mark.usefixtures("in_place")
+def test_what_is_read_where_it_is_has_the_same_numbers(
+    recordings: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    content = recordings[suffix].read_bytes()
+    (tmp_path / "x.tar").write_bytes(b"RIFF" * 128 + content + b"OggS" * 1000)
+    store = Held(content)
+    monkeypatch.setattr(object_storage, "_opened", lambda url: (store, url))
+    inside, there = f"{tmp_path}/x.tar#a.{suffix}@512+{len(content)}", f"s3://data/a.{suffix}"
+    for segment in (None, *(Segment(*stretch) for stretch in STRETCHES)):
+        expected = load_waveform(recordings[suffix], segment=segment)
+        for place in (inside, there):
+            found = load_waveform(place, segment=segment)
+            np.testing.assert_array_equal(found.samples, expected.samples)
+            assert found.seconds == expected.seconds
+            assert read_header(place, segment=segment) == read_header(recordings[suffix], segment=segment)
+            assert guess_seconds(place, segment) == guess_seconds(recordings[suffix], segment)
+    cut = inside.replace(f"+{len(content)}", f"+{len(content) - 3000}")
+    with pytest.raises(RejectedSample):
+        load_waveform(cut)
+
+
+@pytest.mark.parametrize("suffix", [row[0] for row in FORMATS])
+@pytest.mark.usefixtures("in_place")
+def test_a_read_that_fails_half_way_is_no_end(
+    recordings: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    monkeypatch.setattr(object_storage, "READ_AHEAD_BYTES", 1 << 12)
+    counting = store = Held(recordings[suffix].read_bytes())
+    monkeypatch.setattr(object_storage, "_opened", lambda url: (store, url))
+    load_waveform("s3://data/counted.wav")
+    for answers in {0, 1, counting.answers // 2, counting.answers - 1}:
+        store = Held(counting.content, fails_at=answers)
+        with pytest.raises(StoreError, match="reset by peer"):
+            load_waveform(f"s3://data/{answers}.wav")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_of_a_large_object_only_the_stretch_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = BytesIO()
+    soundfile.write(target, np.zeros(48_000 * 600, np.int16), 48_000, format="WAV")
+    store = Held(target.getvalue())
+    monkeypatch.setattr(object_storage, "_opened", lambda url: (store, url))
+    assert load_waveform("s3://data/long.wav", segment=Segment(300.0, 2.0)).seconds == 2.0
+    assert store.given < len(store.content) / 10
 
 
 def bytes_read() -> int:

@@ -370,6 +370,44 @@ def test_a_data_set_of_the_hub_is_fetched_once_and_then_read_offline(
     assert run(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1") == expected
 
 
+CRASHING = """
+import os
+
+def are_progress_bars_disabled():
+    return False
+
+def get_dataset_split_names(*_):
+    os.kill(os.getpid(), 11)
+"""
+
+
+def test_a_crash_while_a_hub_data_set_is_converted_is_one_error(tmp_path: Path, repository: Path) -> None:
+    (tmp_path / "datasets.py").write_text(CRASHING)
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{repository}"}
+    command = [sys.executable, "-c", HUB_SCRIPT, "acme/speech"]
+    done = subprocess.run(command, env=environment, capture_output=True, cwd=tmp_path, timeout=120, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "ConfigError: --manifest 'acme/speech'" in done.stderr.splitlines()[-1]
+    assert "the process that did crashed (SIGSEGV); `hf download acme/speech" in done.stderr.splitlines()[-1]
+
+
+def test_a_hub_data_set_that_is_damaged_says_how_to_read_the_rest(
+    inputs: Path, tmp_path: Path, repository: Path
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_OFFLINE")}
+    environment |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(repository)}
+    with serve_hub() as hub:
+        file = bytearray((inputs / "rows.parquet").read_bytes())
+        file[100:2000] = bytes(1900)
+        hub.repositories["acme/speech"] = Repository(False, {"data/train-00000-of-00001.parquet": bytes(file)})
+        environment |= {"HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1"}
+        command = [sys.executable, "-c", HUB_SCRIPT, "acme/speech"]
+        done = subprocess.run(command, env=environment, capture_output=True, cwd=tmp_path, timeout=120, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "cannot be converted: " in done.stderr.splitlines()[-1]
+    assert "; `hf download acme/speech" in done.stderr.splitlines()[-1]
+
+
 def test_what_tells_manifests_apart(inputs: Path, tmp_path: Path) -> None:
     fields = FieldMap()
     hashes = [rows_sha256(inputs / name, fields) for name in ("saved", "splits", "rows.parquet", "shards")]

@@ -14,8 +14,11 @@ import hfprep
 from hfprep.errors import ConfigError, Reason, RejectedSample, StoreError
 from hfprep.inputs.manifest.rows import AudioFinder
 from hfprep.io import object_storage
-from hfprep.pipeline.inspection import Stores
+from hfprep.pipeline.inspection import identify_audio
+from hfprep.pipeline.stores import Stores
 from hfprep.store.names import NameRules
+from hfprep.tools.check.options import CheckOptions
+from hfprep.tools.check.scan import check
 
 Rows = list[dict[str, Any]]
 Build = Callable[..., hfprep.Summary]
@@ -93,13 +96,103 @@ def test_a_store_is_asked_once_unless_it_has_answered(monkeypatch: pytest.Monkey
     stores = Stores(frozenset({"s3://mine"}))
     for name in ("a", "b"):
         with pytest.raises(RejectedSample) as caught:
-            stores.identify(f"s3://theirs/{name}.wav", by_content=False)
+            identify_audio(f"s3://theirs/{name}.wav", by_content=False, stores=stores)
         assert caught.value.reason is Reason.AUDIO_UNREADABLE
     assert store.asked == 1
     with pytest.raises(StoreError):
-        stores.identify("s3://mine/a.wav", by_content=False)
+        identify_audio("s3://mine/a.wav", by_content=False, stores=stores)
     with pytest.raises(StoreError):  # its sample is finished: it was there
-        stores.identify("s3://theirs/a.wav", by_content=False, finished=True)
+        identify_audio("s3://theirs/a.wav", by_content=False, stores=stores, finished=True)
+
+
+class Failing:
+    """Stands for a store that says how large its files are, and then does not give what it promised."""
+
+    def __init__(self, content: bytes, answer: Callable[[bytes], bytes]) -> None:
+        self.content, self.answer = content, answer
+        self.asked = 0
+
+    def info(self, path: str) -> dict[str, Any]:
+        del path
+        return {"size": len(self.content), "ETag": "1", "type": "file"}
+
+    def cat_file(self, path: str, start: int, end: int) -> bytes:
+        del path
+        self.asked += 1
+        return self.answer(self.content[start:end])
+
+
+def refuses(_: bytes) -> bytes:
+    raise PermissionError("Access Denied")
+
+
+def is_gone(_: bytes) -> bytes:
+    raise TimeoutError("no answer")
+
+
+def has_none(_: bytes) -> bytes:
+    raise FileNotFoundError("404")
+
+
+ANSWERS = {
+    "403": refuses,
+    "404": has_none,
+    "timeout": is_gone,
+    "half": lambda content: content[: len(content) // 2],
+    "more": lambda content: content + b"more",
+    "nothing": lambda _: b"",
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_a_store_that_fails_while_clips_are_read_costs_the_rows_that_chose_it(
+    build: Build, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    store = Failing(Path(rows[1]["audio"]).read_bytes(), ANSWERS[answer])
+    monkeypatch.setattr(object_storage, "_opened", lambda url: (store, url))
+    rows[1]["audio"], rows[2]["audio"] = "s3://theirs/a.wav", "s3://theirs/b.tar#b.wav@0+100"
+    for options in ({}, {"hash_audio": True}):
+        summary = build(rows, engine="inline", **options)
+        assert (summary.accepted, summary.pending, accounted(summary)) == (2, 0, True)
+        assert [line for line, _ in rejected(tmp_path)] == [2, 3]
+    monkeypatch.setattr(store, "answer", bytes)
+    assert build(rows[:2], engine="inline").accepted == 2  # what was rejected is read again
+
+
+def test_credentials_that_expire_cost_rows_or_end_the_run(
+    build: Build, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = Path(rows[1]["audio"]).read_bytes()
+
+    def once(part: bytes) -> bytes:
+        return part if store.asked == 1 else refuses(part)
+
+    store = Failing(content, once)
+    monkeypatch.setattr(object_storage, "_opened", lambda url: (store, url))
+    for number, row in enumerate(rows):
+        row["audio"] = f"s3://theirs/{number}.wav"
+    options = {"engine": "inline", "workers": 1, "batch_size": 1}
+    summary = build(rows, **options)
+    assert (summary.accepted, summary.rejected) == (1, {"audio_unreadable": 3})
+    store.asked = 0
+    with pytest.raises(StoreError, match="Access Denied"):
+        build(rows, output_dir=tmp_path / "other", audio_root="s3://theirs", **options)
+
+
+def test_check_and_adoption_reject_rows_of_a_store_that_fails(
+    build: Build, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert build(rows, engine="inline").accepted == 4
+    (tmp_path / "out" / ".hfprep" / "state.sqlite").unlink()
+    store = Failing(Path(rows[1]["audio"]).read_bytes(), is_gone)
+    monkeypatch.setattr(object_storage, "_opened", lambda url: (store, url))
+    rows[1]["audio"] = "s3://theirs/a.wav"
+    found = check(CheckOptions(manifest=tmp_path / "rows.jsonl", decode=True))
+    assert not found.findings.rejected
+    summary = build(rows, engine="inline", skip_existing=True)
+    assert (summary.accepted, summary.rejected) == (3, {"audio_unreadable": 1})
+    found = check(CheckOptions(manifest=tmp_path / "rows.jsonl", decode=True))
+    assert found.findings.rejected == {"audio_unreadable": 1}
 
 
 # Names

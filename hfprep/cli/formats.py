@@ -169,13 +169,14 @@ def retokenize(
     out: Annotated[Path, typer.Argument(help="An output of build.")],
     tokenizer: Annotated[Path, typer.Option(help="The new SentencePiece model.")],
     output_dir: Annotated[Path | None, typer.Option(help="A new folder for the result; default: in place.")] = None,
+    manifest: Annotated[Path | None, typer.Option(help="The manifest, if it has moved or is at a URL.")] = None,
     config: Annotated[Path | None, typer.Option(help="config.yaml of the model, if it has moved.")] = None,
     language: Annotated[str | None, typer.Option(help="Language of all rows, as for build.")] = None,
 ) -> None:
     """Compute text ids again with another tokenizer, without audio; rerun it to resume."""
     from hfprep.pipeline.retokenizing import retokenize as run
 
-    given = {"config": config, "language": language}
+    given = {"manifest": manifest, "config": config, "language": language}
     changes = {name: value for name, value in given.items() if value is not None}
     summary = run(out, tokenizer, output_dir=output_dir, **changes)
     _say_counts({"train": summary.train, "validation": summary.val}, output_dir or out)

@@ -16,8 +16,11 @@ def report(
     ] = False,
 ) -> None:
     """Write one self-contained HTML file: hours, lengths, codebook, voices, rejects, batches, provenance."""
+    from hfprep.io.atomic import check_writable
     from hfprep.tools.report.writing import write_report
 
+    if output is None:
+        check_writable(output_dir, "name the report's file: --output FILE")
     target = output or output_dir / "report.html"
     size = write_report(output_dir, target, with_audio=audio)
     say(f"{target}: {size / 1e6:.1f} MB; open it in a browser")

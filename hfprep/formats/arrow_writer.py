@@ -36,9 +36,10 @@ from hfprep.formats.nested_lists import list_array, list_feature
 from hfprep.formats.samples import SPLITS, Entry, Origin, Sample, SampleSet, stored_vectors
 from hfprep.formats.shards import Block, ShardFormat, ShardOptions, ShardReader, blocks_of
 from hfprep.inputs.audio.containers import read_clip
-from hfprep.inputs.audio.decode import segment_as_wav
+from hfprep.inputs.audio.decode import read_header, segment_as_wav
 from hfprep.io import atomic
 from hfprep.io.digest import digest
+from hfprep.io.object_storage import is_url
 from hfprep.io.references import file_name_of, name_of
 from hfprep.schema import Schema, Segment
 from hfprep.store.shard_index import Shard
@@ -295,6 +296,8 @@ def _audio(entry: Entry, find: Callable[[str], str]) -> dict[str, Any]:
         if isinstance(offset, int | float):  # the row is a stretch of the recording
             content = segment_as_wav(audio, Segment(float(offset), entry.record["duration"]))
             return {"bytes": content, "path": f"{name_of(audio)}@{offset:g}.wav"}
+        if not is_url(audio):
+            read_header(audio)  # the record may be another's: nothing but audio goes into the set
         return {"bytes": read_clip(audio), "path": file_name_of(audio)}
     except (OSError, RejectedSample, pa.ArrowException) as error:
         raise StoreError(

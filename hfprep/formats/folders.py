@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hfprep.errors import StoreError
 from hfprep.io import atomic
+from hfprep.io.object_storage import check_local
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
@@ -30,6 +31,7 @@ def appearing_folder(target: Path, replaceable: Callable[[Path], bool]) -> Itera
     A `target` that exists already gives way at that moment when it is empty or `replaceable` says so; otherwise
     StoreError, before anything is written. After an error the unfinished folder is removed.
     """
+    check_local(target, written=True)
     target = Path(os.path.abspath(target))
     former = target.with_name(f".{target.name}.former")
     folder = unfinished_name(target)

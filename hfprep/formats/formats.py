@@ -7,6 +7,7 @@ from hfprep.formats.arrow import ArrowSet, is_arrow_set
 from hfprep.formats.npy import NpySet, is_npy_output, read_state_value
 from hfprep.formats.samples import SampleSet
 from hfprep.formats.webdataset import WebDatasetSet, is_webdataset
+from hfprep.io.object_storage import check_local
 from hfprep.store.layout import PRIVATE
 
 SHARD_FORMATS = ("arrow", "webdataset")
@@ -18,12 +19,16 @@ def kept_in(path: Path) -> Path | None:
     if is_npy_output(path) or not (path / PRIVATE).is_dir():
         return None
     kept = read_state_value(path, KEPT_FORMAT)
-    folders = [path / name for name in ([kept] if kept else SHARD_FORMATS)]
+    folders = [path / name for name in SHARD_FORMATS if kept in (name, None)]
     return next((folder for folder in folders if is_arrow_set(folder) or is_webdataset(folder)), None)
 
 
 def no_manifests(path: Path) -> str:
-    """What to say of a folder that has no manifests, where a command needs them: an explanation and the way out."""
+    """What to say of a folder that has no manifests, where a command needs them: an explanation and the way out.
+
+    Raises ConfigError where it is a URL.
+    """
+    check_local(path)
     kept = kept_in(path)
     if kept is None and not (is_arrow_set(path) or is_webdataset(path)):
         return f"{path} holds no manifests; give the output directory of a build"
@@ -39,6 +44,7 @@ def open_set(path: Path) -> SampleSet:
 
     The output of a build is the set that it keeps its features in.
     """
+    check_local(path)
     if is_npy_output(path):
         return NpySet(path)
     if is_arrow_set(path):

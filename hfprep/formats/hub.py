@@ -24,6 +24,7 @@ from hfprep.formats.published import PublishedSet
 from hfprep.formats.samples import DTYPES, SPLITS, SampleSet
 from hfprep.formats.shards import MAX_SHARD_BYTES
 from hfprep.formats.webdataset_writer import WebDatasetOptions, export_webdataset
+from hfprep.io.object_storage import check_local
 
 LOGIN = "hf auth login"
 CARD = "README.md"
@@ -84,6 +85,7 @@ def push(
     options = options or PushOptions()
     if not _REPO.fullmatch(repo):
         raise ConfigError(f"the repository is {repo!r}; it must be USER/NAME")
+    check_local(source)
     api = HfApi(token=token)
     if token is None and api.token is None and _saved_token() is None:
         raise ConfigError(f"you are not logged in to the Hub; run: {LOGIN}")

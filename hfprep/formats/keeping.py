@@ -41,7 +41,7 @@ from hfprep.formats.appending import (
     entry_for,
     split_of,
 )
-from hfprep.formats.formats import KEPT_FORMAT
+from hfprep.formats.formats import KEPT_FORMAT, SHARD_FORMATS
 from hfprep.formats.samples import SPLITS, Origin, Sample
 from hfprep.formats.settling import Settling, encoded
 from hfprep.formats.shard_output import DESCRIBED, PlannedRows, ShardOutput
@@ -335,6 +335,8 @@ def open_store(output: NpyOutput, state: State, formats: Sequence[str], max_shar
     in the shards' place.
     """
     known = state.get(KEPT_FORMAT)
+    if known not in (None, *SHARD_FORMATS):
+        raise StoreError(f"the state in {state.path} names the format {known!r}; use a new --output-dir")
     if "npy" not in formats and any((output.root / name).exists() for name in (TRAIN, VAL)):
         log.warning(
             "%s was built as npy before: that is kept, as with --format npy,%s. To give the npy layout up, remove %s "

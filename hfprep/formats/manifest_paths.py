@@ -16,7 +16,7 @@ from hfprep.formats.formats import no_manifests
 from hfprep.formats.npy import MANIFESTS, LineFile, check_inside, is_npy_output
 from hfprep.formats.samples import parse_entry
 from hfprep.io.atomic import write_lines
-from hfprep.io.object_storage import is_url
+from hfprep.io.object_storage import check_local, is_url
 from hfprep.io.references import file_of, moved, parse_reference
 from hfprep.store.layout import json_line
 
@@ -94,6 +94,7 @@ def export_manifests(
     """
     if not is_npy_output(output):
         raise StoreError(no_manifests(output))
+    check_local(target, written=True)
     if target.resolve() == output.resolve():
         raise ConfigError(f"DIR is {str(target)!r}, the output itself; give another folder")
     writer = PathWriter(output, target, paths, audio_root)

@@ -22,11 +22,13 @@ from hfprep.formats.npz import UTTERANCES, export_npz, is_npz_export
 from hfprep.formats.pair_choice import cross_lingual_pairs, speaker_pairs
 from hfprep.formats.pair_records import npz_pair_record, pair_record, pair_schema
 from hfprep.formats.samples import parse_entry
-from hfprep.io.atomic import write_lines
+from hfprep.io.atomic import check_writable, write_lines
 from hfprep.store.first_version import first_schema
 from hfprep.store.layout import REJECTED, STATS, json_line
 
 PAIR_MANIFESTS = {"train": "train_pairs.jsonl", "validation": "val_pairs.jsonl"}
+ELSEWHERE = "pairs can be made in another folder: hfprep {} {} DIR, then hfprep pairs DIR"
+ELSEWHERE = "pairs can be made in another folder: hfprep {} {} DIR, then hfprep pairs DIR"
 FORMS = ("auto", "arrays", "npz")
 NPZ_FOLDER = "npz"
 TAKEN = {*MANIFESTS.values(), *UTTERANCES.values(), REJECTED}
@@ -173,8 +175,13 @@ def folder_for_pairs(output: Path, form: str) -> Path:
         raise ConfigError(f"--form is {form!r}; it must be {', '.join(FORMS)}")
     if form == "arrays" and is_npz_export(output):
         raise ConfigError(f"--form is 'arrays', but {output} holds .npz files; give the output of the build")
-    if form != "npz" or is_npz_export(output):
+    if is_npz_export(output):
+        check_writable(output, ELSEWHERE.format("export-npz", "OUT"))
         return output
+    if form != "npz":
+        check_writable(output, ELSEWHERE.format("export-manifests", output))
+        return output
+    check_writable(output, ELSEWHERE.format("export-npz", output))
     export_npz(open_set(output), output / NPZ_FOLDER)
     return output / NPZ_FOLDER
 

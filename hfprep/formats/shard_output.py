@@ -7,6 +7,7 @@ not list now are in shards in the private folder.
 
 import logging
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -179,6 +180,9 @@ class ShardOutput:
 
     def recover(self) -> None:
         """Hold what is known against the disk: torn tails are cut off, shards that are gone are forgotten."""
+        places = {(self.folder_of(shard.split) / shard.name).parent for shard in self.index.shards()}
+        for folder in (self.private, self.folder, *sorted(places)):
+            atomic.refuse_link(folder)  # what it leads to would be written to, and cleared of other shards
         self._bring_into_place()
         broken, kept = list[Shard](), list[Shard]()
         for shard in self.index.shards():
@@ -249,10 +253,12 @@ class ShardOutput:
 
 
 def _size(path: Path) -> int | None:
+    """Bytes of a regular file; None for anything else, a link to one too, since shards are written to and removed."""
     try:
-        return path.stat().st_size
+        found = path.lstat()
     except OSError:
         return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def _format(name: str, output: NpyOutput, max_shard_bytes: int, survey: Survey) -> ShardFormat:

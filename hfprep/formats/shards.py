@@ -154,15 +154,17 @@ class ShardFile:
         """An empty file; one that a killed run left there goes."""
         with atomic.explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
+            atomic.refuse_link(path.parent)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | atomic.NO_LINK, 0o666)
             atomic.sync_folder(path.parent)
         return cls(path, descriptor, hashlib.sha256())
 
     @classmethod
     def resume(cls, path: Path, used: int) -> "ShardFile":
         """A file of an earlier run, cut back to `used` bytes; what it holds is hashed once."""
+        atomic.refuse_link(path.parent)
         with atomic.explained(path):
-            descriptor = os.open(path, os.O_RDWR | os.O_APPEND)
+            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | atomic.NO_LINK)
             os.ftruncate(descriptor, used)
             digest, position = hashlib.sha256(), 0
             while data := os.pread(descriptor, READ_BYTES, position):

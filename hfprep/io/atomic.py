@@ -60,6 +60,12 @@ def explained(path: str | Path) -> Iterator[None]:
         raise StoreError(f"cannot write {where}: {what}; {advice} and run the same command again") from error
 
 
+def check_writable(folder: Path, otherwise: str) -> None:
+    """Raise StoreError where nothing can be written in a folder; `otherwise` says what to do then."""
+    if folder.is_dir() and not os.access(folder, os.W_OK):
+        raise StoreError(f"{folder} cannot be written to; {otherwise}")
+
+
 def refuse_link(path: Path) -> None:
     """Raise StoreError if a symbolic link has a name that hfprep writes to; one above it is followed."""
     if path.is_symlink():

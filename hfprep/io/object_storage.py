@@ -10,6 +10,7 @@ import functools
 import hashlib
 import io
 import json
+import os
 import posixpath
 import re
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ VERSIONS = ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modi
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://(?=[^/])")
 _ANY_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.:-]+)://")
 _FOLDED = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?=[^/])")
+_ANY_FOLDED = re.compile(r"([A-Za-z][A-Za-z0-9+.:-]+):/{1,2}(?=[^/])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,26 @@ def refusal(text: str) -> str | None:
         return f"URLs that are chained with {CHAIN} are not read; give the URL of the file itself"
     allowed = ", ".join(f"{scheme}://" for scheme in ("s3", "gs", "az", "abfs"))
     return f"{found['scheme']}:// is not read; download the file, or give a URL of object storage ({allowed} and such)"
+
+
+def any_url(path: Path | str) -> str | None:
+    """The URL, of whatever scheme, that a path was made from; None for one of this machine."""
+    text = str(path)
+    if _ANY_FOLDED.match(text) is None or os.path.exists(text):
+        return None
+    return _ANY_FOLDED.sub(r"\1://", text, count=1)
+
+
+def check_local(path: Path | str, *, written: bool = False) -> None:
+    """Raise ConfigError where a folder that is to be read (or `written`) here is given as a URL."""
+    url = any_url(path)
+    if url is None:
+        return
+    if written:
+        advice = "is written on this machine; give a folder, and copy it there afterwards"
+    else:
+        advice = "is read from a folder of this machine; copy it here first (aws s3 sync, rclone copy, hf download)"
+    raise ConfigError(f"{url!r} is a URL, and what is asked for {advice}")
 
 
 def store_of(url: str) -> str:

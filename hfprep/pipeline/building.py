@@ -71,19 +71,22 @@ class Shared:
     workers: Workers = field(default_factory=Workers)
 
 
-def build(config: BuildConfig, *, shared: Shared | None = None, progress: bool = True) -> Summary:
+def build(
+    config: BuildConfig, *, shared: Shared | None = None, progress: bool = True, with_audio: bool = True
+) -> Summary:
     """Compute every missing feature of a manifest into `config.output_dir`, or continue there.
 
     Raises ConfigError, CheckpointError or StoreError before any audio is read where the options, the models or the
     output directory are wrong; bad samples raise nothing, they are in rejected.jsonl. Builds with the same models may
     have them `shared`. With `progress` a bar is shown in a terminal or a notebook, else a line from time to time, and
-    where the program has not configured logging, the log lines too.
+    where the program has not configured logging, the log lines too. Without `with_audio` text alone is computed, and
+    samples whose audio is not finished are rejected.
     """
     with no_progress_bars(), log_shown(shown=progress), BuildProgress(shown=progress) as shown:
-        return _build(config, shared, shown)
+        return _build(config, shared, shown, with_audio)
 
 
-def _build(config: BuildConfig, shared: Shared | None, shown: BuildProgress) -> Summary:
+def _build(config: BuildConfig, shared: Shared | None, shown: BuildProgress, with_audio: bool) -> Summary:
     started = time.monotonic()
     folder = open_folder(config.output_dir, config.work_dir)
     engine = ENGINES[config.engine]
@@ -108,7 +111,7 @@ def _build(config: BuildConfig, shared: Shared | None, shown: BuildProgress) -> 
         check_recipe(state, inputs.schema)
         shown.stage("preparing")
         config = decide(with_split(config), inputs, state, lambda trial: engine.trial(trial, workers))
-        run = _Run(config, output, state, inputs, workers, started, mirror, shown)
+        run = _Run(config, output, state, inputs, workers, started, mirror, shown, with_audio)
         stack.callback(run.close)
         try:
             plan = run.plan(stop)
@@ -131,7 +134,9 @@ def _build(config: BuildConfig, shared: Shared | None, shown: BuildProgress) -> 
         return summary
 
 
-def plan_options(config: BuildConfig, inputs: Inputs, differences: Sequence[str] = ()) -> PlanOptions:
+def plan_options(
+    config: BuildConfig, inputs: Inputs, differences: Sequence[str] = (), *, with_audio: bool = True
+) -> PlanOptions:
     """What of a config decides which rows are taken and what of them is reused."""
     return PlanOptions(
         settings_changes=tuple(differences),
@@ -142,6 +147,7 @@ def plan_options(config: BuildConfig, inputs: Inputs, differences: Sequence[str]
         audio_root=config.audio_root,
         named_stores=config.named_stores,
         skip_existing=config.skip_existing,
+        with_audio=with_audio,
         hash_audio=config.hash_audio,
         refuse_changes=config.on_change == "refuse",
         workers=choose_workers(config.workers),
@@ -165,8 +171,10 @@ class _Run:
         started: float,
         mirror: Mirror | None,
         progress: BuildProgress,
+        with_audio: bool,
     ) -> None:
         self.config = config
+        self.with_audio = with_audio
         self.output = output
         self.state = state
         self.inputs = inputs
@@ -198,7 +206,7 @@ class _Run:
                     "%s holds artifacts of unknown origin; they are computed again (--skip-existing adopts them)",
                     self.output.root,
                 )
-        options = plan_options(config, self.inputs, changed)
+        options = plan_options(config, self.inputs, changed, with_audio=self.with_audio)
         with self.listing() as listing:
             planner = Planner(self.output, self.state, self.fingerprinter(), options, listing,
                               artifacts=self.kept.manifests)  # fmt: skip

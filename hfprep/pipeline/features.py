@@ -64,6 +64,7 @@ class ExtractorSettings:
     drop_overlong: bool = False
     filters: RowFilters = field(default_factory=RowFilters)
     prefetch_bytes: int = PREFETCH_BYTES
+    named_stores: frozenset[str] = frozenset()
 
 
 def map_schema(columns: datasets.Features, schema: Schema) -> datasets.Features:
@@ -127,7 +128,11 @@ class FeatureExtractor:
         )
         # A GPU may compute a model's inputs, too: in threads they would hold up the one that keeps it busy.
         intake = IntakeSettings(
-            limits=limits, audio=models.audio, via_sampling_rate=settings.via_sampling_rate, on_gpu=self.looks_ahead
+            limits=limits,
+            audio=models.audio,
+            via_sampling_rate=settings.via_sampling_rate,
+            on_gpu=self.looks_ahead,
+            named_stores=settings.named_stores,
         )
         self.intake = Intake(tokenizer, intake, processes)
         self._controls: dict[str, Task] = {} if control is None else {"before": control}

@@ -13,23 +13,28 @@ from pyarrow import fs
 
 from hfprep.errors import HfprepError, Reason, RejectedSample
 from hfprep.inputs.audio.decode import read_header
-from hfprep.io.object_storage import REQUESTS_AT_A_TIME, is_url, store_of
+from hfprep.io.object_storage import REQUESTS_AT_A_TIME, is_url
+from hfprep.pipeline.stores import Stores
 from hfprep.schema import Schema, Utterance
 from hfprep.store.fingerprints import AudioIdentity
 from hfprep.store.layout import NpyOutput
 from hfprep.store.state import SampleState
 
 Known = tuple[Utterance, SampleState | None]  # a row and what the state says of it
-MOST_STORES = 1000  # that are remembered as not to be used
 ADOPTED_LENGTH_SLACK = 1  # frames; a header's length of an mp3 may be a little off
 
 
-def identify_audio(path: str, *, by_content: bool) -> AudioIdentity:
+def identify_audio(
+    path: str, *, by_content: bool, stores: Stores | None = None, finished: bool = False
+) -> AudioIdentity:
     """Which file is there at `path`; RejectedSample where there is none or it cannot be looked at.
 
-    Raises StoreError where the object storage that holds it cannot be reached.
+    Raises StoreError where the object storage that holds it cannot be reached and `stores` does not take that as the
+    row's own fault; `finished`: whether it is the audio of a finished sample.
     """
     try:
+        if stores is not None:
+            return stores.ask(path, lambda: identify_audio(path, by_content=by_content), finished=finished)
         return AudioIdentity.of(path, by_content=by_content)
     except (FileNotFoundError, NotADirectoryError):
         message = f"there is no file {path}; correct `audio` or restore the file"
@@ -41,43 +46,6 @@ def identify_audio(path: str, *, by_content: bool) -> AudioIdentity:
     except Exception as error:  # whatever a path of a stranger brings about is that row's rejection
         what = f"while looking at {path}: {type(error).__name__}: {error}"
         raise RejectedSample(Reason.AUDIO_UNREADABLE, what) from error
-
-
-class Stores:
-    """What to make of an object store that cannot be used: the end of the run, or the rejection of a row.
-
-    It ends the run where the user named the store (by the manifest, the output or an option), where the store has
-    answered before, and where it holds the audio of a finished sample. Any other is one that a row chose: it is asked
-    once, and rows that name it are rejected. Safe to use from several threads.
-    """
-
-    def __init__(self, named: frozenset[str] = frozenset()) -> None:
-        self._trusted = set(named)
-        self._refused: dict[str, str] = {}
-
-    def identify(self, path: str, *, by_content: bool, finished: bool = False) -> AudioIdentity:
-        """`identify_audio` for a path or URL. Raises RejectedSample, StoreError or ConfigError."""
-        if not is_url(path):
-            return identify_audio(path, by_content=by_content)
-        store = store_of(path)
-        if store in self._refused and not finished:
-            raise self._rejection(store)
-        try:
-            identity = identify_audio(path, by_content=by_content)
-        except RejectedSample:
-            self._trusted.add(store)
-            raise
-        except HfprepError as error:
-            if finished or store in self._trusted:
-                raise
-            if len(self._refused) < MOST_STORES:
-                self._refused[store] = str(error)
-            raise RejectedSample(Reason.AUDIO_UNREADABLE, str(error)) from error
-        self._trusted.add(store)
-        return identity
-
-    def _rejection(self, store: str) -> RejectedSample:
-        return RejectedSample(Reason.AUDIO_UNREADABLE, f"{store} could not be used before: {self._refused[store]}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +103,7 @@ class Inspector:
 
         def identify(url: str) -> AudioIdentity | RejectedSample:
             try:
-                return self.stores.identify(url, by_content=self.hash_audio, finished=wanted[url])
+                return identify_audio(url, by_content=self.hash_audio, stores=self.stores, finished=wanted[url])
             except RejectedSample as error:
                 return error
 
@@ -198,7 +166,7 @@ class Inspector:
         if codes is None or audio.keys() != schema.audio_groups:
             return Adoptable(groups) if groups else None
         try:
-            header = read_header(utterance.path, segment=utterance.segment)
+            header = self.stores.ask(utterance.path, lambda: read_header(utterance.path, segment=utterance.segment))
         except RejectedSample:
             return Adoptable(groups) if groups else None
         expected = self.num_codes(header.seconds)

@@ -19,6 +19,7 @@ from hfprep.pipeline.breaker import Unproven
 from hfprep.pipeline.failures import Failure
 from hfprep.pipeline.filters import RowFilters
 from hfprep.pipeline.observing import observe
+from hfprep.pipeline.stores import Stores
 from hfprep.recipes.base import AudioInput, TextEncoder
 from hfprep.schema import Rejection, Schema, Segment, Utterance
 
@@ -166,7 +167,7 @@ def load_sample(
 
     `read_audio(path, check_frames, segment)` calls `check_frames` as soon as it knows how many frames the recording
     (or segment) has, and earlier where they are far too many. `tokenizer` is None where no task asks for text.
-    Raises StoreError where the object storage that holds the audio cannot be reached.
+    Raises what `read_audio` raises for a store that ends the run (see `Stores`).
     """
     utterance = task.utterance
     foreseen, what = Reason.TEXT_FAILED, "text"
@@ -221,12 +222,16 @@ def reject(task: Task, reason: Reason, message: str) -> Rejection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntakeSettings:
-    """Which samples are taken, and as what; `on_gpu` says where the model is that takes them."""
+    """Which samples are taken, and as what; `on_gpu` says where the model is that takes them.
+
+    `named_stores`: the object stores that the user named (see `Stores`).
+    """
 
     limits: SampleLimits
     audio: AudioInput
     via_sampling_rate: int | None = None
     on_gpu: bool = False
+    named_stores: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -236,6 +241,9 @@ class Intake:
     tokenizer: TextEncoder | None
     settings: IntakeSettings
     processes: IntakeProcesses | None = None
+
+    def __post_init__(self) -> None:
+        self._stores = Stores(self.settings.named_stores)
 
     def load(self, task: Task) -> Loaded | tuple[Task, Rejection]:
         """The sample, or why it cannot be used. Raises StoreError as `load_sample` does."""
@@ -263,7 +271,10 @@ class Intake:
     def read_audio(self, path: str, check_frames: CheckFrames, segment: Segment | None = None) -> Clip:
         """What `load_sample` asks for."""
         settings, via = self.settings, self.settings.via_sampling_rate
-        return read_clip(path, settings.audio, check_frames, segment=segment, via=via, on_gpu=settings.on_gpu)
+        return self._stores.ask(
+            path,
+            lambda: read_clip(path, settings.audio, check_frames, segment=segment, via=via, on_gpu=settings.on_gpu),
+        )
 
     def close(self) -> None:
         """End the processes."""

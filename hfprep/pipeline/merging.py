@@ -9,7 +9,6 @@ import dataclasses
 import errno
 import heapq
 import itertools
-import json
 import logging
 import os
 import shutil
@@ -28,8 +27,9 @@ from hfprep.formats.pair_files import renew_pairs
 from hfprep.io import atomic
 from hfprep.io.chunks import chunks_of
 from hfprep.io.lock import OutputLock
+from hfprep.io.object_storage import check_local
 from hfprep.pipeline.logs import log_to_file
-from hfprep.pipeline.parts import FinishedPart, read_part
+from hfprep.pipeline.parts import SUMMED, FinishedPart, read_part
 from hfprep.store.layout import PROGRESS, REJECTED, STATS, NpyOutput, PlannedRow, Publisher, Staged
 from hfprep.store.listing import Listed, Listing, ListingOptions
 from hfprep.store.state import SampleState, State
@@ -41,7 +41,6 @@ CHUNK_ROWS = 1024
 LINK_THREADS = 8
 SECONDS_PER_HOUR = 3600.0
 CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
-SUMMED = ("lines_read", "capped", "pending", "out_of_memory_events")
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,7 @@ def merge(folders: Sequence[Path], output_dir: Path, *, copy: bool = False) -> M
     """
     parts = [read_part(Path(folder)) for folder in folders]
     check_parts(parts, output_dir)
+    check_local(output_dir, written=True)
     parts.sort(key=lambda part: part.facts.part.index)
     output = NpyOutput(output_dir, parts[0].output.schema)
     with ExitStack() as stack:
@@ -217,7 +217,9 @@ class _Merge:
         return Staged(planned, files, shapes, row.sample.seconds), linked
 
     def bring(self, source: Path, target: Path) -> bool:
-        """A hard link to a finished file (True), else a synced copy."""
+        """A hard link to a finished file (True), else a synced copy. Raises StoreError where it is a link itself."""
+        if source.is_symlink():  # to whatever file another wanted to have in the output
+            raise StoreError(f"{source} is a symbolic link; run that part's build again, then this")
         if not self.copy:
             try:
                 os.link(source, target)
@@ -246,16 +248,12 @@ class _Merge:
     def rejected_lines(self) -> Iterator[bytes]:
         """The lines of all parts' rejected.jsonl, by manifest line."""
 
-        def lines(part: FinishedPart) -> Iterator[tuple[int, bytes]]:
-            with open(part.output.root / REJECTED, "rb") as stream:
-                for line in stream:
-                    yield json.loads(line)["line"], line
-
-        return map(itemgetter(1), heapq.merge(*map(lines, self.parts), key=itemgetter(0)))
+        lines = (part.rejected_lines() for part in self.parts)
+        return map(itemgetter(1), heapq.merge(*lines, key=itemgetter(0)))
 
     def stats(self, listed: Listed) -> dict[str, Any]:
         """The content of stats.json: what was counted is added up, what the codes say is read from them."""
-        found = [json.loads((part.output.root / STATS).read_bytes()) for part in self.parts]
+        found = [part.stats() for part in self.parts]
         for part, other in zip(self.parts, found, strict=True):
             if other["versions"] != found[0]["versions"]:
                 log.warning("%s was made with other versions: %s", part.output.root, other["versions"])

@@ -14,18 +14,22 @@ from typing import Any
 
 import pyarrow as pa
 
-from hfprep.errors import ConfigError, StoreError
+from hfprep.errors import ConfigError, RejectedSample, StoreError
+from hfprep.inputs.manifest.columns import UNREADABLE
 from hfprep.inputs.manifest.opening import rows_sha256
+from hfprep.inputs.manifest.rows import check_id
 from hfprep.io import atomic
+from hfprep.io.object_storage import check_local
 from hfprep.pipeline.config import BuildConfig, Part
 from hfprep.pipeline.inputs import Inputs
 from hfprep.pipeline.plan import planned_row
 from hfprep.schema import Schema
 from hfprep.store.fingerprints import with_numerics
-from hfprep.store.layout import NpyOutput, OutputFolder, PlannedRow
+from hfprep.store.layout import REJECTED, STATS, NpyOutput, OutputFolder, PlannedRow
 
 PART_FORMAT = 2
 RECORD, ROWS = "part.json", "part-rows.arrow"
+SUMMED = ("lines_read", "capped", "pending", "out_of_memory_events")  # in stats.json
 SETTINGS = (
     "language", "map", "max_samples", "val_ratio", "val_count", "drop_overlong", "hash_audio",
     "min_seconds", "max_seconds", "max_chars_per_second",
@@ -71,10 +75,38 @@ class FinishedPart:
     facts: PartFacts
 
     def rows(self) -> Iterator[PlannedRow]:
-        """The part's rows, in source order, rejected ones among them."""
-        with pa.memory_map(str(self.output.private / ROWS)) as source, pa.ipc.open_stream(source) as batches:
-            for batch in batches:
-                yield from map(planned_row, batch.to_pylist())
+        """The part's rows, in source order, rejected ones among them. Raises StoreError where they are damaged."""
+        path = self.output.private / ROWS
+        try:
+            with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as batches:
+                for batch in batches:
+                    batch.validate(full=True)
+                    for row in map(planned_row, batch.to_pylist()):
+                        check_id(row.utterance.id)  # it names files, and the part may come from others
+                        yield row
+        except (OSError, RejectedSample, *UNREADABLE) as error:
+            raise StoreError(f"{path} cannot be read: {error}; run the part's `build --shard` again") from error
+
+    def rejected_lines(self) -> Iterator[tuple[int, bytes]]:
+        """Number of the manifest's line and line of each rejection. Raises StoreError where they are damaged."""
+        path = self.output.root / REJECTED
+        try:
+            with open(path, "rb") as stream:
+                for line in stream:
+                    yield int(json.loads(line)["line"]), line
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{path} cannot be read: {error!r}; run the part's `build --shard` again") from error
+
+    def stats(self) -> dict[str, Any]:
+        """The content of the part's stats.json. Raises StoreError where it is damaged."""
+        path = self.output.root / STATS
+        try:
+            found = json.loads(path.read_bytes())
+            if not {"versions", "rejected", *SUMMED} <= found.keys():
+                raise ValueError("an entry is missing")
+        except (OSError, ValueError, AttributeError) as error:
+            raise StoreError(f"{path} cannot be read: {error}; run the part's `build --shard` again") from error
+        return dict(found)
 
 
 def part_facts(config: BuildConfig, inputs: Inputs) -> PartFacts:
@@ -110,6 +142,7 @@ def withdraw_part(output: NpyOutput) -> None:
 
 def read_part(folder: Path) -> FinishedPart:
     """The finished part in `folder`; ConfigError where there is none, or it is not finished."""
+    check_local(folder)
     private = OutputFolder(folder).private
     path = private / RECORD
     try:

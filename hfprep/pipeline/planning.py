@@ -4,6 +4,8 @@ Reads every line once, in order; writes the valid rows with their fingerprints a
 is the `datasets.Dataset` that everything after this maps over. Opens no audio, except headers of artifacts to adopt.
 """
 
+import contextlib
+import functools
 import itertools
 import json
 import logging
@@ -29,12 +31,13 @@ from hfprep.io.references import parse_reference
 from hfprep.pipeline.collector import no_garbage_collection
 from hfprep.pipeline.config import Part
 from hfprep.pipeline.filters import RowFilters
-from hfprep.pipeline.inspection import Adoptable, Inspected, Inspector, Stores
+from hfprep.pipeline.inspection import Adoptable, Inspected, Inspector, identify_audio
 from hfprep.pipeline.intake import check_length
 from hfprep.pipeline.plan import UTTERANCE_FIELDS, Plan, PlanCounts, rows_schema
+from hfprep.pipeline.stores import Stores
 from hfprep.schema import Rejection, Utterance
 from hfprep.store.fingerprints import AudioIdentity, Fingerprinter, source_of
-from hfprep.store.layout import NpyOutput
+from hfprep.store.layout import REJECTED, NpyOutput
 from hfprep.store.names import NameRules
 from hfprep.store.state import Finished, SampleState, State
 
@@ -43,6 +46,9 @@ log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
 CHUNK_ROWS = 4096
+NOT_FINISHED = RejectedSample(
+    Reason.COMPUTE_FAILED, "its audio features are not finished, and none are computed here; run `build` first"
+)
 SHOWN_CHANGES = 5
 INSPECTED_TOGETHER = 256  # rows that one thread looks up at a time
 PATH_FIELD = UTTERANCE_FIELDS.index("path")
@@ -60,6 +66,7 @@ class PlanOptions:
     """What decides which rows are taken and what of them is reused.
 
     `doubt` says what is doubtful about the grammar of a text without a language.
+    Without `with_audio` no audio is read: a sample whose audio is not finished is rejected.
     With `drop_overlong` finished samples over a limit of the schema are rejected, as they are when they are computed,
     and so are those that `filters` leave out.
     `num_codes(seconds)` tells artifacts to adopt from those that hold padding.
@@ -72,6 +79,7 @@ class PlanOptions:
     audio_root: Path | None = None
     named_stores: frozenset[str] = frozenset()
     skip_existing: bool = False
+    with_audio: bool = True
     hash_audio: bool = False
     refuse_changes: bool = False
     workers: int = 1
@@ -167,7 +175,7 @@ class Planner:
     def _with_audio(self, row: Utterance) -> Utterance | Rejection:
         """The row itself, where its audio is there: others do not count as taken."""
         try:
-            self.inspector.stores.identify(row.path, by_content=False)
+            identify_audio(row.path, by_content=False, stores=self.inspector.stores)
         except RejectedSample as error:
             return Rejection(row.line, row.id, error.reason, error.message)
         return row
@@ -233,6 +241,8 @@ class Planner:
         elif found.adopted is not None:
             need = self._adopt(utterance, found.adopted, fingerprints, source_of(utterance, identity))
             sample = self.state.sample(utterance.id)
+        if need & self.schema.audio_groups and not self.options.with_audio:
+            raise self._earlier_rejections.get(utterance.id) or NOT_FINISHED
         counts = self.counts
         if sample is not None:
             if not need & self.schema.audio_groups:
@@ -255,6 +265,15 @@ class Planner:
         fields = list(_fields_of(utterance))
         fields[PATH_FIELD] = os.fsencode(utterance.path)
         return (*fields, fingerprints, identity.size, identity.mtime_ns, identity.sha256, sorted(need))
+
+    @functools.cached_property
+    def _earlier_rejections(self) -> dict[str, RejectedSample]:
+        """Why the last run rejected samples, by id."""
+        found = {}
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            for record in map(json.loads, (self.output.root / REJECTED).read_bytes().splitlines()):
+                found[record["id"]] = RejectedSample(Reason(record["reason"]), str(record["message"]))
+        return found
 
     def _missing(
         self, utterance: Utterance, sample: SampleState, found: Inspected, fingerprints: Mapping[str, str]

@@ -172,6 +172,7 @@ def _measure(
         batch_size=config.batch_size,
         workers=choose_workers(config.workers),
         via_sampling_rate=via_rate(config.resample_via, inputs.models.audio),
+        named_stores=config.named_stores,
     )
     found: dict[str, dict[str, float]] = {}
     plain: dict[int, np.ndarray] = {}

@@ -14,8 +14,11 @@ from typing import Any
 from hfprep.errors import ConfigError, StoreError
 from hfprep.formats.folders import appearing_folder
 from hfprep.formats.npy import is_npy_output, read_state_value
+from hfprep.io.atomic import check_writable
+from hfprep.io.object_storage import any_url, check_local
 from hfprep.pipeline.building import build
 from hfprep.pipeline.config import BuildConfig
+from hfprep.pipeline.provenance import ELSEWHERE
 from hfprep.pipeline.summary import Summary
 from hfprep.store.layout import PRIVATE, STATS
 from hfprep.store.state import copy_state
@@ -27,22 +30,30 @@ NOT_COPIED = {"lock", "build.log", STATE, "work"}
 def retokenize(output: Path, tokenizer: Path, *, output_dir: Path | None = None, **changes: Any) -> Summary:
     """Make the text ids of an output anew, in place or in a new folder; `changes` are other options of the build.
 
+    No audio is read, whatever the output says of its samples: those whose audio features are not finished are rejected.
     Raises ConfigError where it is not known what the output was built from.
     """
     config = dataclasses.replace(last_config(output), tokenizer=tokenizer, **changes)
+    if "manifest" not in changes and any_url(config.manifest) is not None:  # the output may come from others
+        raise ConfigError(
+            f"{str(output)!r} was built from {any_url(config.manifest)}; to read that, name it: --manifest"
+        )
     if output_dir is None:
-        return build(config)
+        check_writable(output, "give a folder for the result: --output-dir DIR")
+        return build(config, with_audio=False)
+    check_local(output_dir, written=True)
     if (output_dir / PRIVATE / STATE).is_file():  # a run that was interrupted, or has succeeded
         earlier = last_config(output_dir)
         if earlier.manifest != config.manifest:
             raise StoreError(f"--output-dir {str(output_dir)!r} holds features of {earlier.manifest}; give another")
     else:
         copy_output(output, output_dir)
-    return build(dataclasses.replace(config, output_dir=output_dir))
+    return build(dataclasses.replace(config, output_dir=output_dir), with_audio=False)
 
 
 def last_config(output: Path) -> BuildConfig:
-    """The options of the last build of an output."""
+    """The options of the last build of an output, but for those that say where and by whom it is computed."""
+    check_local(output)
     if not is_npy_output(output):
         raise ConfigError(f"{str(output)!r} is no output of `build` in the npy layout")
     paths, settings = read_state_value(output, "paths"), {}
@@ -54,9 +65,12 @@ def last_config(output: Path) -> BuildConfig:
     if (output / STATS).is_file():
         stats = json.loads((output / STATS).read_bytes())
         settings = stats.get("settings", {}) | {"precision": stats.get("precision", "fp32")}
-    known = {item.name for item in dataclasses.fields(BuildConfig)}
+    known = {item.name for item in dataclasses.fields(BuildConfig)} - ELSEWHERE
     options = {name: value for name, value in (settings | paths).items() if name in known and value is not None}
-    return BuildConfig(**options | {"output_dir": output})
+    try:
+        return BuildConfig(**options | {"output_dir": output})
+    except TypeError as error:
+        raise StoreError(f"what {str(output)!r} says of its build is damaged: {error}; run `build` again") from error
 
 
 def copy_output(source: Path, target: Path) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hfprep.errors import Reason, RejectedSample
-from hfprep.inputs.audio.containers import check_range, check_regular, open_regular, read_clip
+from hfprep.inputs.audio.containers import check_range, check_regular, open_regular, opened
 from hfprep.io.digest import DIGEST_BYTES, digest
 from hfprep.io.object_storage import is_url, status
 from hfprep.io.references import ByteRange, parse_reference
@@ -59,7 +59,7 @@ class AudioIdentity:
             return cls(size, mtime_ns)
         if reference is None and not is_url(file):
             return cls(size, mtime_ns, _sha256_of(path, size, (local.st_ino, mtime_ns, local.st_ctime_ns)))
-        return cls(size, mtime_ns, hashlib.sha256(read_clip(path)).hexdigest())
+        return cls(size, mtime_ns, _sha256_of_clip(path))
 
     def key(self) -> bytes:
         return (self.sha256 or f"{self.size}:{self.mtime_ns}").encode()
@@ -81,14 +81,28 @@ def _sha256_of(path: str, size: int, _version: tuple[int, ...]) -> str:
 
     `_version` has the time of the last change of the file's data or status, which no program can set back.
     """
-    if size > MAX_HASHED_BYTES:
-        bound = f"--hash-audio reads up to {MAX_HASHED_BYTES >> 30} GiB"
-        raise RejectedSample(Reason.AUDIO_TOO_LONG, f"{path}: has {size} bytes; {bound}")
+    _check_hashed_bytes(path, size)
     hasher = hashlib.sha256()
     with open(open_regular(path), "rb") as file:
         while size > 0 and (block := file.read(min(size, HASHED_AT_A_TIME))):  # a file that grows has an end, too
             hasher.update(block)
             size -= len(block)
+    return hasher.hexdigest()
+
+
+def _check_hashed_bytes(path: str, size: int) -> None:
+    if size > MAX_HASHED_BYTES:
+        bound = f"--hash-audio reads up to {MAX_HASHED_BYTES >> 30} GiB"
+        raise RejectedSample(Reason.AUDIO_TOO_LONG, f"{path}: has {size} bytes; {bound}")
+
+
+def _sha256_of_clip(audio: str) -> str:
+    """Hex SHA-256 of a clip that is no file of its own. Raises RejectedSample or StoreError."""
+    hasher = hashlib.sha256()
+    with opened(audio) as clip:
+        _check_hashed_bytes(audio, clip.size)
+        for place in range(0, clip.size, HASHED_AT_A_TIME):
+            hasher.update(clip.read_at(place, HASHED_AT_A_TIME))
     return hasher.hexdigest()
 
 

@@ -25,7 +25,7 @@ from typing import Any
 from hfprep.errors import StoreError
 from hfprep.io import atomic
 from hfprep.io.lease import Lease
-from hfprep.io.object_storage import download, file_names, read, remove, upload, url_of, write
+from hfprep.io.object_storage import check_local, download, file_names, read, remove, upload, url_of, write
 from hfprep.store.layout import PRIVATE, OutputFolder
 from hfprep.store.state import State, copy_state
 from hfprep.store.timeline import TIMELINE
@@ -47,6 +47,7 @@ def open_folder(path: Path, folder: Path | None) -> OutputFolder:
     """The output directory `path`, or, where that is a URL, its local folder: `folder`, or one for each URL."""
     url = url_of(path)
     if url is None:
+        check_local(path, written=True)
         return OutputFolder(path)
     name = hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
     found = OutputFolder(folder or Path.home() / ".cache" / "hfprep" / name)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from hfprep.errors import StoreError
 from hfprep.io.chunks import chunks_of
 from hfprep.store.state import SELECTED_TOGETHER, SampleState, State
 
@@ -45,6 +46,11 @@ class Shard:
         """Whether the file has its end and its name."""
         return bool(self.sha256)
 
+    def is_named_below(self) -> bool:
+        """Whether its name leads to a file below the folder of the set."""
+        parts = self.name.split("/") if isinstance(self.name, str) else [""]
+        return "\0" not in self.name and not {"", ".", ".."}.intersection(parts)
+
 
 class Place(NamedTuple):
     """Where a sample is: its row in a shard, and where the block that holds it starts and how long that is.
@@ -73,7 +79,14 @@ class ShardIndex:
     def shards(self, split: str | None = None) -> list[Shard]:
         """All shards, or those of a split, by their numbers."""
         rows = self.state.query(f"SELECT {_SHARD} FROM shard_files ORDER BY split, number")
-        return [shard for shard in (Shard(*row) for row in rows) if split in (None, shard.split)]
+        found = [Shard(*row) for row in rows]
+        for shard in found:  # the state may be another's, and these files are written to and removed
+            if not shard.is_named_below():
+                raise StoreError(
+                    f"the state in {self.state.path} names the file {shard.name!r}, which is no shard of this output; "
+                    "use a new --output-dir"
+                )
+        return [shard for shard in found if split in (None, shard.split)]
 
     def new(self, split: str) -> Shard:
         """A shard that nobody knows of, with a number that no other one of its split has or had."""

@@ -21,6 +21,7 @@ from hfprep.formats.npy import LineFile, load_array, open_manifest, unless_stats
 from hfprep.formats.npz import UTTERANCES, NpzSplit, is_npz_export, load_npz, npz_schema
 from hfprep.formats.pair_records import PROMPT, TARGET, pair_schema, path_field, read_npz_pair, role_of
 from hfprep.formats.samples import Split, parse_entry
+from hfprep.io.object_storage import check_local
 from hfprep.io.words import count, duration
 from hfprep.schema import Schema
 
@@ -289,6 +290,7 @@ def local_folder(path: str | Path, revision: str | None = None) -> Path:
     """The path itself where it exists, else the copy in the Hub cache of the data set with that id; StoreError."""
     if Path(path).exists():
         return Path(path)
+    check_local(path)
     name = str(path)
     if not _HUB_ID.fullmatch(name):
         raise StoreError(f"there is no {name}, and it is not a Hub data set id (USER/NAME) either")

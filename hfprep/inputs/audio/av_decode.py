@@ -55,11 +55,17 @@ class _File(ClipReader):
     def __init__(self, clip: Clip) -> None:
         super().__init__(clip)
         self._deadline = time.monotonic() + _allowed_seconds(clip)
+        self._failed = False
 
     def readinto(self, buffer: Any) -> int:
+        if self._failed:
+            return 0  # PyAV raises the first error, and prints any other
+        self._failed = True
         if time.monotonic() > self._deadline:
             raise TimeoutError(errno.ETIMEDOUT, "reading the file takes too long")
-        return super().readinto(buffer)
+        count = super().readinto(buffer)
+        self._failed = False
+        return count
 
 
 class AvSound:

@@ -7,11 +7,10 @@ the pages of an Ogg file are looked at, and FFmpeg decodes what libsndfile would
 
 import contextlib
 import io
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from enum import Enum
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import soundfile
 
@@ -66,7 +65,7 @@ def choose(clip: Clip, check_seconds: CheckSeconds = no_limit, depth: Depth = De
 
 
 def _choose(clip: Clip, check_seconds: CheckSeconds, depth: Depth) -> Sound:
-    start = os.pread(clip.descriptor, SNIFF_BYTES, 0)
+    start = clip.read_at(0, SNIFF_BYTES)
     if any(start[at : at + len(sign)] == sign for at, sign in FOREIGN_SIGNATURES):
         return _by_av(clip, check_seconds, depth)
     if clip.suffix in BARE_SUFFIXES and not start.startswith(SELF_TOLD):
@@ -153,7 +152,7 @@ def _mpeg(clip: Clip, frames: Frames, check_seconds: CheckSeconds, depth: Depth)
                     sound.num_frames = frames.num_samples
                 return sound
             sound.close()
-    note = ""
+    note = "; a free-format mp3 that cannot be decoded: convert it to flac" if frames.is_free else ""
     if frames.promised_frames is not None and frames.num_frames > frames.promised_frames + 1:
         note = f"; its tag tells of {frames.promised_frames} frames, {frames.num_frames} are there: are files joined?"
     return _by_av(clip, check_seconds, depth, Expected(counted_seconds=seconds, note=note))
@@ -213,14 +212,13 @@ def _pages(clip: Clip, depth: Depth) -> Pages | None:
 
 
 _Found = TypeVar("_Found")
-_looks: OrderedDict[tuple[int, ...], object] = OrderedDict()
+_looks: OrderedDict[tuple[Any, ...], object] = OrderedDict()
 
 
 def _remembered(clip: Clip, look: Callable[[], _Found]) -> _Found:
     """What was found at an earlier look at the same file, of which another segment was read."""
-    status = os.fstat(clip.descriptor)
-    key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-    if not status.st_nlink:  # held in memory: it is there for one segment only
+    key = clip.version
+    if key is None:  # held in memory: it is there for one segment only
         return look()
     if key not in _looks:
         _looks[key] = look()
@@ -232,7 +230,7 @@ def _remembered(clip: Clip, look: Callable[[], _Found]) -> _Found:
 
 
 def _reading(clip: Clip) -> BinaryIO:
-    """The clip's file from its start, for a look at it."""
+    """The clip's bytes from their start, for a look at them."""
     if clip.size <= READ_AT_ONCE_BYTES:
-        return io.BytesIO(os.pread(clip.descriptor, clip.size, 0))
+        return io.BytesIO(clip.read_at(0, clip.size))
     return io.BufferedReader(ClipReader(clip), LOOK_BYTES)

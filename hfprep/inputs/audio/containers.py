@@ -1,7 +1,7 @@
 """Audio as an open file, whatever holds it: a path, a clip inside a tar, Arrow or Parquet file, an object in a store.
 
 Takes paths, the strings of `references` and URLs. What is opened is a regular file, and a range of bytes lies inside
-it; a clip that is not a file of its own is held in memory while it is read, and its size is bounded.
+it; a clip that is not a file of its own is held in memory while it is read, or read where it is if it is large.
 """
 
 import bisect
@@ -12,7 +12,7 @@ import stat
 import tempfile
 import threading
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,38 +25,78 @@ from hfprep.io.references import ByteRange, ParquetCell, parse_reference, suffix
 
 CLIPS_AT_A_TIME = 16  # of a row group that are decompressed together
 READ_BYTES = 1 << 20
-MAX_CLIP_BYTES = 1 << 28  # of a clip that has to be held in memory: 25 minutes of a CD
+MAX_CLIP_BYTES = 1 << 28  # of a clip that is held in memory: 25 minutes of a CD
+FETCHED_WHOLE_BYTES = 1 << 22  # of one of which a stretch is wanted: what takes no longer than a few requests
 
 _this_thread = threading.local()
 
 
 @contextlib.contextmanager
-def opened(audio: str) -> Iterator[Clip]:
-    """A recording as an open regular file that holds it and nothing else, for as long as the context is open.
+def opened(audio: str, *, in_part: bool = False) -> Iterator[Clip]:
+    """A recording, for as long as the context is open; `in_part`: some stretch of it is wanted.
 
-    Raises RejectedSample (AUDIO_MISSING, AUDIO_UNREADABLE, AUDIO_EMPTY), and StoreError where the object storage that
-    holds it cannot be reached.
+    What is no file of its own is held in memory. A stretch of it, or one that is too large for that, is read where it
+    is. Raises RejectedSample (AUDIO_MISSING, AUDIO_UNREADABLE, AUDIO_EMPTY), and StoreError where the object storage
+    that holds it cannot be reached.
     """
-    with _mapped(audio):
-        descriptor = _in_memory(read_clip(audio)) if _is_inside(audio) else open_regular(audio)
-    try:
-        size = os.fstat(descriptor).st_size
-        if size == 0:
+    with contextlib.ExitStack() as stack:
+        with _mapped(audio):
+            clip = _opened(audio, in_part, stack)
+        if clip.size == 0:
             raise RejectedSample(Reason.AUDIO_EMPTY, f"{audio}: the file is empty (0 bytes)")
-        yield Clip(audio, descriptor, size, suffix_of(audio))
-    finally:
-        os.close(descriptor)
+        yield clip
+
+
+def _opened(audio: str, in_part: bool, stack: contextlib.ExitStack) -> Clip:
+    match parse_reference(audio):
+        case None if is_url(audio):
+            return _within(audio, audio, 0, None, in_part, stack)
+        case ByteRange(file, _, offset, length):
+            return _within(audio, file, offset, length, in_part, stack)
+        case ParquetCell() as cell:
+            return _in_memory(audio, _column_of_this_thread(cell).read(cell), stack)
+    descriptor = open_regular(audio)
+    stack.callback(os.close, descriptor)
+    status = os.fstat(descriptor)
+    return Clip(audio, status.st_size, suffix_of(audio), descriptor, version=_version(status))
+
+
+def _within(audio: str, file: str, start: int, length: int | None, in_part: bool, stack: contextlib.ExitStack) -> Clip:
+    """A clip inside a file (None: from `start` to its end), or in object storage: in memory, or read where it is."""
+    descriptor = -1
+    version: tuple[Any, ...]
+    if is_url(file):
+        found = status(file)
+        size, version = found.size, (file, found.size, found.version)
+    else:
+        descriptor = open_regular(file)
+        stack.callback(os.close, descriptor)
+        local = os.fstat(descriptor)
+        size, version = local.st_size, _version(local)
+    wanted = size if length is None else length
+    check_range(audio, size, start, wanted)
+    in_place = wanted > (FETCHED_WHOLE_BYTES if in_part else MAX_CLIP_BYTES)
+    if not in_place:
+        content = os.pread(descriptor, wanted, start) if descriptor >= 0 else read(file, start, start + wanted)
+        if len(content) != wanted:
+            message = f"{audio}: {len(content)} bytes came where {wanted} were asked for; has the file changed?"
+            raise RejectedSample(Reason.AUDIO_UNREADABLE, message)
+        return _in_memory(audio, content, stack)
+    stream = stack.enter_context(open_stream(file)) if descriptor < 0 else None
+    version = (*version, start, wanted)
+    return Clip(audio, wanted, suffix_of(audio), descriptor, start, is_file=False, stream=stream, version=version)
+
+
+def _version(status: os.stat_result) -> tuple[Any, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def read_clip(audio: str) -> bytes:
-    """The bytes of an audio file, or of a clip inside another. Raises OSError, RejectedSample or StoreError."""
-    match parse_reference(audio):
-        case None:
-            return _read(audio, audio, 0, None)
-        case ByteRange(file, _, offset, length):
-            return _read(audio, file, offset, length)
-        case ParquetCell() as cell:
-            return _column_of_this_thread(cell).read(cell)
+    """The bytes of an audio file, or of a clip inside another. Raises RejectedSample or StoreError."""
+    with opened(audio) as clip:
+        if clip.size > MAX_CLIP_BYTES:
+            raise _too_large(audio, clip.size)
+        return clip.read_at(0, clip.size)
 
 
 def open_regular(path: str) -> int:
@@ -79,10 +119,6 @@ def check_regular(path: str, found: os.stat_result) -> None:
         raise RejectedSample(Reason.AUDIO_UNREADABLE, f"{path}: {what}")
 
 
-def _is_inside(audio: str) -> bool:
-    return parse_reference(audio) is not None or is_url(audio)
-
-
 @contextlib.contextmanager
 def _mapped(audio: str) -> Iterator[None]:
     """Whatever goes wrong while a recording is looked up is its rejection."""
@@ -95,24 +131,6 @@ def _mapped(audio: str) -> Iterator[None]:
         raise RejectedSample(Reason.AUDIO_UNREADABLE, f"{audio}: {said}") from error
 
 
-def _read(audio: str, file: str, offset: int, length: int | None) -> bytes:
-    """Bytes of a file, checked against its size before any is read."""
-    with contextlib.ExitStack() as stack:
-        stream = None
-        if is_url(file):
-            size = status(file).size
-        else:
-            stream = stack.enter_context(open(open_regular(file), "rb"))
-            size = os.fstat(stream.fileno()).st_size
-        wanted = size if length is None else length
-        check_range(audio, size, offset, wanted)
-        check_clip_bytes(audio, wanted)
-        clip = read(file, offset, offset + wanted) if stream is None else _read_at(stream, offset, wanted)
-    if len(clip) < wanted:
-        raise RejectedSample(Reason.AUDIO_UNREADABLE, f"{audio}: the file was truncated while it was read")
-    return clip
-
-
 def check_range(audio: str, size: int, offset: int, length: int) -> None:
     """Refuse a range of bytes that is not all inside a file of `size` bytes. Raises RejectedSample."""
     present = max(0, min(length, size - offset))
@@ -121,35 +139,25 @@ def check_range(audio: str, size: int, offset: int, length: int) -> None:
         raise RejectedSample(Reason.AUDIO_UNREADABLE, f"{audio}: {what}")
 
 
-def _read_at(stream: BinaryIO, offset: int, length: int) -> bytes:
-    stream.seek(offset)
-    return stream.read(length)
+def _too_large(audio: str, length: int) -> RejectedSample:
+    bound = f"a clip that has to be held in memory may have {MAX_CLIP_BYTES >> 20} MiB"
+    message = f"{audio}: has {length} bytes; {bound}; make it a file on a local disk"
+    return RejectedSample(Reason.AUDIO_TOO_LONG, message)
 
 
-def check_clip_bytes(audio: str, length: int) -> None:
-    """Refuse a clip that is too large to be held in memory."""
-    if length > MAX_CLIP_BYTES:
-        bound = f"up to {MAX_CLIP_BYTES >> 20} MiB are read from object storage or inside another file"
-        message = f"{audio}: has {length} bytes; {bound}; make it a file on a local disk"
-        raise RejectedSample(Reason.AUDIO_TOO_LONG, message)
-
-
-def _in_memory(clip: bytes) -> int:
-    """A descriptor of a nameless file with these bytes."""
+def _in_memory(audio: str, content: bytes, stack: contextlib.ExitStack) -> Clip:
+    """A clip of these bytes, in a nameless file."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("hfprep-clip")
     else:
         descriptor, path = tempfile.mkstemp(prefix="hfprep-clip-")
         os.unlink(path)
-    try:
-        with open(descriptor, "wb", buffering=0, closefd=False) as file:
-            view = memoryview(clip)
-            while view:
-                view = view[file.write(view) :]
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+    stack.callback(os.close, descriptor)
+    with open(descriptor, "wb", buffering=0, closefd=False) as file:
+        view = memoryview(content)
+        while view:
+            view = view[file.write(view) :]
+    return Clip(audio, len(content), suffix_of(audio), descriptor)
 
 
 class ParquetColumn:
@@ -190,7 +198,8 @@ class ParquetColumn:
         clip: bytes | None = self._clips[cell.row - self._first].as_py()
         if clip is None:
             raise RejectedSample(Reason.AUDIO_MISSING, f"{cell}: the cell holds no bytes")
-        check_clip_bytes(str(cell), len(clip))
+        if len(clip) > MAX_CLIP_BYTES:
+            raise _too_large(str(cell), len(clip))
         return clip
 
     def _go_to(self, cell: ParquetCell, group: int) -> None:

@@ -81,7 +81,11 @@ def guess_seconds(path: str | os.PathLike[str], segment: Segment | None = None) 
     """
     if segment is not None and segment.seconds is not None:
         return segment.seconds
-    with opened(os.fspath(path)) as clip, _mapped(clip), choose(clip, depth=Depth.HEADER) as sound:
+    with (
+        opened(os.fspath(path), in_part=segment is not None) as clip,
+        _mapped(clip),
+        choose(clip, depth=Depth.HEADER) as sound,
+    ):
         frames = sound.num_frames
         seconds = clip.size / BYTES_PER_SECOND if frames is None else frames / sound.sampling_rate
         return max(0.0, seconds - (segment.offset if segment is not None else 0.0))
@@ -141,7 +145,7 @@ def _opened(name: str, segment: Segment | None, check_seconds: CheckSeconds) -> 
     """The recording, opened by the decoder that reads it whole; its promised length checked."""
     if segment is not None and segment.seconds is not None:
         check_seconds(segment.seconds)
-    with opened(name) as clip, _mapped(clip):
+    with opened(name, in_part=segment is not None) as clip, _mapped(clip):
         checked = choose(clip, check_seconds) if segment is None else choose(clip, depth=Depth.SEGMENT)
         with checked as sound:
             yield clip, sound

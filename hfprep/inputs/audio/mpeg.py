@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 CHUNK_BYTES = 1 << 20
+MIN_FREE_BYTES, MAX_FREE_BYTES = 24, 1 << 13  # of a free-format frame, which may have up to 640 kbit/s
 MAX_LEADING_ZEROS = 1 << 20
 MAX_TRAILING_ZEROS = 4096  # bytes of padding; more of them are a download that was never finished
 MAX_TAG_BYTES = 1 << 28  # what four 7-bit digits can say
 ID3V1_BYTES, APE_HEADER_BYTES, MP3_HEADER_BYTES, ADTS_HEADER_BYTES = 128, 32, 4, 7
 
-# kbit/s by (MPEG-1?, layer); index 0 is "free format", which has no length of its own.
+# kbit/s by (MPEG-1?, layer); index 0 is "free format".
 _BIT_RATES = {
     (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -38,7 +39,7 @@ class Frames:
     `num_samples` is without the samples that the LAME tag says an encoder added (`trimmed`), and without the frame
     that holds the tag. `problem` says why the file is not one whole recording, None where it is.
     `promised_frames` is what the tag says, None without one. With `has_zeros` there is padding before the first frame,
-    and decoders miss the tag.
+    and decoders miss the tag. `is_free`: its frames are of free format, which FFmpeg does not read.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class Frames:
     promised_frames: int | None
     problem: str | None
     has_zeros: bool
+    is_free: bool = False
 
     @property
     def num_samples(self) -> int:
@@ -57,17 +59,22 @@ class Frames:
 
 
 def _mp3_frame(first: int, second: int) -> tuple[int, int, int]:
-    """Length in bytes, samples and Hz of the frame with these second and third header bytes; zeros if there is none."""
+    """Length in bytes, samples and Hz of the frame with these second and third header bytes; zeros if there is none.
+
+    The length of a free-format frame is 0: its header does not say it.
+    """
     version, layer = first >> 3 & 3, 4 - (first >> 1 & 3)
     rate_index, bit_rate_index = second >> 2 & 3, second >> 4
-    if first & 0xE0 != 0xE0 or version == 1 or layer == 4 or rate_index == 3 or not 0 < bit_rate_index < 15:
+    if first & 0xE0 != 0xE0 or version == 1 or layer == 4 or rate_index == 3 or bit_rate_index == 15:
         return 0, 0, 0
     rate = _SAMPLING_RATES[version][rate_index]
+    samples = 384 if layer == 1 else 576 if layer == 3 and version != 3 else 1152
+    if not bit_rate_index:
+        return 0, samples, rate
     bits = _BIT_RATES[version == 3, layer][bit_rate_index - 1] * 1000
     padding = second >> 1 & 1
     if layer == 1:
-        return (12 * bits // rate + padding) * 4, 384, rate
-    samples = 576 if layer == 3 and version != 3 else 1152
+        return (12 * bits // rate + padding) * 4, samples, rate
     return samples // 8 * bits // rate + padding, samples, rate
 
 
@@ -76,6 +83,17 @@ _MP3_LENGTHS = tuple(_mp3_frame(value >> 8, value & 0xFF)[0] for value in range(
 
 def _mp3_length(data: bytes, at: int) -> int:
     return _MP3_LENGTHS[data[at + 1] << 8 | data[at + 2]] if data[at] == 0xFF else 0
+
+
+def _is_free(header: bytes) -> bool:
+    """Whether a header is that of a free-format frame: all of such a file have one length, but for padding."""
+    is_whole = len(header) == MP3_HEADER_BYTES and header[0] == 0xFF
+    return is_whole and not header[2] >> 4 and _mp3_frame(header[1], header[2])[1] > 0
+
+
+def _padding(header: bytes) -> int:
+    """Bytes that a frame has beyond those of one without padding."""
+    return (header[2] >> 1 & 1) * (4 if header[1] >> 1 & 3 == 3 else 1)
 
 
 def _adts_length(data: bytes, at: int) -> int:
@@ -97,6 +115,33 @@ class _Kind:
     def signature(self, data: bytes, at: int) -> tuple[int, int, int]:
         first, second, third = self.fixed
         return data[at + 1] & first, data[at + 2] & second, data[at + 3] & third
+
+
+def _free_format(window: "_Window", start: int) -> _Kind | None:
+    """The kind of a free-format file: how long its frames are, by where the second and the third of them begin."""
+    header = window.bytes_at(start, MP3_HEADER_BYTES)
+    if not _is_free(header):
+        return None
+    found = window.bytes_at(start, 2 * MAX_FREE_BYTES + MP3_HEADER_BYTES)
+
+    def is_like_it(data: bytes, at: int) -> bool:
+        other = data[at : at + MP3_HEADER_BYTES]
+        return _is_free(other) and other[1] == header[1] and other[2] & 0xFC == header[2] & 0xFC
+
+    def of_length(length: int) -> _Kind:
+        def length_at(data: bytes, at: int) -> int:
+            return length + _padding(data[at : at + MP3_HEADER_BYTES]) if is_like_it(data, at) else 0
+
+        return _Kind("mp3", MP3_HEADER_BYTES, length_at, (0xFE, 0xFC, 0))
+
+    second = MIN_FREE_BYTES
+    while 0 < (second := found.find(header[:2], second)) <= MAX_FREE_BYTES:
+        kind = of_length(second - _padding(header))
+        third = second + kind.length(found, second)
+        if third > second and (is_like_it(found, third) or third >= len(found)):
+            return kind
+        second += 1
+    return None
 
 
 # Of an mp3's fourth byte only "one channel" against "two" matters, which is not one bit: see `_is_mono`.
@@ -130,8 +175,8 @@ def walk_frames(file: BinaryIO, size: int, check_seconds: Callable[[float], None
     """
     window = _Window(file, size)
     start = _skip_zeros(window, _skip_tags(window, 0))
-    for kind in (_MP3, _ADTS):
-        if _begins_here(window, start, kind):
+    for kind in (_MP3, _ADTS, _free_format(window, start)):
+        if kind is not None and _begins_here(window, start, kind):
             return _walk(window, start, kind, check_seconds)
     return None
 
@@ -149,7 +194,7 @@ def _begins_here(window: _Window, start: int, kind: _Kind) -> bool:
 def _walk(window: _Window, start: int, kind: _Kind, check_seconds: Callable[[float], None]) -> Frames:
     header = window.bytes_at(start, kind.header_bytes)
     samples, rate = _samples_and_rate(kind, header)
-    promised, trimmed = _promise(window.bytes_at(start, 256)) if kind is _MP3 else (None, 0)
+    promised, trimmed = _promise(window.bytes_at(start, 256)) if kind.name == "mp3" else (None, 0)
     is_tag = promised is not None
     position, frames, problem = start, -int(is_tag), None
     while problem is None:
@@ -168,7 +213,10 @@ def _walk(window: _Window, start: int, kind: _Kind, check_seconds: Callable[[flo
         position = following
     if promised is not None and frames < promised and problem is None:
         problem = f"cut off: its first frame promises {promised} frames, {frames} are there"
-    return Frames(kind.name, start, rate, samples, frames, trimmed, promised, problem, window.bytes_at(0, 1) == b"\0")
+    zeros = window.bytes_at(0, 1) == b"\0"
+    return Frames(
+        kind.name, start, rate, samples, frames, trimmed, promised, problem, zeros, is_free=kind not in (_MP3, _ADTS)
+    )
 
 
 def _run(window: _Window, position: int, kind: _Kind, header: bytes) -> tuple[int, int]:
@@ -178,7 +226,7 @@ def _run(window: _Window, position: int, kind: _Kind, header: bytes) -> tuple[in
     data, base = window.data, window.base
     first_mask, second_mask, third_mask = kind.fixed
     first, second, third = kind.signature(header, 0)
-    mono = _is_mono(header) if kind is _MP3 else None
+    mono = _is_mono(header) if kind.name == "mp3" else None
     last = len(data) - header_bytes
     frames = 0
     is_mp3 = kind is _MP3
@@ -207,7 +255,7 @@ def _is_mono(header: bytes) -> bool:
 
 
 def _samples_and_rate(kind: _Kind, header: bytes) -> tuple[int, int]:
-    if kind is _MP3:
+    if kind.name == "mp3":
         _, samples, rate = _mp3_frame(header[1], header[2])
         return samples, rate
     return 1024 * ((header[6] & 3) + 1), _AAC_RATES[header[2] >> 2 & 15]

@@ -1,17 +1,20 @@
 """Decoding through libsndfile: wav, flac, ogg, opus, mp3, aiff and what else it knows."""
 
 import contextlib
+import io
 import os
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import soundfile
 
 from hfprep.inputs.audio import sound
 from hfprep.inputs.audio.native_stderr import native_stderr_logged
-from hfprep.inputs.audio.sound import Clip, check_rate, mono
+from hfprep.inputs.audio.sound import Clip, ClipReader, check_rate, mono
 
+READ_BYTES = 1 << 16
 UNKNOWN_FRAMES = 1 << 62  # libsndfile's count for a flac stream that does not know its own length is above this
 STREAMED_BYTES = 0x7FFFF000  # a header claiming this many bytes or more was written before the length was known
 LOGGED_SIZE = re.compile(r"\b(?:data|SSND|Data Size|Riff size|riff)\s*: (\d+) \(should be (\d+)\)")
@@ -32,6 +35,21 @@ class _Stream(soundfile.SoundFile):
         return False
 
 
+class _Reader(io.BufferedReader):
+    """A clip that is no file of its own, as libsndfile reads it: through callbacks, out of which nothing is raised."""
+
+    def __init__(self, clip: Clip) -> None:
+        super().__init__(ClipReader(clip), READ_BYTES)
+        self.error: Exception | None = None
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            return super().readinto(buffer)
+        except Exception as error:  # noqa: BLE001 - raised by whoever called libsndfile
+            self.error = error
+            return 0
+
+
 class SndfileSound:
     """A recording that libsndfile reads; of a `talkative` one (mp3) its decoder's notes are caught.
 
@@ -41,9 +59,11 @@ class SndfileSound:
     def __init__(self, clip: Clip, *, talkative: bool = False) -> None:
         self.clip = clip
         self._talkative = talkative
-        os.lseek(clip.descriptor, 0, os.SEEK_SET)
-        with self._quiet():
-            self._file = _Stream(clip.descriptor, closefd=False)
+        self._reader = None if clip.is_file else _Reader(clip)
+        if self._reader is None:
+            os.lseek(clip.descriptor, 0, os.SEEK_SET)
+        with self._quiet(), self._told():
+            self._file = _Stream(self._reader or clip.descriptor, closefd=False)
         self.sampling_rate: int = self._file.samplerate
         self.channels: int = self._file.channels
         self.format: str = self._file.format
@@ -64,7 +84,7 @@ class SndfileSound:
         if start:
             warm_up = round(WARM_UP_SECONDS * self.sampling_rate) if self.format in WARM_UP_FORMATS else 0
             skipped = min(start, warm_up)
-            with self._quiet():
+            with self._quiet(), self._told():
                 self._file.seek(start - skipped)
         block_frames = max(1, sound.BLOCK_VALUES // self.channels)
         if self.num_frames:
@@ -76,7 +96,7 @@ class SndfileSound:
             wanted = rest if wanted is None else min(wanted, rest)
         while wanted is None or decoded < wanted:
             size = block_frames if wanted is None else min(block_frames, wanted - decoded)
-            with self._quiet():
+            with self._quiet(), self._told():
                 block = self._file.read(size, dtype="float32", always_2d=True)
             if not len(block):
                 break
@@ -88,6 +108,15 @@ class SndfileSound:
 
     def _quiet(self) -> contextlib.AbstractContextManager[None]:
         return native_stderr_logged(self.clip.name) if self._talkative else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Raise what went wrong while libsndfile read bytes: to it, they have come to an end."""
+        try:
+            yield
+        finally:
+            if self._reader is not None and self._reader.error is not None:
+                raise self._reader.error
 
     def close(self) -> None:
         """See `Sound`."""

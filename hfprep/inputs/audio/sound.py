@@ -5,7 +5,7 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -23,12 +23,28 @@ def no_limit(seconds: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """An open regular file with one recording in it: its name for messages, descriptor, size in bytes and suffix."""
+    """One recording, open: its name for messages, size in bytes and suffix, and where its bytes are.
+
+    They are those of a regular file from `start` on, or come from a `stream` that is read where it is asked for.
+    `is_file`: the file holds them and nothing else. `version` tells the same bytes from others at another look.
+    """
 
     name: str
-    descriptor: int
     size: int
     suffix: str
+    descriptor: int = -1
+    start: int = 0
+    is_file: bool = True
+    stream: BinaryIO | None = None
+    version: tuple[Any, ...] | None = None
+
+    def read_at(self, place: int, length: int) -> bytes:
+        """Up to so many bytes from a place on; fewer at the end alone. Raises OSError or StoreError."""
+        length = max(0, min(length, self.size - place))
+        if self.stream is None:
+            return os.pread(self.descriptor, length, self.start + place)
+        self.stream.seek(self.start + place)
+        return self.stream.read(length)
 
     def unreadable(self, what: str) -> RejectedSample:
         """The rejection of a file that is damaged or no audio."""
@@ -67,7 +83,12 @@ class ClipReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        count = os.preadv(self._clip.descriptor, [buffer], self._place)
+        if self._clip.is_file:
+            count = os.preadv(self._clip.descriptor, [buffer], self._place)
+        else:
+            content = self._clip.read_at(self._place, len(buffer))
+            count = len(content)
+            buffer[:count] = content
         self._place += count
         return count
 

@@ -1,7 +1,7 @@
-"""A saved Arrow data set, or one of the Hub's, as rows; audio that lies in it is read where it lies.
+"""A saved Arrow data set as rows; audio that lies in it is read where it lies.
 
 Rows are numbered from 1 in the order of the data set. `datasets` keeps its Arrow files uncompressed, so that a clip is
-a range of a file's bytes. A data set of the Hub is fetched and cached by `datasets`; what is cached works offline.
+a range of a file's bytes.
 """
 
 import json
@@ -181,23 +181,3 @@ def _names(values: Any, where: str) -> list[str]:
         if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
             raise ConfigError(f"{where} names {name!r}, which is not a file of a saved data set; save it again")
     return names
-
-
-def open_hub(repository: str, config: str | None, split: str | None, fields: FieldMap) -> ArrowFiles:
-    """The rows of a data set of the Hub, fetched unless it is cached. Raises ConfigError."""
-    import datasets
-
-    where = f"--manifest {repository!r} (no such file; a data set of the Hub)"
-    try:
-        if split is None:
-            split = chosen_split(datasets.get_dataset_split_names(repository, config), None, where)
-        data = datasets.load_dataset(repository, config, split=split)
-    except ConfigError:
-        raise
-    except Exception as error:  # whatever the network, the Hub or its files may raise
-        message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(
-            f"{where} cannot be loaded: {message}. If you meant a file, correct its path. To fetch the data set while "
-            f"online: python -c \"import datasets; datasets.load_dataset('{repository}')\""
-        ) from error
-    return ArrowFiles(where, tuple(file["filename"] for file in data.cache_files), fields)

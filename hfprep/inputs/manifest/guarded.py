@@ -1,4 +1,4 @@
-"""Tables of strangers, read in a separate process: a crash of the reader costs that process, and the table a row.
+"""Strangers' tables, read in a separate process: a crash of the reader costs that process, and the table a row.
 
 A reader of tables gives, besides its rows, the position before each part that it is about to read. Where its process
 dies, the position says what killed it: a row group is tried again with our columns alone, and then left out with a
@@ -48,7 +48,15 @@ Row = dict[str, Any] | RejectedSample
 Step = Position | tuple[int, Row]
 
 
-class GuardedTables(ABC):
+class Guarded(ABC):
+    """Work that is done in another process, since it may end it."""
+
+    @abstractmethod
+    def steps(self, start: Position) -> Iterator[Step]:
+        """What it gives, from a position on. Raises ConfigError or StoreError."""
+
+
+class GuardedTables(Guarded):
     """A source of rows whose `steps` run in another process."""
 
     where: str
@@ -65,14 +73,14 @@ class GuardedTables(ABC):
         while start.file < len(self.paths):
             at = start
             try:
-                for step in _run(self, start):
+                for step in run(self, start):
                     if isinstance(step, Position):
                         at = step
                     elif step[0] > last:  # else it was given out before the process died
                         last = step[0]
                         yield step
                 return
-            except _Died as error:
+            except Died as error:
                 if at.rows and not at.narrow:
                     start = replace(at, narrow=True)
                     continue
@@ -97,12 +105,12 @@ class GuardedTables(ABC):
         return RejectedSample(Reason.INVALID_FIELD, message)
 
 
-class _Died(Exception):
-    """The reading process ended before its work did."""
+class Died(Exception):
+    """The other process ended before its work did; the text says how."""
 
 
-def _run(tables: GuardedTables, start: Position) -> Iterator[Step]:
-    """The steps of a reader, from another process. Raises _Died, and what the reader raised on purpose."""
+def run(work: Guarded, start: Position) -> Iterator[Step]:
+    """The steps of some work, from another process. Raises Died, and what the work raised on purpose."""
     receiving, sending = os.pipe()
     with open(receiving, "rb") as answers:
         try:
@@ -117,14 +125,14 @@ def _run(tables: GuardedTables, start: Position) -> Iterator[Step]:
         try:
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError), process.stdin:
-                process.stdin.write(json.dumps(sys.path).encode() + b"\n" + pickle.dumps((tables, start)))
+                process.stdin.write(json.dumps(sys.path).encode() + b"\n" + pickle.dumps((work, start)))
             for line in answers:
                 message = json.loads(line) if line.endswith(b"\n") else {}
                 if "end" in message:
                     return
                 if message:
                     yield _step(message)
-            raise _Died(_how(process.wait()))
+            raise Died(_how(process.wait()))
         finally:
             process.kill()
             process.wait()
@@ -153,17 +161,17 @@ def _how(status: int) -> str:
 
 
 def serve() -> None:
-    """Read tables that come by stdin, and write one JSON object a step to the descriptor that is the argument."""
+    """Do the work that comes by stdin, and write one JSON object a step to the descriptor that is the argument."""
     with contextlib.suppress(ValueError, OSError):
         _, most = resource.getrlimit(resource.RLIMIT_DATA)
         limit = MAX_MEMORY_BYTES if most == resource.RLIM_INFINITY else min(most, MAX_MEMORY_BYTES)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides when to stop
-    tables, start = pickle.load(sys.stdin.buffer)  # noqa: S301 - the driver wrote it
+    work, start = pickle.load(sys.stdin.buffer)  # noqa: S301 - the driver wrote it
     with open(int(sys.argv[1]), "wb", buffering=0) as answers, contextlib.suppress(BrokenPipeError):
         try:
-            for step in tables.steps(start):
+            for step in work.steps(start):
                 answers.write(json.dumps(_message(step)).encode() + b"\n")
             answers.write(b'{"end": true}\n')
         except ConfigError as error:

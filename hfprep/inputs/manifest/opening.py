@@ -24,7 +24,7 @@ from hfprep.inputs.manifest.rows import (
     open_manifest,
 )
 from hfprep.inputs.manifest.splits import chosen_split
-from hfprep.io.object_storage import refusal, url_of
+from hfprep.io.object_storage import any_url, refusal, url_of
 
 METADATA = "metadata.csv"
 CLIPS = "wavs"  # where LJSpeech keeps its audio
@@ -57,7 +57,6 @@ LOOKED_AT = 10_000  # names in a folder that is none of the known kinds
 HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:/(?P<config>[^/:]+))?(?::(?P<split>[\w.-]+))?")
 MOST_FILES = 1_000_000  # that braces may name
 SHOWN_NAMES = 5
-_FOLDED_URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.:-]+):/(?=[^/])")
 KNOWN = (
     "a JSONL, CSV, TSV, Parquet or tar file; a folder of LJSpeech (metadata.csv), of a saved data set, of *.parquet, "
     "of *.tar, or of audio files with texts beside them; a pattern such as 'shards/*.tar' or "
@@ -88,10 +87,11 @@ def open_source(manifest: Path, fields: FieldMap) -> Source:
         return _open_files(manifest, tuple(_matching(text)), fields)
     found = HUB_ID.fullmatch(text)
     if found and not text.endswith(FILE_SUFFIXES) and not Path(found["repository"]).parent.is_dir():
-        from hfprep.inputs.manifest.arrow import open_hub
+        from hfprep.inputs.manifest.hub import open_hub
 
         return open_hub(found["repository"], found["config"], found["split"], fields)
-    problem = refusal(_FOLDED_URL.sub(r"\1://", text))
+    other = any_url(manifest)
+    problem = None if other is None else refusal(other)
     if problem is not None:
         raise ConfigError(f"--manifest {text!r}: {problem}")
     open_manifest(manifest).close()  # raises: there is no such file

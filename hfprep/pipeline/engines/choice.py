@@ -77,6 +77,7 @@ class Job:
             via_sampling_rate=via_rate(config.resample_via, models.audio),
             drop_overlong=config.drop_overlong,
             filters=config.filters,
+            named_stores=config.named_stores,
             threads=threads_per_process(num_processes) if num_processes > 1 else None,
             tenants=tenants(config.device, num_processes),
             loaders=not need & self.inputs.schema.audio_groups

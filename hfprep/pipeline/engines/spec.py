@@ -148,6 +148,7 @@ class ExtractorSpec:
     via_sampling_rate: int | None = None
     drop_overlong: bool = False
     filters: RowFilters = field(default_factory=RowFilters)
+    named_stores: frozenset[str] = frozenset()
     threads: int | None = None
     tenants: int = 1
     loaders: bool = False
@@ -172,6 +173,7 @@ class ExtractorSpec:
             ),
             drop_overlong=self.drop_overlong,
             filters=self.filters,
+            named_stores=self.named_stores,
         )
         tokenizer = self.model_set.text_encoder()
         with_audio = bool(self.need & self.model_set.schema.audio_groups)

@@ -16,8 +16,9 @@ from hfprep.errors import RejectedSample
 from hfprep.inputs.audio.decode import goes_through, load_waveform, read_header
 from hfprep.inputs.text.scripts import DoubtfulGrammar, doubtful_grammar, has_digits
 from hfprep.inputs.text.tokenizer import Tokenized
-from hfprep.pipeline.inspection import Stores
+from hfprep.pipeline.inspection import identify_audio
 from hfprep.pipeline.intake import Clip, Loaded, SampleLimits, Task, check_seconds, load_sample, reject
+from hfprep.pipeline.stores import Stores
 from hfprep.recipes.base import AudioInput, TextEncoder
 from hfprep.schema import Rejection, Schema, Segment, Utterance
 
@@ -100,11 +101,11 @@ class Inspector:
         need = schema.all_groups if text is not None else schema.audio_groups
         task = Task.of(schema, utterance, need)
         try:
-            self.stores.identify(utterance.path, by_content=False)
+            identify_audio(utterance.path, by_content=False, stores=self.stores)
         except RejectedSample as error:
             return reject(task, error.reason, error.message)
         header = _HeaderReader(self.settings.audio, self.settings.via_sampling_rate, self.settings.decode)
-        loaded = load_sample(task, text, header.read, limits)
+        loaded = load_sample(task, text, lambda *about: self.stores.ask(about[0], lambda: header.read(*about)), limits)
         if not isinstance(loaded, Loaded):
             return loaded[1]
         tokenized = text.last if text is not None else None

@@ -21,9 +21,10 @@ from hfprep.inputs.manifest.opening import open_source
 from hfprep.inputs.manifest.rows import AudioFinder, RawRow, duplicate_id, parse_line
 from hfprep.pipeline.devices import choose_device, choose_workers
 from hfprep.pipeline.engines.spec import ExtractorSpec
-from hfprep.pipeline.inspection import Stores
+from hfprep.pipeline.inspection import identify_audio
 from hfprep.pipeline.intake import SampleLimits
 from hfprep.pipeline.intake_processes import fork_server
+from hfprep.pipeline.stores import Stores
 from hfprep.recipes.base import Outline, Recipe, via_rate
 from hfprep.recipes.registry import choose_recipe, outline
 from hfprep.schema import Rejection, Utterance
@@ -187,7 +188,7 @@ def _lines(options: CheckOptions, findings: Preflight) -> Iterator[tuple[int, Ra
 def _has_audio(row: Utterance, stores: Stores) -> bool:
     """Whether the audio is there: a row without counts for no --max-samples."""
     try:
-        stores.identify(row.path, by_content=False)
+        identify_audio(row.path, by_content=False, stores=stores)
     except RejectedSample:
         return False
     return True

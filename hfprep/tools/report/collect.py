@@ -20,6 +20,7 @@ from hfprep.formats.formats import open_set
 from hfprep.formats.npy import read_state_value
 from hfprep.formats.samples import SPLITS, Split
 from hfprep.inputs.manifest.rows import AudioFinder
+from hfprep.io.object_storage import check_local
 from hfprep.schema import Column, Schema
 from hfprep.store.layout import PRIVATE, REJECTED
 from hfprep.store.timeline import read_timeline
@@ -101,6 +102,7 @@ class Collected:
 
 def collect(root: Path, *, with_audio: bool = False, seed: int = 0) -> Collected:
     """Read an output. Raises StoreError where it is none or damaged, ConfigError where it holds no sample."""
+    check_local(root)
     if not root.is_dir():
         raise ConfigError(f"there is no folder {str(root)!r}; give the output directory of a build, or an export")
     source = open_set(root)

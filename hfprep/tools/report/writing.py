@@ -4,6 +4,7 @@ from pathlib import Path
 
 from hfprep.errors import ConfigError
 from hfprep.io.atomic import write_bytes
+from hfprep.io.object_storage import check_local
 from hfprep.tools.report.audio import listen
 from hfprep.tools.report.collect import collect
 
@@ -20,6 +21,7 @@ def write_report(root: Path, target: Path, *, with_audio: bool = False) -> int:
         if (error.name or "").partition(".")[0] != "bokeh":
             raise
         raise ConfigError("a report needs the bokeh package: pip install 'hfprep[report]'") from error
+    check_local(target, written=True)
     found = collect(root, with_audio=with_audio)
     if with_audio:
         listen(found)

@@ -21,6 +21,7 @@ from hfprep.formats.pair_files import renew_pairs
 from hfprep.formats.samples import SampleSet, Split
 from hfprep.formats.webdataset import is_webdataset
 from hfprep.io.lock import OutputLock
+from hfprep.io.object_storage import check_local
 from hfprep.pipeline.config import FORMATS
 from hfprep.pipeline.devices import choose_workers
 from hfprep.store.layout import PRIVATE, PROGRESS, NpyOutput, OutputFolder
@@ -63,6 +64,7 @@ def verify(options: VerifyOptions) -> Verdict:
     build is running in it.
     """
     root = options.output_dir
+    check_local(root)
     if not root.is_dir():
         raise ConfigError(f"there is no folder {str(root)!r}; give the output directory of a build, or an export")
     if is_arrow_set(root) or is_webdataset(root):

@@ -6,12 +6,14 @@ different orders differ in a code here and there, so a share of equal codes is a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from hfprep.errors import ConfigError, RejectedSample
 from hfprep.inputs.audio.decode import load_waveform
 from hfprep.inputs.manifest.rows import AudioFinder
 from hfprep.pipeline.inputs import Inputs
+from hfprep.pipeline.stores import Stores
 from hfprep.recipes.base import ModelSet, Referenced
 from hfprep.schema import artifact_path
 from hfprep.tools.verify.faults import FaultKind, Findings
@@ -53,11 +55,15 @@ def compare_with_reference(
         raise ConfigError(f"--reference: the recipe {inputs.schema.recipe!r} has no published library to compare with")
     reference = models.reference()
     samples = codes = differing = 0
+    stores = Stores()
     for record in records:
         sample_id = record["id"]
         try:
             path, rate = audio_of(record, finder, folder), models.audio.sampling_rate
-            waveform = load_waveform(path, sampling_rate=rate, via=audio_sr, segment=record.get(SEGMENT))
+            waveform = stores.ask(
+                path,
+                partial(load_waveform, path, sampling_rate=rate, via=audio_sr, segment=record.get(SEGMENT)),
+            )
         except RejectedSample as error:
             findings.add(FaultKind.REFERENCE, record["audio_path"], error.message, sample_id=sample_id)
             continue

@@ -1,0 +1,73 @@
+"""A data set of the Hub as rows: fetched, converted to Arrow files and cached by `datasets`, and then there offline.
+
+`datasets` reads what strangers put there as a whole, so it runs in a separate process; the rows are then read from its
+Arrow files one by one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hfprep.errors import ConfigError
+from hfprep.inputs.manifest.arrow import ArrowFiles
+from hfprep.inputs.manifest.field_map import FieldMap
+from hfprep.inputs.manifest.guarded import Died, Guarded, Position, Step, run
+from hfprep.inputs.manifest.splits import chosen_split
+
+FILES = "files"  # of the one step
+DAMAGED = "`hf download {} --repo-type dataset --local-dir DIR` fetches its files; Parquet is then read row by row"
+
+
+@dataclass(frozen=True)
+class _Fetched(Guarded):
+    """The Arrow files of one split, in `datasets`' cache."""
+
+    where: str
+    repository: str
+    config: str | None
+    split: str | None
+    with_bars: bool
+
+    def steps(self, start: Position) -> Iterator[Step]:
+        """One step with the names of the files."""
+        del start
+        import datasets
+        from huggingface_hub.utils import disable_progress_bars
+
+        if not self.with_bars:
+            datasets.disable_progress_bars()
+            disable_progress_bars()
+        try:
+            split = self.split
+            if split is None:
+                split = chosen_split(datasets.get_dataset_split_names(self.repository, self.config), None, self.where)
+            data = datasets.load_dataset(self.repository, self.config, split=split)
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever the network, the Hub or its files may raise
+            message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            if isinstance(error, datasets.exceptions.DatasetGenerationError):
+                cause = str(error.__cause__ or "it is damaged").strip().splitlines()[0]
+                raise ConfigError(
+                    f"{self.where} cannot be converted: {cause}; {DAMAGED.format(self.repository)}"
+                ) from error
+            raise ConfigError(
+                f"{self.where} cannot be loaded: {message}. If you meant a file, correct its path. To fetch the data "
+                f"set while online: python -c \"import datasets; datasets.load_dataset('{self.repository}')\""
+            ) from error
+        yield 1, {FILES: [file["filename"] for file in data.cache_files]}
+
+
+def open_hub(repository: str, config: str | None, split: str | None, fields: FieldMap) -> ArrowFiles:
+    """The rows of a data set of the Hub, fetched unless it is cached. Raises ConfigError."""
+    from datasets import are_progress_bars_disabled
+
+    where = f"--manifest {repository!r} (no such file; a data set of the Hub)"
+    try:
+        for step in run(_Fetched(where, repository, config, split, not are_progress_bars_disabled()), Position()):
+            if isinstance(step, tuple) and isinstance(step[1], dict):
+                return ArrowFiles(where, tuple(step[1][FILES]), fields)
+    except Died as error:
+        raise ConfigError(
+            f"{where} cannot be converted: the process that did {error}; {DAMAGED.format(repository)}"
+        ) from error
+    raise ConfigError(f"{where} cannot be loaded: it has no files")
