@@ -25,7 +25,7 @@ from hfprep.inputs.audio.structure import PROBLEMS
 CONTAINERS = (
     "aac", "ac3", "aiff", "amr", "amrnb", "amrwb", "ape", "asf", "au", "avi", "caf", "dts", "dtshd", "eac3", "flac",
     "flv", "loas", "matroska", "webm", "mlp", "mov", "mp4", "m4a", "3gp", "3g2", "mj2", "mp3", "mpc", "mpc8", "mpeg",
-    "mpegts", "ogg", "rm", "tak", "truehd", "tta", "voc", "w64", "wav", "wv",
+    "mpegts", "ogg", "rm", "tak", "truehd", "tta", "w64", "wav", "wv",
 )
 # fmt: on
 # Of these the header, not a guess from the bit rate, says how long the sound is.
@@ -40,6 +40,7 @@ SHORT_NAMES = {"mov,mp4,m4a,3gp,3g2,mj2": "MP4", "matroska,webm": "MATROSKA"}
 
 CHECKED_FOR_CUTS = frozenset({"wav"})  # FFmpeg calls their last packet corrupt where the header names no length
 READ_IN_ORDER = frozenset({"ape", "caf", "mpc", "mpc8", "tak", "tta", "w64", "wv"})  # nothing stands behind their sound
+WITHOUT_GAPS = frozenset({"asf", "flv", "avi"})  # but where a packet is damaged
 MAX_UNREAD_BYTES = 1 << 16  # tags, and what FFmpeg reads ahead
 
 TOLERANCE_SECONDS = 0.1  # codecs add and drop a little at the ends, and Matroska counts in milliseconds
@@ -118,6 +119,8 @@ class AvSound:
             raise RejectedSample(Reason.AUDIO_UNSUPPORTED, message)
         self._stream = audio
         audio.codec_context.thread_count = 1  # the samples' own threads are enough
+        if audio.codec_context.codec.lossless:  # such as WavPack's: their checksums are looked at only then
+            audio.codec_context.options = {"err_detect": "crccheck+explode"}
         self._name: str = self._container.format.name
         self.format = SHORT_NAMES.get(self._name, self._name.upper())
         if self._name == "caf" and audio.codec_context.codec.lossless:
@@ -165,6 +168,7 @@ class AvSound:
                 at = self._place(frame) - self._origin
             wanted = slice(max(0, start - at), None if count is None else max(0, start + count - at))
             block = _samples(frame)[wanted]
+            self._check_gap(frame, max(at, end))
             at += frame.samples
             end = max(end, self._place(frame) - self._origin + frame.samples if frame.pts is not None else at)
             if len(block):
@@ -173,6 +177,13 @@ class AvSound:
                 return
         if count is None:
             self._check_end(max(at, end))
+
+    def _check_gap(self, frame: Any, before: int) -> None:
+        """Refuse sound that goes on later than it should where the container leaves no gaps: packets were damaged."""
+        gap = 0 if frame.pts is None else self._place(frame) - self._origin - before
+        if self._name in WITHOUT_GAPS and gap > TOLERANCE_SECONDS * self.sampling_rate:
+            lost, place = gap / self.sampling_rate, before / self.sampling_rate
+            raise self.clip.unreadable(f"damaged: {lost:.2f} s of its sound are missing after {place:.2f} s")
 
     def _check_end(self, decoded: int) -> None:
         unread = self.clip.size - self._file.tell()

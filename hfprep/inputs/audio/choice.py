@@ -14,11 +14,13 @@ from typing import Any, BinaryIO, TypeVar
 
 import soundfile
 
+from hfprep.errors import Reason, RejectedSample
+from hfprep.inputs.audio.chunks import BEHIND
+from hfprep.inputs.audio.flac import MAGIC, flac_problem
 from hfprep.inputs.audio.mpeg import Frames, walk_frames
 from hfprep.inputs.audio.ogg import Pages, read_pages
 from hfprep.inputs.audio.sndfile_decode import SndfileSound
 from hfprep.inputs.audio.sound import CheckSeconds, Clip, ClipReader, Expected, Sound, no_limit
-from hfprep.inputs.audio.structure import BEHIND
 
 SNIFF_BYTES = 16
 LOOK_BYTES, READ_AT_ONCE_BYTES = 1 << 16, 1 << 20
@@ -37,6 +39,8 @@ FOREIGN_SIGNATURES: tuple[tuple[int, bytes], ...] = (
 )
 SELF_TOLD = (b"RIFF", b"RF64", b"OggS", b"fLaC", b"FORM", b"ID3")  # kinds that no suffix overrules
 BARE_SUFFIXES = {".g722": "g722", ".gsm": "gsm"}  # streams without a header, told by their suffix alone
+# What libsndfile reads of which an end that is cut, or left unread, is noticed.
+LOOKED_AT = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG", "NIST"})
 UNRECOGNISED_FORMAT = 1  # libsndfile's SF_ERR_UNRECOGNISED_FORMAT
 NOTHING_EXPECTED = Expected()
 LOOKS_REMEMBERED = 64  # files of which segments are read one after another
@@ -92,6 +96,9 @@ def _other(clip: Clip, start: bytes, check_seconds: CheckSeconds, depth: Depth) 
     try:
         if sound.format == "MP3":
             raise clip.unreadable("damaged: its first frame is not where it should be")
+        if sound.format not in LOOKED_AT:
+            message = f"{clip.name}: whether a {sound.format} file is whole cannot be told; convert it to flac or wav"
+            raise RejectedSample(Reason.AUDIO_UNSUPPORTED, message)
         if sound.num_frames == 0 or sound.subtype.startswith("MPEG"):
             found = _by_av_if_any(clip, check_seconds, depth)
             if found is not None:
@@ -110,7 +117,7 @@ def _other(clip: Clip, start: bytes, check_seconds: CheckSeconds, depth: Depth) 
 
 def _unread(clip: Clip, start: bytes) -> str | None:
     """The words for a file with more in it than libsndfile would read."""
-    look = BEHIND.get(start[:4])
+    look = flac_problem if start.startswith(MAGIC) else BEHIND.get(start[:4])
     if look is None:
         return None
     with _reading(clip) as file:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from hfprep.inputs.audio.chunks import bytes_behind
+
 CHUNK_BYTES = 1 << 20
 MIN_FREE_BYTES, MAX_FREE_BYTES = 24, 1 << 13  # of a free-format frame, which may have up to 640 kbit/s
 MAX_LEADING_ZEROS = 1 << 20
@@ -204,6 +206,7 @@ def _walk(window: _Window, start: int, kind: _Kind, check_seconds: Callable[[flo
         if position >= window.size:
             break
         if promised is not None and frames >= promised and found == 0:
+            problem = bytes_behind(window.size, position)
             break  # the tag's frames are all there: what follows is not of this recording's sound
         following = _skip_tags(window, position)
         if following == position and found == 0:

@@ -4,16 +4,21 @@ Every page must follow the one before it, be numbered in order and have the righ
 end with a page that says so. Source: RFC 3533 (pages), RFC 7845 (Opus), the Vorbis, Speex and Ogg FLAC mappings.
 """
 
+import os
 import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+from hfprep.inputs.audio.chunks import bytes_behind
+
 CHUNK_BYTES = 1 << 20
 PAGE_HEADER = struct.Struct("<4sBBqIIIB")  # magic, version, flags, granule, serial, number, checksum, segments
 MAX_PAGE_BYTES = PAGE_HEADER.size + 255 + 255 * 255
 FIRST, LAST = 2, 4  # bits of the flags
+NO_GRANULE = -1  # of a page on which no packet ends
+TRIMMED_SAMPLES = 1 << 13  # that an encoder may cut off at the end: a block
 CHECKSUM = slice(22, 26)
 
 AUDIO_STARTS = (b"\x01vorbis", b"OpusHead", b"Speex   ", b"\x7fFLAC", b"fLaC")
@@ -31,10 +36,11 @@ class Pages:
     num_other_streams: int = 0
     problem: str | None = None
     _open: dict[int, int] = field(default_factory=dict)  # the number that each open audio stream's next page has
+    _ends: dict[int, int] = field(default_factory=dict)  # the sample that each of them has come to
 
     def add(self, place: int, page: bytes) -> None:
         """Look at one page that is whole and has the right checksum."""
-        _, _, flags, _, serial, number, _, segments = PAGE_HEADER.unpack_from(page)
+        _, _, flags, granule, serial, number, _, segments = PAGE_HEADER.unpack_from(page)
         if flags & FIRST:
             body = page[PAGE_HEADER.size + segments :]
             if not body.startswith(AUDIO_STARTS):
@@ -43,15 +49,26 @@ class Pages:
             if not self._open:
                 self.num_links += 1
             self.num_audio_streams += 1
-            self._open[serial] = number
+            self._open[serial], self._ends[serial] = number, 0
         expected = self._open.get(serial)
         if expected is None:
             return
         if number != expected:
             self.problem = f"damaged: page {expected} of its sound is missing at byte {place}"
         self._open[serial] = number + 1 & 0xFFFFFFFF
+        self._check_granule(place, granule, serial, flags & LAST > 0, segments)
         if flags & LAST:
             del self._open[serial]
+
+    def _check_granule(self, place: int, granule: int, serial: int, is_last: bool, segments: int) -> None:
+        """Hold the place in time at which a page says that it ends against the page before: decoders end there."""
+        if granule == NO_GRANULE:
+            if is_last and segments:
+                self.problem = f"damaged: the last page of its sound, at byte {place}, does not say when it ends"
+            return
+        if granule < self._ends[serial] - (TRIMMED_SAMPLES if is_last else 0):
+            self.problem = f"damaged: the page at byte {place} ends before the one before it"
+        self._ends[serial] = max(granule, self._ends[serial])
 
     def finish(self) -> None:
         """Be told that there are no more pages."""
@@ -81,6 +98,8 @@ def _pages_of(file: BinaryIO, pages: Pages) -> Iterator[tuple[int, bytes]]:
         if not data.startswith(b"OggS\0", at):
             if b"OggS" in data[at:]:
                 pages.problem = f"damaged: what is at byte {place} is no ogg page"
+            else:
+                pages.problem = pages.problem or bytes_behind(file.seek(0, os.SEEK_END), place)
             return
         length = _length(data, at)
         if length is None or at + length > len(data):

@@ -12,8 +12,18 @@ from typing import BinaryIO
 
 import numpy as np
 
+from hfprep.inputs.audio.chunks import (
+    CUT,
+    JOINED,
+    bytes_behind,
+    caf_problem,
+    iff_problem,
+    repeated_start_problem,
+    riff_problem,
+    w64_problem,
+)
+
 MAX_ELEMENTS = 1 << 22  # a file of more is no clip
-CUT = "cut off: {what} at byte {place} has {promised} bytes, {present} are there"
 
 MP4_BOXES = frozenset({b"moov", b"mdat"})
 MP4_OUTERMOST = MP4_BOXES | {
@@ -34,19 +44,12 @@ EBML_HEADER_BYTES = 12
 TS_PACKET_BYTES, TS_SYNC, TS_EMPTY_PID = 188, 0x47, 0x1FFF
 TS_BLOCK_PACKETS = 1 << 13
 
-STREAMED_BYTES = 0x7FFFF000  # a header claiming this many bytes or more was written before the length was known
-UNKNOWN_LENGTH = 0xFFFFFFFF
 ASF_OBJECT_BYTES = 24
 ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 
-JOINED = "is several files joined together; only the first could be read"
-MAX_BYTES_BEHIND = 4096  # padding and tags of other kinds
-FLAC_START = b"fLaC\0\0\0\x22"  # with the header of its first block, which has 34 bytes
-START_BYTES = 12
-SCANNED_BYTES = 1 << 20
-CHUNKS_BEHIND = frozenset({b"LIST", b"id3 ", b"ID3 ", b"fact", b"cue ", b"bext", b"PAD ", b"JUNK", b"junk", b"smpl"})
 
+PROGRAM_END, PROGRAM_END_WITHIN_BYTES, PROGRAM_PACK_BYTES = b"\0\0\1\xb9", 4096, 2048
 FLV_TAG_HEADER_BYTES = 11
 FLV_TAGS = frozenset({8, 9, 18})
 
@@ -60,7 +63,7 @@ def mp4_problem(file: BinaryIO, size: int) -> str | None:
         header = file.read(16)
         length, name = struct.unpack_from(">I4s", header)
         if seen >= MP4_BOXES and name not in MP4_OUTERMOST:
-            return None  # a tag or other bytes behind the last box
+            return bytes_behind(size, place)
         if name in seen and name in MP4_ONCE:
             return JOINED
         seen.add(name)
@@ -88,10 +91,10 @@ def matroska_problem(file: BinaryIO, size: int) -> str | None:
         file.seek(place)
         found = _element(file.read(EBML_HEADER_BYTES))
         if found is None:
-            return None if place == end else f"cut off or damaged at byte {place}"
+            return bytes_behind(size, place) if place == end else f"cut off or damaged at byte {place}"
         element, header, length = found
         if place == end and element not in _OUTER:
-            return None  # bytes behind the last element
+            return bytes_behind(size, place)
         if element not in _OUTER and element not in _ANYWHERE and not (in_cluster and element in _IN_CLUSTER):
             return f"damaged: element {element:#x} at byte {place} does not belong there"
         if length is not None and place + header + length > size:
@@ -190,7 +193,7 @@ def asf_problem(file: BinaryIO, size: int) -> str | None:
             return None  # written as a stream, before the length was known
         if place + length > size:
             if data_is_whole:
-                return None  # a tag or other bytes behind the sound
+                return bytes_behind(size, place)
             return CUT.format(what="the object", place=place, promised=length, present=size - place)
         data_is_whole = data_is_whole or name == ASF_DATA
         place += length
@@ -198,109 +201,43 @@ def asf_problem(file: BinaryIO, size: int) -> str | None:
 
 
 def avi_problem(file: BinaryIO, size: int) -> str | None:
-    """Walk the RIFF chunks of an AVI file, of which a long one has several."""
+    """Walk the RIFF chunks of an AVI file, of which a long one has several, and the chunks in them."""
     place = 0
     while place + 12 <= size:
         file.seek(place)
         name, length, kind = struct.unpack("<4sI4s", file.read(12))
         if name != b"RIFF" or not length:
-            return None
-        if place and kind == b"AVI ":
+            return bytes_behind(size, place) if place else None
+        if place and kind != b"AVIX":
             return JOINED
         if place + 8 + length > size:
             return CUT.format(what="the chunk 'RIFF'", place=place, promised=length + 8, present=size - place)
+        lost = _lost_in_list(file, place + 12, place + 8 + length)
+        if lost is not None:
+            return f"damaged: what is at byte {lost} is no chunk"
         place += 8 + length + length % 2
     return None
 
 
-def riff_problem(file: BinaryIO, size: int) -> str | None:
-    """Look for the sound of a wav file: all of it must be there, with no other sound behind it."""
-    found = _data_chunk(file)
-    if found is None:
-        return None  # a writer without padding: the decoder finds it, or says so
-    place, length = found
-    present = size - place
-    if length == 0:
-        file.seek(place)
-        is_empty = not present or file.read(4) in CHUNKS_BEHIND
-        return "holds no samples: its data chunk is empty" if is_empty else None
-    if length >= STREAMED_BYTES:
-        return None
-    if present < length:
-        return CUT.format(what="the data chunk", place=place - 8, promised=length, present=present)
-    return _behind(file, size, place + length + length % 2)
-
-
-def _data_chunk(file: BinaryIO) -> tuple[int, int] | None:
-    """Where the samples of a wav file begin, and how many bytes its header says they are."""
-    place = 12
-    wide = 0
-    while True:
-        file.seek(place)
-        header = file.read(8)
-        if len(header) < 8:
-            return None
-        name, length = struct.unpack("<4sI", header)
-        if name == b"ds64":
-            wide = int.from_bytes(file.read(16)[8:16], "little")
-        if name == b"data":
-            return place + 8, wide if wide and length >= STREAMED_BYTES else length
-        place += 8 + length + length % 2
-
-
-def _behind(file: BinaryIO, size: int, place: int) -> str | None:
-    """Look at what stands behind the sound of a wav file: more chunks, or a little of whatever it be."""
-    while size - place > MAX_BYTES_BEHIND:
+def _lost_in_list(file: BinaryIO, place: int, end: int) -> int | None:
+    """Where the chunks of a RIFF list, and of the lists in it, do not follow each other; None where they do."""
+    while end - place >= 8:
         file.seek(place)
         name, length = struct.unpack("<4sI", file.read(8))
-        if name in {b"RIFF", b"RF64"}:
-            return JOINED
-        if not name.decode("latin-1").isprintable() or place + 8 + length > size:
-            return f"{size - place} bytes stand behind its sound, which are not read; is its header wrong?"
+        if not name.decode("latin-1").isprintable() or place + 8 + length > end:
+            return place
+        lost = _lost_in_list(file, place + 12, place + 8 + length) if name == b"LIST" else None
+        if lost is not None:
+            return lost
         place += 8 + length + length % 2
     return None
 
 
-def flac_problem(file: BinaryIO, _size: int) -> str | None:
-    """Look for the start of a second flac file, which a decoder that knows the first's length does not reach."""
-    file.seek(4)
-    return _second_start(file, FLAC_START)
-
-
-def repeated_start_problem(file: BinaryIO, _size: int) -> str | None:
-    """Look for the first bytes of a file once more: a second file of its kind."""
-    return _second_start(file, file.read(START_BYTES))
-
-
-def _second_start(file: BinaryIO, start: bytes) -> str | None:
-    tail = b""
-    while chunk := file.read(SCANNED_BYTES):
-        if start in chunk or start in tail + chunk[: len(start)]:
-            return JOINED
-        tail = chunk[-len(start) :]
-    return None
-
-
-def iff_problem(file: BinaryIO, _size: int) -> str | None:
-    """Look behind the end of an aiff file for another one."""
-    file.seek(4)
-    length = int.from_bytes(file.read(4), "big")
-    return _joined(file, 8 + length + length % 2, (b"FORM",))
-
-
-def au_problem(file: BinaryIO, _size: int) -> str | None:
-    """Look behind the samples of a Sun audio file for another one."""
-    start = file.read(12)
-    byte_order = ">" if start.startswith(b".snd") else "<"
-    if len(start) < 12:
-        return None
-    offset, length = struct.unpack_from(f"{byte_order}II", start, 4)
-    return None if length == UNKNOWN_LENGTH else _joined(file, offset + length, (start[:4],))
-
-
-def _joined(file: BinaryIO, end: int, starts: tuple[bytes, ...]) -> str | None:
-    file.seek(end)
-    return JOINED if file.read(4) in starts else None
+def program_stream_problem(file: BinaryIO, size: int) -> str | None:
+    """Look for the end code of an MPEG program stream, or for whole packs: it says nothing else of its length."""
+    file.seek(max(0, size - PROGRAM_END_WITHIN_BYTES))
+    is_ended = file.read().rstrip(b"\0\xff").endswith(PROGRAM_END) or size % PROGRAM_PACK_BYTES == 0
+    return None if is_ended else "cut off, or of unknown length: its stream has no end code; convert it to flac"
 
 
 PROBLEMS: Mapping[str, Callable[[BinaryIO, int], str | None]] = {
@@ -308,23 +245,13 @@ PROBLEMS: Mapping[str, Callable[[BinaryIO, int], str | None]] = {
     "matroska,webm": matroska_problem,
     "mpegts": transport_stream_problem,
     "flv": flv_problem,
+    "mpeg": program_stream_problem,
     "asf": asf_problem,
     "avi": avi_problem,
     "wav": riff_problem,
     "aiff": iff_problem,
     "tta": repeated_start_problem,
-    "caf": repeated_start_problem,
-    "w64": repeated_start_problem,
+    "caf": caf_problem,
+    "w64": w64_problem,
 }
 """The check of each container, by the name that FFmpeg gives to it."""
-
-BEHIND: Mapping[bytes, Callable[[BinaryIO, int], str | None]] = {
-    b"RIFF": riff_problem,
-    b"RF64": riff_problem,
-    b"fLaC": flac_problem,
-    b".snd": au_problem,
-    b"dns.": au_problem,
-    b"riff": repeated_start_problem,
-    b"caff": repeated_start_problem,
-}
-"""The checks of what libsndfile may leave unread, by the first bytes of a file."""

@@ -1,0 +1,197 @@
+"""Whether the sound of a wav, aiff, caf, w64, au or NIST file is all there, and nothing behind it that is not read.
+
+Decoders read as many samples as a header says, whatever follows. Each function takes an open file and its size in bytes
+and gives the words for a rejection, or None. The sound itself is not looked at.
+"""
+
+import struct
+from collections.abc import Callable, Mapping
+from typing import BinaryIO
+
+STREAMED_BYTES = 0x7FFFF000  # a header claiming this many bytes or more was written before the length was known
+UNKNOWN_LENGTH = 0xFFFFFFFF
+SPHERE_BYTES = 1024
+IFF_HEADER_BYTES, CAF_HEADER_BYTES, W64_HEADER_BYTES = 12, 8, 40
+CHUNK_START_BYTES = 24
+JOINED = "is several files joined together; only the first could be read"
+MAX_BYTES_BEHIND = 4096  # padding and tags of other kinds
+START_BYTES = 12
+SCANNED_BYTES = 1 << 20
+CHUNKS_BEHIND = frozenset({b"LIST", b"id3 ", b"ID3 ", b"fact", b"cue ", b"bext", b"PAD ", b"JUNK", b"junk", b"smpl"})
+CUT = "cut off: {what} at byte {place} has {promised} bytes, {present} are there"
+MAX_CHUNKS = 1 << 16  # a file of more is no clip
+
+ReadChunk = Callable[[bytes], tuple[bytes, int]]  # name and length, with its header, of a chunk by its first bytes
+
+
+def riff_problem(file: BinaryIO, size: int) -> str | None:
+    """Look for the sound of a wav file: all of it must be there, with no other sound behind it."""
+    found = _data_chunk(file)
+    if found is None:
+        return None  # a writer without padding: the decoder finds it, or says so
+    place, length = found
+    present = size - place
+    if length == 0:
+        file.seek(place)
+        is_empty = not present or file.read(4) in CHUNKS_BEHIND
+        return "holds no samples: its data chunk is empty" if is_empty else None
+    if length >= STREAMED_BYTES:
+        return None
+    if present < length:
+        return CUT.format(what="the data chunk", place=place - 8, promised=length, present=present)
+    return _behind(file, size, place + length + length % 2, _riff_chunk, b"data", (b"RIFF", b"RF64"))
+
+
+def _data_chunk(file: BinaryIO) -> tuple[int, int] | None:
+    """Where the samples of a wav file begin, and how many bytes its header says they are."""
+    place = 12
+    wide = 0
+    while True:
+        file.seek(place)
+        header = file.read(8)
+        if len(header) < 8:
+            return None
+        name, length = struct.unpack("<4sI", header)
+        if name == b"ds64":
+            wide = int.from_bytes(file.read(16)[8:16], "little")
+        if name == b"data":
+            return place + 8, wide if wide and length >= STREAMED_BYTES else length
+        place += 8 + length + length % 2
+
+
+def _riff_chunk(start: bytes) -> tuple[bytes, int]:
+    name, length = struct.unpack_from("<4sI", start)
+    return name, 8 + length + length % 2
+
+
+def _iff_chunk(start: bytes) -> tuple[bytes, int]:
+    name, length = struct.unpack_from(">4sI", start)
+    return name, 8 + length + length % 2
+
+
+def _caf_chunk(start: bytes) -> tuple[bytes, int]:
+    name, length = struct.unpack_from(">4sq", start)
+    return name, 12 + length
+
+
+def _w64_chunk(start: bytes) -> tuple[bytes, int]:
+    name, length = struct.unpack_from("<4s12xQ", start)
+    return name, -(-length // 8) * 8
+
+
+def _behind(
+    file: BinaryIO, size: int, place: int, chunk: ReadChunk, sound: bytes, starts: tuple[bytes, ...]
+) -> str | None:
+    """Look at what is behind the sound of a file of chunks: more chunks, or a little of whatever it be.
+
+    `chunk` gives name and length, with its header, of one from its first bytes; `sound` is the name
+    of one with sound, `starts` are those that a file begins with.
+    """
+    while size - place >= CHUNK_START_BYTES:
+        file.seek(place)
+        name, length = chunk(file.read(CHUNK_START_BYTES))
+        if name in starts:
+            return JOINED
+        if not name.decode("latin-1").isprintable() or length <= 0 or place + length > size + 1:
+            break
+        if name == sound and length > CHUNK_START_BYTES:
+            return f"has a second {sound.decode()} chunk, which is not read"
+        place += length
+    return bytes_behind(size, place)
+
+
+def _sound_chunk(file: BinaryIO, size: int, place: int, chunk: ReadChunk, sound: bytes) -> int | None:
+    """Where the chunk with the sound of a file ends; None where it is not found, or goes to the end of the file."""
+    for _ in range(MAX_CHUNKS):
+        if size - place < CHUNK_START_BYTES:
+            return None
+        file.seek(place)
+        name, length = chunk(file.read(CHUNK_START_BYTES))
+        if length <= 0 or place + length > size + 1:
+            return None  # a cut sound is noticed by the decoder
+        place += length
+        if name == sound:
+            return place
+    return None
+
+
+def caf_problem(file: BinaryIO, size: int) -> str | None:
+    """Look behind the sound of a Core Audio file."""
+    end = _sound_chunk(file, size, CAF_HEADER_BYTES, _caf_chunk, b"data")
+    return None if end is None else _behind(file, size, end, _caf_chunk, b"data", (b"caff",))
+
+
+def w64_problem(file: BinaryIO, size: int) -> str | None:
+    """Look behind the sound of a Sony Wave64 file."""
+    end = _sound_chunk(file, size, W64_HEADER_BYTES, _w64_chunk, b"data")
+    return None if end is None else _behind(file, size, end, _w64_chunk, b"data", (b"riff",))
+
+
+def repeated_start_problem(file: BinaryIO, _size: int) -> str | None:
+    """Look for the first bytes of a file once more: a second file of its kind."""
+    return _second_start(file, file.read(START_BYTES))
+
+
+def _second_start(file: BinaryIO, start: bytes) -> str | None:
+    tail = b""
+    while chunk := file.read(SCANNED_BYTES):
+        if start in chunk or start in tail + chunk[: len(start)]:
+            return JOINED
+        tail = chunk[-len(start) :]
+    return None
+
+
+def iff_problem(file: BinaryIO, size: int) -> str | None:
+    """Look behind the sound of an aiff file."""
+    end = _sound_chunk(file, size, IFF_HEADER_BYTES, _iff_chunk, b"SSND")
+    return None if end is None else _behind(file, size, end, _iff_chunk, b"SSND", (b"FORM",))
+
+
+def au_problem(file: BinaryIO, size: int) -> str | None:
+    """Look behind the samples of a Sun audio file for more sound."""
+    start = file.read(12)
+    byte_order = ">" if start.startswith(b".snd") else "<"
+    if len(start) < 12:
+        return None
+    offset, length = struct.unpack_from(f"{byte_order}II", start, 4)
+    return None if length == UNKNOWN_LENGTH else _file_behind(file, size, offset + length, start[:4])
+
+
+def nist_problem(file: BinaryIO, size: int) -> str | None:
+    """Hold the length of a NIST (SPHERE) file against its header, which is text."""
+    lines = [line.split() for line in file.read(SPHERE_BYTES).splitlines()]
+    said = {line[0]: line[2] for line in lines if len(line) == 3}
+    try:
+        header = int(lines[1][0])
+        promised = int(said[b"sample_count"]) * int(said[b"sample_n_bytes"]) * int(said.get(b"channel_count", b"1"))
+    except (KeyError, ValueError, IndexError):
+        return "its header does not say how long it is; convert it to flac"
+    if size < header + promised:
+        return CUT.format(what="the sound", place=header, promised=promised, present=max(0, size - header))
+    return _file_behind(file, size, header + promised, b"NIST")
+
+
+def _file_behind(file: BinaryIO, size: int, end: int, magic: bytes) -> str | None:
+    """The words for another file of the kind behind the end of the sound, or for too much of anything."""
+    file.seek(end)
+    return JOINED if file.read(len(magic)) == magic else bytes_behind(size, end)
+
+
+def bytes_behind(size: int, end: int) -> str | None:
+    """The words for more than a tag or padding behind the end of the sound."""
+    if size - end <= MAX_BYTES_BEHIND:
+        return None
+    return f"{size - end} bytes stand behind its sound, which are not read; are files joined?"
+
+
+BEHIND: Mapping[bytes, Callable[[BinaryIO, int], str | None]] = {
+    b"RIFF": riff_problem,
+    b"RF64": riff_problem,
+    b".snd": au_problem,
+    b"dns.": au_problem,
+    b"riff": w64_problem,
+    b"caff": caf_problem,
+    b"FORM": iff_problem,
+    b"NIST": nist_problem,
+}
+"""The checks of what libsndfile may leave unread, by the first bytes of a file."""
