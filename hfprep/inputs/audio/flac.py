@@ -48,7 +48,9 @@ def flac_problem(file: BinaryIO, size: int) -> str | None:
     if joined is not None or not total:
         return joined
     place, end = _last_frame(file, size, min_block if min_block == max_block else 0, total)
-    if end != total:
+    if end < total:
+        return f"cut off: its header promises {total} samples, its last frame ends at sample {end}"
+    if end > total:
         return f"damaged: its header says {total} samples, and its last frame ends at sample {end}"
     largest = MAX_HEADER_BYTES + channels * (max_block * (bits + 1) // 8 + MAX_HEADER_BYTES)
     behind = size - place - largest
