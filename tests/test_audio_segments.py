@@ -140,7 +140,7 @@ def test_what_is_read_where_it_is_has_the_same_numbers(
     content = recordings[suffix].read_bytes()
     (tmp_path / "x.tar").write_bytes(b"RIFF" * 128 + content + b"OggS" * 1000)
     store = Held(content)
-    monkeypatch.setattr(object_storage, "_opened", lambda url: (store, url))
+    monkeypatch.setattr(object_storage, "opened", lambda url: (store, url))
     inside, there = f"{tmp_path}/x.tar#a.{suffix}@512+{len(content)}", f"s3://data/a.{suffix}"
     for segment in (None, *(Segment(*stretch) for stretch in STRETCHES)):
         expected = load_waveform(recordings[suffix], segment=segment)
@@ -162,7 +162,7 @@ def test_a_read_that_fails_half_way_is_no_end(
 ) -> None:
     monkeypatch.setattr(object_storage, "READ_AHEAD_BYTES", 1 << 12)
     counting = store = Held(recordings[suffix].read_bytes())
-    monkeypatch.setattr(object_storage, "_opened", lambda url: (store, url))
+    monkeypatch.setattr(object_storage, "opened", lambda url: (store, url))
     load_waveform("s3://data/counted.wav")
     for answers in {0, 1, counting.answers // 2, counting.answers - 1}:
         store = Held(counting.content, fails_at=answers)
@@ -175,7 +175,7 @@ def test_of_a_large_object_only_the_stretch_is_fetched(monkeypatch: pytest.Monke
     target = BytesIO()
     soundfile.write(target, np.zeros(48_000 * 600, np.int16), 48_000, format="WAV")
     store = Held(target.getvalue())
-    monkeypatch.setattr(object_storage, "_opened", lambda url: (store, url))
+    monkeypatch.setattr(object_storage, "opened", lambda url: (store, url))
     assert load_waveform("s3://data/long.wav", segment=Segment(300.0, 2.0)).seconds == 2.0
     assert store.given < len(store.content) / 10
 

@@ -149,7 +149,7 @@ def test_a_store_that_fails_while_clips_are_read_costs_the_rows_that_chose_it(
     build: Build, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
     store = Failing(Path(rows[1]["audio"]).read_bytes(), ANSWERS[answer])
-    monkeypatch.setattr(object_storage, "_opened", lambda url: (store, url))
+    monkeypatch.setattr(object_storage, "opened", lambda url: (store, url))
     rows[1]["audio"], rows[2]["audio"] = "s3://theirs/a.wav", "s3://theirs/b.tar#b.wav@0+100"
     for options in ({}, {"hash_audio": True}):
         summary = build(rows, engine="inline", **options)
@@ -168,7 +168,7 @@ def test_credentials_that_expire_cost_rows_or_end_the_run(
         return part if store.asked == 1 else refuses(part)
 
     store = Failing(content, once)
-    monkeypatch.setattr(object_storage, "_opened", lambda url: (store, url))
+    monkeypatch.setattr(object_storage, "opened", lambda url: (store, url))
     for number, row in enumerate(rows):
         row["audio"] = f"s3://theirs/{number}.wav"
     options = {"engine": "inline", "workers": 1, "batch_size": 1}
@@ -185,7 +185,7 @@ def test_check_and_adoption_reject_rows_of_a_store_that_fails(
     assert build(rows, engine="inline").accepted == 4
     (tmp_path / "out" / ".hfprep" / "state.sqlite").unlink()
     store = Failing(Path(rows[1]["audio"]).read_bytes(), is_gone)
-    monkeypatch.setattr(object_storage, "_opened", lambda url: (store, url))
+    monkeypatch.setattr(object_storage, "opened", lambda url: (store, url))
     rows[1]["audio"] = "s3://theirs/a.wav"
     found = check(CheckOptions(manifest=tmp_path / "rows.jsonl", decode=True))
     assert not found.findings.rejected
