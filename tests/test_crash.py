@@ -58,7 +58,7 @@ SLOW_PUBLISHING = """
 import time
 from hfprep.store.layout import Publisher
 publish = Publisher.publish
-Publisher.publish = lambda *arguments: (time.sleep(0.3), publish(*arguments))
+Publisher.publish = lambda *arguments: (time.sleep(0.3), publish(*arguments))[1]
 """
 
 

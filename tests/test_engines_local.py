@@ -382,6 +382,7 @@ class _Extractor:
     """Gives one batch a row, without any model; says in `begun` which it has begun."""
 
     out_of_memory_events = 0
+    model = watch = None
     schema = speech_schema()
 
     def __init__(self, looks_ahead: bool) -> None:
