@@ -241,6 +241,14 @@ def test_help_loads_nothing_heavy() -> None:
     assert not HEAVY.intersection(loaded)
 
 
+def test_a_driver_reads_the_manifest_without_waiting_for_torch() -> None:
+    """What computes is in the workers; a recipe that looks into a checkpoint imports torch itself."""
+    code = "import sys, hfprep.cli.summary, hfprep.pipeline.building; print(*sorted(sys.modules))"
+    loaded = run_python("-c", code).stdout.split()
+    assert "hfprep.pipeline.engines.local" in loaded
+    assert not HEAVY.intersection(loaded)
+
+
 def test_a_build_loads_neither_the_compiler_nor_the_model_library(golden_small: Path, tmp_path: Path) -> None:
     """Each takes a second and 60 MB in every process: torch's compiler is imported where weights are drawn on meta."""
     code = """
@@ -254,7 +262,7 @@ print(hfprep.build(config).accepted, *sorted(sys.modules))
     accepted, *loaded = run_python("-c", code, str(golden_small), str(tmp_path / "out")).stdout.split()
     assert int(accepted)
     assert "torch" in loaded
-    assert not {"torch._dynamo", "torch._inductor", "transformers"}.intersection(loaded)
+    assert not {"torch._dynamo", "torch._inductor", "transformers", "datasets"}.intersection(loaded)
 
 
 def test_help_takes_less_than_a_second() -> None:

@@ -15,7 +15,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -369,20 +368,6 @@ def test_a_rejection_travels_between_processes() -> None:
     error = RejectedSample(Reason.AUDIO_EMPTY, "no samples")
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), copy.reason, copy.message, str(copy)) == (RejectedSample, *error.__reduce__()[1], str(error))
-
-
-def test_progress_bars_of_datasets_are_as_they_were() -> None:
-    code = (
-        "import datasets; from hfprep.pipeline.logs import no_progress_bars\n"
-        "for _ in range(2):\n"
-        "    before = datasets.are_progress_bars_disabled()\n"
-        "    with no_progress_bars():\n"
-        "        assert datasets.are_progress_bars_disabled()\n"
-        "    assert datasets.are_progress_bars_disabled() is before\n"
-        "    datasets.disable_progress_bars()\n"
-    )
-    environment = {name: value for name, value in os.environ.items() if "PROGRESS" not in name}
-    subprocess.run([sys.executable, "-c", code], env=environment, cwd=GOLDEN.parent.parent, check=True, timeout=100)
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -15,6 +15,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from hfprep.errors import StoreError
@@ -80,7 +81,7 @@ class FakePlan:
         self.rows = rows
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(repr(rows))
-        self.dataset = datasets.Dataset.from_dict({"extra": [row.utterance.extra for row in rows] or ["{}"]})
+        self.table = pa.table({"extra": [row.utterance.extra for row in rows] or ["{}"]})
 
     def chunks(self) -> Iterator[list[PlannedRow]]:
         for start in range(0, len(self.rows), 5):

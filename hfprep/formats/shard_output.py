@@ -10,8 +10,9 @@ import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from hfprep.errors import StoreError
@@ -28,9 +29,6 @@ from hfprep.store.layout import NpyOutput, PlannedRow
 from hfprep.store.shard_index import SHARDS, UNLISTED, Shard, ShardIndex
 from hfprep.store.state import SELECTED_TOGETHER, State
 
-if TYPE_CHECKING:
-    import datasets
-
 log = logging.getLogger(__name__)
 
 SURVEY = "packed_survey"  # in the state, by its first name: what the columns for other fields were chosen by
@@ -44,10 +42,12 @@ SUFFIXES = {"arrow": ".arrow", "webdataset": ".tar"}
 
 
 class PlannedRows(Protocol):
-    """The rows of a plan: its file, its rows as a data set with a column `extra`, and as objects, in source order."""
+    """The rows of a plan: its file, its rows as a table with a column `extra`, and as objects, in source order."""
 
     path: Path
-    dataset: "datasets.Dataset"
+
+    @property
+    def table(self) -> pa.Table: ...
 
     def chunks(self) -> Iterator[list[PlannedRow]]: ...
 
@@ -112,7 +112,7 @@ class ShardOutput:
 
     def survey(self, plan: PlannedRows) -> None:
         """Choose the columns for the other fields of a plan's rows: those of before, where they are the same."""
-        column = plan.dataset.data.column("extra")
+        column = plan.table.column("extra")
         survey = Survey()
         if pc.all(pc.equal(column, NO_EXTRA)).as_py() is False:
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from hfprep.models.configs import ConditionConfig
+from hfprep.models.configs import NUM_LATENTS, ConditionConfig
 from hfprep.models.conformer import POSITION_ROWS, Conformer
 from hfprep.models.masking import FrameMask
 from hfprep.models.perceiver import Perceiver
-
-NUM_LATENTS = 32
 
 
 class Conditioner(nn.Module):

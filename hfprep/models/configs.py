@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+NUM_LATENTS = 32  # queries of the Perceiver: rows of a condition
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionConfig:

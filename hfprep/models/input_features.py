@@ -9,11 +9,14 @@ import functools
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from hfprep.errors import ConfigError, Reason, RejectedSample
+
+if TYPE_CHECKING:
+    import torch
 
 SAMPLING_RATE = 16_000  # Hz
 WINDOW_SECONDS = 0.025
@@ -161,6 +164,8 @@ def _mel_energies(power: np.ndarray) -> np.ndarray:
     Products by torch: numpy's BLAS starts all its threads from within each of our worker threads, and cannot be
     told otherwise for one thread.
     """
+    import torch
+
     source = torch.from_numpy(power)
     energies = torch.empty(len(power), NUM_MEL_BINS, dtype=torch.float64)
     for bins, frequencies, filters in _mel_filter_groups():
@@ -193,8 +198,10 @@ def _mel(frequency: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def _mel_filter_groups() -> tuple[tuple[slice, slice, torch.Tensor], ...]:
+def _mel_filter_groups() -> tuple[tuple[slice, slice, "torch.Tensor"], ...]:
     """For each group of filters: its mel bins, the frequency bins it reads, and its part of the matrix."""
+    import torch
+
     groups = []
     for first in range(0, NUM_MEL_BINS, MEL_GROUP):
         bins = slice(first, first + MEL_GROUP)

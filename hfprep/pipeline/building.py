@@ -30,7 +30,7 @@ from hfprep.pipeline.devices import choose_workers
 from hfprep.pipeline.engines.choice import ENGINES, Job, Workers
 from hfprep.pipeline.engines.spec import BatchCost
 from hfprep.pipeline.inputs import Inputs, find_inputs
-from hfprep.pipeline.logs import log_shown, log_to_file, no_progress_bars
+from hfprep.pipeline.logs import log_shown, log_to_file
 from hfprep.pipeline.parts import part_facts, withdraw_part, write_part
 from hfprep.pipeline.plan import Plan, PlanCounts
 from hfprep.pipeline.planning import Planner, PlanOptions, no_doubt
@@ -82,7 +82,7 @@ def build(
     where the program has not configured logging, the log lines too. Without `with_audio` text alone is computed, and
     samples whose audio is not finished are rejected.
     """
-    with no_progress_bars(), log_shown(shown=progress), BuildProgress(shown=progress) as shown:
+    with log_shown(shown=progress), BuildProgress(shown=progress) as shown:
         return _build(config, shared, shown, with_audio)
 
 
@@ -91,7 +91,6 @@ def _build(config: BuildConfig, shared: Shared | None, shown: BuildProgress, wit
     folder = open_folder(config.output_dir, config.work_dir)
     engine = ENGINES[config.engine]
     with ExitStack() as stack:
-        stack.enter_context(imports_left_out())
         if shared is None:
             shared = Shared()
             stack.enter_context(shared.workers)
@@ -104,6 +103,7 @@ def _build(config: BuildConfig, shared: Shared | None, shown: BuildProgress, wit
         stack.callback(folder.remove_work)
         shown.stage("checking the model files")
         inputs = shared.inputs = shared.inputs or find_inputs(config, folder)
+        stack.enter_context(imports_left_out())  # after a recipe's own imports
         output = NpyOutput(folder.root, inputs.schema)
         mirror = stack.enter_context(Mirror(folder)) if folder.url is not None else None
         state = State(output.private / "state.sqlite", output.work / "scan.sqlite")
@@ -223,7 +223,7 @@ class _Run:
             if not earlier:
                 self.state.put("settings", settings)
         if self.kept.manifests:
-            keep_extra_fields(self.output.root, plan.dataset.data.table)
+            keep_extra_fields(self.output.root, plan.table)
         self.list_rejected()
         return plan
 

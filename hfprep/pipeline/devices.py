@@ -3,16 +3,33 @@
 import contextlib
 import math
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from hfprep.errors import ConfigError
 
+if TYPE_CHECKING:
+    import torch
 
-def choose_device(name: str) -> torch.device:
+# Of NVIDIA's driver, of a Jetson's, of Windows' below Linux, of AMD's: without any of these there is no GPU.
+GPU_FILES = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
+
+
+def gpu_count() -> int:
+    """GPUs that torch sees. torch, which takes seconds to import, is not asked where there can be none."""
+    if "torch" not in sys.modules and not any(map(os.path.exists, GPU_FILES)):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def choose_device(name: str) -> "torch.device":
     """The device for `--device`: "auto" is the first GPU where there is one. ConfigError where it is not there."""
+    import torch
+
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
@@ -26,10 +43,12 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def device_memory(device: torch.device, tenants: int = 1) -> int | None:
+def device_memory(device: "torch.device", tenants: int = 1) -> int | None:
     """Bytes of memory of a GPU for each of so many workers that share it; None for the CPU."""
     if device.type != "cuda":
         return None
+    import torch
+
     return int(torch.cuda.get_device_properties(device).total_memory) // max(1, tenants)
 
 
@@ -83,6 +102,8 @@ def torch_threads_kept() -> Iterator[None]:
 
     A number that any thread sets becomes that of all threads which start later.
     """
+    import torch
+
     number = torch.get_num_threads()
     try:
         yield

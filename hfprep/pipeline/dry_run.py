@@ -26,7 +26,6 @@ from hfprep.pipeline.engines.local import choose_num_processes, worker_device
 from hfprep.pipeline.engines.rows import units_of
 from hfprep.pipeline.inputs import Inputs, find_inputs
 from hfprep.pipeline.intake import expected_seconds
-from hfprep.pipeline.logs import no_progress_bars
 from hfprep.pipeline.plan import Plan, PlanCounts
 from hfprep.pipeline.planning import Planner
 from hfprep.pipeline.precision_choice import without_measuring
@@ -94,7 +93,6 @@ class _Unlisted:
 def preview(config: BuildConfig) -> Preview:
     """Plan a build and say what it would do; raises what the build would raise before it reads any audio."""
     with ExitStack() as stack:
-        stack.enter_context(no_progress_bars())
         private = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hfprep-dry-run-")))
         url = url_of(config.output_dir)
         folder = OutputFolder(config.output_dir)
@@ -147,7 +145,7 @@ class _Estimate:
         """Go through the work units as the engine would hand them out."""
         with ThreadPoolExecutor(choose_workers(self.config.workers)) as pool:
             for unit in units_of(self.plan, self.num_processes):
-                rows = self.plan.dataset[[int(row) for row in unit.rows]]
+                rows = self.plan.rows.take(unit.rows, ["duration", "path", "need", "audio_bytes"]).to_pydict()
                 columns = zip(
                     rows["duration"], map(os.fsdecode, rows["path"]), rows["need"], rows["audio_bytes"], strict=True
                 )
@@ -212,9 +210,10 @@ class _Estimate:
         encoder = self.inputs.text_encoder
         if encoder is None:
             return 0
-        dataset = self.plan.dataset
-        step = max(1, len(dataset) // TEXTS_TRIED)
-        rows = dataset[list(islice(range(0, len(dataset), step), TEXTS_TRIED))]
+        count = len(self.plan.rows)
+        step = max(1, count // TEXTS_TRIED)
+        chosen = list(islice(range(0, count, step), TEXTS_TRIED))
+        rows = self.plan.rows.take(chosen, ["text", "language"]).to_pydict()
         lengths = []
         for text, language in zip(rows["text"], rows["language"], strict=True):
             try:

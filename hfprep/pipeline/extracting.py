@@ -17,9 +17,10 @@ from hfprep.io.file_hashes import FileIdentity
 from hfprep.pipeline.batching import BatchLimits
 from hfprep.pipeline.devices import choose_device, choose_workers, device_memory, torch_threads_kept
 from hfprep.pipeline.engines.spec import Models
-from hfprep.pipeline.features import ExtractorSettings, FeatureExtractor, map_schema
+from hfprep.pipeline.features import ExtractorSettings, FeatureExtractor
 from hfprep.recipes.options import ModelOptions
 from hfprep.recipes.registry import choose_recipe
+from hfprep.schema import Schema
 
 
 class DatasetExtractor(FeatureExtractor):
@@ -56,6 +57,17 @@ class DatasetExtractor(FeatureExtractor):
     def features(self, columns: datasets.Features) -> datasets.Features:
         """The columns of a Dataset after `map`: what was there, those of the recipe, and `rejected`."""
         return map_schema(columns, self.schema)
+
+
+def map_schema(columns: datasets.Features, schema: Schema) -> datasets.Features:
+    """The columns of a Dataset after `map` with a `FeatureExtractor`: what was there, the features, `rejected`."""
+    types = {column.name: nested(datasets.Value(column.dtype), column.ndim) for column in schema.columns}
+    return datasets.Features({**columns, **types, "rejected": datasets.Value("string")})
+
+
+def nested(value: datasets.Value, depth: int) -> datasets.Value | datasets.List:
+    """A list of lists, `depth` deep, of a value."""
+    return nested(datasets.List(value), depth - 1) if depth else value
 
 
 def _path(name: str, value: Any) -> Any:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from hfprep.errors import HfprepError
 
 CUDA_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
@@ -52,6 +50,8 @@ class Failure:
     @classmethod
     def of(cls, error: Exception) -> Failure:
         """Sort an exception by its type, and by its text where the type says too little."""
+        import torch
+
         kind, text = type(error).__name__, str(error)
         message = f"{kind}: {text.strip()}".splitlines()[0][:400]
         known = isinstance(error, torch.AcceleratorError)

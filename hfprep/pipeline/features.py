@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import datasets
 import torch
 
 from hfprep.errors import CheckpointError, Reason
@@ -33,7 +32,7 @@ from hfprep.pipeline.prefetch import prefetch
 from hfprep.pipeline.underway import Watch
 from hfprep.pipeline.windows import Feed, Place, in_loading_order
 from hfprep.recipes.base import Model, ModelSet, TextEncoder
-from hfprep.schema import Features, Rejection, Schema, Utterance
+from hfprep.schema import Features, Rejection, Utterance
 
 log = logging.getLogger(__name__)
 
@@ -65,17 +64,6 @@ class ExtractorSettings:
     filters: RowFilters = field(default_factory=RowFilters)
     prefetch_bytes: int = PREFETCH_BYTES
     named_stores: frozenset[str] = frozenset()
-
-
-def map_schema(columns: datasets.Features, schema: Schema) -> datasets.Features:
-    """The columns of a Dataset after `map` with a `FeatureExtractor`: what was there, the features, `rejected`."""
-    types = {column.name: nested(datasets.Value(column.dtype), column.ndim) for column in schema.columns}
-    return datasets.Features({**columns, **types, "rejected": datasets.Value("string")})
-
-
-def nested(value: datasets.Value, depth: int) -> datasets.Value | datasets.List:
-    """A list of lists, `depth` deep, of a value."""
-    return nested(datasets.List(value), depth - 1) if depth else value
 
 
 @dataclass

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from io import TextIOWrapper
 from pathlib import Path
 
-import datasets
-
 from hfprep.io.atomic import NO_LINK, explained
 from hfprep.io.printable import printable, printable_json, printable_lines
 from hfprep.io.record import record
@@ -125,15 +123,3 @@ def _as_it_was(logger: logging.Logger) -> Iterator[None]:
         logger.handlers[:] = handlers
         logger.setLevel(level)
         logger.propagate = propagate
-
-
-@contextlib.contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Keep `datasets` from drawing bars while inside."""
-    shown = datasets.are_progress_bars_disabled() is False
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()

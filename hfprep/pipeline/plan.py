@@ -1,4 +1,4 @@
-"""The rows of a plan: what the scan of a manifest found, on disk, as a Dataset and as objects."""
+"""The rows of a plan: what the scan of a manifest found, on disk, as Arrow tables and as objects."""
 
 import dataclasses
 import os
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -73,13 +73,42 @@ class PlanCounts:
         return f"{count(self.lines_read, 'line')}: {', '.join([f'{self.pending:,} to compute', *others])}"
 
 
+class MappedRows:
+    """The rows in a plan's file by position, mapped: no more is read than is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        with pa.ipc.open_stream(pa.memory_map(str(path))) as stream:
+            self.table = pa.Table.from_batches(list(stream), stream.schema)
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def take(self, positions: Sequence[int] | np.ndarray, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows at these positions, in their order, with these columns (None: all)."""
+        table = self.table if columns is None else self.table.select(columns)
+        batches = table.to_batches()
+        ends = np.cumsum([len(batch) for batch in batches])
+        wanted = np.asarray(positions, np.int64)
+        numbers = np.searchsorted(ends, wanted, side="right")
+        found = []
+        for run in np.split(np.arange(len(wanted)), np.flatnonzero(np.diff(numbers)) + 1) if len(wanted) else []:
+            batch, end = batches[numbers[run[0]]], ends[numbers[run[0]]]
+            found.append(batch.take(pa.array(wanted[run] - (end - len(batch)))))
+        return pa.Table.from_batches(found, table.schema)
+
+
 class Plan:
-    """The valid rows of a manifest as a Dataset on disk, in source order."""
+    """The valid rows of a manifest on disk, in source order."""
 
     def __init__(self, path: Path, counts: PlanCounts) -> None:
         self.path = path
-        self.dataset = datasets.Dataset.from_file(str(path))
+        self.rows = MappedRows(path)
         self.counts = counts
+
+    @property
+    def table(self) -> pa.Table:
+        """All rows."""
+        return self.rows.table
 
     def chunks(self) -> Iterator[list[PlannedRow]]:
         """Every valid row, in order, some thousand at a time; read, not mapped, so that no memory is kept."""
@@ -88,18 +117,14 @@ class Plan:
                 yield [planned_row(row) for row in batch.to_pylist()]
 
     def pending_positions(self) -> list[int]:
-        """Positions in `dataset` of the rows of which something has yet to be computed."""
-        needed = pc.list_value_length(self.dataset.data.column("need"))
+        """Positions of the rows of which something has yet to be computed."""
+        needed = pc.list_value_length(self.table.column("need"))
         positions: list[int] = needed.to_numpy().nonzero()[0].tolist()
         return positions
 
-    def pending(self) -> datasets.Dataset:
-        """The rows of which something has yet to be computed."""
-        return self.dataset.select(self.pending_positions())
-
 
 def planned_row(row: dict[str, Any]) -> PlannedRow:
-    """A row of the plan's Dataset as an object."""
+    """A row of the plan, as Arrow gives it, as an object."""
     fields = row | {"path": os.fsdecode(row["path"])}
     utterance = Utterance(*(fields[name] for name in UTTERANCE_FIELDS))
     audio = AudioIdentity(row["audio_bytes"], row["audio_mtime_ns"], row["audio_sha256"])

@@ -1,7 +1,7 @@
 """What there is to do: the manifest held against the state, before anything is computed.
 
-Reads every line once, in order; writes the valid rows with their fingerprints and needs to one Arrow file, which
-is the `datasets.Dataset` that everything after this maps over. Opens no audio, except headers of artifacts to adopt.
+Reads every line once, in order; writes the valid rows with their fingerprints and needs to one Arrow file, by which
+everything after this goes. Opens no audio, except headers of artifacts to adopt.
 """
 
 import contextlib

@@ -16,7 +16,6 @@ import numpy as np
 from hfprep.errors import ConfigError
 from hfprep.inputs.manifest.opening import open_source
 from hfprep.inputs.manifest.rows import AudioFinder, parse_line
-from hfprep.models.precision import candidates, require
 from hfprep.pipeline.config import AUTO, PLAIN, BuildConfig
 from hfprep.pipeline.devices import choose_device, choose_workers
 from hfprep.pipeline.engines.spec import ExtractorSpec
@@ -50,6 +49,8 @@ def decide(config: BuildConfig, inputs: Inputs, state: State, run: Callable[[Tri
         )
     if config.precision == PLAIN or config.engine == "ray":
         return config
+    from hfprep.models.precision import candidates, require  # imports torch
+
     device = choose_device(config.device)
     require(asked or PLAIN, device)
     earlier = _earlier(config, inputs, state)

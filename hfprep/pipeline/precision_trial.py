@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from hfprep.pipeline.failures import DeviceError
 from hfprep.pipeline.intake import Task
@@ -40,6 +39,8 @@ class Trial:
 
     def run(self) -> TrialResult:
         """Load the models, compute the clips, and let the models go. Raises ConfigError and CheckpointError."""
+        import torch
+
         try:
             extractor = self.spec.open(self.device)
         except DeviceError as error:

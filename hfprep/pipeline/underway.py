@@ -36,7 +36,7 @@ def work_of(row: PlannedRow, audio_groups: frozenset[str]) -> float:
 def pending_work(plan: Plan, audio_groups: frozenset[str]) -> float:
     """What `work_of` gives for all rows of a plan that have yet to be computed, together."""
     total = 0.0
-    for batch in plan.dataset.data.table.to_batches():
+    for batch in plan.table.to_batches():
         need = batch.column("need")
         wanted = pc.is_in(need.flatten(), pa.array(sorted(audio_groups), pa.string()))
         with_audio = np.zeros(len(need), bool)

@@ -7,9 +7,12 @@ where it is needed. Takes float32 samples. Knows nothing of files.
 
 import functools
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 FILTER_ZERO_CROSSINGS = 6  # on each side; torchaudio calls it lowpass_filter_width
 ROLLOFF = 0.99  # of the lower rate's Nyquist frequency
@@ -31,6 +34,8 @@ def resample(waveform: np.ndarray, source_rate: int, target_rate: int) -> np.nda
     half_width = math.ceil(FILTER_ZERO_CROSSINGS * source_step / (min(source_step, target_step) * ROLLOFF))
     if target_step * (source_step + 2 * half_width) > MAX_KERNEL_VALUES:
         return _resample_directly(waveform, source_step, target_step, half_width)
+    import torch  # takes seconds, which a process that resamples nothing need not wait for
+
     with torch.inference_mode():
         filters = _filters(source_step, target_step, half_width)
         padded = torch.nn.functional.pad(torch.from_numpy(waveform), (half_width, half_width + source_step))
@@ -41,11 +46,13 @@ def resample(waveform: np.ndarray, source_rate: int, target_rate: int) -> np.nda
 
 
 @functools.lru_cache(maxsize=KERNELS_KEPT)
-def _filters(source_step: int, target_step: int, half_width: int) -> torch.Tensor:
+def _filters(source_step: int, target_step: int, half_width: int) -> "torch.Tensor":
     """One filter for each phase of the output: float32 (target_step, 1, source_step + 2 * half_width).
 
     The order of the operations, all in float32, decides the last bits: it is torchaudio's.
     """
+    import torch
+
     base = min(source_step, target_step) * ROLLOFF
     taps = torch.arange(-half_width, half_width + source_step, dtype=torch.float32) / source_step
     phases = torch.arange(0, -target_step, -1, dtype=torch.float32) / target_step

@@ -25,7 +25,6 @@ class _Fetched(Guarded):
     repository: str
     config: str | None
     split: str | None
-    with_bars: bool
 
     def steps(self, start: Position) -> Iterator[Step]:
         """One step with the names of the files."""
@@ -33,9 +32,8 @@ class _Fetched(Guarded):
         import datasets
         from huggingface_hub.utils import disable_progress_bars
 
-        if not self.with_bars:
-            datasets.disable_progress_bars()
-            disable_progress_bars()
+        datasets.disable_progress_bars()
+        disable_progress_bars()
         try:
             split = self.split
             if split is None:
@@ -59,11 +57,9 @@ class _Fetched(Guarded):
 
 def open_hub(repository: str, config: str | None, split: str | None, fields: FieldMap) -> ArrowFiles:
     """The rows of a data set of the Hub, fetched unless it is cached. Raises ConfigError."""
-    from datasets import are_progress_bars_disabled
-
     where = f"--manifest {repository!r} (no such file; a data set of the Hub)"
     try:
-        for step in run(_Fetched(where, repository, config, split, not are_progress_bars_disabled()), Position()):
+        for step in run(_Fetched(where, repository, config, split), Position()):
             if isinstance(step, tuple) and isinstance(step[1], dict):
                 return ArrowFiles(where, tuple(step[1][FILES]), fields)
     except Died as error:

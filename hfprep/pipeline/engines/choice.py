@@ -11,11 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-import torch
-
 from hfprep.pipeline.config import BuildConfig
-from hfprep.pipeline.devices import choose_workers
-from hfprep.pipeline.engines.inline import run_inline
+from hfprep.pipeline.devices import choose_workers, gpu_count
 from hfprep.pipeline.engines.local import choose_num_processes, run_local, threads_per_process, trial_in_worker
 from hfprep.pipeline.engines.pool import WorkerPool
 from hfprep.pipeline.engines.spec import ExtractorSpec, Models, Sink, Staging, Watcher
@@ -144,6 +141,8 @@ class InlineEngine:
         return trial.run()
 
     def run(self, job: Job, workers: Workers) -> None:
+        from hfprep.pipeline.engines.inline import run_inline  # imports torch
+
         spec = dataclasses.replace(job.spec(1), own_process=self.own_process)
         run_inline(spec, job.plan, job.sink, watch=job.watch, models=workers.models, work=job.work, stop=job.stop)
 
@@ -185,4 +184,4 @@ ENGINES: dict[str, Engine] = {"local": LocalEngine(), "inline": InlineEngine(), 
 def tenants(device: str, num_processes: int) -> int:
     """How many of so many workers share each GPU."""
     spread = device in ("auto", "cuda")
-    return math.ceil(num_processes / max(1, torch.cuda.device_count())) if spread else num_processes
+    return math.ceil(num_processes / max(1, gpu_count())) if spread else num_processes

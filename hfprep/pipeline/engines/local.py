@@ -8,9 +8,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from hfprep.pipeline.devices import cpu_count
+from hfprep.pipeline.devices import cpu_count, gpu_count
 from hfprep.pipeline.engines.driver import Died, Driver
 from hfprep.pipeline.engines.in_hand import in_hand
 from hfprep.pipeline.engines.messages import Assignment, Closed, Failed, LogLine, WorkerSetup
@@ -28,14 +26,13 @@ POLL_SECONDS = 0.5
 
 def choose_num_processes(num_processes: int, device: str = "auto") -> int:
     """Processes for `--num-processes`: 0 is one for each GPU where the device is left open, else one."""
-    return num_processes or (max(1, torch.cuda.device_count()) if device in ("auto", "cuda") else 1)
+    return num_processes or (max(1, gpu_count()) if device in ("auto", "cuda") else 1)
 
 
 def worker_device(device: str, rank: int) -> str:
     """Device of a worker: its rank modulo the GPUs, unless one device was named."""
-    if device not in ("auto", "cuda") or not torch.cuda.is_available():
-        return device
-    return f"cuda:{rank % torch.cuda.device_count()}"
+    count = gpu_count() if device in ("auto", "cuda") else 0
+    return f"cuda:{rank % count}" if count else device
 
 
 def threads_per_process(num_processes: int) -> int:

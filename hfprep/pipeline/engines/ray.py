@@ -183,8 +183,9 @@ class RayCrew:
         self._stage.close()
 
     def _path_of(self, line: int) -> str:
-        lines = self._plan.dataset.data.column("line").to_numpy()  # they rise
-        return os.fsdecode(self._plan.dataset[int(lines.searchsorted(line))]["path"])
+        rows = self._plan.rows
+        position = rows.table.column("line").to_numpy().searchsorted(line)  # they rise
+        return os.fsdecode(rows.take([int(position)], ["path"]).column("path")[0].as_py())
 
     @staticmethod
     def _explained(failed: Failed, node: str) -> Failed:

@@ -25,26 +25,27 @@ def row_reader(plan: Plan) -> Callable[[Sequence[int] | np.ndarray], Iterable[tu
     """A function that gives line, id and position of the plan's rows at these positions."""
 
     def read(positions: Sequence[int] | np.ndarray) -> Iterable[tuple[int, str, int]]:
-        rows = plan.dataset.select_columns(["line", "id"])[[int(position) for position in positions]]
-        return zip(rows["line"], rows["id"], (int(position) for position in positions), strict=True)
+        rows = plan.rows.take(positions, ["line", "id"])
+        lines, ids = (rows.column(name).to_pylist() for name in ("line", "id"))
+        return zip(lines, ids, (int(position) for position in positions), strict=True)
 
     return read
 
 
 def control_of(plan: Plan) -> PlannedRow | None:
     """A row that was computed before, the one with the smallest audio file; None where none was."""
-    columns = plan.dataset.data
+    columns = plan.table
     finished = np.flatnonzero(pc.list_value_length(columns.column("need")).to_numpy() == 0)
     if not len(finished):
         return None
     sizes = columns.column("audio_bytes").to_numpy(zero_copy_only=False)[finished]
     smallest = int(finished[np.argmin(np.nan_to_num(sizes.astype(np.float64), nan=np.inf))])
-    return planned_row(plan.dataset[smallest])
+    return planned_row(plan.rows.take([smallest]).to_pylist()[0])
 
 
 def as_stream(plan: Plan, positions: Sequence[int]) -> bytes:
     """Rows of the plan as an Arrow stream."""
-    table = plan.dataset.with_format("arrow")[list(positions)]
+    table = plan.rows.take(positions)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)

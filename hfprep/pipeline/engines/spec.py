@@ -11,9 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hfprep.io.file_hashes import FileIdentity, check_not_overwritten, check_unchanged
 from hfprep.pipeline.batching import BatchLimits
@@ -21,13 +19,16 @@ from hfprep.pipeline.codebook import Counted, count_codes
 from hfprep.pipeline.devices import choose_device, device_memory
 from hfprep.pipeline.engines.messages import Underway
 from hfprep.pipeline.failures import DeviceError
-from hfprep.pipeline.features import BatchResult, ExtractorSettings, FeatureExtractor
 from hfprep.pipeline.filters import RowFilters
 from hfprep.pipeline.intake import Task
-from hfprep.pipeline.intake_processes import IntakeProcesses
 from hfprep.recipes.base import Model, ModelSet
 from hfprep.schema import Features, Rejection, Schema
 from hfprep.store.layout import PlannedRow
+
+if TYPE_CHECKING:  # the driver of workers, which sends a spec, needs none of these
+    import torch
+
+    from hfprep.pipeline.features import BatchResult, FeatureExtractor
 
 log = logging.getLogger(__name__)
 
@@ -97,13 +98,15 @@ class Models:
         self,
         models: ModelSet,
         seen: Mapping[Path, FileIdentity],
-        device: torch.device,
+        device: "torch.device",
         precision: str = "fp32",
     ) -> Model:
         """The model of these files on a device. Raises ConfigError, CheckpointError, DeviceError where it is full.
 
         `seen` are the files as they were when they were hashed; CheckpointError where they have changed since.
         """
+        import torch
+
         key = (tuple(models.files.values()), str(device), precision)
         if key not in self._loaded:
             started = time.monotonic()
@@ -156,11 +159,16 @@ class ExtractorSpec:
 
     def open(
         self, device: str | None = None, *, models: Models | None = None, control: Task | None = None
-    ) -> FeatureExtractor:
+    ) -> "FeatureExtractor":
         """Load the tokenizer and, where audio is wanted, the models (from `models`, where they are loaded already).
 
         Raises ConfigError or CheckpointError.
         """
+        import torch
+
+        from hfprep.pipeline.features import ExtractorSettings, FeatureExtractor
+        from hfprep.pipeline.intake_processes import IntakeProcesses
+
         models = models or Models()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
@@ -194,7 +202,9 @@ class ExtractorSpec:
         )
 
 
-def cost_of(result: BatchResult, computed: Sequence[Features], schema: Schema, out_of_memory_events: int) -> BatchCost:
+def cost_of(
+    result: "BatchResult", computed: Sequence[Features], schema: Schema, out_of_memory_events: int
+) -> BatchCost:
     """The cost of a computed batch."""
     frames, padded = result.num_frames, result.padded_frames
     seconds = sum(features.seconds or 0.0 for features in computed)

@@ -20,7 +20,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow as pa
 
 from hfprep.errors import HfprepError, StopRequested
@@ -46,9 +45,8 @@ from hfprep.pipeline.engines.spool import Spooled, by_its_own_name, spooled
 from hfprep.pipeline.failures import DeviceError
 from hfprep.pipeline.features import BatchResult
 from hfprep.pipeline.intake import Task
-from hfprep.pipeline.logs import no_progress_bars
 from hfprep.pipeline.observing import observing
-from hfprep.pipeline.plan import planned_row
+from hfprep.pipeline.plan import MappedRows, planned_row
 from hfprep.pipeline.precision_trial import Trial
 from hfprep.pipeline.underway import Watch, work_of
 from hfprep.recipes.base import Layered
@@ -90,7 +88,7 @@ class Worker:
         if tell is not None:
             self._watch(tell)
         self._models, self._seen = models, setup.spec.seen
-        self._plan = None if setup.plan is None else datasets.Dataset.from_file(str(setup.plan))
+        self._plan = None if setup.plan is None else MappedRows(setup.plan)
         self._rows: dict[int, _Row] = {}
         self._left: Counter[int] = Counter()
         self._counted = 0
@@ -152,7 +150,7 @@ class Worker:
             with pa.ipc.open_stream(assignment.rows) as stream:
                 return [planned_row(row) for row in stream.read_all().to_pylist()]
         assert self._plan is not None
-        return [planned_row(row) for row in self._plan.select(list(assignment.rows))]
+        return [planned_row(row) for row in self._plan.take(assignment.rows).to_pylist()]
 
     def _set_out(self, rows: list[PlannedRow]) -> Generator[Spooled, None, None]:
         if self._folder is None:
@@ -253,7 +251,7 @@ def main(descriptor: int) -> None:
 def serve(channel: Channel) -> None:
     """Work for one build after the other, with models that stay loaded, until the driver says None."""
     outbox, models = _Outbox(channel), Models()
-    with _logs_to(outbox), no_progress_bars(), imports_left_out():
+    with _logs_to(outbox), imports_left_out():
         while (request := channel.recv()) is not None:
             opened = False
             try:

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hfprep.models.conditioner import NUM_LATENTS, Conditioner, EmotionConditioner
+from hfprep.models.conditioner import Conditioner, EmotionConditioner
+from hfprep.models.configs import NUM_LATENTS
 from hfprep.models.conformer import POSITION_ROWS
 from hfprep.models.semantic_codec import SemanticCodec
 from hfprep.models.semantic_config import SemanticEncoderConfig

@@ -63,8 +63,8 @@ class IndexTTS2Models(SemanticModelSet):
         }
 
     def check(self) -> None:
-        from hfprep.models.input_features import check_preprocessor  # it imports torch
-        from hfprep.recipes.text_rows import warn_of_larger  # so does this
+        from hfprep.models.input_features import check_preprocessor
+        from hfprep.recipes.text_rows import warn_of_larger  # it imports torch
 
         check_preprocessor(self.located.preprocessor_config)
         size, known = self.text_encoder().vocab_size, self.config.number_text_tokens
@@ -75,7 +75,7 @@ class IndexTTS2Models(SemanticModelSet):
 
     @property
     def audio(self) -> SemanticAudio:
-        from hfprep.recipes.semantic_audio import SemanticAudio  # it imports torch
+        from hfprep.recipes.semantic_audio import SemanticAudio
 
         return SemanticAudio()
 

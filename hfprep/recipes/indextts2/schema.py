@@ -1,6 +1,6 @@
 """The samples of IndexTTS-2: text ids, semantic codes at 50 Hz, conditioning latents and an emotion vector."""
 
-from hfprep.models.conditioner import NUM_LATENTS
+from hfprep.models.configs import NUM_LATENTS
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.schema import Column, Group, Schema
 

@@ -94,7 +94,7 @@ class IndexTTS25Models(SemanticModelSet):
         }
 
     def check(self) -> None:
-        from hfprep.models.input_features import check_preprocessor  # it imports torch
+        from hfprep.models.input_features import check_preprocessor
 
         check_preprocessor(self.located.preprocessor_config)
         size, known = self.text_encoder().vocab_size, self.config.number_text_tokens
@@ -110,7 +110,7 @@ class IndexTTS25Models(SemanticModelSet):
 
     @property
     def audio(self) -> SemanticAudio:
-        from hfprep.recipes.semantic_audio import SemanticAudio  # it imports torch
+        from hfprep.recipes.semantic_audio import SemanticAudio
 
         return SemanticAudio(samples_only=True)
 
