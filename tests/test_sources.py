@@ -373,7 +373,7 @@ def test_a_data_set_of_the_hub_is_fetched_once_and_then_read_offline(
 CRASHING = """
 import os
 
-def are_progress_bars_disabled():
+def disable_progress_bars():
     return False
 
 def get_dataset_split_names(*_):
