@@ -88,3 +88,13 @@ def encode_kind(folder: Path, kind: tuple[str, str, str, int, int | None], secon
     suffix, container, codec, rate, bit_rate = kind
     path = folder / f"{suffix}-{seed}.{suffix}"
     return encode(path, container, codec, tone(seconds, rate, seed=seed), rate, bit_rate=bit_rate)
+
+
+def ogg_checksum(page: bytes) -> int:
+    """CRC-32 of RFC 3533, bit by bit."""
+    value = 0
+    for byte in page:
+        value ^= byte << 24
+        for _ in range(8):
+            value = (value << 1 ^ 0x04C11DB7 if value & 0x80000000 else value << 1) & 0xFFFFFFFF
+    return value

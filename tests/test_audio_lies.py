@@ -14,7 +14,7 @@ from hfprep.errors import Reason, RejectedSample
 from hfprep.inputs.audio import flac
 from hfprep.inputs.audio.decode import load_waveform
 from hfprep.inputs.audio.ogg import PAGE_HEADER, read_pages
-from tests.av_files import KINDS, encode, encode_kind, tone
+from tests.av_files import KINDS, encode, encode_kind, ogg_checksum, tone
 
 RATE = 16_000
 SOUND = tone(2.0, RATE)[0]
@@ -134,17 +134,8 @@ def repaged(content: bytes, change: Callable[[int, bytearray], None]) -> bytes:
     for number, page in enumerate(pages):
         change(number - len(pages), page)
         page[22:26] = bytes(4)
-        page[22:26] = struct.pack("<I", checksum(bytes(page)))
+        page[22:26] = struct.pack("<I", ogg_checksum(bytes(page)))
     return b"".join(pages)
-
-
-def checksum(page: bytes) -> int:
-    value = 0
-    for byte in page:
-        value ^= byte << 24
-        for _ in range(8):
-            value = (value << 1 ^ 0x04C11DB7 if value & 0x80000000 else value << 1) & 0xFFFFFFFF
-    return value
 
 
 def with_last_granule(content: bytes, granule: int) -> bytes:

@@ -8,23 +8,14 @@ import pytest
 
 from hfprep.inputs.audio import ogg
 from hfprep.inputs.audio.ogg import Pages, read_pages
+from tests.av_files import ogg_checksum
 
 HEAD = b"OpusHead" + bytes(11)
 
 
-def checksum(page: bytes) -> int:
-    """CRC-32 of RFC 3533, bit by bit."""
-    value = 0
-    for byte in page:
-        value ^= byte << 24
-        for _ in range(8):
-            value = (value << 1 ^ 0x04C11DB7 if value & 0x80000000 else value << 1) & 0xFFFFFFFF
-    return value
-
-
 def page(number: int, flags: int = 0, body: bytes = b"sound" * 9, serial: int = 7) -> bytes:
     blank = struct.pack("<4sBBqIIIB", b"OggS", 0, flags, 100 * number, serial, number, 0, 1) + bytes([len(body)]) + body
-    return blank[:22] + struct.pack("<I", checksum(blank)) + blank[26:]
+    return blank[:22] + struct.pack("<I", ogg_checksum(blank)) + blank[26:]
 
 
 def stream(count: int, serial: int = 7) -> list[bytes]:

@@ -23,7 +23,7 @@ STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "re
 def console() -> Console:
     """The process's console on stderr, whatever stderr is at the time.
 
-    A terminal is written to by a descriptor of its own: what is caught of others on stderr's must not be the bar.
+    A terminal gets a separate descriptor, so that the bar is not caught with what others write to stderr.
     """
     file = None
     if sys.stderr is not None and sys.stderr.isatty():

@@ -217,7 +217,7 @@ class _Bar:
             self._open = stack.pop_all()
 
     def update(self) -> None:
-        """It is drawn anew anyway."""
+        """Rich redraws it by itself."""
 
     def close(self) -> None:
         self._live.live.transient = not self._progress.total  # what there was to see is over

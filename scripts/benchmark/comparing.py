@@ -1,6 +1,6 @@
 """hfprep beside the baseline: makes models and clips, runs both in turns, and works out what is compared.
 
-Gives `compare`. Every turn is a process of its own, so that none profits from what another
+Gives `compare`. Every turn is a separate process, so that none profits from what another
 loaded or counts its memory. Shares are of the best matrix-product rate measured at the end of any turn. A precision's
 codes are held against those of the first turn of hfprep in float32, where there is one.
 """
@@ -68,7 +68,6 @@ def _take_turn(config: BenchConfig, turn: Turn, models: Path, manifest: Path) ->
     number = len(list(config.folder.glob("turn-*")))
     folder = config.folder / f"turn-{time.strftime('%Y%m%d-%H%M%S')}-{number:03d}"
     folder.mkdir()
-    job_file, result_file = folder / "job.json", folder / "result.json"
     job = Job(
         **dataclasses.asdict(turn),
         recipe=config.recipe,
@@ -79,13 +78,23 @@ def _take_turn(config: BenchConfig, turn: Turn, models: Path, manifest: Path) ->
         threads=config.threads,
         asked=time.time(),
     )
-    job_file.write_text(json.dumps(dataclasses.asdict(job)), encoding="utf-8")
-    command = [sys.executable, "-m", "scripts.benchmark.turn", str(job_file), str(result_file)]
+    return run_in_process("scripts.benchmark.turn", dataclasses.asdict(job), folder, str(turn))
+
+
+def run_in_process(module: str, job: dict[str, Any], folder: Path, turn: str) -> dict[str, Any]:
+    """What a turn measures in a separate process, `python -m MODULE JOB RESULT`; its files and its log are in `folder`.
+
+    Raises HfprepError, which calls it `turn`, if it fails.
+    """
+    job_file, result_file, log_file = folder / "job.json", folder / "result.json", folder / "log.txt"
+    result_file.unlink(missing_ok=True)
+    job_file.write_text(json.dumps(job), encoding="utf-8")
+    command = [sys.executable, "-m", module, str(job_file), str(result_file)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    (folder / "log.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
+    log_file.write_text(done.stdout + done.stderr, encoding="utf-8")
     if done.returncode or not result_file.is_file():
         raise HfprepError(
-            f"the turn of {turn} failed with status {done.returncode}; its end (the rest is in {folder / 'log.txt'}):\n"
+            f"the turn of {turn} failed with status {done.returncode}; its end (the rest is in {log_file}):\n"
             f"{(done.stdout + done.stderr)[-TAIL:]}"
         )
     result: dict[str, Any] = json.loads(result_file.read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
 """What a build costs apart from its models: the real build with models that answer at once, beside a plain pipeline.
 
-Gives `compare_host`. Both run in turns, each turn in a process of its own (`python -m scripts.benchmark.host JOB
+Gives `compare_host`. Both run in turns, each turn in a separate process (`python -m scripts.benchmark.host JOB
 RESULT`), on the same clips: twenty recordings under many names.
 """
 
@@ -9,7 +9,6 @@ import json
 import os
 import resource
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfprep.errors import HfprepError
+from scripts.benchmark.comparing import run_in_process
 from scripts.benchmark.config import BASELINE, BUILD, BenchConfig
 
 RECORDINGS = 20
 KIB_IN_MB = 1024
-TAIL = 2000  # characters of a failed turn's output that are shown
 TURN_FIGURES = ("clips_a_second", "cpu_ms_a_clip", "driver_ms_a_clip", "times_real_time", "peak_mb")
 
 
@@ -102,18 +100,8 @@ def make_manifest(folder: Path, count: int, seconds: tuple[float, float]) -> tup
 
 
 def _take_turn(job: HostJob, folder: Path, seconds: float) -> dict[str, Any]:
-    job_file, result_file = folder / "job.json", folder / "result.json"
     shutil.rmtree(job.output, ignore_errors=True)
-    result_file.unlink(missing_ok=True)
-    job_file.write_text(json.dumps(dataclasses.asdict(job)), encoding="utf-8")
-    command = [sys.executable, "-m", "scripts.benchmark.host", str(job_file), str(result_file)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode or not result_file.is_file():
-        raise HfprepError(
-            f"the turn of {job.kind} failed with status {done.returncode}; its end:\n"
-            f"{(done.stdout + done.stderr)[-TAIL:]}"
-        )
-    found: dict[str, Any] = json.loads(result_file.read_text(encoding="utf-8"))
+    found = run_in_process("scripts.benchmark.host", dataclasses.asdict(job), folder, job.kind)
     return found | {"times_real_time": seconds / found["wall_seconds"]}
 
 

@@ -1,4 +1,4 @@
-"""One turn of a comparison, in a process of its own: the baseline, or a build of hfprep.
+"""One turn of a comparison, in a separate process: the baseline, or a build of hfprep.
 
 `python -m scripts.benchmark.turn JOB RESULT` reads a `Job` from one JSON file and writes what it measured to another:
 samples, frames, padded_frames, seconds (since the process was asked for), startup_seconds (of these, until the first

@@ -4,6 +4,7 @@ Decoders read as many samples as a header says, whatever follows. Each function 
 and gives the words for a rejection, or None. The sound itself is not looked at.
 """
 
+import re
 import struct
 from collections.abc import Callable, Mapping
 from typing import BinaryIO
@@ -129,15 +130,18 @@ def w64_problem(file: BinaryIO, size: int) -> str | None:
 
 def repeated_start_problem(file: BinaryIO, _size: int) -> str | None:
     """Look for the first bytes of a file once more: a second file of its kind."""
-    return _second_start(file, file.read(START_BYTES))
+    start = file.read(START_BYTES)
+    return second_start(file, re.compile(re.escape(start)), len(start))
 
 
-def _second_start(file: BinaryIO, start: bytes) -> str | None:
-    tail = b""
+def second_start(file: BinaryIO, start: re.Pattern[bytes], length: int) -> str | None:
+    """The words for a second file in the rest of one, by the `length` bytes that files of the kind start with."""
+    kept = b""
     while chunk := file.read(SCANNED_BYTES):
-        if start in chunk or start in tail + chunk[: len(start)]:
+        data = kept + chunk
+        if start.search(data):
             return JOINED
-        tail = chunk[-len(start) :]
+        kept = data[1 - length :]
     return None
 
 

@@ -1,7 +1,7 @@
 """Audio as an open file, whatever holds it: a path, a clip inside a tar, Arrow or Parquet file, an object in a store.
 
 Takes paths, the strings of `references` and URLs. What is opened is a regular file, and a range of bytes lies inside
-it; a clip that is not a file of its own is held in memory while it is read, or read where it is if it is large.
+it; a clip inside another file is held in memory while it is read, or, if it is large, read in place.
 """
 
 import bisect
@@ -35,9 +35,9 @@ _this_thread = threading.local()
 def opened(audio: str, *, in_part: bool = False) -> Iterator[Clip]:
     """A recording, for as long as the context is open; `in_part`: some stretch of it is wanted.
 
-    What is no file of its own is held in memory. A stretch of it, or one that is too large for that, is read where it
-    is. Raises RejectedSample (AUDIO_MISSING, AUDIO_UNREADABLE, AUDIO_EMPTY), and StoreError where the object storage
-    that holds it cannot be reached.
+    A clip inside another file is held in memory. Part of it, or one that is too large for that, is read in place.
+    Raises RejectedSample (AUDIO_MISSING, AUDIO_UNREADABLE, AUDIO_EMPTY), and StoreError where the object storage that
+    holds it cannot be reached.
     """
     with contextlib.ExitStack() as stack:
         with _mapped(audio):

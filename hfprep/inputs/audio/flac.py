@@ -8,7 +8,7 @@ import re
 import struct
 from typing import BinaryIO
 
-from hfprep.inputs.audio.chunks import JOINED, MAX_BYTES_BEHIND
+from hfprep.inputs.audio.chunks import MAX_BYTES_BEHIND, second_start
 
 STREAM_INFO_BYTES = 34
 MAGIC = b"fLaC"
@@ -16,7 +16,6 @@ START = re.compile(rb"fLaC[\0\x80]\0\0\x22")  # with the header of its first blo
 START_BYTES = 8
 FRAME_SYNC = re.compile(rb"\xff[\xf8\xf9]")  # frames of one length, numbered; of any length, by their first sample
 MAX_HEADER_BYTES = 16
-READ_BYTES = 1 << 20
 SCANNED_BYTES = 1 << 16
 _BLOCK_SIZES = (0, 192, *(576 << power for power in range(4)), 0, 0, *(256 << power for power in range(8)))
 _RATE_BYTES = {12: 1, 13: 2, 14: 2}  # of a sampling rate behind the number of the frame
@@ -44,7 +43,8 @@ def flac_problem(file: BinaryIO, size: int) -> str | None:
     min_block, max_block = struct.unpack_from(">HH", start, 8)
     fields = int.from_bytes(start[18:26], "big")
     channels, bits, total = (fields >> 41 & 7) + 1, (fields >> 36 & 31) + 1, fields & (1 << 36) - 1
-    joined = _second_start(file)
+    file.seek(len(MAGIC))
+    joined = second_start(file, START, START_BYTES)
     if joined is not None or not total:
         return joined
     place, end = _last_frame(file, size, min_block if min_block == max_block else 0, total)
@@ -56,18 +56,6 @@ def flac_problem(file: BinaryIO, size: int) -> str | None:
     behind = size - place - largest
     if behind > MAX_BYTES_BEHIND:
         return f"{behind} bytes or more stand behind its sound, which are not read; are files joined?"
-    return None
-
-
-def _second_start(file: BinaryIO) -> str | None:
-    """Look for the start of a second flac file, which a decoder that knows the first's length does not reach."""
-    file.seek(len(MAGIC))
-    kept = b""
-    while chunk := file.read(READ_BYTES):
-        data = kept + chunk
-        if START.search(data):
-            return JOINED
-        kept = data[1 - START_BYTES :]
     return None
 
 

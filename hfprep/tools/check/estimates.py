@@ -9,13 +9,14 @@ each other; one thread does neither. Writing the features is left out.
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import torch
 
 from hfprep.models.precision import candidates
 from hfprep.pipeline.config import AUTO, PLAIN
+from hfprep.pipeline.devices import torch_threads_kept
 from hfprep.pipeline.engines.spec import ExtractorSpec
 from hfprep.pipeline.features import FeatureExtractor
 from hfprep.pipeline.intake import Task
@@ -74,7 +75,10 @@ def estimate(work: Work, spec: ExtractorSpec, load: float = 0.0) -> Estimate:
     on_cpu = device.type == "cpu"
     clock = _Clock(on_cpu=on_cpu)
     drawn = sorted(work.drawn, key=lambda pair: pair[1] > LONG_FRAMES)
-    with _torch_threads(1 if on_cpu else threads), closing(spec.open()) as extractor:
+    with torch_threads_kept(), ExitStack() as stack:
+        if on_cpu:
+            torch.set_num_threads(1)  # ahead of the threads that load samples
+        extractor = stack.enter_context(closing(spec.open()))
         starting = clock.seconds()
         for num_frames in FRAMES[device.type]:
             rows = list(_first(drawn, num_frames))
@@ -93,17 +97,6 @@ def precision_to_time(models: ModelSet, device: torch.device, precision: str) ->
     if precision != AUTO:
         return precision
     return next((name for name in candidates(device) if name in models.precisions), PLAIN)
-
-
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    """Let torch compute with so many threads while the block runs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Clock:
