@@ -15,9 +15,9 @@ def test_what_is_there_before_is_not_walked_meanwhile() -> None:
 def test_what_a_program_had_left_out_itself_stays_so() -> None:
     gc.freeze()
     try:
-        count = gc.get_freeze_count()
+        count = gc.get_freeze_count()  # a frozen object that dies is counted no more: other threads may let go of some
         with imports_left_out():
-            assert gc.get_freeze_count() == count
-        assert gc.get_freeze_count() == count
+            assert 0 < gc.get_freeze_count() <= count
+        assert 0 < gc.get_freeze_count() <= count
     finally:
         gc.unfreeze()

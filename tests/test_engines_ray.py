@@ -23,7 +23,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import datasets
+import pyarrow as pa
 import pytest
 
 import hfprep
@@ -35,6 +35,7 @@ from hfprep.pipeline.engines.spec import ExtractorSpec, Models
 from hfprep.pipeline.features import FeatureExtractor
 from hfprep.pipeline.intake import Task
 from hfprep.pipeline.observing import add_observer
+from hfprep.pipeline.plan import MappedRows
 from hfprep.schema import Rejection, Utterance
 from hfprep.store.layout import Publisher, Staged
 from hfprep.tools.demo.dataset import DemoDataset, make_dataset
@@ -317,12 +318,14 @@ def test_a_cluster_started_here_cannot_be_reached_from_elsewhere(tmp_path: Path)
     assert found.stdout.split()[-1].startswith("127."), found.stderr
 
 
-def test_a_node_that_does_not_see_the_audio_ends_the_run(golden_small: Path) -> None:
+def test_a_node_that_does_not_see_the_audio_ends_the_run(golden_small: Path, tmp_path: Path) -> None:
     """A file that is here and was missed elsewhere: the node sees another file system, the sample is not at fault."""
     here = str(golden_small / "manifest.jsonl")
-    rows = datasets.Dataset.from_list([{"line": 3, "path": here}, {"line": 5, "path": f"{here}-gone"}])
+    rows = pa.table({"line": [3, 5], "path": [here, f"{here}-gone"]})
+    with pa.ipc.new_stream(tmp_path / "plan", rows.schema) as stream:
+        stream.write(rows)
     spec: Any = SimpleNamespace(staging=NpyStaging())
-    plan: Any = SimpleNamespace(dataset=rows)
+    plan: Any = SimpleNamespace(rows=MappedRows(tmp_path / "plan"))
     crew = ray_engine.RayCrew(spec, plan, golden_small, ray_engine.RayOptions())
     worker = ray_engine._Handle(None, None, "far")
     with pytest.raises(ConfigError, match="is here, but not on node far"):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 from hfprep.formats.arrow_writer import ArrowOptions, export_arrow
 from hfprep.formats.formats import open_set
@@ -108,14 +109,14 @@ def test_audio_is_embedded(tmp_path: Path) -> None:
     source = make_output(tmp_path / "out", ids=("a", "b"))
     for number in range(2):
         (tmp_path / "wavs").mkdir(exist_ok=True)
-        (tmp_path / "wavs" / f"{number}.wav").write_bytes(b"RIFF" + bytes([number]) * 40)
+        soundfile.write(tmp_path / "wavs" / f"{number}.wav", np.full(1600, number / 10, np.float32), 16_000)
     options = ArrowOptions(find_audio=lambda path: str(tmp_path / path))
     export_arrow(open_set(source), tmp_path / "arrow", options)
     data = datasets.load_from_disk(str(tmp_path / "arrow"))["train"]
     assert isinstance(data.features["audio"], datasets.Audio)
     rows = data.cast_column("audio", datasets.Audio(decode=False))
     assert [row["audio"] for row in rows] == [
-        {"bytes": b"RIFF" + bytes([number]) * 40, "path": f"{number}.wav"} for number in range(2)
+        {"bytes": (tmp_path / "wavs" / f"{number}.wav").read_bytes(), "path": f"{number}.wav"} for number in range(2)
     ]
     assert run_elsewhere(READ_ARROW.replace("data.items()}", "data.remove_columns('audio').items()}", 1),
                          tmp_path / "arrow")["features"]["audio"].startswith("Audio(")  # fmt: skip

@@ -85,7 +85,7 @@ def test_check_counts_texts_that_are_over_the_limit(golden25_small: Path, tmp_pa
     assert 2.0 < found.dense["am"].rate < 2.5
     result = CliRunner().invoke(app, ["check", str(manifest), "--tokenizer", str(options.tokenizer), "--recipe", NAME])
     rate = found.dense["am"].rate
-    assert f"am: {rate:.1f} text ids a character, room for {600 / rate:.0f} characters;" in result.output
+    assert f"am: {rate:.1f} text ids per character, room for {600 / rate:.0f} characters;" in result.output
     assert "2 samples beyond the model's 600 positions" in result.output
     assert {example[0] for example in found.overlong["text_len"].examples} == {"am0", "am1"}
 

@@ -215,7 +215,7 @@ def _costs(found: "Preflight") -> list[str]:
         return []
     lines = []
     for language, cost in found.dense.items():
-        lines.append(f"{language}: {cost.rate:.1f} text ids a character, room for {limit / cost.rate:.0f} characters;")
+        lines.append(f"{language}: {cost.rate:.1f} text ids per character, room for {limit / cost.rate:.0f} characters;")
         lines.append(f"  {count(cost.overlong, 'sample')} beyond the model's {limit} positions")
     return lines
 

@@ -108,12 +108,10 @@ def _comparison_table(language: str, counts: "list[TextCounts]", found: "Compari
     table.add_column("")
     for path in found.tokenizers:
         table.add_column(path.name, overflow="fold")
-    table.add_row("unknown", *(f"{count.unknown_rate:.2%} of characters" for count in counts))
+    table.add_row("unknown characters", *(f"{count.unknown_rate:.2%}" for count in counts))
     if any(count.in_bytes for count in counts):
-        table.add_row(
-            "in bytes", *(f"{count.in_bytes / (count.characters or 1):.2%} of characters" for count in counts)
-        )
-    table.add_row("ids a character", *(f"{count.ids_per_character:.2f}" for count in counts))
+        table.add_row("characters in bytes", *(f"{count.in_bytes / (count.characters or 1):.2%}" for count in counts))
+    table.add_row("ids per character", *(f"{count.ids_per_character:.2f}" for count in counts))
     table.add_row("longest", *((f"{count.longest} ids: {count.longest_id}") for count in counts))
     if found.limit is not None:
         table.add_row(f"over {found.limit} ids", *(f"{count.over_limit} samples" for count in counts))

@@ -18,7 +18,7 @@ EXAMPLES = 3
 DISK_BLOCK = 4096
 ROW_BYTES = 1200  # a manifest record, its line in the progress file and its row in the state
 NONE_GIVEN = "(none)"
-DENSE = 0.5  # text ids a character; above that long sentences may not fit into the model's positions
+DENSE = 0.5  # text ids per character; above that long sentences may not fit into the model's positions
 
 
 @dataclass
@@ -166,7 +166,7 @@ class Preflight:
 
     @property
     def dense(self) -> dict[str, TextCost]:
-        """The languages with more than `DENSE` ids a character, the densest first."""
+        """The languages with more than `DENSE` ids per character, the densest first."""
         over = {language: cost for language, cost in self.costs.items() if cost.rate > DENSE}
         return dict(sorted(over.items(), key=lambda item: -item[1].rate))
 
