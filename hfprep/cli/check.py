@@ -215,7 +215,8 @@ def _costs(found: "Preflight") -> list[str]:
         return []
     lines = []
     for language, cost in found.dense.items():
-        lines.append(f"{language}: {cost.rate:.1f} text ids per character, room for {limit / cost.rate:.0f} characters;")
+        rate = f"{cost.rate:.1f} text ids per character"
+        lines.append(f"{language}: {rate}, room for {limit / cost.rate:.0f} characters;")
         lines.append(f"  {count(cost.overlong, 'sample')} beyond the model's {limit} positions")
     return lines
 
