@@ -17,12 +17,37 @@ def noise(num_samples: int) -> np.ndarray:
 @pytest.mark.parametrize("target", [16_000, 24_000])
 @pytest.mark.parametrize("source", [8_000, 11_025, 12_000, 22_050, 32_000, 44_100, 48_000, 96_000, 192_000])
 def test_equals_torchaudio_bit_for_bit(source: int, target: int) -> None:
-    for num_samples in (1, 2, 441, 10_007):
+    for num_samples in (1, 2, 441, 10_007, 33_331, 50_000, 131_071):
         waveform = noise(num_samples)
         expected = torchaudio.functional.resample(torch.from_numpy(waveform), source, target).numpy()
         got = resample(waveform, source, target)
         assert got.dtype == np.float32
         np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize(("source", "target"), [(44_100, 16_000), (24_000, 16_000), (22_050, 24_000)])
+def test_silence_stays_silent(source: int, target: int) -> None:
+    waveform = noise(50_000)
+    waveform[10_000:20_000] = 0
+    expected = torchaudio.functional.resample(torch.from_numpy(waveform), source, target).numpy()
+    got = resample(waveform, source, target)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-20)
+
+
+def test_where_products_add_up_in_another_order_it_convolves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with as many taps as 192 kHz needs: the last bits decide codes."""
+    added = 0
+
+    def in_another_order(first: torch.Tensor, second: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+        nonlocal added
+        added += 1
+        return out.copy_((first.double() @ second.double()).float())
+
+    waveform = noise(40_000)
+    expected = torchaudio.functional.resample(torch.from_numpy(waveform), 16_000, 11_000).numpy()
+    monkeypatch.setattr(torch, "mm", in_another_order)
+    np.testing.assert_array_equal(resample(waveform, 16_000, 11_000), expected)
+    assert added == 1
 
 
 def test_the_same_rate_is_left_alone() -> None:
