@@ -8,6 +8,7 @@ of files, of batches or of the model that reads the features.
 import functools
 import json
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,38 +115,42 @@ def check_preprocessor(path: str | os.PathLike[str]) -> None:
 
 def _log_mel(waveform: np.ndarray) -> np.ndarray:
     """Log mel energies, float32 (80, num_mel_frames): bins first, as the normalisation sums along frames."""
-    scaled = (np.asarray(waveform, np.float32) * PCM_SCALE).astype(np.float64)
-    frames = np.lib.stride_tricks.sliding_window_view(scaled, WINDOW_LENGTH)[::HOP_LENGTH]
-    log_mel = np.empty((NUM_MEL_BINS, len(frames)), np.float32)
-    power = np.empty((min(BLOCK_FRAMES, len(frames)), NUM_FREQUENCY_BINS))
-    scratch = _Scratch(min(CACHED_FRAMES, len(frames)))
-    for start in range(0, len(frames), BLOCK_FRAMES):
-        block = frames[start : start + BLOCK_FRAMES]
-        for first in range(0, len(block), CACHED_FRAMES):
-            cached = slice(first, min(first + CACHED_FRAMES, len(block)))
-            scratch.magnitudes(block[cached], out=power[cached])
-        squared = np.square(power[: len(block)], out=power[: len(block)])
-        energies = _mel_energies(squared)
-        np.maximum(energies, MEL_FLOOR, out=energies)
-        log_mel[:, start : start + len(block)] = np.log(energies, out=energies).T
+    num_frames = 1 + (len(waveform) - WINDOW_LENGTH) // HOP_LENGTH
+    log_mel = np.empty((NUM_MEL_BINS, num_frames), np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller checks the result
+        for start in range(0, num_frames, BLOCK_FRAMES):
+            end = min(start + BLOCK_FRAMES, num_frames)
+            power = _buffers.power[: end - start]
+            for first in range(start, end, CACHED_FRAMES):
+                last = min(first + CACHED_FRAMES, end)
+                samples = waveform[first * HOP_LENGTH : (last - 1) * HOP_LENGTH + WINDOW_LENGTH]
+                _buffers.power_spectra(samples, out=power[first - start : last - start])
+            energies = _mel_energies(power)
+            np.maximum(energies, MEL_FLOOR, out=energies)
+            log_mel[:, start:end] = np.log(energies, out=energies).T
     return log_mel
 
 
-class _Scratch:
-    """Room for the intermediate results of some frames, used again for the next ones."""
+class _Buffers(threading.local):
+    """Arrays for intermediate results, which each thread keeps: what is made for each clip leaves a core's cache."""
 
-    def __init__(self, num_frames: int) -> None:
-        self._mean = np.empty((num_frames, 1))
-        self._centred = np.empty((num_frames, WINDOW_LENGTH))
-        self._windowed = np.zeros((num_frames, FFT_LENGTH))  # zero beyond the window
-        self._spectrum = np.empty((num_frames, NUM_FREQUENCY_BINS), np.complex128)
-        self._rounded = np.empty((num_frames, NUM_FREQUENCY_BINS), np.complex64)
+    def __init__(self) -> None:
+        num_samples = (CACHED_FRAMES - 1) * HOP_LENGTH + WINDOW_LENGTH
+        self.power = np.empty((BLOCK_FRAMES, NUM_FREQUENCY_BINS))
+        self._scaled = np.zeros(num_samples)
+        self._frames = np.lib.stride_tricks.sliding_window_view(self._scaled, WINDOW_LENGTH)[::HOP_LENGTH]  # a view
+        self._mean = np.empty((CACHED_FRAMES, 1))
+        self._centred = np.empty((CACHED_FRAMES, WINDOW_LENGTH))
+        self._windowed = np.zeros((CACHED_FRAMES, FFT_LENGTH))  # zero beyond the window
+        self._spectra = np.empty((CACHED_FRAMES, NUM_FREQUENCY_BINS), np.complex128)
+        self._rounded = np.empty((CACHED_FRAMES, NUM_FREQUENCY_BINS), np.complex64)
 
-    def magnitudes(self, frames: np.ndarray, *, out: np.ndarray) -> None:
-        """Magnitudes of the spectra, float64 (num_frames, 257), of frames, float64 (num_frames, 400)."""
-        count = len(frames)
-        mean, centred, padded = self._mean[:count], self._centred[:count], self._windowed[:count]
-        np.subtract(frames, np.mean(frames, axis=1, keepdims=True, out=mean), out=centred)
+    def power_spectra(self, samples: np.ndarray, *, out: np.ndarray) -> None:
+        """Power spectra, float64 (num_frames, 257), of the frames in samples, float32; at most CACHED_FRAMES."""
+        count = len(out)
+        np.multiply(samples, PCM_SCALE, out=self._scaled[: len(samples)], dtype=np.float32)
+        frames, mean, centred, padded = (x[:count] for x in (self._frames, self._mean, self._centred, self._windowed))
+        np.subtract(frames, np.add.reduce(frames, axis=1, keepdims=True, out=mean) / WINDOW_LENGTH, out=centred)
         windowed = padded[:, :WINDOW_LENGTH]
         np.multiply(centred[:, :-1], PREEMPHASIS, out=windowed[:, 1:])
         np.subtract(centred[:, 1:], windowed[:, 1:], out=windowed[:, 1:])
@@ -153,9 +158,12 @@ class _Scratch:
         windowed *= povey_window()
         # The library stores the spectrum as complex64 before it squares; the rounding is kept so that its numbers are.
         rounded = self._rounded[:count]
-        with np.errstate(over="ignore", invalid="ignore"):  # the caller checks the result
-            rounded[...] = np.fft.rfft(padded, out=self._spectrum[:count])
+        rounded[...] = np.fft.rfft(padded, out=self._spectra[:count])
         np.abs(rounded, dtype=np.float64, out=out)
+        np.square(out, out=out)
+
+
+_buffers = _Buffers()
 
 
 def _mel_energies(power: np.ndarray) -> np.ndarray:
