@@ -28,7 +28,6 @@ from hfprep.store.layout import REJECTED, STATS, json_line
 
 PAIR_MANIFESTS = {"train": "train_pairs.jsonl", "validation": "val_pairs.jsonl"}
 ELSEWHERE = "pairs can be made in another folder: hfprep {} {} DIR, then hfprep pairs DIR"
-ELSEWHERE = "pairs can be made in another folder: hfprep {} {} DIR, then hfprep pairs DIR"
 FORMS = ("auto", "arrays", "npz")
 NPZ_FOLDER = "npz"
 TAKEN = {*MANIFESTS.values(), *UTTERANCES.values(), REJECTED}
