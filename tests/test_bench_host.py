@@ -52,16 +52,22 @@ def test_the_plain_side_writes_every_sample(inputs: Inputs, golden_small: Path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "kind"), [("indextts-2", "arrow"), ("indextts-2.5", "npy"), ("codec", "webdataset")])
-def test_both_sides_are_measured_on_the_same_clips(tmp_path: Path, name: str, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind", "as_for_gpu"),
+    [("indextts-2", "arrow", False), ("indextts-2", "arrow", True), ("indextts-2.5", "npy", False),
+     ("codec", "webdataset", False)],
+)  # fmt: skip
+def test_both_sides_are_measured_on_the_same_clips(tmp_path: Path, name: str, kind: str, as_for_gpu: bool) -> None:
     figures = tmp_path / "figures.json"
+    more = ["--as-for-gpu"] if as_for_gpu else []
     result = CliRunner().invoke(app, [
         "--host", "--recipe", name, "--format", kind, "--clips", str(CLIPS), "--min-seconds", "1", "--max-seconds", "2",
-        "--folder", str(tmp_path / "work"), "--json", str(figures),
+        "--folder", str(tmp_path / "work"), "--json", str(figures), *more,
     ])  # fmt: skip
     assert result.exit_code == 0, result.output
     found = json.loads(figures.read_text())
     assert (found["recipe"], found["format"], found["clips"]) == (name, kind, CLIPS)
+    assert found["as_for_gpu"] is as_for_gpu
     assert [(turn["kind"], turn["samples"]) for turn in found["turns"]] == [("baseline", CLIPS), ("hfprep", CLIPS)]
     assert CLIPS < found["audio_seconds"] < 2 * CLIPS
     for key in ("clips_a_second", "cpu_ms_a_clip", "driver_ms_a_clip", "times_real_time", "peak_mb"):

@@ -64,6 +64,7 @@ class ExtractorSettings:
     filters: RowFilters = field(default_factory=RowFilters)
     prefetch_bytes: int = PREFETCH_BYTES
     named_stores: frozenset[str] = frozenset()
+    as_for_gpu: bool = False  # look ahead on any device: to measure what a host does for a GPU
 
 
 @dataclass
@@ -103,7 +104,7 @@ class FeatureExtractor:
         self.budget = FrameBudget(settings.limits.max_frames)
         self.out_of_memory_events = 0
         # A GPU gets the next batch before the results of the last are fetched, so that it never waits for the host.
-        self.looks_ahead = model is not None and model.device.type == "cuda"
+        self.looks_ahead = model is not None and (settings.as_for_gpu or model.device.type == "cuda")
         self.packed = model is not None and model.packs
         self.pads_from = 0 if model is None else model.pads_from
         limits = SampleLimits(

@@ -34,6 +34,7 @@ class HostJob:
     manifest: str
     output: str
     format: str
+    as_for_gpu: bool
 
 
 def compare_host(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
@@ -61,6 +62,7 @@ def compare_host(config: BenchConfig, say: Callable[[str], None]) -> dict[str, A
                 manifest=str(manifest),
                 output=str(output),
                 format=config.format,
+                as_for_gpu=config.as_for_gpu,
             )
             turns.append(_take_turn(job, folder, seconds))
             shutil.rmtree(output)
@@ -68,6 +70,7 @@ def compare_host(config: BenchConfig, say: Callable[[str], None]) -> dict[str, A
     return {
         "recipe": config.recipe,
         "format": config.format,
+        "as_for_gpu": config.as_for_gpu,
         "clips": count,
         "audio_seconds": seconds,
         **{name: ours[name] for name in TURN_FIGURES},
@@ -121,11 +124,12 @@ def run_host_turn(job: HostJob) -> dict[str, Any]:
     """Do a job here and measure it, from when the libraries that its driver needs are imported."""
     from hfprep.pipeline.building import Shared, build
     from hfprep.pipeline.config import BuildConfig
+    from hfprep.pipeline.engines.choice import ENGINES
     from hfprep.pipeline.inputs import find_inputs
     from hfprep.recipes.registry import recipe
     from hfprep.store.layout import OutputFolder
     from scripts.benchmark.host_plain import run_plain
-    from scripts.benchmark.stand_in import StandInModels, stand_in
+    from scripts.benchmark.stand_in import AsForGpu, StandInModels, stand_in
 
     config = BuildConfig(
         manifest=Path(job.manifest),
@@ -141,6 +145,8 @@ def run_host_turn(job: HostJob) -> dict[str, Any]:
         assert isinstance(inputs.models, StandInModels)
         count = run_plain(inputs.models, config.manifest, config.output_dir / "plain", job.format)
     else:
+        if job.as_for_gpu:
+            ENGINES["local"] = AsForGpu()
         shared = Shared(inputs=inputs)
         with shared.workers:
             count = build(config, shared=shared).accepted

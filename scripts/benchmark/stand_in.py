@@ -1,6 +1,7 @@
 """Models that answer at once: the files, text and audio of a recipe, and zeros in place of what its networks compute.
 
-Gives `stand_in`, which puts them into a build's `Inputs`. Everything around the models is that of a build.
+Gives `stand_in`, which puts them into a build's `Inputs`, and `AsForGpu`, an engine that feeds them as a GPU is fed.
+Everything around the models is that of a build.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from hfprep.pipeline.engines.choice import Job, LocalEngine, Workers
+from hfprep.pipeline.engines.spec import ExtractorSpec
 from hfprep.pipeline.inputs import Inputs
 from hfprep.recipes.base import AudioInput, ModelSet, TextEncoder
 from hfprep.schema import Schema
@@ -84,6 +87,20 @@ class StandInModels:
     def load(self, device: torch.device, precision: str) -> Model:
         del device, precision
         return StandInModel(self)
+
+
+class _JobAsForGpu(Job):
+    def spec(self, num_processes: int) -> ExtractorSpec:
+        return dataclasses.replace(super().spec(num_processes), as_for_gpu=True)
+
+
+class AsForGpu(LocalEngine):
+    """Processes load the samples, a batch is given to the model ahead of the last one's results, and the model makes
+    its input features itself. Only the page-locked memory is missing."""  # fmt: skip
+
+    def run(self, job: Job, workers: Workers) -> None:
+        fields = {field.name: getattr(job, field.name) for field in dataclasses.fields(job)}
+        super().run(_JobAsForGpu(**fields), workers)
 
 
 def stand_in(inputs: Inputs, published: Schema) -> Inputs:

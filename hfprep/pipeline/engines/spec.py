@@ -138,6 +138,7 @@ class ExtractorSpec:
     `staging` is how results are handed over, None where they are not. `need` is everything that is wanted of any
     sample. `tenants` is how many workers share a device. With `loaders` samples are loaded in processes although there
     is no GPU: worth it for many texts. In a process that is not the worker's own they are loaded by threads alone.
+    `as_for_gpu` is for measuring what the host does for a GPU: any device is fed in that way.
     """
 
     model_set: ModelSet
@@ -156,6 +157,7 @@ class ExtractorSpec:
     tenants: int = 1
     loaders: bool = False
     own_process: bool = True
+    as_for_gpu: bool = False
 
     def open(
         self, device: str | None = None, *, models: Models | None = None, control: Task | None = None
@@ -182,12 +184,14 @@ class ExtractorSpec:
             drop_overlong=self.drop_overlong,
             filters=self.filters,
             named_stores=self.named_stores,
+            as_for_gpu=self.as_for_gpu,
         )
         tokenizer = self.model_set.text_encoder()
         with_audio = bool(self.need & self.model_set.schema.audio_groups)
         model, fallback, processes = None, None, None
         with contextlib.ExitStack() as stack:
-            if self.own_process and (self.loaders or (with_audio and place.type != "cpu")):
+            on_gpu = with_audio and (self.as_for_gpu or place.type != "cpu")
+            if self.own_process and (self.loaders or on_gpu):
                 processes = IntakeProcesses(tokenizer, min(self.workers, MOST_PROCESSES))
                 stack.callback(processes.close)  # where the models cannot be loaded, which goes on while these start
             if with_audio and place.type != "cpu":
