@@ -94,7 +94,7 @@ def _arrays(
 
 
 def _parse_entry(schema: Schema, data: memoryview) -> Entry:
-    values = json.loads(bytes(data))
+    values = json.loads(str(data, "utf-8"))
     return _entry(schema, values, values[EXACT_LINE], values[EXTRA])
 
 
@@ -197,7 +197,7 @@ class WebDatasetSplit(Split):
     def read(self, index: int, columns: Sequence[Column] | None = None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         file, start, size = self._place(index)
         members = _members(file.view(start, size), self._wanted, file.path)
-        values = json.loads(bytes(members["json"]))
+        values = json.loads(str(members["json"], "utf-8"))
         if values[EXACT_LINE]:
             record = parse_exact(values[EXACT_LINE]).record
         else:

@@ -24,22 +24,13 @@ _NUMBERS = re.compile(r"[<>|=]?[biufc]\d+")
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a .npy file says of its values, and where they start (in bytes)."""
+    """What a .npy file says of its values, and where they start and end (in bytes; the end is the file's length)."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     by_columns: bool
     start: int
-
-    @property
-    def count(self) -> int:
-        """How many values there are."""
-        return math.prod(self.shape)
-
-    @property
-    def end(self) -> int:
-        """Where the values end, in bytes: the length of the file."""
-        return self.start + self.count * self.dtype.itemsize
+    end: int
 
 
 def npy_bytes(array: np.ndarray) -> bytes:
@@ -76,8 +67,7 @@ def npy_values(data: bytes | memoryview, header: Header) -> np.ndarray:
     """The array that follows a header, sharing memory with `data`; raises ValueError if values are missing."""
     if len(data) < header.end:
         raise ValueError(f"it has {len(data)} bytes instead of {header.end}")
-    values = np.frombuffer(data, header.dtype, header.count, header.start)
-    return values.reshape(header.shape, order="F" if header.by_columns else "C")
+    return np.ndarray(header.shape, header.dtype, data, header.start, order="F" if header.by_columns else "C")
 
 
 @functools.lru_cache(maxsize=65536)
@@ -94,6 +84,7 @@ def parse_header(text: bytes, start: int) -> Header:
     if not isinstance(shape, list) or not all(type(size) is int and 0 <= size <= _LONGEST for size in shape):
         raise ValueError(f"it has the shape {shape!r}")
     try:
-        return Header(np.dtype(descr), tuple(shape), bool(by_columns), start)
+        dtype = np.dtype(descr)
     except TypeError:
         raise ValueError(f"it holds {descr!r}, which is no type of number") from None
+    return Header(dtype, tuple(shape), bool(by_columns), start, start + math.prod(shape) * dtype.itemsize)
