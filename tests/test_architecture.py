@@ -242,25 +242,40 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_a_driver_reads_the_manifest_without_waiting_for_torch() -> None:
-    """What computes is in the workers; a recipe that looks into a checkpoint imports torch itself."""
+    """What computes is in the workers."""
     code = "import sys, hfprep.cli.summary, hfprep.pipeline.building; print(*sorted(sys.modules))"
     loaded = run_python("-c", code).stdout.split()
     assert "hfprep.pipeline.engines.local" in loaded
     assert not HEAVY.intersection(loaded)
 
 
-def test_a_build_loads_neither_the_compiler_nor_the_model_library(golden_small: Path, tmp_path: Path) -> None:
-    """Each takes a second and 60 MB in every process: torch's compiler is imported where weights are drawn on meta."""
+def loaded_by_a_build(models: Path, output: Path, engine: str) -> set[str]:
+    """The modules of the process that builds two clips."""
     code = """
 import pathlib, sys, hfprep
-folder = pathlib.Path(sys.argv[1])
+golden, output, engine = sys.argv[1:]
+manifest = pathlib.Path(golden, "manifest.jsonl")
 config = hfprep.BuildConfig(
-    manifest=folder / "manifest.jsonl", models=folder / "checkpoints", output_dir=pathlib.Path(sys.argv[2])
+    manifest=manifest, models=manifest.parent / "checkpoints", output_dir=pathlib.Path(output), engine=engine,
+    max_samples=2,
 )
 print(hfprep.build(config).accepted, *sorted(sys.modules))
 """
-    accepted, *loaded = run_python("-c", code, str(golden_small), str(tmp_path / "out")).stdout.split()
-    assert int(accepted)
+    accepted, *loaded = run_python("-c", code, str(models), str(output), engine).stdout.split()
+    assert accepted == "2"
+    return set(loaded)
+
+
+def test_a_driver_needs_no_torch(golden_small: Path, golden25_small: Path, tmp_path: Path) -> None:
+    """Also where the recipe looks into a checkpoint."""
+    for number, golden in enumerate((golden_small, golden25_small)):
+        loaded = loaded_by_a_build(golden, tmp_path / str(number), "local")
+        assert not (HEAVY - {"pandas"}).intersection(loaded)  # pyarrow imports pandas when it converts lists
+
+
+def test_a_build_loads_neither_the_compiler_nor_the_model_library(golden_small: Path, tmp_path: Path) -> None:
+    """Each takes a second and 60 MB in every process: torch's compiler is imported where weights are drawn on meta."""
+    loaded = loaded_by_a_build(golden_small, tmp_path / "out", "inline")
     assert "torch" in loaded
     assert not {"torch._dynamo", "torch._inductor", "transformers", "datasets"}.intersection(loaded)
 

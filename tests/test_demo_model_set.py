@@ -19,6 +19,7 @@ from hfprep.recipes.indextts2.checkpoints import IGNORED_PREFIXES
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.feature_model import FeatureModel
 from hfprep.recipes.indextts2.locate import locate
+from hfprep.recipes.indextts2.options import IndexTTS2Options
 from hfprep.tools.demo import model_set
 from hfprep.tools.demo.model_set import SIZES, make_model_set
 from hfprep.tools.demo.random_weights import random_pieces, write_safetensors, write_torch_file
@@ -174,7 +175,7 @@ def test_the_preprocessor_is_ours(models: Path) -> None:
 
 
 def test_features_and_codes_vary_with_the_sound(models: Path) -> None:
-    files = locate(models=models)
+    files = locate(IndexTTS2Options(models=models))
     model = FeatureModel.load(files, ModelConfig.read(files.config))
     codes, conditions, emotions = [], [], []
     for number, speaker in enumerate(SPEAKERS):

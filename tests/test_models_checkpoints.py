@@ -3,6 +3,8 @@
 import json
 import pickle
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from hfprep.errors import CheckpointError
 from hfprep.models.configs import ConditionConfig, SemanticCodecConfig
 from hfprep.models.semantic_config import SemanticEncoderConfig
 from hfprep.models.tensor_files import read_safetensors, read_torch_file
+from hfprep.models.tensor_shapes import read_shapes
 from hfprep.recipes.indextts2.checkpoints import (
     CODEC_FILE,
     GPT_FILE,
@@ -249,11 +252,28 @@ def open_and_close(path: str) -> None:
 def test_pickles_are_never_executed(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     torch.save({"model": {}, "extra": Executed(trace)}, tmp_path / "gpt.pth")
-    with pytest.raises(CheckpointError, match="never executes pickles"):
-        read_torch_file(tmp_path / "gpt.pth")
+    for read in (read_torch_file, read_shapes):
+        with pytest.raises(CheckpointError, match="never executes pickles"):
+            read(tmp_path / "gpt.pth")
     assert not trace.exists()
     torch.load(tmp_path / "gpt.pth", weights_only=False)  # the trap does work where it is let to
     assert trace.exists()
+
+
+def test_shapes_are_read_without_torch(folder: Path, tmp_path: Path) -> None:
+    tensors = read_torch_file(folder / "gpt.pth")
+    assert read_shapes(folder / "gpt.pth") == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    layer = torch.nn.Linear(3, 2, dtype=torch.bfloat16)  # its state has metadata beside the tensors
+    torch.save({"model": layer.state_dict(), "step": 7}, tmp_path / "nested.pth")
+    parameters = {"a": layer.weight, "b": torch.ones(()), "rate": 0.5}
+    torch.save(parameters, tmp_path / "parameters.pth")
+    code = (
+        "import sys; from pathlib import Path; from hfprep.models.tensor_shapes import read_shapes; "
+        "print([read_shapes(Path(name)) for name in sys.argv[1:]], 'torch' in sys.modules)"
+    )
+    names = [tmp_path / "nested.pth", tmp_path / "parameters.pth"]
+    done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=True)
+    assert done.stdout == "[{'weight': (2, 3), 'bias': (2,)}, {'a': (2, 3), 'b': ()}] False\n"
 
 
 def test_an_old_torch_file_is_refused_with_the_remedy(tmp_path: Path) -> None:
@@ -267,8 +287,9 @@ def test_files_that_are_no_checkpoints_are_named(folder: Path, tmp_path: Path) -
     (tmp_path / "cut.pth").write_bytes((folder / "gpt.pth").read_bytes()[:-5000])
     torch.save([torch.ones(2)], tmp_path / "list.pth")
     for name in ("plain.pth", "cut.pth", "list.pth", "absent.pth"):
-        with pytest.raises(CheckpointError, match=name):
-            read_torch_file(tmp_path / name)
+        for read in (read_torch_file, read_shapes):
+            with pytest.raises(CheckpointError, match=name):
+                read(tmp_path / name)
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes((folder / CODEC_FILE).read_bytes()[:-50])
     for path in (cut, tmp_path / "absent.safetensors"):

@@ -18,6 +18,7 @@ from hfprep.models.precision import computing
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.feature_model import FeatureModel
 from hfprep.recipes.indextts2.locate import locate
+from hfprep.recipes.indextts2.options import IndexTTS2Options
 
 CPU = torch.device("cpu")
 
@@ -96,7 +97,7 @@ def test_what_the_kernels_need_is_asked_for(
 
 
 def load(golden: Path, name: str = "fp32") -> FeatureModel:
-    files = locate(models=golden / "checkpoints")
+    files = locate(IndexTTS2Options(models=golden / "checkpoints"))
     return FeatureModel.load(files, ModelConfig.read(files.config), precision=name)
 
 

@@ -16,6 +16,7 @@ from hfprep.models.masking import FrameMask, KeyMask, TimeMask
 from hfprep.recipes.indextts25.config import Config
 from hfprep.recipes.indextts25.feature_model import FeatureModel
 from hfprep.recipes.indextts25.locate import locate
+from hfprep.recipes.indextts25.options import IndexTTS25Options
 from hfprep.recipes.indextts25.schema import CODES, EMOTION, SPEAKER
 
 TESTS = Path(__file__).resolve().parent
@@ -27,7 +28,7 @@ Numbers = dict[str, Tensor]
 
 
 def load(golden: Path, reference_seconds: float = 0.0) -> FeatureModel:
-    files = locate(models=golden / "checkpoints", fetch=False)
+    files = locate(IndexTTS25Options(models=golden / "checkpoints"), fetch=False)
     return FeatureModel.load(files, Config.read(files.config), reference_seconds=reference_seconds)
 
 
@@ -294,14 +295,14 @@ def test_a_model_goes_to_a_card_in_the_precision_that_was_asked_for(
 
     monkeypatch.setattr(FeatureModel, "to", note)
     monkeypatch.setattr("hfprep.recipes.indextts25.feature_model.require", lambda *_: None)
-    files = locate(models=GOLDEN[0] / "checkpoints", fetch=False)
+    files = locate(IndexTTS25Options(models=GOLDEN[0] / "checkpoints"), fetch=False)
     FeatureModel.load(files, Config.read(files.config), device="cuda", precision=precision)
     (share,) = moved
     assert share < 1  # norms, biases and positions, of which a small model has many
 
 
 def test_refuses_a_codec_of_another_width(tmp_path: Path) -> None:
-    files = locate(models=GOLDEN[0] / "checkpoints", fetch=False)
+    files = locate(IndexTTS25Options(models=GOLDEN[0] / "checkpoints"), fetch=False)
     (tmp_path / "config.yaml").write_text(files.config.read_text().replace("hidden_size: 12", "hidden_size: 16"))
     with pytest.raises(CheckpointError, match=r"down\.weight is \[12, 12, 3\], not \[16, 16, 3\]"):
         FeatureModel.load(files, Config.read(tmp_path / "config.yaml"))

@@ -129,6 +129,38 @@ def _semantic_folder(value: str | Path | None, folder: Path | None, missing: Mis
     )
 
 
+def find_file(
+    value: str | Path | None,
+    folder: Path | None,
+    places: tuple[str, ...],
+    repository: str,
+    missing: Missing,
+    wanted: str,
+) -> Path | None:
+    """A file that is named, lies in the models folder or comes from a hub repository; None where it is missing.
+
+    `places` are where it may be in the models folder, the first also where the repository has it. A `value` names it,
+    a folder that holds it, or another repository; `wanted` says so where it does none of that.
+    """
+    if value is None and folder is not None:
+        value = next((path for place in places if (path := folder / place).is_file()), None)
+    lacking = folder if value is None else None
+    value = repository if value is None else value
+    local, name = Path(value), places[0]
+    if local.is_file():
+        return local
+    if local.is_dir():
+        found = next((path for path in (local / name, local / Path(name).name) if path.is_file()), None)
+        if found is None:
+            missing.add(str(local / name), f"copy it from the hub repository {repository}")
+        return found
+    if not is_hub_id(value):
+        missing.add(str(value), wanted)
+        return None
+    snapshot = from_hub(str(value), (name,), lambda found: (found / name).is_file(), missing, lacking)
+    return None if snapshot is None else snapshot / name
+
+
 def is_hub_id(value: str | Path) -> bool:
     """Whether a value is a hub id rather than a file's path."""
     return isinstance(value, str) and _HUB_ID.fullmatch(value) is not None and not value.endswith(_WEIGHT_SUFFIXES)

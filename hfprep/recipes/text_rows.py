@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from hfprep.models.tensor_files import read_torch_file
+from hfprep.models.tensor_shapes import read_shapes
 
 log = logging.getLogger(__name__)
 
@@ -14,19 +14,13 @@ LANGUAGE_EMBEDDING = "lang_embedding.weight"
 """Of IndexTTS-2.5: a row for each language, and one more."""
 
 
-def count_text_ids(path: Path) -> int | None:
-    """For how many text ids gpt.pth has rows, None where it has no text embedding."""
-    embedding = read_torch_file(path).get(TEXT_EMBEDDING)
-    return None if embedding is None else len(embedding) - 1
-
-
 def warn_of_larger(tokenizer: Path, size: int, checkpoint: Path, configured: int) -> None:
     """Say where a tokenizer has more pieces than the checkpoint has rows: features do not depend on them.
 
     `configured` is what config.yaml says, for a checkpoint without a text embedding.
     """
-    found = count_text_ids(checkpoint)
-    known = configured if found is None else found
+    embedding = read_shapes(checkpoint).get(TEXT_EMBEDDING)
+    known = embedding[0] - 1 if embedding else configured
     if size > known:
         log.warning(
             "the tokenizer %s has %d pieces, but the checkpoint %s has rows for %d: features are unaffected, but "

@@ -14,14 +14,14 @@ from hfprep.recipes.finding import (
     CONFIG_FILE,
     Missing,
     SemanticFiles,
+    find_file,
     find_semantic_model,
-    from_hub,
     given_path,
-    is_hub_id,
     models_folder,
     remedy,
 )
 from hfprep.recipes.indextts2.config import ModelConfig
+from hfprep.recipes.indextts2.options import IndexTTS2Options
 
 SEMANTIC_CODEC = "amphion/MaskGCT"
 CODEC_FILE = "semantic_codec/model.safetensors"
@@ -37,38 +37,31 @@ class ModelFiles(SemanticFiles):
     semantic_codec: Path
 
 
-def locate(
-    *,
-    models: str | Path | None = None,
-    config: str | Path | None = None,
-    gpt_checkpoint: str | Path | None = None,
-    semantic_model: str | Path | None = None,
-    semantic_codec: str | Path | None = None,
-    fetch: bool = True,
-) -> ModelFiles:
+def locate(options: IndexTTS2Options, *, fetch: bool = True) -> ModelFiles:
     """Find every model file, from the hub's cache or the hub where a part is given as a hub id or not at all.
 
     Without `fetch` what is not on this machine is missing.
 
-    `models` is a folder with config.yaml, gpt.pth (or the name that the config gives), the statistics, w2v-bert-2.0/
-    and semantic_codec/model.safetensors; each other argument takes the place of one of them. `semantic_model` is a
+    The folder `models` holds config.yaml, gpt.pth (or the name that the config gives), the statistics, w2v-bert-2.0/
+    and semantic_codec/model.safetensors; each other option takes the place of one of them. `semantic_model` is a
     folder or hub id, `semantic_codec` a file, a folder or a hub id.
     Raises ConfigError where a needed option is not given or config.yaml is not valid, and CheckpointError that lists
     every missing file with the command that gets it.
     """
-    folder = models_folder(models)
-    config_path = given_path(config, folder, CONFIG_FILE, "--config")
+    folder = models_folder(options.models)
+    config_path = given_path(options.config, folder, CONFIG_FILE, "--config")
     model_config = ModelConfig.read(config_path)
     missing = Missing(fetch)
-    gpt = given_path(gpt_checkpoint, folder, model_config.gpt_checkpoint or GPT_FILE, "--gpt-checkpoint")
+    gpt = given_path(options.gpt_checkpoint, folder, model_config.gpt_checkpoint or GPT_FILE, "--gpt-checkpoint")
     if not gpt.is_file():
         missing.add(str(gpt), f"the GPT checkpoint: {remedy(folder, '--gpt-checkpoint')}")
     statistics = config_path.parent / model_config.w2v_stat
     if not statistics.is_file():
         beside = f"put the file beside {config_path}"
         missing.add(str(statistics), f"the statistics that w2v_stat names: {remedy(folder, beside=beside)}")
-    semantic = find_semantic_model(semantic_model, folder, missing)
-    codec = _semantic_codec(semantic_codec, folder, missing)
+    semantic = find_semantic_model(options.semantic_model, folder, missing)
+    wanted = "the semantic codec: give a .safetensors file or a hub id with --semantic-codec"
+    codec = find_file(options.semantic_codec, folder, (CODEC_FILE,), SEMANTIC_CODEC, missing, wanted)
     missing.raise_any()
     assert semantic is not None  # else it was missing
     assert codec is not None
@@ -80,25 +73,3 @@ def locate(
         semantic_weights=semantic[1],
         semantic_codec=codec,
     )
-
-
-def _semantic_codec(value: str | Path | None, folder: Path | None, missing: Missing) -> Path | None:
-    """The codec's file, or None where it is missing."""
-    if value is None and folder is not None and (folder / CODEC_FILE).is_file():
-        value = folder / CODEC_FILE
-    lacking = folder if value is None else None
-    value = SEMANTIC_CODEC if value is None else value
-    local = Path(value)
-    if local.is_file():
-        return local
-    if local.is_dir():
-        for name in (CODEC_FILE, Path(CODEC_FILE).name):
-            if (local / name).is_file():
-                return local / name
-        missing.add(str(local / CODEC_FILE), f"copy it from the hub repository {SEMANTIC_CODEC}")
-        return None
-    if not is_hub_id(value):
-        missing.add(str(value), "the semantic codec: give a .safetensors file or a hub id with --semantic-codec")
-        return None
-    snapshot = from_hub(str(value), (CODEC_FILE,), lambda found: (found / CODEC_FILE).is_file(), missing, lacking)
-    return None if snapshot is None else snapshot / CODEC_FILE

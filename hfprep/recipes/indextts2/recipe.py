@@ -20,6 +20,7 @@ from hfprep.recipes.indextts2.locate import ModelFiles, locate
 from hfprep.recipes.indextts2.options import IndexTTS2Options
 from hfprep.recipes.indextts2.outline import DOWNLOADS, config_of
 from hfprep.recipes.indextts2.schema import CODES, LATENTS, NAME, PUBLISHED, TEXT, schema_of
+from hfprep.recipes.text_rows import warn_of_larger
 from hfprep.schema import Schema
 
 if TYPE_CHECKING:
@@ -64,7 +65,6 @@ class IndexTTS2Models(SemanticModelSet):
 
     def check(self) -> None:
         from hfprep.models.input_features import check_preprocessor
-        from hfprep.recipes.text_rows import warn_of_larger  # it imports torch
 
         check_preprocessor(self.located.preprocessor_config)
         size, known = self.text_encoder().vocab_size, self.config.number_text_tokens
@@ -119,14 +119,7 @@ class IndexTTS2:
         return True
 
     def find(self, options: IndexTTS2Options, *, fetch: bool = True) -> IndexTTS2Models:
-        located = locate(
-            models=options.models,
-            config=options.config,
-            gpt_checkpoint=options.gpt_checkpoint,
-            semantic_model=options.semantic_model,
-            semantic_codec=options.semantic_codec,
-            fetch=fetch,
-        )
+        located = locate(options, fetch=fetch)
         return IndexTTS2Models(located, options.tokenizer_path, ModelConfig.read(located.config))
 
     def downloads(self) -> tuple[Download, ...]:
@@ -154,8 +147,6 @@ class IndexTTS2:
 
 def _compare_sizes(encoder: TextTokenizer, options: IndexTTS2Options, config: ModelConfig) -> None:
     """Say where a tokenizer is larger than the checkpoint, if that is here already."""
-    from hfprep.recipes.text_rows import warn_of_larger  # it imports torch
-
     checkpoint = options.gpt_checkpoint
     if checkpoint is None and options.models is not None:
         checkpoint = options.models / (config.gpt_checkpoint or "gpt.pth")

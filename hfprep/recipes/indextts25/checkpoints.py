@@ -1,7 +1,7 @@
 """The published IndexTTS-2.5 checkpoint files: what must be in them, and how their parts are loaded.
 
-Gives loaders for codec.pth and the emotion branch of gpt.pth, `is_indextts25`, and `expected_shapes` (random model sets
-can be made from it). Weights stay memory-mapped; what is not needed (the GPT, the optimizer state that is two thirds of
+Gives loaders for codec.pth and the emotion branch of gpt.pth, and `expected_shapes` (random model sets can be made from
+it). Weights stay memory-mapped; what is not needed (the GPT, the optimizer state that is two thirds of
 codec.pth) never enters memory. campplus.py has the speaker network's file, recipes.networks the names inside.
 """
 
@@ -35,14 +35,6 @@ from hfprep.recipes.tensors import Shapes, check_tensors, fill, shapes_of
 SEMANTIC_FILE = "w2v-bert-2.0/model.safetensors"
 
 _DOWN = "down."
-_SPEAKER_PROJECTION = "spk_emb_proj.weight"
-_OF_INDEXTTS2 = ("conditioning_encoder.", "perceiver_encoder.", "speed_emb.")
-
-
-def is_indextts25(gpt_checkpoint: Path) -> bool:
-    """Whether a gpt.pth is IndexTTS-2.5's, by its tensors' names. Raises CheckpointError where it cannot be read."""
-    names = read_torch_file(gpt_checkpoint)
-    return _SPEAKER_PROJECTION in names and not any(name.startswith(_OF_INDEXTTS2) for name in names)
 
 
 def load_codec(path: Path, config: Config) -> DownsampledCodec:

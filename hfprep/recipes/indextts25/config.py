@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hfprep.models.configs import ConditionConfig, SemanticCodecConfig
+from hfprep.models.tensor_shapes import read_shapes
 from hfprep.recipes.config_file import Section, codec_config, condition_config, read_config
 from hfprep.recipes.indextts25.vocabulary import NUM_TOKENS
 
@@ -19,6 +20,9 @@ CODEC_FILE = "codec.pth"
 STATISTICS_FILE = "wav2vec2bert_stats.pt"
 VOCABULARY_FILE = "multilingual_zh_ja_yue_char_del.tiktoken"
 CAMPPLUS_FILE = "campplus_cn_common.bin"
+
+_SPEAKER_PROJECTION = "spk_emb_proj.weight"
+_OF_INDEXTTS2 = ("conditioning_encoder.", "perceiver_encoder.", "speed_emb.")
 
 # What the model computes where the config says nothing, and hfprep in any case.
 _CODEC_CONSTANTS = {"downsample_scale": 2, "num_quantizers": 1}
@@ -68,6 +72,12 @@ def names_indextts25(path: Path) -> bool:
     """Whether a config.yaml is of IndexTTS-2.5: by the size of its vocabulary. Raises ConfigError as `read` does."""
     gpt = read_config(path).values.get("gpt")
     return isinstance(gpt, dict) and gpt.get("number_text_tokens") == NUM_TOKENS
+
+
+def is_indextts25(gpt_checkpoint: Path) -> bool:
+    """Whether a gpt.pth is IndexTTS-2.5's, by its tensors' names. Raises CheckpointError where it cannot be read."""
+    names = read_shapes(gpt_checkpoint)
+    return _SPEAKER_PROJECTION in names and not any(name.startswith(_OF_INDEXTTS2) for name in names)
 
 
 def named_file(folder: Path, named: str | None, fallback: str) -> Path:

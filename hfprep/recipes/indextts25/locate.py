@@ -14,10 +14,9 @@ from hfprep.recipes.finding import (
     CONFIG_FILE,
     Missing,
     SemanticFiles,
+    find_file,
     find_semantic_model,
-    from_hub,
     given_path,
-    is_hub_id,
     models_folder,
 )
 from hfprep.recipes.indextts25 import glossary
@@ -30,9 +29,11 @@ from hfprep.recipes.indextts25.config import (
     Config,
     named_file,
 )
+from hfprep.recipes.indextts25.options import IndexTTS25Options
 
 REPOSITORY = "IndexTeam/IndexTTS-2.5"
 CAMPPLUS = "funasr/campplus"
+CAMPPLUS_PLACES = (CAMPPLUS_FILE, f"{CACHE_FOLDER}/{CAMPPLUS_FILE}")  # in a models folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,35 +48,27 @@ class ModelFiles(SemanticFiles):
     glossary: Path | None
 
 
-def locate(
-    *,
-    models: str | Path | None = None,
-    config: str | Path | None = None,
-    gpt_checkpoint: str | Path | None = None,
-    vocabulary: str | Path | None = None,
-    semantic_model: str | Path | None = None,
-    semantic_codec: str | Path | None = None,
-    campplus: str | Path | None = None,
-    fetch: bool = True,
-) -> ModelFiles:
+def locate(options: IndexTTS25Options, *, fetch: bool = True) -> ModelFiles:
     """Find every model file; without `fetch` what is not on this machine is missing.
 
-    `models` is a folder with config.yaml, gpt.pth, codec.pth, the statistics, the vocabulary, and, there or in its
-    hf_cache/, w2v-bert-2.0/ and campplus_cn_common.bin; each other argument takes the place of one of them.
-    `semantic_model` is a folder or hub id, `campplus` a file or hub id; both come from the hub where they are nowhere.
+    The folder `models` holds config.yaml, gpt.pth, codec.pth, the statistics, the vocabulary, and, there or in its
+    hf_cache/, w2v-bert-2.0/ and campplus_cn_common.bin; each other option takes the place of one of them.
+    `semantic_model` is a folder or hub id, `campplus` a file, a folder or a hub id; both come from the hub where they
+    are nowhere.
     Raises ConfigError where a needed option is not given or config.yaml is not valid, and CheckpointError that lists
     every missing file with the command that gets it.
     """
-    folder = models_folder(models)
-    config_path = given_path(config, folder, CONFIG_FILE, "--config")
+    folder = models_folder(options.models)
+    config_path = given_path(options.config, folder, CONFIG_FILE, "--config")
     missing = Missing(fetch)
-    gpt, statistics = _named_files(config_path, folder, gpt_checkpoint, missing)
-    codec = given_path(semantic_codec, folder, CODEC_FILE, "--semantic-codec")
-    tokens = given_path(vocabulary, folder, VOCABULARY_FILE, "--tokenizer")
+    gpt, statistics = _named_files(config_path, folder, options.gpt_checkpoint, missing)
+    codec = given_path(options.semantic_codec, folder, CODEC_FILE, "--semantic-codec")
+    tokens = given_path(options.tokenizer, folder, VOCABULARY_FILE, "--tokenizer")
     _note(missing, codec, CODEC_FILE, "the semantic codec: give its path with --semantic-codec")
     _note(missing, tokens, VOCABULARY_FILE, "the vocabulary: give its path with --tokenizer")
-    semantic = find_semantic_model(semantic_model, folder, missing)
-    speaker = _campplus(campplus, folder, missing)
+    semantic = find_semantic_model(options.semantic_model, folder, missing)
+    wanted = "the speaker network: give its file or a hub id with --campplus"
+    speaker = find_file(options.campplus, folder, CAMPPLUS_PLACES, CAMPPLUS, missing, wanted)
     missing.raise_any()
     assert semantic is not None  # else it was missing
     assert speaker is not None
@@ -110,19 +103,3 @@ def _named_files(
 def _note(missing: Missing, path: Path, name: str, remedy: str) -> None:
     if not path.is_file():
         missing.add(str(path), f"{remedy}, or get it with: hf download {REPOSITORY} {name}")
-
-
-def _campplus(value: str | Path | None, folder: Path | None, missing: Missing) -> Path | None:
-    """The speaker network's file, or None where it is missing."""
-    if value is None and folder is not None:
-        places = (folder / CAMPPLUS_FILE, folder / CACHE_FOLDER / CAMPPLUS_FILE)
-        value = next((place for place in places if place.is_file()), None)
-    value = CAMPPLUS if value is None else value
-    local = Path(value)
-    if local.is_file():
-        return local
-    if not is_hub_id(value):
-        missing.add(str(value), "the speaker network: give its file or a hub id with --campplus")
-        return None
-    snapshot = from_hub(str(value), (CAMPPLUS_FILE,), lambda found: (found / CAMPPLUS_FILE).is_file(), missing)
-    return None if snapshot is None else snapshot / CAMPPLUS_FILE

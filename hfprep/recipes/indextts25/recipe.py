@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hfprep.errors import ConfigError
 from hfprep.io.digest import digest
 from hfprep.recipes.base import Download, Outline, resampling
-from hfprep.recipes.finding import CACHE_FOLDER, CONFIG_FILE, SEMANTIC_FOLDER, SEMANTIC_MODEL
+from hfprep.recipes.finding import CONFIG_FILE, SEMANTIC_FOLDER, SEMANTIC_MODEL
 from hfprep.recipes.indextts import SemanticModelSet, semantic_files, semantic_settings
 from hfprep.recipes.indextts25 import glossary
 from hfprep.recipes.indextts25.config import (
@@ -22,10 +22,11 @@ from hfprep.recipes.indextts25.config import (
     STATISTICS_FILE,
     VOCABULARY_FILE,
     Config,
+    is_indextts25,
     named_file,
     names_indextts25,
 )
-from hfprep.recipes.indextts25.locate import CAMPPLUS, REPOSITORY, ModelFiles, locate
+from hfprep.recipes.indextts25.locate import CAMPPLUS, CAMPPLUS_PLACES, REPOSITORY, ModelFiles, locate
 from hfprep.recipes.indextts25.options import IndexTTS25Options
 from hfprep.recipes.indextts25.schema import CODES, EMOTION, NAME, PUBLISHED, SPEAKER, TEXT, schema_of
 from hfprep.recipes.indextts25.text import TextEncoder
@@ -62,10 +63,7 @@ class IndexTTS25Models(SemanticModelSet):
 
     @cached_property
     def schema(self) -> Schema:
-        from hfprep.models.tensor_files import read_torch_file
-        from hfprep.recipes.indextts25.campplus import campplus_config  # it imports torch
-
-        return schema_of(self.config, vector=campplus_config(read_torch_file(self.located.campplus)).vector)
+        return schema_of(self.config, self.located.campplus)
 
     @cached_property
     def files(self) -> Mapping[str, Path]:
@@ -144,7 +142,7 @@ class IndexTTS25:
         try:
             if names_indextts25(config):
                 return True
-            if not self._looks_like_it(options):  # gpt.pth is opened with torch, which takes seconds to import
+            if not self._looks_like_it(options):
                 return False
             named = Config.read(config).gpt_checkpoint
         except ConfigError:
@@ -152,8 +150,6 @@ class IndexTTS25:
         gpt = options.gpt_checkpoint or (named_file(folder, named, GPT_FILE) if folder else None)
         if gpt is None or not gpt.is_file():
             return False
-        from hfprep.recipes.indextts25.checkpoints import is_indextts25
-
         return is_indextts25(gpt)
 
     def find(self, options: IndexTTS25Options, *, fetch: bool = True) -> IndexTTS25Models:
@@ -162,16 +158,7 @@ class IndexTTS25:
                 f"--reference-seconds is {options.reference_seconds!r}; it must be a number of seconds, or 0 for the "
                 "whole clip"
             )
-        located = locate(
-            models=options.models,
-            config=options.config,
-            gpt_checkpoint=options.gpt_checkpoint,
-            vocabulary=options.tokenizer,
-            semantic_model=options.semantic_model,
-            semantic_codec=options.semantic_codec,
-            campplus=options.campplus,
-            fetch=fetch,
-        )
+        located = locate(options, fetch=fetch)
         return IndexTTS25Models(located, Config.read(located.config), options.reference_seconds)
 
     def downloads(self) -> tuple[Download, ...]:
@@ -185,7 +172,7 @@ class IndexTTS25:
         folder = options.models
         config = options.config or (folder / CONFIG_FILE if folder else None)
         vocabulary = options.tokenizer or (folder / VOCABULARY_FILE if folder else None)
-        schema = PUBLISHED if config is None else schema_of(Config.read(config), vector=_speaker_width(options))
+        schema = PUBLISHED if config is None else schema_of(Config.read(config), _speaker_network(options))
         terms = folder / glossary.FILE if folder else None
         encoder = None
         if vocabulary is not None:
@@ -205,16 +192,12 @@ class IndexTTS25:
         return vocabulary or (options.models is not None and (options.models / CODEC_FILE).is_file())
 
 
-def _speaker_width(options: IndexTTS25Options) -> int:
-    """Length of the speaker vector: that of the network's file where it is here, else the published one's."""
-    from hfprep.models.tensor_files import read_torch_file  # these import torch
-    from hfprep.recipes.indextts25.campplus import campplus_config
-
+def _speaker_network(options: IndexTTS25Options) -> Path | None:
+    """The file of the speaker network, where it is here."""
     folder = options.models
-    places = () if folder is None else (folder / CAMPPLUS_FILE, folder / CACHE_FOLDER / CAMPPLUS_FILE)
+    places = () if folder is None else [folder / place for place in CAMPPLUS_PLACES]
     named = () if options.campplus is None else (Path(options.campplus),)
-    file = next((path for path in (*named, *places) if path.is_file()), None)
-    return campplus_config({} if file is None else read_torch_file(file)).vector
+    return next((path for path in (*named, *places) if path.is_file()), None)
 
 
 RECIPE = IndexTTS25()

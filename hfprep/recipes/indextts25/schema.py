@@ -1,5 +1,8 @@
 """The samples of IndexTTS-2.5: text ids, semantic codes at 25 Hz, a speaker vector and an emotion vector."""
 
+from pathlib import Path
+
+from hfprep.models.tensor_shapes import read_shapes
 from hfprep.recipes.indextts25.config import Config
 from hfprep.recipes.indextts25.vocabulary import COMMON_LANGUAGE, LANGUAGES, NUM_TOKENS
 from hfprep.schema import Column, Group, RecordField, Schema
@@ -8,6 +11,8 @@ NAME = "indextts-2.5"
 TEXT, CODES, SPEAKER, EMOTION = "text", "codes", "speaker", "emotion"
 GROUPS = (Group(TEXT, "text"), Group(CODES, "audio"), Group(SPEAKER, "audio"), Group(EMOTION, "audio"))
 FRAME_RATE, CODE_RATE = 50.0, 25.0
+PUBLISHED_VECTOR = 192
+_SPEAKER_VECTOR = "xvector.dense.linear.weight"
 LANGUAGE_ID = RecordField(
     name="lang_id",
     source="language",
@@ -39,17 +44,18 @@ def make_schema(
 
 
 PUBLISHED = make_schema(
-    vocabulary=NUM_TOKENS, codebook=8192, width=1280, vector=192, text_positions=600, code_positions=1815
+    vocabulary=NUM_TOKENS, codebook=8192, width=1280, vector=PUBLISHED_VECTOR, text_positions=600, code_positions=1815
 )
 
 
-def schema_of(config: Config, *, vector: int) -> Schema:
-    """The schema that a checkpoint's config.yaml and the width of its speaker vector give."""
+def schema_of(config: Config, campplus: Path | None) -> Schema:
+    """The schema of a config.yaml and the file of the speaker network; without it, the published one's width counts."""
+    network = {} if campplus is None else read_shapes(campplus)
     return make_schema(
         vocabulary=config.number_text_tokens,
         codebook=config.semantic_codec.codebook_size,
         width=config.model_dim,
-        vector=vector,
+        vector=(network.get(_SPEAKER_VECTOR) or (PUBLISHED_VECTOR,))[0],
         text_positions=config.max_text_tokens,
         code_positions=config.max_mel_tokens,
     )

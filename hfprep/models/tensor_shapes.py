@@ -1,0 +1,67 @@
+"""The shapes of the tensors in a torch file, without torch, which takes seconds to import.
+
+Gives `read_shapes`. A file's pickle is read by a reader that knows tensors and dictionaries alone and runs nothing
+else. What it cannot read is left to torch.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PICKLE = "/data.pkl"  # of the archive's own folder
+
+
+class _Shape(tuple[int, ...]):
+    """In place of a tensor."""
+
+
+def _shape_of(storage: None, offset: int, size: tuple[int, ...], *others: object) -> _Shape:
+    del storage, offset, others
+    return _Shape(size)
+
+
+def _of_parameter(data: _Shape, *others: object) -> _Shape:
+    del others
+    return data
+
+
+_KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _shape_of,
+    ("torch._utils", "_rebuild_parameter"): _of_parameter,
+}
+
+
+class _Reader(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name.endswith("Storage"):
+            return None
+        if (module, name) not in _KNOWN:
+            raise pickle.UnpicklingError(f"{module}.{name}")
+        return _KNOWN[module, name]
+
+    def persistent_load(self, pid: object) -> None:
+        """Where the numbers are."""
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name to shape of each tensor in a torch file that holds a state dict, or {"model": state dict}.
+
+    Raises CheckpointError as `tensor_files.read_torch_file` does.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith(PICKLE))
+            with archive.open(name) as stream:
+                values = _Reader(stream).load()
+        values = values["model"] if isinstance(values.get("model"), dict) else values
+        return {name: tuple(value) for name, value in values.items() if isinstance(value, _Shape)}
+    except Exception:  # noqa: BLE001 - whatever a file that is no checkpoint brings about, torch has words for it
+        from hfprep.models.tensor_files import read_torch_file
+
+        return {name: tuple(tensor.shape) for name, tensor in read_torch_file(path).items()}
