@@ -181,6 +181,23 @@ def test_a_rerun_computes_nothing(place: Place, monkeypatch: pytest.MonkeyPatch)
     assert (summary.accepted, summary.reused, summary.tally.done) == (4, 4, 0)
 
 
+@pytest.mark.parametrize("kind", ["npy", "arrow", "webdataset", "npy,arrow,webdataset"])
+def test_a_rerun_reads_no_artifact(kind: str, tmp_path: Path, golden_small: Path) -> None:
+    """Their content is zeros when it starts: whoever read any would fail, or find other codes."""
+    place = Place(tmp_path / "data", golden_small)
+    place.build(format=kind)
+    stats = json.loads((place.output / "stats.json").read_bytes())
+    artifacts = [path for path in place.output.rglob("*") if path.suffix in (".npy", ".arrow", ".tar")]
+    artifacts = [path for path in artifacts if path.name != "places.npy"]
+    assert len(artifacts) >= 2
+    for path in artifacts:
+        path.write_bytes(bytes(path.stat().st_size))
+    summary = place.build(format=kind)
+    assert (summary.accepted, summary.reused, summary.tally.done, summary.repaired) == (4, 4, 0, 0)
+    assert json.loads((place.output / "stats.json").read_bytes())["codebook"] == stats["codebook"]
+    assert not any(any(path.read_bytes()) for path in artifacts)
+
+
 @pytest.mark.parametrize(
     "options",
     [{"batch_size": 1}, {"batch_size": 7}, {"workers": 3}, {"num_processes": 2}, {"max_samples": 4}, {"strict": True}],
