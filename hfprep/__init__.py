@@ -48,7 +48,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch only when it is asked for."""
+    """Import names that need further packages on first access."""
     if name in _LAZY:
         import importlib
 

@@ -1,4 +1,4 @@
-"""`hfprep` and `python -m hfprep`: the command line, where what it needs is installed."""
+"""Entry point of `hfprep` and `python -m hfprep`."""
 
 import sys
 
@@ -6,7 +6,7 @@ BUILD = "pip install 'hfprep[build]'"
 
 
 def main() -> None:
-    """Run the command line; names the command that installs it where a package is missing."""
+    """Run the command line; if a package is missing, exit with the command that installs it."""
     try:
         from hfprep.cli.app import main as run
 

@@ -1,13 +1,13 @@
-"""The errors hfprep raises, and the reasons for which a sample can be rejected.
+"""The errors hfprep raises, and the reasons a sample can be rejected for.
 
 HfprepError                  base of all errors that hfprep raises; the CLI prints the message and exits with status 1
 ├── ConfigError              an option, a path or a value in config.yaml is wrong (also a ValueError)
-├── CheckpointError          a model file is missing, incomplete or of another architecture
+├── CheckpointError          a model file is missing, incomplete or has the wrong architecture
 ├── StoreError               the output directory cannot be used: locked, read-only, full, changed
 ├── StopRequested            the run was asked to stop (Ctrl-C, SIGTERM); build() returns a Summary that says so
 └── RejectedSample           this one sample cannot be used; the run goes on without it
 
-This module knows nothing of where samples come from or where rejections are written.
+This module knows nothing about where samples come from or where rejections are written.
 """
 
 from enum import StrEnum
@@ -41,7 +41,7 @@ class Reason(StrEnum):
 
 
 class HfprepError(Exception):
-    """Base of every error that hfprep raises on purpose."""
+    """Base class of all errors that hfprep raises."""
 
 
 class ConfigError(HfprepError, ValueError):
@@ -49,7 +49,7 @@ class ConfigError(HfprepError, ValueError):
 
 
 class CheckpointError(HfprepError):
-    """A model file is missing, incomplete or of an architecture that hfprep does not compute."""
+    """A model file is missing, incomplete or has an architecture that hfprep does not support."""
 
 
 class StoreError(HfprepError):
@@ -64,11 +64,11 @@ class RejectedSample(HfprepError):
     """One sample cannot be used: a `Reason` and a message that says what was found and what to do."""
 
     def __init__(self, reason: Reason, message: str) -> None:
-        message = message.encode("utf-8", "backslashreplace").decode()  # a path need not be UTF-8, a report is
+        message = message.encode("utf-8", "backslashreplace").decode()  # paths may not be valid UTF-8
         super().__init__(message)
         self.reason = reason
         self.message = message
 
     def __reduce__(self) -> tuple[type["RejectedSample"], tuple[Reason, str]]:
-        """Travel between processes with both arguments; an exception keeps only what it hands to its base."""
+        """Pickle both arguments; Exception's own pickling keeps only the message."""
         return type(self), (self.reason, self.message)

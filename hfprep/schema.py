@@ -1,7 +1,7 @@
 """What a sample is: its columns, the groups they are computed in, and their limits. Plain data, no torch.
 
-`Schema` describes the samples of one output. Store, formats, verification, report and loader are given one and need
-nothing else, so an output is read by what it says of itself, without the recipe that made it.
+`Schema` describes the samples of one output and is stored in it. Store, formats, verification, report and loader need
+nothing else, so they work without the recipe that made the output.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Source = Literal["text", "audio"]
 class Column:
     """One array of a sample; `name` is also its folder in the npy layout.
 
-    `dims` are numbers, or names of lengths: ("text_len",), ("codebooks", "code_len"), ("condition_len", 1280). Values
-    of tokens and codes are in [0, size); `pad` fills them up in a trainer's batch. `about` says what it is.
+    `dims` are numbers, or names of lengths: ("text_len",), ("codebooks", "code_len"), ("condition_len", 1280). Tokens
+    and codes are in [0, size); `pad` is their padding value in a trainer's batch. `about` is a short description.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Columns that are computed, reused and fingerprinted together. Raise `numerics` when results change."""
+    """Columns that are computed, reused and fingerprinted together. Increment `numerics` when results change."""
 
     name: str
     source: Source
@@ -61,7 +61,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class RecordField:
-    """A field of a manifest record that follows from another: `values` by that field's value in lower case."""
+    """A field of a manifest record derived from the field `source`: `values` maps its value, in lower case."""
 
     name: str
     source: str
@@ -73,8 +73,8 @@ class RecordField:
 class Schema:
     """The samples of one output.
 
-    `limits` are the most that the model has positions for, by length name. `fixed` are lengths that every sample has
-    alike. `code_rate` is codes a second, None where there are none. `frame_rate` is frames of audio a second.
+    `limits` are the model's maximum lengths (positions), by length name. `fixed` are lengths that are the same for
+    every sample. `code_rate` is in codes per second, None without codes. `frame_rate` is in audio frames per second.
     """
 
     recipe: str
@@ -113,13 +113,13 @@ class Schema:
 
     @functools.cached_property
     def fields(self) -> dict[str, type]:
-        """The fields of a manifest record, but for the paths of its arrays, and the type of each."""
+        """The fields of a manifest record, except the paths of its arrays, and their types."""
         others = {x.name: str if x.default is None else type(x.default) for x in self.record_fields}
         return {**METADATA, **dict.fromkeys(self.lengths, int), **others}
 
     @functools.cached_property
     def lengths(self) -> tuple[str, ...]:
-        """Names of all lengths, in the order in which columns name them."""
+        """Names of all lengths, in the order of the columns."""
         return tuple(dict.fromkeys(name for column in self.columns for name in column.lengths))
 
     def columns_of(self, groups: Iterable[str]) -> tuple[Column, ...]:
@@ -131,13 +131,13 @@ class Schema:
         """The columns of a kind, in order."""
         return tuple(column for column in self.columns if column.kind == kind)
 
-    def most(self, kind: Kind) -> int | None:
-        """The most tokens or codes that the model has positions for; None where it has no such limit."""
+    def max_length(self, kind: Kind) -> int | None:
+        """The maximum number of tokens or codes that the model has positions for; None if unlimited."""
         names = [column.lengths[-1] for column in self.of_kind(kind) if column.lengths]
         return next((self.limits[name] for name in names if name in self.limits), None)
 
     def lengths_of(self, arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
-        """The lengths that these arrays have, by name."""
+        """The lengths of these arrays, by name."""
         return {
             dim: size
             for name, array in arrays.items()
@@ -150,9 +150,9 @@ class Schema:
         return tuple(dim if isinstance(dim, int) else lengths[dim] for dim in column.dims)
 
     def problem(self, name: str, array: np.ndarray, lengths: Mapping[str, int], *, half: bool = False) -> str | None:
-        """What is wrong with an array of a sample with these lengths, None where nothing is.
+        """What is wrong with an array of a sample with these lengths; None if it is correct.
 
-        With `half` vectors may be float16.
+        With `half`, vectors may be float16.
         """
         column, dtype = self.by_name[name], array.dtype
         right = dtype == column.dtype or (half and column.kind == "vector" and dtype == np.float16)
@@ -166,7 +166,7 @@ class Schema:
         return None
 
     def record(self) -> dict[str, Any]:
-        """The JSON object that travels with an output; `parse` is the opposite."""
+        """The schema as a JSON object, as it is stored in an output; `parse` reads it."""
         return {
             "recipe": self.recipe,
             "columns": [
@@ -187,7 +187,7 @@ class Schema:
 
     @classmethod
     def parse(cls, record: Mapping[str, Any]) -> Schema:
-        """The schema that an output describes itself by. Raises KeyError, TypeError or ValueError where it is none."""
+        """The schema from a JSON object made by `record`. Raises KeyError, TypeError or ValueError if it is invalid."""
         return cls(
             recipe=str(record["recipe"]),
             columns=tuple(Column(**{**item, "dims": tuple(item["dims"])}) for item in record["columns"]),
@@ -202,7 +202,7 @@ class Schema:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of a recording: from `offset` seconds on, `seconds` long, or to the end where that is None."""
+    """A part of a recording: `seconds` long (None: to the end), starting at `offset` seconds."""
 
     offset: float
     seconds: float | None = None
@@ -212,10 +212,10 @@ class Segment:
 class Utterance:
     """One valid manifest row.
 
-    `audio` is the manifest's own value, `path` where it was found. `language` is the hint in force (the
-    run's, else the row's own). With `offset` (seconds) the row is a segment of the recording, `duration` long; without
-    it the row is the whole recording, and `duration` says how long that is thought to be. `extra` holds the manifest's
-    other fields, and `offset`, as a JSON object.
+    `audio` is the manifest's value, `path` the file that was found for it. `language` is the hint that applies (the
+    run's, else the row's). With `offset` (seconds) the row is a segment of `duration` seconds; without it the row is
+    the whole recording, and `duration` is what the manifest claims. `extra` is a JSON object with the manifest's other
+    fields and `offset`.
     """
 
     line: int
@@ -231,13 +231,13 @@ class Utterance:
 
     @property
     def segment(self) -> Segment | None:
-        """The stretch of the recording that the row stands for; None where that is all of it."""
+        """The part of the recording that the row covers; None for all of it."""
         return None if self.offset is None else Segment(self.offset, self.duration)
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What was computed for one utterance: arrays by column. `seconds` is the audio's own length, None if not read."""
+    """Computed arrays of one utterance, by column. `seconds` is the audio's actual length, None if it was not read."""
 
     arrays: Mapping[str, np.ndarray]
     seconds: float | None = None
@@ -245,7 +245,7 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why a manifest line is not in the output. `line` counts from 1; `id` is None where none could be read."""
+    """Why a manifest line is not in the output. `line` counts from 1; `id` is None if it could not be read."""
 
     line: int
     id: str | None
@@ -253,7 +253,7 @@ class Rejection:
     message: str
 
     def record(self) -> dict[str, Any]:
-        """The object that stands in rejected.jsonl."""
+        """The object that is written to rejected.jsonl."""
         return {"line": self.line, "id": self.id, "reason": self.reason.value, "message": self.message}
 
 
@@ -268,7 +268,7 @@ METADATA: Mapping[str, type] = {
 
 
 def metadata_of(utterance: Utterance, seconds: float | None) -> dict[str, Any]:
-    """The fields of a manifest record that come from its row; `seconds` is the audio's own length."""
+    """The fields of a manifest record that come from its row; `seconds` is the audio's actual length."""
     duration = utterance.duration
     if duration is None and seconds is not None:
         duration = round(seconds, 6)
@@ -283,9 +283,9 @@ def metadata_of(utterance: Utterance, seconds: float | None) -> dict[str, Any]:
 
 
 def manifest_record(schema: Schema, metadata: Mapping[str, Any], lengths: Mapping[str, int]) -> dict[str, Any]:
-    """The object that stands for a sample in train_manifest.jsonl and val_manifest.jsonl.
+    """A sample's record in train_manifest.jsonl or val_manifest.jsonl.
 
-    `metadata` has the fields of `METADATA`; each column adds its path and the lengths that no column before it has.
+    `metadata` has the fields of `METADATA`; each column adds its path and its lengths.
     """
     record = {name: metadata[name] for name in METADATA}
     for column in schema.columns:
@@ -296,7 +296,7 @@ def manifest_record(schema: Schema, metadata: Mapping[str, Any], lengths: Mappin
 
 
 def record_fields(schema: Schema, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a record that follow from others of it."""
+    """The fields of a record that are derived from others."""
     found = {}
     for item in schema.record_fields:
         value = metadata[item.source]

@@ -150,10 +150,10 @@ def with_last_granule(content: bytes, granule: int) -> bytes:
 def test_an_ogg_file_ends_where_its_pages_say(tmp_path: Path, content: bytes) -> None:
     last = PAGE_HEADER.unpack_from(content, content.rindex(b"OggS"))[3]
     assert seconds_of(tmp_path, "x.ogg", with_last_granule(content, last)) == pytest.approx(2.0, abs=1e-6)
-    assert "ends before the one before it" in refusal_of(tmp_path, "x.ogg", with_last_granule(content, 4000))
-    assert "does not say when it ends" in refusal_of(tmp_path, "x.ogg", with_last_granule(content, -1))
+    assert "ends earlier than the page before it" in refusal_of(tmp_path, "x.ogg", with_last_granule(content, 4000))
+    assert "has no end time" in refusal_of(tmp_path, "x.ogg", with_last_granule(content, -1))
     refusal_of(tmp_path, "x.ogg", with_last_granule(content, 10**9))
-    assert "bytes stand behind" in refusal_of(tmp_path, "x.ogg", content + bytes(5000))
+    assert "bytes after its audio" in refusal_of(tmp_path, "x.ogg", content + bytes(5000))
     assert seconds_of(tmp_path, "x.ogg", content + b"TAG" + bytes(125)) == pytest.approx(2.0, abs=1e-6)
     assert read_pages(io.BytesIO(content + b"TAG" + bytes(125))).problem is None
 
@@ -176,7 +176,7 @@ def test_nist_files_are_held_against_their_headers(tmp_path: Path) -> None:
     content = saved("NIST")
     np.testing.assert_allclose(load_waveform_of(tmp_path, content), SOUND, atol=1e-4)
     assert "cut off: the sound at byte 1024" in refusal_of(tmp_path, "x.sph", content[:-10])
-    assert "bytes stand behind" in refusal_of(tmp_path, "x.sph", content.replace(b"32000", b"16000"))
+    assert "bytes after its audio" in refusal_of(tmp_path, "x.sph", content.replace(b"32000", b"16000"))
     refusal_of(tmp_path, "x.sph", content.replace(b"sample_count", b"sample_mount"))
 
 

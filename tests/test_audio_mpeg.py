@@ -83,7 +83,7 @@ def tag(frames: int, *, name: bytes = b"Xing", added: tuple[int, int] | None = N
 def test_the_tag_is_no_sound_and_tells_what_was_added() -> None:
     assert whole(tag(6) + ONE * 6).num_samples == 6 * 1152
     assert whole(tag(6, name=b"Info", added=(576, 1000)) + ONE * 6).num_samples == 6 * 1152 - 1576
-    assert problem(tag(7) + ONE * 6) == "cut off: its first frame promises 7 frames, 6 are there"
+    assert problem(tag(7) + ONE * 6) == "cut off: its first frame promises 7 frames, but only 6 are there"
     assert whole(tag(3) + ONE * 6).num_frames == 6  # joined, or edited: all are counted
     vbri = frame(MONO_128, 417, bytes(32) + b"VBRI" + bytes(10) + struct.pack(">I", 6))
     assert whole(vbri + ONE * 6).num_samples == 6 * 1152
@@ -104,7 +104,7 @@ def test_what_is_no_frame() -> None:
     assert "byte 834 is no mp3 frame" in problem(ONE * 2 + b"foreign" + ONE * 2)
     assert "byte 834 is no mp3 frame" in problem(ONE * 2 + bytes(2_000) + ONE * 2)
     assert "byte 834 is no mp3 frame" in problem(ONE * 2 + bytes(100_000))  # a download that was never finished
-    assert problem(ONE * 2 + ONE[:-1]) == "cut off: its last frame has 417 bytes, 416 are there"
+    assert problem(ONE * 2 + ONE[:-1]) == "cut off: its last frame should have 417 bytes, but only 416 are there"
     assert "change at byte 834" in problem(ONE * 2 + frame(LOW_RATE, 104) * 3)
     assert "change at byte 834" in problem(ONE * 2 + frame(STEREO_128, 417) * 3)
     assert whole(tag(4) + ONE * 4 + b"whatever follows the last of the promised frames" * 9).num_frames == 4
@@ -157,7 +157,7 @@ def test_padding_of_layer_1_has_four_bytes() -> None:
 
 def test_free_format_that_is_not_whole_is_refused() -> None:
     frames = frame(FREE, 300) * 20
-    assert "its last frame has 300 bytes, 200 are there" in problem(frames[:-100])
+    assert "its last frame should have 300 bytes, but only 200 are there" in problem(frames[:-100])
     assert "is no mp3 frame" in problem(frames[:3000] + b"foreign" * 50 + frames[3000:])
     assert "is no mp3 frame" in problem(frames + frame(FREE, 301) * 20)
     assert "is no mp3 frame" in problem(frames + ONE * 20)

@@ -46,10 +46,10 @@ def test_whole_files() -> None:
 
 def test_damage_and_cuts() -> None:
     pages = stream(5)
-    assert look(pages[:-1]).problem == "cut off: the last page of its sound is missing"
+    assert look(pages[:-1]).problem == "cut off: the last audio page is missing"
     assert "is missing at byte" in str(look([*pages[:2], *pages[3:]]).problem)
-    assert "is not whole" in str(look([*pages[:-1], pages[-1][:-1]]).problem)
-    assert "is not whole" in str(look([*pages[:-1], pages[-1][:20]]).problem)
+    assert "is incomplete" in str(look([*pages[:-1], pages[-1][:-1]]).problem)
+    assert "is incomplete" in str(look([*pages[:-1], pages[-1][:20]]).problem)
     assert "no ogg page" in str(look([*pages[:2], b"foreign", *pages[2:]]).problem)
     flipped = bytearray(pages[2])
     flipped[40] ^= 1

@@ -70,7 +70,7 @@ def test_the_command_shows_them(manifest: Path, golden_small: Path) -> None:
     for line in (
         "2 samples without a language read as Chinese, by the script (Cyrillic), such as r5: '150 рублей' -> "
         "'幺五零 рублей'",
-        "1 sample without a language read as English, by the script (Latin with letters that English lacks)",
+        "1 sample without a language read as English, by the script (Latin with non-English letters)",
         "1 sample in ru with digits left after normalisation, such as r0",
     ):
         assert line in said

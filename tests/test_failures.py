@@ -143,7 +143,7 @@ def test_a_disk_that_fails_at_every_point(trials: Trials, do: str) -> None:
 
 @pytest.mark.parametrize(
     ("do", "advice"),
-    [("EROFS", "make the folder writable"), ("EIO", "bring the file system back"), ("EDQUOT", "space")],
+    [("EROFS", "make the folder writable"), ("EIO", "check the disk"), ("EDQUOT", "space")],
 )
 def test_other_ways_of_a_disk_to_fail(trials: Trials, do: str, advice: str) -> None:
     output = trials.fresh()

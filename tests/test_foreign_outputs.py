@@ -63,7 +63,7 @@ def test_shards_are_below_their_folder(
     shutil.copytree(sharded, tmp_path / "out")
     change_state(tmp_path / "out", "UPDATE shard_files SET name = ?", name.replace("/{home}", str(secret.parent)))
     rows = [rows[0] | {"text": "Other words."}, *rows[2:]]
-    with pytest.raises(StoreError, match="which is no shard of this output"):
+    with pytest.raises(StoreError, match="which is not a shard of this output"):
         build(config_of(tmp_path, rows, golden_small, format="arrow"))
     assert secret.read_bytes() == SECRET
     assert list(secret.parent.iterdir()) == [secret]

@@ -54,7 +54,7 @@ def test_a_url_is_one_line_that_says_where_to_copy_it(
     before = sorted(tmp_path.rglob("*"))
     words = [str(output) if word == "OUT" else word for word in command]
     (line,) = said(monkeypatch, capsys, *words)
-    assert "is a URL, and what is asked for is " in line
+    assert "is a URL, but this " in line
     assert "://" in line
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -100,6 +100,6 @@ def test_a_folder_that_cannot_be_written_to(
     monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK and access(path, mode))
     before = sorted(tmp_path.rglob("*"))
     (line,) = said(monkeypatch, capsys, *(str(output) if word == "OUT" else word for word in command))
-    assert f"{output} cannot be written to; " in line
+    assert f"{output} is not writable; " in line
     assert advice in line
     assert sorted(tmp_path.rglob("*")) == before

@@ -238,7 +238,7 @@ def test_killed_and_continued_here_and_elsewhere(
     monkeypatch: pytest.MonkeyPatch, there: Callable[[], Any],
 ) -> None:  # fmt: skip
     """kill -9 before the nth shard is sent: an empty folder loses no more than what no snapshot knows."""
-    monkeypatch.setattr(lease, "OUTLIVED_SECONDS", 0.2)
+    monkeypatch.setattr(lease, "EXPIRY_SECONDS", 0.2)
     monkeypatch.setattr(lease, "WATCH_SECONDS", 0.05)
     monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.0)
     patches = {"dies": DIES.format(nth=nth, seconds=0)}
@@ -385,7 +385,7 @@ def test_one_run_at_a_time(
     build: Build, server: S3Server, output: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(lease, "RENEWAL_SECONDS", 0.1)
-    monkeypatch.setattr(lease, "OUTLIVED_SECONDS", 2.0)
+    monkeypatch.setattr(lease, "EXPIRY_SECONDS", 2.0)
     monkeypatch.setattr(lease, "WATCH_SECONDS", 0.05)
     monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.0)
     url = server.url(f"{output}/.hfprep/lease.json")
@@ -465,7 +465,7 @@ def test_processes_of_this_machine_read_and_write_there(
 
 
 def test_a_bucket_that_is_missing_is_named(build: Build) -> None:
-    with pytest.raises(StoreError, match="is there such a bucket"):
+    with pytest.raises(StoreError, match="does the bucket exist"):
         build(output_dir="s3://no-such-bucket/out")
     with pytest.raises(ConfigError, match="cannot be read"):
         build(manifest="s3://no-such-bucket/m.jsonl")
@@ -488,7 +488,7 @@ def test_what_does_not_go_with_object_storage_is_refused(tmp_path: Path, build: 
         hfprep.BuildConfig(manifest=Path("m.jsonl"), output_dir=Path("s3://b/out"), models=GOLDEN / "checkpoints")
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "thesis.tex").write_text("dear to somebody")
-    with pytest.raises(StoreError, match="holds other files"):
+    with pytest.raises(StoreError, match="contains other files"):
         build()
     assert (tmp_path / "here" / "thesis.tex").read_text() == "dear to somebody"
 

@@ -78,7 +78,7 @@ def test_no_language_is_an_empty_code(encoder: TextEncoder) -> None:
     [
         ("", "en", Reason.EMPTY_TEXT, "nothing is spoken"),
         (" \n", "ar", Reason.EMPTY_TEXT, "nothing is spoken"),
-        ("\x00", "zh", Reason.TEXT_FAILED, "zh grammar has no reading"),
+        ("\x00", "zh", Reason.TEXT_FAILED, "zh grammar cannot parse"),
         ("abc\ud83d", "de", Reason.TEXT_FAILED, r"U\+D83D at position 3"),
         ("日\x00本", "ja", Reason.TEXT_FAILED, "loses characters"),
         ("a" * (MAX_CHARACTERS + 1), "fr", Reason.TEXT_TOO_LONG, "20,001 characters"),

@@ -199,7 +199,7 @@ def test_a_build_warns_once_of_texts_with_a_grammar_by_script_alone(
         run(golden_small, manifest, tmp_path / "out")
     (line,) = [record.getMessage() for record in caplog.records if "by their script alone" in record.getMessage()]
     assert line.startswith("3 of 4 rows have no language")
-    assert "Chinese for Cyrillic: 2, English for Latin with letters that English lacks: 1; the first is line 2" in line
+    assert "Chinese for Cyrillic: 2, English for Latin with non-English letters: 1; the first is line 2" in line
     caplog.clear()
     run(golden_small, manifest, tmp_path / "hinted", language="ru")
     assert "by their script alone" not in caplog.text

@@ -243,7 +243,7 @@ def test_parquet_rows_in_any_order_and_cells_without_audio(tmp_path: Path) -> No
     assert rows[49].audio == "p.parquet#@sound[49]"
     for number in (49, 0, 1, 45, 3, 2, 19, 40, 39):
         assert read_clip(rows[number].path) == values[number]
-    with pytest.raises(RejectedSample, match=r"p\.parquet#@sound\[25\]: the cell holds no bytes"):
+    with pytest.raises(RejectedSample, match=r"p\.parquet#@sound\[25\]: the cell is empty"):
         read_clip(rows[25].path)
     with pytest.raises(RejectedSample, match="has only 50 rows"):
         read_clip(rows[49].path.replace("[49]", "[50]"))
@@ -335,7 +335,9 @@ def test_an_input_that_is_none_is_an_error(tmp_path: Path, name: str, message: s
 
 
 def test_a_hub_id_that_is_neither_cached_nor_reachable_says_what_to_do() -> None:
-    with pytest.raises(ConfigError, match=r"'nobody/nothing' \(no such file; a data set of the Hub\) cannot be loaded"):
+    with pytest.raises(
+        ConfigError, match=r"'nobody/nothing' \(no such file; taken as a data set on the Hub\) cannot be loaded"
+    ):
         read("nobody/nothing")
 
 
@@ -388,7 +390,7 @@ def test_a_crash_while_a_hub_data_set_is_converted_is_one_error(tmp_path: Path, 
     done = subprocess.run(command, env=environment, capture_output=True, cwd=tmp_path, timeout=120, text=True)
     assert done.returncode == 1, done.stderr
     assert "ConfigError: --manifest 'acme/speech'" in done.stderr.splitlines()[-1]
-    assert "the process that did crashed (SIGSEGV); `hf download acme/speech" in done.stderr.splitlines()[-1]
+    assert "the process that converts it crashed (SIGSEGV); `hf download acme/speech" in done.stderr.splitlines()[-1]
 
 
 def test_a_hub_data_set_that_is_damaged_says_how_to_read_the_rest(

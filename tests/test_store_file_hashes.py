@@ -40,13 +40,13 @@ def test_what_is_remembered_is_not_hashed_again(
 ) -> None:
     hashes.sha256({"semantic_model": path})
     monkeypatch.setattr(file_hashes, "sha256_file", lambda path: pytest.fail(f"{path} was hashed again"))
-    assert FileHashes(hashes.memory).sha256({"gpt": path}) == {"gpt": SHA256}
+    assert FileHashes(hashes.cache).sha256({"gpt": path}) == {"gpt": SHA256}
 
 
 def test_a_memory_that_is_not_json_is_made_anew(path: Path, hashes: FileHashes) -> None:
-    hashes.memory.write_text("{", encoding="utf-8")
+    hashes.cache.write_text("{", encoding="utf-8")
     assert hashes.sha256({"a": path}) == {"a": SHA256}
-    assert SHA256 in json.loads(hashes.memory.read_text(encoding="utf-8")).values()
+    assert SHA256 in json.loads(hashes.cache.read_text(encoding="utf-8")).values()
 
 
 def test_a_file_that_takes_its_place_has_its_own_hash(path: Path, hashes: FileHashes) -> None:

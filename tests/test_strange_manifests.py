@@ -204,7 +204,7 @@ def test_a_file_that_is_no_manifest_is_one_error(tmp_path: Path, name: str, cont
     [
         (["wav.scp", "text"], "is a Kaldi folder: make a JSONL file"),
         (["train.tsv", "validated.tsv", "clips/a.mp3"], "name one of them: train.tsv, validated.tsv"),
-        (["en/train.parquet", "ja/train.parquet"], "holds folders of Parquet files; name one of them: .*en, .*ja"),
+        (["en/train.parquet", "ja/train.parquet"], "contains folders of Parquet files; name one of them: .*en, .*ja"),
         (["a.wav", "b.wav"], "a folder without anything that can be read"),
     ],
 )

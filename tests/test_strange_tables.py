@@ -219,7 +219,7 @@ def test_a_crash_of_the_reader_costs_a_process_and_at_most_a_part(always: bool) 
     assert len(bad) == always
     if always:
         assert bad[0][0] == 4
-        assert bad[0][1].startswith("row group 1 of x is damaged: the process that read it crashed (SIGSEGV)")
+        assert bad[0][1].startswith("row group 1 of x is damaged: the process that reads it crashed (SIGSEGV)")
 
 
 def test_notes_of_a_saved_set_lead_nowhere_else(tmp_path: Path) -> None:

@@ -103,9 +103,9 @@ def test_a_known_code_stays_and_a_plain_name_becomes_its_code(hint: str, kept: s
     [
         ("englsh", "en (english)"),
         ("amharc", "am (amharic)"),
-        ("xx", "the nearest are|such as"),
+        ("xx", "did you mean|such as"),
         ("12", "such as en"),
-        ("speaker one", "the nearest are|such as"),
+        ("speaker one", "did you mean|such as"),
     ],
 )
 def test_what_is_no_language_is_refused_with_the_nearest(hint: str, nearest: str) -> None:
@@ -133,7 +133,7 @@ def test_a_row_s_language_is_read_so() -> None:
     wrong = parse_line(1, row("englsh"), finder, None)
     assert isinstance(wrong, Rejection)
     assert (wrong.reason, wrong.id) == (Reason.INVALID_FIELD, "a")
-    assert "language is 'englsh', not a known language code; the nearest are en (english)" in wrong.message
+    assert "language is 'englsh', not a known language code; did you mean en (english)" in wrong.message
     of_the_run = parse_line(1, row("englsh"), finder, "en")
     assert isinstance(of_the_run, Utterance)
     assert of_the_run.language == "en"
@@ -142,5 +142,5 @@ def test_a_row_s_language_is_read_so() -> None:
 def test_the_language_of_a_run_is_read_so() -> None:
     assert BuildConfig(manifest=Path("m"), output_dir=Path("o"), language="Amharic").language == "am"
     assert language_option(" ") is None
-    with pytest.raises(ConfigError, match=r"--language is 'englsh'; it must be a language code; the nearest are en"):
+    with pytest.raises(ConfigError, match=r"--language is 'englsh'; it must be a language code; did you mean en"):
         BuildConfig(manifest=Path("m"), output_dir=Path("o"), language="englsh")

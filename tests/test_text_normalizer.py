@@ -98,7 +98,7 @@ def test_other_text_may_be_long(normalizer: TextNormalizer, language: str, word:
 
 def test_a_grammar_that_returns_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spoken_module.EnglishGrammar, "normalize", lambda *_: "")
-    with pytest.raises(RejectedSample, match="made nothing of 'fifty 50'") as rejected:
+    with pytest.raises(RejectedSample, match="returned nothing for 'fifty 50'") as rejected:
         TextNormalizer().normalize("fifty 50", "en")
     assert rejected.value.reason is Reason.TEXT_FAILED
 

@@ -71,7 +71,7 @@ def compare(
     from hfprep.tools.tokenizer.compare import compare as run
 
     options = ModelOptions(config=config)
-    limit = outline(choose_recipe(None, options), options).schema.most("tokens")
+    limit = outline(choose_recipe(None, options), options).schema.max_length("tokens")
     found = run(models, manifest, language=language, field_map=map_, limit=limit)
     for name, counts in sorted(found.languages.items()):
         show(_comparison_table(name, counts, found))

@@ -1,4 +1,4 @@
-"""What Arrow's types hold, whatever their encoding."""
+"""Kinds of Arrow types, regardless of their encoding."""
 
 from typing import Any
 

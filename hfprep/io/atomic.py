@@ -1,7 +1,7 @@
-"""Files that are either whole or not there: temporary name, sync, rename.
+"""Atomic file writes: temporary name, sync, rename.
 
-Gives the few file operations everything durable goes through. Each names the point it has reached to `observe`,
-which does nothing unless a test puts a killer or a fault there.
+All durable files are written by these functions. Each reports the point it has reached to `observe`, which does nothing
+unless a test kills the run or injects a fault there.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 LOST = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.ENODEV}
 
-# Opening a name in an output that others may have filled: a symbolic link there is never followed.
+# Symbolic links inside an output are never followed: others may have put them there.
 NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC
 
 _observer: Callable[[str, str], None] | None = None
@@ -32,14 +32,14 @@ def set_observer(observer: Callable[[str, str], None] | None) -> None:
 
 
 def observe(point: str, path: str | Path) -> None:
-    """Say that `point` (such as "before-rename") has been reached for `path`."""
+    """Report that `point` (such as "before-rename") has been reached for `path`."""
     if _observer is not None:
         _observer(point, str(path))
 
 
 @contextlib.contextmanager
 def explained(path: str | Path) -> Iterator[None]:
-    """Turn an OSError about the output into a StoreError that says what to do; finished work is never at stake."""
+    """Turn an OSError about the output into a StoreError that says what to do."""
     try:
         yield
     except OSError as error:
@@ -50,7 +50,7 @@ def explained(path: str | Path) -> Iterator[None]:
         elif error.errno in READ_ONLY:
             advice = "make the folder writable"
         elif error.errno in LOST:
-            advice = "bring the file system back"
+            advice = "check the disk or the network mount"
         elif error.errno == errno.EXDEV:
             advice = "keep the whole output directory on one file system"
         elif error.errno == errno.ELOOP:
@@ -61,13 +61,13 @@ def explained(path: str | Path) -> Iterator[None]:
 
 
 def check_writable(folder: Path, otherwise: str) -> None:
-    """Raise StoreError where nothing can be written in a folder; `otherwise` says what to do then."""
+    """Raise StoreError if a folder is not writable; `otherwise` is the advice in its message."""
     if folder.is_dir() and not os.access(folder, os.W_OK):
-        raise StoreError(f"{folder} cannot be written to; {otherwise}")
+        raise StoreError(f"{folder} is not writable; {otherwise}")
 
 
 def refuse_link(path: Path) -> None:
-    """Raise StoreError if a symbolic link has a name that hfprep writes to; one above it is followed."""
+    """Raise StoreError if `path`, which hfprep writes to, is a symbolic link; its parents may be links."""
     if path.is_symlink():
         with explained(path):
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
@@ -81,14 +81,14 @@ def sync_file(descriptor: int, path: str | Path) -> None:
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of `data`, however many calls the system takes for it."""
+    """Write all of `data`; a single os.write may write less."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
 
 
 def sync_folder(folder: str | Path) -> None:
-    """Make the names in a folder durable."""
+    """Make the entries of a folder durable."""
     observe("before-sync-folder", folder)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -99,14 +99,14 @@ def sync_folder(folder: str | Path) -> None:
 
 
 def rename(source: str | Path, target: str | Path) -> None:
-    """Put a finished file in place of whatever has its final name."""
+    """Move a finished file to its final name, replacing an existing file."""
     observe("before-rename", target)
     os.replace(source, target)
     observe("after-rename", target)
 
 
 def create(path: Path) -> BinaryIO:
-    """Open a new file for writing, in place of what has its name: a link there is removed, not followed."""
+    """Open a new file for writing; an existing file or symbolic link of that name is removed first."""
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
     return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK, 0o666), "wb")
@@ -114,7 +114,7 @@ def create(path: Path) -> BinaryIO:
 
 @contextlib.contextmanager
 def replacing(path: Path, temporary: str = TEMPORARY[0]) -> Iterator[BinaryIO]:
-    """Write a file under a temporary name; on success sync it and put it in place, else leave `path` as it was."""
+    """Write a file under a temporary name; on success sync it and rename it, otherwise leave `path` as it was."""
     unfinished = path.with_name(f"{path.name}.{temporary}")
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,34 +127,34 @@ def replacing(path: Path, temporary: str = TEMPORARY[0]) -> Iterator[BinaryIO]:
                 sync_file(stream.fileno(), path)
             rename(unfinished, path)
         except BaseException:
-            with contextlib.suppress(OSError):  # the first error is the one to tell
+            with contextlib.suppress(OSError):  # report the first error
                 unfinished.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace the content of `path` as a whole."""
+    """Replace the content of `path` atomically."""
     with replacing(path) as stream:
         stream.write(data)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace the content of `path` by a JSON value.
+    """Replace the content of `path` atomically with a JSON value.
 
-    What is not UTF-8 in a path becomes a JSON escape (`\\udce9`), which loads as it was.
+    Bytes of a path that are not UTF-8 are written as JSON escapes (`\\udce9`), which load as the same path.
     """
     write_bytes(path, json.dumps(value, indent=2, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
 
 
 def write_lines(path: Path, lines: Iterable[bytes]) -> None:
-    """Replace the content of `path` as a whole with lines (their newlines included), streaming."""
+    """Replace the content of `path` atomically with lines (newlines included), streaming."""
     with replacing(path) as stream:
         stream.writelines(lines)
 
 
 class AppendedFile:
-    """A file of lines that grows while the run goes on: appended and synced, with nothing kept in a buffer."""
+    """A file of lines that a run appends to, unbuffered and synced."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -162,7 +162,7 @@ class AppendedFile:
             self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | NO_LINK, 0o666)
 
     def append(self, lines: Iterable[bytes]) -> None:
-        """Append whole lines and make them durable; where that fails, cut off what was written of them."""
+        """Append whole lines and make them durable; on failure, truncate the file to its previous length."""
         data = b"".join(lines)
         if not data:
             return

@@ -1,4 +1,4 @@
-"""Long sequences, some items at a time."""
+"""Iteration in chunks."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -8,7 +8,7 @@ Item = TypeVar("Item")
 
 
 def chunks_of(items: Iterable[Item], length: int) -> Iterator[list[Item]]:
-    """The items in lists of `length`, the last one shorter; takes no more of them than it gives."""
+    """Lists of `length` items, the last one may be shorter; `items` is consumed lazily."""
     source = iter(items)
     while chunk := list(islice(source, length)):
         yield chunk

@@ -1,7 +1,7 @@
-"""One run at a time in an output in object storage: a small file there that its holder keeps renewing.
+"""A lease that allows one run at a time in an output in object storage: a small file that its holder keeps renewing.
 
-Whoever finds one watches it. If it is renewed meanwhile, its holder is alive; if not, for longer than any holder goes
-on without renewing it, the holder is gone. So no clock of one machine is ever compared with another's.
+A run that finds a lease watches it. If it is renewed, its holder is alive. If it is not renewed for longer than any
+holder continues without renewing it, the holder is gone. Clocks of different machines are never compared.
 """
 
 import json
@@ -19,16 +19,16 @@ from hfprep.io.object_storage import read, remove, write
 log = logging.getLogger(__name__)
 
 RENEWAL_SECONDS = 15.0
-LEASE_SECONDS = 75.0  # for which a holder that cannot renew it goes on
-OUTLIVED_SECONDS = 90.0  # for which nobody renewed it when another takes it over
+LEASE_SECONDS = 75.0  # a holder that cannot renew its lease stops after this time
+EXPIRY_SECONDS = 90.0  # a lease that is not renewed for this time is taken over
 WATCH_SECONDS = 2.0
-SETTLE_SECONDS = 2.0  # in which the later of two who take over at the same time has the last word
+SETTLE_SECONDS = 2.0  # if two runs take over at the same time, the one that wrote last has the lease
 
 
 class Lease:
-    """Holds the file at `url` while in a `with` block; StoreError names the holder where there is a live one.
+    """Holds the lease at `url` during a `with` block; raises StoreError naming the holder if another run has it.
 
-    `holder` is an id that outlives processes: its own lease, left by a killed one, is taken over at once.
+    `holder` is an id that stays the same between processes: a lease that a killed process left is taken over at once.
     """
 
     def __init__(self, url: str, holder: str) -> None:
@@ -46,7 +46,7 @@ class Lease:
             if found is None:
                 continue
             if found.get("holder") != self.holder:
-                if not self._outlived(found):
+                if not self._expired(found):
                     continue
                 self._renew()
                 time.sleep(SETTLE_SECONDS)
@@ -65,10 +65,10 @@ class Lease:
             if self._taken is None and self._is_mine(self._read()):
                 remove(self.url)
         except StoreError as failure:
-            log.warning("%s stays for now: %s", self.url, failure)
+            log.warning("%s could not be removed: %s", self.url, failure)
 
     def check(self) -> None:
-        """Raise StoreError unless nobody else can have taken the output over."""
+        """Raise StoreError if another run has taken over the output, or may have."""
         if self._taken is not None:
             raise StoreError(f"another run took over {self.url}: {self._taken}; this run stops")
         if time.monotonic() - self._renewed > LEASE_SECONDS:
@@ -86,12 +86,12 @@ class Lease:
         self._renewed = started
         return True
 
-    def _outlived(self, found: dict[str, Any]) -> bool:
-        """Watch another's lease: True once it has run out, False if it is gone; raises StoreError if it is renewed."""
+    def _expired(self, found: dict[str, Any]) -> bool:
+        """Watch another run's lease: True once it has expired, False if removed; raises StoreError if renewed."""
         who = f"{found.get('host')}, process {found.get('pid')}"
-        log.warning("%s was taken by %s; waiting up to %.0f s to see whether that run is alive",
-                    self.url, who, OUTLIVED_SECONDS)  # fmt: skip
-        end = time.monotonic() + OUTLIVED_SECONDS
+        log.warning("%s is held by %s; waiting up to %.0f s to see whether that run is alive",
+                    self.url, who, EXPIRY_SECONDS)  # fmt: skip
+        end = time.monotonic() + EXPIRY_SECONDS
         while time.monotonic() < end:
             time.sleep(WATCH_SECONDS)
             now = self._read()

@@ -1,6 +1,6 @@
-"""One run at a time in an output directory.
+"""A lock that allows one run at a time in an output directory.
 
-A lock of the operating system (flock): it ends with the process, however that ends, so a crash leaves none behind.
+It is an flock, which the operating system releases when the process ends, also after a crash.
 """
 
 import errno
@@ -22,10 +22,10 @@ WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 class OutputLock:
-    """Holds `path` locked while in a `with` block; StoreError names the holder where there already is one.
+    """Locks `path` during a `with` block; raises StoreError naming the holder if it is locked already.
 
-    Symbolic links beside it are refused: whoever holds the lock writes to those names. With `reading` any number of
-    readers hold it together, and nothing is made or written: where there is no lock that can be opened, none is held.
+    Symbolic links beside it are refused, as the holder writes to these names. With `reading`, any number of readers
+    share the lock and nothing is created or written: without a lock file that can be opened, no lock is taken.
     """
 
     def __init__(self, path: Path, *, reading: bool = False) -> None:
@@ -52,7 +52,7 @@ class OutputLock:
         return self
 
     def _shared(self) -> int | None:
-        """A lock that keeps writers out while others may read; None if there is none to take."""
+        """A shared lock, which keeps writers out; None if the file cannot be opened or locked."""
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | NO_LINK)
         except OSError:

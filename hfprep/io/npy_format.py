@@ -1,7 +1,7 @@
-"""The .npy format: arrays of numbers as bytes, and back.
+"""Reading and writing the .npy format.
 
-Headers are parsed here, and each kind once: numpy's own parser goes through `ast`, which takes longer than reading the
-values, and which CPython 3.11 fails at now and then (SystemError) when several threads use it.
+Headers are parsed here, with a cache: numpy's parser uses `ast`, which takes longer than reading the values, and which
+occasionally fails in CPython 3.11 (SystemError) when several threads use it.
 """
 
 import functools
@@ -15,20 +15,20 @@ from typing import Any
 import numpy as np
 
 MAGIC = b"\x93NUMPY"
-_LENGTH_BYTES = {b"\x01\x00": 2, b"\x02\x00": 4}  # of the header's length, by the format's version
-HEADER_BYTES = 4096  # more than any header of an array of numbers takes
-_LONGEST = 2**48  # of a dimension: numpy says OverflowError where one does not fit into 64 bits
+_LENGTH_BYTES = {b"\x01\x00": 2, b"\x02\x00": 4}  # size of the header's length field, by format version
+HEADER_BYTES = 4096  # more than the header of any numeric array
+_LONGEST = 2**48  # of a dimension: numpy raises OverflowError for one that does not fit into 64 bits
 _AS_JSON = str.maketrans("'()", '"[]')
 _NUMBERS = re.compile(r"[<>|=]?[biufc]\d+")
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a .npy file says of its values, and where they start and end (in bytes; the end is the file's length)."""
+    """The parsed header of a .npy file; its values are at bytes `start` to `end`, the size of the file."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    by_columns: bool
+    fortran_order: bool
     start: int
     end: int
 
@@ -47,7 +47,7 @@ def npy_header(data: bytes | memoryview) -> Header:
     version_end = len(MAGIC) + 2
     width = _LENGTH_BYTES.get(bytes(data[len(MAGIC) : version_end]))
     if width is None:
-        raise ValueError("it is neither in version 1.0 nor 2.0 of the .npy format")
+        raise ValueError("it is not in version 1.0 or 2.0 of the .npy format")
     begin = version_end + width
     length = int.from_bytes(data[version_end:begin], "little")
     if len(data) < begin + length:
@@ -56,7 +56,7 @@ def npy_header(data: bytes | memoryview) -> Header:
 
 
 def parse_npy(data: bytes | memoryview) -> np.ndarray:
-    """The array of a .npy file, sharing memory with `data`; raises ValueError if that is not one file, whole."""
+    """The array of a .npy file, sharing memory with `data`; raises ValueError unless `data` is exactly one file."""
     header = npy_header(data)
     if len(data) != header.end:
         raise ValueError(f"it has {len(data)} bytes instead of {header.end}")
@@ -67,24 +67,24 @@ def npy_values(data: bytes | memoryview, header: Header) -> np.ndarray:
     """The array that follows a header, sharing memory with `data`; raises ValueError if values are missing."""
     if len(data) < header.end:
         raise ValueError(f"it has {len(data)} bytes instead of {header.end}")
-    return np.ndarray(header.shape, header.dtype, data, header.start, order="F" if header.by_columns else "C")
+    return np.ndarray(header.shape, header.dtype, data, header.start, order="F" if header.fortran_order else "C")
 
 
 @functools.lru_cache(maxsize=65536)
 def parse_header(text: bytes, start: int) -> Header:
-    """A header's dictionary: a Python literal of text, truth values and integers, which is nearly JSON."""
+    """Parse a header's dictionary: a Python literal of strings, booleans and integers, which is almost JSON."""
     try:
         literal = text.decode("latin-1").translate(_AS_JSON).replace("False", "false").replace("True", "true")
         found = json.loads(re.sub(r",\s*(?=[\]}])", "", literal))
-        descr, by_columns, shape = (found[key] for key in ("descr", "fortran_order", "shape"))
+        descr, fortran_order, shape = (found[key] for key in ("descr", "fortran_order", "shape"))
     except (ValueError, TypeError, LookupError, RecursionError):
         raise ValueError("its header cannot be parsed") from None
     if not isinstance(descr, str) or not _NUMBERS.fullmatch(descr):
         raise ValueError(f"it holds {descr!r}, not numbers")
     if not isinstance(shape, list) or not all(type(size) is int and 0 <= size <= _LONGEST for size in shape):
-        raise ValueError(f"it has the shape {shape!r}")
+        raise ValueError(f"its shape {shape!r} is invalid")
     try:
         dtype = np.dtype(descr)
     except TypeError:
-        raise ValueError(f"it holds {descr!r}, which is no type of number") from None
-    return Header(dtype, tuple(shape), bool(by_columns), start, start + math.prod(shape) * dtype.itemsize)
+        raise ValueError(f"it holds {descr!r}, which is not a numeric dtype") from None
+    return Header(dtype, tuple(shape), bool(fortran_order), start, start + math.prod(shape) * dtype.itemsize)

@@ -1,8 +1,8 @@
-"""Files in object storage by their URL: `s3://bucket/key`, or another scheme of `STORES`.
+"""Files in object storage by URL: `s3://bucket/key`, or another scheme of `STORES`.
 
-The only module that calls fsspec. What is not there is a FileNotFoundError, as on a disk. Everything else that goes
-wrong (no network, no credentials, no permission) is a StoreError that names the URL: it says nothing about the file, so
-no sample may be rejected for it. Transient failures are tried again by the stores' own libraries before that.
+The only module that calls fsspec. A missing file is a FileNotFoundError, as on a disk. Any other failure (no network,
+no credentials, no permission) is a StoreError with the URL: it says nothing about the file, so no sample may be
+rejected for it. The stores' libraries retry transient failures first.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ from typing import Any, BinaryIO
 from hfprep.errors import ConfigError, HfprepError, StoreError
 from hfprep.io.references import file_of
 
-REQUESTS_AT_A_TIME = 32  # a request waits for the network, not for a processor
+REQUESTS_AT_A_TIME = 32  # requests are bound by the network, not the CPU
 READ_AHEAD_BYTES = 1 << 20
-# Object storage alone. fsspec knows dozens of other schemes, which ask hosts of the web, run programs or open local
-# files; no row of a manifest may choose one of those.
+# Object storage only. fsspec knows dozens of other schemes, which contact web hosts, run programs or open local files;
+# a manifest must not be able to use one of those.
 STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "tos", "obs"})
-CHAIN = "::"  # joins URLs for fsspec: a file inside another one, behind another scheme
+CHAIN = "::"  # fsspec's separator of chained URLs: a file inside another file, through another scheme
 EXTRAS = {"s3": "pip install 'hfprep[s3]'", "s3a": "pip install 'hfprep[s3]'"}
-# What tells one content under a name from another, the surest first: a hash, else a time.
+# Fields of a file's info that change with its content, most reliable first: a hash, else a time.
 VERSIONS = ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified", "updated", "mtime", "created")
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://(?=[^/])")
 _ANY_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.:-]+)://")
@@ -38,7 +38,7 @@ _ANY_FOLDED = re.compile(r"([A-Za-z][A-Za-z0-9+.:-]+):/{1,2}(?=[^/])")
 
 @dataclass(frozen=True, slots=True)
 class RemoteStatus:
-    """What a store says of a file: bytes, and a number that is another when the content is another."""
+    """A file's size in bytes, and a number that changes with its content."""
 
     size: int
     version: int
@@ -51,18 +51,18 @@ def is_url(text: str) -> bool:
 
 
 def refusal(text: str) -> str | None:
-    """Why a string that looks like a URL is not read; None if it may be, or is none."""
+    """Why a string that looks like a URL cannot be read; None if it can, or is not a URL."""
     found = _ANY_URL.match(text)
     if found is None or is_url(text):
         return None
     if found["scheme"].lower() in STORES:
-        return f"URLs that are chained with {CHAIN} are not read; give the URL of the file itself"
+        return f"URLs chained with {CHAIN} are not supported; give the URL of the file itself"
     allowed = ", ".join(f"{scheme}://" for scheme in ("s3", "gs", "az", "abfs"))
-    return f"{found['scheme']}:// is not read; download the file, or give a URL of object storage ({allowed} and such)"
+    return f"{found['scheme']}:// is not supported; download the file, or give an object storage URL ({allowed}, ...)"
 
 
 def any_url(path: Path | str) -> str | None:
-    """The URL, of whatever scheme, that a path was made from; None for one of this machine."""
+    """The URL, of any scheme, that a path was made from; None for a local path."""
     text = str(path)
     if _ANY_FOLDED.match(text) is None or os.path.exists(text):
         return None
@@ -70,31 +70,31 @@ def any_url(path: Path | str) -> str | None:
 
 
 def check_local(path: Path | str, *, written: bool = False) -> None:
-    """Raise ConfigError where a folder that is to be read (or `written`) here is given as a URL."""
+    """Raise ConfigError if a URL is given where a local folder is needed, to be read or `written`."""
     url = any_url(path)
     if url is None:
         return
     if written:
-        advice = "is written on this machine; give a folder, and copy it there afterwards"
+        advice = "this can only be written to a local folder; give one, and copy it there afterwards"
     else:
-        advice = "is read from a folder of this machine; copy it here first (aws s3 sync, rclone copy, hf download)"
-    raise ConfigError(f"{url!r} is a URL, and what is asked for {advice}")
+        advice = "this is only read from a local folder; copy it here first (aws s3 sync, rclone copy, hf download)"
+    raise ConfigError(f"{url!r} is a URL, but {advice}")
 
 
 def store_of(url: str) -> str:
-    """What a URL's credentials are for: its scheme and bucket."""
+    """Scheme and bucket of a URL, for which credentials apply."""
     scheme, _, place = url.partition("://")
     return f"{scheme.lower()}://{place.partition('/')[0]}"
 
 
 def url_of(path: Path | str) -> str | None:
-    """The URL that a path was made from, None for an ordinary path; `pathlib` folds the slashes of a URL into one."""
+    """The URL that a path was made from, None for an ordinary path; `pathlib` folds a URL's slashes into one."""
     text = _FOLDED.sub(r"\1://", str(path), count=1) if _FOLDED.match(str(path)) else str(path)
     return text if is_url(text) else None
 
 
 def joined(folder: str, path: str) -> str:
-    """The URL of a relative path from a folder's URL; `..` leads no higher than the bucket."""
+    """The URL of a path relative to a folder's URL; `..` cannot leave the bucket."""
     store = store_of(folder)
     inside = posixpath.join("/", folder.removeprefix(store), path)
     return f"{store}/{posixpath.normpath(inside).lstrip('/')}"
@@ -113,7 +113,7 @@ def status(url: str) -> RemoteStatus:
 
 
 def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
-    """The content of a file, or its bytes from `start` up to `end`, as far as there are any."""
+    """The content of a file, or its bytes from `start` up to `end`, fewer if the file ends before."""
     with _explained(url):
         store, path = opened(url)
         try:
@@ -126,7 +126,7 @@ def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
 
 
 def open_stream(url: str) -> BinaryIO:
-    """Open a file for reading from anywhere in it, some of it ahead."""
+    """Open a file for reading, seekable and with read-ahead."""
     with _explained(url):
         store, path = opened(url)
         file = store.open(path, "rb", block_size=READ_AHEAD_BYTES, cache_type="readahead")
@@ -134,7 +134,7 @@ def open_stream(url: str) -> BinaryIO:
 
 
 def write(url: str, content: bytes, *, only_new: bool = False) -> None:
-    """Put a file in place as a whole; raises FileExistsError if it is there already and `only_new`."""
+    """Write a file atomically; with `only_new`, raises FileExistsError if it exists."""
     with _explained(url), _into_a_bucket(url):
         store, path = opened(url)
         if not only_new:
@@ -150,33 +150,33 @@ def write(url: str, content: bytes, *, only_new: bool = False) -> None:
 
 
 def upload(source: Path, url: str) -> None:
-    """Put a local file in place as a whole, in parts where it is large."""
+    """Upload a local file atomically, a large one in parts."""
     with _explained(url), _into_a_bucket(url):
         store, path = opened(url)
         store.put_file(str(source), path)
 
 
 def download(url: str, target: Path) -> None:
-    """Copy a file here."""
+    """Download a file to `target`."""
     with _explained(url):
         store, path = opened(url)
         store.get_file(path, str(target))
 
 
 def remove(url: str) -> None:
-    """Remove a file; it may be gone already."""
+    """Remove a file, if it exists."""
     with _explained(url), contextlib.suppress(FileNotFoundError):
         store, path = opened(url)
         store.rm_file(path)
 
 
 def file_names(folder: str) -> list[str]:
-    """Names of the files directly in a folder; none where there is no such folder."""
+    """Names of the files directly in a folder; empty if there is no such folder."""
     return list(file_sizes(folder))
 
 
 def file_sizes(folder: str) -> dict[str, int]:
-    """Bytes of the files directly in a folder, by name; none where there is no such folder."""
+    """Sizes in bytes of the files directly in a folder, by name; empty if there is no such folder."""
     with _explained(folder):
         store, path = opened(folder)
         store.invalidate_cache()
@@ -188,7 +188,7 @@ def file_sizes(folder: str) -> dict[str, int]:
 
 
 class _Stream(io.RawIOBase):
-    """A file of a store as Python's own buffers want it, its errors explained."""
+    """Adapts a file of a store to io.BufferedReader, with its errors explained."""
 
     def __init__(self, file: Any, url: str) -> None:
         self._file = file
@@ -234,7 +234,7 @@ def _kind(scheme: str) -> Any:
     try:
         return fsspec.get_filesystem_class(scheme)
     except ValueError:
-        raise FileNotFoundError(f"{scheme}:// is no kind of storage that fsspec knows") from None
+        raise FileNotFoundError(f"fsspec does not know {scheme}://") from None
     except ImportError as error:
         remedy = EXTRAS.get(scheme, f"pip install the fsspec package for {scheme}")
         raise ConfigError(f"{scheme}:// needs a package that is not installed ({error}): {remedy}") from error
@@ -242,14 +242,14 @@ def _kind(scheme: str) -> Any:
 
 @functools.lru_cache(maxsize=64)
 def _store(scheme: str, options: str) -> Any:
-    """One store for all threads: connections are shared, and what was listed is not remembered."""
+    """One store for all threads, with shared connections and no listings cache."""
     import fsspec
 
     values = json.loads(options) | {"use_listings_cache": False}
     if scheme in EXTRAS and "config_kwargs" not in fsspec.config.conf.get("s3", {}):
         values["config_kwargs"] = {"max_pool_connections": REQUESTS_AT_A_TIME}
     if scheme in EXTRAS:
-        values["max_concurrency"] = 1  # else each file's size is asked for before the file is
+        values["max_concurrency"] = 1  # otherwise each file's size is requested before the file
     return _kind(scheme)(**values, skip_instance_cache=True)
 
 
@@ -258,18 +258,18 @@ def _into_a_bucket(url: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise StoreError(f"cannot write {url}: {error}; is there such a bucket?") from error
+        raise StoreError(f"cannot write {url}: {error}; does the bucket exist?") from error
 
 
 @contextlib.contextmanager
 def _explained(url: str) -> Iterator[None]:
-    """Let through what says something about this one file; anything else is the store's, and a StoreError."""
+    """Pass on errors about this one file; turn any other error into a StoreError."""
     try:
         yield
     except (HfprepError, FileNotFoundError, FileExistsError):
         raise
     except Exception as error:
-        if type(error).__name__ == "ParamValidationError":  # botocore's, for what can be no bucket or key
+        if type(error).__name__ == "ParamValidationError":  # botocore: an invalid bucket or key
             raise FileNotFoundError(f"{url} cannot name a file: {error}") from error
         what = str(error).strip() or type(error).__name__
         if isinstance(error, PermissionError):

@@ -1,12 +1,12 @@
-"""Text that comes from data, made safe to show: in a terminal, in a log, in a page of Markdown.
+"""Escapes text from data so that it is safe to show in a terminal, a log or Markdown.
 
-A manifest can hold escape sequences, line ends and marks that turn the direction of what follows. What is shown of it
-must not move a cursor, set a title, look like another line of a log, or be markup.
+A manifest can contain escape sequences, line breaks and bidirectional controls. Showing it must not move the cursor,
+set a title, fake a log line or act as markup.
 """
 
 import re
 
-# Control characters (C0, DEL, C1), line and paragraph separators, marks of direction, surrogates, a byte order mark.
+# Control characters (C0, DEL, C1), line and paragraph separators, bidirectional controls, surrogates, byte order mark.
 _UNSAFE = re.compile(
     "[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ufeff\\ud800-\\udfff]"
 )
@@ -16,22 +16,22 @@ INDENT = "    "
 
 
 def printable(value: object) -> str:
-    """A value as text on one line: whatever could act on a terminal or a log as an escape such as \\x1b."""
+    """A value as text on one line, with control characters escaped (such as \\x1b)."""
     return _UNSAFE.sub(_escape, str(value))
 
 
 def printable_lines(value: object) -> str:
-    """The same for a message of several lines: those after the first are indented, so that none begins like another."""
+    """The same for a multi-line message; lines after the first are indented, so that none looks like a new message."""
     return _UNSAFE_IN_LINES.sub(_escape, str(value)).replace("\n", f"\n{INDENT}")
 
 
 def printable_json(text: str) -> str:
-    """JSON text on one line with whatever could act on a terminal as JSON's own escapes: it says the same."""
+    """JSON text on one line, with control characters as JSON escapes: its value stays the same."""
     return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def markdown(value: object, longest: int = 80) -> str:
-    """A value as plain words in Markdown, on one line, cut to a length."""
+    """A value as literal text in Markdown, on one line, truncated to `longest` characters."""
     text = printable(value)
     return _MARKDOWN.sub(r"\\\1", text if len(text) <= longest else text[: longest - 1] + "\u2026")
 

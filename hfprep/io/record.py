@@ -1,6 +1,6 @@
-"""The logger of what a build's own log file is to hold, and nobody's terminal.
+"""The logger for messages that belong in a build's log file and not in the terminal.
 
-A build takes it off the others for as long as it runs (see `pipeline.logs`).
+While a build runs, it does not propagate to other loggers (see `pipeline.logs`).
 """
 
 import logging

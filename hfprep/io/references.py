@@ -1,8 +1,8 @@
-"""Audio that is not a separate file: how a clip inside a tar, Arrow or Parquet file is written down as a string.
+"""References, as strings, to clips inside a tar, Arrow or Parquet file.
 
-`FILE#NAME@OFFSET+LENGTH` is a range of bytes of a file, `FILE#NAME@COLUMN[ROW]` a cell of a Parquet file (rows count
-from 0). NAME is the clip's own name, for people and for its suffix; it may be empty. Such strings stand wherever a
-path of an audio file may stand. Reads no file.
+`FILE#NAME@OFFSET+LENGTH` is a byte range of a file, `FILE#NAME@COLUMN[ROW]` a cell of a Parquet file (rows count from
+0). NAME is the clip's name, for people and for its suffix; it may be empty. Such a string can be used wherever the path
+of an audio file can. This module reads no files.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ class ByteRange:
 
 @dataclass(frozen=True, slots=True)
 class ParquetCell:
-    """One value of a column of bytes (or of an Audio column) of a Parquet file; `row` counts from 0."""
+    """One value of a binary (or Audio) column of a Parquet file; `row` counts from 0."""
 
     file: str
     name: str
@@ -46,7 +46,7 @@ Reference = ByteRange | ParquetCell
 
 
 def parse_reference(audio: str) -> Reference | None:
-    """The clip inside another file that a string stands for; None if it is an ordinary path."""
+    """The clip inside another file that a string refers to; None for an ordinary path."""
     if "#" not in audio:
         return None
     if found := _RANGE.fullmatch(audio):
@@ -57,29 +57,29 @@ def parse_reference(audio: str) -> Reference | None:
 
 
 def file_of(audio: str) -> str:
-    """The file that has to be there for an audio to be read: the path itself, or the one that holds the clip."""
+    """The file that an audio is read from: the path itself, or the file that contains the clip."""
     reference = parse_reference(audio)
     return audio if reference is None else reference.file
 
 
 def moved(reference: Reference, file: str) -> str:
-    """The same clip with its file at another path, as a string."""
+    """The reference to the same clip in a file at another path, as a string."""
     return str(dataclasses.replace(reference, file=file))
 
 
 def file_name_of(audio: str) -> str:
-    """The name of a clip without folders: "a.wav" of "wavs/a.wav" and of "x.tar#b/a.wav@512+10"."""
+    """The name of a clip without folders: "a.wav" for "wavs/a.wav" and "x.tar#b/a.wav@512+10"."""
     reference = parse_reference(audio)
     return PurePosixPath(audio if reference is None else reference.name).name
 
 
 def name_of(audio: str) -> str:
-    """The name of a clip without folders and suffix: "a" of "wavs/a.wav" and of "x.tar#b/a.wav@512+10"."""
+    """The name of a clip without folders and suffix: "a" for "wavs/a.wav" and "x.tar#b/a.wav@512+10"."""
     return PurePosixPath(file_name_of(audio)).stem
 
 
 def suffix_of(audio: str) -> str:
-    """The suffix of a clip's own name, in lower case: ".wav"."""
+    """The suffix of a clip's name, in lower case: ".wav"."""
     return PurePosixPath(file_name_of(audio)).suffix.lower()
 
 

@@ -1,4 +1,4 @@
-"""Sizes as people write them."""
+"""Parsing of sizes such as 500MB."""
 
 from hfprep.errors import ConfigError
 

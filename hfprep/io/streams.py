@@ -1,4 +1,4 @@
-"""Text streams to which writing never fails: nobody may be reading any more, and a run goes on all the same."""
+"""Text streams whose writes never fail, so that a run continues after its terminal or pipe is closed."""
 
 import contextlib
 import io
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class LenientStream(io.TextIOWrapper):
-    """A stream to which writing never fails: from the first failure on nothing is written."""
+    """A text stream whose writes never fail: after the first failure all output is discarded."""
 
     def write(self, text: str) -> int:
         with self._forgiving():
@@ -25,12 +25,12 @@ class LenientStream(io.TextIOWrapper):
         except (OSError, ValueError):  # a pipe whose reader is gone, a full disk, a closed file
             with contextlib.suppress(OSError, ValueError):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self.fileno())  # what is in the buffer goes there, too
+                os.dup2(nowhere, self.fileno())  # buffered output is discarded, too
                 os.close(nowhere)
 
 
 def lenient(stream: Any, descriptor: int) -> LenientStream:
-    """A lenient stream in place of one that writes to a descriptor (None: there was none); that one is detached."""
+    """A lenient stream to replace `stream` (or None), which writes to `descriptor`; `stream` is detached."""
     buffer = io.BufferedWriter(io.FileIO(descriptor, "wb", closefd=False)) if stream is None else stream.detach()
     terminal = os.isatty(descriptor)
     encoding = getattr(stream, "encoding", None) or "utf-8"

@@ -1,4 +1,4 @@
-"""Numbers as a person reads them: durations, sizes, counts with their noun."""
+"""Formats numbers for people: durations, sizes, counts with a noun."""
 
 import math
 
@@ -6,7 +6,7 @@ SIZES = ("bytes", "kB", "MB", "GB", "TB")
 
 
 def duration(seconds: float) -> str:
-    """A length of time in the largest unit of which there is more than one and a half: 18 s, 4 min, 3.2 h."""
+    """A duration in seconds, minutes or hours: 18 s, 4 min, 3.2 h."""
     if seconds < 90:
         return f"{seconds:.2g} s" if 0 < seconds < 1 else f"{seconds:.0f} s"
     if seconds < 5400:
@@ -16,7 +16,7 @@ def duration(seconds: float) -> str:
 
 
 def size(num_bytes: float) -> str:
-    """A number of bytes in the decimal units that disks and the hub use: 812 kB, 6.0 GB."""
+    """A number of bytes in decimal units, as disks and the Hub use them: 812 kB, 6.0 GB."""
     if num_bytes < 1000:
         return f"{num_bytes:.0f} bytes"
     power = min(len(SIZES) - 1, int(math.log10(num_bytes) / 3))

@@ -1,7 +1,7 @@
-"""What a sample's numbers depend on, as fingerprints: per column group, of settings, row and audio file.
+"""Fingerprints of what a sample's features depend on: settings, row and audio file, per column group.
 
-A finished group may be reused when, and only when, its fingerprint is the same. Knows nothing of where fingerprints
-are kept.
+A finished group is reused if and only if its fingerprint is the same. Knows nothing about where fingerprints are
+stored.
 """
 
 import functools
@@ -19,17 +19,17 @@ from hfprep.io.object_storage import is_url, status
 from hfprep.io.references import ByteRange, parse_reference
 from hfprep.schema import Schema, Utterance
 
-MAX_HASHED_BYTES = 1 << 36  # a sparse file can be larger than anybody can read
+MAX_HASHED_BYTES = 1 << 36  # a sparse file can be too large to ever be read
 HASHED_AT_A_TIME = 1 << 20
 HASHES_REMEMBERED = 64
 
 
 @dataclass(frozen=True, slots=True)
 class AudioIdentity:
-    """What tells one audio file from another: size and mtime, or with `--hash-audio` its content.
+    """Identifies the content of an audio file: by size and mtime, or with `--hash-audio` by hash.
 
-    A clip inside another file goes by its length and that file's mtime; where in the file it is, its name says. In
-    object storage a number made from the ETag (or from the time, where there is none) stands for the mtime.
+    A clip inside another file is identified by its length and that file's mtime; its position is part of its path. In
+    object storage, a number derived from the ETag (or else the time) replaces the mtime.
     """
 
     size: int
@@ -38,10 +38,10 @@ class AudioIdentity:
 
     @classmethod
     def of(cls, path: str, *, by_content: bool) -> "AudioIdentity":
-        """Look at the file at `path`.
+        """The identity of the file at `path`.
 
-        Raises OSError if there is none, RejectedSample where it is no regular file or does not hold the clip, and
-        StoreError where nobody can say.
+        Raises OSError if there is none, RejectedSample if it is not a regular file or does not contain the clip, and
+        StoreError if object storage cannot be reached.
         """
         reference = parse_reference(path)
         file = path if reference is None else reference.file
@@ -65,9 +65,9 @@ class AudioIdentity:
         return (self.sha256 or f"{self.size}:{self.mtime_ns}").encode()
 
     def known_by(self, earlier: Mapping[str, Any]) -> "AudioIdentity | None":
-        """The same file as an earlier run saw it, when that run told files apart the other way (see `source_of`).
+        """The identity an earlier run recorded (see `source_of`), if only one of the two runs hashes audio.
 
-        None if the file is not the same by size and mtime, or was told apart as it is now.
+        None if size or mtime differ, or if both runs identify files in the same way.
         """
         if (self.size, self.mtime_ns) != (earlier.get("size"), earlier.get("mtime_ns")):
             return None
@@ -77,14 +77,14 @@ class AudioIdentity:
 
 @functools.lru_cache(maxsize=HASHES_REMEMBERED)
 def _sha256_of(path: str, size: int, _version: tuple[int, ...]) -> str:
-    """Hex SHA-256 of a file's content; remembered, as many segments are read from one file.
+    """Hex SHA-256 of a file's content; cached, as many segments may be in one file.
 
-    `_version` has the time of the last change of the file's data or status, which no program can set back.
+    `_version` includes ctime, which programs cannot set.
     """
     _check_hashed_bytes(path, size)
     hasher = hashlib.sha256()
     with open(open_regular(path), "rb") as file:
-        while size > 0 and (block := file.read(min(size, HASHED_AT_A_TIME))):  # a file that grows has an end, too
+        while size > 0 and (block := file.read(min(size, HASHED_AT_A_TIME))):  # ends even if the file grows
             hasher.update(block)
             size -= len(block)
     return hasher.hexdigest()
@@ -97,7 +97,7 @@ def _check_hashed_bytes(path: str, size: int) -> None:
 
 
 def _sha256_of_clip(audio: str) -> str:
-    """Hex SHA-256 of a clip that is no file of its own. Raises RejectedSample or StoreError."""
+    """Hex SHA-256 of a clip inside another file or in object storage. Raises RejectedSample or StoreError."""
     hasher = hashlib.sha256()
     with opened(audio) as clip:
         _check_hashed_bytes(audio, clip.size)
@@ -107,7 +107,7 @@ def _sha256_of_clip(audio: str) -> str:
 
 
 def source_of(utterance: Utterance, audio: AudioIdentity) -> str:
-    """What a sample was computed from, in words that can be shown and compared later: a JSON object."""
+    """What a sample was computed from, as a JSON object that can be shown and compared later."""
     row: dict[str, Any] = {"text": utterance.text, "language": utterance.language, "audio": utterance.audio}
     if utterance.offset is not None:
         row |= {"offset": utterance.offset, "duration": utterance.duration}
@@ -115,16 +115,16 @@ def source_of(utterance: Utterance, audio: AudioIdentity) -> str:
     return json.dumps(row | file, ensure_ascii=False)
 
 
-Settings = Mapping[str, Mapping[str, str]]  # by group: everything but rows and audio that the numbers depend on
+Settings = Mapping[str, Mapping[str, str]]  # by group: what the features depend on besides row and audio
 
 
 def with_numerics(schema: Schema, settings: Settings) -> dict[str, dict[str, str]]:
-    """Settings with the version of hfprep's own computation, by group, in words that can be shown and stored."""
+    """Settings by group with the version of hfprep's computation added, as they are stored and shown."""
     return {group.name: {**settings[group.name], "numerics": str(group.numerics)} for group in schema.groups}
 
 
 def differences(settings: Settings, earlier: Sequence[Settings]) -> list[str]:
-    """One line for each setting that is not what it was: its name, the earlier and the present value.
+    """One line for each setting that has changed: its name, the earlier and the current value.
 
     `earlier` are all the settings under which samples may have been computed: more than one after a run that
     changed them was interrupted.
@@ -148,9 +148,9 @@ class Fingerprinter:
         self._audio = {name: digest(self.settings[name]) for name in schema.group_names if name in schema.audio_groups}
 
     def of(self, utterance: Utterance, audio: AudioIdentity) -> dict[str, str]:
-        """Fingerprints of one row and its audio; with a content hash the file's name does not matter.
+        """Fingerprints of one row and its audio; with a content hash they do not depend on the file's name.
 
-        A row of a whole recording has the fingerprints that it had before there were segments.
+        Rows of whole recordings keep the fingerprints they had before segments were introduced.
         """
         text = f"{utterance.language}\0{utterance.text}".encode()
         source = audio.key() if audio.sha256 else audio.key() + b"\0" + utterance.audio.encode()

@@ -1,6 +1,6 @@
-"""Outputs of hfprep 0.1.0, which do not say what a sample is: their schema, and the migration of their state.
+"""Outputs of hfprep 0.1.0, which contain no schema: their schema, and the migration of their state.
 
-The schema is data (schema-0.1.0.json), so that the store still knows no recipe.
+The schema is a data file (schema-0.1.0.json), so that the store does not depend on a recipe.
 """
 
 import json
@@ -14,19 +14,19 @@ _SCHEMA = Path(__file__).with_name("schema-0.1.0.json")
 
 
 def first_schema(width: int) -> Schema:
-    """The schema of an output that does not name one; `width` is that of its vectors."""
+    """The schema of an output that contains none; `width` is the dimension of its vectors."""
     return Schema.parse(json.loads(_SCHEMA.read_text(encoding="utf-8").replace('"width"', str(width))))
 
 
 def width_column() -> str:
-    """The column whose one dimension is that width."""
+    """The column whose only dimension is that width."""
     return next(column.name for column in first_schema(0).columns if column.dims == (0,))
 
 
 def migrate(database: sqlite3.Connection) -> None:
-    """Give the samples of a state of version 1, which had a SQL column for each group and length, their present form.
+    """Convert the samples of a version 1 state, which had a SQL column for each group and length, to the current form.
 
-    Runs inside a transaction of the caller's.
+    Runs inside the caller's transaction.
     """
     schema = first_schema(0)
     groups = []
@@ -40,7 +40,7 @@ def migrate(database: sqlite3.Connection) -> None:
         "CREATE TABLE samples (id TEXT PRIMARY KEY, finished TEXT NOT NULL DEFAULT '{}', seconds REAL, source TEXT) "
         "WITHOUT ROWID"
     )
-    # A patch leaves out what is null: groups that are not finished.
+    # json_patch drops null values: groups that are not finished.
     database.execute(
         f"INSERT INTO samples SELECT id, json_patch('{{}}', json_object({', '.join(groups)})), seconds, source "
         "FROM samples_1"
@@ -51,9 +51,9 @@ def migrate(database: sqlite3.Connection) -> None:
 
 
 def _migrate_shards(database: sqlite3.Connection, schema: Schema) -> None:
-    """Shards that were written from npy artifacts: their names here, and where each sample is.
+    """Convert the tables of shards that were written from npy artifacts: their names, and where each sample is.
 
-    Some groups of a sample may have been computed again since; those are `stale`, and in artifacts.
+    Groups of a sample that have been computed again since then are `stale`; their values are in the artifacts.
     """
     kept = database.execute("SELECT value FROM meta WHERE key = 'packed_format'").fetchone()
     name_of = _NAMES[json.loads(kept[0])] if kept is not None and json.loads(kept[0]) else ""

@@ -1,8 +1,8 @@
-"""The npy layout on disk: where artifacts lie, how a batch of them becomes final, and the manifests beside them.
+"""The npy layout on disk: paths of artifacts, publishing of batches, and the manifests.
 
-A batch is published in this order: arrays under temporary names, synced; the state forgets the samples; renames;
-folders synced; the state knows the samples; progress and manifests are appended. Killed anywhere, the state never
-claims what is not on disk, and the listing is made again from the state.
+A batch is published in this order: arrays are written under temporary names and synced; the state marks the samples as
+unfinished; files are renamed; folders are synced; the state marks the samples as finished; progress and manifests are
+appended. After a kill at any point the state never claims more than is on disk, and the listing is rebuilt from it.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 def split_bucket(sample_id: str) -> int:
-    """The number, from 0 to `SPLIT_BUCKETS`, by which an id goes to a split: from its SHA-1."""
+    """The number in [0, `SPLIT_BUCKETS`), from the SHA-1 of an id, that decides its split."""
     return int(hashlib.sha1(sample_id.encode()).hexdigest(), 16) % SPLIT_BUCKETS
 
 
@@ -53,13 +53,13 @@ def json_line(record: Mapping[str, Any]) -> bytes:
 
 @functools.lru_cache(maxsize=65536)
 def npy_size(dtype: str, shape: tuple[int, ...]) -> int:
-    """Bytes of a complete artifact of that dtype and shape."""
+    """Size in bytes of a complete artifact of that dtype and shape."""
     return len(npy_bytes(np.empty(shape, dtype)))
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedRow:
-    """A valid manifest row, the fingerprints its columns must have, and the groups that have yet to be computed."""
+    """A valid manifest row, the fingerprints its groups must have, and the groups still to be computed."""
 
     utterance: Utterance
     fingerprints: Mapping[str, str]
@@ -68,15 +68,15 @@ class PlannedRow:
 
     @property
     def source(self) -> str:
-        """What the sample is computed from, as the state keeps it."""
+        """What the sample is computed from, as it is stored in the state."""
         return source_of(self.utterance, self.audio)
 
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """A computed sample whose arrays are on disk, synced, under temporary names: small enough to send elsewhere.
+    """A computed sample whose arrays are on disk, synced, under temporary names; cheap to send between processes.
 
-    `files` and `shapes` go by column; `seconds` is None if the audio was not read.
+    `files` and `shapes` are by column; `seconds` is None if the audio was not read.
     """
 
     row: PlannedRow
@@ -85,7 +85,7 @@ class Staged:
     seconds: float | None
 
     def groups(self, schema: Schema) -> dict[str, Finished]:
-        """The column groups that are being replaced, as the state keeps them once they are in place."""
+        """The column groups that are being replaced, as the state stores them once they are in place."""
         lengths: dict[str, dict[str, int]] = {}
         for name, shape in self.shapes.items():
             column = schema.by_name[name]
@@ -97,7 +97,7 @@ class Staged:
 class OutputFolder:
     """An output directory, and the private folder inside it."""
 
-    url: str | None = None  # of the output in object storage that this is the local folder of
+    url: str | None = None  # of the output in object storage, if this is its local folder
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -105,7 +105,7 @@ class OutputFolder:
         self.work = self.private / "work"
 
     def reset_work(self) -> None:
-        """An empty folder for working data; what a killed run left there goes."""
+        """Make an empty folder for working data; what a killed run left there is removed."""
         with atomic.explained(self.work):
             self.remove_work()
             for name in (PROGRESS, TRAIN, VAL, REJECTED, STATS):
@@ -119,7 +119,7 @@ class OutputFolder:
 
 
 class NpyOutput(OutputFolder):
-    """One output directory in the npy layout, for samples of that schema."""
+    """An output directory in the npy layout, for samples of one schema."""
 
     reading_threads = 4
 
@@ -137,7 +137,7 @@ class NpyOutput(OutputFolder):
         return [f"{self._root}/{column.name}/{sample_id}.npy" for column in self.schema.columns]
 
     def all_artifacts(self) -> Iterator[tuple[str, str]]:
-        """Id and column of every artifact that lies here, of finished samples or not."""
+        """Id and column of every artifact on disk, whether its sample is finished or not."""
         for column in self.schema.columns:
             folder = self.root / column.name
             for path in folder.rglob("*.npy"):
@@ -146,9 +146,9 @@ class NpyOutput(OutputFolder):
     def incomplete(
         self, sample_id: str, state: SampleState, sizes: Sequence[int | None] | None = None
     ) -> frozenset[str]:
-        """The finished groups of which an artifact is missing or has not the size that its lengths ask for.
+        """The finished groups with an artifact that is missing or whose size does not match its lengths.
 
-        `sizes` are those of `artifacts(sample_id)` (None: no such file), where somebody has looked already.
+        `sizes` are those of `artifacts(sample_id)` (None: no such file), if they are known already.
         """
         if sizes is None:
             sizes = [_size_of(path) for path in self.artifacts(sample_id)]
@@ -172,12 +172,12 @@ class NpyOutput(OutputFolder):
         return header.shape if right and size == npy_size(described.dtype, header.shape) else None
 
     def content(self, path: str) -> bytes:
-        """The content of an artifact, by its path here."""
+        """The content of an artifact, by its path."""
         with open(path, "rb", buffering=0) as stream:
             return stream.read()
 
     def occupied(self) -> bool:
-        """Whether artifacts lie here already."""
+        """Whether there are artifacts already."""
         return any((self.root / column.name).is_dir() for column in self.schema.columns)
 
 
@@ -194,7 +194,7 @@ def record_of(schema: Schema, utterance: Utterance, state: SampleState) -> dict[
 
 
 class Stage:
-    """Writes computed samples under temporary names in a folder of one process."""
+    """Writes computed samples under temporary names in one process's folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -222,9 +222,9 @@ class Stage:
 
 
 class Publisher:
-    """Makes staged batches final, one after another; use from one thread at a time.
+    """Publishes staged batches, one after another; use from one thread at a time.
 
-    Without `manifests` samples are put down as finished in the progress file only.
+    Without `manifests`, finished samples are listed in the progress file only.
     """
 
     def __init__(self, output: NpyOutput, state: State, val_ratio: float, *, manifests: bool = True) -> None:
@@ -241,9 +241,9 @@ class Publisher:
             file.close()
 
     def publish(self, staged: Sequence[Staged], rejections: Sequence[Rejection]) -> list[Staged]:
-        """Put a batch in place and list it; gives what is in place, without samples that no file can be named after.
+        """Put a batch in place and list it; returns the samples that are in place.
 
-        Those become rejections. Raises StoreError, and then nothing of the batch is listed.
+        Samples whose id cannot be a file name become rejections. On a StoreError nothing of the batch is listed.
         """
         if staged:
             begun = [(item.row.utterance.id, item.groups(self.output.schema)) for item in staged]
@@ -262,7 +262,7 @@ class Publisher:
         return list(staged)
 
     def _move(self, staged: Sequence[Staged]) -> dict[str, Rejection]:
-        """Give the files of a batch their names; a rejection for each id that is refused as one."""
+        """Give the files of a batch their final names; returns a rejection for each id that cannot be a file name."""
         moves, owners = [], {}
         for item in staged:
             for name, path in item.files.items():
@@ -272,10 +272,10 @@ class Publisher:
         refused: dict[str, Rejection] = {}
         for final, problem in put_in_place(self.output.root, moves, self._made).items():
             utterance = owners[final].row.utterance
-            error = unnameable(utterance.id, f"cannot be used ({problem})")
+            error = unnameable(utterance.id, f"the file system says {problem!r}")
             refused[utterance.id] = Rejection(utterance.line, utterance.id, error.reason, error.message)
         for path, final in moves:
-            if owners[final].row.utterance.id in refused:  # some of its names may have been possible
+            if owners[final].row.utterance.id in refused:  # some of its files may be in place
                 for leftover in (Path(path), final):
                     with contextlib.suppress(OSError):
                         leftover.unlink()
@@ -298,10 +298,10 @@ class Publisher:
 
 
 def put_in_place(root: Path, moves: Sequence[tuple[str | Path, Path]], made: set[Path]) -> dict[Path, str]:
-    """Give files below `root` (temporary name, final name) their final names, durably; raises StoreError.
+    """Rename files below `root` (temporary name, final name), durably; raises StoreError.
 
-    `made` are folders that are known to be there; those of these files are added to it. Gives the final names that
-    the file system refuses as such, with what it says; their files stay where they are.
+    `made` are folders that are known to exist; the folders of these files are added to it. Returns the final names that
+    the file system refuses, with its error message; those files keep their temporary names.
     """
     refused: dict[Path, str] = {}
     with atomic.explained(root):
@@ -326,14 +326,14 @@ def put_in_place(root: Path, moves: Sequence[tuple[str | Path, Path]], made: set
 
 
 def _make_folder(root: Path, folder: Path) -> str | None:
-    """Make a folder below `root`; what the file system says where it refuses its name."""
+    """Make a folder below `root`; returns the file system's error message if it refuses the name."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         if error.errno not in UNNAMEABLE:
             raise
         return error.strerror or str(error)
-    for place in (folder, *folder.parents):  # a link planted there would lead the files elsewhere
+    for place in (folder, *folder.parents):  # a symbolic link there would redirect the files
         if place == root:
             break
         atomic.refuse_link(place)
@@ -341,7 +341,7 @@ def _make_folder(root: Path, folder: Path) -> str | None:
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Write an array as .npy and sync it; the name is made durable by whoever renames it. Raises StoreError."""
+    """Write an array as .npy and sync the file, not its folder. Raises StoreError."""
     with atomic.explained(path), open(path, "wb") as stream:
         atomic.observe("before-write", path)
         stream.write(npy_bytes(array))

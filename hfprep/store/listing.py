@@ -1,7 +1,7 @@
-"""The manifests and the progress file as a whole: exactly what is complete, in source order, replaced at once.
+"""Rewrites the manifests and the progress file: exactly the complete samples, in source order, replaced atomically.
 
-Takes complete samples one by one and writes them under temporary names; puts the files in place when it is closed
-without an error. Knows nothing of why a sample is complete.
+Takes complete samples one by one and writes them under temporary names; the files are put in place when the listing is
+closed without an error. Knows nothing about why a sample is complete.
 """
 
 import contextlib
@@ -29,16 +29,16 @@ class Listed:
     overlong: Counter[str] = field(default_factory=Counter)
 
     def overlong_by_group(self, schema: Schema) -> dict[str, int]:
-        """What stats.json says of `overlong`: counts by the group whose columns have that length."""
+        """`overlong` as it is written to stats.json: counts by the group whose columns have that length."""
         groups = {name: column.group for column in schema.columns for name in column.lengths}
         return {groups[name]: self.overlong[name] for name in schema.limits}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ListingOptions:
-    """The share of ids that goes to validation.
+    """`val_ratio` is the share of ids in the validation split.
 
-    Without `manifests` only the progress file is written: the features are not kept in the npy layout.
+    Without `manifests` only the progress file is written, for features that are not stored in the npy layout.
     """
 
     val_ratio: float
@@ -46,11 +46,11 @@ class ListingOptions:
 
 
 class Listing:
-    """Replaces both manifests and the progress file by what was added while in the `with` block; nothing on errors.
+    """Replaces both manifests and the progress file with the samples added in a `with` block, unless there is an error.
 
-    When the ratio has changed, samples that move from one split to the other leave the first manifest before they
-    enter the second, so that no id is ever in both, however often the change is interrupted. Samples over the
-    model's positions are listed, and counted.
+    If the ratio has changed, samples that change splits are removed from one manifest before they are added to the
+    other, so that no id is ever in both, even if the run is interrupted. Samples over the model's limits are listed and
+    counted.
     """
 
     def __init__(self, output: NpyOutput, state: State, options: ListingOptions) -> None:
@@ -59,15 +59,15 @@ class Listing:
         self.options = options
         self.listed = Listed()
         self._stack = contextlib.ExitStack()
-        # Splits are nested: what is not in validation at the largest ratio that the files may have is in no
-        # validation file. Files of unknown ratio may hold anything.
+        # Splits are nested: an id that is not in validation at the largest ratio used so far is in no validation
+        # file. Files with an unknown ratio may contain any id.
         known = state.get("largest_val_ratio")
         earlier = known if known is not None else 1.0 if (output.root / VAL).exists() else options.val_ratio
         self._largest_ratio = max(earlier, options.val_ratio)
         self._moving = earlier != options.val_ratio
 
     def __enter__(self) -> "Listing":
-        # All of this ends in the reverse of this order.
+        # These exit in reverse order.
         self._stack.push(self._keep(val_ratio=self.options.val_ratio, largest_val_ratio=self.options.val_ratio))
         self._progress = self._open(PROGRESS)
         kept = self.options.manifests
@@ -97,7 +97,7 @@ class Listing:
         """List a complete sample; in the manifest's order."""
         options, listed = self.options, self.listed
         validation = is_validation(utterance.id, options.val_ratio)
-        # An OSError here passes through the files' own blocks, which explain it.
+        # The `replacing` contexts of the files explain an OSError here.
         self._progress.write(utterance.id.encode() + b"\n")
         manifest = self._val if validation else self._train
         if manifest is not None:

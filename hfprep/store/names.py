@@ -1,6 +1,6 @@
-"""Which ids a file system can hold as names of files, and which of them it takes for the same one.
+"""Which ids a file system accepts as file names, and which of them it treats as the same name.
 
-Found out once for an output directory, by making a few files in it. Knows nothing of what is in the files.
+Tested once per output directory, by creating a few files in it.
 """
 
 import contextlib
@@ -14,16 +14,16 @@ from pathlib import Path
 from hfprep.errors import Reason, RejectedSample
 from hfprep.io.atomic import explained
 
-# What a file system says of a name that it cannot hold, whatever else is right.
+# Errors for names that a file system does not accept.
 UNNAMEABLE = frozenset({errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG})
-DOUBTFUL = '\\:*?"<>|'  # legal on Linux, and refused by file systems of other systems
+DOUBTFUL = '\\:*?"<>|'  # legal on Linux, but refused by other systems' file systems
 SUFFIX = ".npy"
-LONGEST_COLUMN = 24  # letters of a column's folder, and of what a temporary name adds
+LONGEST_COLUMN = 24  # bytes for a column's folder and a temporary suffix
 
 
 @dataclass(frozen=True, slots=True)
 class NameRules:
-    """What a file system does to names: letters it refuses, differences it does not see, and the longest path."""
+    """A file system's rules for names: characters it refuses, differences it ignores, and the longest path."""
 
     refused: str = ""
     folds_case: bool = False
@@ -51,11 +51,11 @@ class NameRules:
 
     @property
     def folds(self) -> bool:
-        """Whether two different ids can come to the same files."""
+        """Whether two different ids can have the same files."""
         return self.folds_case or self.composes
 
     def key(self, sample_id: str) -> str:
-        """The same for ids whose files are the same."""
+        """A key that is equal for ids with the same files."""
         name = unicodedata.normalize("NFC", sample_id) if self.composes else sample_id
         if not self.folds_case:
             return name
@@ -66,18 +66,18 @@ class NameRules:
         found = set(self.refused).intersection(sample_id)
         problem = None
         if found:
-            problem = f"holds {''.join(sorted(found))!r}"
+            problem = f"it contains {''.join(sorted(found))!r}"
         elif any(len(os.fsencode(part + SUFFIX)) > self.longest_name for part in sample_id.split("/")):
-            problem = f"has a part longer than {self.longest_name - len(SUFFIX)} bytes"
+            problem = f"a part of it is longer than {self.longest_name - len(SUFFIX)} bytes"
         elif len(os.fsencode(sample_id + SUFFIX)) > self.longest_path:
-            problem = "makes a path that is too long"
+            problem = "its path is too long"
         if problem:
             raise unnameable(sample_id, problem)
 
 
 def unnameable(sample_id: str, problem: str) -> RejectedSample:
-    """What to say of an id that the output's file system cannot hold."""
-    message = f"id {sample_id[:80]!r} {problem}, which the output's file system cannot hold as a name; rename it"
+    """The rejection of an id that the output's file system does not accept as a file name."""
+    message = f"id {sample_id[:80]!r} cannot be a file name in the output: {problem}; rename it"
     return RejectedSample(Reason.INVALID_ID, message)
 
 

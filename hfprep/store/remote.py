@@ -1,9 +1,9 @@
-"""An output in object storage: built in a local folder, its closed shards sent when they are closed.
+"""An output in object storage: built in a local folder, its shards uploaded when they are closed.
 
-The local folder is an output as any other, but closed shards leave it once they are sent. Now and then, and at the end,
-a snapshot of the state goes after them. What it says of an open shard is not true of the store, and whoever goes on
-from the snapshot finds that out: such a shard is not there. A rerun goes on from the local folder where nobody else has
-written since; otherwise from the snapshot.
+The local folder is an ordinary output, but closed shards are removed from it once they are uploaded. Periodically, and
+at the end, a snapshot of the state is uploaded after them. A snapshot may contain samples of open shards, which are not
+in the store; a run that resumes from it notices that these shards are missing. A rerun continues from the local folder
+if no other run has written to the output since, otherwise from the snapshot.
 """
 
 import contextlib
@@ -35,16 +35,16 @@ log = logging.getLogger(__name__)
 STATE, COPY, SNAPSHOT, LEASE, RECORD = (
     "state.sqlite", "snapshot.sqlite", "snapshot.json", "lease.json", "remote.json",
 )  # fmt: skip
-# In the private folder: what concerns this machine alone, and what a snapshot puts there by itself.
+# Files in the private folder that only concern this machine, or that a snapshot uploads separately.
 JOURNALS = {f"{name}-journal" for name in (STATE, COPY)}
 NOT_UPLOADED = {STATE, COPY, SNAPSHOT, LEASE, RECORD, "lock", "build.log", "sha256.json"} | JOURNALS
 SNAPSHOT_SECONDS = 60.0
-SNAPSHOT_SHARE = 20  # the time between two snapshots is at least so many times what one takes
-FILES_IN_FLIGHT = 4  # shards, sent in parts each: more of them would fill the local disk
+SNAPSHOT_SHARE = 20  # minimum time between two snapshots, as a multiple of the time that one takes
+FILES_IN_FLIGHT = 4  # each shard is uploaded in parts; more shards would only fill the local disk
 
 
 def open_folder(path: Path, folder: Path | None) -> OutputFolder:
-    """The output directory `path`, or, where that is a URL, its local folder: `folder`, or one for each URL."""
+    """The output directory `path`; if that is a URL, its local folder: `folder`, or else a default one per URL."""
     url = url_of(path)
     if url is None:
         check_local(path, written=True)
@@ -56,15 +56,15 @@ def open_folder(path: Path, folder: Path | None) -> OutputFolder:
 
 
 def fetch_state(url: str, target: Path) -> None:
-    """Copy the state of an output's last snapshot here, if there is one."""
+    """Download the state of an output's last snapshot to `target`, if there is one."""
     with contextlib.suppress(FileNotFoundError):
         download(f"{url.rstrip('/')}/{PRIVATE}/{STATE}", target)
 
 
 class Mirror:
-    """Sends a local folder, which must be locked, to its output in object storage; a context manager.
+    """Uploads a local folder, which must be locked, to its output in object storage; a context manager.
 
-    Raises StoreError wherever the store cannot be reached, or another run has taken the output over.
+    Raises StoreError if the store cannot be reached or another run has taken over the output.
     """
 
     def __init__(self, folder: OutputFolder) -> None:
@@ -79,7 +79,7 @@ class Mirror:
     def __enter__(self) -> "Mirror":
         with self._stack:
             record = self._read_record()
-            # The folder's id outlives a killed run; the host is in it because a folder may be copied.
+            # The folder's id survives a killed run; the host is included because a folder may be copied.
             holder = f"{record['folder']}@{socket.gethostname()}"
             self._lease = self._stack.enter_context(Lease(f"{self.private}/{LEASE}", holder))
             self._write_record(record)
@@ -95,7 +95,7 @@ class Mirror:
         self._stack.close()
 
     def send(self, path: Path, name: str, then: Callable[[], None]) -> None:
-        """Send a file in the background, to `name` below the output's URL; waits where too many are on their way."""
+        """Upload a file in the background to `name` below the output's URL; waits while too many are in flight."""
 
         def send() -> None:
             self._lease.check()
@@ -107,23 +107,23 @@ class Mirror:
         self._sending.append(self._pool.submit(send))
 
     def drain(self) -> None:
-        """Wait until everything is sent."""
+        """Wait until all uploads are done."""
         while self._sending:
             self._sending.popleft().result()
 
     def snapshot_if_due(self, state: State) -> None:
-        """Make a snapshot if the last one is some time ago."""
+        """Make a snapshot if one is due."""
         if time.monotonic() >= self._next_snapshot:
             self.snapshot(state)
 
     def snapshot(self, state: State) -> None:
-        """Wait for what is on its way, and send the state."""
+        """Wait for uploads in flight, then upload the state."""
         started = time.monotonic()
         self.drain()
         self._lease.check()
         record = self._read_record()
         last, new = record["snapshots"][-1:], uuid.uuid4().hex
-        self._write_record(record | {"snapshots": [*last, new]})  # whichever of them is in the store, it is ours
+        self._write_record(record | {"snapshots": [*last, new]})  # either may be in the store, and both are ours
         copy = self.folder.private / COPY
         copy.unlink(missing_ok=True)
         copy_state(state.path, copy)
@@ -135,7 +135,7 @@ class Mirror:
         self._next_snapshot = time.monotonic() + max(SNAPSHOT_SECONDS, SNAPSHOT_SHARE * took)
 
     def send_lists(self) -> None:
-        """Send the files beside the set, which list what is in the store by now; remove private ones that are gone."""
+        """Upload the manifests and other files beside the shards; remove private files that no longer exist here."""
         root, private = self.folder.root, self.folder.private
         paths = [path for path in root.iterdir() if path.is_file() and not path.name.endswith(atomic.TEMPORARY)]
         paths += [path for path in private.iterdir() if path.is_file() and path.name not in NOT_UPLOADED]
@@ -148,7 +148,7 @@ class Mirror:
                 remove(f"{self.private}/{name}")
 
     def _bring_up_to_date(self, record: dict[str, Any]) -> None:
-        """Make the local folder what the store has, unless it is what this folder made of it."""
+        """Replace the local folder with the store's snapshot, unless that snapshot came from this folder."""
         try:
             there = json.loads(read(f"{self.private}/{SNAPSHOT}"))["id"]
         except FileNotFoundError:
@@ -171,7 +171,7 @@ class Mirror:
         self._write_record(record | {"snapshots": [] if there is None else [there]})
 
     def _clear(self) -> None:
-        """Empty the local folder, but for what says whose it is."""
+        """Empty the local folder, except for the files that identify it."""
         with atomic.explained(self.folder.root):
             for path in [*self.folder.root.iterdir(), *self.folder.private.iterdir()]:
                 if path == self.folder.private or path.name in (RECORD, "lock", "build.log", "work"):
@@ -182,18 +182,18 @@ class Mirror:
                     path.unlink()
 
     def _read_record(self) -> dict[str, Any]:
-        """Whose folder this is: an id of its own, and the snapshots of which one is what it was last in step with."""
+        """The folder's identity: its output's URL, its id, and the snapshots that the store may have from it."""
         path = self.folder.private / RECORD
         try:
             record: dict[str, Any] = json.loads(path.read_bytes())
         except FileNotFoundError:
             if {item.name for item in self.folder.root.iterdir()} > {PRIVATE}:
-                raise StoreError(f"{self.folder.root} holds other files; give another --work-dir") from None
+                raise StoreError(f"{self.folder.root} contains other files; use another --work-dir") from None
             return {"url": self.url, "folder": uuid.uuid4().hex, "snapshots": []}
         except ValueError as error:
-            raise StoreError(f"{path} is damaged ({error}); remove its folder, the store has the rest") from error
+            raise StoreError(f"{path} is damaged ({error}); remove its folder, the rest is in the store") from error
         if record["url"] != self.url:
-            raise StoreError(f"{self.folder.root} belongs to {record['url']}; give another --work-dir")
+            raise StoreError(f"{self.folder.root} belongs to {record['url']}; use another --work-dir")
         return record
 
     def _write_record(self, record: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""Which samples are in which shard, where a build keeps its features in shards: tables in the state's database.
+"""Which samples are in which shard, for builds that store features in shards: tables in the state's database.
 
-They are told of samples once these are synced, in the transaction that says that they are finished; so what stands in
-an open shard beyond what is known here is a torn tail. Knows nothing of what is in a shard's file.
+Samples are added once they are synced, in the transaction that marks them as finished; anything in an open shard beyond
+what is recorded here is a torn tail. Knows nothing about the content of a shard's file.
 """
 
 import json
@@ -14,8 +14,8 @@ from hfprep.io.chunks import chunks_of
 from hfprep.store.state import SELECTED_TOGETHER, SampleState, State
 
 SHARDS = "shards"
-NUMBERS = "shard_numbers"  # in the state: the first number of each split that no shard has had
-UNLISTED = "unlisted"  # the split of samples that the manifest does not list now
+NUMBERS = "shard_numbers"  # key in the state: the next unused shard number of each split
+UNLISTED = "unlisted"  # the split of samples that are not in the current manifest
 _SHARD = "serial, split, number, name, samples, used, num_bytes, sha256, layout"
 _PLACE = "shard, row, start, size, entry, stale"
 _SELECT_PLACES = f"SELECT id, {_PLACE} FROM places WHERE id IN (SELECT value FROM json_each(?))"
@@ -25,10 +25,10 @@ _PUT_PLACE = "INSERT OR REPLACE INTO places (id, shard, row, start, size, entry)
 
 @dataclass(slots=True)
 class Shard:
-    """A shard of a split. `used` are the bytes of its samples and of what comes before them.
+    """A shard of a split. `used` is the number of bytes up to the end of its samples.
 
-    `num_bytes` and `sha256` are of the closed file; 0 and "" while it is open. `layout` is what shards of one set have
-    in common; "" where hfprep 0.1.0 wrote it.
+    `num_bytes` and `sha256` are of the closed file; 0 and "" while it is open. `layout` is what all shards of a set
+    have in common; "" if hfprep 0.1.0 wrote it.
     """
 
     serial: int
@@ -43,19 +43,19 @@ class Shard:
 
     @property
     def closed(self) -> bool:
-        """Whether the file has its end and its name."""
+        """Whether the file is complete and has its final name."""
         return bool(self.sha256)
 
     def is_named_below(self) -> bool:
-        """Whether its name leads to a file below the folder of the set."""
+        """Whether its name is a path below the folder of the set."""
         parts = self.name.split("/") if isinstance(self.name, str) else [""]
         return "\0" not in self.name and not {"", ".", ".."}.intersection(parts)
 
 
 class Place(NamedTuple):
-    """Where a sample is: its row in a shard, and where the block that holds it starts and how long that is.
+    """Where a sample is: its row in a shard, and the start and size of the block that contains it.
 
-    `entry` is the digest of its record and other fields. `stale` are groups that are not as the state has them.
+    `entry` is the digest of its record and other fields. `stale` are groups that differ from those in the state.
     """
 
     shard: int
@@ -66,7 +66,7 @@ class Place(NamedTuple):
     stale: str = "[]"
 
     def holds(self, sample: SampleState) -> frozenset[str]:
-        """The finished groups that are there as the state has them."""
+        """The finished groups that are up to date in the shard."""
         return sample.finished if self.stale == "[]" else sample.finished - set(json.loads(self.stale))
 
 
@@ -80,16 +80,16 @@ class ShardIndex:
         """All shards, or those of a split, by their numbers."""
         rows = self.state.query(f"SELECT {_SHARD} FROM shard_files ORDER BY split, number")
         found = [Shard(*row) for row in rows]
-        for shard in found:  # the state may be another's, and these files are written to and removed
+        for shard in found:  # the state may not be trusted, and these files are written and removed
             if not shard.is_named_below():
                 raise StoreError(
-                    f"the state in {self.state.path} names the file {shard.name!r}, which is no shard of this output; "
-                    "use a new --output-dir"
+                    f"the state in {self.state.path} names the file {shard.name!r}, "
+                    "which is not a shard of this output; use a new --output-dir"
                 )
         return [shard for shard in found if split in (None, shard.split)]
 
     def new(self, split: str) -> Shard:
-        """A shard that nobody knows of, with a number that no other one of its split has or had."""
+        """A new shard, with a number that no other shard of its split has or had."""
         serial, number = self.state.query(
             "SELECT coalesce(max(serial), 0) + 1, coalesce(max(CASE WHEN split = ? THEN number END), -1) + 1 "
             "FROM shard_files", split,
@@ -107,22 +107,22 @@ class ShardIndex:
             yield from map(known.get, block)
 
     def members(self, serial: int) -> list[tuple[str, Place]]:
-        """The samples that are in a shard, by row; a row that another has replaced is not one."""
+        """The samples in a shard, by row, without rows that have been replaced."""
         rows = self.state.query(f"SELECT id, {_PLACE} FROM places WHERE shard = ? ORDER BY row", serial)
         return [(row[0], Place(*row[1:])) for row in rows]
 
     def put(self, shards: Iterable[Shard]) -> None:
-        """Keep what is known of shards; inside a transaction."""
+        """Store these shards; inside a transaction."""
         for shard in shards:
             values = (getattr(shard, name) for name in _SHARD.split(", "))
             self.state.query(_PUT_SHARD, *values)
 
     def place(self, samples: Iterable[tuple[str, Place]]) -> None:
-        """Keep where samples are from now on; inside a transaction."""
+        """Store where these samples are; inside a transaction."""
         self.state.query_many(_PUT_PLACE, ((sample_id, *place[:5]) for sample_id, place in samples))
 
     def forget(self, serials: Sequence[int]) -> None:
-        """Know no more of these shards and of what is in them."""
+        """Remove these shards, and the places of their samples."""
         with self.state.transaction():
             for serial in serials:
                 self.state.query("DELETE FROM places WHERE shard = ?", serial)

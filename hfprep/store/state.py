@@ -1,8 +1,8 @@
-"""What is finished: one row a sample in a small database inside the output directory.
+"""The record of finished samples: one row per sample in an SQLite database inside the output directory.
 
-A row says, for each column group that is finished, with which fingerprint its columns were computed, and their lengths.
-It is written after the artifacts are in place and cleared before they are overwritten, so it never claims more
-than the disk holds. SQLite gives the transactions; memory does not grow with the number of rows.
+For each finished column group, a row has the fingerprint it was computed with and the lengths of its columns. It is
+written after the artifacts are in place and cleared before they are overwritten, so it never claims more than is on
+disk. Memory does not grow with the number of rows.
 """
 
 import contextlib
@@ -53,14 +53,14 @@ SELECTED_TOGETHER = 512
 
 
 class Finished(NamedTuple):
-    """A finished group of a sample: the fingerprint that it was computed with, and the lengths of its columns."""
+    """A finished group of a sample: the fingerprint it was computed with, and the lengths of its columns."""
 
     fingerprint: str
     lengths: dict[str, int]
 
 
 class SampleState(NamedTuple):
-    """What the database holds of one sample; a group that is not finished is not in `groups`."""
+    """The database's row of one sample; `groups` has only finished groups."""
 
     groups: dict[str, Finished]
     seconds: float | None = None
@@ -68,7 +68,7 @@ class SampleState(NamedTuple):
 
     @property
     def finished(self) -> frozenset[str]:
-        """The groups that are finished under some fingerprint."""
+        """The groups that are finished, with any fingerprint."""
         return frozenset(self.groups)
 
     @property
@@ -99,7 +99,7 @@ def parse_sample(finished: str, seconds: float | None, source: str | None) -> Sa
     except (TypeError, AttributeError, RecursionError) as error:
         raise ValueError(str(error)) from error
     if not whole or not isinstance(seconds, float | int | None) or not _may_be_json(source):
-        raise ValueError("a value of another kind")
+        raise ValueError("a value has the wrong type")
     return SampleState(groups, seconds, source)
 
 
@@ -110,8 +110,8 @@ def _may_be_json(source: Any) -> bool:
 class State:
     """The database of one output directory. Use from one thread at a time.
 
-    What concerns this run alone (ids seen, rejections) is kept in another database, the new file `scan`, which
-    nobody needs afterwards; None keeps it in memory.
+    Data of this run only (ids seen, rejections) is kept in a separate temporary database, the new file `scan`; None
+    keeps it in memory.
     """
 
     def __init__(self, path: Path, scan: Path | None = None) -> None:
@@ -125,12 +125,12 @@ class State:
                     raise
                 aside = path.with_name(path.name + ".damaged")
                 path.replace(aside)
-                log.warning("%s: %s; it was renamed to %s, and no sample counts as finished", path, error, aside.name)
+                log.warning("%s: %s; it was renamed to %s; no sample counts as finished", path, error, aside.name)
                 self._db = _open(path)
             self._scan = sqlite3.connect(scan or ":memory:", isolation_level=None, check_same_thread=False)
             self._scan.execute("PRAGMA journal_mode=OFF")
             self._scan.executescript(_SCAN_SCHEMA)
-            self._scan.execute("BEGIN")  # never committed: nothing of it has to survive this process
+            self._scan.execute("BEGIN")  # never committed: not needed after this process
         version = self.get("version")
         if version is None:
             self.put("version", STATE_VERSION)
@@ -156,14 +156,14 @@ class State:
             raise self._failure(error) from error
 
     def _failure(self, error: Exception) -> StoreError:
-        advice = "check that its disk has room and can be written, then run the same command again"
+        advice = "check that its disk has free space and is writable, then run the same command again"
         if "malformed" in str(error) or "not a database" in str(error):
             advice = "move it away and run the same command again (with --skip-existing to adopt what is on disk)"
         return StoreError(f"the state in {self.path} cannot be used: {error}; {advice}")
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All changes inside are kept together or not at all."""
+        """Commit all changes made inside together, or none of them."""
         with self._explained():
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -173,17 +173,17 @@ class State:
                 observe("after-commit", self.path)
             except BaseException:
                 if self._db.in_transaction:
-                    with contextlib.suppress(sqlite3.Error):  # the first error is the one to tell
+                    with contextlib.suppress(sqlite3.Error):  # report the first error
                         self._db.execute("ROLLBACK")
                 raise
 
     def query(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-        """The rows that a statement gives; its own tables are left to who uses this."""
+        """The rows that a statement returns; for other modules' tables."""
         with self._explained():
             return self._db.execute(statement, values).fetchall()
 
     def query_many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
-        """A statement once for each of these rows of values."""
+        """Execute a statement once for each row of values."""
         with self._explained():
             self._db.executemany(statement, rows)
 
@@ -194,11 +194,11 @@ class State:
         try:
             return None if row is None else json.loads(row[0])
         except (ValueError, TypeError, RecursionError) as error:
-            log.warning("%s: what it holds under %r is damaged (%s) and counts as missing", self.path, key, error)
+            log.warning("%s: the value of %r is damaged (%s) and counts as missing", self.path, key, error)
             return None
 
     def put(self, key: str, value: Any) -> None:
-        """Store a JSON value under `key`; writes nothing where it is there already."""
+        """Store a JSON value under `key`; writes nothing if it is unchanged."""
         if self.get(key) == value:
             return
         with self._explained():
@@ -217,13 +217,11 @@ class State:
             yield from map(known.get, block)
 
     def _parsed(self, sample_id: str, *values: Any) -> SampleState | None:
-        """A sample's state; where its row is damaged, the sample counts as unknown from now on."""
+        """A sample's state; None if its row is damaged, which is then removed."""
         try:
             return parse_sample(*values)
         except ValueError as error:
-            log.warning(
-                "%s: what it holds of sample %r is damaged (%s); it is computed again", self.path, sample_id, error
-            )
+            log.warning("%s: the row of sample %r is damaged (%s); it is computed again", self.path, sample_id, error)
             with self._explained():
                 self._db.execute("DELETE FROM samples WHERE id = ?", (sample_id,))
             return None
@@ -241,7 +239,7 @@ class State:
             raise self._failure(error) from error
 
     def reject(self, rejection: Rejection) -> None:
-        """Keep a rejection; a line has one."""
+        """Store a rejection, at most one per line."""
         row = (rejection.line, rejection.id, rejection.reason.value, rejection.message)
         with self._explained():
             self._scan.execute("INSERT OR REPLACE INTO rejected VALUES (?, ?, ?, ?)", row)
@@ -258,7 +256,7 @@ class State:
             return dict(self._scan.execute("SELECT reason, count(*) FROM rejected GROUP BY reason ORDER BY reason"))
 
     def begin(self, samples: Iterable[tuple[str, Iterable[str]]]) -> None:
-        """Note that these groups are about to be overwritten: until `finish` they do not count as finished."""
+        """Record that these groups are about to be overwritten: until `finish` they do not count as finished."""
         rows = [(sample_id, json.dumps(dict.fromkeys(groups))) for sample_id, groups in samples]
         with self._explained():
             self._db.executemany("INSERT OR IGNORE INTO samples (id) VALUES (?)", ((row[0],) for row in rows))
@@ -272,7 +270,7 @@ class State:
         seconds: float | None = None,
         source: str | None = None,
     ) -> None:
-        """Record that the columns of these groups are on disk; other groups stay, None leaves a value as it is."""
+        """Record that the columns of these groups are on disk; other groups, and None values, do not change."""
         with self._explained():
             self._db.execute(_FINISH, (sample_id, json.dumps(groups), seconds, source))
 
@@ -295,7 +293,8 @@ def copy_state(source: Path, target: Path) -> None:
 
 def _open(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    db.text_factory = functools.partial(str, encoding="utf-8", errors="replace")  # a damaged value is no error yet
+    # Damaged text is detected when it is parsed.
+    db.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
     try:
         db.execute("PRAGMA journal_mode=TRUNCATE")
         db.execute("PRAGMA synchronous=FULL")

@@ -1,4 +1,4 @@
-"""stats.json and what it is made from: counts, provenance, codebook use."""
+"""stats.json: package versions, codebook use, and writing it."""
 
 import importlib.metadata
 import math
@@ -42,9 +42,9 @@ def package_versions() -> dict[str, str]:
 
 
 def codebook_use(output: NpyOutput, ids: Iterable[str]) -> dict[str, Any]:
-    """How the codes of these samples spread over the codebook: size, used (rows), perplexity.
+    """How the codes of these samples are spread over the codebook: size, used (rows), perplexity.
 
-    Reads every one of their artifacts. Raises StoreError if one cannot be read.
+    Reads all of their codes. Raises StoreError if one file cannot be read.
     """
     column = next(iter(output.schema.of_kind("codes")), None)
     if column is None or column.size is None:
@@ -59,7 +59,7 @@ def codebook_use(output: NpyOutput, ids: Iterable[str]) -> dict[str, Any]:
 
 
 def codebook_summary(counts: np.ndarray) -> dict[str, Any]:
-    """What stats.json says of frequencies of codes, int64 (codebook rows,)."""
+    """Codebook use as in stats.json, from frequencies of codes, int64 (codebook rows,)."""
     return {"size": len(counts), "used": int((counts > 0).sum()), "perplexity": perplexity(counts)}
 
 
@@ -76,7 +76,7 @@ def _read_codes(paths: Iterable[str], read: Callable[[str], bytes]) -> np.ndarra
 
 
 def perplexity(counts: np.ndarray) -> float:
-    """exp of the entropy of frequencies, int64 (codebook rows,): as many equally frequent rows are as uncertain."""
+    """Perplexity of frequencies, int64 (codebook rows,): exp of their entropy."""
     shares = counts[counts > 0] / max(1, counts.sum())
     return round(math.exp(-float((shares * np.log(shares)).sum())), 3)
 

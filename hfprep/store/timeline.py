@@ -1,4 +1,4 @@
-"""What each batch of the builds in an output took, as JSON lines: for the report, never for a decision.
+"""What each batch of an output's builds took, as JSON lines; only the report reads them.
 
 Gives `Timeline` to append to and `read_timeline`. A line: `time` (seconds since 1970), `rows`, `rejected`,
 `num_frames`, `padded_frames`, `audio_seconds`, `out_of_memory_events`. A build starts with {"time": ..., "start":
@@ -14,11 +14,11 @@ from typing import Any
 from hfprep.io import atomic
 
 TIMELINE = "batches.jsonl"
-MAX_BYTES = 8 << 20  # some 60,000 batches; beyond, every second line of what is there is dropped at the next start
+MAX_BYTES = 8 << 20  # about 60,000 batches; a larger file loses every second line at the next start
 
 
 class Timeline:
-    """Appends one line a batch; a context manager. What is lost with a killed process are lines of this file only."""
+    """Appends one line per batch; a context manager. A kill can only lose lines of this file."""
 
     def __init__(self, private: Path) -> None:
         self.path = private / TIMELINE
@@ -39,14 +39,14 @@ class Timeline:
             self._stream.close()
 
     def add(self, **values: Any) -> None:
-        """Append one line with the present time."""
+        """Append one line with the current time."""
         with atomic.explained(self.path):
             self._stream.write(json.dumps({"time": round(time.time(), 3), **values}) + "\n")
             self._stream.flush()
 
 
 def read_timeline(private: Path) -> list[dict[str, Any]]:
-    """All whole lines; an empty list where there is no file."""
+    """All valid lines; an empty list if there is no file."""
     try:
         lines = (private / TIMELINE).read_bytes().splitlines()
     except OSError:

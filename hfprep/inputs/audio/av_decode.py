@@ -1,8 +1,8 @@
-"""Decoding through FFmpeg's libraries (PyAV): every container that libsndfile does not read, or not to its end.
+"""Decoding with FFmpeg's libraries (PyAV): containers that libsndfile does not read, or does not read to the end.
 
-The file is handed over as an open one, never by its name, and only real containers are tried (`CONTAINERS`): playlists
-and lists of other files are not among them, and there is no protocol by which another file could be opened. Time is
-bounded in proportion to the file's size. Any error while decoding refuses the file.
+FFmpeg is given an open file, never a name, and may only use real containers (`CONTAINERS`) and no protocols: playlists
+and lists of files are excluded, so it cannot open another file. Time is limited in proportion to the file's size. Any
+decoding error rejects the file.
 """
 
 import errno
@@ -28,30 +28,30 @@ CONTAINERS = (
     "mpegts", "ogg", "rm", "tak", "truehd", "tta", "w64", "wav", "wv",
 )
 # fmt: on
-# Of these the header, not a guess from the bit rate, says how long the sound is.
+# The header of these gives the length of the audio; it is not estimated from the bit rate.
 PROMISING = frozenset(
     {"aiff", "ape", "asf", "au", "avi", "caf", "flac", "flv", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "mpc"}
     | {"mpc8", "ogg", "tak", "tta", "w64", "wav", "wv"}
 )
-COUNTED = frozenset({"mp3", "aac"})  # of these only a walk over the frames tells that all are there
-EXACT = frozenset({"aiff", "au", "caf", "flac", "ogg", "tak", "tta", "w64", "wav", "wv"})  # promise each sample
+COUNTED = frozenset({"mp3", "aac"})  # only counting the frames shows whether these are complete
+EXACT = frozenset({"aiff", "au", "caf", "flac", "ogg", "tak", "tta", "w64", "wav", "wv"})  # give the exact length
 SEEKABLE = frozenset({"matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"})  # by an index whose times are exact
 SHORT_NAMES = {"mov,mp4,m4a,3gp,3g2,mj2": "MP4", "matroska,webm": "MATROSKA"}
 
-CHECKED_FOR_CUTS = frozenset({"wav"})  # FFmpeg calls their last packet corrupt where the header names no length
-READ_IN_ORDER = frozenset({"ape", "caf", "mpc", "mpc8", "tak", "tta", "w64", "wv"})  # nothing stands behind their sound
-WITHOUT_GAPS = frozenset({"asf", "flv", "avi"})  # but where a packet is damaged
+CHECKED_FOR_CUTS = frozenset({"wav"})  # FFmpeg reports the last packet as corrupt if the header has no length
+READ_IN_ORDER = frozenset({"ape", "caf", "mpc", "mpc8", "tak", "tta", "w64", "wv"})  # nothing follows their audio
+WITHOUT_GAPS = frozenset({"asf", "flv", "avi"})  # a gap means that a packet is damaged
 MAX_UNREAD_BYTES = 1 << 16  # tags, and what FFmpeg reads ahead
 
 TOLERANCE_SECONDS = 0.1  # codecs add and drop a little at the ends, and Matroska counts in milliseconds
-WARM_UP_SECONDS = 0.5  # decoded before the stretch that is wanted
-BASE_SECONDS, BYTES_PER_SECOND = 20.0, 100_000  # time to decode a file: so much, and so much more for its size
+WARM_UP_SECONDS = 0.5  # decoded before the requested segment
+BASE_SECONDS, BYTES_PER_SECOND = 20.0, 100_000  # time limit of decoding: a constant, plus time for the file's size
 SCALES = {"u8": (np.float32(2**-7), np.float32(-1)), "s16": (np.float32(2**-15), np.float32(0))}
 WIDE_SCALES = {"s32": 2.0**-31, "s64": 2.0**-63}
 
 
 class _File(ClipReader):
-    """The clip as PyAV wants it: a file without a name, and with no more time than it needs."""
+    """The clip as a nameless file for PyAV, with a time limit."""
 
     def __init__(self, clip: Clip) -> None:
         super().__init__(clip)
@@ -60,7 +60,7 @@ class _File(ClipReader):
 
     def readinto(self, buffer: Any) -> int:
         if self._failed:
-            return 0  # PyAV raises the first error, and prints any other
+            return 0  # PyAV raises the first error, but prints later ones
         self._failed = True
         if time.monotonic() > self._deadline:
             raise TimeoutError(errno.ETIMEDOUT, "reading the file takes too long")
@@ -72,12 +72,12 @@ class _File(ClipReader):
 class AvSound:
     """A recording that FFmpeg reads: the best audio stream of a container.
 
-    Opening decodes the first frame, which says what the rate really is. Raises RejectedSample.
+    Opening decodes the first frame, to get the actual sampling rate. Raises RejectedSample.
     """
 
     @classmethod
     def open(cls, clip: Clip, expected: Expected) -> "AvSound | None":
-        """Open a clip; None where FFmpeg finds no container of a kind that is read."""
+        """Open a clip; None if FFmpeg finds no supported container."""
         file = _File(clip)
         kinds = expected.bare_format or ",".join(CONTAINERS)
         try:
@@ -118,13 +118,13 @@ class AvSound:
             message = f"{self.clip.name}: its codec is not supported by this FFmpeg; convert it to flac"
             raise RejectedSample(Reason.AUDIO_UNSUPPORTED, message)
         self._stream = audio
-        audio.codec_context.thread_count = 1  # the samples' own threads are enough
-        if audio.codec_context.codec.lossless:  # such as WavPack's: their checksums are looked at only then
+        audio.codec_context.thread_count = 1  # samples are decoded in parallel already
+        if audio.codec_context.codec.lossless:  # checksums, such as WavPack's, are not checked by default
             audio.codec_context.options = {"err_detect": "crccheck+explode"}
         self._name: str = self._container.format.name
         self.format = SHORT_NAMES.get(self._name, self._name.upper())
         if self._name == "caf" and audio.codec_context.codec.lossless:
-            # FFmpeg cuts the padding off a last packet that has none.
+            # FFmpeg would remove padding from a last packet that has none.
             audio.codec_context.flags2 |= int(Flags2.skip_manual)
         self._frames = self._decoded()
         self._first = next(self._frames, None)
@@ -136,7 +136,7 @@ class AvSound:
         self._origin = self._place(self._first)
 
     def _promised(self) -> int | None:
-        """Samples a channel by the header, from the first that is decoded to the last."""
+        """Samples per channel according to the header, from the first decoded one to the last."""
         if self._name not in PROMISING:
             return None
         seconds = self._stream.duration * self._stream.time_base if self._stream.duration else None
@@ -149,7 +149,7 @@ class AvSound:
         return None if seconds is None or seconds <= 0 else round(seconds * self.sampling_rate)
 
     def problem(self, file: BinaryIO) -> str | None:
-        """The words for a container that is not all there."""
+        """Why the container is incomplete; None if it is complete."""
         check = PROBLEMS.get(self._name)
         if check is None:
             if self._name in COUNTED and not self._is_counted:
@@ -179,29 +179,29 @@ class AvSound:
             self._check_end(max(at, end))
 
     def _check_gap(self, frame: Any, before: int) -> None:
-        """Refuse sound that goes on later than it should where the container leaves no gaps: packets were damaged."""
+        """Reject a gap in a container that has none: packets are damaged."""
         gap = 0 if frame.pts is None else self._place(frame) - self._origin - before
         if self._name in WITHOUT_GAPS and gap > TOLERANCE_SECONDS * self.sampling_rate:
             lost, place = gap / self.sampling_rate, before / self.sampling_rate
-            raise self.clip.unreadable(f"damaged: {lost:.2f} s of its sound are missing after {place:.2f} s")
+            raise self.clip.unreadable(f"damaged: {lost:.2f} s of audio are missing after {place:.2f} s")
 
     def _check_end(self, decoded: int) -> None:
         unread = self.clip.size - self._file.tell()
         if self._name in READ_IN_ORDER and unread > MAX_UNREAD_BYTES:
-            raise self.clip.unreadable(f"its sound ends {unread} bytes before the file; are several joined together?")
+            raise self.clip.unreadable(f"its audio ends {unread} bytes before the file does; are several files joined?")
         if self.num_frames is None:
             return
         is_lossless = self._stream.codec_context.codec.lossless and self._counts_samples
         tolerance = 0 if self._name in EXACT and is_lossless else round(TOLERANCE_SECONDS * self.sampling_rate)
         if decoded < self.num_frames - tolerance:
-            raise self.clip.unreadable(f"cut off: {decoded} of {self.num_frames} samples could be decoded")
+            raise self.clip.unreadable(f"cut off: only {decoded} of {self.num_frames} samples could be decoded")
 
     @property
     def _counts_samples(self) -> bool:
         return bool(self._stream.time_base == Fraction(1, self.sampling_rate))
 
     def _frames_from(self, start: int) -> Iterator[Any]:
-        """Decoded frames from one at or before sample `start` on, in order."""
+        """Decoded frames in order, from one at or before sample `start`."""
         assert self._first is not None
         warm = start - round(WARM_UP_SECONDS * self.sampling_rate)
         if warm > self._first.samples and self._name in SEEKABLE and self._first.pts is not None:
@@ -221,11 +221,11 @@ class AvSound:
         try:
             self._container.seek(math.floor(when), stream=self._stream, backward=True)
         except FFmpegError as error:
-            raise self.clip.unreadable(_said(error)) from error
+            raise self.clip.unreadable(_message(error)) from error
         self._frames = self._decoded()
 
     def _place(self, frame: Any) -> int:
-        """Where a frame begins on the stream's own clock, in samples; 0 where it does not say."""
+        """Start of a frame in the stream's time, in samples; 0 if it has no timestamp."""
         return 0 if frame.pts is None else round(frame.pts * frame.time_base * self.sampling_rate)
 
     def _decoded(self) -> Iterator[Any]:
@@ -236,16 +236,16 @@ class AvSound:
                     allowed = _allowed_seconds(self.clip)
                     raise self.clip.unreadable(f"could not be decoded within {allowed:.0f} s; convert it to flac")
                 if packet.is_corrupt and self._name not in CHECKED_FOR_CUTS:
-                    raise self.clip.unreadable("damaged or cut off: a packet of its sound is not whole")
+                    raise self.clip.unreadable("damaged or cut off: an audio packet is incomplete")
                 for frame in packet.decode():
                     if frame.is_corrupt:
-                        raise self.clip.unreadable("damaged: a part of its sound could not be decoded")
+                        raise self.clip.unreadable("damaged: part of its audio could not be decoded")
                     if frame.samples:
                         yield frame
         except RejectedSample:
             raise
         except (FFmpegError, OSError, ValueError) as error:
-            raise self.clip.unreadable(f"damaged or cut off: {_said(error)}{self._note}") from error
+            raise self.clip.unreadable(f"damaged or cut off: {_message(error)}{self._note}") from error
 
     def close(self) -> None:
         """See `Sound`."""
@@ -253,7 +253,7 @@ class AvSound:
 
 
 def _samples(frame: Any) -> np.ndarray:
-    """A frame as float32 (num_samples, channels), full scale 1.0, as FFmpeg itself converts."""
+    """A frame as float32 (num_samples, channels), full scale 1.0, converted as FFmpeg does it."""
     kind = frame.format.packed.name
     values = frame.to_ndarray()
     channels = frame.layout.nb_channels
@@ -271,7 +271,7 @@ def _allowed_seconds(clip: Clip) -> float:
 
 
 def _tagged_seconds(text: str | None) -> Fraction | None:
-    """Seconds of a Matroska tag like "00:00:02.008000000", which says when a track ends."""
+    """Seconds of a Matroska tag like "00:00:02.008000000", the end of a track."""
     if text is None:
         return None
     try:
@@ -281,6 +281,5 @@ def _tagged_seconds(text: str | None) -> Fraction | None:
         return None
 
 
-def _said(error: BaseException) -> str:
-    said = getattr(error, "strerror", None) or str(error)
-    return f"FFmpeg says: {said}"
+def _message(error: BaseException) -> str:
+    return f"FFmpeg says: {getattr(error, 'strerror', None) or error}"

@@ -1,8 +1,8 @@
-"""Which decoder reads a recording whole, by a look at the file.
+"""Chooses the decoder that reads a recording completely, by inspecting the file.
 
-libsndfile is asked first: its numbers are the ones that earlier outputs have. It guesses at the length of an mp3,
-passes over damaged Ogg pages and reads the first of several recordings that were joined, so the frames of an mp3 and
-the pages of an Ogg file are looked at, and FFmpeg decodes what libsndfile would not give to the end.
+libsndfile is preferred: earlier outputs have its values. But it estimates the length of an mp3, skips damaged Ogg pages
+and reads only the first of several joined recordings. So the frames of an mp3 and the pages of an Ogg file are checked,
+and FFmpeg decodes what libsndfile would not read to the end.
 """
 
 import contextlib
@@ -37,20 +37,20 @@ FOREIGN_SIGNATURES: tuple[tuple[int, bytes], ...] = (
     (0, b"FLV\x01"),
     (8, b"AVI "),
 )
-SELF_TOLD = (b"RIFF", b"RF64", b"OggS", b"fLaC", b"FORM", b"ID3")  # kinds that no suffix overrules
-BARE_SUFFIXES = {".g722": "g722", ".gsm": "gsm"}  # streams without a header, told by their suffix alone
-# What libsndfile reads of which an end that is cut, or left unread, is noticed.
-LOOKED_AT = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG", "NIST"})
+KNOWN_SIGNATURES = (b"RIFF", b"RF64", b"OggS", b"fLaC", b"FORM", b"ID3")  # take precedence over the suffix
+BARE_SUFFIXES = {".g722": "g722", ".gsm": "gsm"}  # streams without a header, recognised by their suffix only
+# Formats of libsndfile whose files are checked for being complete, and for data after the audio.
+CHECKED = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG", "NIST"})
 UNRECOGNISED_FORMAT = 1  # libsndfile's SF_ERR_UNRECOGNISED_FORMAT
 NOTHING_EXPECTED = Expected()
-LOOKS_REMEMBERED = 64  # files of which segments are read one after another
+MAX_CACHED = 64  # files whose segments are read one after another
 
 
 class Depth(Enum):
-    """How much of a file is looked at before it is decoded."""
+    """How much of a file is checked before it is decoded."""
 
-    HEADER = "header"  # for a guess
-    SEGMENT = "segment"  # what a stretch of it depends on
+    HEADER = "header"  # for an estimate
+    SEGMENT = "segment"  # what decoding a segment depends on
     WHOLE = "whole"
 
 
@@ -58,7 +58,7 @@ class Depth(Enum):
 def choose(clip: Clip, check_seconds: CheckSeconds = no_limit, depth: Depth = Depth.WHOLE) -> Iterator[Sound]:
     """The recording, opened by the decoder that reads it to its end.
 
-    `check_seconds` is told its length as soon as that is known. Raises RejectedSample, OSError, or
+    `check_seconds` is called with its length as soon as that is known. Raises RejectedSample, OSError, or
     soundfile.LibsndfileError.
     """
     sound = _choose(clip, check_seconds, depth)
@@ -72,7 +72,7 @@ def _choose(clip: Clip, check_seconds: CheckSeconds, depth: Depth) -> Sound:
     start = clip.read_at(0, SNIFF_BYTES)
     if any(start[at : at + len(sign)] == sign for at, sign in FOREIGN_SIGNATURES):
         return _by_av(clip, check_seconds, depth)
-    if clip.suffix in BARE_SUFFIXES and not start.startswith(SELF_TOLD):
+    if clip.suffix in BARE_SUFFIXES and not start.startswith(KNOWN_SIGNATURES):
         return _by_av(clip, check_seconds, depth, Expected(bare_format=BARE_SUFFIXES[clip.suffix]))
     if start.startswith(b"OggS"):
         return _ogg(clip, check_seconds, depth)
@@ -84,7 +84,7 @@ def _choose(clip: Clip, check_seconds: CheckSeconds, depth: Depth) -> Sound:
 
 
 def _other(clip: Clip, start: bytes, check_seconds: CheckSeconds, depth: Depth) -> Sound:
-    """wav, flac, aiff and whatever else libsndfile knows, or else FFmpeg."""
+    """wav, flac, aiff and other formats of libsndfile, otherwise FFmpeg."""
     try:
         sound = SndfileSound(clip, talkative=start.startswith(FRAMES_STARTS))
     except soundfile.LibsndfileError as error:
@@ -96,8 +96,8 @@ def _other(clip: Clip, start: bytes, check_seconds: CheckSeconds, depth: Depth) 
     try:
         if sound.format == "MP3":
             raise clip.unreadable("damaged: its first frame is not where it should be")
-        if sound.format not in LOOKED_AT:
-            message = f"{clip.name}: whether a {sound.format} file is whole cannot be told; convert it to flac or wav"
+        if sound.format not in CHECKED:
+            message = f"{clip.name}: cannot check if a {sound.format} file is complete; convert it to flac or wav"
             raise RejectedSample(Reason.AUDIO_UNSUPPORTED, message)
         if sound.num_frames == 0 or sound.subtype.startswith("MPEG"):
             found = _by_av_if_any(clip, check_seconds, depth)
@@ -116,7 +116,7 @@ def _other(clip: Clip, start: bytes, check_seconds: CheckSeconds, depth: Depth) 
 
 
 def _unread(clip: Clip, start: bytes) -> str | None:
-    """The words for a file with more in it than libsndfile would read."""
+    """Why libsndfile would not read all of the file; None if it would."""
     look = flac_problem if start.startswith(MAGIC) else BEHIND.get(start[:4])
     if look is None:
         return None
@@ -145,7 +145,7 @@ def _ogg(clip: Clip, check_seconds: CheckSeconds, depth: Depth) -> Sound:
 
 
 def _mpeg(clip: Clip, frames: Frames, check_seconds: CheckSeconds, depth: Depth) -> Sound:
-    """An mp3 or ADTS file of which the length is counted."""
+    """An mp3 or ADTS file whose frames have been counted."""
     if frames.problem is not None:
         raise clip.unreadable(frames.problem)
     seconds = (frames.num_samples + (frames.trimmed if frames.has_zeros else 0)) / frames.sampling_rate
@@ -161,22 +161,22 @@ def _mpeg(clip: Clip, frames: Frames, check_seconds: CheckSeconds, depth: Depth)
             sound.close()
     note = "; a free-format mp3 that cannot be decoded: convert it to flac" if frames.is_free else ""
     if frames.promised_frames is not None and frames.num_frames > frames.promised_frames + 1:
-        note = f"; its tag tells of {frames.promised_frames} frames, {frames.num_frames} are there: are files joined?"
+        note = f"; its tag says {frames.promised_frames} frames, but it has {frames.num_frames}: is it several files?"
     return _by_av(clip, check_seconds, depth, Expected(counted_seconds=seconds, note=note))
 
 
 def _by_av(clip: Clip, check_seconds: CheckSeconds, depth: Depth, expected: Expected = NOTHING_EXPECTED) -> Sound:
     found = _by_av_if_any(clip, check_seconds, depth, expected)
     if found is None:
-        raise clip.unreadable("damaged, or of a kind that is not read; is it audio?")
+        raise clip.unreadable("damaged, or in an unsupported format; is it audio?")
     return found
 
 
 def _by_av_if_any(
     clip: Clip, check_seconds: CheckSeconds, depth: Depth, expected: Expected = NOTHING_EXPECTED
 ) -> Sound | None:
-    """The recording as FFmpeg reads it, looked at as far as it has to be; None where FFmpeg knows no such container."""
-    from hfprep.inputs.audio.av_decode import AvSound  # takes 0.1 s, and most data sets need none of it
+    """The recording opened by FFmpeg and checked as `depth` says; None if FFmpeg finds no supported container."""
+    from hfprep.inputs.audio.av_decode import AvSound  # takes 0.1 s, and most data sets do not need it
 
     sound = AvSound.open(clip, expected)
     if sound is None:
@@ -200,11 +200,11 @@ def _frames(clip: Clip, check_seconds: CheckSeconds, depth: Depth) -> Frames | N
         with _reading(clip) as file:
             return walk_frames(file, clip.size, check_seconds)
 
-    return _remembered(clip, look) if depth is Depth.SEGMENT else look()
+    return _cached(clip, look) if depth is Depth.SEGMENT else look()
 
 
 def _pages(clip: Clip, depth: Depth) -> Pages | None:
-    """What a look at an Ogg file's pages finds; None for a guess. Raises RejectedSample where they are not whole."""
+    """What a check of an Ogg file's pages finds; None for an estimate. Raises RejectedSample if they are damaged."""
 
     def look() -> Pages:
         with _reading(clip) as file:
@@ -212,32 +212,32 @@ def _pages(clip: Clip, depth: Depth) -> Pages | None:
 
     if depth is Depth.HEADER:
         return None
-    pages = _remembered(clip, look) if depth is Depth.SEGMENT else look()
+    pages = _cached(clip, look) if depth is Depth.SEGMENT else look()
     if pages.problem is not None:
         raise clip.unreadable(pages.problem)
     return pages
 
 
 _Found = TypeVar("_Found")
-_looks: OrderedDict[tuple[Any, ...], object] = OrderedDict()
+_cache: OrderedDict[tuple[Any, ...], object] = OrderedDict()
 
 
-def _remembered(clip: Clip, look: Callable[[], _Found]) -> _Found:
-    """What was found at an earlier look at the same file, of which another segment was read."""
+def _cached(clip: Clip, look: Callable[[], _Found]) -> _Found:
+    """`look()`, or the cached result for the same file, of which another segment was read before."""
     key = clip.version
-    if key is None:  # held in memory: it is there for one segment only
+    if key is None:  # a clip in memory is read for one segment only
         return look()
-    if key not in _looks:
-        _looks[key] = look()
-        if len(_looks) > LOOKS_REMEMBERED:
-            with contextlib.suppress(KeyError):  # another thread was faster
-                _looks.popitem(last=False)
-    found: _Found = _looks.get(key) or look()  # type: ignore[assignment]
+    if key not in _cache:
+        _cache[key] = look()
+        if len(_cache) > MAX_CACHED:
+            with contextlib.suppress(KeyError):  # another thread was first
+                _cache.popitem(last=False)
+    found: _Found = _cache.get(key) or look()  # type: ignore[assignment]
     return found
 
 
 def _reading(clip: Clip) -> BinaryIO:
-    """The clip's bytes from their start, for a look at them."""
+    """The clip's bytes as a file, to check them."""
     if clip.size <= READ_AT_ONCE_BYTES:
         return io.BytesIO(clip.read_at(0, clip.size))
     return io.BufferedReader(ClipReader(clip), LOOK_BYTES)

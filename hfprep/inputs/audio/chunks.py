@@ -1,7 +1,7 @@
-"""Whether the sound of a wav, aiff, caf, w64, au or NIST file is all there, and nothing behind it that is not read.
+"""Checks that the audio of a wav, aiff, caf, w64, au or NIST file is complete and is not followed by unread data.
 
-Decoders read as many samples as a header says, whatever follows. Each function takes an open file and its size in bytes
-and gives the words for a rejection, or None. The sound itself is not looked at.
+Decoders read as many samples as the header says and ignore what follows. Each function takes an open file and its size
+in bytes, and returns why the file is rejected, or None. The audio itself is not read.
 """
 
 import re
@@ -14,28 +14,28 @@ UNKNOWN_LENGTH = 0xFFFFFFFF
 SPHERE_BYTES = 1024
 IFF_HEADER_BYTES, CAF_HEADER_BYTES, W64_HEADER_BYTES = 12, 8, 40
 CHUNK_START_BYTES = 24
-JOINED = "is several files joined together; only the first could be read"
+JOINED = "is several files joined together; only the first would be read"
 MAX_BYTES_BEHIND = 4096  # padding and tags of other kinds
 START_BYTES = 12
 SCANNED_BYTES = 1 << 20
 CHUNKS_BEHIND = frozenset({b"LIST", b"id3 ", b"ID3 ", b"fact", b"cue ", b"bext", b"PAD ", b"JUNK", b"junk", b"smpl"})
-CUT = "cut off: {what} at byte {place} has {promised} bytes, {present} are there"
-MAX_CHUNKS = 1 << 16  # a file of more is no clip
+CUT = "cut off: {what} at byte {place} should have {promised} bytes, but only {present} are there"
+MAX_CHUNKS = 1 << 16  # no clip has more
 
-ReadChunk = Callable[[bytes], tuple[bytes, int]]  # name and length, with its header, of a chunk by its first bytes
+ReadChunk = Callable[[bytes], tuple[bytes, int]]  # from the first bytes of a chunk: its name, and length with header
 
 
 def riff_problem(file: BinaryIO, size: int) -> str | None:
-    """Look for the sound of a wav file: all of it must be there, with no other sound behind it."""
+    """Check a wav file: its audio must be complete, with no other audio after it."""
     found = _data_chunk(file)
     if found is None:
-        return None  # a writer without padding: the decoder finds it, or says so
+        return None  # written without padding: left to the decoder
     place, length = found
     present = size - place
     if length == 0:
         file.seek(place)
         is_empty = not present or file.read(4) in CHUNKS_BEHIND
-        return "holds no samples: its data chunk is empty" if is_empty else None
+        return "contains no samples: its data chunk is empty" if is_empty else None
     if length >= STREAMED_BYTES:
         return None
     if present < length:
@@ -44,7 +44,7 @@ def riff_problem(file: BinaryIO, size: int) -> str | None:
 
 
 def _data_chunk(file: BinaryIO) -> tuple[int, int] | None:
-    """Where the samples of a wav file begin, and how many bytes its header says they are."""
+    """Byte position of the samples of a wav file, and their number of bytes according to the header."""
     place = 12
     wide = 0
     while True:
@@ -83,10 +83,9 @@ def _w64_chunk(start: bytes) -> tuple[bytes, int]:
 def _behind(
     file: BinaryIO, size: int, place: int, chunk: ReadChunk, sound: bytes, starts: tuple[bytes, ...]
 ) -> str | None:
-    """Look at what is behind the sound of a file of chunks: more chunks, or a little of whatever it be.
+    """Check what follows the audio of a chunked file: only other chunks, or a few bytes of anything, are allowed.
 
-    `chunk` gives name and length, with its header, of one from its first bytes; `sound` is the name
-    of one with sound, `starts` are those that a file begins with.
+    `chunk` parses a chunk's first bytes; `sound` is the name of audio chunks, `starts` are names that begin a file.
     """
     while size - place >= CHUNK_START_BYTES:
         file.seek(place)
@@ -96,20 +95,20 @@ def _behind(
         if not name.decode("latin-1").isprintable() or length <= 0 or place + length > size + 1:
             break
         if name == sound and length > CHUNK_START_BYTES:
-            return f"has a second {sound.decode()} chunk, which is not read"
+            return f"has a second {sound.decode()} chunk, which would not be read"
         place += length
     return bytes_behind(size, place)
 
 
 def _sound_chunk(file: BinaryIO, size: int, place: int, chunk: ReadChunk, sound: bytes) -> int | None:
-    """Where the chunk with the sound of a file ends; None where it is not found, or goes to the end of the file."""
+    """End of the audio chunk of a file; None if it is not found, or ends with the file."""
     for _ in range(MAX_CHUNKS):
         if size - place < CHUNK_START_BYTES:
             return None
         file.seek(place)
         name, length = chunk(file.read(CHUNK_START_BYTES))
         if length <= 0 or place + length > size + 1:
-            return None  # a cut sound is noticed by the decoder
+            return None  # the decoder notices audio that is cut off
         place += length
         if name == sound:
             return place
@@ -117,25 +116,25 @@ def _sound_chunk(file: BinaryIO, size: int, place: int, chunk: ReadChunk, sound:
 
 
 def caf_problem(file: BinaryIO, size: int) -> str | None:
-    """Look behind the sound of a Core Audio file."""
+    """Check what follows the audio of a Core Audio file."""
     end = _sound_chunk(file, size, CAF_HEADER_BYTES, _caf_chunk, b"data")
     return None if end is None else _behind(file, size, end, _caf_chunk, b"data", (b"caff",))
 
 
 def w64_problem(file: BinaryIO, size: int) -> str | None:
-    """Look behind the sound of a Sony Wave64 file."""
+    """Check what follows the audio of a Sony Wave64 file."""
     end = _sound_chunk(file, size, W64_HEADER_BYTES, _w64_chunk, b"data")
     return None if end is None else _behind(file, size, end, _w64_chunk, b"data", (b"riff",))
 
 
 def repeated_start_problem(file: BinaryIO, _size: int) -> str | None:
-    """Look for the first bytes of a file once more: a second file of its kind."""
+    """Look for a second occurrence of a file's first bytes: another file of the same format."""
     start = file.read(START_BYTES)
     return second_start(file, re.compile(re.escape(start)), len(start))
 
 
 def second_start(file: BinaryIO, start: re.Pattern[bytes], length: int) -> str | None:
-    """The words for a second file in the rest of one, by the `length` bytes that files of the kind start with."""
+    """`JOINED` if the rest of a file contains another one, found by the `length` bytes that such files start with."""
     kept = b""
     while chunk := file.read(SCANNED_BYTES):
         data = kept + chunk
@@ -146,13 +145,13 @@ def second_start(file: BinaryIO, start: re.Pattern[bytes], length: int) -> str |
 
 
 def iff_problem(file: BinaryIO, size: int) -> str | None:
-    """Look behind the sound of an aiff file."""
+    """Check what follows the audio of an aiff file."""
     end = _sound_chunk(file, size, IFF_HEADER_BYTES, _iff_chunk, b"SSND")
     return None if end is None else _behind(file, size, end, _iff_chunk, b"SSND", (b"FORM",))
 
 
 def au_problem(file: BinaryIO, size: int) -> str | None:
-    """Look behind the samples of a Sun audio file for more sound."""
+    """Check what follows the samples of a Sun audio file."""
     start = file.read(12)
     byte_order = ">" if start.startswith(b".snd") else "<"
     if len(start) < 12:
@@ -162,7 +161,7 @@ def au_problem(file: BinaryIO, size: int) -> str | None:
 
 
 def nist_problem(file: BinaryIO, size: int) -> str | None:
-    """Hold the length of a NIST (SPHERE) file against its header, which is text."""
+    """Compare the length of a NIST (SPHERE) file with its header, which is text."""
     lines = [line.split() for line in file.read(SPHERE_BYTES).splitlines()]
     said = {line[0]: line[2] for line in lines if len(line) == 3}
     try:
@@ -171,21 +170,21 @@ def nist_problem(file: BinaryIO, size: int) -> str | None:
     except (KeyError, ValueError, IndexError):
         return "its header does not say how long it is; convert it to flac"
     if size < header + promised:
-        return CUT.format(what="the sound", place=header, promised=promised, present=max(0, size - header))
+        return CUT.format(what="the audio", place=header, promised=promised, present=max(0, size - header))
     return _file_behind(file, size, header + promised, b"NIST")
 
 
 def _file_behind(file: BinaryIO, size: int, end: int, magic: bytes) -> str | None:
-    """The words for another file of the kind behind the end of the sound, or for too much of anything."""
+    """Why the data after the audio is a problem: another file of the format, or too much of anything; else None."""
     file.seek(end)
     return JOINED if file.read(len(magic)) == magic else bytes_behind(size, end)
 
 
 def bytes_behind(size: int, end: int) -> str | None:
-    """The words for more than a tag or padding behind the end of the sound."""
+    """Why the data after the audio is a problem: more than a tag or padding; else None."""
     if size - end <= MAX_BYTES_BEHIND:
         return None
-    return f"{size - end} bytes stand behind its sound, which are not read; are files joined?"
+    return f"{size - end} bytes after its audio would not be read; is it several files joined together?"
 
 
 BEHIND: Mapping[bytes, Callable[[BinaryIO, int], str | None]] = {
@@ -198,4 +197,4 @@ BEHIND: Mapping[bytes, Callable[[BinaryIO, int], str | None]] = {
     b"FORM": iff_problem,
     b"NIST": nist_problem,
 }
-"""The checks of what libsndfile may leave unread, by the first bytes of a file."""
+"""Checks for data that libsndfile would not read, by a file's first bytes."""

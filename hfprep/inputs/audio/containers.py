@@ -1,7 +1,7 @@
-"""Audio as an open file, whatever holds it: a path, a clip inside a tar, Arrow or Parquet file, an object in a store.
+"""Opens audio from a path, a clip inside a tar, Arrow or Parquet file, or an object in object storage.
 
-Takes paths, the strings of `references` and URLs. What is opened is a regular file, and a range of bytes lies inside
-it; a clip inside another file is held in memory while it is read, or, if it is large, read in place.
+Takes paths, the strings of `references` and URLs. Only regular files are opened, and only byte ranges within them. A
+clip inside another file is read into memory, or, if it is large, read in place.
 """
 
 import bisect
@@ -23,21 +23,21 @@ from hfprep.io.arrow_types import holds_clips
 from hfprep.io.object_storage import is_url, open_stream, read, status
 from hfprep.io.references import ByteRange, ParquetCell, parse_reference, suffix_of
 
-CLIPS_AT_A_TIME = 16  # of a row group that are decompressed together
+CLIPS_AT_A_TIME = 16  # of a row group, decompressed together
 READ_BYTES = 1 << 20
-MAX_CLIP_BYTES = 1 << 28  # of a clip that is held in memory: 25 minutes of a CD
-FETCHED_WHOLE_BYTES = 1 << 22  # of one of which a stretch is wanted: what takes no longer than a few requests
+MAX_CLIP_BYTES = 1 << 28  # of a clip in memory: 25 minutes in CD quality
+FETCHED_WHOLE_BYTES = 1 << 22  # up to this size, fetching all is as fast as several requests for a segment
 
 _this_thread = threading.local()
 
 
 @contextlib.contextmanager
 def opened(audio: str, *, in_part: bool = False) -> Iterator[Clip]:
-    """A recording, for as long as the context is open; `in_part`: some stretch of it is wanted.
+    """A recording, open during the context; with `in_part` only a segment of it is needed.
 
-    A clip inside another file is held in memory. Part of it, or one that is too large for that, is read in place.
-    Raises RejectedSample (AUDIO_MISSING, AUDIO_UNREADABLE, AUDIO_EMPTY), and StoreError where the object storage that
-    holds it cannot be reached.
+    A clip inside another file is read into memory, unless it is too large or only a part is needed; then it is read in
+    place. Raises RejectedSample (AUDIO_MISSING, AUDIO_UNREADABLE, AUDIO_EMPTY), and StoreError if its object storage
+    cannot be reached.
     """
     with contextlib.ExitStack() as stack:
         with _mapped(audio):
@@ -62,7 +62,7 @@ def _opened(audio: str, in_part: bool, stack: contextlib.ExitStack) -> Clip:
 
 
 def _within(audio: str, file: str, start: int, length: int | None, in_part: bool, stack: contextlib.ExitStack) -> Clip:
-    """A clip inside a file (None: from `start` to its end), or in object storage: in memory, or read where it is."""
+    """A clip inside a file (`length` None: to its end) or in object storage, read into memory or in place."""
     descriptor = -1
     version: tuple[Any, ...]
     if is_url(file):
@@ -79,7 +79,7 @@ def _within(audio: str, file: str, start: int, length: int | None, in_part: bool
     if not in_place:
         content = os.pread(descriptor, wanted, start) if descriptor >= 0 else read(file, start, start + wanted)
         if len(content) != wanted:
-            message = f"{audio}: {len(content)} bytes came where {wanted} were asked for; has the file changed?"
+            message = f"{audio}: {len(content)} bytes were read instead of {wanted}; has the file changed?"
             raise RejectedSample(Reason.AUDIO_UNREADABLE, message)
         return _in_memory(audio, content, stack)
     stream = stack.enter_context(open_stream(file)) if descriptor < 0 else None
@@ -100,8 +100,8 @@ def read_clip(audio: str) -> bytes:
 
 
 def open_regular(path: str) -> int:
-    """A descriptor of a regular file; anything else is refused without opening it. Raises OSError, RejectedSample."""
-    # Opening a FIFO or a device can block for ever or do something, so look first; and look again at what was opened.
+    """A descriptor of a regular file; anything else is rejected without opening it. Raises OSError, RejectedSample."""
+    # Opening a FIFO or a device can block or have side effects, so check first; then check what was opened.
     check_regular(path, os.stat(path))
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
@@ -113,7 +113,7 @@ def open_regular(path: str) -> int:
 
 
 def check_regular(path: str, found: os.stat_result) -> None:
-    """Refuse what is no regular file. Raises RejectedSample."""
+    """Raise RejectedSample unless it is a regular file."""
     if not stat.S_ISREG(found.st_mode):
         what = "is a directory" if stat.S_ISDIR(found.st_mode) else "is not a regular file"
         raise RejectedSample(Reason.AUDIO_UNREADABLE, f"{path}: {what}")
@@ -121,7 +121,7 @@ def check_regular(path: str, found: os.stat_result) -> None:
 
 @contextlib.contextmanager
 def _mapped(audio: str) -> Iterator[None]:
-    """Whatever goes wrong while a recording is looked up is its rejection."""
+    """Turn errors while a recording is opened into its rejection."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -132,7 +132,7 @@ def _mapped(audio: str) -> Iterator[None]:
 
 
 def check_range(audio: str, size: int, offset: int, length: int) -> None:
-    """Refuse a range of bytes that is not all inside a file of `size` bytes. Raises RejectedSample."""
+    """Raise RejectedSample for a byte range that is not within a file of `size` bytes."""
     present = max(0, min(length, size - offset))
     if present < length or offset > size:
         what = f"cut off: the file ends after {present} of the clip's {length} bytes"
@@ -140,8 +140,8 @@ def check_range(audio: str, size: int, offset: int, length: int) -> None:
 
 
 def _too_large(audio: str, length: int) -> RejectedSample:
-    bound = f"a clip that has to be held in memory may have {MAX_CLIP_BYTES >> 20} MiB"
-    message = f"{audio}: has {length} bytes; {bound}; make it a file on a local disk"
+    bound = f"a clip that is read into memory can have up to {MAX_CLIP_BYTES >> 20} MiB"
+    message = f"{audio}: has {length} bytes; {bound}; save it as a file on a local disk"
     return RejectedSample(Reason.AUDIO_TOO_LONG, message)
 
 
@@ -161,16 +161,16 @@ def _in_memory(audio: str, content: bytes, stack: contextlib.ExitStack) -> Clip:
 
 
 class ParquetColumn:
-    """Reads clips of one column of a Parquet file. Cheap for rows that rise; a step back reads its row group again."""
+    """Reads clips from one column of a Parquet file. Fast for ascending rows; going back rereads the row group."""
 
     def __init__(self, file: str, column: str) -> None:
-        """Raises OSError, pyarrow's ArrowException or RejectedSample where there is no such column of bytes."""
+        """Raises OSError, pyarrow's ArrowException, or RejectedSample if there is no such binary column."""
         self._stream = open_stream(file) if is_url(file) else None
         self._file = pq.ParquetFile(self._stream or file, buffer_size=READ_BYTES, pre_buffer=False)
         schema = self._file.schema_arrow
         kind = schema.field(column).type if schema.names.count(column) == 1 else None
         if kind is None or not _holds_bytes(kind):
-            raise RejectedSample(Reason.AUDIO_UNREADABLE, f"{file}: has no column {column!r} of bytes")
+            raise RejectedSample(Reason.AUDIO_UNREADABLE, f"{file}: has no binary column {column!r}")
         self._leaf = f"{column}.bytes" if pa.types.is_struct(kind) else column
         metadata = self._file.metadata
         groups = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
@@ -186,18 +186,18 @@ class ParquetColumn:
             self._stream.close()
 
     def read(self, cell: ParquetCell) -> bytes:
-        """The bytes of a cell; RejectedSample where there is no such row or nothing in it."""
+        """The bytes of a cell; raises RejectedSample if there is no such row or the cell is empty."""
         group = bisect.bisect_right(self._starts, cell.row) - 1
         if group == len(self._starts) - 1:
             raise RejectedSample(Reason.AUDIO_MISSING, f"{cell}: the file has only {self._starts[-1]} rows")
         try:
             self._go_to(cell, group)
         except BaseException:
-            self._group = -1  # the batches are of no use after an error: the next clip begins anew
+            self._group = -1  # the batches are unusable after an error; the next clip starts over
             raise
         clip: bytes | None = self._clips[cell.row - self._first].as_py()
         if clip is None:
-            raise RejectedSample(Reason.AUDIO_MISSING, f"{cell}: the cell holds no bytes")
+            raise RejectedSample(Reason.AUDIO_MISSING, f"{cell}: the cell is empty")
         if len(clip) > MAX_CLIP_BYTES:
             raise _too_large(str(cell), len(clip))
         return clip
@@ -216,14 +216,14 @@ class ParquetColumn:
 
 
 def _holds_bytes(kind: Any) -> bool:
-    """Whether values of an Arrow type are bytes, or have some under that name."""
+    """Whether an Arrow type is binary, or a struct with a binary field `bytes`."""
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" and holds_clips(field.type) for field in kind)
     return holds_clips(kind)
 
 
 def _column_of_this_thread(cell: ParquetCell) -> ParquetColumn:
-    """The column that this thread read last, or the cell's: neighbours are mostly read one after the other."""
+    """The cell's column, cached per thread: neighbouring cells are mostly read one after another."""
     if is_url(cell.file):
         remote = status(cell.file)
         version = (remote.size, remote.version)

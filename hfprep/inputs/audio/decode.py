@@ -1,9 +1,9 @@
-"""Audio -> mono samples at 16 kHz, or the reason why it cannot be used.
+"""Audio to mono samples at 16 kHz, or the reason why it cannot be used.
 
-Gives `read_header` (length, rate and channels, mostly without decoding) and `load_waveform`. Takes a path, a URL, or
-the string that stands for a clip inside another file (see `references`). libsndfile decodes what it reads exactly (wav,
-flac, ogg, opus, mp3, aiff), FFmpeg's libraries all the rest. A recording is given whole or refused: where a decoder
-would end early in silence, the file itself is looked at. Knows nothing of manifests or of the features.
+Provides `read_header` (length, rate and channels, mostly without decoding) and `load_waveform`. Takes a path, a URL, or
+a reference to a clip inside another file (see `references`). libsndfile decodes the formats it reads exactly (wav,
+flac, ogg, opus, mp3, aiff), FFmpeg's libraries the rest. A recording is read completely or rejected: where a decoder
+would silently stop early, the file itself is checked. Knows nothing about manifests or features.
 """
 
 import contextlib
@@ -22,17 +22,17 @@ from hfprep.inputs.audio.resample import resample
 from hfprep.inputs.audio.sound import CheckSeconds, Clip, Sound, no_limit
 from hfprep.schema import Segment
 
-TARGET_SAMPLING_RATE = 16_000  # Hz, what w2v-bert-2.0 hears
-OLDER_SCRIPTS_RATE = 24_000  # Hz, by way of which the older scripts read every file, also at 16 kHz
-BYTES_PER_SECOND = 16_000  # between wav and mp3, to guess a length by
+TARGET_SAMPLING_RATE = 16_000  # Hz, the input of w2v-bert-2.0
+OLDER_SCRIPTS_RATE = 24_000  # Hz, to which the older scripts first resample every file, even one at 16 kHz
+BYTES_PER_SECOND = 16_000  # between wav and mp3, to estimate a length
 CHECK_EVERY_SECONDS = 10.0  # of decoded sound
-END_TOLERANCE_SECONDS = 0.05  # by which a segment may pass the end: manifests round
-FLAT_RANGE = 1e-4  # peak to peak, 3 steps of 16 bits: what is heard as silence
+END_TOLERANCE_SECONDS = 0.05  # a segment may exceed the recording by this: manifests round
+FLAT_RANGE = 1e-4  # peak to peak, 3 steps of 16 bits: inaudible
 
 
 @dataclass(frozen=True, slots=True)
 class AudioHeader:
-    """What a file says of itself: length in seconds, rate in Hz, channels, and the container's name ("WAV", "MP3")."""
+    """A file's length in seconds, sampling rate in Hz, channels, and container name ("WAV", "MP3")."""
 
     seconds: float
     sampling_rate: int
@@ -42,9 +42,9 @@ class AudioHeader:
 
 @dataclass(frozen=True, slots=True)
 class Waveform:
-    """Mono audio. samples: float32 (num_samples,) at `sampling_rate` Hz; `seconds` is the source's own length.
+    """Mono audio. samples: float32 (num_samples,) at `sampling_rate` Hz; `seconds` is the length of the source.
 
-    `is_flat`: the mixed samples hardly differ, as of silence, a constant, or two channels that cancel each other.
+    `is_flat`: the mixed samples are almost constant, as in silence, a DC offset, or two channels that cancel out.
     """
 
     samples: np.ndarray
@@ -56,10 +56,10 @@ class Waveform:
 def read_header(
     path: str | os.PathLike[str], *, segment: Segment | None = None, check_seconds: CheckSeconds = no_limit
 ) -> AudioHeader:
-    """Read a file's length, rate and channels; what does not say how long it is gets counted, or decoded to count.
+    """Read a file's length, rate and channels; without a length in the header, frames are counted or decoded.
 
-    With `segment` the length is that of the segment within the file. `check_seconds` is told lengths as they become
-    known, and may raise to end the work. Raises RejectedSample (AUDIO_MISSING, AUDIO_UNREADABLE, AUDIO_UNSUPPORTED,
+    With `segment` the length is that of the segment within the file. `check_seconds` is called with lengths as they
+    become known, and may raise to stop. Raises RejectedSample (AUDIO_MISSING, AUDIO_UNREADABLE, AUDIO_UNSUPPORTED,
     AUDIO_EMPTY).
     """
     with _opened(os.fspath(path), segment, check_seconds) as (clip, sound):
@@ -69,15 +69,15 @@ def read_header(
         if frames == 0:
             raise clip.empty()
         if segment is not None:
-            start, count = _stretch(clip, sound, segment)
+            start, count = _sample_range(clip, sound, segment)
             frames = _within(clip, segment, sound, max(0, min(frames - start, frames if count is None else count)))
         return AudioHeader(frames / sound.sampling_rate, sound.sampling_rate, sound.channels, sound.format)
 
 
 def guess_seconds(path: str | os.PathLike[str], segment: Segment | None = None) -> float:
-    """About how long a recording is, by its header or else by its size: nothing is decoded or counted for it.
+    """Estimate a recording's length in seconds from its header, or else its size, without decoding or counting.
 
-    Raises RejectedSample where it cannot be opened.
+    Raises RejectedSample if it cannot be opened.
     """
     if segment is not None and segment.seconds is not None:
         return segment.seconds
@@ -101,15 +101,14 @@ def load_waveform(
 ) -> Waveform:
     """Decode a file, mix it to mono (the mean of its channels) and resample it to `sampling_rate` Hz.
 
-    With `via` a file is resampled to `via` Hz first, where `goes_through` says so. With `segment` only that
-    stretch is read. `check_seconds` is told the length that the header promises before anything is decoded, and lengths
-    that were decoded as it goes; it may raise to end the work. Decoding holds one block of all channels and the mono
-    samples, never more than the file really has. Raises RejectedSample: AUDIO_MISSING, AUDIO_UNREADABLE (damaged, cut
-    off, no permission, not a regular file), AUDIO_UNSUPPORTED, AUDIO_EMPTY, AUDIO_NOT_FINITE. Safe to call from many
-    threads.
+    With `via` a file is resampled to `via` Hz first, if `goes_through` says so. With `segment` only that part is read.
+    `check_seconds` is called with the length from the header before decoding, and with the decoded length from time to
+    time; it may raise to stop. Memory: one block of all channels and the mono samples, whatever the header promises.
+    Raises RejectedSample: AUDIO_MISSING, AUDIO_UNREADABLE (damaged, cut off, no permission, not a regular file),
+    AUDIO_UNSUPPORTED, AUDIO_EMPTY, AUDIO_NOT_FINITE. Thread-safe.
     """
     with _opened(os.fspath(path), segment, check_seconds) as (clip, sound):
-        start, count = (0, None) if segment is None else _stretch(clip, sound, segment)
+        start, count = (0, None) if segment is None else _sample_range(clip, sound, segment)
         blocks = list(_checked(sound.blocks(start, count), sound, check_seconds))
         samples = blocks[0] if len(blocks) == 1 else np.concatenate([np.empty(0, np.float32), *blocks])
         source_rate = sound.sampling_rate
@@ -125,14 +124,15 @@ def load_waveform(
 
 
 def goes_through(via: int, source_rate: int, sampling_rate: int) -> bool:
-    """Whether a file goes by way of `via` Hz: at 24 kHz every file does, as in the older scripts, else those that are
-    not at `sampling_rate` anyway.
+    """Whether a file is resampled to `via` Hz first.
+
+    At 24 kHz every file is, as in the older scripts; otherwise only files that are not at `sampling_rate`.
     """
     return via == OLDER_SCRIPTS_RATE or source_rate != sampling_rate
 
 
 def segment_as_wav(path: str | os.PathLike[str], segment: Segment) -> bytes:
-    """A segment as a wav file of its own: mono, float32, at the recording's rate. Raises as `load_waveform` does."""
+    """A segment as a wav file: mono, float32, at the recording's rate. Raises as `load_waveform` does."""
     rate = read_header(path, segment=segment).sampling_rate
     waveform = load_waveform(path, sampling_rate=rate, segment=segment)
     target = io.BytesIO()
@@ -142,7 +142,7 @@ def segment_as_wav(path: str | os.PathLike[str], segment: Segment) -> bytes:
 
 @contextlib.contextmanager
 def _opened(name: str, segment: Segment | None, check_seconds: CheckSeconds) -> Iterator[tuple[Clip, Sound]]:
-    """The recording, opened by the decoder that reads it whole; its promised length checked."""
+    """The recording, opened by the decoder that reads it completely; the length in its header is checked."""
     if segment is not None and segment.seconds is not None:
         check_seconds(segment.seconds)
     with opened(name, in_part=segment is not None) as clip, _mapped(clip):
@@ -153,7 +153,7 @@ def _opened(name: str, segment: Segment | None, check_seconds: CheckSeconds) -> 
 
 @contextlib.contextmanager
 def _mapped(clip: Clip) -> Iterator[None]:
-    """The errors of the file system and of libsndfile as rejections."""
+    """Turn errors of the file system and of libsndfile into rejections."""
     try:
         yield
     except soundfile.LibsndfileError as error:
@@ -163,23 +163,23 @@ def _mapped(clip: Clip) -> Iterator[None]:
 
 
 def _checked(blocks: Iterator[np.ndarray], sound: Sound, check_seconds: CheckSeconds) -> Iterator[np.ndarray]:
-    """The blocks, with a word to `check_seconds` from time to time."""
+    """Pass on the blocks and call `check_seconds` with the decoded length from time to time."""
     step = round(CHECK_EVERY_SECONDS * sound.sampling_rate)
-    decoded, told = 0, step
+    decoded, next_check = 0, step
     for block in blocks:
         decoded += len(block)
-        if decoded >= told:
+        if decoded >= next_check:
             check_seconds(decoded / sound.sampling_rate)
-            told = decoded + step
+            next_check = decoded + step
         yield block
 
 
-def _stretch(clip: Clip, sound: Sound, segment: Segment) -> tuple[int, int | None]:
+def _sample_range(clip: Clip, sound: Sound, segment: Segment) -> tuple[int, int | None]:
     """First sample and number of samples of a segment."""
     start = round(segment.offset * sound.sampling_rate)
     if sound.num_frames is not None and start >= sound.num_frames:
         length = sound.num_frames / sound.sampling_rate
-        message = f"{clip.name}: the segment begins at {segment.offset:g} s; the recording has {length:.2f} s"
+        message = f"{clip.name}: the segment starts at {segment.offset:g} s, but the recording has only {length:.2f} s"
         raise RejectedSample(Reason.AUDIO_EMPTY, message)
     if segment.seconds is None:
         return start, None
@@ -187,11 +187,12 @@ def _stretch(clip: Clip, sound: Sound, segment: Segment) -> tuple[int, int | Non
 
 
 def _within(clip: Clip, segment: Segment, sound: Sound, frames: int) -> int:
-    """The samples of a segment that are there, which must be all of them but for a rounded end."""
+    """`frames`, the samples found for a segment; raises RejectedSample if more are missing than rounding explains."""
     if segment.seconds is not None and frames < round((segment.seconds - END_TOLERANCE_SECONDS) * sound.sampling_rate):
         found = frames / sound.sampling_rate
         raise clip.unreadable(
-            f"the segment from {segment.offset:g} s has {segment.seconds:g} s; the recording ends {found:.2f} s into it"
+            f"the segment of {segment.seconds:g} s at {segment.offset:g} s is cut off: "
+            f"the recording ends after {found:.2f} s of it"
         )
     if frames == 0:
         raise clip.empty()

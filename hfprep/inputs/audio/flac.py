@@ -1,7 +1,7 @@
-"""Whether a flac file ends where its header says: decoders stop at the header's count of samples, whatever follows.
+"""Checks that a flac file ends where its header says: decoders stop at the header's sample count, whatever follows.
 
-The last frame of the file must end at that count. Frames are found from the end backwards, by their sync code and the
-checksum of their header; none is decoded. Source: RFC 9639.
+The last frame of the file must end at that count. Frames are searched backwards from the end, by their sync code and
+header checksum, without decoding. Source: RFC 9639.
 """
 
 import re
@@ -12,13 +12,13 @@ from hfprep.inputs.audio.chunks import MAX_BYTES_BEHIND, second_start
 
 STREAM_INFO_BYTES = 34
 MAGIC = b"fLaC"
-START = re.compile(rb"fLaC[\0\x80]\0\0\x22")  # with the header of its first block, which has 34 bytes
+START = re.compile(rb"fLaC[\0\x80]\0\0\x22")  # with the header of the first block, whose length is 34 bytes
 START_BYTES = 8
-FRAME_SYNC = re.compile(rb"\xff[\xf8\xf9]")  # frames of one length, numbered; of any length, by their first sample
+FRAME_SYNC = re.compile(rb"\xff[\xf8\xf9]")  # fixed block size (numbered by frame) and variable block size (by sample)
 MAX_HEADER_BYTES = 16
 SCANNED_BYTES = 1 << 16
 _BLOCK_SIZES = (0, 192, *(576 << power for power in range(4)), 0, 0, *(256 << power for power in range(8)))
-_RATE_BYTES = {12: 1, 13: 2, 14: 2}  # of a sampling rate behind the number of the frame
+_RATE_BYTES = {12: 1, 13: 2, 14: 2}  # bytes of a sampling rate after the frame number, by its code
 _UNKNOWN_RATE, _RESERVED_CHANNELS, _RESERVED_SAMPLE_SIZE = 15, 11, 3
 
 
@@ -35,11 +35,11 @@ _CRC8 = _crc8_table()
 
 
 def flac_problem(file: BinaryIO, size: int) -> str | None:
-    """The words for a flac file with more in it than its header says, or with another file behind it."""
+    """Why a flac file does not end where its header says, or is followed by another file; else None."""
     file.seek(0)
     start = file.read(START_BYTES + STREAM_INFO_BYTES)
     if len(start) < START_BYTES + STREAM_INFO_BYTES or not START.match(start):
-        return None  # whoever decodes it says what is wrong
+        return None  # the decoder reports what is wrong
     min_block, max_block = struct.unpack_from(">HH", start, 8)
     fields = int.from_bytes(start[18:26], "big")
     channels, bits, total = (fields >> 41 & 7) + 1, (fields >> 36 & 31) + 1, fields & (1 << 36) - 1
@@ -49,20 +49,20 @@ def flac_problem(file: BinaryIO, size: int) -> str | None:
         return joined
     place, end = _last_frame(file, size, min_block if min_block == max_block else 0, total)
     if end < total:
-        return f"cut off: its header promises {total} samples, its last frame ends at sample {end}"
+        return f"cut off: its header promises {total} samples, but its last frame ends at sample {end}"
     if end > total:
-        return f"damaged: its header says {total} samples, and its last frame ends at sample {end}"
+        return f"damaged: its header says {total} samples, but its last frame ends at sample {end}"
     largest = MAX_HEADER_BYTES + channels * (max_block * (bits + 1) // 8 + MAX_HEADER_BYTES)
     behind = size - place - largest
     if behind > MAX_BYTES_BEHIND:
-        return f"{behind} bytes or more stand behind its sound, which are not read; are files joined?"
+        return f"at least {behind} bytes after its audio would not be read; is it several files joined together?"
     return None
 
 
 def _last_frame(file: BinaryIO, size: int, block_size: int, total: int) -> tuple[int, int]:
-    """Where the last frame begins, in bytes, and the sample that it ends at; the one that ends at `total` if any does.
+    """Byte position of the last frame and the sample it ends at, preferring a frame that ends at `total`.
 
-    What looks like a frame in the sound of another one does not end there.
+    Audio data can look like a frame header, but hardly like one that ends at `total`.
     """
     found = (0, 0)
     end = size
@@ -83,7 +83,7 @@ def _last_frame(file: BinaryIO, size: int, block_size: int, total: int) -> tuple
 
 
 def _end_of_frame(header: bytes, block_size: int) -> int | None:
-    """The sample that a frame with this header ends at; None where it is no header of a frame."""
+    """The sample that a frame with this header ends at; None if it is not a frame header."""
     if len(header) < 6 or header[3] & 1:
         return None
     size_code, rate_code = header[2] >> 4, header[2] & 15
@@ -104,7 +104,7 @@ def _end_of_frame(header: bytes, block_size: int) -> int | None:
 
 
 def _coded_number(header: bytes) -> tuple[int | None, int]:
-    """The number of a frame or sample, coded as UTF-8 does it with up to 36 bits, and the place behind it."""
+    """The number of a frame or sample (up to 36 bits, coded as in UTF-8), and the position after it."""
     first = header[4]
     if first < 0x80:
         return first, 5

@@ -1,8 +1,8 @@
-"""The frames of an mp3 or ADTS AAC file, counted by walking from header to header without decoding.
+"""Counts the frames of an mp3 or ADTS AAC file by walking from header to header, without decoding.
 
-Neither format says how long it is: a decoder guesses from the bit rate or believes a tag. The walk finds the real
-count, and whatever is in the file that is no frame: foreign bytes, a frame that the end of the file cuts, a second
-recording at another rate.
+Neither format stores its length: decoders estimate it from the bit rate or trust a tag. The walk finds the actual
+number of frames and anything else in the file: foreign bytes, a last frame that is cut off, a second recording at
+another rate.
 Sources: ISO/IEC 11172-3 and 13818-3 (frame headers), 13818-7 (ADTS), and the published layouts of the Xing, LAME,
 ID3v1, ID3v2, APEv2 and Lyrics3 tags.
 """
@@ -15,10 +15,10 @@ from typing import BinaryIO
 from hfprep.inputs.audio.chunks import bytes_behind
 
 CHUNK_BYTES = 1 << 20
-MIN_FREE_BYTES, MAX_FREE_BYTES = 24, 1 << 13  # of a free-format frame, which may have up to 640 kbit/s
+MIN_FREE_BYTES, MAX_FREE_BYTES = 24, 1 << 13  # of a free-format frame, at up to 640 kbit/s
 MAX_LEADING_ZEROS = 1 << 20
-MAX_TRAILING_ZEROS = 4096  # bytes of padding; more of them are a download that was never finished
-MAX_TAG_BYTES = 1 << 28  # what four 7-bit digits can say
+MAX_TRAILING_ZEROS = 4096  # bytes of padding; more means an unfinished download
+MAX_TAG_BYTES = 1 << 28  # the range of four 7-bit digits
 ID3V1_BYTES, APE_HEADER_BYTES, MP3_HEADER_BYTES, ADTS_HEADER_BYTES = 128, 32, 4, 7
 
 # kbit/s by (MPEG-1?, layer); index 0 is "free format".
@@ -36,12 +36,12 @@ _AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 120
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """What a walk found: the first frame's place and rate in Hz, and the frames' samples, as they are decoded.
+    """What a walk found: the first frame's position, the rate in Hz, and the number of frames and of their samples.
 
-    `num_samples` is without the samples that the LAME tag says an encoder added (`trimmed`), and without the frame
-    that holds the tag. `problem` says why the file is not one whole recording, None where it is.
-    `promised_frames` is what the tag says, None without one. With `has_zeros` there is padding before the first frame,
-    and decoders miss the tag. `is_free`: its frames are of free format, which FFmpeg does not read.
+    `num_samples` excludes the samples that the encoder added according to the LAME tag (`trimmed`), and the frame that
+    contains the tag. `problem` says why the file is not one complete recording, None if it is. `promised_frames` is the
+    number in the tag, None without a tag. With `has_zeros` there is padding before the first frame, and decoders miss
+    the tag. `is_free`: the frames are free-format, which FFmpeg does not read.
     """
 
     kind: str
@@ -61,9 +61,9 @@ class Frames:
 
 
 def _mp3_frame(first: int, second: int) -> tuple[int, int, int]:
-    """Length in bytes, samples and Hz of the frame with these second and third header bytes; zeros if there is none.
+    """Length in bytes, samples and Hz of a frame by its second and third header bytes; zeros if they are invalid.
 
-    The length of a free-format frame is 0: its header does not say it.
+    The length of a free-format frame is 0: its header does not contain it.
     """
     version, layer = first >> 3 & 3, 4 - (first >> 1 & 3)
     rate_index, bit_rate_index = second >> 2 & 3, second >> 4
@@ -88,13 +88,13 @@ def _mp3_length(data: bytes, at: int) -> int:
 
 
 def _is_free(header: bytes) -> bool:
-    """Whether a header is that of a free-format frame: all of such a file have one length, but for padding."""
+    """Whether a header is that of a free-format frame; all frames of such a file have the same length, plus padding."""
     is_whole = len(header) == MP3_HEADER_BYTES and header[0] == 0xFF
     return is_whole and not header[2] >> 4 and _mp3_frame(header[1], header[2])[1] > 0
 
 
 def _padding(header: bytes) -> int:
-    """Bytes that a frame has beyond those of one without padding."""
+    """Bytes of padding in a frame."""
     return (header[2] >> 1 & 1) * (4 if header[1] >> 1 & 3 == 3 else 1)
 
 
@@ -107,7 +107,7 @@ def _adts_length(data: bytes, at: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """How one format's frames are told: the header's size, the frame's length, the bits that never change."""
+    """How frames of one format are recognised: header size, frame length, and the bits that never change."""
 
     name: str
     header_bytes: int
@@ -120,7 +120,7 @@ class _Kind:
 
 
 def _free_format(window: "_Window", start: int) -> _Kind | None:
-    """The kind of a free-format file: how long its frames are, by where the second and the third of them begin."""
+    """The kind of a free-format file, with its frame length, found from where the second and third frame begin."""
     header = window.bytes_at(start, MP3_HEADER_BYTES)
     if not _is_free(header):
         return None
@@ -152,14 +152,14 @@ _ADTS = _Kind("aac", ADTS_HEADER_BYTES, _adts_length, (0xFE, 0xFD, 0xC0))
 
 
 class _Window:
-    """Random access to a file by a buffer that moves forward."""
+    """Random access to a file through a buffer."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file, self.size = file, size
         self.base, self.data = 0, b""
 
     def at(self, position: int, length: int) -> int:
-        """Have up to `length` bytes from `position` in `data`, and give the place of the first."""
+        """Load up to `length` bytes from `position` into `data`; returns the index of the first."""
         if position < self.base or position + length > self.base + len(self.data):
             self._file.seek(position)
             self.base, self.data = position, self._file.read(max(length, CHUNK_BYTES))
@@ -171,9 +171,9 @@ class _Window:
 
 
 def walk_frames(file: BinaryIO, size: int, check_seconds: Callable[[float], None]) -> Frames | None:
-    """Walk an mp3 or ADTS file of `size` bytes; None where it does not begin as one.
+    """Walk an mp3 or ADTS file of `size` bytes; None if it does not start like one.
 
-    `check_seconds` is told the length so far from time to time, and may raise. Raises OSError.
+    `check_seconds` is called with the length so far from time to time, and may raise. Raises OSError.
     """
     window = _Window(file, size)
     start = _skip_zeros(window, _skip_tags(window, 0))
@@ -184,7 +184,7 @@ def walk_frames(file: BinaryIO, size: int, check_seconds: Callable[[float], None
 
 
 def _begins_here(window: _Window, start: int, kind: _Kind) -> bool:
-    """Whether a frame is at `start`, and another of its kind, a known tag or the end of the file behind it."""
+    """Whether there is a frame at `start`, followed by another of its kind, a known tag or the end of the file."""
     header = window.bytes_at(start, kind.header_bytes)
     length = kind.length(header, 0) if len(header) == kind.header_bytes else 0
     following = window.bytes_at(start + length, kind.header_bytes) if length else b""
@@ -207,7 +207,7 @@ def _walk(window: _Window, start: int, kind: _Kind, check_seconds: Callable[[flo
             break
         if promised is not None and frames >= promised and found == 0:
             problem = bytes_behind(window.size, position)
-            break  # the tag's frames are all there: what follows is not of this recording's sound
+            break  # all frames of the tag are there; what follows is not part of this recording
         following = _skip_tags(window, position)
         if following == position and found == 0:
             problem = _problem_at(window, position, kind)
@@ -215,7 +215,7 @@ def _walk(window: _Window, start: int, kind: _Kind, check_seconds: Callable[[flo
                 break
         position = following
     if promised is not None and frames < promised and problem is None:
-        problem = f"cut off: its first frame promises {promised} frames, {frames} are there"
+        problem = f"cut off: its first frame promises {promised} frames, but only {frames} are there"
     zeros = window.bytes_at(0, 1) == b"\0"
     return Frames(
         kind.name, start, rate, samples, frames, trimmed, promised, problem, zeros, is_free=kind not in (_MP3, _ADTS)
@@ -223,7 +223,7 @@ def _walk(window: _Window, start: int, kind: _Kind, check_seconds: Callable[[flo
 
 
 def _run(window: _Window, position: int, kind: _Kind, header: bytes) -> tuple[int, int]:
-    """Walk frames like the first while they follow each other in the buffer: the end and how many there were."""
+    """Walk consecutive frames like the first one in the buffer; returns the end position and the number of frames."""
     length_of, header_bytes, size = kind.length, kind.header_bytes, window.size
     at = window.at(position, header_bytes)
     data, base = window.data, window.base
@@ -234,7 +234,7 @@ def _run(window: _Window, position: int, kind: _Kind, header: bytes) -> tuple[in
     frames = 0
     is_mp3 = kind is _MP3
     while at <= last:
-        # Half of the time goes into calling a function for each frame, and most files are mp3.
+        # Inlined for mp3, the most common format: the function call would take half of the time.
         if is_mp3:
             length = _MP3_LENGTHS[data[at + 1] << 8 | data[at + 2]] if data[at] == 0xFF else 0
         else:
@@ -265,22 +265,22 @@ def _samples_and_rate(kind: _Kind, header: bytes) -> tuple[int, int]:
 
 
 def _problem_at(window: _Window, position: int, kind: _Kind) -> str | None:
-    """Why no frame like the first begins here; None where only padding follows."""
+    """Why no frame like the first begins here; None if only padding follows."""
     found = window.bytes_at(position, kind.header_bytes)
     if len(found) < kind.header_bytes:
         return None
     length = kind.length(found, 0)
     if length and position + length > window.size:
-        return f"cut off: its last frame has {length} bytes, {window.size - position} are there"
+        return f"cut off: its last frame should have {length} bytes, but only {window.size - position} are there"
     if length and _begins_here(window, position, kind):
         return f"its sampling rate or channels change at byte {position}; convert it to flac"
     if window.size - position <= MAX_TRAILING_ZEROS and not window.bytes_at(position, MAX_TRAILING_ZEROS).strip(b"\0"):
         return None
-    return f"damaged: what is at byte {position} is no {kind.name} frame"
+    return f"damaged: there is no {kind.name} frame at byte {position}"
 
 
 def _promise(frame: bytes) -> tuple[int | None, int]:
-    """Frames and added samples that the tag in an mp3's first frame tells of; (None, 0) where there is no tag."""
+    """Number of frames and of added samples from the tag in an mp3's first frame; (None, 0) without a tag."""
     if len(frame) < 64 or 4 - (frame[1] >> 1 & 3) != 3:
         return None, 0
     is_mpeg1 = frame[1] >> 3 & 3 == 3
@@ -302,7 +302,7 @@ def _promise(frame: bytes) -> tuple[int | None, int]:
 
 
 def _skip_tags(window: _Window, position: int) -> int:
-    """The place behind the ID3, APE and Lyrics3 tags that begin at `position`."""
+    """The position after the ID3, APE and Lyrics3 tags that begin at `position`."""
     while position < window.size:
         start = window.bytes_at(position, 32)
         if start.startswith(b"ID3") and len(start) >= 10 and not any(byte & 0x80 for byte in start[6:10]):

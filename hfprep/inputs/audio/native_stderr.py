@@ -1,6 +1,6 @@
-"""What C libraries print to the process's stderr, kept from the terminal and logged with the name of the file.
+"""Captures what C libraries print to the process's stderr, and logs it with the name of the file.
 
-libmpg123, inside libsndfile, prints notes about odd mp3 frames to file descriptor 2 and cannot be told not to.
+libmpg123, inside libsndfile, prints notes about unusual mp3 frames to file descriptor 2, and this cannot be turned off.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ _OF_THE_LIBRARY = re.compile(rb"^(\[src/libmpg123/|Note: |Warning: |\s*$)")
 
 
 class _Catcher:
-    """The file that stands in for stderr, made once and emptied when something was in it."""
+    """The temporary file that replaces stderr: created once, emptied after each use."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -52,11 +52,11 @@ _catcher = _Catcher()
 
 @contextlib.contextmanager
 def native_stderr_logged(name: str) -> Iterator[None]:
-    """Catch what the library prints while inside, one thread at a time; other threads' lines are passed on after."""
+    """Capture what the library prints inside, one thread at a time; lines of other threads are passed on afterwards."""
     with _catcher.lock:
         try:
             terminal = os.dup(STDERR)
-        except OSError:  # there is no stderr, so nothing can reach it
+        except OSError:  # there is no stderr
             yield
             return
         try:
@@ -83,4 +83,4 @@ def _sort_out(name: str, text: bytes) -> None:
     for words in said[:MAX_LINES]:
         record.info("%s: the mp3 decoder says: %s", name, words)
     if len(said) > MAX_LINES:
-        record.info("%s: the mp3 decoder says %d lines more", name, len(said) - MAX_LINES)
+        record.info("%s: %d more lines from the mp3 decoder", name, len(said) - MAX_LINES)

@@ -1,7 +1,7 @@
-"""The pages of an Ogg file, checked one by one: decoders skip a damaged page and end at a missing one in silence.
+"""Checks the pages of an Ogg file: decoders silently skip a damaged page and stop at a missing one.
 
-Every page must follow the one before it, be numbered in order and have the right checksum, and each audio stream must
-end with a page that says so. Source: RFC 3533 (pages), RFC 7845 (Opus), the Vorbis, Speex and Ogg FLAC mappings.
+Every page must follow the previous one, be numbered in order and have the right checksum, and each audio stream must
+end with a page marked as the last. Source: RFC 3533 (pages), RFC 7845 (Opus), the Vorbis, Speex and Ogg FLAC mappings.
 """
 
 import os
@@ -18,28 +18,28 @@ PAGE_HEADER = struct.Struct("<4sBBqIIIB")  # magic, version, flags, granule, ser
 MAX_PAGE_BYTES = PAGE_HEADER.size + 255 + 255 * 255
 FIRST, LAST = 2, 4  # bits of the flags
 NO_GRANULE = -1  # of a page on which no packet ends
-TRIMMED_SAMPLES = 1 << 13  # that an encoder may cut off at the end: a block
+TRIMMED_SAMPLES = 1 << 13  # that an encoder may trim at the end: one block
 CHECKSUM = slice(22, 26)
 
 AUDIO_STARTS = (b"\x01vorbis", b"OpusHead", b"Speex   ", b"\x7fFLAC", b"fLaC")
 
-# The checksum of Ogg is the CRC-32 of zlib with the bits of everything in the other order.
+# Ogg's checksum is zlib's CRC-32 with the bit order of all data reversed.
 _REVERSED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
 
 
 @dataclass
 class Pages:
-    """What a look at all pages found. `num_links`: recordings one after another; `problem` says what is not whole."""
+    """What checking all pages found. `num_links`: chained recordings; `problem`: what is damaged or missing."""
 
     num_links: int = 0
     num_audio_streams: int = 0
     num_other_streams: int = 0
     problem: str | None = None
-    _open: dict[int, int] = field(default_factory=dict)  # the number that each open audio stream's next page has
-    _ends: dict[int, int] = field(default_factory=dict)  # the sample that each of them has come to
+    _open: dict[int, int] = field(default_factory=dict)  # the next page number of each open audio stream
+    _ends: dict[int, int] = field(default_factory=dict)  # the last sample of each so far
 
     def add(self, place: int, page: bytes) -> None:
-        """Look at one page that is whole and has the right checksum."""
+        """Check one complete page with the right checksum."""
         _, _, flags, granule, serial, number, _, segments = PAGE_HEADER.unpack_from(page)
         if flags & FIRST:
             body = page[PAGE_HEADER.size + segments :]
@@ -54,30 +54,30 @@ class Pages:
         if expected is None:
             return
         if number != expected:
-            self.problem = f"damaged: page {expected} of its sound is missing at byte {place}"
+            self.problem = f"damaged: audio page {expected} is missing at byte {place}"
         self._open[serial] = number + 1 & 0xFFFFFFFF
         self._check_granule(place, granule, serial, flags & LAST > 0, segments)
         if flags & LAST:
             del self._open[serial]
 
     def _check_granule(self, place: int, granule: int, serial: int, is_last: bool, segments: int) -> None:
-        """Hold the place in time at which a page says that it ends against the page before: decoders end there."""
+        """Compare a page's end time with that of the page before: decoders stop there."""
         if granule == NO_GRANULE:
             if is_last and segments:
-                self.problem = f"damaged: the last page of its sound, at byte {place}, does not say when it ends"
+                self.problem = f"damaged: the last audio page, at byte {place}, has no end time"
             return
         if granule < self._ends[serial] - (TRIMMED_SAMPLES if is_last else 0):
-            self.problem = f"damaged: the page at byte {place} ends before the one before it"
+            self.problem = f"damaged: the page at byte {place} ends earlier than the page before it"
         self._ends[serial] = max(granule, self._ends[serial])
 
     def finish(self) -> None:
-        """Be told that there are no more pages."""
+        """Check the streams after the last page."""
         if self.problem is None and self._open:
-            self.problem = "cut off: the last page of its sound is missing"
+            self.problem = "cut off: the last audio page is missing"
 
 
 def read_pages(file: BinaryIO) -> Pages:
-    """Look at every page from the start of a file, up to the first that is not whole. Raises OSError."""
+    """Check every page from the start of a file, up to the first problem. Raises OSError."""
     pages = Pages()
     file.seek(0)
     for place, page in _pages_of(file, pages):
@@ -89,7 +89,7 @@ def read_pages(file: BinaryIO) -> Pages:
 
 
 def _pages_of(file: BinaryIO, pages: Pages) -> Iterator[tuple[int, bytes]]:
-    """Places and bytes of the pages; where one is not whole, `pages.problem` says so and the rest is left."""
+    """Positions and bytes of the pages; stops at a damaged or incomplete page and sets `pages.problem`."""
     data, at, base = file.read(CHUNK_BYTES), 0, 0
     while True:
         if len(data) - at < MAX_PAGE_BYTES and (more := file.read(CHUNK_BYTES)):
@@ -97,24 +97,24 @@ def _pages_of(file: BinaryIO, pages: Pages) -> Iterator[tuple[int, bytes]]:
         place = base + at
         if not data.startswith(b"OggS\0", at):
             if b"OggS" in data[at:]:
-                pages.problem = f"damaged: what is at byte {place} is no ogg page"
+                pages.problem = f"damaged: there is no Ogg page at byte {place}"
             else:
                 pages.problem = pages.problem or bytes_behind(file.seek(0, os.SEEK_END), place)
             return
         length = _length(data, at)
         if length is None or at + length > len(data):
-            pages.problem = "cut off: its last ogg page is not whole"
+            pages.problem = "cut off: its last Ogg page is incomplete"
             return
         page = data[at : at + length]
         if _checksum(page) != struct.unpack_from("<I", page, CHECKSUM.start)[0]:
-            pages.problem = f"damaged: the ogg page at byte {place} has a wrong checksum"
+            pages.problem = f"damaged: the Ogg page at byte {place} has the wrong checksum"
             return
         yield place, page
         at += length
 
 
 def _length(data: bytes, at: int) -> int | None:
-    """Bytes of the page at `at`; None where its header is cut."""
+    """Bytes of the page at `at`; None if its header is incomplete."""
     body = at + PAGE_HEADER.size
     if body > len(data):
         return None
@@ -125,7 +125,7 @@ def _length(data: bytes, at: int) -> int | None:
 
 
 def _checksum(page: bytes) -> int:
-    """CRC-32 of a page with its checksum field taken as zero."""
+    """CRC-32 of a page with its checksum field set to zero."""
     blanked = page[: CHECKSUM.start] + b"\0\0\0\0" + page[CHECKSUM.stop :]
     crc = zlib.crc32(blanked.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int(f"{crc:032b}"[::-1], 2)

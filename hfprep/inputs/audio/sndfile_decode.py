@@ -1,4 +1,4 @@
-"""Decoding through libsndfile: wav, flac, ogg, opus, mp3, aiff and what else it knows."""
+"""Decoding with libsndfile: wav, flac, ogg, opus, mp3, aiff and the other formats it knows."""
 
 import contextlib
 import io
@@ -15,20 +15,20 @@ from hfprep.inputs.audio.native_stderr import native_stderr_logged
 from hfprep.inputs.audio.sound import Clip, ClipReader, check_rate, mono
 
 READ_BYTES = 1 << 16
-UNKNOWN_FRAMES = 1 << 62  # libsndfile's count for a flac stream that does not know its own length is above this
+UNKNOWN_FRAMES = 1 << 62  # libsndfile's count for a flac stream of unknown length is above this
 STREAMED_BYTES = 0x7FFFF000  # a header claiming this many bytes or more was written before the length was known
 LOGGED_SIZE = re.compile(r"\b(?:data|SSND|Data Size|Riff size|riff)\s*: (\d+) \(should be (\d+)\)")
-SEARCHED_FORMATS = frozenset({"MP3"})  # their frame count is a guess or a tag's, not promised by the header
+SEARCHED_FORMATS = frozenset({"MP3"})  # their frame count is an estimate or from a tag
 
-# An mp3 decoder needs the frames before the one that is wanted: they hold bits of it, and its filters remember them.
+# An mp3 decoder needs the preceding frames: they contain bits of the wanted one and set the state of its filters.
 WARM_UP_FORMATS, WARM_UP_SECONDS = SEARCHED_FORMATS, 0.5
 
 
 class _Stream(soundfile.SoundFile):
-    """A file read once from its start.
+    """A file read once, from its start.
 
-    A seekable SoundFile seeks to where it is after each read, which resets an MP3 decoder in the middle of a word,
-    and believes the header's frame count.
+    A seekable SoundFile seeks to its current position after each read, which resets an MP3 decoder, and it trusts the
+    header's frame count.
     """
 
     def seekable(self) -> bool:
@@ -36,7 +36,7 @@ class _Stream(soundfile.SoundFile):
 
 
 class _Reader(io.BufferedReader):
-    """A clip that is no file of its own, as libsndfile reads it: through callbacks, out of which nothing is raised."""
+    """A clip that is not a separate file, for libsndfile: read by callbacks, which cannot raise."""
 
     def __init__(self, clip: Clip) -> None:
         super().__init__(ClipReader(clip), READ_BYTES)
@@ -45,15 +45,15 @@ class _Reader(io.BufferedReader):
     def readinto(self, buffer: Any) -> int:
         try:
             return super().readinto(buffer)
-        except Exception as error:  # noqa: BLE001 - raised by whoever called libsndfile
+        except Exception as error:  # noqa: BLE001 - raised again by `_reraised`
             self.error = error
             return 0
 
 
 class SndfileSound:
-    """A recording that libsndfile reads; of a `talkative` one (mp3) its decoder's notes are caught.
+    """A recording that libsndfile reads; with `talkative` (mp3), notes that its decoder prints are captured.
 
-    Raises soundfile.LibsndfileError, or RejectedSample for an absurd rate.
+    Raises soundfile.LibsndfileError, or RejectedSample for an invalid sampling rate.
     """
 
     def __init__(self, clip: Clip, *, talkative: bool = False) -> None:
@@ -62,7 +62,7 @@ class SndfileSound:
         self._reader = None if clip.is_file else _Reader(clip)
         if self._reader is None:
             os.lseek(clip.descriptor, 0, os.SEEK_SET)
-        with self._quiet(), self._told():
+        with self._quiet(), self._reraised():
             self._file = _Stream(self._reader or clip.descriptor, closefd=False)
         self.sampling_rate: int = self._file.samplerate
         self.channels: int = self._file.channels
@@ -70,12 +70,12 @@ class SndfileSound:
         self.subtype: str = self._file.subtype
         frames = self._file.frames
         self.num_frames: int | None = frames if 0 <= frames < UNKNOWN_FRAMES else None
-        # Fewer decoded samples than these are a sign of damage; the count of an mp3 is a guess, and made by others.
+        # Fewer decoded samples than this mean damage. The count of an mp3 is an estimate; its caller sets a better one.
         self.least_frames = self.num_frames
         check_rate(clip, self.sampling_rate)
 
     def cut(self) -> str | None:
-        """The words for a file of which the header promises more bytes than there are."""
+        """Why the file is cut off, if its header promises more bytes than there are; else None."""
         return cut_chunk(self._file.extra_info)
 
     def blocks(self, start: int, count: int | None) -> Iterator[np.ndarray]:
@@ -84,19 +84,19 @@ class SndfileSound:
         if start:
             warm_up = round(WARM_UP_SECONDS * self.sampling_rate) if self.format in WARM_UP_FORMATS else 0
             skipped = min(start, warm_up)
-            with self._quiet(), self._told():
+            with self._quiet(), self._reraised():
                 self._file.seek(start - skipped)
         block_frames = max(1, sound.BLOCK_VALUES // self.channels)
         if self.num_frames:
             block_frames = min(block_frames, self.num_frames)
         wanted = None if count is None else skipped + count
         decoded = 0
-        if 0 <= self._file.frames < UNKNOWN_FRAMES:  # libsndfile gives no more: asking again would cost a call
+        if 0 <= self._file.frames < UNKNOWN_FRAMES:  # libsndfile returns no more, so this saves a call
             rest = max(0, self._file.frames - start + skipped)
             wanted = rest if wanted is None else min(wanted, rest)
         while wanted is None or decoded < wanted:
             size = block_frames if wanted is None else min(block_frames, wanted - decoded)
-            with self._quiet(), self._told():
+            with self._quiet(), self._reraised():
                 block = self._file.read(size, dtype="float32", always_2d=True)
             if not len(block):
                 break
@@ -104,14 +104,14 @@ class SndfileSound:
             yield mono(self.clip, block[max(0, skipped - decoded + len(block)) :])
         promised = self.least_frames
         if count is None and promised is not None and start - skipped + decoded < promised:
-            raise self.clip.unreadable(f"cut off: {decoded} of {promised} samples could be decoded")
+            raise self.clip.unreadable(f"cut off: only {decoded} of {promised} samples could be decoded")
 
     def _quiet(self) -> contextlib.AbstractContextManager[None]:
         return native_stderr_logged(self.clip.name) if self._talkative else contextlib.nullcontext()
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """Raise what went wrong while libsndfile read bytes: to it, they have come to an end."""
+    def _reraised(self) -> Iterator[None]:
+        """Raise an error that occurred while libsndfile read bytes; libsndfile only sees the end of the file."""
         try:
             yield
         finally:
@@ -124,11 +124,11 @@ class SndfileSound:
 
 
 def cut_chunk(log: str) -> str | None:
-    """Look through libsndfile's log of opening a wav, w64, aiff, au or caf file for samples that are not there."""
+    """Why a wav, w64, aiff, au or caf file is cut off, from libsndfile's log of opening it; else None."""
     found = LOGGED_SIZE.search(log)
     if found is None:
         return None
     promised, present = int(found[1]), int(found[2])
     if not present < promised < STREAMED_BYTES:
         return None
-    return f"cut off: the header promises {promised} bytes, {present} are there"
+    return f"cut off: the header promises {promised} bytes, but only {present} are there"

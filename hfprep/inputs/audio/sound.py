@@ -1,4 +1,4 @@
-"""What both decoders give: a recording that is read once, as blocks of mono samples at its own rate."""
+"""The interface of both decoders: a recording that is read once, as blocks of mono samples at its own rate."""
 
 import errno
 import io
@@ -11,22 +11,22 @@ import numpy as np
 
 from hfprep.errors import Reason, RejectedSample
 
-MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 1_000, 768_000  # Hz; beyond, the header is damaged
+MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 1_000, 768_000  # Hz; outside this range the header is damaged
 BLOCK_VALUES = 1 << 22  # samples times channels read at a time: 16 MiB, whatever the header promises
 
-CheckSeconds = Callable[[float], None]  # told a length that a recording has at least; raises where that is too long
+CheckSeconds = Callable[[float], None]  # called with a lower bound of a recording's length; raises if that is too long
 
 
 def no_limit(seconds: float) -> None:
-    """Take recordings of any length."""
+    """Accept recordings of any length."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One recording, open: its name for messages, size in bytes and suffix, and where its bytes are.
+    """An open recording: its name for messages, size in bytes and suffix, and where its bytes are.
 
-    They are those of a regular file from `start` on, or come from a `stream` that is read where it is asked for.
-    `is_file`: the file holds them and nothing else. `version` tells the same bytes from others at another look.
+    The bytes begin at `start` in a regular file, or in a seekable `stream`. `is_file`: the file contains nothing else.
+    `version` changes when the bytes change.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Clip:
     version: tuple[Any, ...] | None = None
 
     def read_at(self, place: int, length: int) -> bytes:
-        """Up to so many bytes from a place on; fewer at the end alone. Raises OSError or StoreError."""
+        """`length` bytes from `place`, fewer only at the end. Raises OSError or StoreError."""
         length = max(0, min(length, self.size - place))
         if self.stream is None:
             return os.pread(self.descriptor, length, self.start + place)
@@ -47,20 +47,20 @@ class Clip:
         return self.stream.read(length)
 
     def unreadable(self, what: str) -> RejectedSample:
-        """The rejection of a file that is damaged or no audio."""
+        """The rejection of a file that is damaged or not audio."""
         return RejectedSample(Reason.AUDIO_UNREADABLE, f"{self.name}: {what}")
 
     def empty(self) -> RejectedSample:
         """The rejection of a file without samples."""
-        return RejectedSample(Reason.AUDIO_EMPTY, f"{self.name}: holds no samples")
+        return RejectedSample(Reason.AUDIO_EMPTY, f"{self.name}: contains no samples")
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a look at the file found: its length, whether the header's promise is all, and words for a failure.
+    """What inspecting the file found.
 
-    `counted_seconds` is what a walk over the frames found; without it, the header's own promise is held against what
-    is decoded, if it is `promising`. `bare_format` is FFmpeg's name of a stream without any header.
+    `counted_seconds` is the length from counting the frames; without it the decoded length is compared with the header,
+    if `promising`. `note` is added to error messages. `bare_format` is FFmpeg's name for a stream without any header.
     """
 
     counted_seconds: float | None = None
@@ -70,7 +70,7 @@ class Expected:
 
 
 class ClipReader(io.RawIOBase):
-    """A clip's bytes from a place of its own, so that nobody else who reads the descriptor is disturbed."""
+    """Reads a clip's bytes with its own position, so that other readers of the descriptor are not affected."""
 
     def __init__(self, clip: Clip) -> None:
         self._clip = clip
@@ -104,7 +104,7 @@ class ClipReader(io.RawIOBase):
 
 
 class Sound(Protocol):
-    """An open recording. `num_frames` is the header's count of samples a channel, None where it has none."""
+    """An open recording. `num_frames` is the header's number of samples per channel, None if it has none."""
 
     sampling_rate: int
     channels: int
@@ -112,20 +112,19 @@ class Sound(Protocol):
     num_frames: int | None
 
     def blocks(self, start: int, count: int | None) -> Iterator[np.ndarray]:
-        """Mono samples, float32 (num_samples,), from frame `start` on: `count` of them, or all to the end.
+        """Mono samples, float32 (num_samples,), from frame `start`: `count` of them, or all to the end.
 
-        Can be asked for once. Raises RejectedSample where the recording is damaged, or ends before the end that its
-        file promises.
+        Can be called once. Raises RejectedSample if the recording is damaged or shorter than its file promises.
         """
         ...
 
     def close(self) -> None:
-        """Free what the decoder holds; the file stays open."""
+        """Free the decoder's resources; the file stays open."""
         ...
 
 
 def mono(clip: Clip, block: np.ndarray) -> np.ndarray:
-    """Mean of the channels, float32 (num_frames, channels) -> (num_frames,); refuses NaN, infinity and overflow."""
+    """Mean of the channels, float32 (num_frames, channels) -> (num_frames,); rejects NaN, infinity and overflow."""
     with np.errstate(over="ignore", invalid="ignore"):
         mean: np.ndarray = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
     if not np.isfinite(mean).all():
@@ -136,7 +135,7 @@ def mono(clip: Clip, block: np.ndarray) -> np.ndarray:
 
 
 def check_rate(clip: Clip, sampling_rate: int) -> None:
-    """Refuse a rate that only a damaged header has."""
+    """Reject a sampling rate that only a damaged header has."""
     if not MIN_SAMPLING_RATE <= sampling_rate <= MAX_SAMPLING_RATE:
         allowed = f"{MIN_SAMPLING_RATE} to {MAX_SAMPLING_RATE} Hz"
-        raise clip.unreadable(f"the header says {sampling_rate} Hz, which is not within {allowed}")
+        raise clip.unreadable(f"the header's sampling rate, {sampling_rate} Hz, is not within {allowed}")

@@ -1,7 +1,7 @@
-"""Whether a container file is all there, by its own nesting of lengths: decoders play what is left of a cut one.
+"""Checks that a container file is complete, by the lengths in its structure: decoders play truncated files.
 
-Each function takes an open file and its size in bytes and gives the words for a rejection, or None. Only the frame of
-a file is looked at (boxes, elements, packets), never the sound inside.
+Each function takes an open file and its size in bytes, and returns why the file is rejected, or None. Only the
+structure (boxes, elements, packets) is read, not the audio inside.
 Sources: ISO/IEC 14496-12 (MP4), RFC 8794 and 9559 (Matroska), ISO/IEC 13818-1 (transport stream), Adobe's FLV
 specification.
 """
@@ -23,7 +23,7 @@ from hfprep.inputs.audio.chunks import (
     w64_problem,
 )
 
-MAX_ELEMENTS = 1 << 22  # a file of more is no clip
+MAX_ELEMENTS = 1 << 22  # no clip has more
 
 MP4_BOXES = frozenset({b"moov", b"mdat"})
 MP4_OUTERMOST = MP4_BOXES | {
@@ -32,7 +32,7 @@ MP4_OUTERMOST = MP4_BOXES | {
 }  # fmt: skip
 MP4_ONCE = frozenset({b"moov", b"ftyp"})
 
-# Elements of Matroska that hold the ones looked at, and those that only stand at the top or in a segment.
+# Matroska elements that contain the ones checked, and those that only occur at the top level or in a segment.
 EBML, SEGMENT, CLUSTER = 0x1A45DFA3, 0x18538067, 0x1F43B675
 _OUTER = frozenset(
     {EBML, SEGMENT, CLUSTER, 0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367}
@@ -72,7 +72,7 @@ def mp4_problem(file: BinaryIO, size: int) -> str | None:
         elif length == 0:
             return None  # to the end of the file
         if length < 8:
-            return f"damaged: what is at byte {place} is no box"
+            return f"damaged: there is no box at byte {place}"
         if place + length > size:
             what = f"the box {name.decode('ascii', 'replace')!r}"
             return CUT.format(what=what, place=place, promised=length, present=size - place)
@@ -108,14 +108,14 @@ def matroska_problem(file: BinaryIO, size: int) -> str | None:
             segments += 1
             end = -1 if length is None else place + header + length
         if length is None or element in (SEGMENT, CLUSTER):
-            place += header  # also inside a cluster of known length: a lost block shows there
+            place += header  # also into a cluster of known length, to notice lost blocks
         else:
             place += header + length
-    return "has more elements than a clip needs"
+    return "has more elements than any clip should"
 
 
 def _element(start: bytes) -> tuple[int, int, int | None] | None:
-    """An element's id, bytes of its header, and bytes of its content (None: unknown); None where it cannot be one."""
+    """An element's id, header size, and content size in bytes (None: unknown); None if it is not an element."""
     if not start or start[0] < 0x10:
         return None
     id_bytes = 9 - start[0].bit_length()
@@ -131,9 +131,9 @@ def _element(start: bytes) -> tuple[int, int, int | None] | None:
 
 
 def transport_stream_problem(file: BinaryIO, size: int) -> str | None:
-    """Look at every packet of a transport stream: where it must be, and numbered in order for each of its streams."""
+    """Check every packet of a transport stream: its position, and the numbering within its stream."""
     if size % TS_PACKET_BYTES:
-        return f"cut off or damaged: {size} bytes are no whole number of packets of {TS_PACKET_BYTES}"
+        return f"cut off or damaged: {size} bytes is not a multiple of the packet size, {TS_PACKET_BYTES}"
     last: dict[int, int] = {}
     file.seek(0)
     place = 0
@@ -142,11 +142,11 @@ def transport_stream_problem(file: BinaryIO, size: int) -> str | None:
         packets = packets.reshape(-1, TS_PACKET_BYTES)
         lost = np.flatnonzero(packets[:, 0] != TS_SYNC)
         if len(lost):
-            return f"damaged: what is at byte {place + int(lost[0]) * TS_PACKET_BYTES} is no packet"
+            return f"damaged: there is no packet at byte {place + int(lost[0]) * TS_PACKET_BYTES}"
         streams = (packets[:, 1].astype(np.int32) & 0x1F) << 8 | packets[:, 2]
         has_payload = packets[:, 3] & 0x10 > 0
         counters = packets[:, 3] & 0x0F
-        # Of a packet with an adaptation field, a flag in it says that the numbers begin anew.
+        # A flag in a packet's adaptation field says that numbering restarts.
         jumps = (packets[:, 3] & 0x20 > 0) & (packets[:, 4] > 0) & (packets[:, 5] & 0x80 > 0)
         for stream in np.unique(streams[has_payload]).tolist():
             if stream == TS_EMPTY_PID:
@@ -154,7 +154,7 @@ def transport_stream_problem(file: BinaryIO, size: int) -> str | None:
             mine = np.flatnonzero((streams == stream) & has_payload)
             numbers = counters[mine].astype(np.int32)
             before = np.concatenate([[last.get(stream, int(numbers[0]) - 1)], numbers[:-1]])
-            steps = (numbers - before) % 16  # 0: the same packet once more, which is allowed
+            steps = (numbers - before) % 16  # 0: a repeated packet, which is allowed
             broken = np.flatnonzero((steps > 1) & ~jumps[mine])
             if len(broken):
                 return f"damaged: packets are missing before byte {place + int(mine[broken[0]]) * TS_PACKET_BYTES}"
@@ -181,7 +181,7 @@ def flv_problem(file: BinaryIO, size: int) -> str | None:
 
 
 def asf_problem(file: BinaryIO, size: int) -> str | None:
-    """Walk the outermost objects of a Windows Media file, up to the one with the sound: it must end within the file."""
+    """Walk the outermost objects of a Windows Media file; the one with the audio must end within the file."""
     place = 0
     data_is_whole = False
     while place + ASF_OBJECT_BYTES <= size:
@@ -190,7 +190,7 @@ def asf_problem(file: BinaryIO, size: int) -> str | None:
         if place and name == ASF_HEADER:
             return JOINED
         if length < ASF_OBJECT_BYTES:
-            return None  # written as a stream, before the length was known
+            return None  # written as a stream, without knowing the length
         if place + length > size:
             if data_is_whole:
                 return bytes_behind(size, place)
@@ -201,7 +201,7 @@ def asf_problem(file: BinaryIO, size: int) -> str | None:
 
 
 def avi_problem(file: BinaryIO, size: int) -> str | None:
-    """Walk the RIFF chunks of an AVI file, of which a long one has several, and the chunks in them."""
+    """Walk the RIFF chunks of an AVI file (a long one has several), and the chunks in them."""
     place = 0
     while place + 12 <= size:
         file.seek(place)
@@ -214,13 +214,13 @@ def avi_problem(file: BinaryIO, size: int) -> str | None:
             return CUT.format(what="the chunk 'RIFF'", place=place, promised=length + 8, present=size - place)
         lost = _lost_in_list(file, place + 12, place + 8 + length)
         if lost is not None:
-            return f"damaged: what is at byte {lost} is no chunk"
+            return f"damaged: there is no chunk at byte {lost}"
         place += 8 + length + length % 2
     return None
 
 
 def _lost_in_list(file: BinaryIO, place: int, end: int) -> int | None:
-    """Where the chunks of a RIFF list, and of the lists in it, do not follow each other; None where they do."""
+    """Where a chunk of a RIFF list, or of the lists in it, is invalid; None if all are valid."""
     while end - place >= 8:
         file.seek(place)
         name, length = struct.unpack("<4sI", file.read(8))
@@ -234,7 +234,7 @@ def _lost_in_list(file: BinaryIO, place: int, end: int) -> int | None:
 
 
 def program_stream_problem(file: BinaryIO, size: int) -> str | None:
-    """Look for the end code of an MPEG program stream, or for whole packs: it says nothing else of its length."""
+    """Check for the end code of an MPEG program stream, or for complete packs: there is no other sign of its length."""
     file.seek(max(0, size - PROGRAM_END_WITHIN_BYTES))
     is_ended = file.read().rstrip(b"\0\xff").endswith(PROGRAM_END) or size % PROGRAM_PACK_BYTES == 0
     return None if is_ended else "cut off, or of unknown length: its stream has no end code; convert it to flac"
@@ -254,4 +254,4 @@ PROBLEMS: Mapping[str, Callable[[BinaryIO, int], str | None]] = {
     "caf": caf_problem,
     "w64": w64_problem,
 }
-"""The check of each container, by the name that FFmpeg gives to it."""
+"""The check of each container, by FFmpeg's name for it."""

@@ -1,4 +1,4 @@
-"""What `--manifest` may name, each format as the same stream: a number and a row, for `manifest.parse_line`.
+"""The formats of `--manifest`, each read as the same stream of (number, row), for `rows.parse_line`.
 
-`opening.open_source` finds out the format. Heavy libraries are loaded by the module of the format that needs them.
+`opening.open_source` detects the format. Heavy libraries are imported only by the formats that need them.
 """

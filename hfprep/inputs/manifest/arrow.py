@@ -1,7 +1,7 @@
-"""A saved Arrow data set as rows; audio that lies in it is read where it lies.
+"""Reads rows of a saved Arrow data set; clips inside it are referenced, not copied.
 
-Rows are numbered from 1 in the order of the data set. `datasets` keeps its Arrow files uncompressed, so that a clip is
-a range of a file's bytes.
+Rows are numbered from 1 in the order of the data set. `datasets` writes uncompressed Arrow files, so a clip is a byte
+range of a file.
 """
 
 import json
@@ -23,16 +23,16 @@ from hfprep.io.references import ByteRange
 
 SPLITS_FILE, STATE_FILE = "dataset_dict.json", "state.json"  # of a set of splits, and of one saved data set
 MAX_NOTES_BYTES = 1 << 24
-VIEW_BYTES, INLINE_BYTES = 16, 12  # Arrow's binary view: its size, and the longest value that lies in itself
+VIEW_BYTES, INLINE_BYTES = 16, 12  # Arrow's binary view: its size, and the longest value stored inside it
 
 
 class Compressed(Exception):
-    """The clips of a file do not lie in it as they are."""
+    """The clips of a file are not stored in it uncompressed."""
 
 
 @dataclass(frozen=True)
 class ArrowFiles(GuardedTables):
-    """The Arrow files of one split; `folder` is what the names of clips are relative to (None: absolute)."""
+    """The Arrow files of one split; references to clips are relative to `folder` (None: absolute)."""
 
     where: str
     paths: tuple[str, ...]
@@ -40,9 +40,9 @@ class ArrowFiles(GuardedTables):
     folder: str | None = None
 
     def steps(self, start: Position) -> Iterator[Step]:
-        """Rows from a file on, and the position before each file.
+        """Rows from `start` on, and the position before each file.
 
-        Raises ConfigError where the columns of the first file do not do, it cannot be read, or it is compressed.
+        Raises ConfigError if the first file lacks needed columns or cannot be read, or if a file is compressed.
         """
         number = start.number
         for index in range(start.file, len(self.paths)):
@@ -63,7 +63,7 @@ class ArrowFiles(GuardedTables):
                         raise
                     raise ConfigError(f"{self.where}: {path} cannot be read as Arrow: {problem}") from error
                 number += 1
-                message = f"{path} cannot be read from its row {number - begun} on (from 1): {problem}"
+                message = f"{path} cannot be read from its row {number - begun} on (counted from 1): {problem}"
                 yield number, RejectedSample(Reason.INVALID_FIELD, message)
 
     def _rows(self, path: str) -> Iterator[dict[str, Any] | RejectedSample]:
@@ -78,10 +78,10 @@ class ArrowFiles(GuardedTables):
                 yield from columns.rows(batch, clips)
 
     def _clips(self, audio: Any, path: str, mapped: range, columns: Columns) -> list[Any]:
-        """The audio of each row: a range of the file's bytes, else the path in the row."""
+        """The audio of each row: a byte range of the file, else the path in the row."""
         if not columns.in_bytes:
             return cell_values(audio)
-        audio.validate()  # lengths of buffers; what is in them is held against the file below
+        audio.validate()  # lengths of buffers; the ranges in them are compared with the file below
         encoded, paths = audio, [None] * len(audio)
         if pa.types.is_struct(audio.type):
             encoded = audio.field(BYTES)
@@ -98,12 +98,12 @@ class ArrowFiles(GuardedTables):
 
 def _clip(name: str, clip_path: Any, begin: int, length: int, size: int) -> Any:
     if not 0 <= begin <= begin + length <= size:
-        return Unreadable(f"its bytes are said to be {begin} to {begin + length} of a file of {size}")
+        return Unreadable(f"its byte range, {begin} to {begin + length}, is not within the file of {size} bytes")
     return str(ByteRange(name, clip_name(clip_path), begin, length))
 
 
 def _ranges(encoded: Any, mapped: range) -> tuple[np.ndarray, np.ndarray]:
-    """First byte in the file and length of each value: int64 (values,) both. Raises Compressed."""
+    """Position in the file and length of each value in bytes: int64 (values,) both. Raises Compressed."""
     if pa.types.is_dictionary(encoded.type):
         encoded.validate(full=True)
         if not len(encoded.dictionary):
@@ -122,7 +122,7 @@ def _ranges(encoded: Any, mapped: range) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ranges_of_views(encoded: Any, mapped: range) -> tuple[np.ndarray, np.ndarray]:
-    """The same for views: a short value lies in its view, a longer one in one of several buffers."""
+    """The same for views: a short value is inside its view, a longer one in one of several buffers."""
     _, views, *buffers = encoded.buffers()
     words = np.frombuffer(views, np.int32).reshape(-1, VIEW_BYTES // 4)[encoded.offset : encoded.offset + len(encoded)]
     lengths = words[:, 0].astype(np.int64)
@@ -163,19 +163,19 @@ def open_saved(folder: Path, split: str | None, fields: FieldMap) -> ArrowFiles:
 
 
 def _notes(path: Path, where: str) -> dict[str, Any]:
-    """A JSON object that `datasets` keeps beside the data."""
+    """A JSON object that `datasets` writes beside the data."""
     try:
         with open(path, "rb") as stream:
             found = json.loads(stream.read(MAX_NOTES_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{where} cannot be read as a saved data set: {path.name}: {error}") from error
     if not isinstance(found, dict):
-        raise ConfigError(f"{where} cannot be read as a saved data set: {path.name} holds no object")
+        raise ConfigError(f"{where} cannot be read as a saved data set: {path.name} is not a JSON object")
     return found
 
 
 def _names(values: Any, where: str) -> list[str]:
-    """Names of files or folders directly below; a name that leads elsewhere is refused."""
+    """Names of files or folders directly below; a name that leads elsewhere raises ConfigError."""
     names = list(values) if isinstance(values, list) else []
     for name in names or [None]:
         if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:

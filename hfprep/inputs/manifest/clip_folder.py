@@ -1,4 +1,4 @@
-"""A folder of audio files with a text file of the same name beside each: `a.wav`, `a.txt`.
+"""A folder of audio files, each with a text file of the same name: `a.wav`, `a.txt`.
 
 Rows are numbered from 1 in the order of the audio files' names; the id is the name without its suffix.
 """
@@ -39,7 +39,7 @@ class ClipFolder:
         stem = name.rpartition(".")[0]
         row = {"id": stem, "audio": name}
         path = _text_of(self.folder, stem)
-        if path.exists() and not path.is_file():  # a pipe of that name would be waited for without end
+        if path.exists() and not path.is_file():  # reading a pipe would block
             raise RejectedSample(Reason.INVALID_FIELD, f"{path.name} is not a regular file")
         try:
             with open(path, "rb") as stream:
@@ -59,7 +59,7 @@ class ClipFolder:
 
 
 def holds_pairs(folder: Path) -> bool:
-    """Whether a folder looks like one: an audio file, among the first, has its text beside it."""
+    """Whether a folder looks like one: at least one of the first audio files has its text beside it."""
     names = sorted(name for name in os.listdir(folder) if name.lower().endswith(AUDIO_SUFFIXES))
     return any(_text_of(folder, name.rpartition(".")[0]).is_file() for name in names[:LOOKED_AT])
 

@@ -1,8 +1,8 @@
-"""Rows of Arrow tables, whatever file they come from: which column is the audio, and values as JSON knows them.
+"""Converts Arrow tables of any file to rows: finds the audio column, and makes values JSON-compatible.
 
-The tables are strangers': every column is validated before it is read, a cell that cannot be read costs its row where
-the column is one of ours, and is left out where it is not. Columns of bytes (pictures, other audio) are left out.
-Labels that are numbers with names get their names.
+The tables are untrusted: every column is validated before it is read. An unreadable cell rejects its row if hfprep
+needs the column, otherwise the cell is left out. Binary columns (images, other audio) are left out. Numeric class
+labels are replaced by their names.
 """
 
 import datetime
@@ -20,29 +20,28 @@ from hfprep.inputs.manifest.field_map import FIELDS, FieldMap
 from hfprep.io.arrow_types import holds_clips, holds_text
 
 PATH, BYTES = "path", "bytes"  # the fields of an Audio column
-# What Arrow and Python raise at a value: Arrow's own errors (ValueError, KeyError, ... besides), dates beyond 9999.
+# Errors of Arrow and Python while reading a value: Arrow's (also ValueError, KeyError, ...), and dates after 9999.
 UNREADABLE = (pa.ArrowException, ValueError, ArithmeticError, LookupError, TypeError, NotImplementedError, MemoryError)
 
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """Stands for a value that could not be read."""
+    """Replaces a value that could not be read."""
 
     problem: str
 
     def rejection(self, column: str) -> RejectedSample:
-        """What a row of ours with this value comes to."""
+        """The rejection of a row that needs this value."""
         encoding = "utf8" in self.problem.lower().replace("-", "")
         reason = Reason.INVALID_ENCODING if encoding else Reason.INVALID_FIELD
-        return RejectedSample(reason, f"the column {column!r} cannot be read here: {self.problem}")
+        return RejectedSample(reason, f"the column {column!r} cannot be read in this row: {self.problem}")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a table that are read, the one that is the audio, and the names of numbered labels.
+    """The columns of a table that are read, the audio column, and the names of class labels.
 
-    A name that is there twice and is not one of ours stands for the first of its columns. `ours` are the names of the
-    columns from which our fields come.
+    `ours` are the columns that hfprep's own fields come from. Of other columns with the same name, the first is used.
     """
 
     audio: str
@@ -53,7 +52,7 @@ class Columns:
 
     @classmethod
     def choose(cls, schema: Any, fields: FieldMap, where: str) -> "Columns":
-        """Hold a schema against the field map. Raises ConfigError."""
+        """Choose the columns by a schema and the field map. Raises ConfigError."""
         names = schema.names
         fields.check(names, where)
         ours = frozenset(fields.source(name) for name in FIELDS).intersection(names)
@@ -66,14 +65,14 @@ class Columns:
         as_struct = holds_clips(children.get(BYTES, pa.null()))
         if not as_struct and not holds_clips(kind) and not holds_text(kind):
             raise ConfigError(
-                f"{where}: the column {audio!r} holds {kind}, which is neither paths nor encoded audio; say which one "
-                "is: --map audio=COLUMN (an Audio column, bytes of audio files, or paths)"
+                f"{where}: the column {audio!r} has the type {kind}, which is neither paths nor encoded audio; choose "
+                "another one: --map audio=COLUMN (an Audio column, bytes of audio files, or paths)"
             )
         read = tuple(dict.fromkeys(item.name for item in schema if item.name != audio and not _any_bytes(item.type)))
         return cls(audio, read, ours, as_struct or holds_clips(kind), _label_names(schema))
 
     def rows(self, batch: Any, clips: Sequence[Any]) -> Iterator[dict[str, Any] | RejectedSample]:
-        """The rows of a record batch; `clips` are the values for the audio, some of them `Unreadable`."""
+        """The rows of a record batch; `clips` are the audio values, which may be `Unreadable`."""
         present = batch.schema.names
         read = [(name, cell_values(batch.column(present.index(name)))) for name in self.read if name in present]
         for index, clip in enumerate(clips):
@@ -96,7 +95,7 @@ class Columns:
 
 
 def cell_values(column: Any) -> list[Any]:
-    """The values of an array as JSON can hold them; `Unreadable` for each one that is damaged."""
+    """The values of an array, JSON-compatible; `Unreadable` for damaged ones."""
     try:
         column.validate(full=True)
         return [plain(value) for value in column.to_pylist()]
@@ -107,14 +106,14 @@ def cell_values(column: Any) -> list[Any]:
 def _cell_value(column: Any, index: int) -> Any:
     try:
         cell = column.slice(index, 1)
-        cell.validate(full=True)  # before it is looked at: offsets that lead elsewhere would be followed
+        cell.validate(full=True)  # before it is read: invalid offsets would be followed
         return plain(cell[0].as_py())
     except UNREADABLE as error:
         return Unreadable((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can hold it: NaN as None, times in ISO form, what it does not know as text."""
+    """A JSON-compatible value: NaN as None, dates and times in ISO format, unknown types as text."""
     match value:
         case float():
             return value if math.isfinite(value) else None
@@ -130,7 +129,7 @@ def plain(value: Any) -> Any:
 
 
 def clip_name(path: Any) -> str:
-    """The name by which a clip inside a file goes: that of the file it was made from, without folders."""
+    """The name of a clip inside a file: that of its original file, without folders."""
     return PurePosixPath(path.replace("\\", "/")).name if isinstance(path, str) else ""
 
 
@@ -144,7 +143,7 @@ def _any_bytes(kind: Any) -> bool:
 
 
 def _label_names(schema: Any) -> dict[str, Sequence[str]]:
-    """Names of numbered labels, from what `datasets` notes in a schema; none where the note is not as it should be."""
+    """Names of class labels, from the metadata that `datasets` stores in a schema; empty if that is invalid."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError, RecursionError):

@@ -1,6 +1,6 @@
-"""`--map text=sentence,audio=path,id=utt`: which field of the input stands for which of ours.
+"""`--map text=sentence,audio=path,id=utt`: maps fields of the input to hfprep's fields.
 
-Knows names alone: nothing of files or formats, and of a row only that it is a dict.
+Only knows names; knows nothing about files or formats. Rows are dicts.
 """
 
 from collections.abc import Collection, Mapping
@@ -13,40 +13,40 @@ from hfprep.io.references import name_of
 FIELDS = ("id", "text", "audio", "speaker", "language", "duration", "offset")
 NUMBERS = ("duration", "offset")  # seconds
 REQUIRED = ("id", "text", "audio")
-LINE, AUDIO = "@line", "@audio"  # what an id can be made of instead of a field
+LINE, AUDIO = "@line", "@audio"  # what an id can be generated from instead of a field
 LINE_DIGITS = 8
 
 
 @dataclass(frozen=True)
 class FieldMap:
-    """Our fields by name, and the name each has in the input; a field that is not in it goes by its own name."""
+    """The input's name for each of hfprep's fields; a field that is not in the map has the same name in the input."""
 
     sources: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str | None) -> "FieldMap":
-        """The map that "text=sentence,audio=path" stands for. Raises ConfigError."""
+        """Parse "text=sentence,audio=path". Raises ConfigError."""
         sources: dict[str, str] = {}
         for item in (text or "").split(","):
             ours, equals, theirs = (part.strip() for part in item.partition("="))
             if not item.strip():
                 continue
             if not equals or not theirs or ours not in FIELDS or ours in sources:
-                allowed = f"OURS=YOURS with commas between; OURS is one of {', '.join(FIELDS)}, each once"
+                allowed = f"FIELD=NAME, separated by commas; FIELD is one of {', '.join(FIELDS)}, each at most once"
                 raise ConfigError(f"--map is {text!r}; {item!r} is wrong: it must be {allowed}")
             if theirs.startswith("@") and (ours, theirs) not in (("id", LINE), ("id", AUDIO)):
-                raise ConfigError(f"--map is {text!r}; only id can be made up: id={LINE} or id={AUDIO}")
+                raise ConfigError(f"--map is {text!r}; only ids can be generated: id={LINE} or id={AUDIO}")
             sources[ours] = theirs
         return cls(sources)
 
     def source(self, ours: str) -> str:
-        """The input's name of one of our fields."""
+        """The input's name for one of hfprep's fields."""
         return self.sources.get(ours, ours)
 
     def check(self, columns: Collection[str], where: str) -> None:
-        """Hold the map against the columns of an input that has a header. Raises ConfigError.
+        """Check the map against the columns of an input that has a header. Raises ConfigError.
 
-        A column that was named must be there, and so must those of `REQUIRED` that go by their own names.
+        All mapped columns and all required fields must be there.
         """
         for ours in FIELDS:
             theirs = self.source(ours)
@@ -54,12 +54,12 @@ class FieldMap:
                 continue
             offer = f"--map {ours}=COLUMN"
             if ours == "id":
-                offer += f", or make ids up: --map id={LINE} (number of the row) or id={AUDIO} (name of the audio file)"
+                offer += f", or generate ids: --map id={LINE} (row number) or id={AUDIO} (name of the audio file)"
             have = ", ".join(map(str, sorted(columns)[:20]))
             raise ConfigError(f"{where} has no column {theirs!r}; it has: {have}. Say which one it is: {offer}")
 
     def apply(self, number: int, row: dict[str, Any]) -> dict[str, Any]:
-        """The row under our names; fields that are mapped go by no other name. Raises RejectedSample."""
+        """The row under hfprep's names; mapped fields do not keep their original names. Raises RejectedSample."""
         if not self.sources:
             return row
         used = {*self.sources, *self.sources.values()}

@@ -1,8 +1,8 @@
-"""Strangers' tables, read in a separate process: a crash of the reader costs that process, and the table a row.
+"""Reads untrusted tables in a separate process, so that a crash of the reader only costs that process.
 
-A reader of tables gives, besides its rows, the position before each part that it is about to read. Where its process
-dies, the position says what killed it: a row group is tried again with our columns alone, and then left out with a
-rejection that names it; what has no parts is left out from there on. Knows nothing of formats.
+Besides its rows, a reader reports its position before each part that it reads. If its process dies, that position shows
+which part crashed it: a row group is tried again with only the columns that hfprep needs, and then skipped, with a
+rejection that names it; a file without row groups is skipped from there on. Knows nothing about formats.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ from typing import Any
 from hfprep.errors import ConfigError, HfprepError, Reason, RejectedSample, StoreError
 from hfprep.inputs.manifest.field_map import FieldMap
 
-MAX_MEMORY_BYTES = 16 << 30  # of what the reader allocates; a damaged length can ask for any number of bytes
-MOST_ROWS = 1 << 32  # that are believed of a row group
-# -P, and our own path: a file of a stranger's in the working directory must not be taken for a module.
+MAX_MEMORY_BYTES = 16 << 30  # that the reader may allocate; a damaged length can request any number of bytes
+MAX_ROWS = 1 << 32  # in a row group; a damaged file may claim more
+# -P and an explicit path, so that an untrusted file in the working directory is not imported as a module.
 COMMAND = (
     "import json, sys; sys.path[:] = json.loads(sys.stdin.buffer.readline()); "
     "from hfprep.inputs.manifest.guarded import serve; serve()"
@@ -32,9 +32,9 @@ COMMAND = (
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a reader is: the number of the file, of the part in it, rows before that, and rows in it.
+    """A reader's position: index of the file and of the part in it, number of rows before the part, and rows in it.
 
-    With `narrow` our own columns alone are read.
+    With `narrow` only the columns that hfprep needs are read.
     """
 
     file: int = 0
@@ -49,11 +49,11 @@ Step = Position | tuple[int, Row]
 
 
 class Guarded(ABC):
-    """Work that is done in another process, since it may end it."""
+    """Work that is done in another process, because it may crash it."""
 
     @abstractmethod
     def steps(self, start: Position) -> Iterator[Step]:
-        """What it gives, from a position on. Raises ConfigError or StoreError."""
+        """The results from a position on. Raises ConfigError or StoreError."""
 
 
 class GuardedTables(Guarded):
@@ -65,10 +65,10 @@ class GuardedTables(Guarded):
 
     @abstractmethod
     def steps(self, start: Position) -> Iterator[Step]:
-        """Rows from a position on, and each position before what is there is read."""
+        """Rows from a position on, and the position before each part is read."""
 
     def lines(self) -> Iterator[tuple[int, Row]]:
-        """Number and row of each row. Raises ConfigError where the tables cannot be read at all."""
+        """Number and content of each row. Raises ConfigError if the tables cannot be read at all."""
         start, last = Position(), 0
         while start.file < len(self.paths):
             at = start
@@ -76,7 +76,7 @@ class GuardedTables(Guarded):
                 for step in run(self, start):
                     if isinstance(step, Position):
                         at = step
-                    elif step[0] > last:  # else it was given out before the process died
+                    elif step[0] > last:  # otherwise it was yielded before the process died
                         last = step[0]
                         yield step
                 return
@@ -93,7 +93,7 @@ class GuardedTables(Guarded):
                     start = Position(at.file + 1, 0, last)
 
     def mapped(self, number: int, row: Row) -> Row:
-        """A row under our names."""
+        """A row under hfprep's names."""
         try:
             return row if isinstance(row, RejectedSample) else self.fields.apply(number, row)
         except RejectedSample as error:
@@ -101,16 +101,16 @@ class GuardedTables(Guarded):
 
     def _rejection(self, at: Position, problem: str) -> RejectedSample:
         what = f"row group {at.part} of {self.paths[at.file]}" if at.rows else str(self.paths[at.file])
-        message = f"{what} is damaged: the process that read it {problem}; what is left of it is not read"
+        message = f"{what} is damaged: the process that reads it {problem}; the rest of it is skipped"
         return RejectedSample(Reason.INVALID_FIELD, message)
 
 
 class Died(Exception):
-    """The other process ended before its work did; the text says how."""
+    """The other process ended before its work was done; the message says how."""
 
 
 def run(work: Guarded, start: Position) -> Iterator[Step]:
-    """The steps of some work, from another process. Raises Died, and what the work raised on purpose."""
+    """The steps of some work, done in another process. Raises Died, and the errors that the work reports."""
     receiving, sending = os.pipe()
     with open(receiving, "rb") as answers:
         try:
@@ -139,7 +139,7 @@ def run(work: Guarded, start: Position) -> Iterator[Step]:
 
 
 def _step(message: dict[str, Any]) -> Step:
-    """What a line of the reading process says. Raises what it raised."""
+    """Parse a line from the other process; raises an error that it reports."""
     if "at" in message:
         return Position(**message["at"])
     if "config_error" in message:
@@ -157,11 +157,11 @@ def _how(status: int) -> str:
         return f"ended with status {status}"
     with contextlib.suppress(ValueError):
         return f"crashed ({signal.Signals(-status).name})"
-    return f"was ended by signal {-status}"
+    return f"was killed by signal {-status}"
 
 
 def serve() -> None:
-    """Do the work that comes by stdin, and write one JSON object a step to the descriptor that is the argument."""
+    """Do the work read from stdin, and write one JSON object per step to the descriptor given as argument."""
     with contextlib.suppress(ValueError, OSError):
         _, most = resource.getrlimit(resource.RLIMIT_DATA)
         limit = MAX_MEMORY_BYTES if most == resource.RLIM_INFINITY else min(most, MAX_MEMORY_BYTES)

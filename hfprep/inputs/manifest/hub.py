@@ -1,7 +1,7 @@
-"""A data set of the Hub as rows: fetched, converted to Arrow files and cached by `datasets`, and then there offline.
+"""Reads rows of a data set on the Hub: `datasets` downloads it, converts it to Arrow files and caches it.
 
-`datasets` reads what strangers put there as a whole, so it runs in a separate process; the rows are then read from its
-Arrow files one by one.
+`datasets` processes untrusted files as a whole, so it runs in a separate process; the rows are then read from its Arrow
+files one by one.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from hfprep.inputs.manifest.guarded import Died, Guarded, Position, Step, run
 from hfprep.inputs.manifest.splits import chosen_split
 
 FILES = "files"  # of the one step
-DAMAGED = "`hf download {} --repo-type dataset --local-dir DIR` fetches its files; Parquet is then read row by row"
+DAMAGED = "download its files with `hf download {} --repo-type dataset --local-dir DIR`: Parquet is read row by row"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class _Fetched(Guarded):
             data = datasets.load_dataset(self.repository, self.config, split=split)
         except ConfigError:
             raise
-        except Exception as error:  # whatever the network, the Hub or its files may raise
+        except Exception as error:  # any error of the network, the Hub or its files
             message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             if isinstance(error, datasets.exceptions.DatasetGenerationError):
                 cause = str(error.__cause__ or "it is damaged").strip().splitlines()[0]
@@ -49,21 +49,21 @@ class _Fetched(Guarded):
                     f"{self.where} cannot be converted: {cause}; {DAMAGED.format(self.repository)}"
                 ) from error
             raise ConfigError(
-                f"{self.where} cannot be loaded: {message}. If you meant a file, correct its path. To fetch the data "
-                f"set while online: python -c \"import datasets; datasets.load_dataset('{self.repository}')\""
+                f"{self.where} cannot be loaded: {message}. If you meant a file, correct its path. To download the "
+                f"data set while online: python -c \"import datasets; datasets.load_dataset('{self.repository}')\""
             ) from error
         yield 1, {FILES: [file["filename"] for file in data.cache_files]}
 
 
 def open_hub(repository: str, config: str | None, split: str | None, fields: FieldMap) -> ArrowFiles:
-    """The rows of a data set of the Hub, fetched unless it is cached. Raises ConfigError."""
-    where = f"--manifest {repository!r} (no such file; a data set of the Hub)"
+    """The rows of a data set on the Hub, downloaded unless it is cached. Raises ConfigError."""
+    where = f"--manifest {repository!r} (no such file; taken as a data set on the Hub)"
     try:
         for step in run(_Fetched(where, repository, config, split), Position()):
             if isinstance(step, tuple) and isinstance(step[1], dict):
                 return ArrowFiles(where, tuple(step[1][FILES]), fields)
     except Died as error:
         raise ConfigError(
-            f"{where} cannot be converted: the process that did {error}; {DAMAGED.format(repository)}"
+            f"{where} cannot be converted: the process that converts it {error}; {DAMAGED.format(repository)}"
         ) from error
     raise ConfigError(f"{where} cannot be loaded: it has no files")

@@ -1,7 +1,7 @@
-"""Formats of one row a line: JSONL, CSV, TSV, and the metadata.csv of an LJSpeech folder.
+"""Formats with one row per line: JSONL, CSV, TSV, and the metadata.csv of an LJSpeech folder.
 
-Numbers are those of the file's lines, from 1; a CSV row of several lines goes by its first. A row that cannot be read
-comes as the RejectedSample that says why; the rows after it are read.
+Rows are numbered by the file's lines, from 1; a CSV row of several lines has the number of its first. An unreadable row
+is returned as a RejectedSample that says why, and the rows after it are read.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ from hfprep.inputs.manifest.rows import (
 
 DELIMITERS = ",;\t|"
 MAX_LINES_PER_ROW = 200
-TOO_LONG = b"\xff\n"  # stands for a line that is too long to be kept, and like it is no text
+TOO_LONG = b"\xff\n"  # replaces a line that is too long; not valid UTF-8, so the row is rejected
 LJSPEECH_DELIMITER = "|"
 
 
 def delimiter_of(header: str) -> str:
-    """What stands between the fields of a header: whichever it has most of."""
+    """The delimiter of a header: the candidate that occurs most often."""
     return max(DELIMITERS, key=header.count)
 
 
@@ -40,7 +40,7 @@ def _numbered(path: Path) -> Iterator[tuple[int, bytes | RejectedSample]]:
 
 
 def _decoded(raw: bytes | RejectedSample) -> str:
-    """The text of a line without its end. Raises RejectedSample."""
+    """The text of a line without its line break. Raises RejectedSample."""
     if isinstance(raw, RejectedSample):
         raise raw
     raw = raw.rstrip(b"\r\n")
@@ -54,7 +54,7 @@ def _decoded(raw: bytes | RejectedSample) -> str:
 
 @dataclass(frozen=True, slots=True)
 class JsonLines:
-    """One JSON object a line."""
+    """One JSON object per line."""
 
     path: Path
     fields: FieldMap
@@ -74,9 +74,9 @@ class JsonLines:
 
 @dataclass(frozen=True, slots=True)
 class Delimited:
-    """CSV with a header, quoted as spreadsheets do (a field may hold line ends), or TSV, where each line is a row.
+    """CSV with a header, quoted as spreadsheets do (fields may contain line breaks), or TSV, where each line is a row.
 
-    Columns without a name are left out. With `clips` a row without a column of audio is that of {clips}/{id}.wav.
+    Columns without a name are left out. With `clips`, the audio of a table without an audio column is {clips}/{id}.wav.
     """
 
     path: Path
@@ -85,7 +85,7 @@ class Delimited:
     clips: str | None = None
 
     def lines(self) -> Iterator[tuple[int, RawRow]]:
-        """Number and row of each row after the header. Raises ConfigError where the header does not do."""
+        """Number and content of each row after the header. Raises ConfigError if the header is invalid."""
         header: _Header | None = None
         for number, values in self._tab_rows() if self.tabs else self._comma_rows():
             if header is None:
@@ -106,9 +106,9 @@ class Delimited:
         if doubled:
             raise ConfigError(f"{where}: line {number} names a column twice: {', '.join(map(repr, doubled))}")
         audio = self.fields.source("audio")
-        made_up = self.clips is not None and audio not in columns and self.fields.source("id") in columns
-        self.fields.check([*columns, *([audio] if made_up else [])], where)
-        clips = (audio, self.fields.source("id"), self.clips or "") if made_up else None
+        derived = self.clips is not None and audio not in columns and self.fields.source("id") in columns
+        self.fields.check([*columns, *([audio] if derived else [])], where)
+        clips = (audio, self.fields.source("id"), self.clips or "") if derived else None
         return _Header(tuple(columns), tuple(map(self.fields.source, NUMBERS)), clips)
 
     def _tab_rows(self) -> Iterator[tuple[int, "list[str] | RejectedSample"]]:
@@ -128,7 +128,7 @@ class Delimited:
                     values = next(csv.reader(lines, delimiter=delimiter, strict=True))
                 except (csv.Error, StopIteration) as error:
                     lines.retry_after_first()
-                    message = f"the row is not CSV: {error}; double a quote that belongs to the text"
+                    message = f"the row is not CSV: {error}; write quotes inside a field twice"
                     yield number, RejectedSample(Reason.INVALID_FIELD, message)
                     continue
                 if values:
@@ -137,15 +137,15 @@ class Delimited:
 
 @dataclass
 class _Lines:
-    """Decoded lines, with those of the present row kept until it is known to be whole."""
+    """Decoded lines; those of the current row are kept until it is complete."""
 
     stream: BinaryIO
-    number: int = 0  # of the last line given out
+    number: int = 0  # of the last line returned
     taken: list[str] = field(default_factory=list)
     waiting: deque[str] = field(default_factory=deque)
 
     def start_row(self) -> int | None:
-        """Begin a row at the next line that is not blank: its number, None at the end."""
+        """Start a row at the next line that is not blank; returns its number, None at the end."""
         self.taken.clear()
         while (line := self._next()) is not None:
             if line.strip():
@@ -155,11 +155,11 @@ class _Lines:
         return None
 
     def first(self) -> str:
-        """The line that begins the row."""
+        """The first line of the row."""
         return self.waiting[0]
 
     def retry_after_first(self) -> None:
-        """Give all lines of the row out again but the first."""
+        """Push back all lines of the row except the first."""
         again = self.taken[1:]
         self.waiting.extendleft(reversed(again))
         self.number -= len(again)
@@ -203,7 +203,7 @@ def _encodable(values: list[str]) -> "list[str] | RejectedSample":
 
 
 def _unquoted(value: str) -> str:
-    """A field that is quoted as a whole, with the quotes in it doubled, without them; any other as it is."""
+    """A field without its surrounding quotes, and with doubled quotes inside reduced to one; any other unchanged."""
     if len(value) < 2 or not value.startswith('"') or not value.endswith('"'):
         return value
     inner = value[1:-1]
@@ -212,9 +212,9 @@ def _unquoted(value: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """The columns of a table, which of them are numbers, and how audio is named that has no column (field, id, folder).
+    """The columns of a table, which of them are numbers, and how to derive missing audio paths (field, id, folder).
 
-    A name that is there twice and is not one of ours stands for the first of its columns.
+    Of several columns with the same name, the first is used.
     """
 
     columns: tuple[str, ...]
@@ -222,12 +222,12 @@ class _Header:
     clips: tuple[str, str, str] | None
 
     def row(self, values: "list[str] | RejectedSample") -> dict[str, Any]:
-        """The row that goes through the checks of a JSON object. Raises RejectedSample."""
+        """The row as a JSON object would have it, not yet checked. Raises RejectedSample."""
         if isinstance(values, RejectedSample):
             raise values
         given, named = len(values), len(self.columns)
         beyond, short = values[named:], self.columns[given:]
-        if any(value.strip() for value in beyond) or any(short):  # those without a name may be left out
+        if any(value.strip() for value in beyond) or any(short):  # unnamed columns may be missing
             raise RejectedSample(Reason.INVALID_FIELD, f"the row has {given} fields, the header has {named}")
         row: dict[str, Any] = {}
         for name, value in zip(self.columns, values, strict=False):
@@ -235,7 +235,7 @@ class _Header:
                 row.setdefault(name, value)
         for name in self.numbers:
             if name in row:
-                with contextlib.suppress(ValueError):  # then the row is rejected with its value
+                with contextlib.suppress(ValueError):  # the row is rejected later, with the value
                     row[name] = float(row[name]) if row[name].strip() else None
         if self.clips is not None and row.get(self.clips[1]):
             audio, sample_id, folder = self.clips
@@ -247,8 +247,8 @@ class _Header:
 class LJSpeech:
     """metadata.csv of lines `id|text|normalized text`, with the clips in wavs/<id>.wav.
 
-    `text` is the normalized one, which spells out what was spoken; the other one is in `raw_text`. A line of two
-    fields has but one text.
+    `text` is the normalized one, with numbers and abbreviations spelled out; the other one is in `raw_text`. A line
+    with two fields has only one text.
     """
 
     path: Path

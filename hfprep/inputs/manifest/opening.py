@@ -1,4 +1,4 @@
-"""`--manifest` -> the reader of its format, told by what is there: a file's suffix, or what lies in a folder."""
+"""Opens `--manifest` with the reader of its format, detected by a file's suffix or the contents of a folder."""
 
 import glob
 import hashlib
@@ -44,34 +44,34 @@ BINARY_FILES = {
     b"ARROW1": "an Arrow file (give the folder of a saved data set, or Parquet)",
     b"PAR1": "a Parquet file (name it .parquet)",
     b"PK\x03\x04": "a zip file (or a spreadsheet: save it as CSV)",
-    b"\x1f\x8b": "packed by gzip (unpack it)",
-    b"SQLite format 3": "a data base",
-    b"\x93NUMPY": "an array of numpy",
+    b"\x1f\x8b": "compressed with gzip (decompress it)",
+    b"SQLite format 3": "a database",
+    b"\x93NUMPY": "a numpy array",
 }
 KALDI = "wav.scp"
 LIST_SUFFIXES = (".jsonl", ".csv", ".tsv")
-DATA = "data"  # where a repository of the Hub keeps its Parquet files
+DATA = "data"  # the folder of Parquet files in a repository of the Hub
 SPLIT_FILE = re.compile(r"(?P<split>[A-Za-z0-9_.]+?)(?:-\d+-of-\d+)?(?:-[0-9a-f]{16})?\.(?:parquet|pq)", re.IGNORECASE)
 LFS_POINTER = b"version https://git-lfs"
-LOOKED_AT = 10_000  # names in a folder that is none of the known kinds
+MAX_NAMES = 10_000  # names that are read to describe a folder of no known format
 HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:/(?P<config>[^/:]+))?(?::(?P<split>[\w.-]+))?")
-MOST_FILES = 1_000_000  # that braces may name
+MAX_FILES = 1_000_000  # that braces may expand to
 SHOWN_NAMES = 5
 KNOWN = (
-    "a JSONL, CSV, TSV, Parquet or tar file; a folder of LJSpeech (metadata.csv), of a saved data set, of *.parquet, "
-    "of *.tar, or of audio files with texts beside them; a pattern such as 'shards/*.tar' or "
-    "'shards/{0000..0099}.tar'; or a data set of the Hub: USER/NAME[/CONFIG][:SPLIT]"
+    "a JSONL, CSV, TSV, Parquet or tar file; an LJSpeech folder (metadata.csv), a saved data set, or a folder of "
+    "*.parquet, *.tar, or audio files with texts beside them; a pattern such as 'shards/*.tar' or "
+    "'shards/{0000..0099}.tar'; or a data set on the Hub: USER/NAME[/CONFIG][:SPLIT]"
 )
 
 
 class Source(Protocol):
-    """The rows of a manifest, of whichever format."""
+    """The rows of a manifest of any format."""
 
     def lines(self) -> Iterator[tuple[int, RawRow]]: ...
 
 
 def open_source(manifest: Path, fields: FieldMap) -> Source:
-    """Find out what `manifest` is and open it; rows come under our names. Raises ConfigError."""
+    """Detect the format of `manifest` and open it; rows have hfprep's field names. Raises ConfigError."""
     text = str(manifest)
     url = url_of(manifest)
     if url is not None:
@@ -99,7 +99,7 @@ def open_source(manifest: Path, fields: FieldMap) -> Source:
 
 
 def rows_sha256(manifest: Path, fields: FieldMap) -> str:
-    """What tells one manifest from another: of a JSONL, CSV or TSV file its content, else the hash of all rows."""
+    """SHA-256 of a manifest: of the content of a JSONL, CSV or TSV file, otherwise of all rows."""
     digest = hashlib.sha256()
     lines = manifest.is_file() or url_of(manifest) is not None
     if lines and manifest.suffix.lower() not in (".tar", *PARQUET_SUFFIXES):
@@ -144,7 +144,7 @@ def _open_file(path: Path, fields: FieldMap) -> Source:
 
 
 def _refuse_other_files(path: Path) -> None:
-    """Raise ConfigError for what is no text, such as an audio file: else every line of it would be a rejection."""
+    """Raise ConfigError for a file that is not text, such as audio: otherwise every line of it would be rejected."""
     with open_manifest(path) as stream:
         begin = stream.read(16)
     what = next((name for magic, name in BINARY_FILES.items() if begin.startswith(magic)), None)
@@ -155,7 +155,7 @@ def _refuse_other_files(path: Path) -> None:
 
 
 def _open_csv(path: Path, fields: FieldMap) -> Source:
-    """LJSpeech's metadata.csv has no header; any other table has one, also in a folder with wavs/ in it."""
+    """Open LJSpeech's metadata.csv, which has no header, or any other table, which has one, even beside wavs/."""
     with open_manifest(path) as stream:
         first = stream.readline(MAX_LINE_BYTES).removeprefix(UTF8_MARK).decode("utf-8", "replace").strip()
     beside_clips = path.name == METADATA and LJSPEECH_DELIMITER in first and (path.parent / CLIPS).is_dir()
@@ -171,7 +171,7 @@ def _open_csv(path: Path, fields: FieldMap) -> Source:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name that can be none
+    except (OSError, ValueError):  # not a valid file name
         return False
 
 
@@ -212,8 +212,8 @@ def _of_split(folder: Path, paths: tuple[Path, ...], split: str | None) -> tuple
 
 
 def _what_is_in(folder: Path) -> str | None:
-    """Why a folder is not read, and what to give in its place; None where it is one of clips with their texts."""
-    names = sorted(path.name for path in itertools.islice(folder.iterdir(), LOOKED_AT))
+    """Why a folder cannot be read, and what to give instead; None if it has audio files with texts."""
+    names = sorted(path.name for path in itertools.islice(folder.iterdir(), MAX_NAMES))
     if KALDI in names:
         return f"is a Kaldi folder: make a JSONL file from its {KALDI} and text (docs/inputs.md shows how)"
     lists = [name for name in names if name.endswith(LIST_SUFFIXES)]
@@ -224,7 +224,7 @@ def _what_is_in(folder: Path) -> str | None:
     inner = [name for name in names if any((folder / name).glob("*.parquet"))]
     if inner:
         shown = ", ".join(str(folder / name) for name in inner[:SHOWN_NAMES])
-        return f"holds folders of Parquet files; name one of them: {shown}"
+        return f"contains folders of Parquet files; name one of them: {shown}"
     return f"is a folder without anything that can be read; it must be {KNOWN}"
 
 
@@ -244,13 +244,13 @@ def _open_files(manifest: Path, paths: tuple[Path, ...], fields: FieldMap) -> So
 
 
 def _base(manifest: Path) -> Path:
-    """What the names of files start from in references to what is inside them: the manifest's own folder."""
+    """The folder that references to clips inside files are relative to: the manifest's."""
     folder = folder_of(manifest)
     return manifest.parent if url_of(folder) is not None else Path(folder)
 
 
 def _refuse_pointers(where: str, paths: Sequence[Path]) -> None:
-    """Raise ConfigError for files that a clone has not fetched: a few lines of text that stand for them."""
+    """Raise ConfigError for Git LFS pointers: small text files in place of files that were not downloaded."""
     for path in paths:
         if url_of(path) is None and os.path.getsize(path) < len(LFS_POINTER) * 20:
             with open(path, "rb") as stream:
@@ -259,7 +259,7 @@ def _refuse_pointers(where: str, paths: Sequence[Path]) -> None:
 
 
 def _matching(pattern: str) -> list[Path]:
-    """Files that match a pattern, in any of its components; all that braces name must be there."""
+    """Files that match a pattern, in any of its components; all names that braces expand to must exist."""
     plain = folder_of(Path(pattern))
     rest = os.path.relpath(os.path.abspath(pattern), plain)
     start = plain if os.path.isabs(pattern) else os.path.relpath(plain)
@@ -280,11 +280,11 @@ def _matching(pattern: str) -> list[Path]:
 
 
 def _expanded(text: str, pattern: str) -> list[str]:
-    """The names that a text with ranges in braces stands for."""
+    """Expand ranges in braces to all names."""
     names = [text]
     while (braces := BRACES.search(names[0])) is not None:
         first, last = int(braces[1]), int(braces[2])
-        if not 0 <= (last - first + 1) * len(names) <= MOST_FILES:
+        if not 0 <= (last - first + 1) * len(names) <= MAX_FILES:
             raise ConfigError(f"--manifest {pattern!r}: {braces[0]} names too many files, or runs backwards")
         names = [
             BRACES.sub(f"{number:0{len(braces[1])}d}", name, count=1)

@@ -1,7 +1,7 @@
-"""Parquet files as rows; clips inside them are named by file, column and row, and not read here.
+"""Reads rows of Parquet files; clips inside them are referenced by file, column and row, and not read here.
 
-Rows are numbered from 1 through all files in the order of their names. `steps` is run in a process that may die of a
-file (see `guarded`).
+Rows are numbered from 1 through all files in the order of their names. `steps` runs in a separate process, which a
+damaged file may crash (see `guarded`).
 """
 
 import os
@@ -16,17 +16,17 @@ import pyarrow.parquet as pq
 from hfprep.errors import ConfigError, Reason, RejectedSample, StoreError
 from hfprep.inputs.manifest.columns import BYTES, PATH, UNREADABLE, Columns, cell_values, clip_name
 from hfprep.inputs.manifest.field_map import FieldMap
-from hfprep.inputs.manifest.guarded import MOST_ROWS, GuardedTables, Position, Row, Step
+from hfprep.inputs.manifest.guarded import MAX_ROWS, GuardedTables, Position, Row, Step
 from hfprep.io.object_storage import open_stream, url_of
 from hfprep.io.references import ParquetCell
 
 ROWS_AT_A_TIME = 1024
-CLIPS_AT_A_TIME = 16  # that are read to see whether they are there
+CLIPS_AT_A_TIME = 16  # read to check whether there are clips
 
 
 @dataclass(frozen=True)
 class ParquetFiles(GuardedTables):
-    """The rows of some Parquet files; names of clips start from `folder`."""
+    """The rows of Parquet files; references to clips are relative to `folder`."""
 
     where: str
     paths: tuple[Path, ...]
@@ -34,9 +34,9 @@ class ParquetFiles(GuardedTables):
     folder: Path
 
     def steps(self, start: Position) -> Iterator[Step]:
-        """Rows from a position on, and each position before what is there is read.
+        """Rows from a position on, and the position before each part is read.
 
-        Raises ConfigError where the columns of the first file do not do, or the only one cannot be read.
+        Raises ConfigError if the first file lacks needed columns, or the only file cannot be read.
         """
         number = start.number
         for index in range(start.file, len(self.paths)):
@@ -51,12 +51,12 @@ class ParquetFiles(GuardedTables):
                 if index == 0:
                     raise
                 number += 1
-                yield number, RejectedSample(Reason.INVALID_FIELD, f"no row of this file is read: {error}")
+                yield number, RejectedSample(Reason.INVALID_FIELD, f"this file is skipped: {error}")
             except (OSError, *UNREADABLE) as error:
                 if len(self.paths) == 1:
                     raise ConfigError(f"{self.where}: {path} cannot be read as Parquet: {error}") from error
                 number += 1
-                message = f"{path} cannot be read as Parquet: {error}; no row of it is read"
+                message = f"{path} cannot be read as Parquet: {error}; it is skipped"
                 yield number, RejectedSample(Reason.INVALID_FIELD, message)
 
     def _of_file(self, index: int, path: Path, start: Position) -> Iterator[Step]:
@@ -73,13 +73,13 @@ class ParquetFiles(GuardedTables):
                 number, first = number + num_rows, first + num_rows
 
     def shown(self, path: Path) -> str:
-        """The name of a file in references to what is inside it."""
+        """The name of a file in references to its clips."""
         return path.name if url_of(path) else os.path.relpath(path, self.folder)
 
 
 @dataclass(frozen=True)
 class _Group:
-    """One row group: the unit that is tried with all columns, then with ours alone, and then given up."""
+    """One row group, which is read with all columns, then with only those that hfprep needs, and then skipped."""
 
     source: ParquetFiles
     path: Path
@@ -89,7 +89,7 @@ class _Group:
     first: int  # row of the file
 
     def steps(self, at: Position) -> Iterator[Step]:
-        """The rows of the group, or one rejection from where it cannot be read."""
+        """The rows of the group, or one rejection from the row where reading fails."""
         done = 0
         for narrow in (False, True):
             if at.narrow and not narrow:
@@ -97,7 +97,7 @@ class _Group:
             yield Position(at.file, at.part, at.number, at.rows, narrow)
             try:
                 for offset, row in self._rows(narrow):
-                    if offset >= done:  # the others were given out before the columns that are not ours failed
+                    if offset >= done:  # earlier rows were yielded before another column failed
                         done = offset + 1
                         yield at.number + done, self.source.mapped(at.number + done, row)
                 return
@@ -107,12 +107,12 @@ class _Group:
                 problem = str(error).strip() or type(error).__name__
         message = (
             f"{self.path}: row group {self.group} cannot be read: {problem.splitlines()[0]}; its rows from row "
-            f"{self.first + done} of the file on (counted from 0) are left out"
+            f"{self.first + done} of the file on (counted from 0) are skipped"
         )
         yield at.number + done + 1, RejectedSample(Reason.INVALID_FIELD, message)
 
     def _rows(self, narrow: bool) -> Iterator[tuple[int, Row]]:
-        """Rows of the group with their offsets in it."""
+        """Rows of the group with their offsets in it; with `narrow` only the columns that hfprep needs."""
         columns, file = self.columns, self.file
         kind = file.schema_arrow.field(columns.audio).type
         name_column = _path_column(kind, columns)
@@ -127,7 +127,7 @@ class _Group:
             offset += len(batch)
 
     def _clips(self, batch: Any, there: list[bool], first: int) -> list[Any]:
-        """For each row the name of the clip inside the file, or the path where it holds no clip."""
+        """For each row the reference to its clip in the file, or its path if it has no clip."""
         audio = self.columns.audio
         paths: list[Any] = [None] * len(batch)
         if audio in batch.schema.names:
@@ -140,10 +140,10 @@ class _Group:
         ]
 
     def _presence(self, kind: Any) -> Iterator[bool]:
-        """For each row whether it holds a clip; where the file does not say, the clips are read for that."""
+        """Whether each row has a clip; if the file's statistics do not say, the clips are read to find out."""
         audio, num_rows = self.columns.audio, _num_rows(self.file, self.group)
         if not (pa.types.is_struct(kind) and kind.get_field_index(PATH) >= 0):
-            return iter(())  # there is nothing in place of a clip
+            return iter(())  # there are no paths to use instead
         nulls = _null_count(self.file.metadata.row_group(self.group), f"{audio}.{BYTES}")
         if nulls == num_rows:
             return iter(lambda: False, True)
@@ -154,7 +154,7 @@ class _Group:
 
 
 def _paths(column: Any, count: int) -> list[Any]:
-    """The paths in an audio column; a clip of the same row needs none that can be read."""
+    """The paths in an audio column; a row with a clip does not need a readable one."""
     if pa.types.is_struct(column.type):
         if column.type.get_field_index(PATH) < 0:
             return [None] * count
@@ -163,12 +163,12 @@ def _paths(column: Any, count: int) -> list[Any]:
 
 
 def _num_rows(file: Any, group: int) -> int:
-    """Rows of a row group, as the file says."""
-    return min(max(0, int(file.metadata.row_group(group).num_rows)), MOST_ROWS)
+    """Number of rows in a row group, according to the file."""
+    return min(max(0, int(file.metadata.row_group(group).num_rows)), MAX_ROWS)
 
 
 def _path_column(kind: Any, columns: Columns) -> str | None:
-    """The part of the audio column that is worth reading here: paths, never the clips."""
+    """The part of the audio column that contains paths, not clips; None if there is none."""
     if not columns.in_bytes:
         return columns.audio
     if pa.types.is_struct(kind) and kind.get_field_index(PATH) >= 0:
@@ -177,7 +177,7 @@ def _path_column(kind: Any, columns: Columns) -> str | None:
 
 
 def _null_count(group: Any, leaf: str) -> int | None:
-    """How many values of a column of a row group are missing, where the file says so."""
+    """Number of missing values in a column of a row group, None if the file does not say."""
     for index in range(group.num_columns):
         column = group.column(index)
         if column.path_in_schema == leaf and column.statistics is not None and column.statistics.has_null_count:

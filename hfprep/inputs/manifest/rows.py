@@ -1,7 +1,7 @@
-"""Manifest lines -> rows or rejections.
+"""Manifest lines to rows or rejections.
 
-Takes a JSONL file (UTF-8, BOM tolerated) and gives, line by line, an `Utterance` or a `Rejection`. A bad line
-never stops the reading. Looks audio files up but never opens them; knows nothing of what was done before.
+Takes a JSONL file (UTF-8, with or without BOM) and yields an `Utterance` or a `Rejection` per line. A bad line never
+stops the reading. Looks up audio files but never opens them; knows nothing about earlier runs.
 """
 
 import glob
@@ -23,9 +23,9 @@ from hfprep.schema import Rejection, Utterance
 MAX_NAME_BYTES = 255  # one path component, on every common Linux file system
 MAX_ID_FOLDERS = 64
 MAX_LINE_BYTES = 1 << 24
-FOLDERS_REMEMBERED = 1024
+MAX_CACHED_FOLDERS = 1024
 MAX_ID_BYTES = 3000  # leaves room for the output directory within PATH_MAX (4096)
-MAX_SECONDS = 1e8  # three years: no recording is longer, and no sum of these is infinite
+MAX_SECONDS = 1e8  # three years: longer than any recording, and sums stay finite
 KNOWN_FIELDS = frozenset({"id", "text", "audio", "speaker", "language", "duration"})
 _NPY_SUFFIX_BYTES = len(".npy")
 UTF8_MARK = b"\xef\xbb\xbf"
@@ -33,7 +33,7 @@ _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
-RawRow = bytes | dict[str, Any] | RejectedSample  # a line, a row that was read already, or why it could not be read
+RawRow = bytes | dict[str, Any] | RejectedSample  # a line, a parsed row, or why it could not be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class ManifestReader:
     language: str | None = None
 
     def lines(self) -> Iterator[tuple[int, bytes | RejectedSample]]:
-        """Number (from 1) and bytes of each line that is not blank. Raises ConfigError where there is no such file."""
+        """Number (from 1) and bytes of each line that is not blank. Raises ConfigError if there is no such file."""
         with open_manifest(self.path) as stream:
             number = 0
             while raw := stream.readline(MAX_LINE_BYTES):
@@ -66,13 +66,13 @@ class ManifestReader:
 
 
 def skip_line(stream: BinaryIO) -> None:
-    """Read on to the end of a line without keeping it."""
+    """Skip the rest of a line."""
     while (rest := stream.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
         pass
 
 
 def open_manifest(path: Path) -> BinaryIO:
-    """Open a manifest for reading bytes; ConfigError where there is none, or where it is UTF-16."""
+    """Open a manifest for reading bytes; raises ConfigError if it does not exist or is UTF-16."""
     url = url_of(path)
     name = url or str(path)
     try:
@@ -81,15 +81,15 @@ def open_manifest(path: Path) -> BinaryIO:
         raise ConfigError(f"--manifest {name!r} cannot be read: {error.strerror or error}") from error
     if stream.read(2) in _UTF16_MARKS:
         stream.close()
-        raise ConfigError(f"--manifest {name!r} is UTF-16; make it UTF-8: iconv -f UTF-16 -t UTF-8 IN > OUT")
+        raise ConfigError(f"--manifest {name!r} is UTF-16; convert it to UTF-8: iconv -f UTF-16 -t UTF-8 IN > OUT")
     stream.seek(0)
     return stream
 
 
 def folder_of(manifest: Path) -> str:
-    """The folder that a manifest lies in, absolute; a manifest that is a folder (or FOLDER:SPLIT) is it itself.
+    """The folder of a manifest, absolute; for a manifest that is a folder (or FOLDER:SPLIT), that folder.
 
-    Of a pattern it is the folder that all of its files lie below.
+    For a pattern it is the common parent of its files.
     """
     url = url_of(manifest)
     if url is not None:
@@ -106,17 +106,17 @@ def folder_of(manifest: Path) -> str:
 
 
 def is_pattern(path: str) -> bool:
-    """Whether a path holds wildcards or a range in braces."""
+    """Whether a path contains wildcards or a range in braces."""
     return glob.has_magic(path) or BRACES.search(path) is not None
 
 
 class AudioFinder:
     """Finds audio files: absolute, or relative to the working directory, the manifest's folder, or its parent.
 
-    A clip inside another file (see `references`) is looked for beside the manifest first: such names are the input's
-    own, and the file of the same name in the working directory may be another's. A URL is what it is, and beside a
-    manifest in object storage there is one place to look. Files are looked for in `audio_root` alone where one is
-    given, which may be a URL.
+    A clip inside another file (see `references`) is looked up beside the manifest first: such references come from the
+    input, and a file of the same name in the working directory may be unrelated. URLs stay as they are. For a manifest
+    in object storage, paths are relative to its folder. With `audio_root`, which may be a URL, files are only looked up
+    there.
     """
 
     def __init__(self, manifest: Path, audio_root: Path | str | None = None) -> None:
@@ -131,7 +131,7 @@ class AudioFinder:
         self._folders: dict[tuple[str, tuple[str, ...]], tuple[str, ...]] = {}
 
     def find(self, audio: str) -> str:
-        """The first candidate that exists; the candidate beside the manifest where none does."""
+        """The first candidate that exists; if none does, the one beside the manifest."""
         reference = parse_reference(audio)
         if reference is not None:
             return moved(reference, self._place(reference.file, self._remote, self.container_roots, 0))
@@ -143,7 +143,7 @@ class AudioFinder:
         if remote is not None:
             return joined(remote, path)
         found = self._with_folder(os.path.dirname(path), roots)
-        if found == (roots[otherwise],):  # it is there or nowhere: whoever looks at the file will see
+        if found == (roots[otherwise],):  # the only candidate: whether it exists is checked when it is opened
             return os.path.join(roots[otherwise], path)
         for root in found:
             candidate = os.path.join(root, path)
@@ -152,10 +152,10 @@ class AudioFinder:
         return os.path.join(roots[otherwise], path)
 
     def _with_folder(self, folder: str, roots: tuple[str, ...]) -> tuple[str, ...]:
-        """Of these roots those that have such a folder: asked once a folder, not once a file."""
+        """The roots that contain such a folder: looked up once per folder, not per file."""
         found = self._folders.get((folder, roots))
         if found is None:
-            if len(self._folders) >= FOLDERS_REMEMBERED:
+            if len(self._folders) >= MAX_CACHED_FOLDERS:
                 self._folders.clear()
             found = tuple(root for root in roots if os.path.isdir(os.path.join(root, folder)))
             self._folders[folder, roots] = found
@@ -163,21 +163,21 @@ class AudioFinder:
 
 
 class NoLookup(AudioFinder):
-    """Stands in for an AudioFinder where the audio is another part's business: looks at no disk."""
+    """An AudioFinder for rows whose audio another part of the build reads: does not access the disk."""
 
     def find(self, audio: str) -> str:
-        """The value itself."""
+        """The value unchanged."""
         return audio
 
 
 def duplicate_id(row: Utterance) -> Rejection:
-    """The rejection of a row whose id an earlier line has."""
+    """The rejection of a row whose id is on an earlier line."""
     message = f"duplicate id {row.id!r}: an earlier line has it; ids must be unique"
     return Rejection(row.line, row.id, Reason.DUPLICATE_ID, message)
 
 
 def parse_line(number: int, raw: RawRow, finder: AudioFinder, language: str | None) -> Utterance | Rejection:
-    """One manifest line (or row) as an `Utterance`, or the `Rejection` that says what is wrong with it."""
+    """Parse a manifest line (or row) to an `Utterance`, or a `Rejection` that says what is wrong with it."""
     sample_id: str | None = None
     try:
         row = parse_object(raw)
@@ -209,13 +209,13 @@ def parse_line(number: int, raw: RawRow, finder: AudioFinder, language: str | No
 
 
 def _dump_extra(extra: dict[str, Any]) -> str:
-    """The fields as JSON; half a surrogate pair, which has no bytes, stays an escape."""
+    """The fields as JSON; lone surrogates, which cannot be encoded, stay escaped."""
     text = json.dumps(extra, ensure_ascii=False)
     return text if _is_encodable(text) else json.dumps(extra)
 
 
 def parse_object(raw: RawRow) -> dict[str, Any]:
-    """The object that a line holds. Raises RejectedSample."""
+    """The JSON object of a line. Raises RejectedSample."""
     if isinstance(raw, RejectedSample):
         raise raw
     if isinstance(raw, dict):
@@ -256,7 +256,7 @@ def _is_encodable(text: str) -> bool:
 def _encodable(name: str, value: str) -> str:
     if not _is_encodable(value):
         reason = Reason.INVALID_ID if name == "id" else Reason.INVALID_FIELD
-        raise RejectedSample(reason, f"{name} holds half of a surrogate pair; save the text as UTF-8")
+        raise RejectedSample(reason, f"{name} contains half of a surrogate pair; save the text as UTF-8")
     return value
 
 
@@ -292,7 +292,7 @@ def _read_language(row: dict[str, Any]) -> str | None:
 def _read_duration(row: dict[str, Any]) -> float | None:
     seconds = _read_seconds(row, "duration")
     if seconds == 0 and row.get("offset") is not None:
-        raise RejectedSample(Reason.INVALID_FIELD, "duration is 0; a segment (offset) has a length above 0")
+        raise RejectedSample(Reason.INVALID_FIELD, "duration is 0; a segment (with offset) must be longer than 0 s")
     return seconds
 
 
@@ -322,15 +322,15 @@ def _read_id(row: dict[str, Any]) -> str:
 def check_id(sample_id: str) -> None:
     """Raise RejectedSample(INVALID_ID) unless a file of that name stays inside the output directory.
 
-    "a/b" makes a subfolder. Refused: empty or dot components, absolute paths, control characters, names too long
-    for a file system, and folders named like an artifact ("a.npy/b"), which would stand where the file of "a" goes.
+    "a/b" makes a subfolder. Rejected: empty or dot components, absolute paths, control characters, names too long for a
+    file system, and folders named like an artifact ("a.npy/b"), which would collide with the file of "a".
     """
     parts = sample_id.split("/")
     problem = None
     if not sample_id or any(part in ("", ".", "..") for part in parts):
         problem = "it is empty, absolute, or has an empty, '.' or '..' component"
     elif _CONTROL_CHARACTER.search(sample_id):
-        problem = "it holds a control character"
+        problem = "it contains a control character"
     elif len(parts) > MAX_ID_FOLDERS:
         problem = f"it has more than {MAX_ID_FOLDERS} components"
     elif any(part.endswith(".npy") for part in parts[:-1]):
@@ -338,6 +338,6 @@ def check_id(sample_id: str) -> None:
     elif len(sample_id.encode()) > MAX_ID_BYTES or any(
         len(part.encode()) + _NPY_SUFFIX_BYTES > MAX_NAME_BYTES for part in parts
     ):
-        problem = f"a file name of it is longer than {MAX_NAME_BYTES - _NPY_SUFFIX_BYTES} bytes"
+        problem = f"it has a component longer than {MAX_NAME_BYTES - _NPY_SUFFIX_BYTES} bytes, or is too long"
     if problem:
-        raise RejectedSample(Reason.INVALID_ID, f"id {sample_id[:80]!r} cannot name a file: {problem}; rename it")
+        raise RejectedSample(Reason.INVALID_ID, f"id {sample_id[:80]!r} cannot be a file name: {problem}; rename it")

@@ -1,4 +1,4 @@
-"""Which split of a data set is read where none, or one by name, was asked for."""
+"""Which split of a data set is read."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ DEFAULT_SPLIT = "train"
 
 
 def chosen_split(splits: Sequence[str], wanted: str | None, where: str) -> str:
-    """The wanted split; without one the only one, else `train`. Raises ConfigError that names what there is."""
+    """The wanted split; if None, the only one or `train`. Raises a ConfigError that lists the splits."""
     if wanted is not None:
         if wanted not in splits:
             raise ConfigError(f"{where} has no split {wanted!r}; it has: {', '.join(splits)}")

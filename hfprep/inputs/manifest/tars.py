@@ -1,8 +1,8 @@
-"""WebDataset tars as rows: members of one key are a sample, its audio a range of the tar's bytes.
+"""Reads rows of WebDataset tars: members with the same key are a sample, its audio is a byte range of the tar.
 
-A name is split as WebDataset splits it: at the first dot of its last component. Samples are numbered from 1 through
-all shards. The fields come from the .json, `text` from the .txt where the json has none, `id` from the key. Only
-headers and small members are read here.
+Names are split as in WebDataset: at the first dot of the last component. Samples are numbered from 1 through all
+shards. Fields come from the .json, `text` from the .txt if the json has none, `id` from the key. Only headers and small
+members are read here.
 """
 
 import itertools
@@ -22,16 +22,16 @@ AUDIO_SUFFIXES = ("flac", "wav", "ogg", "opus", "mp3", "m4a", "aac", "webm")
 TEXT_SUFFIXES = ("txt", "text")
 FIELDS_SUFFIXES = ("json",)
 MAX_SIDE_FILE_BYTES = 1 << 24
-MOST_MEMBERS = 1000  # of one sample; a tar of a million files of one key must not be gathered in memory
-MAX_HEADER_BYTES = 1 << 20  # of a name or a pax header; a header can claim any number of bytes
+MAX_MEMBERS = 1000  # of one sample, as they are held in memory
+MAX_HEADER_BYTES = 1 << 20  # of a name or a pax header, which can claim any number of bytes
 SHOWN_NAMES = 4
-# What tarfile raises at a bad header: its own errors, and whatever the parsing of an absurd number or name may raise.
+# What tarfile raises for a bad header: its own errors, and errors from parsing invalid numbers and names.
 DAMAGED = (tarfile.TarError, ValueError, ArithmeticError, LookupError, TypeError, MemoryError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One file in a tar: key and suffix of its name, and its bytes (None: it has none that could be read in place)."""
+    """One file in a tar: key and suffix of its name, and its byte range (None: it cannot be read in place)."""
 
     key: str
     suffix: str
@@ -44,18 +44,18 @@ class Member:
 
     @property
     def kind(self) -> str:
-        """What the file is, by the last part of its suffix: "wav" of "0.wav"."""
+        """The type of the file, the last part of its suffix: "wav" for "0.wav"."""
         return self.suffix.rpartition(".")[2].lower()
 
     @property
     def within(self) -> str:
-        """What tells apart files of one kind in a sample: "0" of "0.wav", nothing of "wav"."""
+        """What distinguishes files of one type in a sample: "0" for "0.wav", "" for "wav"."""
         return self.suffix.rpartition(".")[0]
 
 
 @dataclass(frozen=True)
 class Tars:
-    """The samples of some tars; names of clips start from `folder`."""
+    """The samples of tars; references to clips are relative to `folder`."""
 
     where: str
     paths: tuple[Path, ...]
@@ -63,13 +63,13 @@ class Tars:
     folder: Path
 
     def lines(self) -> Iterator[tuple[int, RawRow]]:
-        """Number and row of each sample; one that says so comes in place of all from where a tar is damaged."""
+        """Number and row of each sample; a damaged tar yields one rejection for the rest of it."""
         number = 0
         for path in self.paths:
             members, key = _members(path, os.path.relpath(path, self.folder)), ""
             try:
                 for key, group in itertools.groupby(members, key=lambda member: member.key):
-                    sample = list(itertools.islice(group, MOST_MEMBERS + 1))
+                    sample = list(itertools.islice(group, MAX_MEMBERS + 1))
                     number += 1
                     yield number, self._row(number, path, key, sample)
             except OSError as error:
@@ -77,13 +77,13 @@ class Tars:
             except DAMAGED as error:
                 number += 1
                 what = str(error) or type(error).__name__
-                message = f"{path}: {what}, at or after sample {key!r}; that one and the rest of the tar are not read"
+                message = f"{path}: {what}, at or after sample {key!r}; it and the rest of the tar are skipped"
                 yield number, RejectedSample(Reason.AUDIO_UNREADABLE, message)
 
     def _row(self, number: int, path: Path, key: str, members: Sequence[Member]) -> RawRow:
         try:
-            if len(members) > MOST_MEMBERS:
-                message = f"{path}: more than {MOST_MEMBERS} files belong to the sample {key!r}"
+            if len(members) > MAX_MEMBERS:
+                message = f"{path}: the sample {key!r} has more than {MAX_MEMBERS} files"
                 raise RejectedSample(Reason.INVALID_FIELD, message)
             _check_names(members)
             row: dict[str, Any] = {"id": key}
@@ -107,13 +107,13 @@ def _check_names(members: Sequence[Member]) -> None:
     if len(set(names)) == len(names):
         return
     doubled = next(name for name in names if names.count(name) > 1)
-    raise RejectedSample(Reason.INVALID_FIELD, f"the tar holds {doubled!r} twice for one sample; keep one of them")
+    raise RejectedSample(Reason.INVALID_FIELD, f"the tar contains {doubled!r} twice for one sample; keep one of them")
 
 
 def _one_of(members: Sequence[Member], suffixes: tuple[str, ...], within: str | None) -> Member | None:
-    """The one file of these kinds: of an exact suffix, else of the same middle part as the audio (None: of any).
+    """The file with one of these suffixes, or else one whose suffix has the part `within` as well (None: any part).
 
-    Raises RejectedSample that names the candidates where there are several.
+    Raises a RejectedSample that names the candidates if there are several.
     """
     candidates = [member for member in members if member.kind in suffixes]
     exact = [member for member in candidates if not member.within]
@@ -121,8 +121,8 @@ def _one_of(members: Sequence[Member], suffixes: tuple[str, ...], within: str | 
     if len(found) > 1:
         names = ", ".join(repr(member.name) for member in found[:SHOWN_NAMES])
         message = (
-            f"one sample (names are split at the first dot) has several files for one purpose: {names}; "
-            "give each sample a name without dots of its own"
+            f"a sample has several files of the same type: {names}; names are split at the first dot, "
+            "so use a separate name without dots for each sample"
         )
         raise RejectedSample(Reason.INVALID_FIELD, message)
     return found[0] if found else None
@@ -136,7 +136,7 @@ def _place(member: Member) -> ByteRange:
 
 
 def _members(path: Path, shown: str) -> Iterator[Member]:
-    """Files of a tar in order. Raises tarfile.ReadError where it is damaged, also where tarfile stops in silence."""
+    """Files of a tar in order. Raises tarfile.ReadError if it is damaged, even where tarfile would silently stop."""
     linked: dict[str, tarfile.TarInfo] | None = None
     for item in _headers(path):
         folder, slash, name = item.name.removeprefix("./").rpartition("/")
@@ -153,7 +153,7 @@ def _members(path: Path, shown: str) -> Iterator[Member]:
 
 
 class _BoundedFile:
-    """A tar as tarfile reads it: headers alone, so that a read of many bytes is a header that claims them."""
+    """A tar from which tarfile reads only headers; rejects reads that are too large for one."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -166,22 +166,22 @@ class _BoundedFile:
 
 
 def _headers(path: Path) -> Iterator[tarfile.TarInfo]:
-    """The headers of a tar, each behind the one before. Raises one of `DAMAGED` where that cannot go on."""
+    """The headers of a tar, in ascending order. Raises one of `DAMAGED` if the tar is damaged."""
     before = -1
     with open(path, "rb") as file, tarfile.open(fileobj=cast(BinaryIO, _BoundedFile(file)), mode="r:") as archive:
         for item in archive:
             if item.offset_data <= before or archive.offset < item.offset_data or item.size < 0:
-                raise tarfile.ReadError(f"the header of {item.name[:80]!r} gives it an impossible size")
+                raise tarfile.ReadError(f"the header of {item.name[:80]!r} has an impossible size")
             before = item.offset_data
             yield item
-            setattr(archive, "members", [])  # noqa: B010 - tarfile keeps every header; its stubs do not know the list
+            setattr(archive, "members", [])  # noqa: B010 - else tarfile keeps every header; its stubs lack the list
         file.seek(archive.offset)
         if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
             raise tarfile.ReadError(f"damaged at byte {archive.offset}")
 
 
 def _linked_files(path: Path) -> dict[str, tarfile.TarInfo]:
-    """The files that hard links of a tar stand for, by their names; read only where there is such a link."""
+    """The targets of a tar's hard links, by name; only read if there are links."""
     wanted = {item.linkname for item in _headers(path) if item.islnk()}
     found: dict[str, tarfile.TarInfo] = {}
     for item in _headers(path):

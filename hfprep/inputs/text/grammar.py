@@ -1,12 +1,12 @@
-"""Numbers, dates, money and the like as words, by the compiled grammars of WeTextProcessing, run by kaldifst.
+"""Verbalizes numbers, dates, money and so on with the compiled grammars of WeTextProcessing, run by kaldifst.
 
-Gives one class a language: text in, spoken form out, the same as `tn.english.normalizer.Normalizer()` and
+Provides one class per language: text in, spoken form out, the same as `tn.english.normalizer.Normalizer()` and
 `tn.chinese.normalizer.Normalizer(remove_interjections=False, remove_erhua=False)` of WeTextProcessing 1.0.4.1. Takes
-the folder of that package's .fst files (its Python, and so pynini, is never imported). Does not know languages' codes,
-punctuation tables or tokens.
+the folder of that package's .fst files; its Python code, and so pynini, is never imported. Knows nothing about language
+codes, punctuation tables or token ids.
 
-A grammar is two transducers. The tagger cuts a text into `name { key: "value" ... }` tokens, whose keys are then put
-into the order in which they are spoken; the verbalizer writes the tokens out.
+A grammar is two transducers. The tagger splits a text into tokens, `name { key: "value" ... }`, whose keys are put into
+spoken order; the verbalizer turns the tokens into words.
 """
 
 import importlib.metadata
@@ -24,7 +24,7 @@ PACKAGE, VERSION = "WeTextProcessing", "1.0.4.1"
 
 
 class GrammarFailed(Exception):
-    """The grammar has no reading of a text; the message says which step gave none."""
+    """The grammar cannot parse a text; the message says which step failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Token:
     fields: tuple[tuple[str, str], ...]
 
     def write(self, spoken_order: tuple[str, ...] | None) -> str:
-        """Return the token for the verbalizer, its fields in the spoken order where there is one."""
+        """Return the token for the verbalizer, with its fields in spoken order if there is one."""
         values = dict(self.fields)
         keys = [key for key, _ in self.fields]
         if spoken_order is not None and values.get("preserve_order") != "true":
@@ -49,12 +49,12 @@ _TOKEN_PATTERN = re.compile(rf" *([A-Za-z_]+) \{{((?:{_FIELD})*) *\}}", re.DOTAL
 
 
 def parse_tokens(tagged: str) -> Iterator[Token]:
-    """Yield the tokens of a tagger's output; raises GrammarFailed where it is not a row of tokens."""
+    """Yield the tokens of a tagger's output; raises GrammarFailed if it is not a sequence of tokens."""
     position, end = 0, len(tagged.rstrip(" "))
     while position < end:
         match = _TOKEN_PATTERN.match(tagged, position)
         if match is None:
-            raise GrammarFailed(f"the tagger wrote no token at {position}: {tagged[position : position + 60]!r}")
+            raise GrammarFailed(f"the tagger's output has no token at {position}: {tagged[position : position + 60]!r}")
         yield Token(match[1], tuple(_FIELD_PATTERN.findall(match[2])))
         position = match.end()
 
@@ -82,7 +82,7 @@ class _Transducer:
 
 
 class _Grammar:
-    """Tag, reorder, verbalize: what the languages share."""
+    """Tag, reorder, verbalize: common to all languages."""
 
     prefix: ClassVar[str]
     spoken_orders: ClassVar[dict[str, tuple[str, ...]]]
@@ -95,22 +95,22 @@ class _Grammar:
         self._tagger, self._verbalizer = map(_Transducer, self.files)
 
     def normalize(self, text: str) -> str:
-        """Return the spoken form of a text; raises GrammarFailed where there is none."""
+        """Return the spoken form of a text; raises GrammarFailed if the grammar cannot parse it."""
         return self.verbalize(self.tag(text)) if text else ""
 
     def tag(self, text: str) -> list[Token]:
-        """Return the tokens of a text; raises GrammarFailed where the tagger accepts no reading of it."""
+        """Return the tokens of a text; raises GrammarFailed if the tagger cannot parse it."""
         tokens = list(parse_tokens(self._tagger(text)))
         if text.strip() and not tokens:
-            raise GrammarFailed("the tagger has no reading of it")
+            raise GrammarFailed("the tagger cannot parse it")
         return tokens
 
     def verbalize(self, tokens: list[Token]) -> str:
-        """Return tokens as they are spoken; raises GrammarFailed where the verbalizer has no reading of them."""
+        """Return the spoken form of tokens; raises GrammarFailed if the verbalizer rejects them."""
         written = " ".join(token.write(self.spoken_orders.get(token.name)) for token in tokens)
         spoken = self._verbalizer(written) if written else ""
         if written and not spoken:
-            raise GrammarFailed(f"the verbalizer has no reading of {written[:200]!r}")
+            raise GrammarFailed(f"the verbalizer rejects {written[:200]!r}")
         return spoken
 
 
@@ -127,10 +127,10 @@ class EnglishGrammar(_Grammar):
 class ChineseGrammar(_Grammar):
     """The Chinese grammar with interjections and erhua kept.
 
-    The package ships it with both removed, and would build the other from source (minutes of CPU, gigabytes). But the
-    taggers are the same file, byte for byte, and the verbalizers differ on three tokens alone: `char` 呃, `char` 啊
-    and `whitelist { erhua: "儿" }`, which the shipped one deletes. Since it writes each token out by itself, those
-    three are written here and the rest is left to it.
+    The package ships it with both removed, and builds the other variant from source (minutes of CPU, gigabytes). But
+    the taggers are identical files, and the verbalizers differ only in three tokens that the shipped one deletes:
+    `char` 呃, `char` 啊 and `whitelist { erhua: "儿" }`. As tokens are verbalized independently, these three are
+    written here and the shipped verbalizer does the rest.
     """
 
     prefix = "zh_tn"
@@ -148,7 +148,7 @@ class ChineseGrammar(_Grammar):
     }
 
     def verbalize(self, tokens: list[Token]) -> str:
-        """Return tokens as they are spoken, the three kept ones as they stand."""
+        """Return the spoken form of tokens, with the three kept ones unchanged."""
         spoken, run = [], list[Token]()
         for token in tokens:
             if token in self._kept:
@@ -159,12 +159,12 @@ class ChineseGrammar(_Grammar):
         return "".join([*spoken, super().verbalize(run)])
 
 
-# Alone: its Python, and so pynini (413 MB), is never imported.
+# Without dependencies: pynini (413 MB) is not needed.
 _INSTALL = f"pip install --no-deps {PACKAGE}=={VERSION}"
 
 
 def grammar_folder() -> Path:
-    """Return the folder of the installed package's .fst files; raises ConfigError where it is not there as locked."""
+    """Return the folder of the package's .fst files; raises ConfigError if it is missing or the wrong version."""
     try:
         found = importlib.metadata.version(PACKAGE)
     except importlib.metadata.PackageNotFoundError as error:

@@ -1,7 +1,7 @@
-"""Pieces of a Chinese text that its grammar must not read: pinyin with a tone digit, and hyphenated foreign names.
+"""Protects parts of a Chinese text from the grammar: pinyin with a tone digit, and hyphenated foreign names.
 
-Gives the pieces' places, stand-ins for them, and their final spelling. Takes plain strings and, for `around`, the
-function that normalises what lies between the pieces. Does not know the grammar itself.
+They are replaced by placeholders, and get their final spelling afterwards. Takes plain strings and, for `around`, the
+function that normalises the rest. Knows nothing about the grammar itself.
 """
 
 import re
@@ -14,41 +14,41 @@ _FINALS = "|".join(
         "[aeiuv]n|[ae]i|u[aio]|ao|ou|i[aeu]|[uvü]e|[aeiouüv]",
     )
 )
-# The look-behind sees capitals too, since the whole pattern ignores case: neither beta1 nor BETA1 is pinyin.
+# The look-behind includes capitals, since the pattern ignores case: neither beta1 nor BETA1 is pinyin.
 TONED_PINYIN = re.compile(rf"(?<![a-z])(?:(?:[zcs]h|[bpmfdtnlgkhjqxzcsryw])?(?:{_FINALS})|ng|er)[1-5]", re.IGNORECASE)
-# The look-behind changes no match; without it a long text without names would take quadratic time.
+# The look-behind does not change matches; without it, a long text without names takes quadratic time.
 _NAME = re.compile("(?<![\u4e00-\u9fff])[\u4e00-\u9fff]+(?:[-·—][\u4e00-\u9fff]+){1,2}")
 _AFTER_JQX = re.compile(r"([jqx])[uü](n|e|an)?(?=[1-5])", re.IGNORECASE)
 
 
 def spell_pinyin(syllable: str) -> str:
-    """Return a toned syllable as the tokenizer was trained on it: after j, q and x, u is v and letters are capitals."""
+    """Return a toned syllable as the tokenizer was trained: after j, q and x, u becomes v, and all letters capitals."""
     if syllable[0] not in "jqxJQX":
         return syllable
     return _AFTER_JQX.sub(r"\1v\2", syllable).upper()
 
 
 def around(text: str, normalize: Callable[[str], str]) -> str:
-    """Normalise a text with its pinyin and names held back, and put them back.
+    """Normalise a text except for its pinyin and names.
 
-    The grammar reads the text once, with a stand-in at each place, as the published front end has it. Where the
-    grammar swallowed a stand-in ("<n_a>=3" reads as "greater or equal"), the parts between are normalised each alone.
+    The grammar reads the text once, with placeholders, as in the published front end. If it consumed a placeholder
+    ("<n_a>=3" is read as "greater or equal"), the parts between are normalised one by one.
     """
     pieces = list(_pieces(text))
     if not pieces:
         return normalize(text)
-    stand_ins = _stand_ins(text, pieces)
-    result = normalize("".join(stand_ins.get(piece, piece[1]) for piece in pieces))
-    if all(result.count(stand_in) == pieces.count(piece) for piece, stand_in in stand_ins.items()):
-        for piece, stand_in in stand_ins.items():
-            result = result.replace(stand_in, _spelled(piece))
+    placeholders = _placeholders(text, pieces)
+    result = normalize("".join(placeholders.get(piece, piece[1]) for piece in pieces))
+    if all(result.count(placeholder) == pieces.count(piece) for piece, placeholder in placeholders.items()):
+        for piece, placeholder in placeholders.items():
+            result = result.replace(placeholder, _spelled(piece))
         return result
     return "".join(
         _spelled(piece) if piece[0] else (normalize(piece[1]) if piece[1].strip() else piece[1]) for piece in pieces
     )
 
 
-# A piece is its kind ("pinyin", "n" for a name, "" for text between) and its characters.
+# A piece is its kind ("pinyin", "n" for a name, "" for other text) and its characters.
 _Piece = tuple[str, str]
 
 
@@ -57,7 +57,7 @@ def _spelled(piece: _Piece) -> str:
 
 
 def _pieces(text: str) -> Iterator[_Piece]:
-    """Cut a text into held pieces and what lies between; pinyin is found first."""
+    """Split a text into protected pieces and other text; pinyin takes precedence over names."""
     for kind, part in _cut("pinyin", TONED_PINYIN, text):
         if kind:
             yield kind, part
@@ -76,8 +76,8 @@ def _cut(kind: str, pattern: re.Pattern[str], text: str) -> Iterator[_Piece]:
         yield "", text[end:]
 
 
-def _stand_ins(text: str, pieces: list[_Piece]) -> dict[_Piece, str]:
-    """One stand-in for each different held piece, none of which occurs in the text by itself."""
+def _placeholders(text: str, pieces: list[_Piece]) -> dict[_Piece, str]:
+    """A placeholder for each distinct protected piece; none of them occurs in the text."""
     result: dict[_Piece, str] = {}
     for kind in ("pinyin", "n"):
         free = (name for name in _names(kind) if name not in text)
@@ -88,7 +88,7 @@ def _stand_ins(text: str, pieces: list[_Piece]) -> dict[_Piece, str]:
 
 
 def _names(kind: str) -> Iterator[str]:
-    """<n_a>, <n_b>, ... <n_z>, <n_aa>, <n_ab>, ...: letters only, for a digit would be read aloud."""
+    """<n_a>, <n_b>, ... <n_z>, <n_aa>, <n_ab>, ...: only letters, as the grammar would read digits aloud."""
     for number in count():
         letters = ""
         while number >= 0:

@@ -1,7 +1,7 @@
-"""Which normalisation rules a text gets: from a language code, or from the text's own script.
+"""Which normalisation rules apply to a text: by a language code, or by the text's script.
 
-Gives a hint as it is to be kept, its canonical code, and a guess for texts that come without one. Takes plain strings.
-Does not know what the rules of any language are, nor where hints come from.
+Validates language hints, maps them to canonical codes, and detects the language of texts without one. Takes plain
+strings. Knows nothing about the rules of a language, or where hints come from.
 """
 
 import difflib
@@ -25,8 +25,8 @@ _ALIASES = {
 
 # Ethiopic: the basic block (punctuation included), its supplement, extended and extended-A.
 _ETHIOPIC = re.compile("[\u1200-\u139f\u2d80-\u2ddf\uab00-\uab2f]")
-# Kana in all widths, then the marks that only Japanese writes: wave dash, double prime quotes, middle dot and the
-# prolonged sound mark (both inside the katakana block), ideographic iteration and closing marks.
+# Kana in all widths, then marks that only Japanese uses: wave dash, double prime quotes, middle dot and prolonged
+# sound mark (both inside the katakana block), ideographic iteration and closing marks.
 _JAPANESE = re.compile("[\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f\u301c-\u301f々〆]")
 _CHINESE_CHARACTER = re.compile("[\u4e00-\u9fff]")
 _THREE_LETTERS = re.compile("[a-z]{3}")
@@ -34,7 +34,7 @@ _LATIN_LETTER = re.compile("[A-Za-z]")
 
 
 def canonical_language(hint: str | None) -> str | None:
-    """Return the code under which the rules know a hint: "CN" -> "zh", "en-US" -> "en", "fr" -> "fr", blank -> None."""
+    """Return the code that the rules use for a hint: "CN" -> "zh", "en-US" -> "en", "fr" -> "fr", blank -> None."""
     if hint is None or not hint.strip():
         return None
     code = hint.strip().lower()
@@ -43,10 +43,10 @@ def canonical_language(hint: str | None) -> str | None:
 
 
 def read_hint(hint: str) -> str:
-    """Return a hint as it stands where its code is known, else the code of the language that it plainly names.
+    """Return a hint unchanged if its code is known, otherwise the code of the language it names.
 
-    "CN" and "en-US" stay; "english" and "eng" become "en", "Amharic" becomes "am". A code of three letters that has no
-    shorter form ("gez") stays, too. Raises ValueError, with the nearest names, for anything else.
+    "CN" and "en-US" stay; "english" and "eng" become "en", "Amharic" becomes "am". A three-letter code without a
+    shorter form ("gez") stays, too. Raises ValueError, with similar names, for anything else.
     """
     name = " ".join(hint.lower().replace("_", "-").split())
     primary = name.split("-", maxsplit=1)[0]
@@ -59,11 +59,11 @@ def read_hint(hint: str) -> str:
         return hint
     names = [*MEANINGS, *KNOWN_CODES]
     near = [f"{MEANINGS.get(found, found)} ({found})" for found in difflib.get_close_matches(name, names, n=3)]
-    raise ValueError(f"the nearest are {', '.join(near)}" if near else "such as en, zh, ja or am")
+    raise ValueError(f"did you mean {' or '.join(near)}?" if near else "such as en, zh, ja or am")
 
 
 def language_option(value: str | None) -> str | None:
-    """Return the hint that --language stands for, None for a blank one; ConfigError where it names no language."""
+    """Return the hint for a value of --language, None for a blank one; raises ConfigError if it is not a language."""
     if value is None or not value.strip():
         return None
     try:
@@ -75,8 +75,8 @@ def language_option(value: str | None) -> str | None:
 def detect_language(text: str) -> str:
     """Return "am", "ja", "zh" or "en" from the characters of a text.
 
-    A text without a Latin letter counts as Chinese, whose grammar also reads bare numbers; that is what the published
-    front end does (indextts/utils/front.py).
+    A text without Latin letters counts as Chinese, whose grammar also reads bare numbers, as in the published front
+    end (indextts/utils/front.py).
     """
     if _ETHIOPIC.search(text):
         return AMHARIC

@@ -1,4 +1,4 @@
-"""Language codes and names: what a hint may be, and what a plain name or a longer code stands for.
+"""Language codes and names: valid hints, and the codes of names and three-letter codes.
 
 The two-letter codes of ISO 639-1 with their three-letter codes (ISO 639-2 and 639-3) and English names.
 """
@@ -188,8 +188,8 @@ za zha zhuang
 zh zho,chi,cmn chinese,mandarin
 zu zul zulu
 """
-# Codes that the published front ends know beside those: other ones for Chinese, Japanese and Amharic (IndexTTS-2), and
-# those of IndexTTS-2.5: from Whisper, of languages of China, and for a mix of Chinese and English.
+# Further codes of the published front ends: alternatives for Chinese, Japanese and Amharic (IndexTTS-2), and codes of
+# IndexTTS-2.5 from Whisper, for languages of China, and for mixed Chinese and English.
 _OF_FRONT_ENDS = (
     "cn",
     "jp",
@@ -218,4 +218,4 @@ def _read() -> tuple[frozenset[str], dict[str, str]]:
 
 
 KNOWN_CODES, MEANINGS = _read()
-"""The codes that a hint may have, and names and longer codes with the code that each stands for."""
+"""Valid codes of hints, and the code for each name and longer code."""

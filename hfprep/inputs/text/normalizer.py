@@ -1,8 +1,8 @@
-"""Text as a speaker would read it: cleaned, numbers and symbols as words, punctuation as the tokenizer knows it.
+"""Text normalisation: cleaned text, numbers and symbols as words, punctuation that the tokenizer knows.
 
-Gives `clean`, `detect_language` and `TextNormalizer`, whose `normalize` follows the published IndexTTS-2 front end
-(indextts/utils/front.py), so that training sees the tokens that inference will. Takes plain strings and a language
-hint. Does not know tokens, manifests or audio.
+Provides `clean`, `detect_language` and `TextNormalizer`, whose `normalize` follows the published IndexTTS-2 front end
+(indextts/utils/front.py), so that training sees the same tokens as inference. Takes plain strings and a language hint.
+Knows nothing about tokens, manifests or audio.
 """
 
 import re
@@ -20,7 +20,7 @@ from hfprep.inputs.text.spoken import TEXT_CACHE, Grammars, join_contractions, r
 
 __all__ = ["NORMALIZER_VERSION", "TextNormalizer", "clean", "detect_language"]
 
-# Raised whenever the rules of this room give another token for any text.
+# Incremented whenever the rules in this folder change the tokens of any text.
 NORMALIZER_VERSION = "1"
 
 _SPEAKER_LABEL = re.compile(r"^\s*(?:speaker|spk)\s*\d+\s*[:：]\s*", re.IGNORECASE)
@@ -29,7 +29,7 @@ _WHITE_SPACE = re.compile(r"\s+")
 
 
 def clean(text: str) -> str:
-    """Return a text without outer white space, wide or unbreakable spaces, and a leading label such as "speaker 3:"."""
+    """Return a text without surrounding white space and a leading label such as "speaker 3:", and with plain spaces."""
     text = text.strip().replace("\u3000", " ").replace("\xa0", " ")
     return _SPEAKER_LABEL.sub("", text).strip()
 
@@ -37,11 +37,11 @@ def clean(text: str) -> str:
 class TextNormalizer:
     """Normalises cleaned texts by language; loads a grammar when a text first needs it.
 
-    Safe to call from several threads, and picklable (a copy loads its own grammars).
+    Thread-safe, and picklable (a copy loads its own grammars).
     """
 
     def __init__(self, *, grammar_dir: Path | None = None, cache_size: int = TEXT_CACHE) -> None:
-        """Take the folder of the grammars' .fst files (None: the installed package's) and how many texts to keep."""
+        """`grammar_dir` is the folder of the .fst files (None: the installed package's), `cache_size` is in texts."""
         self._grammars = Grammars(grammar_dir, cache_size=cache_size)
         self._common_marks = punctuation.PunctuationMap(punctuation.COMMON)
         self._chinese_marks = punctuation.PunctuationMap(punctuation.CHINESE)
@@ -56,10 +56,10 @@ class TextNormalizer:
         return _rebuild, (self.grammar_dir, self._grammars.cache_size)
 
     def normalize(self, text: str, language_hint: str | None = None) -> str:
-        """Return the normalised form of a cleaned text; "" only where nothing but white space and labels is in it.
+        """Return the normalised form of a cleaned text; "" only if it has nothing but white space and labels.
 
-        Raises RejectedSample, text_failed where the text is no valid Unicode or the grammar has no reading of it,
-        text_too_long where it is far too long for the grammar; ConfigError where a grammar is not installed.
+        Raises RejectedSample (text_failed if the text is not valid Unicode or the grammar cannot parse it,
+        text_too_long if it is far too long for the grammar), and ConfigError if a grammar is not installed.
         """
         refuse_half_characters(text)
         if not text.strip():
@@ -74,7 +74,7 @@ class TextNormalizer:
         return self._common_marks(_tidy(text, "NFKC")).strip()
 
     def fingerprint(self) -> str:
-        """Return what the normalised texts depend on besides the text: the rules' version, the grammars and Unicode."""
+        """Return what normalised texts depend on besides the text: versions of the rules, the grammars and Unicode."""
         grammars = self._grammars.fingerprint()
         return f"rules {NORMALIZER_VERSION}, {grammars}, Unicode {unicodedata.unidata_version}"
 
@@ -84,7 +84,7 @@ class TextNormalizer:
         except GrammarFailed as error:
             raise RejectedSample(Reason.TEXT_FAILED, f"the {language} grammar failed: {error}") from error
         if not spoken:
-            raise RejectedSample(Reason.TEXT_FAILED, f"the {language} grammar made nothing of {text[:60]!r}")
+            raise RejectedSample(Reason.TEXT_FAILED, f"the {language} grammar returned nothing for {text[:60]!r}")
         return spoken
 
 

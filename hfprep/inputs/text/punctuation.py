@@ -1,12 +1,11 @@
-"""The punctuation marks that the tokenizer knows, and what the others become.
+"""Maps punctuation marks to those that the tokenizer knows.
 
-Gives one function over plain strings and the tables it uses. Does not know which language a text is in.
+Provides one callable over plain strings and its tables. Knows nothing about the language of a text.
 """
 
 import re
 
-# The order matters: at each place the first entry that fits wins, so that a full-width comma is a comma three times
-# over before three of them could be an ellipsis.
+# The order matters: the first entry that matches wins, so three full-width commas become three commas, not an ellipsis.
 COMMON: dict[str, str] = (
     dict.fromkeys("：；;，、:", ",")
     | {"。": ".", "！": "!", "？": "?", "\n": " "}
@@ -28,7 +27,7 @@ AMHARIC: dict[str, str] = {
 
 
 class PunctuationMap:
-    """Replaces marks by a table, longest not first but in the table's order, in one pass (nothing is mapped twice)."""
+    """Replaces marks by a table in one pass (nothing is mapped twice), trying entries in the table's order."""
 
     def __init__(self, table: dict[str, str]) -> None:
         self._table = dict(table)

@@ -1,8 +1,7 @@
-"""Which texts without a language get the Chinese or English grammar though they are hardly in that language.
+"""Finds texts without a language that get the Chinese or English grammar but are probably in another language.
 
-The published front end chooses by script (see `detect_language`): whatever has no Latin letter is Chinese to it, and
-what has one is English. So `150 рублей` becomes `幺五零 рублей`, and `3,50 Euro` becomes `three,fifty Euro`. Takes
-plain strings.
+The published front end chooses by script (see `detect_language`): text without Latin letters is Chinese, other text is
+English. So `150 рублей` becomes `幺五零 рублей`, and `3,50 Euro` becomes `three,fifty Euro`. Takes plain strings.
 """
 
 import unicodedata
@@ -12,21 +11,21 @@ from dataclasses import dataclass
 from hfprep.inputs.text.language import CHINESE, ENGLISH, detect_language
 from hfprep.inputs.text.normalizer import clean
 
-OTHER_LATIN = "Latin with letters that English lacks"
+OTHER_LATIN = "Latin with non-English letters"
 DIGITS_ALONE = "digits without letters"
 LANGUAGE_NAMES = {ENGLISH: "English", CHINESE: "Chinese"}
 
 
 @dataclass(frozen=True, slots=True)
 class DoubtfulGrammar:
-    """The language whose grammar a text gets, and the script (or lack of one) that speaks against it."""
+    """The language whose grammar a text gets, and the script (or lack of one) that makes this doubtful."""
 
     language: str
     script: str
 
 
 def doubtful_grammar(text: str) -> DoubtfulGrammar | None:
-    """What is doubtful about the grammar of a text without a language; None where its script fits, or it gets none."""
+    """Why the grammar of a text without a language is doubtful; None if its script fits or it gets no grammar."""
     text = clean(text)
     language = detect_language(text)
     if language not in (ENGLISH, CHINESE) or (language == ENGLISH and text.isascii()):

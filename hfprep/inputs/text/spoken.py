@@ -1,7 +1,7 @@
-"""English and Chinese text with its numbers and symbols as words: the grammars behind their fast paths.
+"""Verbalizes numbers and symbols in English and Chinese text: the grammars with their fast paths and caches.
 
-Gives `Grammars`, one object for both languages, and what goes before them. Takes strings. Does not know languages'
-codes or punctuation tables: those differ between model families.
+Provides `Grammars`, one object for both languages, and the steps before them. Takes strings. Knows nothing about
+language codes or punctuation tables, which differ between model families.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from hfprep.inputs.text.grammar import PACKAGE, VERSION, ChineseGrammar, English
 from hfprep.inputs.text.held import around
 from hfprep.inputs.text.plain import PlainChinese, PlainEnglish
 
-# The published front end asks for no word boundary, so "rabbit's" becomes "rabbit is": tokens at training must be the
-# tokens at inference.
+# The published front end does not require a word boundary, so "rabbit's" becomes "rabbit is". This must stay the same:
+# training needs the tokens of inference.
 _CONTRACTED_IS = re.compile(r"(what|where|who|which|how|t?here|it|s?he|that|this)'s", re.IGNORECASE)
-# How many capitalised chunks (English) and characters (Chinese) are remembered: some ten megabytes when full.
+# Capitalised chunks (English) and characters (Chinese) to cache: about 10 MB when full.
 _CHUNK_CACHE = 20_000
 TEXT_CACHE = 4096
-# The grammars take some 180 kB and a millisecond for each character. The models have 600 positions for text: what is
-# longer than this is far beyond them, and could take the memory of everything else.
+# The grammars take about 180 kB and 1 ms per character. The models have 600 positions for text: longer texts are of no
+# use to them, and could exhaust the memory.
 _LONGEST_FOR_GRAMMAR = 5000
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def join_contractions(text: str) -> str:
-    """The text with "what's", "it's" and the like as "what is", "it is"."""
+    """The text with "what's", "it's" and so on expanded to "what is", "it is"."""
     return _CONTRACTED_IS.sub(r"\1 is", text)
 
 
@@ -41,16 +41,16 @@ def refuse_half_characters(text: str) -> None:
     if surrogate:
         raise RejectedSample(
             Reason.TEXT_FAILED,
-            f"the text holds an incomplete character (U+{ord(surrogate[0]):04X} at position {surrogate.start()}): "
+            f"the text contains an incomplete character (U+{ord(surrogate[0]):04X} at position {surrogate.start()}): "
             "it was truncated or decoded wrongly; correct or remove it",
         )
 
 
 class Grammars:
-    """Both grammars, each loaded when a text first needs it. Safe to call from several threads."""
+    """Both grammars, each loaded when a text first needs it. Thread-safe."""
 
     def __init__(self, folder: Path | None = None, *, cache_size: int = TEXT_CACHE) -> None:
-        """Take the folder of the grammars' .fst files (None: the installed package's) and how many texts to keep."""
+        """`folder` is that of the .fst files (None: the installed package's), `cache_size` is in texts."""
         self.folder = folder
         self.cache_size = cache_size
         self._lock = threading.Lock()
@@ -60,8 +60,8 @@ class Grammars:
     def english(self, text: str) -> str:
         """The spoken form of an English text.
 
-        Raises GrammarFailed where the grammar has no reading of it, RejectedSample, text_too_long, where it is far too
-        long for the grammar, and ConfigError where the grammar is not installed.
+        Raises GrammarFailed if the grammar cannot parse it, RejectedSample (text_too_long) if it is far too long for
+        the grammar, and ConfigError if the grammar is not installed.
         """
         with self._lock:
             if self._english is None:
@@ -69,14 +69,14 @@ class Grammars:
         return self._english(text)
 
     def chinese(self, text: str) -> str:
-        """The spoken form of a Chinese text, pinyin and foreign names held back; raises as `english` does."""
+        """The spoken form of a Chinese text, except for pinyin and foreign names; raises as `english` does."""
         with self._lock:
             if self._chinese is None:
                 self._chinese = _chinese(ChineseGrammar(self._folder()), self.cache_size)
         return self._chinese(text)
 
     def fingerprint(self) -> str:
-        """What the spoken forms depend on besides the text and these rules."""
+        """What spoken forms depend on besides the text and these rules."""
         return f"{PACKAGE} {VERSION}" if self.folder is None else f"grammars {_sha256(self.folder)}"
 
     def _folder(self) -> Path:
@@ -92,34 +92,34 @@ def _sha256(folder: Path) -> str:
 
 
 def _english(grammar: EnglishGrammar, cache_size: int) -> Callable[[str], str]:
-    """The grammar behind its fast path and its memory."""
+    """The grammar with its fast path and its cache."""
     plain = PlainEnglish(grammar, cache_size=_CHUNK_CACHE)
-    remembered = lru_cache(cache_size)(grammar.normalize)
+    cached = lru_cache(cache_size)(grammar.normalize)
 
     def spoken(text: str) -> str:
         tokens = plain.tokens(text)
-        return remembered(_readable(text)) if tokens is None else grammar.verbalize(tokens)
+        return cached(_length_checked(text)) if tokens is None else grammar.verbalize(tokens)
 
     return spoken
 
 
 def _chinese(grammar: ChineseGrammar, cache_size: int) -> Callable[[str], str]:
-    """The grammar behind its fast path, its memory, and what it must not read."""
+    """The grammar with its fast path, its cache, and the protection of pinyin and names."""
     plain = PlainChinese(grammar, cache_size=_CHUNK_CACHE)
-    remembered = lru_cache(cache_size)(grammar.normalize)
+    cached = lru_cache(cache_size)(grammar.normalize)
 
     def spoken(text: str) -> str:
         result = plain.spoken(text)
-        return remembered(_readable(text)) if result is None else result
+        return cached(_length_checked(text)) if result is None else result
 
     return lambda text: around(text.rstrip(), spoken)
 
 
-def _readable(text: str) -> str:
+def _length_checked(text: str) -> str:
     if len(text) > _LONGEST_FOR_GRAMMAR:
         raise RejectedSample(
             Reason.TEXT_TOO_LONG,
-            f"the text has {len(text)} characters; one with numbers or symbols can have {_LONGEST_FOR_GRAMMAR}. "
+            f"the text has {len(text)} characters; with numbers or symbols it can have up to {_LONGEST_FOR_GRAMMAR}. "
             "Split the sample into sentences",
         )
     return text

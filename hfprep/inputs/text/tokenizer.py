@@ -1,7 +1,7 @@
-"""Token ids of a text, by the model set's own SentencePiece model.
+"""Token ids of a text, from the model set's SentencePiece model.
 
-Gives `TextTokenizer`: text and language hint in, int32 ids out, with every stage in between for those who check. Takes
-the path of a SentencePiece model. Does not know manifests, models or what a sequence may be long.
+Provides `TextTokenizer`: text and language hint in, int32 ids out, with the stages in between for inspection. Takes the
+path of a SentencePiece model. Knows nothing about manifests, models or length limits.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ def space_cjk(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TextStages:
-    """A text on its way to ids: as cleaned, as normalised, and as SentencePiece sees it."""
+    """The stages of a text: cleaned, normalised, and as given to SentencePiece."""
 
     cleaned: str
     normalized: str
@@ -41,7 +41,7 @@ class TextStages:
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """A text's stages, its ids (text_len,) int32, its pieces, and the pieces that the model does not know."""
+    """A text's stages, its ids (text_len,) int32, its pieces, and the pieces that are unknown to the model."""
 
     stages: TextStages
     ids: np.ndarray
@@ -52,11 +52,11 @@ class Tokenized:
 class TextTokenizer:
     """Cleans, normalises and tokenizes texts.
 
-    Safe to call from several threads, and picklable (a copy opens the model anew).
+    Thread-safe, and picklable (a copy reopens the model).
     """
 
     def __init__(self, model_path: Path, *, normalizer: TextNormalizer | None = None) -> None:
-        """Open a SentencePiece model; raises ConfigError where the file is missing or no such model."""
+        """Open a SentencePiece model; raises ConfigError if the file is missing or not such a model."""
         self.model_path = Path(model_path)
         self.normalizer = normalizer if normalizer is not None else TextNormalizer()
         self._model = _open_model(self.model_path)
@@ -66,7 +66,7 @@ class TextTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """How many pieces the model has; ids are below it."""
+        """Number of pieces in the model; ids are below it."""
         return int(self._model.get_piece_size())
 
     @cached_property
@@ -75,36 +75,36 @@ class TextTokenizer:
         return hashlib.sha256(self.model_path.read_bytes()).hexdigest()
 
     def fingerprint(self) -> str:
-        """Return what the ids depend on besides the text and its hint: the normaliser's rules and the model's bytes."""
+        """Return what the ids depend on besides the text and its hint: the normaliser's rules and the model file."""
         return f"{self.normalizer.fingerprint()}, tokenizer {self.model_sha256}"
 
     def prepare(self, text: str, language: str | None = None) -> TextStages:
         """Return a text's stages before tokenization; raises RejectedSample as `encode` does."""
         cleaned = clean(text)
         if not cleaned:
-            raise RejectedSample(Reason.EMPTY_TEXT, f"nothing is left of the text {text[:60]!r} once it is cleaned")
+            raise RejectedSample(Reason.EMPTY_TEXT, f"the text {text[:60]!r} is empty after cleaning")
         if len(cleaned) == 1 and not "\ud800" <= cleaned <= "\udfff":
-            # The published code hands a single character straight to SentencePiece.
+            # The published code passes a single character directly to SentencePiece.
             return TextStages(cleaned, cleaned, cleaned)
         normalized = self.normalizer.normalize(cleaned, language)
         tokenizer_input = space_cjk(normalized)
         if not tokenizer_input:
-            raise RejectedSample(Reason.EMPTY_TEXT, f"nothing is left of the text {text[:60]!r} once it is normalised")
+            raise RejectedSample(Reason.EMPTY_TEXT, f"the text {text[:60]!r} is empty after normalisation")
         return TextStages(cleaned, normalized, tokenizer_input)
 
     def encode(self, text: str, language: str | None = None) -> np.ndarray:
         """Return the token ids of a text, (text_len,) int32, by a language hint or, without one, by its script.
 
-        Raises RejectedSample: empty_text where nothing is left to say, text_failed where the text cannot be read.
+        Raises RejectedSample: empty_text if nothing is left to speak, text_failed if the text cannot be normalised.
         """
         return self._ids(self.prepare(text, language), text)
 
     def doubt(self, text: str, language: str | None) -> DoubtfulGrammar | None:
-        """What is doubtful about the grammar that a text without a language gets, None where nothing is."""
+        """Why the grammar of a text without a language is doubtful; None if it is not."""
         return None if language else doubtful_grammar(text)
 
     def tokenize(self, text: str, language: str | None = None) -> Tokenized:
-        """Return a text's ids with every stage on the way and the pieces that are unknown; raises as `encode` does."""
+        """Return a text's ids with all stages and the unknown pieces; raises as `encode` does."""
         stages = self.prepare(text, language)
         ids = self._ids(stages, text)
         pieces = tuple(self._model.encode(stages.tokenizer_input, out_type=str))

@@ -53,7 +53,7 @@ class PlainText:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise RejectedSample(Reason.TEXT_FAILED, f"the text holds an incomplete character ({error})") from error
+            raise RejectedSample(Reason.TEXT_FAILED, f"the text contains an incomplete character ({error})") from error
         ids = np.asarray(self._model.ids(text), np.int32)
         if not ids.size:
             raise RejectedSample(Reason.EMPTY_TEXT, f"the tokenizer has no token for the text {text[:60]!r}")

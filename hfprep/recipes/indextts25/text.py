@@ -120,7 +120,7 @@ class TextEncoder:
         if not text.strip():
             raise RejectedSample(Reason.EMPTY_TEXT, f"nothing is spoken in the text {text[:60]!r}")
         if not stages.normalized.strip():
-            raise RejectedSample(Reason.TEXT_FAILED, f"the zh grammar has no reading of {text[:60]!r}")
+            raise RejectedSample(Reason.TEXT_FAILED, f"the zh grammar cannot parse {text[:60]!r}")
         return self.tokenize_stages(stages, language)
 
     def doubt(self, text: str, language: str | None) -> None:
