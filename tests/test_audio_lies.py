@@ -175,7 +175,7 @@ def test_a_file_of_which_nobody_can_tell_whether_it_is_whole_is_refused(tmp_path
 def test_nist_files_are_held_against_their_headers(tmp_path: Path) -> None:
     content = saved("NIST")
     np.testing.assert_allclose(load_waveform_of(tmp_path, content), SOUND, atol=1e-4)
-    assert "cut off: the sound at byte 1024" in refusal_of(tmp_path, "x.sph", content[:-10])
+    assert "cut off: the audio at byte 1024" in refusal_of(tmp_path, "x.sph", content[:-10])
     assert "bytes after its audio" in refusal_of(tmp_path, "x.sph", content.replace(b"32000", b"16000"))
     refusal_of(tmp_path, "x.sph", content.replace(b"sample_count", b"sample_mount"))
 

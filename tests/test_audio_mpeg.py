@@ -101,9 +101,9 @@ def test_tags_before_between_and_behind() -> None:
 
 
 def test_what_is_no_frame() -> None:
-    assert "byte 834 is no mp3 frame" in problem(ONE * 2 + b"foreign" + ONE * 2)
-    assert "byte 834 is no mp3 frame" in problem(ONE * 2 + bytes(2_000) + ONE * 2)
-    assert "byte 834 is no mp3 frame" in problem(ONE * 2 + bytes(100_000))  # a download that was never finished
+    assert "there is no mp3 frame at byte 834" in problem(ONE * 2 + b"foreign" + ONE * 2)
+    assert "there is no mp3 frame at byte 834" in problem(ONE * 2 + bytes(2_000) + ONE * 2)
+    assert "there is no mp3 frame at byte 834" in problem(ONE * 2 + bytes(100_000))  # an unfinished download
     assert problem(ONE * 2 + ONE[:-1]) == "cut off: its last frame should have 417 bytes, but only 416 are there"
     assert "change at byte 834" in problem(ONE * 2 + frame(LOW_RATE, 104) * 3)
     assert "change at byte 834" in problem(ONE * 2 + frame(STEREO_128, 417) * 3)
@@ -158,9 +158,9 @@ def test_padding_of_layer_1_has_four_bytes() -> None:
 def test_free_format_that_is_not_whole_is_refused() -> None:
     frames = frame(FREE, 300) * 20
     assert "its last frame should have 300 bytes, but only 200 are there" in problem(frames[:-100])
-    assert "is no mp3 frame" in problem(frames[:3000] + b"foreign" * 50 + frames[3000:])
-    assert "is no mp3 frame" in problem(frames + frame(FREE, 301) * 20)
-    assert "is no mp3 frame" in problem(frames + ONE * 20)
+    assert "there is no mp3 frame" in problem(frames[:3000] + b"foreign" * 50 + frames[3000:])
+    assert "there is no mp3 frame" in problem(frames + frame(FREE, 301) * 20)
+    assert "there is no mp3 frame" in problem(frames + ONE * 20)
     assert walk(frame(FREE, 300)) is None
     assert walk(FREE + bytes(50_000)) is None
     assert walk(FREE * 3) is None

@@ -50,7 +50,7 @@ def test_damage_and_cuts() -> None:
     assert "is missing at byte" in str(look([*pages[:2], *pages[3:]]).problem)
     assert "is incomplete" in str(look([*pages[:-1], pages[-1][:-1]]).problem)
     assert "is incomplete" in str(look([*pages[:-1], pages[-1][:20]]).problem)
-    assert "no ogg page" in str(look([*pages[:2], b"foreign", *pages[2:]]).problem)
+    assert "there is no Ogg page" in str(look([*pages[:2], b"foreign", *pages[2:]]).problem)
     flipped = bytearray(pages[2])
     flipped[40] ^= 1
     assert "has a wrong checksum" in str(look([*pages[:2], bytes(flipped), *pages[3:]]).problem)

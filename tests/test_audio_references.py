@@ -112,7 +112,7 @@ def test_a_large_file_of_nothing_inside_another_is_left_at_once(tmp_path: Path) 
     for name in (str(path), f"{path}#x.wav@512+{1 << 39}"):
         with pytest.raises(RejectedSample, match="GiB"):
             identify_audio(name, by_content=True)
-    with pytest.raises(RejectedSample, match="make it a file on a local disk"):
+    with pytest.raises(RejectedSample, match="save it as a file on a local disk"):
         read_clip(f"{path}#x.wav@512+{1 << 39}")
     assert tracemalloc.get_traced_memory()[1] < 8 << 20
     tracemalloc.stop()

@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from hfprep.errors import Reason
-from hfprep.pipeline.breaker import MOST_HELD, MOST_IN_A_ROW, Breaker, SystematicFailureError, Unproven
+from hfprep.pipeline.breaker import MAX_HELD, MAX_IN_A_ROW, Breaker, SystematicFailureError, Unproven
 from hfprep.schema import Rejection
 
 
@@ -30,24 +30,22 @@ def test_a_failure_waits_for_a_success_and_is_then_a_plain_rejection() -> None:
 def test_so_many_in_a_row_end_the_run_and_are_not_rejected() -> None:
     breaker = Breaker()
     breaker.take(computed=8, rejections=[])
-    for line in range(1, MOST_IN_A_ROW):
+    for line in range(1, MAX_IN_A_ROW):
         assert breaker.take(computed=0, rejections=[failed(line)]) == []
-    with pytest.raises(
-        SystematicFailureError, match=f"{MOST_IN_A_ROW} samples failed one after the other.*hfprep doct"
-    ):
+    with pytest.raises(SystematicFailureError, match=f"{MAX_IN_A_ROW} samples failed one after another.*hfprep doct"):
         breaker.take(computed=0, rejections=[failed(9)])
 
 
 def test_a_success_between_them_begins_the_count_again() -> None:
     breaker, rejected = Breaker(), 0
     for line in range(100):
-        rejected += len(breaker.take(computed=line % MOST_IN_A_ROW == 0, rejections=[failed(line)]))
+        rejected += len(breaker.take(computed=line % MAX_IN_A_ROW == 0, rejections=[failed(line)]))
     assert rejected + len(breaker.finish()) == 100
 
 
 def test_failures_of_many_kinds_end_the_run_later() -> None:
     breaker = Breaker()
-    for line in range(1, MOST_HELD):
+    for line in range(1, MAX_HELD):
         assert breaker.take(computed=0, rejections=[failed(line, "AB"[line % 2])]) == []
     with pytest.raises(SystematicFailureError):
         breaker.take(computed=0, rejections=[failed(99, "C")])

@@ -2,12 +2,12 @@
 
 import gc
 
-from hfprep.pipeline.collector import imports_left_out
+from hfprep.pipeline.collector import imports_frozen
 
 
 def test_what_is_there_before_is_not_walked_meanwhile() -> None:
     assert not gc.get_freeze_count()
-    with imports_left_out():
+    with imports_frozen():
         assert gc.get_freeze_count() > 10_000
     assert not gc.get_freeze_count()
 
@@ -16,7 +16,7 @@ def test_what_a_program_had_left_out_itself_stays_so() -> None:
     gc.freeze()
     try:
         count = gc.get_freeze_count()  # a frozen object that dies is counted no more: other threads may let go of some
-        with imports_left_out():
+        with imports_frozen():
             assert 0 < gc.get_freeze_count() <= count
         assert 0 < gc.get_freeze_count() <= count
     finally:

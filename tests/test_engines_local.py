@@ -138,7 +138,7 @@ def test_workers_that_die_whatever_they_get_end_the_run_and_nothing_is_rejected(
     """The fault is then in the machine: it would be wrong to reject sample after sample for it."""
     taken = Taken()
     orders = Orders(poison=tuple(range(1, 41)), in_hand=True)
-    with pytest.raises(SystematicFailureError, match=r"5 samples failed one after the other.*died 3 times"):
+    with pytest.raises(SystematicFailureError, match=r"5 samples failed one after another.*died 3 times"):
         driver_of(orders, taken, tmp_path, rows=40, unit=20).run(never)
     assert not taken.rejections
 
@@ -146,7 +146,7 @@ def test_workers_that_die_whatever_they_get_end_the_run_and_nothing_is_rejected(
 def test_workers_that_die_of_no_one_sample_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver_module, "DEATHS_WITHOUT_PROGRESS", 10)
     taken = Taken()
-    with pytest.raises(HfprepError, match="keep dying before they have computed anything"):
+    with pytest.raises(HfprepError, match="keep dying before computing anything"):
         driver_of(Orders(poison=tuple(range(1, 41))), taken, tmp_path, rows=40, unit=20).run(never)
     assert not taken.rejections
 
@@ -186,7 +186,7 @@ def test_workers_stay_for_the_next_build(tmp_path: Path) -> None:
 
 
 def test_workers_that_never_start_end_the_run(tmp_path: Path) -> None:
-    with pytest.raises(HfprepError, match=r"keep dying while starting \(the last with status 7; the log has"):
+    with pytest.raises(HfprepError, match=r"keep dying while starting \(the last with status 7; their messages"):
         driver_of(Orders(exit_at_start=7), Taken(), tmp_path).run(never)
 
 
@@ -198,7 +198,7 @@ def test_a_workers_fatal_error_is_raised_here(tmp_path: Path) -> None:
 
 def test_a_device_that_fails_again_and_again_is_named(tmp_path: Path) -> None:
     error = DeviceError("the device failed: CUDA error: unspecified launch failure")
-    with pytest.raises(HfprepError, match=r"keep dying while starting .* it said: the device failed: CUDA error"):
+    with pytest.raises(HfprepError, match=r"keep dying while starting .* its error: the device failed: CUDA error"):
         driver_of(Orders(error=error, fatal=False), Taken(), tmp_path).run(never)
 
 

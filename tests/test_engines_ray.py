@@ -265,7 +265,7 @@ def test_a_sample_that_kills_its_actor_is_rejected_and_no_other(
     assert (summary.accepted, summary.rejected) == (7, {"compute_failed": 1})
     (rejected,) = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
     assert (rejected["id"], rejected["line"]) == ("synth3", 4)
-    assert "the process that computed it died 3 times" in rejected["message"]
+    assert "the process computing it died 3 times" in rejected["message"]
 
 
 @pytest.mark.slow
@@ -328,7 +328,7 @@ def test_a_node_that_does_not_see_the_audio_ends_the_run(golden_small: Path, tmp
     plan: Any = SimpleNamespace(rows=MappedRows(tmp_path / "plan"))
     crew = ray_engine.RayCrew(spec, plan, golden_small, ray_engine.RayOptions())
     worker = ray_engine._Handle(None, None, "far")
-    with pytest.raises(ConfigError, match="is here, but not on node far"):
+    with pytest.raises(ConfigError, match="exists here, but not on node far"):
         crew.check(worker, Rejection(3, "a", Reason.AUDIO_MISSING, "no such file"))
     crew.check(worker, Rejection(5, "b", Reason.AUDIO_MISSING, "no such file"))
     crew.check(worker, Rejection(3, "a", Reason.AUDIO_EMPTY, "empty"))
@@ -422,7 +422,7 @@ def test_a_cluster_that_is_not_there_is_said_so(
         manifest=demo.manifest, output_dir=tmp_path / "out", models=golden_small / "checkpoints", engine="ray",
         ray_address="127.0.0.1:1",
     )  # fmt: skip
-    with pytest.raises(hfprep.ConfigError, match=r"'127\.0\.0\.1:1', and the cluster cannot be joined or started"):
+    with pytest.raises(hfprep.ConfigError, match=r"'127\.0\.0\.1:1', but the cluster cannot be joined or started"):
         hfprep.build(config)
 
 

@@ -357,7 +357,7 @@ def test_a_fault_that_strikes_every_sample_ends_the_build_and_rejects_nothing(
     config = hfprep.BuildConfig(
         manifest=GOLDEN / "manifest.jsonl", models=GOLDEN / "checkpoints", output_dir=tmp_path / "out", batch_size=4
     )
-    with pytest.raises(hfprep.HfprepError, match=r"5 samples failed one after the other.*Cannot find ptxas.*doctor"):
+    with pytest.raises(hfprep.HfprepError, match=r"5 samples failed one after another.*Cannot find ptxas.*doctor"):
         hfprep.build(config)
     assert not (tmp_path / "out" / "rejected.jsonl").read_bytes()
     monkeypatch.undo()

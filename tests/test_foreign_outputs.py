@@ -209,7 +209,7 @@ def test_an_output_chooses_no_host(built: Path, tmp_path: Path, golden_small: Pa
     assert (config.engine, config.ray_address, config.device, config.num_processes) == ("local", None, "auto", 0)
     paths = json.dumps({"manifest": "s3://theirs/rows.jsonl", "models": str(golden_small / "checkpoints")})
     change_state(output, "UPDATE meta SET value = ? WHERE key = 'paths'", paths)
-    with pytest.raises(ConfigError, match=r"was built from s3://theirs/rows\.jsonl; to read that, name it: --manifest"):
+    with pytest.raises(ConfigError, match=r"was built from s3://theirs/rows\.jsonl; to read it, give it"):
         retokenize(output, tokenizer_of(golden_small))
     manifest = built.parent / "rows.jsonl"
     assert retokenize(output, tokenizer_of(golden_small), manifest=manifest).accepted == 4

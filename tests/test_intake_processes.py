@@ -193,7 +193,7 @@ def test_a_sample_at_which_processes_crash_is_rejected(
     else:
         assert isinstance(found, tuple)
         assert found[1].reason is Reason.AUDIO_UNREADABLE
-        assert "the process crashed (SIGABRT), twice" in found[1].message
+        assert "the process crashed twice (SIGABRT)" in found[1].message
         assert tasks[2].utterance.path in found[1].message
     assert isinstance(processes.load(tasks[3], SETTINGS), Loaded)
     assert len(started) == crashes + 1

@@ -187,5 +187,5 @@ def test_a_trainer_gets_padded_batches(world: Path, loaded: Any) -> None:
 
 def test_another_recipe_is_refused_in_its_output(world: Path, build: Build, golden_small: Path) -> None:
     build()
-    with pytest.raises(hfprep.ConfigError, match="holds samples of the recipe 'made-up'"):
+    with pytest.raises(hfprep.ConfigError, match="contains samples of the recipe 'made-up'"):
         build(models=golden_small / "checkpoints")

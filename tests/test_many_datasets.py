@@ -73,7 +73,7 @@ def test_the_same_manifest_or_output_twice_is_refused(
 def test_a_manifest_that_cannot_be_read_stops_all_before_anything_is_written(
     manifests: dict[str, Path], tmp_path: Path
 ) -> None:
-    for name, content, message in (("none.jsonl", None, "cannot be read"), ("e.jsonl", "", "holds no rows")):
+    for name, content, message in (("none.jsonl", None, "cannot be read"), ("e.jsonl", "", "has no rows")):
         if content is not None:
             (tmp_path / name).write_text(content)
         configs = hfprep.config_of_each([*specs(manifests), f"zh={tmp_path / name}"], tmp_path / "out")
@@ -158,9 +158,9 @@ def test_an_output_in_use_keeps_only_its_own_data_set_back(
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["--dataset", "ja=a.jsonl", "--manifest", "b.jsonl"], 1, "--manifest does not go with --dataset"),
-        (["--dataset", "ja=a.jsonl", "--output-dir", "out"], 1, "--output-dir does not go with --dataset"),
-        (["--dataset", "ja=a.jsonl", "--language", "ja"], 1, "--language does not go with --dataset"),
+        (["--dataset", "ja=a.jsonl", "--manifest", "b.jsonl"], 1, "--manifest cannot be used with --dataset"),
+        (["--dataset", "ja=a.jsonl", "--output-dir", "out"], 1, "--output-dir cannot be used with --dataset"),
+        (["--dataset", "ja=a.jsonl", "--language", "ja"], 1, "--language cannot be used with --dataset"),
         (["--manifest", "a.jsonl"], 2, "--output-dir"),
         (["--output-dir", "out"], 2, "--manifest"),
         (["--manifest", "a.jsonl", "--output-dir", "o", "--output-root", "r"], 2, "it goes with --dataset"),

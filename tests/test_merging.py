@@ -261,7 +261,7 @@ def test_a_part_given_twice_is_named(parts: list[Path], tmp_path: Path) -> None:
 
 def test_an_unfinished_part_is_refused(parts: list[Path], tmp_path: Path) -> None:
     (parts[1] / ".hfprep" / "part.json").unlink()
-    with pytest.raises(ConfigError, match="out1' holds no finished part"):
+    with pytest.raises(ConfigError, match="out1' contains no finished part"):
         merge(parts, tmp_path / "out")
     with pytest.raises(ConfigError, match="is not the output directory of a build with --shard"):
         merge([tmp_path / "nowhere"], tmp_path / "out")
@@ -291,7 +291,7 @@ def test_an_artifact_that_a_part_lacks_stops_the_merge(parts: list[Path], whole:
     victim = next(path for path in sorted((parts[0] / "condition").rglob("*.npy")))
     complete = victim.read_bytes()
     victim.write_bytes(complete[:100])
-    with pytest.raises(StoreError, match="its artifacts are not whole"):
+    with pytest.raises(StoreError, match="its artifacts are missing or incomplete"):
         merge(parts, tmp_path / "out")
     victim.write_bytes(complete)
     merge(parts, tmp_path / "out")

@@ -503,7 +503,7 @@ def test_npy_files_of_the_first_version_are_said(build: Build, server: S3Server,
 
 def test_a_work_dir_belongs_to_one_output(build: Build, server: S3Server, output: str) -> None:
     build(max_samples=1)
-    with pytest.raises(StoreError, match="give another --work-dir"):
+    with pytest.raises(StoreError, match="use another --work-dir"):
         build(output_dir=server.url(f"{output}-2"))
 
 

@@ -55,7 +55,7 @@ def test_worker_folders_are_adopted(
         summary = build(config(golden_small, manifest, out, skip_existing=True))
     assert (summary.adopted, summary.tally.done, summary.accepted) == (4, 0, 4)
     assert {path.relative_to(out): path.read_bytes() for path in out.rglob("*.npy")} == before
-    assert "moved 16 files from worker folders" in caplog.text
+    assert "moved 16 files out of worker folders" in caplog.text
     assert not list(out.glob("worker_*/codes"))
 
 
@@ -79,13 +79,13 @@ def test_adopted_codes_are_taken_to_be_of_a_chain_that_is_said(
     older(out)
     with caplog.at_level(logging.INFO):
         assert build(config(golden_small, manifest, out, skip_existing=True)).adopted == 4
-    assert "are taken to be made with --audio-sr 16000, straight" in caplog.text
+    assert "were made with --audio-sr 16000 (resampled directly)" in caplog.text
     assert "give --audio-sr 24000" in caplog.text
     caplog.clear()
     older(out)
     with caplog.at_level(logging.INFO):
         build(config(golden_small, manifest, out, skip_existing=True, audio_sr=16000))
-    assert "are taken to be made with --audio-sr 16000\n" in caplog.text
+    assert "were made with --audio-sr 16000\n" in caplog.text
     assert "give --audio-sr 24000" not in caplog.text
 
 
@@ -95,7 +95,7 @@ def test_codes_of_two_chains_are_not_mixed(golden_small: Path, manifest: Path, t
     shutil.rmtree(out / ".hfprep")
     before = {path: path.read_bytes() for path in out.rglob("*.npy")}
     with pytest.raises(
-        ConfigError, match=r"were made with --audio-sr 24000, and this build would compute others with 16000"
+        ConfigError, match=r"were made with --audio-sr 24000, but this build would compute others with 16000"
     ):
         build(config(golden_small, manifest, out, skip_existing=True))
     assert {path: path.read_bytes() for path in out.rglob("*.npy")} == before

@@ -356,7 +356,7 @@ def test_each_event_is_one_line_with_its_sizes(packed: bool, caplog: pytest.LogC
         bench.run()
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == bench.extractor.out_of_memory_events == 2
-    sizes = ["of 720 frames in all", "of 320 frames in all"]  # the longer half is above half of 720: not tried
+    sizes = ["with 720 frames", "with 320 frames"]  # the longer half is above half of 720: not tried
     if not packed:
         sizes = ["x 50 frames = 800 padded frames", "x 50 frames = 400 padded frames"]
     assert lines[0].startswith(f"out of memory at 16 samples {sizes[0]}; next: halves of 8 and 8")
@@ -437,7 +437,7 @@ def test_numbers_that_are_not_finite_reject_their_own_sample(quiet: dict[str, Fe
     found = bench.run()
     lost = found.pop("clip-3")
     assert isinstance(lost, Rejection)
-    assert (lost.reason, lost.message) == (Reason.COMPUTE_FAILED, "condition holds NaN or infinite values")
+    assert (lost.reason, lost.message) == (Reason.COMPUTE_FAILED, "condition contains NaN or infinite values")
     assert_same(accepted(found), {name: value for name, value in quiet.items() if name != "clip-3"})
 
 
@@ -453,7 +453,7 @@ def test_only_codes_that_are_computed_again_are_rejected_too(golden_small: Path)
     task = Task.of(models.schema, Utterance(line=1, id="a", text="x", audio=path, path=path), frozenset({"codes"}))
     (result,) = extractor.extract([task])
     assert isinstance(result.outcomes[0][1], Rejection)
-    assert result.outcomes[0][1].message == "codes are of NaN or infinite values"
+    assert result.outcomes[0][1].message == "codes come from NaN or infinite values"
     spoilt.remove()
     (result,) = extractor.extract([task])
     assert isinstance(result.outcomes[0][1], Features)
@@ -501,7 +501,7 @@ def test_the_map_function_ends_where_everything_fails(broken_from: int) -> None:
     model.fails = lambda *step: broken(*step) if len(model.batches) >= broken_from else None
     bench = Bench(model, LENGTHS, batch_size=1)
     columns = {"id": [str(n) for n in range(16)], "text": ["x"] * 16, "audio": [str(n) for n in range(16)]}
-    with pytest.raises(SystematicFailureError, match=r"5 samples failed one after the other.*cannot find ptxas"):
+    with pytest.raises(SystematicFailureError, match=r"5 samples failed one after another.*cannot find ptxas"):
         bench.extractor(columns)
     bench.extractor.close()
 

@@ -57,7 +57,7 @@ def test_a_named_precision_is_measured_and_said(
     assert measured["modes"]["fp32"]["agreement"] == 1
     assert 0.3 < measured["modes"]["bf16"]["agreement"] < 0.995
     assert "% of codes as in fp32" in caplog.text
-    assert "keeps less than --min-code-agreement 0.995" in caplog.text
+    assert "reproduces less than --min-code-agreement 0.995" in caplog.text
     # The share that was measured is the share in the files, for all of them were measured.
     hfprep.build(config_of(golden_small, tmp_path / "plain"))
     plain, coarse = frames(tmp_path / "plain"), frames(tmp_path / "out")

@@ -118,7 +118,7 @@ def test_a_run_that_was_killed_while_it_copied_is_done_again(tmp_path: Path, bui
 def test_an_output_that_does_not_say_where_it_is_from(tmp_path: Path, tokenizer: Path) -> None:
     with pytest.raises(ConfigError, match="run `build` on its manifest with the new --tokenizer and --skip-existing"):
         retokenize(make_output(tmp_path / "out"), tokenizer)
-    with pytest.raises(ConfigError, match="is no output of `build`"):
+    with pytest.raises(ConfigError, match="is not an output of `build`"):
         retokenize(tmp_path / "missing", tokenizer)
 
 
@@ -128,5 +128,5 @@ def test_another_output_is_not_overwritten(tmp_path: Path, built: Path, golden_s
     manifest = tmp_path / "other.jsonl"
     manifest.write_text(json.dumps(row | {"audio": str(golden_small / row["audio"])}) + "\n", encoding="utf-8")
     hfprep.build(dataclasses.replace(config_of(golden_small, tmp_path / "other"), manifest=manifest))
-    with pytest.raises(StoreError, match=r"holds features of .*other.jsonl; give another"):
+    with pytest.raises(StoreError, match=r"contains features of .*other.jsonl; use another"):
         retokenize(built, tokenizer, output_dir=tmp_path / "other")

@@ -127,7 +127,7 @@ def test_a_build_with_val_count_and_an_empty_split_is_told(
     out = tmp_path / "out"
     with caplog.at_level(logging.WARNING):
         assert run(golden_small, manifest, out).val == 0
-    assert "no sample is in validation: 6 samples are few for --val-ratio 0.01; use --val-count N" in caplog.text
+    assert "the validation split is empty: too few samples (6) for --val-ratio 0.01; use --val-count N" in caplog.text
     summary = run(golden_small, manifest, out, val_count=2)
     assert (summary.train, summary.val, summary.reused) == (4, 2, 6)
     stats = json.loads((out / "stats.json").read_bytes())
@@ -137,7 +137,7 @@ def test_a_build_with_val_count_and_an_empty_split_is_told(
     }
     caplog.clear()
     assert run(golden_small, manifest, out, val_count=0).val == 0
-    assert "no sample is in validation" not in caplog.text
+    assert "the validation split is empty" not in caplog.text
 
 
 def test_pairs_follow_a_build_that_changes_rows_or_texts(
@@ -197,9 +197,9 @@ def test_a_build_warns_once_of_texts_with_a_grammar_by_script_alone(
     manifest = write(tmp_path / "m.jsonl", rows)
     with caplog.at_level(logging.WARNING):
         run(golden_small, manifest, tmp_path / "out")
-    (line,) = [record.getMessage() for record in caplog.records if "by their script alone" in record.getMessage()]
+    (line,) = [message for message in caplog.messages if "their grammar is chosen by script" in message]
     assert line.startswith("3 of 4 rows have no language")
     assert "Chinese for Cyrillic: 2, English for Latin with non-English letters: 1; the first is line 2" in line
     caplog.clear()
     run(golden_small, manifest, tmp_path / "hinted", language="ru")
-    assert "by their script alone" not in caplog.text
+    assert "their grammar is chosen by script" not in caplog.text

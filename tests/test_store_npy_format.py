@@ -65,7 +65,7 @@ REFUSED = {
     "objects": (saved(np.arange(3, dtype=np.float32)).replace(b"<f4", b"|O "), "not numbers"),
     "text": (saved(np.array(["a"])), "not numbers"),
     "fields": (saved(np.zeros(2, [("a", "<i4")])), "not numbers"),
-    "no such number": (with_header("{'descr': '<f3', 'fortran_order': False, 'shape': ()}", bytes(3)), "no type"),
+    "no such number": (with_header("{'descr': '<f3', 'fortran_order': False, 'shape': ()}", bytes(3)), "not a numeric"),
     "no shape": (with_header("{'descr': '<f4', 'fortran_order': False}"), "cannot be parsed"),
     "a shape of numbers below 0": (with_header("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,)}"), "shape"),
     "an endless shape": (

@@ -254,11 +254,11 @@ def test_a_row_reaches_no_host_through_fsspec(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("fsspec.get_filesystem_class", lambda scheme: pytest.fail(f"asked for {scheme}"))
     item = read_one(tmp_path, GOOD | {"audio": audio})
     assert isinstance(item, Rejection)
-    assert (item.reason, "read" in item.message) == (Reason.AUDIO_MISSING, True)
+    assert (item.reason, "not supported" in item.message) == (Reason.AUDIO_MISSING, True)
 
 
 def test_a_manifest_behind_another_scheme_is_refused() -> None:
-    with pytest.raises(ConfigError, match="webhdfs:// is not read"):
+    with pytest.raises(ConfigError, match="webhdfs:// is not supported"):
         read("webhdfs://127.0.0.1:9/rows.jsonl")
 
 

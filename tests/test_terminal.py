@@ -107,7 +107,7 @@ def test_a_build_has_one_bar_below_its_log_lines(manifest: Path, golden_small: P
     assert re.fullmatch(r"━+ 100% 9/9, [\d.]+x real time, \d:\d\d:\d\d elapsed", lines[bar]), lines[bar]
     assert re.match(r"\d\d:\d\d:\d\d 10 lines: 9 to compute", lines[0])
     assert any(re.match(r"\d\d:\d\d:\d\d models loaded on cpu", line) for line in lines[:bar])
-    assert any(re.match(r"\d\d:\d\d:\d\d warning: no sample is in validation", line) for line in lines[:bar])
+    assert any(re.match(r"\d\d:\d\d:\d\d warning: the validation split is empty", line) for line in lines[:bar])
     assert lines[bar + 1].startswith("hfprep build: ")
     assert "mpg123" not in done.raw
     assert "Illegal" not in done.raw

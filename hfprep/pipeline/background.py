@@ -1,4 +1,4 @@
-"""Publishing in a thread of its own, in order: while the next batch computes, or before it does."""
+"""Publishes batches in order in a separate thread, during or before the computation of the next batch."""
 
 import logging
 from collections import deque
@@ -7,14 +7,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 log = logging.getLogger(__name__)
 
-# With overlap one batch is written while others compute; no more wait, so that what a kill costs stays bounded.
+# With overlap, one batch is written while others compute. No more may wait, to limit how much a kill can lose.
 WAITING_BATCHES = 1
 
 
 class BackgroundWriter:
-    """Runs jobs one after another in one thread; after a job has failed, every call here raises its error.
+    """Runs jobs one after another in one thread; once a job has failed, every call raises its error.
 
-    With `overlap` a job may go on after `submit` has returned; without, it is done by then. Use from one thread.
+    With `overlap` a job may still run when `submit` returns; without, it is done by then. Use from one thread.
     """
 
     def __init__(self, *, overlap: bool) -> None:
@@ -22,10 +22,10 @@ class BackgroundWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="hfprep-publish")
         self._jobs: deque[Future[None]] = deque()
         self._error: BaseException | None = None
-        self._told = False
+        self._reported = False
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Queue a job; waits while one is unfinished, so that memory and what a kill may cost stay bounded."""
+        """Queue a job; waits while one is unfinished, which limits memory and how much a kill can lose."""
         while len(self._jobs) >= WAITING_BATCHES:
             self._jobs.popleft().result()
         self._raise()
@@ -40,15 +40,15 @@ class BackgroundWriter:
         self._raise()
 
     def close(self) -> None:
-        """Wait until everything queued is done, or dropped because a job before it failed."""
+        """Wait until all queued jobs are done, or dropped because an earlier one failed."""
         self._thread.shutdown(wait=True)
-        if self._error is not None and not self._told:
+        if self._error is not None and not self._reported:
             log.error("%s", self._error)
-            self._told = True
+            self._reported = True
 
     def _run(self, job: Callable[[], None]) -> None:
         if self._error is not None:
-            return  # what comes after a failed batch is not written: the disk may be full or gone
+            return  # nothing is written after a failed batch: the disk may be full or gone
         try:
             job()
         except BaseException as error:  # noqa: BLE001 - raised again by `_raise`, in the thread that submits
@@ -56,5 +56,5 @@ class BackgroundWriter:
 
     def _raise(self) -> None:
         if self._error is not None:
-            self._told = True
+            self._reported = True
             raise self._error

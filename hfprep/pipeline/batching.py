@@ -1,8 +1,8 @@
-"""Which samples go together, and how large a batch may be.
+"""Groups samples into batches and limits their size.
 
-A padded batch costs rows x longest, in frames, a packed one its own frames only. Gives the nominal batch size by
-device memory, the grouping of samples by length, and `FrameBudget`, which learns from out-of-memory errors. Knows
-nothing of models or audio.
+A padded batch costs rows x longest frames, a packed one the sum of its frames. Provides the nominal batch size for a
+device's memory, the grouping of samples by length, and `FrameBudget`, which learns from out-of-memory errors. Knows
+nothing about models or audio.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,31 +10,31 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 GIB = 1 << 30
-TYPICAL_SECONDS = 15.0  # the clip that the table of batch sizes has in mind
-SHORT_CLIPS_FACTOR = 16  # short clips may fill a batch with this many times the table's rows
-CPU_BATCH_SIZE = 4  # 10 s of work for two cores: enough to map weights for, and a kill or Ctrl-C costs one batch
+TYPICAL_SECONDS = 15.0  # length of the clips that the table of batch sizes assumes
+SHORT_CLIPS_FACTOR = 16  # a batch of short clips may have this many times the table's rows
+CPU_BATCH_SIZE = 4  # 10 s of work for two cores: enough to amortise loading weights, and a kill loses little
 MAX_PATIENCE = 1024
-# A batch ends before the clip that would make more than this share of it padding, provided that this is at least so
-# many frames: beside the fixed cost of one more batch, a few padded frames are nothing.
+# A clip starts a new batch if it would make more than this share of the current one padding, and at least this many
+# frames: a few padded frames cost less than another batch.
 PADDING_SHARE = 0.04
 PADDING_FRAMES = 200
-# (device memory in GiB from which it holds, samples a batch); cards report a little less than their nominal size
+# (minimum device memory in GiB, samples per batch); GPUs report slightly less than their nominal memory
 BATCH_SIZE_BY_MEMORY = ((76.0, 48), (38.0, 24), (22.0, 16), (14.5, 8), (11.0, 6), (7.5, 4), (0.0, 2))
 
 
 def batch_size_for_memory(total_bytes: int | None) -> int:
-    """Nominal samples a batch for a device with `total_bytes` of memory; None stands for the CPU."""
+    """Nominal samples per batch for a device with `total_bytes` of memory; None is the CPU."""
     if total_bytes is None:
         return CPU_BATCH_SIZE
     return next(size for gib, size in BATCH_SIZE_BY_MEMORY if total_bytes >= gib * GIB)
 
 
 class FrameBudget:
-    """The padded frames (rows x longest) that a batch may hold, learnt from what fitted and what did not.
+    """The maximum padded frames (rows x longest) of a batch, learnt from batches that fitted and that did not.
 
-    A failure at n frames takes the limit back to the largest size that has fitted, or to n / 2. After `patience`
-    batches that used the limit well it grows by an eighth, first to just below the smallest size that failed, then,
-    for memory may have become free, beyond it; each time such a trial fails the patience doubles.
+    A failure at n frames reduces the limit to the largest size that has fitted, or to n / 2. After `patience` batches
+    that used at least half of it, the limit grows by an eighth: first to just below the smallest size that failed, then
+    beyond it, as memory may have become free. Each time that fails, the patience doubles.
     """
 
     def __init__(self, limit: int | None = None, *, patience: int = 16) -> None:
@@ -46,11 +46,11 @@ class FrameBudget:
         self._streak = 0
 
     def allows(self, padded_frames: int) -> bool:
-        """Whether a batch of that size may be tried; a single sample is always tried by its caller."""
+        """Whether a batch of that size may be tried; callers always try a single sample."""
         return self.limit is None or padded_frames <= self.limit
 
     def failed(self, padded_frames: int) -> None:
-        """A batch of that many padded frames ran out of memory."""
+        """Record that a batch of that many padded frames ran out of memory."""
         if self._failed_at is not None and padded_frames >= self._failed_at:
             self.patience = min(2 * self.patience, MAX_PATIENCE)
         self._failed_at = padded_frames if self._failed_at is None else min(self._failed_at, padded_frames)
@@ -61,13 +61,13 @@ class FrameBudget:
         self._streak = 0
 
     def fitted(self, padded_frames: int) -> None:
-        """A batch of that many padded frames went through."""
+        """Record that a batch of that many padded frames was computed."""
         self._fitted = max(self._fitted, padded_frames)
         if self._failed_at is None or self.limit is None:
             return
         if padded_frames >= self._failed_at:
             self._failed_at = padded_frames + 1
-        if padded_frames > self.limit:  # a lone long sample: as much fits as many short ones, too
+        if padded_frames > self.limit:  # a single long sample: many short ones of that size fit as well
             self.limit = self._within_ceiling(padded_frames)
         self._streak += 2 * padded_frames >= self.limit
         if self._streak >= self.patience:
@@ -83,9 +83,9 @@ class FrameBudget:
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """How many samples a batch may hold at most, and the padded frames it starts from (None: no bound).
+    """Maximum samples per batch, and the initial maximum of padded frames (None: no limit).
 
-    `max_padding` is the share of its frames that may be padding, once that is `PADDING_FRAMES` (None: no bound).
+    `max_padding` is the maximum share of padding, enforced from `PADDING_FRAMES` frames of it on (None: no limit).
     """
 
     max_rows: int
@@ -94,9 +94,9 @@ class BatchLimits:
 
     @classmethod
     def choose(cls, batch_size: int, memory_bytes: int | None, frame_rate: float = 50.0) -> "BatchLimits":
-        """The user's own `batch_size` as it is; for 0 the table's size, in frames, so that short clips go in more.
+        """The user's `batch_size` in samples; for 0, the table's size in frames: short clips make larger batches.
 
-        `frame_rate`: frames a second.
+        `frame_rate` is in frames per second.
         """
         if batch_size:
             return cls(batch_size, None)
@@ -104,7 +104,7 @@ class BatchLimits:
         return cls(nominal * SHORT_CLIPS_FACTOR, nominal * round(TYPICAL_SECONDS * frame_rate), PADDING_SHARE)
 
     def padding_fits(self, num_frames: int, padded_frames: int) -> bool:
-        """Whether a batch of so many frames, and so many with padding, holds no more padding than it may."""
+        """Whether the padding of a batch with so many frames, and so many with padding, is within the limit."""
         if self.max_padding is None:
             return True
         return padded_frames - num_frames <= max(PADDING_FRAMES, self.max_padding * padded_frames)
@@ -128,9 +128,9 @@ def batches(
     packed: bool = False,
     pads_from: int = 0,
 ) -> Iterator[list[Item]]:
-    """Cut a stream of samples, in its order, into batches within the limits; reads one item ahead.
+    """Split a stream of samples, in order, into batches within the limits; reads one item ahead.
 
-    Those of less than `pads_from` frames are not padded: all of their batch have as many.
+    Samples with fewer than `pads_from` frames are not padded: their batches only have samples of equal length.
     """
     batch: list[Item] = []
     longest = filled = shortest = 0
@@ -149,6 +149,6 @@ def batches(
 
 
 def padded_frames(batch: Iterable[HasFrames], *, packed: bool = False) -> int:
-    """The frames that are computed for a batch: rows x longest, or where it is packed only its own."""
+    """The frames that are computed for a batch: rows x longest, or if packed, the sum of its frames."""
     lengths = [item.num_frames for item in batch]
     return sum(lengths) if packed else len(lengths) * max(lengths)

@@ -1,8 +1,8 @@
-"""Whose fault a failure is: one sample's, or the machine's.
+"""Decides whether a failure is caused by one sample or by the machine.
 
-A fault that strikes one sample is that sample's. One that strikes every sample (a compiler that is missing, a driver
-that does not fit, a mistake of ours) is the machine's: the run has to end, and nothing may be rejected for it. So a
-rejection that nobody has proved yet is `Unproven`, and the `Breaker` holds it until another sample has come through.
+If every sample fails (a missing compiler, an incompatible driver, a bug in hfprep), the cause is the machine: the run
+has to end, and no sample may be rejected for it. So the rejection of a failed sample is `Unproven`, and the `Breaker`
+holds it back until another sample has been computed.
 """
 
 from collections.abc import Sequence
@@ -11,60 +11,60 @@ from dataclasses import dataclass
 from hfprep.errors import HfprepError
 from hfprep.schema import Rejection
 
-MOST_IN_A_ROW = 5  # failures of one kind without a success between them
-MOST_HELD = 20  # failures of any kind without a success between them
+MAX_IN_A_ROW = 5  # failures of one kind without a success in between
+MAX_HELD = 20  # failures of any kind without a success in between
 
 
 @dataclass(frozen=True, slots=True)
 class Unproven(Rejection):
-    """A rejection for a failure of a `kind`, which holds once any other sample has come through."""
+    """A rejection for a failure of some `kind`, which becomes final once any other sample has been computed."""
 
     kind: str = ""
 
     def proven(self) -> Rejection:
-        """The plain rejection."""
+        """The final rejection."""
         return Rejection(self.line, self.id, self.reason, self.message)
 
 
 class SystematicFailureError(HfprepError):
-    """Samples fail one after the other for the same cause: the machine or the model is at fault, not they."""
+    """Samples fail one after another for the same cause: the machine or the model is at fault, not the samples."""
 
 
 class Breaker:
-    """Holds what nobody has proved, over all workers of a run; ends the run where failures do not."""
+    """Holds unproven rejections of all workers of a run; ends the run if failures continue."""
 
     def __init__(self) -> None:
         self._held: list[Unproven] = []
-        self._worked = False
+        self._any_computed = False
 
     def take(self, *, computed: int, rejections: Sequence[Rejection]) -> list[Rejection]:
-        """What is rejected for good now that so many samples were computed and these were refused.
+        """Record a batch: its number of computed samples and its rejections; returns rejections that are final now.
 
-        Raises SystematicFailureError after `MOST_IN_A_ROW` failures of one kind, or `MOST_HELD` of any.
+        Raises SystematicFailureError after `MAX_IN_A_ROW` failures of one kind, or `MAX_HELD` of any.
         """
         final = [item for item in rejections if not isinstance(item, Unproven)]
         self._held += [item for item in rejections if isinstance(item, Unproven)]
         if computed:
-            self._worked = True
+            self._any_computed = True
             return final + self._release()
-        last = self._held[-MOST_IN_A_ROW:]
-        if len(last) == MOST_IN_A_ROW and len({item.kind for item in last}) == 1:
+        last = self._held[-MAX_IN_A_ROW:]
+        if len(last) == MAX_IN_A_ROW and len({item.kind for item in last}) == 1:
             raise self._error()
-        if len(self._held) >= MOST_HELD:
+        if len(self._held) >= MAX_HELD:
             raise self._error()
         return final
 
     @property
     def in_doubt(self) -> bool:
-        """Whether failures are held of which nobody knows whose fault they are."""
+        """Whether unproven rejections are held."""
         return bool(self._held)
 
     def finish(self) -> list[Rejection]:
-        """What is rejected at the end of the run.
+        """The held rejections, final at the end of the run.
 
-        Raises SystematicFailureError where nothing came through and at least two samples failed in the same way.
+        Raises SystematicFailureError if no sample was computed and at least two samples failed in the same way.
         """
-        if not self._worked and len(self._held) > 1 and len({item.kind for item in self._held}) == 1:
+        if not self._any_computed and len(self._held) > 1 and len({item.kind for item in self._held}) == 1:
             raise self._error()
         return self._release()
 
@@ -75,7 +75,7 @@ class Breaker:
     def _error(self) -> SystematicFailureError:
         last = self._held[-1]
         return SystematicFailureError(
-            f"{len(self._held)} samples failed one after the other, and none came through: {last.message}. The cause "
-            f"is the machine or the models, not the samples (the last was {last.id!r}); nothing was rejected for it. "
+            f"{len(self._held)} samples failed one after another, and none succeeded: {last.message}. The cause is "
+            f"the machine or the models, not the samples (the last was {last.id!r}); no sample was rejected for it. "
             "Run `hfprep doctor`, fix the cause, and run the same command again: finished work is kept"
         )

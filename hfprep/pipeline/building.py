@@ -1,6 +1,6 @@
-"""One build, from a manifest to finished features: the recipe that everything else serves.
+"""One build, from a manifest to finished features.
 
-`build(BuildConfig(...))` is the Python call behind `python -m hfprep build`. Takes a config, gives a `Summary`.
+`build(BuildConfig(...))` is the Python call behind `python -m hfprep build`. Takes a config, returns a `Summary`.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from hfprep.io.lock import OutputLock
 from hfprep.io.object_storage import url_of
 from hfprep.pipeline.adopting import adopt_workers, check_chain
 from hfprep.pipeline.codebook import CodebookUse
-from hfprep.pipeline.collector import imports_left_out
+from hfprep.pipeline.collector import imports_frozen
 from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.devices import choose_workers
 from hfprep.pipeline.engines.choice import ENGINES, Job, Workers
@@ -57,14 +57,14 @@ log = logging.getLogger(__name__)
 SECONDS_PER_HOUR = 3600.0
 
 
-NAMED_FILES = ("tokenizer", "gpt_checkpoint")  # whose paths stats.json gives
+NAMED_FILES = ("tokenizer", "gpt_checkpoint")  # files whose paths are in stats.json
 
 
 @dataclass
 class Shared:
-    """What the builds of one run have in common: the models, found by the first build, and workers that load them.
+    """What the builds of one run share: the models, found by the first build, and the workers that load them.
 
-    Whoever makes one closes its workers (`with shared.workers:`).
+    Its creator closes the workers (`with shared.workers:`).
     """
 
     inputs: Inputs | None = None
@@ -76,11 +76,11 @@ def build(
 ) -> Summary:
     """Compute every missing feature of a manifest into `config.output_dir`, or continue there.
 
-    Raises ConfigError, CheckpointError or StoreError before any audio is read where the options, the models or the
-    output directory are wrong; bad samples raise nothing, they are in rejected.jsonl. Builds with the same models may
-    have them `shared`. With `progress` a bar is shown in a terminal or a notebook, else a line from time to time, and
-    where the program has not configured logging, the log lines too. Without `with_audio` text alone is computed, and
-    samples whose audio is not finished are rejected.
+    Raises ConfigError, CheckpointError or StoreError before any audio is read if the options, the models or the output
+    directory are wrong; bad samples raise nothing and are listed in rejected.jsonl. Builds with the same models can
+    share them (`shared`). With `progress` a bar is shown in a terminal or a notebook, elsewhere a line from time to
+    time, and log lines if the program has not configured logging. Without `with_audio` only text is computed, and
+    samples whose audio features are not finished are rejected.
     """
     with log_shown(shown=progress), BuildProgress(shown=progress) as shown:
         return _build(config, shared, shown, with_audio)
@@ -103,7 +103,7 @@ def _build(config: BuildConfig, shared: Shared | None, shown: BuildProgress, wit
         stack.callback(folder.remove_work)
         shown.stage("checking the model files")
         inputs = shared.inputs = shared.inputs or find_inputs(config, folder)
-        stack.enter_context(imports_left_out())  # after a recipe's own imports
+        stack.enter_context(imports_frozen())  # after the imports of the recipe
         output = NpyOutput(folder.root, inputs.schema)
         mirror = stack.enter_context(Mirror(folder)) if folder.url is not None else None
         state = State(output.private / "state.sqlite", output.work / "scan.sqlite")
@@ -116,7 +116,7 @@ def _build(config: BuildConfig, shared: Shared | None, shown: BuildProgress, wit
         try:
             plan = run.plan(stop)
         except StopRequested:
-            log.warning("stopped on request while reading the manifest; nothing has changed")
+            log.warning("stopped while reading the manifest; nothing has changed")
             return run.summary(stop.signal)
         state.put("paths", given_paths(config))
         if run.counts.pending:
@@ -137,7 +137,7 @@ def _build(config: BuildConfig, shared: Shared | None, shown: BuildProgress, wit
 def plan_options(
     config: BuildConfig, inputs: Inputs, differences: Sequence[str] = (), *, with_audio: bool = True
 ) -> PlanOptions:
-    """What of a config decides which rows are taken and what of them is reused."""
+    """The options of a config that decide which rows are used and what is reused."""
     return PlanOptions(
         settings_changes=tuple(differences),
         language=config.language,
@@ -159,7 +159,7 @@ def plan_options(
 
 
 class _Run:
-    """The steps of one build, in the order in which `build` takes them."""
+    """The steps of one build, called by `build`."""
 
     def __init__(
         self,
@@ -191,7 +191,7 @@ class _Run:
         self.out_of_memory_events = 0
 
     def plan(self, stop: StopSignals) -> Plan:
-        """Hold the manifest against what is finished, and list exactly that."""
+        """Compare the manifest with what is finished, and list exactly that."""
         config, settings = self.config, self.settings()
         earlier = self.earlier_settings()
         changed = differences(settings, earlier)
@@ -203,7 +203,7 @@ class _Run:
                 adopt_workers(self.output)
             else:
                 log.warning(
-                    "%s holds artifacts of unknown origin; they are computed again (--skip-existing adopts them)",
+                    "%s contains artifacts of unknown origin; they are computed again (--skip-existing adopts them)",
                     self.output.root,
                 )
         options = plan_options(config, self.inputs, changed, with_audio=self.with_audio)
@@ -215,7 +215,7 @@ class _Run:
             plan = planner.plan(config.manifest, stop=lambda: stop.signal is not None)
             if not counts.lines_read and config.part is None:
                 raise ConfigError(f"--manifest {str(config.manifest)!r} is empty; give one JSON object per line")
-            withdraw_part(self.output)  # from here on things change
+            withdraw_part(self.output)  # the output changes from here on
             log.info("%s", counts.line())
             warn_of_doubtful(counts)
             if settings not in earlier:
@@ -228,31 +228,31 @@ class _Run:
         return plan
 
     def settings(self) -> dict[str, dict[str, str]]:
-        """What numbers depend on now."""
+        """What features depend on besides rows and audio, in this run."""
         return with_numerics(self.inputs.schema, self.inputs.settings(self.config))
 
     def fingerprinter(self) -> Fingerprinter:
-        """The fingerprints of this run."""
+        """Computes the fingerprints of this run."""
         return Fingerprinter(self.inputs.schema, self.inputs.settings(self.config))
 
     def earlier_settings(self) -> list[dict[str, dict[str, str]]]:
-        """All settings under which samples may have been computed: the last complete run's, and interrupted ones."""
+        """All settings that samples may have been computed with: of the last complete run, and of interrupted ones."""
         last = self.state.get("settings")
         return [] if last is None else [last, *(self.state.get("settings_begun") or [])]
 
     def listing(self) -> Listing:
-        """What replaces manifests and progress file; its counts are this run's from now on."""
+        """A new listing of manifests and progress file; its counts become this run's."""
         options = ListingOptions(val_ratio=self.config.val_ratio, manifests=self.kept.manifests)
         listing = Listing(self.output, self.state, options)
         self.listed = listing.listed
         return listing
 
     def close(self) -> None:
-        """Leave nothing half-written."""
+        """Close the store."""
         self.kept.close()
 
     def list_finished(self, plan: Plan) -> None:
-        """Make manifests and progress file list exactly what is finished."""
+        """Rewrite manifests and progress file to list exactly what is finished."""
         with self.listing() as listing:
             for rows in plan.chunks():
                 known = self.state.samples(row.utterance.id for row in rows)
@@ -261,7 +261,7 @@ class _Run:
                         listing.add(row.utterance, sample)
 
     def list_rejected(self) -> None:
-        """Make rejected.jsonl list exactly this run's rejections, by line."""
+        """Rewrite rejected.jsonl to list exactly this run's rejections, by line."""
         write_lines(self.output.root / REJECTED, (json_line(item.record()) for item in self.state.rejections()))
 
     def compute(self, plan: Plan, stop: StopSignals) -> None:
@@ -309,12 +309,12 @@ class _Run:
                 )
                 ENGINES[self.config.engine].run(job, self.workers)
             except StopRequested:
-                log.warning("stopped on request; everything computed is on disk")
+                log.warning("stopped; everything computed is on disk")
             finally:
                 progress.end()
 
     def finish(self, plan: Plan, stop: StopSignals) -> Summary:
-        """Replace the running files by final ones and sum up."""
+        """Replace the running lists with the final ones and write stats.json."""
         if self.tally.done or self.tally.rejected:
             self.list_finished(plan)
             self.list_rejected()
@@ -327,14 +327,14 @@ class _Run:
         return summary
 
     def export(self) -> None:
-        """Bring every format that was asked for up to date with what is finished."""
+        """Update every requested format to what is finished."""
         root, formats, size = self.output.root, self.config.formats, self.config.max_shard_bytes
         if self.settled:
             shown = self.kept.publish(Origin(json.loads((root / STATS).read_bytes()), self.state.get("settings")))
             export_formats(root, self.state, set(formats) - {self.kept.name}, size, shown)
 
     def summary(self, interrupted_by: int | None) -> Summary:
-        """Where this run stands."""
+        """The state of this run."""
         counts, listed = self.counts, self.listed
         rejected = self.state.rejection_counts()
         accepted = listed.train + listed.val
@@ -387,7 +387,7 @@ class _Run:
         }
 
     def read_codes(self, column: Column, ids: Sequence[str]) -> np.ndarray:
-        """All codes of some samples, one after another."""
+        """The concatenated codes of some samples."""
         return np.concatenate([codes.reshape(-1) for codes in self.kept.read(column.name, ids)])
 
     def listed_ids(self) -> Iterator[str]:

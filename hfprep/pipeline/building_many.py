@@ -1,4 +1,4 @@
-"""Several data sets in one run: one build after the other, with models that are found and loaded once.
+"""Several data sets in one run: one build after another, with models that are found and loaded once.
 
 `build_many(configs)` is the Python call behind `python -m hfprep build --dataset ...`.
 """
@@ -25,7 +25,7 @@ SAME_FOR_ALL = ("tokenizer", "config", "gpt_checkpoint", "semantic_model", "sema
 
 @dataclass(frozen=True)
 class DataSetResult:
-    """What became of one data set: a summary, or the error that kept it from being built (both None: not begun)."""
+    """The result of one data set: a summary, or the error that stopped its build (both None: not started)."""
 
     config: BuildConfig
     summary: Summary | None = None
@@ -34,7 +34,7 @@ class DataSetResult:
 
 @dataclass(frozen=True)
 class ManySummary:
-    """What a run over several data sets did, in their order."""
+    """The results of a run over several data sets, in order."""
 
     data_sets: tuple[DataSetResult, ...]
     elapsed_seconds: float
@@ -42,16 +42,16 @@ class ManySummary:
 
     @property
     def summaries(self) -> tuple[Summary, ...]:
-        """Of the data sets that were built, as far as they came."""
+        """The summaries of the data sets whose build ran, complete or not."""
         return tuple(item.summary for item in self.data_sets if item.summary is not None)
 
 
 def build_many(configs: Sequence[BuildConfig], *, shared: Shared | None = None, progress: bool = True) -> ManySummary:
     """Build every data set, in order; `data_sets.config_of_each` makes the configs.
 
-    Raises before anything is written where two data sets have the same manifest or output, models differ, or a manifest
-    cannot be read. Later a StoreError or ConfigError ends the build of its own data set only; an interrupt ends all.
-    `progress` is that of `build`.
+    Raises before anything is written if two data sets have the same manifest or output, models differ, or a manifest
+    cannot be read. Later a StoreError or ConfigError only ends the build of that data set; an interrupt ends all.
+    `progress` is as in `build`.
     """
     started = time.monotonic()
     check_together(configs)
@@ -74,7 +74,7 @@ def build_many(configs: Sequence[BuildConfig], *, shared: Shared | None = None, 
 
 
 def check_together(configs: Sequence[BuildConfig]) -> None:
-    """Hold the configs against each other and look at the first row of each manifest. Raises ConfigError."""
+    """Compare the configs with each other and read the first row of each manifest. Raises ConfigError."""
     if not configs:
         raise ConfigError("there is no data set to build; give at least one")
     refuse_twice(configs)
@@ -84,7 +84,7 @@ def check_together(configs: Sequence[BuildConfig]) -> None:
             raise ConfigError(f"{flag(name)} must be the same for all data sets of a run; it is {sorted(values)}")
     for config in configs:
         if next(iter(open_source(config.manifest, config.field_map).lines()), None) is None:
-            raise ConfigError(f"--manifest {str(config.manifest)!r} holds no rows")
+            raise ConfigError(f"--manifest {str(config.manifest)!r} has no rows")
 
 
 def _build_one(config: BuildConfig, shared: Shared, progress: bool, *, number: int, count: int) -> DataSetResult:
@@ -93,6 +93,6 @@ def _build_one(config: BuildConfig, shared: Shared, progress: bool, *, number: i
         return DataSetResult(config, build(config, shared=shared, progress=progress))
     except (StoreError, ConfigError) as error:
         if isinstance(error, ConfigError) and shared.inputs is None:
-            raise  # the models are at fault: the other data sets would end the same way
+            raise  # the models are wrong: the other data sets would fail in the same way
         log.error("%s was not built: %s", config.output_dir, error)
         return DataSetResult(config, error=error)

@@ -1,7 +1,7 @@
-"""How the codes of an output's samples spread over the codebook, for stats.json.
+"""How the codes of an output's samples are spread over the codebook, for stats.json.
 
-Codes are counted as batches pass, and the counts are kept in the state: they are added up over runs as long as every
-run only adds samples. Where samples changed, went, or a run was killed, all codes are read once.
+Codes are counted as batches complete, and the counts are stored in the state and added up over runs as long as every
+run only adds samples. If samples changed or were removed, or a run was killed, all codes are read again.
 """
 
 import base64
@@ -18,11 +18,11 @@ from hfprep.store.statistics import codebook_summary
 
 KEY = "code_counts"  # in the state
 SAMPLES_TOGETHER = 256
-Counted = tuple[np.ndarray, np.ndarray]  # codes, rising, and how often each occurs
+Counted = tuple[np.ndarray, np.ndarray]  # codes, ascending, and the count of each
 
 
 def count_codes(schema: Schema, features: Iterable[Features]) -> Counted | None:
-    """The codes of some samples: int64 (different codes,) each; None where there are none."""
+    """Distinct codes of some samples and their counts: int64 (distinct codes,) each; None if there are none."""
     columns = [column.name for column in schema.of_kind("codes")[:1]]
     arrays = [item.arrays[name].reshape(-1) for item in features for name in columns if name in item.arrays]
     if not arrays:
@@ -32,7 +32,7 @@ def count_codes(schema: Schema, features: Iterable[Features]) -> Counted | None:
 
 
 class CodebookUse:
-    """Counts of one output: those of earlier runs, and what this run adds."""
+    """The code counts of one output: of earlier runs, plus those of this run."""
 
     def __init__(self, state: State, schema: Schema) -> None:
         self._state = state
@@ -46,20 +46,20 @@ class CodebookUse:
             self._samples = saved["samples"]
 
     def begin(self, *, reused: int, changed: bool) -> None:
-        """Before rows are computed: the saved counts must be those of the samples that are reused, and no others."""
+        """Call before rows are computed: drops saved counts that are not exactly those of the reused samples."""
         if changed or reused != self._samples:
             self._samples = None
         self._state.put(KEY, None)
 
     def add(self, samples: int, codes: Counted | None) -> None:
-        """A batch of samples that were not there before."""
+        """Add a batch of new samples."""
         if self._samples is None or codes is None:
             return
         np.add.at(self.counts, codes[0], codes[1])
         self._samples += samples
 
     def summary(self, ids: Iterable[str], count: int, read: Any) -> dict[str, Any]:
-        """What stats.json says of the listed samples; `read(ids)` gives the codes of some, where they must be read."""
+        """Codebook use of the listed samples for stats.json; `read(column, ids)` returns codes if they must be read."""
         if self.column is None:
             return {}
         if self._samples != count:

@@ -1,4 +1,4 @@
-"""Python's garbage collector, kept out of the way of scans and of builds."""
+"""Keeps Python's garbage collector from slowing down scans and builds."""
 
 import gc
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Spare the collector a million short-lived objects without cycles; it would walk all of torch again and again."""
+    """Disable the collector: with many short-lived objects, it would walk all objects of torch again and again."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -18,9 +18,9 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 @contextmanager
-def imports_left_out() -> Iterator[None]:
-    """Spare the collector what is here already: a million objects of torch and datasets, which it would walk each time
-    that some thousand rows have been made. What was left out of it before stays so."""  # fmt: skip
+def imports_frozen() -> Iterator[None]:
+    """Exclude existing objects from collection: otherwise a million objects of torch and datasets are walked each time
+    that a few thousand rows are created. Objects that were frozen before stay frozen."""  # fmt: skip
     if gc.get_freeze_count():
         yield
         return

@@ -1,7 +1,7 @@
-"""What a build is asked to do: `BuildConfig`, validated once, with every default in one place.
+"""The options of a build: `BuildConfig`, validated once, with every default in one place.
 
-The command line takes its flags, defaults and help texts from the fields below. Knows nothing of
-how the work is done, nor of the model's config.yaml (see model_config).
+The command line takes its flags, defaults and help texts from the fields below. Knows nothing about how the work is
+done, or about the model's config.yaml.
 """
 
 import os
@@ -20,14 +20,14 @@ from hfprep.recipes.base import option
 from hfprep.recipes.options import ModelOptions
 from hfprep.recipes.registry import NAMES
 
-# Headings of the help, in the order of use.
+# Headings of the help, in order.
 INPUT, MODELS, OUTPUT, SPEED, SCALE = "Input", "Models", "Output", "Speed", "Scale"
 CHANGE, DEBUGGING = "When things change", "Debugging"
 PANELS = (INPUT, MODELS, OUTPUT, SPEED, SCALE, CHANGE, DEBUGGING)
 FORMATS = ("npy", "arrow", "webdataset")
 ON_CHANGE = ("recompute", "refuse")
 ENGINES = ("local", "inline", "ray")
-STRAIGHT = 16_000  # Hz, what the models hear
+MODEL_SAMPLING_RATE = 16_000  # Hz
 PLAIN, AUTO = "fp32", "auto"
 PRECISIONS = (*MODEL_PRECISIONS, AUTO)
 
@@ -49,7 +49,7 @@ class Part:
         return cls(int(found[1]), int(found[2]))
 
     def holds(self, line: int) -> bool:
-        """Whether a manifest line, counted from 1, belongs to this part."""
+        """Whether a manifest line, counted from 1, is in this part."""
         return (line - 1) % self.count == self.index
 
     def __str__(self) -> str:
@@ -131,14 +131,14 @@ class BuildConfig(ModelOptions):
         self._require(
             self.shard is None or "npy" in self.formats,
             "format",
-            "npy, or npy and others with commas, for a part (--shard): `merge` needs the npy layout. Merge the parts, "
+            "npy, or include npy, for a part (--shard), because `merge` needs the npy layout. Merge the parts, "
             "then use export-arrow or export-webdataset",
         )
         self._require(
             not remote or self.formats in (("arrow",), ("webdataset",)),
             "format",
             "arrow or webdataset for an output in object storage, where many small files are too slow: add --format "
-            "arrow; `export-npy` makes npy files from a copy of it",
+            "arrow; `export-npy` converts a local copy of it to npy files",
         )
         parse_size(self.max_shard_size)
         self._require(self.on_change in ON_CHANGE, "on_change", " or ".join(ON_CHANGE))
@@ -155,10 +155,10 @@ class BuildConfig(ModelOptions):
         self._require(self.resample_via > 0, "audio_sr", "a sampling rate in Hz, such as 16000 or 24000")
         most = self.max_samples
         self._require(most is None or most > 0, "max_samples", "a positive number, or 0 for all")
-        self._require(0 < self.min_code_agreement <= 1, "min_code_agreement", "above 0, and not above 1")
+        self._require(0 < self.min_code_agreement <= 1, "min_code_agreement", "above 0, and at most 1")
         gpus = self.num_gpus_per_worker
         self._require(gpus is None or gpus >= 0, "num_gpus_per_worker", "0 or a positive number")
-        _ = self.filters  # raises where a bound is wrong
+        _ = self.filters  # raises if a bound is invalid
 
     def _require(self, holds: bool, name: str, allowed: str) -> None:
         if not holds:
@@ -183,7 +183,7 @@ class BuildConfig(ModelOptions):
     @property
     def resample_via(self) -> int:
         """Intermediate rate in Hz when resampling to 16 kHz: `audio_sr`, by default 16000 (none)."""
-        return STRAIGHT if self.audio_sr is None else self.audio_sr
+        return MODEL_SAMPLING_RATE if self.audio_sr is None else self.audio_sr
 
     @property
     def filters(self) -> RowFilters:
@@ -202,7 +202,7 @@ class BuildConfig(ModelOptions):
 
 
 def _one_or_more(names: tuple[str, ...]) -> str:
-    return f"{', '.join(names[:-1])} or {names[-1]}, or several of these with commas"
+    return f"{', '.join(names[:-1])} or {names[-1]}, or several of these, separated by commas"
 
 
 def flag(name: str) -> str:

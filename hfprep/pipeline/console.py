@@ -1,6 +1,6 @@
-"""The one console that progress and log lines share, so that neither is written over the other.
+"""The console that progress and log lines share, so that they do not overwrite each other.
 
-Gives `console`, `TerminalHandler` for log lines, `above_the_bar` for handlers of others, and `in_notebook`.
+Provides `console`, `TerminalHandler` for log lines, `above_the_bar` for other handlers, and `in_notebook`.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "re
 
 @functools.cache
 def console() -> Console:
-    """The process's console on stderr, whatever stderr is at the time.
+    """The process's console on the current stderr.
 
-    A terminal gets a separate descriptor, so that the bar is not caught with what others write to stderr.
+    For a terminal it has a separate descriptor, so that the bar is not captured when stderr is redirected.
     """
     file = None
     if sys.stderr is not None and sys.stderr.isatty():
@@ -34,13 +34,13 @@ def console() -> Console:
 
 
 def in_notebook() -> bool:
-    """Whether a notebook's kernel runs this."""
+    """Whether this runs in a notebook's kernel."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 class TerminalHandler(logging.Handler):
-    """Shows log lines above the bar: the time, the level of warnings and errors, and what its formatter gives."""
+    """Shows log lines above the bar: time, level (of warnings and errors), and the formatted message."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -50,13 +50,13 @@ class TerminalHandler(logging.Handler):
                 line.append(f"{record.levelname.lower()}: ", STYLES.get(record.levelno, "red"))
             line.append(self.format(record))
             console().print(line)
-        except Exception:  # noqa: BLE001 - as every handler of logging does
+        except Exception:  # noqa: BLE001 - as all handlers of logging do
             self.handleError(record)
 
 
 @contextlib.contextmanager
 def above_the_bar(stderr: object) -> Iterator[None]:
-    """While inside, handlers that write to `stderr`, as it was before a bar was shown, write above the bar."""
+    """Make handlers that write to `stderr`, the stream before a bar was shown, write above the bar."""
     loggers = [logging.getLogger("hfprep"), logging.getLogger()]
     handlers = [handler for logger in loggers for handler in logger.handlers]
     moved = [item for item in handlers if isinstance(item, logging.StreamHandler) and item.stream is stderr]

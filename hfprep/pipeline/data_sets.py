@@ -1,6 +1,6 @@
-"""`--dataset LANG=MANIFEST[=OUTPUT]`, given once for each of the data sets that one run builds.
+"""`--dataset LANG=MANIFEST[=OUTPUT]`, repeated for each data set of a run.
 
-Takes such options, gives a BuildConfig for each. Knows nothing of what is in them or of how they are built.
+Turns such options into a BuildConfig each. Knows nothing about their content or how they are built.
 """
 
 from collections.abc import Sequence
@@ -16,25 +16,23 @@ FORM = "LANG=MANIFEST or LANG=MANIFEST=OUTPUT, such as ja=ja/manifest.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class ManyOptions:
-    """What stands in place of --manifest and --output-dir where one run builds several data sets."""
+    """The options that replace --manifest and --output-dir if one run builds several data sets."""
 
-    dataset: list[str] | None = option(
-        None, f"{FORM}; once for each of several data sets, in place of --manifest.", INPUT
-    )
-    output_root: Path = option(Path(), "With --dataset: where unnamed outputs go, as LANG_processed_data.", OUTPUT)
+    dataset: list[str] | None = option(None, f"{FORM}; repeat it for each data set, instead of --manifest.", INPUT)
+    output_root: Path = option(Path(), "With --dataset: parent folder of outputs LANG_processed_data.", OUTPUT)
 
 
 def config_of_each(specs: Sequence[str], output_root: Path | str = Path(), **options: Any) -> list[BuildConfig]:
     """A config for each "LANG=MANIFEST[=OUTPUT]"; `options` are those of BuildConfig, for all of them.
 
-    OUTPUT is taken as it is given; where it is left out, it is `LANG_processed_data` under `output_root`. LANG is the
-    language of all rows. Raises ConfigError, also where two data sets have the same manifest or the same output.
+    OUTPUT defaults to `LANG_processed_data` under `output_root`. LANG is the language of all rows. Raises ConfigError,
+    also if two data sets have the same manifest or the same output.
     """
     if not specs:
         raise ConfigError(f"--dataset is not given; it must be {FORM}")
     for name in ("manifest", "output_dir", "language"):
         if options.pop(name, None) is not None:
-            raise ConfigError(f"--{name.replace('_', '-')} does not go with --dataset, which says it for each: {FORM}")
+            raise ConfigError(f"--{name.replace('_', '-')} cannot be used with --dataset, which includes it: {FORM}")
     configs = []
     for spec in specs:
         language, manifest, output = [*(part.strip() for part in spec.split("=", 2)), "", ""][:3]
@@ -47,14 +45,14 @@ def config_of_each(specs: Sequence[str], output_root: Path | str = Path(), **opt
 
 
 def refuse_twice(configs: Sequence[BuildConfig]) -> None:
-    """Raise ConfigError where two builds would read the same manifest or write to the same folder."""
+    """Raise ConfigError if two builds would read the same manifest or write to the same folder."""
     for name in ("manifest", "output_dir"):
         seen: dict[Path, BuildConfig] = {}
         for config in configs:
             path = getattr(config, name).resolve()
             if path in seen:
                 both = f"{_spec(seen[path])} and {_spec(config)}"
-                advice = "leave one out" if name == "manifest" else "name another output: LANG=MANIFEST=OUTPUT"
+                advice = "remove one" if name == "manifest" else "name another output: LANG=MANIFEST=OUTPUT"
                 raise ConfigError(f"--dataset: {both} have the same {name.replace('_dir', '')}, {path}; {advice}")
             seen[path] = config
 

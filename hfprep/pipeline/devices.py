@@ -1,4 +1,4 @@
-"""Which device computes, how much memory it has, and how many threads decode."""
+"""Choice of the device, its memory, and the number of CPU threads."""
 
 import contextlib
 import math
@@ -13,12 +13,12 @@ from hfprep.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-# Of NVIDIA's driver, of a Jetson's, of Windows' below Linux, of AMD's: without any of these there is no GPU.
+# Devices of NVIDIA, Jetson, WSL and AMD drivers: without any of these there is no GPU.
 GPU_FILES = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
 
 
 def gpu_count() -> int:
-    """GPUs that torch sees. torch, which takes seconds to import, is not asked where there can be none."""
+    """Number of GPUs that torch sees; torch, which takes seconds to import, is only imported if there may be any."""
     if "torch" not in sys.modules and not any(map(os.path.exists, GPU_FILES)):
         return 0
     import torch
@@ -27,7 +27,7 @@ def gpu_count() -> int:
 
 
 def choose_device(name: str) -> "torch.device":
-    """The device for `--device`: "auto" is the first GPU where there is one. ConfigError where it is not there."""
+    """The device for `--device`: "auto" is the first GPU, else the CPU. Raises ConfigError if it does not exist."""
     import torch
 
     if name == "auto":
@@ -44,7 +44,7 @@ def choose_device(name: str) -> "torch.device":
 
 
 def device_memory(device: "torch.device", tenants: int = 1) -> int | None:
-    """Bytes of memory of a GPU for each of so many workers that share it; None for the CPU."""
+    """Bytes of GPU memory per worker if `tenants` workers share it; None for the CPU."""
     if device.type != "cuda":
         return None
     import torch
@@ -53,13 +53,13 @@ def device_memory(device: "torch.device", tenants: int = 1) -> int | None:
 
 
 def cpu_count(root: Path = Path("/")) -> int:
-    """CPU cores that this process may use: those it may run on, or fewer where its control group has a quota."""
+    """CPU cores that this process may use: those it may run on, or fewer if its control group has a quota."""
     quotas = _quotas(root)
     return max(1, min([len(os.sched_getaffinity(0)), *(math.ceil(quota) for quota in quotas)]))
 
 
 def _quotas(root: Path) -> list[float]:
-    """The CPU quotas, in cores, of this process's control groups and of those that they are in (version 1 or 2)."""
+    """The CPU quotas, in cores, of this process's control groups and their parents (version 1 or 2)."""
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -78,7 +78,7 @@ def _quotas(root: Path) -> list[float]:
 
 
 def _quota(folder: Path) -> float | None:
-    """The quota of one control group; None where it has none."""
+    """The quota of one control group; None if it has none."""
     try:
         if (folder / "cpu.max").is_file():
             quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
@@ -92,15 +92,15 @@ def _quota(folder: Path) -> float | None:
 
 
 def choose_workers(workers: int) -> int:
-    """Threads for `--workers`: 0 is one for each CPU core this process may use."""
+    """Threads for `--workers`: 0 is one per CPU core that this process may use."""
     return workers or cpu_count()
 
 
 @contextlib.contextmanager
 def torch_threads_kept() -> Iterator[None]:
-    """Leave this process with as many threads for torch as before.
+    """Restore torch's number of threads at the end.
 
-    A number that any thread sets becomes that of all threads which start later.
+    A number that any thread sets also applies to threads that start later.
     """
     import torch
 

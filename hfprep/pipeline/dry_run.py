@@ -1,7 +1,7 @@
-"""What a build would do, without doing it: samples, hours, batches, padding, bytes, and who would get what.
+"""What a build would do: samples, hours, batches, padding, bytes, and how the work is divided among processes.
 
-Takes a BuildConfig; plans as the build does, against a copy of the state, and loads no model. Lengths come from the
-manifest's durations or from file headers, so they may differ by a frame from what decoding will find. Writes nothing
+Takes a BuildConfig and plans as the build does, with a copy of the state and without loading a model. Lengths come from
+the manifest's durations or from file headers, so they can differ by a frame from the decoded length. Writes nothing
 into the output directory.
 """
 
@@ -36,13 +36,13 @@ from hfprep.store.layout import NpyOutput, OutputFolder, npy_size
 from hfprep.store.remote import fetch_state
 from hfprep.store.state import SampleState, State, copy_state
 
-BLOCK_BYTES = 4096  # what a small file really takes on common file systems
+BLOCK_BYTES = 4096  # allocation unit of common file systems
 TEXTS_TRIED = 64
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one process would get if all were equally fast."""
+    """The work of one process if all are equally fast."""
 
     process: int
     device: str
@@ -53,7 +53,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Preview:
-    """What a build would do. `unreadable` are samples whose length no header gives: most will be rejected.
+    """What a build would do. `unreadable` are samples whose length is in no header; most of them will be rejected.
 
     `hours` and everything after it concern the pending samples only; `padding` is the share of padded frames.
     """
@@ -75,7 +75,7 @@ class Preview:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """A pending sample by what it will cost."""
+    """The expected cost of a pending sample."""
 
     seconds: float
     num_frames: int
@@ -83,15 +83,15 @@ class _Sample:
     readable: bool
 
 
-class _Unlisted:
-    """Takes the samples that a build would list, and lets them go."""
+class _NoListing:
+    """A listing that ignores the samples."""
 
     def add(self, utterance: Utterance, sample: SampleState) -> None:
         del utterance, sample
 
 
 def preview(config: BuildConfig) -> Preview:
-    """Plan a build and say what it would do; raises what the build would raise before it reads any audio."""
+    """Plan a build and return what it would do; raises what the build would raise before it reads audio."""
     with ExitStack() as stack:
         private = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hfprep-dry-run-")))
         url = url_of(config.output_dir)
@@ -116,7 +116,7 @@ def preview(config: BuildConfig) -> Preview:
         options = plan_options(config, inputs)
         fingerprinter = Fingerprinter(inputs.schema, inputs.settings(config))
         planner = Planner(
-            output, state, fingerprinter, options, _Unlisted(), artifacts=state.get("packed_format") is None
+            output, state, fingerprinter, options, _NoListing(), artifacts=state.get("packed_format") is None
         )
         plan = planner.plan(config.manifest)
         if not plan.counts.lines_read and config.part is None:
@@ -125,7 +125,7 @@ def preview(config: BuildConfig) -> Preview:
 
 
 class _Estimate:
-    """Adds up what the pending rows of a plan will cost."""
+    """Adds up the expected cost of the pending rows of a plan."""
 
     def __init__(self, config: BuildConfig, inputs: Inputs, plan: Plan) -> None:
         self.config = config
@@ -142,7 +142,7 @@ class _Estimate:
         self.shard_samples: list[int] = []
 
     def preview(self, root: Path, counts: PlanCounts, rejected: dict[str, int]) -> Preview:
-        """Go through the work units as the engine would hand them out."""
+        """Go through the work units as the engine would assign them."""
         with ThreadPoolExecutor(choose_workers(self.config.workers)) as pool:
             for unit in units_of(self.plan, self.num_processes):
                 rows = self.plan.rows.take(unit.rows, ["duration", "path", "need", "audio_bytes"]).to_pydict()
@@ -167,7 +167,7 @@ class _Estimate:
         )
 
     def measure(self, row: tuple[float | None, str, list[str], int]) -> _Sample:
-        """A pending sample's length, from its row or else its file's header (in object storage, its size)."""
+        """A pending sample's cost, by the duration in its row, or else its file's header (in object storage, size)."""
         duration, path, names, num_bytes = row
         need = frozenset(names)
         if duration is None and need & self.inputs.schema.audio_groups:
@@ -176,19 +176,19 @@ class _Estimate:
         return self.sample(duration or 0.0, need, readable=True)
 
     def sample(self, seconds: float, need: frozenset[str], *, readable: bool) -> _Sample:
-        """A sample of that length."""
+        """The cost of a sample of that length."""
         return _Sample(seconds, frames_in(self.inputs.models, seconds), need, readable)
 
     def add(self, samples: Sequence[_Sample]) -> None:
-        """Count one shard."""
-        heard = [sample for sample in samples if sample.need & self.inputs.schema.audio_groups and sample.readable]
-        heard.sort(key=lambda sample: -sample.seconds)
-        for batch in batches(heard, self.limits, FrameBudget(self.limits.max_frames), packed=self.packed):
+        """Add one work unit."""
+        with_audio = [item for item in samples if item.need & self.inputs.schema.audio_groups and item.readable]
+        with_audio.sort(key=lambda sample: -sample.seconds)
+        for batch in batches(with_audio, self.limits, FrameBudget(self.limits.max_frames), packed=self.packed):
             self.num_batches += 1
             self.frames += sum(sample.num_frames for sample in batch)
             self.padded += padded_frames(batch, packed=self.packed)
         self.unreadable += sum(not sample.readable for sample in samples)
-        self.shard_seconds.append(sum(sample.seconds for sample in heard))
+        self.shard_seconds.append(sum(sample.seconds for sample in with_audio))
         self.shard_samples.append(len(samples))
         for sample in samples:
             if sample.readable:
@@ -197,7 +197,7 @@ class _Estimate:
                 self.disk_bytes += sum(-(-size // BLOCK_BYTES) * BLOCK_BYTES for size in sizes)
 
     def sizes(self, sample: _Sample) -> list[int]:
-        """Bytes of the artifacts that a sample needs, by the lengths to expect."""
+        """Sizes in bytes of the artifacts that a sample needs, by their expected lengths."""
         models, schema = self.inputs.models, self.inputs.schema
         num_codes = models.num_codes(sample.num_frames)
         expected = {name: self.text_len for column in schema.of_kind("tokens") for name in column.lengths}
@@ -206,7 +206,7 @@ class _Estimate:
         return [npy_size(column.dtype, schema.shape(column, expected)) for column in schema.columns_of(sample.need)]
 
     def mean_text_len(self) -> int:
-        """Mean token count of some texts, evenly spread over the plan; 0 where there is no tokenizer."""
+        """Mean token count of some texts, evenly spread over the plan; 0 without a tokenizer."""
         encoder = self.inputs.text_encoder
         if encoder is None:
             return 0
@@ -223,7 +223,7 @@ class _Estimate:
         return round(sum(lengths) / len(lengths)) if lengths else 0
 
     def shares(self) -> list[Share]:
-        """Shards to processes: each goes to whoever is free first."""
+        """Assign work units to processes: each to the one that is free first."""
         count = self.num_processes
         free = [(0.0, process) for process in range(count)]
         shards, samples, seconds = [0] * count, [0] * count, [0.0] * count

@@ -1,9 +1,9 @@
-"""The features of a `datasets.Dataset` by its own `map`: for notebooks, and for data that is a Dataset already.
+"""Features of a `datasets.Dataset` through its `map` method, for notebooks and existing Dataset objects.
 
     extractor = hfprep.extractor(models="checkpoints")
     rows = rows.map(extractor, batched=True, features=extractor.features(rows.features))
 
-A build does more: it resumes, keeps what is finished, and writes a format that trainers read.
+A build does more: it can be resumed, reuses what is finished, and writes a format that trainers read.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from hfprep.schema import Schema
 
 
 class DatasetExtractor(FeatureExtractor):
-    """A batched function for `datasets.Dataset.map`. Picklable: a copy loads the models anew."""
+    """A batched function for `datasets.Dataset.map`. Picklable: a copy loads the models again."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         given = dict(options)
@@ -43,7 +43,7 @@ class DatasetExtractor(FeatureExtractor):
         model = loaded.load(models, seen, device, precision)
         super().__init__(models, models.text_encoder(), model, settings, fallback=fallback)
         self._options = options
-        # `datasets` names its cache by a hash of the pickled function: of the options and the files, not the weights.
+        # `datasets` names its cache by a hash of the pickled function: of options and file identities, not of weights.
         self._identity = tuple((name, FileIdentity.of(path)) for name, path in sorted(models.files.items()))
 
     def __reduce__(self) -> tuple[Callable[..., "DatasetExtractor"], tuple[Any, ...]]:
@@ -55,23 +55,23 @@ class DatasetExtractor(FeatureExtractor):
             return super().__call__(columns)
 
     def features(self, columns: datasets.Features) -> datasets.Features:
-        """The columns of a Dataset after `map`: what was there, those of the recipe, and `rejected`."""
+        """The columns of a Dataset after `map`: the existing ones, those of the recipe, and `rejected`."""
         return map_schema(columns, self.schema)
 
 
 def map_schema(columns: datasets.Features, schema: Schema) -> datasets.Features:
-    """The columns of a Dataset after `map` with a `FeatureExtractor`: what was there, the features, `rejected`."""
+    """The columns of a Dataset after `map` with a `FeatureExtractor`: the existing ones, the features, `rejected`."""
     types = {column.name: nested(datasets.Value(column.dtype), column.ndim) for column in schema.columns}
     return datasets.Features({**columns, **types, "rejected": datasets.Value("string")})
 
 
 def nested(value: datasets.Value, depth: int) -> datasets.Value | datasets.List:
-    """A list of lists, `depth` deep, of a value."""
+    """The type of lists of a value, nested `depth` deep."""
     return nested(datasets.List(value), depth - 1) if depth else value
 
 
 def _path(name: str, value: Any) -> Any:
-    """An option's value, a path where it is one and was given as text."""
+    """An option's value; a string is converted to a Path if the option is one."""
     kind = ModelOptions.__dataclass_fields__[name].type
     return Path(value) if isinstance(value, str) and kind in (Path, Path | None) else value
 
@@ -92,10 +92,10 @@ def extractor(
 ) -> DatasetExtractor:
     """A function for `rows.map(..., batched=True)` that adds features to rows with `id`, `text` and `audio` (a path).
 
-    `files` are the options that name model files, such as models="checkpoints"; the others mean what they mean in a
-    build. `language` is a column of the rows, and optional. The result has the recipe's columns and `rejected`: None,
-    or the reason why a row has no features. A batch that runs out of memory is split, down to one clip.
-    Raises ConfigError or CheckpointError where the models are missing or wrong.
+    `files` are the options for model files, such as models="checkpoints"; the others are the same as in a build.
+    `language` is an optional column of the rows. The result has the recipe's columns and `rejected`: None, or why a
+    row has no features. A batch that runs out of memory is split, down to one clip. Raises ConfigError or
+    CheckpointError if the models are missing or wrong.
     """
     known = ModelOptions.__dataclass_fields__
     unknown = sorted(files.keys() - known.keys())

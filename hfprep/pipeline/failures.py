@@ -1,6 +1,6 @@
-"""What an exception says about whose fault it is: memory that ran out, a device that broke, or something else.
+"""Classifies exceptions: out of memory, broken device, or other.
 
-Gives `Failure`, an exception without its traceback. Takes any exception.
+Provides `Failure`, an exception without its traceback. Takes any exception.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from hfprep.errors import HfprepError
 
 CUDA_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
-# A RuntimeError is all that some libraries raise, and its text all that it says. A handle of cuBLAS or cuDNN that
-# cannot be created is nearly always one for which there is no memory.
+# Some libraries only raise RuntimeError, so its text has to be searched. If a cuBLAS or cuDNN handle cannot be created,
+# the reason is nearly always a lack of memory.
 OUT_OF_MEMORY_TEXTS = (
     "out of memory",
     "can't allocate memory",
@@ -39,7 +39,7 @@ class DeviceError(HfprepError):
 class Failure:
     """An exception without its traceback, which would keep a failed batch's tensors alive.
 
-    `kind` is the exception's type: failures of one kind have one cause, if anything has struck them all.
+    `kind` is the exception's type: if many samples fail with the same kind, they probably have the same cause.
     """
 
     kind: str
@@ -49,7 +49,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
-        """Sort an exception by its type, and by its text where the type says too little."""
+        """Classify an exception by its type, and by its text if the type is not specific."""
         import torch
 
         kind, text = type(error).__name__, str(error)

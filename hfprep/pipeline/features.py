@@ -1,8 +1,8 @@
-"""The batched function that `datasets.map` calls: manifest rows -> feature columns.
+"""Computes feature columns from manifest rows: loading, batching, and the models.
 
-`FeatureExtractor` has samples loaded by threads ahead of the model, groups them by length, runs the model, and splits
-a batch that does not fit into memory. A sample that cannot be used becomes a `Rejection`; no sample is dropped. Knows
-nothing of output files, of what was done before, or of who runs which rows.
+`FeatureExtractor` loads samples in threads ahead of the model, groups them by length, runs the model, and splits
+batches that do not fit into memory. A sample that cannot be used becomes a `Rejection`; no sample is dropped. Knows
+nothing about output files, earlier runs, or which process runs which rows.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ from hfprep.schema import Features, Rejection, Utterance
 log = logging.getLogger(__name__)
 
 PREFETCH_BYTES = 1 << 30
-DECODE_BYTES_PER_SECOND = 16000 * 4 * 12  # waveform, its float64 frames and spectrum, while features are computed
+DECODE_BYTES_PER_SECOND = 16000 * 4 * 12  # waveform, float64 frames and spectrum, while input features are computed
 LOADING_PER_WORKER = 4
 TEXT_ONLY_BYTES = 1 << 14
 TEXT_ONLY_BATCH = 256
@@ -45,7 +45,7 @@ TEXT_ONLY_BATCH = 256
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """What became of one batch: an outcome per task, and what it cost."""
+    """The result of one batch: an outcome per task, and its cost."""
 
     outcomes: list[Outcome]
     num_frames: int = 0
@@ -55,7 +55,7 @@ class BatchResult:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractorSettings:
-    """Settings of a `FeatureExtractor` that are not models."""
+    """Settings of a `FeatureExtractor`, apart from its models."""
 
     via_sampling_rate: int | None = None
     workers: int = 1
@@ -71,18 +71,18 @@ class ExtractorSettings:
 class _Queue:
     """What has been loaded and has no outcome yet, oldest first."""
 
-    todo: deque[list[Loaded]] = field(default_factory=deque)  # to be given to the device
-    arriving: deque[Arriving] = field(default_factory=deque)  # given, and waited for
-    refused: list[Outcome] = field(default_factory=list)  # refused while loading; they go with the next result
+    todo: deque[list[Loaded]] = field(default_factory=deque)  # not yet launched on the device
+    arriving: deque[Arriving] = field(default_factory=deque)  # launched, results pending
+    refused: list[Outcome] = field(default_factory=list)  # rejected while loading; returned with the next result
 
 
 class FeatureExtractor:
     """Computes the columns of a schema for any number of rows, batch by batch.
 
-    `model` may be None where only text is wanted. `fallback` gives the model on the CPU for a lone sample that does
-    not fit on the device; without it, such a sample gets a second try where it was. With `processes` samples are loaded
-    in these, which end with it. `control` is a sample that was computed before, if there is one: it shows whether the
-    machine or another sample is at fault.
+    `model` may be None if only text is needed. `fallback` returns the model on the CPU, for a single sample that does
+    not fit on the device; without it, such a sample is tried again on the same device. With `processes`, these load
+    samples; closing the extractor ends them. `control` is a sample that was computed before, if there is one: it shows
+    whether the machine or another sample is at fault.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class FeatureExtractor:
         self.fallback = fallback
         self.budget = FrameBudget(settings.limits.max_frames)
         self.out_of_memory_events = 0
-        # A GPU gets the next batch before the results of the last are fetched, so that it never waits for the host.
+        # A GPU gets the next batch before the results of the last one are fetched, so that it never waits for the host.
         self.looks_ahead = model is not None and (settings.as_for_gpu or model.device.type == "cuda")
         self.packed = model is not None and model.packs
         self.pads_from = 0 if model is None else model.pads_from
@@ -115,7 +115,7 @@ class FeatureExtractor:
             drop_overlong=settings.drop_overlong,
             filters=settings.filters,
         )
-        # A GPU may compute a model's inputs, too: in threads they would hold up the one that keeps it busy.
+        # A GPU can also compute a model's inputs: loading threads would delay the thread that keeps the GPU busy.
         intake = IntakeSettings(
             limits=limits,
             audio=models.audio,
@@ -125,27 +125,27 @@ class FeatureExtractor:
         )
         self.intake = Intake(tokenizer, intake, processes)
         self._controls: dict[str, Task] = {} if control is None else {"before": control}
-        self.watch: Watch | None = None  # hears how far a batch is
-        self._worked = False
+        self.watch: Watch | None = None  # is told the progress of a batch
+        self._any_computed = False
         self._collected_at = 0.0
-        # One thread each for torch in a loading thread, or every one of them would open a team of its own to resample.
+        # One torch thread per loading thread: otherwise each would start its own thread pool to resample.
         self._pool = ThreadPoolExecutor(
             settings.workers, "hfprep-load", initializer=torch.set_num_threads, initargs=(1,)
         )
 
     def close(self) -> None:
-        """Stop the loading threads, and the processes that load for them."""
+        """Stop the loading threads and processes."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self.intake.close()
 
     def __call__(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """For `rows.map(extractor, batched=True, features=map_schema(rows.features, schema), new_fingerprint=NAME)`.
 
-        Needs the columns `id`, `text`, `audio` (a path); `language` is optional. (A fingerprint of one's own, since
-        hashing the function would pickle the model.)
+        Needs the columns `id`, `text`, `audio` (a path); `language` is optional. (`new_fingerprint` avoids pickling the
+        model to hash the function.)
 
         Returns the columns of the schema and `rejected` (None, else "reason: message"; the features are then None).
-        Raises SystematicFailureError where samples fail one after the other for the same cause.
+        Raises SystematicFailureError if samples fail one after another for the same cause.
         """
         hints = columns.get("language") or [None] * len(columns["id"])
         rows = zip(columns["id"], columns["text"], columns["audio"], hints, strict=True)
@@ -169,30 +169,30 @@ class FeatureExtractor:
         return table
 
     def extract(self, tasks: Sequence[Task]) -> Generator[BatchResult, None, None]:
-        """Work through the tasks, longest first, and give each batch as it completes; every task has one outcome."""
+        """Compute the tasks, longest first, and yield each batch as it completes; every task has one outcome."""
         windows = iter([tasks])
         yield from self.stream(lambda _wait: next(windows, None))
 
     def stream(self, feed: Feed) -> Generator[BatchResult, None, None]:
-        """Work through windows of tasks as `feed` has them: while one is computed, the next is being loaded.
+        """Compute windows of tasks from `feed`; while one is computed, the next one is loaded.
 
-        `feed(wait)` gives the next window, and None where there is none: with `wait` for good, without it for now.
+        `feed(wait)` returns the next window, or None: with `wait` if there is no more, else if there is none yet.
         """
         while (first := feed(True)) is not None:
             places = in_loading_order(first, feed, self.intake.expected_seconds, self._pool)
             yield from self._run(self._noted(places))
 
     def _noted(self, places: Iterator[Place | None]) -> Iterator[Place | None]:
-        """The same places; the last and shortest of a window is kept as a control."""
+        """Pass on the places; the last and shortest one of a window is kept as a control."""
         for place in places:
             if place is not None:
                 if place.group[1] and self.model is None:
-                    raise ValueError("model is None, but audio features are wanted; give a FeatureModel")
+                    raise ValueError("model is None, but audio features are needed; give a FeatureModel")
                 self._controls["shortest"] = place.task
             yield place
 
     def _run(self, places: Iterator[Place | None]) -> Iterator[BatchResult]:
-        """Results for places until there are none for now."""
+        """Results for places until there are no more for now."""
         queue = _Queue()
         loaded = prefetch(
             places,
@@ -221,7 +221,7 @@ class FeatureExtractor:
     def _usable(
         self, loaded: Iterator[tuple[Place, Loaded | tuple[Task, Rejection]]], refused: list[Outcome]
     ) -> Iterator[tuple[Place, Loaded]]:
-        """What was loaded; the rest goes to `refused`, after a second try where only memory was short."""
+        """Samples that were loaded; rejected ones go to `refused`, after a second try if they ran out of memory."""
         for place, item in loaded:
             if isinstance(item, tuple) and item[1].reason is Reason.OUT_OF_MEMORY:
                 log.warning("%s; trying again", item[1].message)
@@ -231,12 +231,12 @@ class FeatureExtractor:
                 yield place, item
                 continue
             task, rejection = item
-            if isinstance(rejection, Unproven) and (self._worked or self.works(task)):
+            if isinstance(rejection, Unproven) and (self._any_computed or self.works(task)):
                 rejection = rejection.proven()
             refused.append((task, rejection))
 
     def _work(self, queue: _Queue, *, in_flight: int) -> Iterator[BatchResult]:
-        """Give the device what waits, and take what it has done until no more than `in_flight` batches are on it."""
+        """Launch waiting batches and collect results until no more than `in_flight` batches are on the device."""
         while queue.todo or len(queue.arriving) > in_flight:
             found = self._collect(queue) if len(queue.arriving) > in_flight else self._launch(queue)
             if found is not None:
@@ -245,12 +245,12 @@ class FeatureExtractor:
                 yield dataclasses.replace(found, outcomes=outcomes)
 
     def _launch(self, queue: _Queue) -> BatchResult | None:
-        """Give the next batch to the device; the result, where there is one without waiting."""
+        """Launch the next batch on the device; returns a result if there is one already."""
         batch, started = queue.todo.popleft(), time.perf_counter()
         if not batch[0].with_audio:
-            self._worked = True
+            self._any_computed = True
             return BatchResult([(item.task, outcome(self.schema, item, {})) for item in batch])
-        if len(batch) > 1 and not self.budget.allows(self._cost(batch)):  # its sibling has just shown that
+        if len(batch) > 1 and not self.budget.allows(self._cost(batch)):  # the other half has just failed
             self._push_halves(queue, batch)
             return None
         assert self.model is not None
@@ -258,7 +258,7 @@ class FeatureExtractor:
         try:
             with contextlib.nullcontext() if self.watch is None else self.watch.batch(batch):
                 download = forward(batch, self.model, self.schema.audio_groups)
-        except Exception as error:  # noqa: BLE001 - sorted by kind in `_after_failure`, which keeps the error
+        except Exception as error:  # noqa: BLE001 - classified in `_after_failure`, which keeps the error
             failure = Failure.of(error)
         else:
             self.budget.fitted(self._cost(batch))
@@ -268,14 +268,14 @@ class FeatureExtractor:
         return self._after_failure(queue, batch, failure)
 
     def _collect(self, queue: _Queue) -> BatchResult | None:
-        """Wait for the oldest batch that the device has; None where it failed and its parts wait to be tried again."""
+        """Wait for the oldest batch on the device; None if it failed and its parts are queued again."""
         arriving = queue.arriving.popleft()
         batch = arriving.batch
         try:
             outcomes = arriving.outcomes()
-        except Exception as error:  # noqa: BLE001 - sorted by kind in `_after_failure`, which keeps the error
+        except Exception as error:  # noqa: BLE001 - classified in `_after_failure`, which keeps the error
             failure = Failure.of(error)
-            del arriving  # with its tensors
+            del arriving  # frees its tensors
         else:
             now = time.perf_counter()
             elapsed, self._collected_at = now - max(arriving.started, self._collected_at), now
@@ -283,11 +283,11 @@ class FeatureExtractor:
         return self._after_failure(queue, batch, failure)
 
     def _result(self, batch: list[Loaded], outcomes: list[Outcome], elapsed: float = 0.0) -> BatchResult:
-        """The result of a batch; where a number was not finite, once it is known whose fault that is."""
+        """The result of a batch; if values are not finite, checks whether the sample or the machine is at fault."""
         observe("batch computed", [item.task.utterance for item in batch])
         good = [task for task, found in outcomes if isinstance(found, Features)]
         if good:
-            self._worked = True
+            self._any_computed = True
             self._controls["computed"] = good[-1]
         for index, (task, found) in enumerate(outcomes):
             if isinstance(found, Unproven) and (good or self.works(task)):
@@ -295,7 +295,7 @@ class FeatureExtractor:
         return BatchResult(outcomes, sum(item.num_frames for item in batch), self._cost(batch), elapsed)
 
     def _after_failure(self, queue: _Queue, batch: list[Loaded], failure: Failure) -> BatchResult | None:
-        """After running out of memory the halves of a batch wait in its place, after any other error its samples."""
+        """Queue a failed batch again: in halves after running out of memory, sample by sample after any other error."""
         if failure.device_broken and not self._device_answers():
             raise DeviceError(
                 f"the device failed: {failure.message}; run the same command again, finished work is kept"
@@ -321,7 +321,7 @@ class FeatureExtractor:
         queue.todo.extendleft((batch[middle:], batch[:middle]))
 
     def _compute_on_cpu(self, item: Loaded, failure: Failure) -> Features | Rejection:
-        """One more try for a lone sample: with the model on the CPU, or there again with the memory now free."""
+        """Try a single sample again: with the model on the CPU, or, without a fallback, on the same device."""
         assert self.model is not None
         try:
             model = self.model if self.fallback is None else self.fallback()
@@ -343,7 +343,7 @@ class FeatureExtractor:
         return found
 
     def works(self, suspect: Task | None = None) -> bool:
-        """Whether a sample other than the suspect comes through now: then what has failed is the suspect's fault."""
+        """Whether a control sample other than the suspect can be computed: then the failure is the suspect's fault."""
         for name in ("computed", "before", "shortest"):
             task = self._controls.get(name)
             if task is None or (suspect is not None and task.utterance.id == suspect.utterance.id):
@@ -354,12 +354,12 @@ class FeatureExtractor:
             try:
                 if not item.with_audio or (self.model and isinstance(self._alone(item, self.model), Features)):
                     return True
-            except Exception as error:  # noqa: BLE001 - only whether it works is of interest
+            except Exception as error:  # noqa: BLE001 - only whether it works matters
                 log.warning("the control sample %r also failed (%s)", task.utterance.id, Failure.of(error).message)
         return False
 
     def _device_answers(self) -> bool:
-        """Whether a GPU still computes: an error that has broken it comes again with whatever it is asked."""
+        """Whether a GPU still computes: after an error that broke it, every call fails."""
         if self.model is None or self.model.device.type != "cuda":
             return False
         try:
@@ -375,9 +375,9 @@ class FeatureExtractor:
         self.out_of_memory_events += 1
         self.budget.failed(size)
         halves = f"halves of {len(batch) // 2} and {len(batch) - len(batch) // 2}"
-        alone = "once more alone" if self.fallback is None else "alone on the CPU"
+        alone = "the sample alone again" if self.fallback is None else "the sample alone on the CPU"
         next_step = halves if len(batch) > 1 else alone
-        frames = f"of {size} frames in all" if self.packed else f"x {size // len(batch)} frames = {size} padded frames"
+        frames = f"with {size} frames" if self.packed else f"x {size // len(batch)} frames = {size} padded frames"
         log.warning("out of memory at %d samples %s; next: %s (%s)", len(batch), frames, next_step, failure.message)
 
     def _free_memory(self) -> None:
@@ -387,6 +387,6 @@ class FeatureExtractor:
 
 
 def _held_bytes(item: Loaded | tuple[Task, Rejection]) -> int:
-    """Memory that a loaded item keeps."""
+    """Bytes of memory that a loaded item holds."""
     audio = None if isinstance(item, tuple) else item.audio
     return TEXT_ONLY_BYTES + (0 if audio is None else audio.nbytes)

@@ -1,6 +1,6 @@
-"""Rows that a build leaves out because its user says so: too short, too long, too fast for their text.
+"""Filters of rows by the user's options: too short, too long, or too much text for the length.
 
-What fine-tuners do to a manifest by hand. Each bound has its own reason of rejection.
+Each bound has its own rejection reason.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hfprep.errors import ConfigError, Reason, RejectedSample
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowFilters:
-    """Bounds on a clip's seconds and on the characters of its text a second; None: no bound."""
+    """Bounds on a clip's seconds and on its characters per second; None: no bound."""
 
     min_seconds: float | None = None
     max_seconds: float | None = None
@@ -32,13 +32,13 @@ class RowFilters:
 
     @classmethod
     def of(cls, options: Any) -> RowFilters:
-        """The bounds that options of these names give."""
+        """The bounds in an object with options of these names."""
         return cls(**{item.name: getattr(options, item.name) for item in dataclasses.fields(cls)})
 
     def check(self, seconds: float | None, text: str) -> None:
-        """Raise RejectedSample where a clip of so many seconds with this text is outside of a bound.
+        """Raise RejectedSample if a clip of so many seconds with this text is out of bounds.
 
-        Characters are those of the text as it stands, but for white space around it. Unknown seconds pass.
+        Characters are counted without surrounding white space. Unknown seconds are accepted.
         """
         if seconds is None:
             return

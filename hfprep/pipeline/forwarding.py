@@ -1,7 +1,7 @@
-"""A batch through the models: inputs to the device, the models, results back, each sample's own part cut out.
+"""Runs a batch through the models: inputs to the device, forward pass, results back, split into samples.
 
-Gives `forward`, which only hands the work over, and `Arriving`, which waits for what comes of it. What fails on the
-way is raised by either; nothing here knows what to do about it.
+Provides `forward`, which only launches the work, and `Arriving`, which waits for the results. Either raises errors of
+the device; handling them is left to the caller.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ Outcome = tuple[Task, Features | Rejection]
 
 
 def forward(batch: Sequence[Loaded], model: Model, audio_groups: frozenset[str]) -> Download:
-    """Give a batch to the model."""
+    """Launch the model on a batch."""
     need = audio_groups & frozenset[str]().union(*(item.task.need for item in batch))
     clips = [item.audio for item in batch if item.audio is not None]
     return Download(model(padded_batch(clips, model.device), torch.tensor([len(clip) for clip in clips]), need))
@@ -31,7 +31,7 @@ def forward(batch: Sequence[Loaded], model: Model, audio_groups: frozenset[str])
 
 @dataclass(frozen=True, slots=True)
 class Arriving:
-    """A batch whose results are on their way."""
+    """A batch whose results are pending."""
 
     models: ModelSet
     batch: list[Loaded]
@@ -39,7 +39,7 @@ class Arriving:
     started: float
 
     def outcomes(self) -> list[Outcome]:
-        """Every sample's own features, once they have arrived, or its rejection."""
+        """Wait for the results; returns each sample's features or its rejection."""
         arrays, schema = self.download.wait(), self.models.schema
         found = []
         for index, item in enumerate(self.batch):
@@ -52,9 +52,9 @@ class Arriving:
 
 
 def outcome(schema: Schema, item: Loaded, computed: dict[str, np.ndarray]) -> Features | Rejection:
-    """The columns that a sample needs, or a rejection where a number of theirs is not finite.
+    """The columns that a sample needs, or a rejection if a value is not finite.
 
-    A code below 0 stands for a frame whose hidden states were not finite.
+    A negative code marks a frame whose hidden states were not finite.
     """
     task = item.task
     wanted = {}
@@ -64,7 +64,8 @@ def outcome(schema: Schema, item: Loaded, computed: dict[str, np.ndarray]) -> Fe
             continue
         wanted[name] = value
         if not np.isfinite(value).all() or (column.kind == "codes" and (value < 0).any()):
-            message = f"{name} {'are of' if column.kind == 'codes' else 'holds'} NaN or infinite values"
+            what = "come from" if column.kind == "codes" else "contains"
+            message = f"{name} {what} NaN or infinite values"
             return Unproven(task.utterance.line, task.utterance.id, Reason.COMPUTE_FAILED, message, NOT_FINITE)
     if item.text_ids is not None:
         wanted |= {column.name: item.text_ids for column in schema.of_kind("tokens")}

@@ -1,6 +1,6 @@
 """The model files of a build: found, checked and identified, not yet loaded.
 
-Takes a BuildConfig; gives `Inputs`, from which the settings that numbers depend on follow. Reads no weights.
+Takes a BuildConfig; returns `Inputs`, which determines the settings that features depend on. Reads no weights.
 """
 
 from dataclasses import dataclass, fields
@@ -19,7 +19,7 @@ from hfprep.store.layout import OutputFolder
 
 @dataclass(frozen=True)
 class Inputs:
-    """The models of a build, found and identified, not yet loaded; `seen` are the files as they were before hashing."""
+    """The models of a build, found and identified, not yet loaded; `seen` are the files' identities before hashing."""
 
     models: ModelSet
     sha256: dict[str, str]
@@ -27,21 +27,21 @@ class Inputs:
 
     @property
     def schema(self) -> Schema:
-        """What a sample consists of."""
+        """The schema of the samples."""
         return self.models.schema
 
     @cached_property
     def text_encoder(self) -> TextEncoder | None:
-        """The tokenizer, opened once; None where there is none."""
+        """The tokenizer, opened once; None if there is none."""
         return self.models.text_encoder()
 
     def settings(self, config: BuildConfig) -> dict[str, dict[str, str]]:
-        """What the numbers depend on besides rows, audio and hfprep itself, by group."""
+        """What the features depend on besides rows, audio and hfprep itself, by group."""
         return self.models.settings(self.sha256, precision=config.precision, audio_sr=config.resample_via)
 
 
 def find_inputs(config: BuildConfig, folder: OutputFolder) -> Inputs:
-    """Find and check everything but the weights themselves.
+    """Find and check all model files, without loading weights.
 
     Raises ConfigError and CheckpointError.
     """
@@ -58,7 +58,7 @@ def find_inputs(config: BuildConfig, folder: OutputFolder) -> Inputs:
 
 
 def _lacking(config: BuildConfig, chosen: Recipe) -> str:
-    """What the models folder lacks, where all files are to come from there."""
+    """Which files the models folder lacks, if all files should come from there; else ""."""
     given = [item for item in fields(ModelOptions) if getattr(config, item.name) != item.default]
     models = config.models
     if models is None or not models.is_dir() or len(given) > 1 or not isinstance(chosen, Published):

@@ -1,7 +1,7 @@
-"""What the disk says of manifest rows: their audio, the artifacts of finished samples, artifacts to adopt.
+"""Looks up the files of manifest rows: audio, artifacts of finished samples, and artifacts to adopt.
 
-Takes rows and what the state knows of them; looks files up, and opens none but the headers of what may be adopted.
-Decides nothing, changes nothing; safe to use from several threads.
+Takes rows and their states. Opens no files, except headers of artifacts that may be adopted. Makes no decisions and no
+changes. Thread-safe.
 """
 
 import itertools
@@ -20,17 +20,17 @@ from hfprep.store.fingerprints import AudioIdentity
 from hfprep.store.layout import NpyOutput
 from hfprep.store.state import SampleState
 
-Known = tuple[Utterance, SampleState | None]  # a row and what the state says of it
-ADOPTED_LENGTH_SLACK = 1  # frames; a header's length of an mp3 may be a little off
+Known = tuple[Utterance, SampleState | None]  # a row and its state
+ADOPTED_LENGTH_SLACK = 1  # frames; the length in an mp3's header may be slightly off
 
 
 def identify_audio(
     path: str, *, by_content: bool, stores: Stores | None = None, finished: bool = False
 ) -> AudioIdentity:
-    """Which file is there at `path`; RejectedSample where there is none or it cannot be looked at.
+    """The identity of the audio at `path`; raises RejectedSample if it is missing or not accessible.
 
-    Raises StoreError where the object storage that holds it cannot be reached and `stores` does not take that as the
-    row's own fault; `finished`: whether it is the audio of a finished sample.
+    Raises StoreError if its object storage cannot be reached, unless `stores` attributes that to the row. `finished`:
+    whether it is the audio of a finished sample.
     """
     try:
         if stores is not None:
@@ -41,16 +41,16 @@ def identify_audio(
         raise RejectedSample(Reason.AUDIO_MISSING, message) from None
     except OSError as error:
         raise RejectedSample(Reason.AUDIO_UNREADABLE, f"{path}: {error.strerror or error}") from error
-    except HfprepError:  # the store cannot be reached, say: that is no sample's fault
+    except HfprepError:  # such as an unreachable store: not the sample's fault
         raise
-    except Exception as error:  # whatever a path of a stranger brings about is that row's rejection
-        what = f"while looking at {path}: {type(error).__name__}: {error}"
+    except Exception as error:  # any other error that an untrusted path causes only rejects its row
+        what = f"error while checking {path}: {type(error).__name__}: {error}"
         raise RejectedSample(Reason.AUDIO_UNREADABLE, what) from error
 
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """One row: its audio, what is known of it, which finished groups are not whole, what may be adopted."""
+    """One row: its audio, its state, finished groups with missing or incomplete artifacts, and what may be adopted."""
 
     identity: AudioIdentity
     known: SampleState | None
@@ -60,7 +60,7 @@ class Inspected:
 
 @dataclass(frozen=True, slots=True)
 class Adoptable:
-    """Artifacts without a record: the lengths of the groups that count as done, and whether codes are to be redone."""
+    """Artifacts without a record: the lengths of groups that are usable, and whether the codes contain padding."""
 
     groups: dict[str, dict[str, int]]
     seconds: float | None = None
@@ -69,10 +69,10 @@ class Adoptable:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspector:
-    """Looks at rows; adopts artifacts without a record only if `adopt`, and only where they fit the schema.
+    """Inspects rows; with `adopt`, also finds artifacts without a record that fit the schema.
 
-    Without `artifacts` the features of finished samples are kept elsewhere, and nothing is looked for here.
-    `num_codes(seconds)` is how many codes a clip has.
+    Without `artifacts`, features of finished samples are stored elsewhere and not looked up. `num_codes(seconds)` is
+    the number of codes of a clip.
     """
 
     output: NpyOutput
@@ -83,7 +83,7 @@ class Inspector:
     stores: Stores = field(default_factory=Stores)
 
     def inspect(self, rows: Sequence[Known]) -> list[Inspected | RejectedSample]:
-        """What the disk says of each of these rows; a RejectedSample where the audio is not there."""
+        """The result for each of these rows; a RejectedSample if its audio is missing."""
         found: list[Inspected | RejectedSample] = []
         remote = self._identify_remote(
             (utterance.path, known is not None) for utterance, known in rows if is_url(utterance.path)
@@ -99,7 +99,7 @@ class Inspector:
         return found
 
     def _identify_remote(self, urls: Iterable[tuple[str, bool]]) -> dict[str, AudioIdentity | RejectedSample]:
-        """What the store says of these files (URL, whether a finished sample has it), many asked at a time."""
+        """Identities of these files (URL, whether it belongs to a finished sample), with concurrent requests."""
 
         def identify(url: str) -> AudioIdentity | RejectedSample:
             try:
@@ -117,21 +117,21 @@ class Inspector:
 
     def _identify(self, utterance: Utterance, files: Sequence[fs.FileInfo] | None) -> AudioIdentity:
         size = None if files is None or self.hash_audio else files[0].size
-        if files is None or size is None:  # also where it is missing, and where it is a clip inside another file
+        if files is None or size is None:  # also if it is missing, or a clip inside another file
             return identify_audio(utterance.path, by_content=self.hash_audio)
         return AudioIdentity(size, files[0].mtime_ns)
 
     def _look(self, rows: Sequence[Known]) -> Iterator[Sequence[fs.FileInfo] | None]:
-        """For each finished row its audio file and artifacts, looked up in one call that leaves Python to others.
+        """For each finished row its audio file and artifacts, looked up in one call that releases the GIL.
 
-        None for other rows, and for all of them where a look fails: each is then looked at by itself.
+        None for other rows, and for all rows if the call fails: then each is looked up by itself.
         """
         paths = [
             path
             for utterance, known in rows
             if known is not None
             for path in (
-                "." if is_url(utterance.path) else utterance.path,  # the store was asked already
+                "." if is_url(utterance.path) else utterance.path,  # looked up in the store already
                 *(self.output.artifacts(utterance.id) if self.artifacts else ()),
             )
         ]
@@ -156,7 +156,7 @@ class Inspector:
         return Inspected(identity, None, frozenset(), self._adoptable(utterance) if self.adopt else None)
 
     def _adoptable(self, utterance: Utterance) -> Adoptable | None:
-        """What of the artifacts on disk counts as done; of audio groups only where the codes fit the audio."""
+        """The groups on disk that can be adopted; audio groups only if the codes match the audio's length."""
         schema = self.output.schema
         shapes = {column.name: self.output.read_shape(column.name, utterance.id) for column in schema.columns}
         lengths = {group: _lengths(schema, group, shapes) for group in schema.group_names}
@@ -176,7 +176,7 @@ class Inspector:
 
 
 def _lengths(schema: Schema, group: str, shapes: Mapping[str, tuple[int, ...] | None]) -> dict[str, int] | None:
-    """The lengths of a group whose artifacts are all there and fit the schema and each other, else None."""
+    """The lengths of a group if all its artifacts exist and match the schema and each other, else None."""
     found: dict[str, int] = dict(schema.fixed)
     for column in schema.columns_of([group]):
         shape = shapes[column.name]

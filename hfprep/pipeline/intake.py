@@ -1,7 +1,7 @@
-"""One sample before the models: its text ids and its audio, or the reason why it cannot be used.
+"""Loads a sample for the models: text ids and audio, or the reason why it cannot be used.
 
-Gives `load_sample`, which a build and a check share, so that both reject the same samples for the same reasons, and
-`Intake`, by which a build reads audio and calls it, here or in other processes. Knows nothing of batches or models.
+Provides `load_sample`, which builds and `check` share, so that both reject the same samples for the same reasons, and
+`Intake`, which calls it for a build, in this process or in others. Knows nothing about batches or models.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from hfprep.schema import Rejection, Schema, Segment, Utterance
 if TYPE_CHECKING:
     from hfprep.pipeline.intake_processes import IntakeProcesses
 
-GUESSED_BYTES_PER_SECOND = 16_000  # between wav and mp3; a wrong guess costs padding or memory, never a number
-SURE_SECONDS = 5.0  # from here on a length that is not exact can still tell that a clip is too long
-HEADER_SLACK_SECONDS = 0.5  # by which a header's length may be off
+GUESSED_BYTES_PER_SECOND = 16_000  # between wav and mp3; a wrong guess costs padding or memory, not correctness
+SURE_SECONDS = 5.0  # from this length on, an inexact length is good enough to reject a clip as too long
+HEADER_SLACK_SECONDS = 0.5  # maximum error of the length in a header
 
 CheckFrames = Callable[[int], None]
 ReadAudio = Callable[[str, CheckFrames, Segment | None], "Clip"]
@@ -36,7 +36,7 @@ ReadAudio = Callable[[str, CheckFrames, Segment | None], "Clip"]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One utterance, the groups of columns that are wanted of it, and its audio's bytes where somebody has looked.
+    """One utterance, the column groups to compute, and its audio's size in bytes if known.
 
     `with_audio`: whether any of the groups is computed from audio.
     """
@@ -50,13 +50,13 @@ class Task:
     def of(
         cls, schema: Schema, utterance: Utterance, need: frozenset[str] | None = None, audio_bytes: int | None = None
     ) -> Task:
-        """A task under a schema; `need` None asks for every group."""
+        """A task under a schema; `need` None is every group."""
         need = schema.all_groups if need is None else need
         return cls(utterance, need, bool(need & schema.audio_groups), audio_bytes)
 
 
 def check_seconds(check_frames: CheckFrames, audio: AudioInput) -> Callable[[float], None]:
-    """What ends the reading of a clip that `check_frames` would refuse for its length, by its header or on the way."""
+    """A check in seconds, for stopping early to read a clip that `check_frames` rejects for its length."""
 
     def check(seconds: float) -> None:
         if seconds < SURE_SECONDS:
@@ -71,23 +71,23 @@ def check_seconds(check_frames: CheckFrames, audio: AudioInput) -> Callable[[flo
 
 
 def expected_seconds(path: str, num_bytes: int | None) -> float | None:
-    """How long a clip is, as far as can be told before it is decoded: what its header says, None if it is unreadable.
+    """Expected length of a clip from its header, None if it is unreadable.
 
-    Of a file of `num_bytes` in object storage it is a guess by its size: for its header it would be fetched twice.
+    For a file of `num_bytes` in object storage it is estimated from the size: reading the header would fetch it twice.
     """
     if is_url(path) and num_bytes is not None:
         return num_bytes / GUESSED_BYTES_PER_SECOND
     try:
         return guess_seconds(path)
-    except Exception:  # noqa: BLE001 - a sample that cannot be read is rejected when it is loaded, with its reason
+    except Exception:  # noqa: BLE001 - an unreadable sample is rejected, with the reason, when it is loaded
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A task after its threads' work.
+    """A loaded task.
 
-    `audio` is what the model is given of the clip, None where no audio is needed; `num_frames` its frames.
+    `audio` is the model's input, None if no audio is needed; `num_frames` is its length in frames.
     """
 
     task: Task
@@ -103,7 +103,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """The audio of a sample: what the model is given of it, float32 (length, ...), its frames, its file's seconds."""
+    """The audio of a sample: the model's input, float32 (length, ...), its number of frames, its length in seconds."""
 
     audio: np.ndarray
     num_frames: int
@@ -112,11 +112,9 @@ class Clip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleLimits:
-    """Frames that the models can take (None: no bound), and the user's own bounds.
+    """The models' limits in frames (None: no bound), and the user's bounds.
 
-    With `drop_overlong`, the limits of the schema hold, too.
-
-    `num_codes(frames)` is how many codes a clip has.
+    With `drop_overlong` the limits of the schema apply, too. `num_codes(frames)` is the number of codes of a clip.
     """
 
     schema: Schema
@@ -127,19 +125,19 @@ class SampleLimits:
     num_codes: Callable[[int], int] = int
 
     def check_text(self, text_ids: np.ndarray) -> None:
-        """Raise RejectedSample where there are more text ids than positions."""
+        """Raise RejectedSample if there are more text ids than positions."""
         if self.drop_overlong:
             for column in self.schema.of_kind("tokens"):
                 check_length(self.schema, column.lengths[-1], len(text_ids))
 
     def check_frames(self, num_frames: int) -> None:
-        """Raise RejectedSample where a clip is too short or too long for the models, or for the code positions."""
+        """Raise RejectedSample if a clip is too short or too long for the models, or for the code positions."""
         if num_frames < self.min_frames:
-            message = f"the clip has {num_frames} frames of {self._frame}; the models need {self.min_frames}"
+            message = f"the clip has {num_frames} frames of {self._frame}; the models need at least {self.min_frames}"
             raise RejectedSample(Reason.AUDIO_TOO_SHORT, message)
         if self.max_frames is not None and num_frames > self.max_frames:
             limit = self.max_frames
-            message = f"the clip has {num_frames} frames of {self._frame}; the models take {limit}; cut the clip"
+            message = f"the clip has {num_frames} frames of {self._frame}; the models take up to {limit}; cut the clip"
             raise RejectedSample(Reason.AUDIO_TOO_LONG, message)
         if self.drop_overlong:
             for column in self.schema.of_kind("codes"):
@@ -151,32 +149,32 @@ class SampleLimits:
 
 
 def check_length(schema: Schema, name: str, length: int) -> None:
-    """Raise RejectedSample where a length of a sample is more than the model has positions for."""
+    """Raise RejectedSample if a sample is longer than the model's number of positions."""
     limit = schema.limits.get(name)
     if limit is None or length <= limit:
         return
     tokens = any(name in column.lengths for column in schema.of_kind("tokens"))
     reason, what = (Reason.TEXT_TOO_LONG, "text ids") if tokens else (Reason.CODES_TOO_LONG, "codes")
-    raise RejectedSample(reason, f"{length} {what}; the model has positions for {limit} (--drop-overlong)")
+    raise RejectedSample(reason, f"{length} {what}, but the model has only {limit} positions (--drop-overlong)")
 
 
 def load_sample(
     task: Task, tokenizer: TextEncoder | None, read_audio: ReadAudio, limits: SampleLimits
 ) -> Loaded | tuple[Task, Rejection]:
-    """What is needed of a sample before the models, or why it cannot be used; the one place that decides this.
+    """Load a sample, or return why it cannot be used; the only place that decides this.
 
-    `read_audio(path, check_frames, segment)` calls `check_frames` as soon as it knows how many frames the recording
-    (or segment) has, and earlier where they are far too many. `tokenizer` is None where no task asks for text.
-    Raises what `read_audio` raises for a store that ends the run (see `Stores`).
+    `read_audio(path, check_frames, segment)` calls `check_frames` as soon as it knows the number of frames of the
+    recording (or segment), or that they are far too many. `tokenizer` is None if no task needs text. Raises the errors
+    of `read_audio` for a store that ends the run (see `Stores`).
     """
     utterance = task.utterance
-    foreseen, what = Reason.TEXT_FAILED, "text"
+    reason, what = Reason.TEXT_FAILED, "the text"
     try:
         text_ids, clip = None, None
         if tokenizer is not None and task.need & limits.schema.text_groups:
             text_ids = tokenizer.encode(utterance.text, utterance.language)
             limits.check_text(text_ids)
-        foreseen, what = Reason.AUDIO_UNREADABLE, utterance.path
+        reason, what = Reason.AUDIO_UNREADABLE, utterance.path
         if task.with_audio:
             clip = read_audio(utterance.path, limits.check_frames, utterance.segment)
             limits.filters.check(clip.seconds, utterance.text)
@@ -185,14 +183,14 @@ def load_sample(
         return Loaded(task, text_ids, clip.audio, clip.seconds, clip.num_frames)
     except RejectedSample as error:
         return task, reject(task, error.reason, error.message)
-    except HfprepError:  # the store cannot be reached, say: that is no sample's fault
+    except HfprepError:  # such as an unreachable store: not the sample's fault
         raise
-    except Exception as error:  # noqa: BLE001 - a sample nobody foresaw must not end the run; the error is kept
+    except Exception as error:  # noqa: BLE001 - an unexpected error must not end the run; it becomes a rejection
         failure = Failure.of(error)
         message = f"while reading {what}: {failure.message}"
         if failure.out_of_memory:
             return task, reject(task, Reason.OUT_OF_MEMORY, message)
-        return task, Unproven(utterance.line, utterance.id, foreseen, message, failure.kind)
+        return task, Unproven(utterance.line, utterance.id, reason, message, failure.kind)
 
 
 def read_clip(
@@ -204,7 +202,7 @@ def read_clip(
     via: int | None = None,
     on_gpu: bool = False,
 ) -> Clip:
-    """A file as a model is given it; `check_frames` hears how many frames it has before more is done.
+    """Read a file and prepare the model's input; `check_frames` is called with its number of frames first.
 
     Raises RejectedSample as `load_waveform` and `AudioInput.prepare` do, and what `check_frames` raises.
     """
@@ -222,7 +220,7 @@ def reject(task: Task, reason: Reason, message: str) -> Rejection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntakeSettings:
-    """Which samples are taken, and as what; `on_gpu` says where the model is that takes them.
+    """Limits and preparation of samples; `on_gpu`: whether the model runs on a GPU.
 
     `named_stores`: the object stores that the user named (see `Stores`).
     """
@@ -236,7 +234,7 @@ class IntakeSettings:
 
 @dataclass
 class Intake:
-    """Tokenizes and reads one sample after another, with `processes` in these; safe to call from many threads."""
+    """Tokenizes and reads samples, in `processes` if there are any. Thread-safe."""
 
     tokenizer: TextEncoder | None
     settings: IntakeSettings
@@ -254,7 +252,7 @@ class Intake:
         return found
 
     def expected_seconds(self, tasks: Sequence[Task]) -> list[float]:
-        """How long the clips of some tasks are expected to be, for sorting and budgeting: 0 where nobody can tell."""
+        """Expected lengths of the clips of some tasks in seconds, for sorting and memory limits; 0 if unknown."""
         segments = [task.utterance.segment for task in tasks]
         known = [None if segment is None else segment.seconds for segment in segments]
         clips = [
@@ -269,7 +267,7 @@ class Intake:
         return [(next(guesses) if seconds is None else seconds) or 0.0 for seconds in known]
 
     def read_audio(self, path: str, check_frames: CheckFrames, segment: Segment | None = None) -> Clip:
-        """What `load_sample` asks for."""
+        """The `read_audio` of `load_sample`."""
         settings, via = self.settings, self.settings.via_sampling_rate
         return self._stores.ask(
             path,

@@ -1,8 +1,8 @@
-"""Decode and tokenize in worker processes: threads would have to share Python's lock with the one that feeds the GPU.
+"""Decodes and tokenizes in worker processes: threads would compete for the GIL with the thread that feeds the GPU.
 
-Decoding holds the lock for two milliseconds a clip, and a grammar for one for every two characters where there are
-numbers to spell out. Gives `IntakeProcesses`, for an `Intake`. A fork server imports what is needed once, so that the
-processes share its memory and start at once. For processes of hfprep's own only: a fork server loads the main module.
+Decoding holds the GIL for 2 ms per clip, and a grammar for 1 ms per two characters if there are numbers to verbalize.
+Provides `IntakeProcesses`, for an `Intake`. A fork server imports modules once, so that the processes share its memory
+and start fast. Only for hfprep's own worker processes, as a fork server imports the main module.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ import torch
 
 from hfprep.errors import Reason
 from hfprep.io.record import record
-from hfprep.pipeline.collector import imports_left_out
+from hfprep.pipeline.collector import imports_frozen
 from hfprep.pipeline.intake import Intake, IntakeSettings, Loaded, Task, expected_seconds, reject
 from hfprep.recipes.base import TextEncoder
 from hfprep.schema import Rejection
@@ -34,8 +34,8 @@ Answer = TypeVar("Answer")
 
 TRIES = 2
 CRASHES = [-number for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)]
-DYING_SECONDS = 1.0  # that a crashed process may take to be gone, after its socket
-# No thread of a library that a fork would leave behind.
+DYING_SECONDS = 1.0  # that a crashed process may take to exit after closing its socket
+# No library threads, which would not survive a fork.
 ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
@@ -45,85 +45,85 @@ ENVIRONMENT = {
 
 
 class _ProcessError(Exception):
-    """A process has failed; `ended` is its exit status, 0 where there is none."""
+    """A process has failed; `status` is its exit status, 0 if there is none."""
 
-    def __init__(self, ended: int) -> None:
-        super().__init__(ended)
-        self.ended = ended
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
 
 
 class IntakeProcesses:
-    """Loads samples in up to `count` processes that have a copy of `tokenizer`, each started when others are busy.
+    """Loads samples in up to `count` processes with a copy of `tokenizer`, which are started when others are busy.
 
-    Safe to call from several threads. A process that has ended is replaced. What these cannot do, because one was
-    killed or the tokenizer's file has changed, is for the asker to do.
+    Thread-safe. A process that has ended is replaced. If a process was killed or the tokenizer's file has changed, the
+    caller has to load the sample itself.
     """
 
     def __init__(self, tokenizer: TextEncoder | None, count: int) -> None:
         self._tokenizer = tokenizer
-        self._changed = False  # the tokenizer's file, and so all ids that processes would give
+        self._changed = False  # whether the tokenizer's file has changed, so that new processes would return other ids
         self._count = count
         self._context = fork_server(__name__)
-        with contextlib.suppress(OSError):  # whoever asks first meets the same error
+        with contextlib.suppress(OSError):  # the first request raises the same error
             forkserver.ensure_running()
         self._idle: LifoQueue[_Process | None] = LifoQueue()
         for _ in range(count):
             self._idle.put(None)
 
     def load(self, task: Task, settings: IntakeSettings) -> Loaded | tuple[Task, Rejection] | None:
-        """What an `Intake` with these settings makes of a task; None where it has to be asked here.
+        """Load a task as an `Intake` with these settings does; None if the caller has to load it.
 
-        A sample at which two processes crash, one after the other, is rejected: here it would end the process.
+        A sample that crashes two processes, one after another, is rejected: it would crash this process, too.
         """
-        ended = 0
+        status = 0
         for _ in range(TRIES):
             if self._changed:
                 return None
             try:
                 return self._with_process(lambda process: process.load(task, settings), task.utterance.id)
             except _ProcessError as error:
-                ended = error.ended
-            if ended not in CRASHES:
+                status = error.status
+            if status not in CRASHES:
                 return None
         reason = Reason.AUDIO_UNREADABLE if task.with_audio else Reason.TEXT_FAILED
-        how = signal.Signals(-ended).name
-        return task, reject(task, reason, f"while reading {task.utterance.path}: the process crashed ({how}), twice")
+        how = signal.Signals(-status).name
+        return task, reject(task, reason, f"while reading {task.utterance.path}: the process crashed twice ({how})")
 
     def expected_seconds(self, clips: Sequence[tuple[str, int | None]]) -> Sequence[float | None] | None:
-        """What the function `expected_seconds` gives for these paths and sizes; None where it has to be asked here.
+        """`expected_seconds` of these paths and sizes; None if the caller has to compute it.
 
-        All of them are as good as unreadable where a process crashes at one.
+        If a process crashes on one of them, all count as unreadable.
         """
         if self._changed:
             return None
         try:
             return self._with_process(lambda process: process.expected_seconds(clips), f"{len(clips)} headers")
         except _ProcessError as error:
-            return [None] * len(clips) if error.ended in CRASHES else None
+            return [None] * len(clips) if error.status in CRASHES else None
 
     def _with_process(self, ask: Callable[["_Process"], Answer], what: str) -> Answer:
-        """What an idle process answers; raises _ProcessError where it fails."""
+        """The answer of an idle process; raises _ProcessError if it fails."""
         process = self._idle.get()
         try:
             process = process or self.start()
             return ask(process)
         except Exception as error:
             log.warning("the process that loads %s failed (%s)", what, error)
-            ended = 0 if process is None else process.close(DYING_SECONDS)
+            status = 0 if process is None else process.close(DYING_SECONDS)
             process = None
-            raise _ProcessError(ended) from error
+            raise _ProcessError(status) from error
         finally:
             self._idle.put(process)
 
     def close(self) -> None:
-        """End the processes; to be called when no thread asks any more, and those who ask later start new ones."""
+        """End the processes. Call it when no thread uses them; later calls start new ones."""
         for process in [self._idle.get() for _ in range(self._count)]:
             if process is not None:
                 process.close()
             self._idle.put(None)
 
     def start(self) -> "_Process":
-        """Another process. Raises OSError or EOFError where there is none, ValueError where its ids would differ."""
+        """Start a process. Raises OSError or EOFError if that fails, ValueError if its ids would differ."""
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(theirs, self._tokenizer), daemon=True)
         try:
@@ -149,13 +149,13 @@ class _Process:
         self._settings: IntakeSettings | None = None
 
     def expected_seconds(self, clips: Sequence[tuple[str, int | None]]) -> list[float | None]:
-        """What it answers; raises OSError or EOFError where it does not."""
+        """Its answer; raises OSError or EOFError if it has died."""
         self._connection.send(list(clips))
         answer: list[float | None] = self._answer()
         return answer
 
     def load(self, task: Task, settings: IntakeSettings) -> Loaded | tuple[Task, Rejection] | None:
-        """What it answers; raises OSError or EOFError where it does not."""
+        """Its answer; raises OSError or EOFError if it has died."""
         if settings is not self._settings:
             self._connection.send(settings)
             self._settings = settings
@@ -164,13 +164,13 @@ class _Process:
         return answer
 
     def _answer(self) -> Any:
-        """What it answers; what it says for the record on the way is logged here."""
+        """Wait for its answer; messages for the build log that come before it are logged."""
         while isinstance(answer := self._connection.recv(), str):
             record.info("%s", answer)
         return answer
 
     def close(self, patience: float = 0.0) -> int:
-        """End it, unless it does so by itself within `patience` seconds; gives its exit status."""
+        """End it, unless it ends by itself within `patience` seconds; returns its exit status."""
         self._connection.close()
         self.process.join(patience)
         self.process.kill()
@@ -179,9 +179,9 @@ class _Process:
 
 
 def fork_server(module: str) -> ForkServerContext:
-    """The process's fork server, which imports `module` and keeps to one thread, unless it is running already.
+    """The process's fork server, which imports `module` and uses one thread, unless it is running already.
 
-    Its environment is set below Python's own copy, which others may look at.
+    Its environment is set with putenv, so that os.environ, which others may read, does not change.
     """
     for name, value in ENVIRONMENT.items():
         os.putenv(name, value)
@@ -191,45 +191,45 @@ def fork_server(module: str) -> ForkServerContext:
 
 
 def _version(tokenizer: TextEncoder | None) -> str | None:
-    """What two copies of a tokenizer must agree on to give the same ids."""
+    """Equal for tokenizers that return the same ids."""
     return None if tokenizer is None else tokenizer.fingerprint()
 
 
-def _serve(asker: Connection, tokenizer: TextEncoder | None) -> None:
-    """Answer what comes in until the connection closes: a sample, a rejection, or that the asker has to find out by
-    itself (None); for a list of clips, how long they are expected to be."""  # fmt: skip
-    os.setsid()  # Ctrl-C and SIGTERM may go to the asker's whole group; what they mean is for the asker to decide
+def _serve(client: Connection, tokenizer: TextEncoder | None) -> None:
+    """Answer requests until the connection closes: to a task with a sample, a rejection, or None (the client has to
+    load it); to a list of clips with their expected lengths."""  # fmt: skip
+    os.setsid()  # signals may go to the client's whole process group, but only the client handles them
     torch.set_num_threads(1)
     record.setLevel(logging.INFO)
     record.propagate = False
-    record.addHandler(_ForTheRecord(asker))
+    record.addHandler(_RecordForwarder(client))
     intake: Intake | None = None
-    with asker, imports_left_out(), contextlib.suppress(OSError, EOFError):  # whoever asked is gone
-        asker.send(_version(tokenizer))
+    with client, imports_frozen(), contextlib.suppress(OSError, EOFError):  # the client is gone
+        client.send(_version(tokenizer))
         while True:
-            request = asker.recv()
+            request = client.recv()
             if isinstance(request, IntakeSettings):
                 intake = Intake(tokenizer, request)
             elif isinstance(request, list):
-                asker.send([expected_seconds(path, num_bytes) for path, num_bytes in request])
+                client.send([expected_seconds(path, num_bytes) for path, num_bytes in request])
             else:
-                asker.send(_answer(intake, request))
+                client.send(_answer(intake, request))
 
 
-class _ForTheRecord(logging.Handler):
-    """Sends lines to the asker, ahead of the answer."""
+class _RecordForwarder(logging.Handler):
+    """Sends log messages to the client, before the answer."""
 
-    def __init__(self, asker: Connection) -> None:
+    def __init__(self, client: Connection) -> None:
         super().__init__()
-        self._asker = asker
+        self._client = client
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):  # whoever asked is gone
-            self._asker.send(record.getMessage())
+        with contextlib.suppress(OSError):  # the client is gone
+            self._client.send(record.getMessage())
 
 
 def _answer(intake: Intake | None, task: Task) -> Loaded | tuple[Task, Rejection] | None:
     try:
         return None if intake is None else intake.load(task)
-    except Exception:  # noqa: BLE001 - the asker tries the same and meets the same error
+    except Exception:  # noqa: BLE001 - the client loads it itself and gets the same error
         return None

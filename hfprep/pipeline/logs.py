@@ -1,4 +1,4 @@
-"""Where log lines go: stderr for people, a file beside the output for later."""
+"""Logging to stderr and to the build's log file."""
 
 import contextlib
 import json
@@ -19,14 +19,14 @@ LINE = "%(asctime)s %(levelname)s %(message)s"
 
 
 class PlainFormatter(logging.Formatter):
-    """Lines for people. What came from data stays on its line and is never a terminal's command."""
+    """Lines for people. Text from data cannot add lines or control the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable_lines(super().format(_without_line_ends(record)))
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message."""
+    """One JSON object per line: time, level, logger, message."""
 
     def format(self, record: logging.LogRecord) -> str:
         when = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(record.created))
@@ -43,7 +43,7 @@ def formatter(as_json: bool) -> logging.Formatter:
 
 
 def _without_line_ends(record: logging.LogRecord) -> logging.LogRecord:
-    """The record with values that are text, or a path, on one line each."""
+    """The record with strings, paths and exceptions among its arguments on one line each."""
     if not isinstance(record.args, tuple):
         return record
     copy = logging.makeLogRecord(record.__dict__)
@@ -53,7 +53,7 @@ def _without_line_ends(record: logging.LogRecord) -> logging.LogRecord:
 
 
 class _LogFile(logging.FileHandler):
-    """Appends to a file; a symbolic link in its place is not followed."""
+    """Appends to a file; refuses a symbolic link in its place."""
 
     def _open(self) -> TextIOWrapper:
         with explained(self.baseFilename):
@@ -61,8 +61,8 @@ class _LogFile(logging.FileHandler):
         return open(descriptor, "a", encoding=self.encoding)
 
 
-class _Onward(logging.Handler):
-    """Hands on what the caller's own level of hfprep's logger lets pass."""
+class _ToRoot(logging.Handler):
+    """Passes records on to the root logger, from the level that the program set for hfprep's logger."""
 
     def emit(self, record: logging.LogRecord) -> None:
         logging.getLogger().callHandlers(record)
@@ -70,19 +70,18 @@ class _Onward(logging.Handler):
 
 @contextlib.contextmanager
 def log_to_file(path: Path, *, as_json: bool) -> Iterator[None]:
-    """Append hfprep's log lines to a file while inside, whatever level others want; `record`'s go there alone."""
+    """Append hfprep's log lines to a file, whatever level the program has set; those of `record` only go there."""
     handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(formatter(as_json))
     logger = logging.getLogger("hfprep")
     with contextlib.ExitStack() as stack:
         stack.callback(handler.close)
         for one in (logger, record):
-            stack.enter_context(_as_it_was(one))
+            stack.enter_context(_restored(one))
             one.addHandler(handler)
         record.propagate = False
         if logger.level > logging.INFO:
-            onward = _Onward(logger.level)
-            logger.addHandler(onward)
+            logger.addHandler(_ToRoot(logger.level))
             logger.propagate = False
         if logger.getEffectiveLevel() > logging.INFO:
             logger.setLevel(logging.INFO)
@@ -90,7 +89,7 @@ def log_to_file(path: Path, *, as_json: bool) -> Iterator[None]:
 
 
 def log_handler(*, as_json: bool) -> logging.Handler:
-    """What shows log lines: in a terminal above the bar."""
+    """The handler that shows log lines; in a terminal, above the bar."""
     if console().is_terminal and not as_json:
         handler: logging.Handler = TerminalHandler()
         handler.setFormatter(PlainFormatter("%(message)s"))
@@ -102,12 +101,12 @@ def log_handler(*, as_json: bool) -> logging.Handler:
 
 @contextlib.contextmanager
 def log_shown(*, shown: bool) -> Iterator[None]:
-    """Show hfprep's log lines while inside, where the program has not said where such lines go."""
+    """Show hfprep's log lines, if the program has not configured logging."""
     logger = logging.getLogger("hfprep")
     if not shown or logger.hasHandlers():
         yield
         return
-    with _as_it_was(logger):
+    with _restored(logger):
         logger.addHandler(log_handler(as_json=False))
         if logger.level == logging.NOTSET:
             logger.setLevel(logging.INFO)
@@ -115,7 +114,7 @@ def log_shown(*, shown: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _as_it_was(logger: logging.Logger) -> Iterator[None]:
+def _restored(logger: logging.Logger) -> Iterator[None]:
     handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
     try:
         yield

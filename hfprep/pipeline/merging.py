@@ -1,7 +1,7 @@
-"""Joining the finished parts of a build (`build --shard`) into the tree that one build would have made.
+"""Joins the finished parts of a build (`build --shard`) into the output that a single build would have made.
 
-Takes the parts' output directories; artifacts are hard-linked, or copied where that cannot be, and published as the
-build publishes them, so that a merge may be killed and run again. Loads no model and reads no audio.
+Takes the parts' output directories; artifacts are hard-linked, or copied if that is not possible, and published as in a
+build, so that a merge can be killed and run again. Loads no model and reads no audio.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTS
 
 @dataclass(frozen=True)
 class MergeSummary:
-    """What a merge did: samples listed, by split; `linked` and `copied` artifacts; samples there already."""
+    """What a merge did: listed samples by split, `linked` and `copied` artifacts, samples that existed already."""
 
     output_dir: Path
     parts: int
@@ -59,10 +59,10 @@ class MergeSummary:
 
 
 def merge(folders: Sequence[Path], output_dir: Path, *, copy: bool = False) -> MergeSummary:
-    """Join finished parts into `output_dir`, or continue there; `copy` makes files of their own instead of links.
+    """Join finished parts into `output_dir`, or continue there; with `copy`, files are copied instead of linked.
 
-    Raises ConfigError where a part is missing, given twice, unfinished, or of another plan, other models or other
-    settings, and StoreError where the disk does not hold what a part claims.
+    Raises ConfigError if a part is missing, given twice, unfinished, or has another plan, other models or other
+    settings, and StoreError if files of a part are missing or incomplete.
     """
     parts = [read_part(Path(folder)) for folder in folders]
     check_parts(parts, output_dir)
@@ -91,7 +91,7 @@ def check_parts(parts: Sequence[FinishedPart], output_dir: Path) -> None:
     for part in parts:
         folder = part.output.root
         if folder.resolve() == output_dir.resolve():
-            raise ConfigError(f"--output-dir {str(output_dir)!r} is one of the parts; give a folder of its own")
+            raise ConfigError(f"--output-dir {str(output_dir)!r} is one of the parts; give another folder")
         differences = first.facts.differences(part.facts)
         if differences:
             raise ConfigError(
@@ -107,12 +107,12 @@ def check_parts(parts: Sequence[FinishedPart], output_dir: Path) -> None:
         raise ConfigError(f"{len(missing)} of {count} parts are missing: {', '.join(missing[:20])}; add their folders")
     for index, found in by_index.items():
         if len(found) > 1:
-            raise ConfigError(f"part {index}/{count} is given more than once: {', '.join(found)}; leave one of them")
+            raise ConfigError(f"part {index}/{count} is given more than once: {', '.join(found)}; keep only one")
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A planned row, the number of the part that it is from, and what that part's state says of it."""
+    """A planned row, the number of its part, and its state in that part."""
 
     planned: PlannedRow
     part: int
@@ -134,12 +134,12 @@ class _Merge:
         self.linked = self.copied = self.reused = 0
 
     def run(self) -> MergeSummary:
-        """Publish what is missing, then list everything in source order and sum up."""
+        """Publish missing samples, then list everything in source order and write stats.json."""
         facts = self.parts[0].facts
         forget_exports(self.state)
         for key in ("settings", "paths"):
             self.state.put(key, self.sources[0].get(key))
-        self.list_finished(self.chunks())  # what a killed merge left in the manifests may end in half a line
+        self.list_finished(self.chunks())  # manifests of a killed merge may end in an incomplete line
         val_ratio = facts.settings["val_ratio"]
         with (
             contextlib.closing(Publisher(self.output, self.state, val_ratio)) as publisher,
@@ -148,7 +148,7 @@ class _Merge:
             for chunk in self.chunks():
                 staged = self.stage(chunk, pool)
                 if len(publisher.publish(staged, [])) < len(staged):
-                    raise StoreError(f"{self.output.root}: its file system cannot hold all ids as names; use another")
+                    raise StoreError(f"the file system of {self.output.root} does not accept all ids as file names")
         listed = self.list_finished(self.chunks())
         atomic.write_lines(self.output.root / REJECTED, self.rejected_lines())
         extra = ((row.utterance.id, row.utterance.extra) for row, _ in self.rows())
@@ -168,7 +168,7 @@ class _Merge:
         return heapq.merge(*streams, key=lambda item: item[0].utterance.line)
 
     def chunks(self) -> Iterator[list[_Row]]:
-        """The complete samples of all parts, in source order, some at a time."""
+        """The complete samples of all parts, in source order, in chunks."""
         for chunk in chunks_of(self.rows(), CHUNK_ROWS):
             found = []
             for number, source in enumerate(self.sources):
@@ -181,13 +181,13 @@ class _Merge:
             yield found
 
     def stage(self, chunk: Sequence[_Row], pool: ThreadPoolExecutor) -> list[Staged]:
-        """Give the chunk's missing artifacts temporary names in the output; StoreError where a part lacks one."""
+        """Stage the chunk's missing samples; raises StoreError if a part lacks an artifact."""
         known = self.state.samples(row.planned.utterance.id for row in chunk)
         wanted = []
         for row, sample in zip(chunk, known, strict=True):
             utterance = row.planned.utterance
-            there = sample is not None and not sample.missing(row.planned.fingerprints)
-            if there and sample is not None and not self.output.incomplete(utterance.id, sample):
+            finished = sample is not None and not sample.missing(row.planned.fingerprints)
+            if finished and sample is not None and not self.output.incomplete(utterance.id, sample):
                 self.reused += 1
                 continue
             wanted.append(row)
@@ -197,13 +197,13 @@ class _Merge:
         return [staged for staged, _ in brought]
 
     def stage_sample(self, row: _Row) -> tuple[Staged, int]:
-        """Link or copy one sample's artifacts; gives how many were linked. Runs in a thread."""
+        """Link or copy one sample's artifacts; returns the number of links too. Runs in a thread."""
         sample_id, part = row.planned.utterance.id, self.parts[row.part].output
         lacking = part.incomplete(sample_id, row.sample)
         if lacking:
             raise StoreError(
-                f"{part.root} lists sample {sample_id!r}, but its artifacts are not whole "
-                f"({', '.join(sorted(lacking))}); run that part's build again, then this"
+                f"{part.root} lists sample {sample_id!r}, but its artifacts are missing or incomplete "
+                f"({', '.join(sorted(lacking))}); run that part's build again, then merge again"
             )
         files, linked, schema = {}, 0, self.output.schema
         for name in schema.by_name:
@@ -217,9 +217,9 @@ class _Merge:
         return Staged(planned, files, shapes, row.sample.seconds), linked
 
     def bring(self, source: Path, target: Path) -> bool:
-        """A hard link to a finished file (True), else a synced copy. Raises StoreError where it is a link itself."""
-        if source.is_symlink():  # to whatever file another wanted to have in the output
-            raise StoreError(f"{source} is a symbolic link; run that part's build again, then this")
+        """Make a hard link to a finished file (True), or a synced copy. Raises StoreError if it is a symbolic link."""
+        if source.is_symlink():  # a part from others could include any file in this way
+            raise StoreError(f"{source} is a symbolic link; run that part's build again, then merge again")
         if not self.copy:
             try:
                 os.link(source, target)
@@ -234,7 +234,7 @@ class _Merge:
         return False
 
     def list_finished(self, chunks: Iterable[Sequence[_Row]]) -> Listed:
-        """Make manifests and progress file list exactly what is here and complete."""
+        """Rewrite manifests and progress file to list exactly what is complete."""
         facts = self.parts[0].facts
         options = ListingOptions(val_ratio=facts.settings["val_ratio"])
         with Listing(self.output, self.state, options) as listing:
@@ -252,7 +252,7 @@ class _Merge:
         return map(itemgetter(1), heapq.merge(*lines, key=itemgetter(0)))
 
     def stats(self, listed: Listed) -> dict[str, Any]:
-        """The content of stats.json: what was counted is added up, what the codes say is read from them."""
+        """The content of stats.json: counts are added up, codebook use is computed from the codes."""
         found = [part.stats() for part in self.parts]
         for part, other in zip(self.parts, found, strict=True):
             if other["versions"] != found[0]["versions"]:

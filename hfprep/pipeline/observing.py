@@ -1,6 +1,6 @@
-"""Named moments of a run, for whoever wants to know of them: a worker's note of what it has in hand, and tests.
+"""Named moments of a run, for observers: a worker's record of the samples in hand, and tests.
 
-`observe` does nothing unless somebody listens. Light to import.
+`observe` does nothing without observers. Light to import.
 """
 
 import contextlib
@@ -16,19 +16,19 @@ _observers: list[Observer] = []
 
 
 def observe(moment: Moment, utterances: Sequence[Utterance]) -> None:
-    """Say that a moment has come for these utterances; from any thread. What an observer raises is raised here."""
+    """Report a moment for these utterances, from any thread. Exceptions of observers are raised here."""
     for observer in list(_observers):
         observer(moment, utterances)
 
 
 def add_observer(observer: Observer) -> None:
-    """Call `observer(moment, utterances)` at every moment for as long as this process lives."""
+    """Call `observer(moment, utterances)` at every moment until this process ends."""
     _observers.append(observer)
 
 
 @contextlib.contextmanager
 def observing(observer: Observer) -> Iterator[None]:
-    """While inside, call `observer(moment, utterances)` at every moment in this process."""
+    """Call `observer(moment, utterances)` at every moment inside the context."""
     _observers.append(observer)
     try:
         yield

@@ -1,7 +1,7 @@
-"""A finished part of a build (`--shard`) and what has to be known of it so that parts can be joined.
+"""Finished parts of a build (`--shard`), with the information that is needed to join them.
 
-Beside its features a part keeps, in its private folder, its rows with their line numbers and a record of what the
-plan, the models and the settings were. Gives writing, withdrawing and reading of that; knows nothing of joining.
+Besides its features, a part keeps in its private folder its rows with their line numbers and a record of its plan,
+models and settings. This module writes, withdraws and reads them; knows nothing about joining.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ SETTINGS = (
 class PartFacts:
     """Which part of which plan this is, and everything that must be the same in all parts.
 
-    `schema` is that of the samples, as `Schema.record` gives it.
+    `schema` is the result of `Schema.record`.
     """
 
     part: Part
@@ -52,7 +52,7 @@ class PartFacts:
     schema: dict[str, Any]
 
     def differences(self, other: "PartFacts") -> list[str]:
-        """One line for each thing that must be the same and is not: its name, here and there."""
+        """One line for each difference in what must be the same: its name and both values."""
         lines = []
         if self.part.count != other.part.count:
             lines.append(f"number of parts: {self.part.count} and {other.part.count}")
@@ -69,26 +69,26 @@ class PartFacts:
 
 @dataclass(frozen=True)
 class FinishedPart:
-    """The output directory of a part that is complete."""
+    """The output directory of a complete part."""
 
     output: NpyOutput
     facts: PartFacts
 
     def rows(self) -> Iterator[PlannedRow]:
-        """The part's rows, in source order, rejected ones among them. Raises StoreError where they are damaged."""
+        """The part's rows in source order, including rejected ones. Raises StoreError if they are damaged."""
         path = self.output.private / ROWS
         try:
             with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as batches:
                 for batch in batches:
                     batch.validate(full=True)
                     for row in map(planned_row, batch.to_pylist()):
-                        check_id(row.utterance.id)  # it names files, and the part may come from others
+                        check_id(row.utterance.id)  # it names files, and the part may not be trusted
                         yield row
         except (OSError, RejectedSample, *UNREADABLE) as error:
             raise StoreError(f"{path} cannot be read: {error}; run the part's `build --shard` again") from error
 
     def rejected_lines(self) -> Iterator[tuple[int, bytes]]:
-        """Number of the manifest's line and line of each rejection. Raises StoreError where they are damaged."""
+        """The manifest's line number and the JSON line of each rejection. Raises StoreError if they are damaged."""
         path = self.output.root / REJECTED
         try:
             with open(path, "rb") as stream:
@@ -98,7 +98,7 @@ class FinishedPart:
             raise StoreError(f"{path} cannot be read: {error!r}; run the part's `build --shard` again") from error
 
     def stats(self) -> dict[str, Any]:
-        """The content of the part's stats.json. Raises StoreError where it is damaged."""
+        """The content of the part's stats.json. Raises StoreError if it is damaged."""
         path = self.output.root / STATS
         try:
             found = json.loads(path.read_bytes())
@@ -127,7 +127,7 @@ def part_facts(config: BuildConfig, inputs: Inputs) -> PartFacts:
 
 
 def write_part(output: NpyOutput, rows: Path, facts: PartFacts) -> None:
-    """Mark an output directory as a finished part; `rows`, the plan's file, is copied beside the mark."""
+    """Mark an output directory as a finished part; `rows`, the plan's file, is copied beside the record."""
     with open(rows, "rb") as source, atomic.replacing(output.private / ROWS) as target:
         shutil.copyfileobj(source, target, 1 << 20)
     record = {"format": PART_FORMAT} | dataclasses.asdict(facts) | {"part": str(facts.part)}
@@ -135,13 +135,13 @@ def write_part(output: NpyOutput, rows: Path, facts: PartFacts) -> None:
 
 
 def withdraw_part(output: NpyOutput) -> None:
-    """Take the mark away: a run is about to change what it stands for."""
+    """Remove the record, before a run changes the output."""
     with atomic.explained(output.private):
         (output.private / RECORD).unlink(missing_ok=True)
 
 
 def read_part(folder: Path) -> FinishedPart:
-    """The finished part in `folder`; ConfigError where there is none, or it is not finished."""
+    """The finished part in `folder`; raises ConfigError if there is none or it is not finished."""
     check_local(folder)
     private = OutputFolder(folder).private
     path = private / RECORD
@@ -157,7 +157,7 @@ def read_part(folder: Path) -> FinishedPart:
     except FileNotFoundError:
         if not private.is_dir():
             raise ConfigError(f"{str(folder)!r} is not the output directory of a build with --shard") from None
-        message = "holds no finished part; run its `build --shard` again until it says that nothing is left"
+        message = "contains no finished part; run its `build --shard` again until it is complete"
         raise ConfigError(f"{str(folder)!r} {message}") from None
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise StoreError(f"{path} cannot be read: {error}; run the part's `build --shard` again") from error

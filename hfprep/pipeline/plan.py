@@ -1,4 +1,4 @@
-"""The rows of a plan: what the scan of a manifest found, on disk, as Arrow tables and as objects."""
+"""The plan: the valid rows of a manifest, stored in an Arrow file."""
 
 import dataclasses
 import os
@@ -22,14 +22,14 @@ UTTERANCE_FIELDS = tuple(item.name for item in dataclasses.fields(Utterance))
 
 
 def rows_schema(groups: Sequence[str]) -> pa.Schema:
-    """The columns of a plan: a row, a fingerprint for each group, its audio file, the groups still to be computed."""
+    """The columns of a plan: row, fingerprint of each group, identity of the audio, groups still to be computed."""
     return pa.schema(
         [
             ("line", pa.int64()),
             ("id", pa.string()),
             ("text", pa.string()),
             ("audio", pa.string()),
-            ("path", pa.binary()),  # of any bytes, as names of folders are
+            ("path", pa.binary()),  # paths can be any bytes
             ("speaker", pa.string()),
             ("language", pa.string()),
             ("duration", pa.float64()),
@@ -46,9 +46,9 @@ def rows_schema(groups: Sequence[str]) -> pa.Schema:
 
 @dataclass
 class PlanCounts:
-    """What the scan of a manifest found. lines_read = rows + rejected + capped, of this part if there are parts.
+    """Counts of a manifest's scan. lines_read = rows + rejected + capped, of this part if there are parts.
 
-    `known` are pending rows that the state has something of.
+    `known` are pending rows that are in the state.
     """
 
     lines_read: int = 0
@@ -67,14 +67,14 @@ class PlanCounts:
     doubtful_line: int = 0
 
     def line(self) -> str:
-        """What there is to do, in words."""
+        """A summary of the counts in one line."""
         counts = {"finished already": self.reused, "rejected": self.rejected, "capped": self.capped}
         others = [f"{number:,} {what}" for what, number in counts.items() if number]
         return f"{count(self.lines_read, 'line')}: {', '.join([f'{self.pending:,} to compute', *others])}"
 
 
 class MappedRows:
-    """The rows in a plan's file by position, mapped: no more is read than is asked for."""
+    """The rows of a plan's file by position, memory-mapped: only what is requested is read."""
 
     def __init__(self, path: Path) -> None:
         with pa.ipc.open_stream(pa.memory_map(str(path))) as stream:
@@ -111,20 +111,20 @@ class Plan:
         return self.rows.table
 
     def chunks(self) -> Iterator[list[PlannedRow]]:
-        """Every valid row, in order, some thousand at a time; read, not mapped, so that no memory is kept."""
+        """All valid rows in order, in chunks; read, not mapped, so that memory does not accumulate."""
         with pa.OSFile(str(self.path)) as source, pa.ipc.open_stream(source) as batches:
             for batch in batches:
                 yield [planned_row(row) for row in batch.to_pylist()]
 
     def pending_positions(self) -> list[int]:
-        """Positions of the rows of which something has yet to be computed."""
+        """Positions of rows with groups still to be computed."""
         needed = pc.list_value_length(self.table.column("need"))
         positions: list[int] = needed.to_numpy().nonzero()[0].tolist()
         return positions
 
 
 def planned_row(row: dict[str, Any]) -> PlannedRow:
-    """A row of the plan, as Arrow gives it, as an object."""
+    """A row of the plan's Arrow file as an object."""
     fields = row | {"path": os.fsdecode(row["path"])}
     utterance = Utterance(*(fields[name] for name in UTTERANCE_FIELDS))
     audio = AudioIdentity(row["audio_bytes"], row["audio_mtime_ns"], row["audio_sha256"])

@@ -1,7 +1,7 @@
-"""What there is to do: the manifest held against the state, before anything is computed.
+"""Planning: compares the manifest with the state, before anything is computed.
 
-Reads every line once, in order; writes the valid rows with their fingerprints and needs to one Arrow file, by which
-everything after this goes. Opens no audio, except headers of artifacts to adopt.
+Reads every line once, in order, and writes the valid rows with their fingerprints and the groups to compute to one
+Arrow file, which all later steps use. Opens no audio, except headers if artifacts are adopted.
 """
 
 import contextlib
@@ -56,20 +56,18 @@ _fields_of = operator.attrgetter(*UTTERANCE_FIELDS)
 
 
 def no_doubt(text: str, language: str | None) -> DoubtfulGrammar | None:
-    """What is said of texts where there is no tokenizer."""
+    """The `doubt` of `PlanOptions` without a tokenizer."""
     del text, language
     return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """What decides which rows are taken and what of them is reused.
+    """Options that decide which rows are used and what is reused.
 
-    `doubt` says what is doubtful about the grammar of a text without a language.
-    Without `with_audio` no audio is read: a sample whose audio is not finished is rejected.
-    With `drop_overlong` finished samples over a limit of the schema are rejected, as they are when they are computed,
-    and so are those that `filters` leave out.
-    `num_codes(seconds)` tells artifacts to adopt from those that hold padding.
+    `doubt` returns why the grammar of a text without a language is doubtful. Without `with_audio` no audio is read, and
+    samples whose audio features are not finished are rejected. `drop_overlong` and `filters` also reject finished
+    samples. `num_codes(seconds)` is used to detect artifacts with padding, which are not adopted.
     """
 
     language: str | None = None
@@ -91,13 +89,13 @@ class PlanOptions:
 
 
 class Lister(Protocol):
-    """Is told of every complete sample, in the manifest's order."""
+    """Receives every complete sample, in the manifest's order."""
 
     def add(self, utterance: Utterance, sample: SampleState) -> None: ...
 
 
 class Planner:
-    """Scans a manifest and decides, row by row, what is finished already; without `artifacts`, by the state alone."""
+    """Scans a manifest and decides, row by row, what is finished; without `artifacts`, only by the state."""
 
     def __init__(
         self,
@@ -129,7 +127,7 @@ class Planner:
     def plan(self, manifest: Path, *, stop: Callable[[], bool] = lambda: False) -> Plan:
         """Scan the manifest; rejections go to the state, complete samples to the listing.
 
-        Raises StoreError where changes are refused and there are some, StopRequested once `stop()` is true.
+        Raises StoreError if there are changes and they are refused, StopRequested once `stop()` is true.
         """
         path = self.output.work / "rows.arrow"
         with ExitStack() as stack:
@@ -145,7 +143,7 @@ class Planner:
         return Plan(path, self.counts)
 
     def _valid_rows(self, manifest: Path) -> Iterator[Utterance]:
-        """Rows that can be read and whose id is new, up to the cap; everything else is rejected or counted."""
+        """Valid rows with a new id, up to the cap; all others are rejected or counted."""
         source = open_source(manifest, self.options.fields)
         here, elsewhere = AudioFinder(manifest, self.options.audio_root), NoLookup(manifest)
         counts, part = self.counts, self.options.part
@@ -157,7 +155,7 @@ class Planner:
             if taken == self.options.max_samples:
                 counts.capped += mine
                 continue
-            # Lines of other parts are read too: a duplicate id and --max-samples are matters of the whole manifest.
+            # Lines of other parts are read too: duplicate ids and --max-samples refer to the whole manifest.
             finder = here if mine or self.options.max_samples is not None else elsewhere
             row = parse_line(number, raw, finder, self.options.language)
             if isinstance(row, Utterance):
@@ -173,7 +171,7 @@ class Planner:
                 yield row
 
     def _with_audio(self, row: Utterance) -> Utterance | Rejection:
-        """The row itself, where its audio is there: others do not count as taken."""
+        """The row, if its audio exists: others do not count towards --max-samples."""
         try:
             identify_audio(row.path, by_content=False, stores=self.inspector.stores)
         except RejectedSample as error:
@@ -181,15 +179,15 @@ class Planner:
         return row
 
     def _with_new_id(self, row: Utterance, names: NameRules) -> Utterance | Rejection:
-        """The row itself, where its id is no earlier one's, also not for the output's file system."""
+        """The row, if its id is new and the output's file system accepts it as a new name."""
         try:
             names.check(row.id)
         except RejectedSample as error:
             return Rejection(row.line, row.id, error.reason, error.message)
         if not self.state.first_sight(row.id):
             return duplicate_id(row)
-        if names.folds and not self.state.first_sight(f"\0{names.key(row.id)}"):  # no id holds this character
-            message = f"the output's file system takes id {row.id!r} for that of an earlier line; rename one of them"
+        if names.folds and not self.state.first_sight(f"\0{names.key(row.id)}"):  # ids cannot contain this character
+            message = f"id {row.id!r} is the same file name as the id of an earlier line in the output; rename one"
             return Rejection(row.line, row.id, Reason.DUPLICATE_ID, message)
         return row
 
@@ -200,7 +198,7 @@ class Planner:
     def _inspected(
         self, manifest: Path, pool: ThreadPoolExecutor
     ) -> Iterator[tuple[list[Utterance], Iterator[list[Inspected | RejectedSample]]]]:
-        """Chunks of valid rows with what the disk says of them; looked up while the chunk before is worked on."""
+        """Chunks of valid rows with their inspection, which runs while the chunk before is processed."""
         waiting = None
         for chunk in chunks_of(self._valid_rows(manifest), CHUNK_ROWS):
             ids = [utterance.id for utterance in chunk]
@@ -215,7 +213,7 @@ class Planner:
     def _plan_chunk(
         self, chunk: Sequence[Utterance], inspected: Iterator[list[Inspected | RejectedSample]]
     ) -> pa.RecordBatch:
-        """The chunk's rows whose audio is there, as Arrow; changes to the state are kept in one transaction."""
+        """The chunk's rows whose audio exists, as Arrow; changes of the state are made in one transaction."""
         rows = []
         with self.state.transaction():
             for utterance, found in zip(chunk, itertools.chain.from_iterable(inspected), strict=True):
@@ -230,7 +228,7 @@ class Planner:
         return pa.record_batch(arrays, schema=self._rows)
 
     def _decide(self, utterance: Utterance, found: Inspected | RejectedSample) -> tuple[Any, ...]:
-        """One line of the plan; lists what is complete, notes in the state what was adopted or is not on disk."""
+        """One row of the plan; lists complete samples, records adopted and missing artifacts in the state."""
         if isinstance(found, RejectedSample):
             raise found
         identity, sample = found.identity, found.known
@@ -268,7 +266,7 @@ class Planner:
 
     @functools.cached_property
     def _earlier_rejections(self) -> dict[str, RejectedSample]:
-        """Why the last run rejected samples, by id."""
+        """The rejections of the last run, by id."""
         found = {}
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             for record in map(json.loads, (self.output.root / REJECTED).read_bytes().splitlines()):
@@ -295,7 +293,7 @@ class Planner:
         return missing | found.incomplete
 
     def _keep_source(self, utterance: Utterance, sample: SampleState, identity: AudioIdentity) -> None:
-        """Note under which mtime a content was seen again, for runs without --hash-audio."""
+        """Record the current mtime of unchanged content, for runs without --hash-audio."""
         source = source_of(utterance, identity)
         if sample.source != source:
             self.state.finish(utterance.id, {}, source=source)
@@ -303,10 +301,10 @@ class Planner:
     def _seen_otherwise(
         self, utterance: Utterance, sample: SampleState, identity: AudioIdentity, fingerprints: Mapping[str, str]
     ) -> frozenset[str]:
-        """The groups that are what is wanted, only fingerprinted before --hash-audio was switched on or off."""
+        """The groups that are up to date, but were fingerprinted before --hash-audio was switched on or off."""
         source = json.loads(sample.source or "{}")
         earlier = identity.known_by(source)
-        # Two clips inside one file have its mtime, and may be of one length: they are the same only by their place.
+        # Two clips inside one file share its mtime and may have the same length, and only differ by their position.
         if earlier is None or (parse_reference(utterance.audio) and source.get("audio") != utterance.audio):
             return frozenset()
         same = self.schema.audio_groups - sample.missing(self.fingerprinter.of(utterance, earlier))
@@ -316,7 +314,7 @@ class Planner:
         return same
 
     def _check_lengths(self, sample: SampleState, fresh: Iterable[str]) -> None:
-        """Refuse a finished sample that --drop-overlong would have refused before."""
+        """Raise RejectedSample for a finished sample that --drop-overlong would have rejected."""
         for group in fresh:
             for name, length in sample.groups[group].lengths.items():
                 check_length(self.schema, name, length)

@@ -1,8 +1,8 @@
-"""Which precision computes: measured on the user's own clips, once for a set of models.
+"""Choice of the precision, measured on the user's clips, once per set of models.
 
-Gives `decide`, which turns `--precision auto` into the fastest precision that keeps enough codes as float32 has them,
-and holds any other choice but fp32 against that bound. What was measured is kept in the output's state, and the choice
-with it, so that a rerun computes as before. Takes a BuildConfig, its inputs and state; writes no features.
+Provides `decide`, which resolves `--precision auto` to the fastest precision that reproduces enough of float32's codes,
+and compares any other choice with that bound. The measurement and the choice are stored in the output's state, so that
+a rerun uses the same precision. Takes a BuildConfig, its inputs and state; writes no features.
 """
 
 import dataclasses
@@ -30,17 +30,17 @@ from hfprep.store.state import State
 log = logging.getLogger(__name__)
 
 KEY = "code_agreement"  # in the state
-# Frames that are measured: of 4000, an agreement of 0.995 has a standard error of 0.001. A CPU does 100 in a second.
+# Frames to measure: with 4000, an agreement of 0.995 has a standard error of 0.001. A CPU computes 100 per second.
 FRAMES = {"cpu": 1000, "cuda": 4000}
-SHORTEST_SECONDS, LONGEST_SECONDS = 0.25, 30.0  # other clips are left out
-MOST_ROWS = 1000
+MIN_SECONDS, MAX_SECONDS = 0.25, 30.0  # of the clips to measure with
+MAX_ROWS = 1000  # of the manifest, to find such clips
 
 
 def decide(config: BuildConfig, inputs: Inputs, state: State, run: Callable[[Trial], TrialResult]) -> BuildConfig:
-    """The config with the precision that computes, never auto; `run` computes clips where a build would.
+    """The config with the precision to use, never auto; `run` computes clips on the build's device.
 
-    Raises ConfigError where the device cannot compute in the precision that was asked for or chosen earlier, or where
-    none can be chosen because fp32, with which the others are compared, does not run there.
+    Raises ConfigError if the device does not support the requested precision or the one chosen earlier, or if none can
+    be chosen because fp32, the reference, does not run there.
     """
     asked, able = "" if config.precision == AUTO else config.precision, inputs.models.precisions
     if asked and asked not in able:
@@ -55,20 +55,20 @@ def decide(config: BuildConfig, inputs: Inputs, state: State, run: Callable[[Tri
     require(asked or PLAIN, device)
     earlier = _earlier(config, inputs, state)
     if earlier is not None:
-        require(earlier, device, "--precision is 'auto', which has chosen {name!r} for this output before")
+        require(earlier, device, "--precision is 'auto', which chose {name!r} for this output earlier")
         return dataclasses.replace(config, precision=earlier)
     modes = [asked] if asked else [name for name in candidates(device) if name in able]
     clips = _clips(config, inputs, FRAMES[device.type]) if modes else ()
     if not clips:
         log.info(
-            "precision: %s, %s", asked or PLAIN, "without a clip to measure with" if modes else "the only one here"
+            "precision: %s, %s", asked or PLAIN, "as there is no clip to measure with" if modes else "the only one here"
         )
         return dataclasses.replace(config, precision=asked or PLAIN)
     found = _measure(config, inputs, modes, clips, run)
     if not found and not asked:
         raise ConfigError(
-            f"--precision is 'auto', but fp32, with which the others are compared, does not run on {device} now; name "
-            f"a precision that needs less memory, such as --precision {modes[-1]}, or stop what else runs there"
+            f"--precision is 'auto', but fp32, the reference for the others, does not run on {device} now; choose a "
+            f"precision that needs less memory, such as --precision {modes[-1]}, or stop other programs on the device"
         )
     chosen = asked or choose(found, config.min_code_agreement)
     if chosen in found:
@@ -80,10 +80,10 @@ def _say_and_keep(
     config: BuildConfig, inputs: Inputs, state: State, found: dict[str, dict[str, float]], chosen: str
 ) -> None:
     for mode, result in found.items():
-        log.info("precision %s: %.2f %% of codes as in fp32, %.0f frames a second%s", mode,
+        log.info("precision %s: %.2f %% of codes as in fp32, %.0f frames per second%s", mode,
                  100 * result["agreement"], result["frames_per_second"], ", chosen" * (mode == chosen))  # fmt: skip
     if found[chosen]["agreement"] < config.min_code_agreement:
-        log.warning("--precision %s keeps less than --min-code-agreement %s of the codes", chosen,
+        log.warning("--precision %s reproduces less than --min-code-agreement %s of the codes", chosen,
                     config.min_code_agreement)  # fmt: skip
     frames = int(found[PLAIN].pop("frames"))
     kept = {"frames": frames, "bound": config.min_code_agreement, "modes": found}
@@ -91,20 +91,20 @@ def _say_and_keep(
 
 
 def without_measuring(config: BuildConfig, inputs: Inputs, state: State) -> BuildConfig:
-    """The config with the precision that was chosen before, or that was asked for; else as if fp32 were chosen."""
+    """The config with the precision that was requested, or chosen earlier, or else fp32."""
     if config.precision != AUTO:
         return config
     return dataclasses.replace(config, precision=_earlier(config, inputs, state) or PLAIN)
 
 
 def choose(found: dict[str, dict[str, float]], bound: float) -> str:
-    """The fastest of the precisions whose agreement reaches the bound; fp32, which agrees with itself, is one."""
+    """The fastest precision whose agreement reaches the bound, possibly fp32, whose agreement is 1."""
     able = [mode for mode, result in found.items() if result["agreement"] >= bound]
     return max(able, key=lambda mode: found[mode]["frames_per_second"])
 
 
 def measured(state: State, precision: str) -> dict[str, Any] | None:
-    """What was measured when this precision was chosen, for stats.json; None where nothing was."""
+    """The measurement by which this precision was chosen, for stats.json; None if there is none."""
     found = state.get(KEY)
     if found is None or found["precision"] != precision:
         return None
@@ -112,13 +112,13 @@ def measured(state: State, precision: str) -> dict[str, Any] | None:
 
 
 def _models_of(config: BuildConfig, inputs: Inputs) -> dict[str, str]:
-    """What a measurement holds for: all that codes depend on, but for the precision."""
+    """What a measurement is valid for: everything that codes depend on, except the precision."""
     settings = with_numerics(inputs.schema, inputs.settings(config))
     return {name: value for name, value in settings[_codes_group(inputs)].items() if name != "precision"}
 
 
 def _earlier(config: BuildConfig, inputs: Inputs, state: State) -> str | None:
-    """The precision that was chosen before for the same models, so that a rerun does not change its mind."""
+    """The precision that was chosen earlier for the same models, so that a rerun uses the same."""
     models = _models_of(config, inputs)
     found = state.get(KEY)
     if found is not None and found["models"] == models and config.precision in (found["asked"], found["precision"]):
@@ -131,21 +131,21 @@ def _earlier(config: BuildConfig, inputs: Inputs, state: State) -> str | None:
 
 
 def _codes_group(inputs: Inputs) -> str:
-    """The group whose codes say how exact a precision is."""
+    """The group of the codes that precisions are compared by."""
     return next(column.group for column in inputs.schema.of_kind("codes"))
 
 
 def _clips(config: BuildConfig, inputs: Inputs, num_frames: int) -> tuple[Utterance, ...]:
-    """The manifest's first clips that look usable by their headers, until there are `num_frames` frames."""
+    """The manifest's first clips with a suitable length in their headers, up to `num_frames` frames."""
     finder, found = AudioFinder(config.manifest, config.audio_root), []
     rows = open_source(config.manifest, config.field_map).lines()
-    for number, raw in itertools.islice(rows, MOST_ROWS):
+    for number, raw in itertools.islice(rows, MAX_ROWS):
         row = parse_line(number, raw, finder, config.language)
         if isinstance(row, Rejection):
             continue
         seconds = expected_seconds(row.path, None) if row.segment is None else row.segment.seconds
-        if not seconds or not SHORTEST_SECONDS <= seconds <= LONGEST_SECONDS:
-            continue  # the build will say why, or it takes it
+        if not seconds or not MIN_SECONDS <= seconds <= MAX_SECONDS:
+            continue  # the build accepts it or reports why not
         found.append(row)
         num_frames -= frames_in(inputs.models, seconds)
         if num_frames <= 0:
@@ -160,9 +160,9 @@ def _measure(
     clips: tuple[Utterance, ...],
     run: Callable[[Trial], TrialResult],
 ) -> dict[str, dict[str, float]]:
-    """For fp32 and each mode that runs: agreement (the share of codes that are as in fp32) and frames_per_second.
+    """For fp32 and each mode that runs: agreement (share of codes equal to fp32's) and frames_per_second.
 
-    Nothing where fp32 does not run; its `frames` is the number of codes that were compared.
+    Empty if fp32 does not run; its `frames` is the number of codes that were compared.
     """
     spec = ExtractorSpec(
         model_set=inputs.models,

@@ -1,6 +1,6 @@
-"""Some clips computed in one precision, by the extractor that would compute them in a build.
+"""Computes some clips in one precision, with the extractor that a build uses.
 
-Gives `Trial`, which can be sent to a worker, and what it finds.
+Provides `Trial`, which can be sent to a worker, and its result.
 """
 
 import gc
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """The codes of each clip by manifest line, int32 (codes,), and the seconds they took on the device.
+    """The codes of each clip by manifest line, int32 (codes,), and the computation time in seconds.
 
     `problem` says why there are none.
     """
@@ -31,14 +31,14 @@ class TrialResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """Clips to compute, and how to open the extractor for it."""
+    """Clips to compute, and how to open the extractor."""
 
     spec: "ExtractorSpec"
     device: str
     clips: tuple[Utterance, ...]
 
     def run(self) -> TrialResult:
-        """Load the models, compute the clips, and let the models go. Raises ConfigError and CheckpointError."""
+        """Load the models, compute the clips, and free the models. Raises ConfigError and CheckpointError."""
         import torch
 
         try:
@@ -47,7 +47,7 @@ class Trial:
             return TrialResult({}, problem=str(error))
         try:
             tasks = [Task.of(extractor.schema, utterance, self.spec.need) for utterance in self.clips]
-            list(extractor.extract(tasks[:1]))  # the first call of everything takes longer
+            list(extractor.extract(tasks[:1]))  # warm-up
             codes, seconds = {}, 0.0
             for result in extractor.extract(tasks):
                 seconds += result.compute_seconds

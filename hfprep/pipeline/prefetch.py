@@ -1,6 +1,6 @@
-"""Load items in threads ahead of their consumer, in order, within a bound of bytes.
+"""Loads items in threads ahead of their consumer, in order, with a limit in bytes.
 
-Takes any iterable and a function; gives the function's results in the iterable's order. Knows nothing of audio.
+Takes any iterable and a function; yields the function's results in the iterable's order. Knows nothing about audio.
 """
 
 import threading
@@ -14,7 +14,7 @@ Loaded = TypeVar("Loaded")
 
 
 class _Ahead(Generic[Loaded]):
-    """What is loading or loaded and not yet consumed: expected bytes while it loads, then its true size."""
+    """Items that are loading, or loaded and not yet consumed: expected bytes while loading, then the actual size."""
 
     def __init__(self, size_bytes: Callable[[Loaded], int] | None) -> None:
         self.loading = 0
@@ -22,7 +22,7 @@ class _Ahead(Generic[Loaded]):
         self._size_bytes = size_bytes
         self._lock = threading.Lock()
 
-    def begun(self, future: Future[Loaded], cost: int) -> None:
+    def started(self, future: Future[Loaded], cost: int) -> None:
         with self._lock:
             self.loading += 1
             self.held_bytes += cost
@@ -55,13 +55,13 @@ def prefetch(
 ) -> Iterator[Loaded]:
     """Results of `load` for each item, in order, computed in `pool` ahead of the consumer.
 
-    A None among the items means that there is none at the moment: the next is asked for again whenever the consumer
+    An item that is None means that there is none at the moment: the next one is requested again whenever the consumer
     takes a result, and the generator ends once nothing is loading or loaded.
 
-    What is loading (`cost_bytes`) or loaded (`size_bytes`, else still the cost) and not yet consumed stays within
-    `max_bytes`, except that one item is always let through. No more than `max_loading` items load at a time, so that
-    wrong costs cannot do much harm. An exception of `load` is raised at its item's turn. What was not begun is
-    cancelled when the generator is closed.
+    The total of items that are loading (`cost_bytes`) or loaded (`size_bytes`, else the cost) and not yet consumed
+    stays within `max_bytes`, except that one item is always admitted. At most `max_loading` items load at a time, which
+    limits the effect of wrong costs. An exception in `load` is raised in place of the item's result. Items that have
+    not been started are cancelled when the generator is closed.
     """
     ahead: _Ahead[Loaded] = _Ahead(size_bytes)
     waiting: deque[tuple[Future[Loaded], int]] = deque()
@@ -76,7 +76,7 @@ def prefetch(
                     break
                 future = pool.submit(load, upcoming)
                 waiting.append((future, cost))
-                ahead.begun(future, cost)
+                ahead.started(future, cost)
                 upcoming = next(source, None)
             future, cost = waiting.popleft()
             result = future.result()

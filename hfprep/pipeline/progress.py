@@ -1,6 +1,6 @@
-"""What a run shows while it works: a bar in a terminal or a notebook, a log line every 30 s elsewhere.
+"""Progress display: a bar in a terminal or a notebook, elsewhere a log line every 30 s.
 
-Takes counts as batches complete, and how far a batch is; knows nothing of where they come from.
+Takes counts as batches complete, and the progress within a batch; knows nothing about where they come from.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ class Tally:
 
 
 class BuildProgress:
-    """Progress of one run, a context manager: what it does at the moment in words, or how much is done.
+    """Progress of one run, a context manager: shows the current stage, or how much is done.
 
     With `shown` false only the result is logged.
     """
@@ -56,7 +56,7 @@ class BuildProgress:
         self._work = self._work_done = 0.0
         self._underway: dict[int, float] = {}
         self._began = self._ended = time.monotonic()
-        self._measured_from: tuple[float, float] | None = None  # when the first news came, and the work done by then
+        self._measured_from: tuple[float, float] | None = None  # time and work of the first update
 
     def __enter__(self) -> "BuildProgress":
         if self._shown:
@@ -72,23 +72,23 @@ class BuildProgress:
             self._display = None
 
     def stage(self, words: str | Callable[[], str]) -> None:
-        """Say what the run does now; a function is asked whenever the line is drawn."""
+        """Set what the run does now; a function is called whenever the line is drawn."""
         self._stage = words if callable(words) else lambda: words
         self._update()
 
     def begin(self, total: int, work: float) -> None:
-        """Samples are computed from now on: so many, and the work that they are in all."""
+        """Start computing `total` samples, with this much work in total."""
         self.total, self._work = total, work
         self._began = time.monotonic()
         self.stage("loading the models")
 
     def end(self) -> None:
-        """No more samples are computed."""
+        """Stop computing samples."""
         self._ended, self._stage = time.monotonic(), None
         (record if isinstance(self._display, _Bar | _NotebookBar) else log).info("%s", self.counts())
 
     def underway(self, worker: int, news: Underway | None) -> None:
-        """Note how far a worker is with its batch; None: that will be counted at once, or is lost."""
+        """Update a worker's progress within its batch; None: the batch is finished or lost."""
         with self._lock:
             self._underway.pop(worker, None)
             if news is not None:
@@ -99,7 +99,7 @@ class BuildProgress:
     def advance(
         self, *, done: int, rejected: int, audio_seconds: float, num_frames: int, padded_frames: int, work: float
     ) -> None:
-        """Count one batch, and the work that its `done` samples were; that of rejected ones is taken for the mean."""
+        """Count one batch, with the work of its `done` samples; for rejected ones the mean is assumed."""
         tally = self.tally
         with self._lock:
             tally.done += done
@@ -113,19 +113,19 @@ class BuildProgress:
 
     @property
     def finished(self) -> int:
-        """Samples that have their outcome."""
+        """Number of samples with an outcome."""
         return self.tally.done + self.tally.rejected
 
     @property
     def share(self) -> float | None:
-        """How much of the work is done, from 0 to 1; None while nobody can tell."""
+        """Share of the work that is done, from 0 to 1; None while unknown."""
         if self._measured_from is None:
             return None
         return 1.0 if self.finished >= self.total else min(0.99, self._worked() / max(self._work, 1e-9))
 
     @property
     def seconds_left(self) -> float | None:
-        """How long the rest will take, by the pace so far; None while nobody can tell."""
+        """Estimated seconds for the rest, by the speed so far; None while unknown."""
         if self._measured_from is None:
             return None
         since, before = self._measured_from
@@ -133,11 +133,11 @@ class BuildProgress:
         return max(0.0, self._work - self._worked()) * elapsed / worked if worked > 0 else None
 
     def line(self) -> str:
-        """What is shown beside the bar."""
+        """The text beside the bar."""
         return f"{self.share or 0:4.0%} {self.counts()}" if self._stage is None else self._stage()
 
     def counts(self) -> str:
-        """How much is done, and how long it took or will take."""
+        """Counts, speed, and elapsed or remaining time."""
         tally, over = self.tally, self._ended > self._began
         elapsed = (self._ended if over else time.monotonic()) - self._began
         parts = [f"{self.finished:,}/{self.total:,}"]
@@ -174,14 +174,14 @@ class _Display(Protocol):
     """Where progress is shown."""
 
     def update(self) -> None:
-        """Something has changed."""
+        """Show the current progress."""
 
     def close(self) -> None:
-        """Show the end."""
+        """Show the final progress."""
 
 
 def _display(progress: BuildProgress) -> _Display:
-    """What there is to show progress in."""
+    """The display for the current environment."""
     if console().is_terminal and not console().is_dumb_terminal:
         return _Bar(progress)
     if in_notebook():
@@ -190,7 +190,7 @@ def _display(progress: BuildProgress) -> _Display:
 
 
 class _Now(ProgressColumn):
-    """The line as it is whenever the bar is drawn."""
+    """The current line, whenever the bar is drawn."""
 
     def __init__(self, progress: BuildProgress) -> None:
         super().__init__(Column(no_wrap=True))
@@ -203,7 +203,7 @@ class _Now(ProgressColumn):
 
 
 class _Bar:
-    """A bar at the bottom of a terminal, drawn ten times a second; it stays where samples were computed."""
+    """A bar at the bottom of a terminal, drawn ten times a second; it remains visible if samples were computed."""
 
     def __init__(self, progress: BuildProgress) -> None:
         self._progress = progress
@@ -217,10 +217,10 @@ class _Bar:
             self._open = stack.pop_all()
 
     def update(self) -> None:
-        """Rich redraws it by itself."""
+        """Nothing to do: Rich redraws it."""
 
     def close(self) -> None:
-        self._live.live.transient = not self._progress.total  # what there was to see is over
+        self._live.live.transient = not self._progress.total  # remove a bar that only showed stages
         self._open.close()
 
 
@@ -229,7 +229,7 @@ class _NotebookBar:
 
     def __init__(self, progress: BuildProgress) -> None:
         self._progress = progress
-        self._ipython: Any = importlib.import_module("IPython.display")  # it is there: this is its notebook
+        self._ipython: Any = importlib.import_module("IPython.display")  # installed: this runs in a notebook
         self._handle = self._ipython.display(self._bar(), display_id=True)
         self._updated = time.monotonic()
 
@@ -263,4 +263,4 @@ class _Lines:
             log.info("%s", self._progress.line())
 
     def close(self) -> None:
-        """The end is logged anyway."""
+        """Nothing to do: the result is logged anyway."""

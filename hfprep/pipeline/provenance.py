@@ -1,4 +1,4 @@
-"""What an output says of how it was built: the paths it was given, and which recipe its samples are of."""
+"""How an output was built: given paths, options, and the recipe of its samples."""
 
 import dataclasses
 from pathlib import Path
@@ -12,7 +12,7 @@ from hfprep.schema import Schema
 from hfprep.store.state import State
 
 SCHEMA = "schema"  # in the state
-# Options that say where and by whom features are computed, which makes no difference to them.
+# Options that decide where and how features are computed, but do not change them.
 ELSEWHERE = {
     "output_dir", "work_dir", "shard", "engine", "ray_address", "num_gpus_per_worker", "num_processes", "workers",
     "device", "skip_existing", "strict", "dry_run", "log_json", "on_change",
@@ -20,7 +20,7 @@ ELSEWHERE = {
 
 
 def options_in_force(config: BuildConfig) -> dict[str, Any]:
-    """The options to repeat a run with, as they were given: those that matter to its result."""
+    """The options that affect the result of a run, as given, to repeat it."""
     values = {
         item.name: getattr(config, item.name) for item in dataclasses.fields(config) if item.name not in ELSEWHERE
     }
@@ -29,7 +29,7 @@ def options_in_force(config: BuildConfig) -> dict[str, Any]:
 
 
 def given_paths(config: BuildConfig) -> dict[str, str | None]:
-    """What this build was given, absolute, for a verification to find again."""
+    """The inputs of this build as absolute paths, so that a verification finds them."""
     found: dict[str, str | None] = {
         "manifest": url_of(config.manifest) or str(config.manifest.absolute()),
         "folder": str(Path.cwd()),
@@ -48,18 +48,18 @@ def given_paths(config: BuildConfig) -> dict[str, str | None]:
 
 
 def check_recipe(state: State, schema: Schema) -> None:
-    """Refuse an output that holds samples of another model family, or with other columns."""
+    """Raise ConfigError if the output has samples of another recipe, or with other columns."""
     before = state.get(SCHEMA)
     if before is not None and before["recipe"] != schema.recipe:
         raise ConfigError(
-            f"--output-dir holds samples of the recipe {before['recipe']!r}, and these models are of "
+            f"--output-dir contains samples of the recipe {before['recipe']!r}, but these models are for "
             f"{schema.recipe!r}; give another folder"
         )
     if before is not None:
         held, wanted = [{column.name: column.dtype for column in x.columns} for x in (Schema.parse(before), schema)]
         if held != wanted:
             raise ConfigError(
-                f"--output-dir holds samples with {_columns(held)}, and with these options they would have "
+                f"--output-dir contains samples with {_columns(held)}, but with these options they would have "
                 f"{_columns(wanted)}; give another folder"
             )
     state.put(SCHEMA, schema.record())

@@ -1,7 +1,7 @@
-"""Text ids made anew with another tokenizer: a build of the same manifest that redoes the text columns alone.
+"""Computes text ids again with another tokenizer: a build of the same manifest that only changes the text columns.
 
-`retokenize` repeats the last build of an output with another tokenizer; given another folder, it does so in a copy that
-shares the other artifacts by hard links.
+`retokenize` repeats the last build of an output with another tokenizer, in place or in a copy that shares the other
+artifacts by hard links.
 """
 
 import dataclasses
@@ -28,38 +28,38 @@ NOT_COPIED = {"lock", "build.log", STATE, "work"}
 
 
 def retokenize(output: Path, tokenizer: Path, *, output_dir: Path | None = None, **changes: Any) -> Summary:
-    """Make the text ids of an output anew, in place or in a new folder; `changes` are other options of the build.
+    """Compute the text ids of an output again, in place or in a new folder; `changes` are other options of the build.
 
-    No audio is read, whatever the output says of its samples: those whose audio features are not finished are rejected.
-    Raises ConfigError where it is not known what the output was built from.
+    No audio is read: samples whose audio features are not finished are rejected. Raises ConfigError if the output does
+    not record what it was built from.
     """
     config = dataclasses.replace(last_config(output), tokenizer=tokenizer, **changes)
-    if "manifest" not in changes and any_url(config.manifest) is not None:  # the output may come from others
+    if "manifest" not in changes and any_url(config.manifest) is not None:  # the output may not be trusted
         raise ConfigError(
-            f"{str(output)!r} was built from {any_url(config.manifest)}; to read that, name it: --manifest"
+            f"{str(output)!r} was built from {any_url(config.manifest)}; to read it, give it with --manifest"
         )
     if output_dir is None:
         check_writable(output, "give a folder for the result: --output-dir DIR")
         return build(config, with_audio=False)
     check_local(output_dir, written=True)
-    if (output_dir / PRIVATE / STATE).is_file():  # a run that was interrupted, or has succeeded
+    if (output_dir / PRIVATE / STATE).is_file():  # an earlier run, complete or not
         earlier = last_config(output_dir)
         if earlier.manifest != config.manifest:
-            raise StoreError(f"--output-dir {str(output_dir)!r} holds features of {earlier.manifest}; give another")
+            raise StoreError(f"--output-dir {str(output_dir)!r} contains features of {earlier.manifest}; use another")
     else:
         copy_output(output, output_dir)
     return build(dataclasses.replace(config, output_dir=output_dir), with_audio=False)
 
 
 def last_config(output: Path) -> BuildConfig:
-    """The options of the last build of an output, but for those that say where and by whom it is computed."""
+    """The options of the last build of an output, except those that only decide where it runs (`ELSEWHERE`)."""
     check_local(output)
     if not is_npy_output(output):
-        raise ConfigError(f"{str(output)!r} is no output of `build` in the npy layout")
+        raise ConfigError(f"{str(output)!r} is not an output of `build` in the npy layout")
     paths, settings = read_state_value(output, "paths"), {}
     if not paths:
         raise ConfigError(
-            f"{str(output)!r} does not say what it was built from; run `build` on its manifest with the new "
+            f"{str(output)!r} does not record what it was built from; run `build` on its manifest with the new "
             "--tokenizer and --skip-existing, which keeps the audio features"
         )
     if (output / STATS).is_file():
@@ -70,11 +70,11 @@ def last_config(output: Path) -> BuildConfig:
     try:
         return BuildConfig(**options | {"output_dir": output})
     except TypeError as error:
-        raise StoreError(f"what {str(output)!r} says of its build is damaged: {error}; run `build` again") from error
+        raise StoreError(f"the build options in {str(output)!r} are damaged: {error}; run `build` again") from error
 
 
 def copy_output(source: Path, target: Path) -> None:
-    """An output under a second name: its artifacts by hard links, the rest copied."""
+    """Copy an output: artifacts as hard links, other files as copies."""
     with appearing_folder(target, lambda _: False) as folder:
         for path, folders, files in os.walk(source):
             place = folder / os.path.relpath(path, source)
@@ -82,8 +82,8 @@ def copy_output(source: Path, target: Path) -> None:
             inside = os.path.relpath(path, source) == PRIVATE
             folders[:] = [name for name in folders if not (inside and name in NOT_COPIED)]
             for name in (*folders, *files):
-                if Path(path, name).is_symlink():  # to whatever file another wanted to have in the copy
-                    raise StoreError(f"{Path(path, name)} is a symbolic link; remove it, or copy its file there")
+                if Path(path, name).is_symlink():  # an output from others could include any file in this way
+                    raise StoreError(f"{Path(path, name)} is a symbolic link; remove it or replace it with its file")
             for name in files:
                 if not (inside and name in NOT_COPIED):
                     _link(Path(path, name), place / name)
@@ -91,7 +91,7 @@ def copy_output(source: Path, target: Path) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """An artifact under a second name. A build appends to other files, and some file systems have no links: a copy."""
+    """Hard-link an artifact; copy other files, which a build appends to, and all files if links do not work."""
     if source.suffix == ".npy":
         try:
             os.link(source, target)

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGINT and SIGTERM as a request that the run looks at between batches."""
+"""SIGINT and SIGTERM as stop requests, which a run checks between batches."""
 
 import logging
 import signal
@@ -13,14 +13,14 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class StopSignals:
-    """The signal that asked this run to stop, None while there was none."""
+    """The signal that asked this run to stop, None if there was none."""
 
     signal: int | None = None
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopSignals]:
-    """While inside, SIGINT and SIGTERM ask the run to finish its batch and stop; a second SIGINT stops at once."""
+    """Make SIGINT and SIGTERM ask the run to finish its batch and stop; a second SIGINT stops at once."""
     request = StopSignals()
     if threading.current_thread() is not threading.main_thread():
         yield request

@@ -1,4 +1,4 @@
-"""What a build did, in numbers."""
+"""The result of a build."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,7 @@ from hfprep.pipeline.progress import Tally
 class Summary:
     """What a build did. lines_read = accepted + all rejected + capped + pending (0 unless it was interrupted).
 
-    With an output in object storage `url` is that, and `output_dir` its local folder.
+    For an output in object storage, `url` is its URL and `output_dir` its local folder.
     """
 
     output_dir: Path

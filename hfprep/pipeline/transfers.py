@@ -1,7 +1,7 @@
-"""Batches on their way to a device and results on their way back, beside what the device computes.
+"""Asynchronous transfers of batches to a device and of results back.
 
-Gives `padded_batch` and `Download`. To and from a GPU everything goes through page-locked memory, in the order of the
-device's own queue, so that nobody waits but whoever needs the results. Knows nothing of models.
+Provides `padded_batch` and `Download`. Transfers to and from a GPU use page-locked memory and the device's stream, so
+only the reader of the results waits. Knows nothing about models.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,9 +22,9 @@ def padded_batch(clips: Sequence[np.ndarray], device: torch.device) -> Tensor:
 
 
 class Download:
-    """Tensors on their way to the host, by name. Those of a CPU are there already.
+    """Transfer of tensors to the host, by name; tensors of a CPU are used directly.
 
-    The copies are queued when it is made, `wait` gives the arrays. What fails on a GPU meanwhile is raised by either.
+    The constructor queues the copies, `wait` returns the arrays. Either raises errors that occur on the GPU meanwhile.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -40,7 +40,7 @@ class Download:
             self._event.record(torch.cuda.current_stream(tensor.device))
 
     def wait(self) -> dict[str, np.ndarray]:
-        """The arrays, once all of them have arrived."""
+        """Wait for all copies and return the arrays."""
         if self._event is not None:
             self._event.synchronize()
         return {name: tensor.numpy() for name, tensor in self._tensors.items()}

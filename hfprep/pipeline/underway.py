@@ -1,6 +1,6 @@
-"""How far a batch is, told while a CPU computes it: large ones take minutes.
+"""Progress within a batch on a CPU, where a large batch takes minutes.
 
-Gives `work_of` and `pending_work`, in which progress is measured before audio has been read, and `Watch`.
+Provides `work_of` and `pending_work`, estimates of the work before audio has been read, and `Watch`.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ Tell = Callable[[Sequence[Task], float], None]
 
 
 def work_of(row: PlannedRow, audio_groups: frozenset[str]) -> float:
-    """About how much work a row is, in seconds of its audio, or else by the size of its file."""
+    """Estimated work of a row, in seconds of audio, by its duration or else by the size of its file."""
     if not row.need & audio_groups:
         return TEXT_WORK
     duration = row.utterance.duration
@@ -34,7 +34,7 @@ def work_of(row: PlannedRow, audio_groups: frozenset[str]) -> float:
 
 
 def pending_work(plan: Plan, audio_groups: frozenset[str]) -> float:
-    """What `work_of` gives for all rows of a plan that have yet to be computed, together."""
+    """Total `work_of` of the pending rows of a plan."""
     total = 0.0
     for batch in plan.table.to_batches():
         need = batch.column("need")
@@ -49,7 +49,7 @@ def pending_work(plan: Plan, audio_groups: frozenset[str]) -> float:
 
 
 class Watch:
-    """Calls `tell(tasks, share)` as the layers of a model compute a batch: from 0, when it begins, to 1."""
+    """Calls `tell(tasks, share)` as the layers of a model compute a batch; the share goes from 0 to 1."""
 
     def __init__(self, model: Layered, tell: Tell) -> None:
         self._hooks = [layer.register_forward_hook(self._count) for layer in model.layers]
@@ -57,13 +57,13 @@ class Watch:
         self._lock = threading.Lock()
         self._tasks: list[Task] = []
         self._frames = self._left = 0
-        self._told = 0.0
+        self._last_update = 0.0
 
     @contextlib.contextmanager
     def batch(self, batch: Sequence[Loaded]) -> Iterator[None]:
-        """This batch is computed inside."""
+        """A context in which this batch is computed."""
         self._frames = self._left = sum(item.num_frames for item in batch) * len(self._hooks)
-        self._tasks, self._told = [item.task for item in batch], time.monotonic()
+        self._tasks, self._last_update = [item.task for item in batch], time.monotonic()
         self._tell(self._tasks, 0.0)
         try:
             yield
@@ -71,16 +71,16 @@ class Watch:
             self._tasks = []
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Remove the hooks from the model."""
         for hook in self._hooks:
             hook.remove()
 
     def _count(self, layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
         del layer, output
-        with self._lock:  # parts of a batch may be computed beside each other
+        with self._lock:  # parts of a batch may be computed in parallel
             if not self._tasks:
                 return
             self._left = max(0, self._left - inputs[0].shape[:-1].numel())
-            if (now := time.monotonic()) - self._told >= SECONDS_BETWEEN_NEWS:
-                self._told = now
+            if (now := time.monotonic()) - self._last_update >= SECONDS_BETWEEN_NEWS:
+                self._last_update = now
                 self._tell(self._tasks, 1 - self._left / self._frames)

@@ -1,7 +1,7 @@
-"""`--val-count N`: the share of ids that puts the N of smallest hash into validation.
+"""`--val-count N`: the validation ratio that selects the N ids with the smallest hashes.
 
-Depends on the manifest and on N alone, not on what is finished or rejected while it is computed, so that a split is the
-same after every history.
+It only depends on the manifest and N, not on which samples are finished or rejected later, so that the split does not
+depend on earlier runs.
 """
 
 import dataclasses
@@ -16,13 +16,13 @@ from hfprep.store.layout import SPLIT_BUCKETS, split_bucket
 
 
 def ratio_for_count(config: BuildConfig, count: int) -> float:
-    """The smallest --val-ratio that holds `count` ids of a manifest's rows; a few more, where hashes are the same.
+    """The smallest --val-ratio that selects `count` ids of a manifest (or a few more, if hashes are equal).
 
     Reads every line. Keeps `count` ids in memory, and with --max-samples that many more.
     """
     if not count:
         return 0.0
-    smallest = list[tuple[int, str]]()  # a heap of negative hashes: the largest of the smallest comes first
+    smallest = list[tuple[int, str]]()  # a heap of negative hashes: the largest of the `count` smallest hashes is first
     held = set[str]()
     for sample_id in _ids(config):
         bucket = split_bucket(sample_id)
@@ -39,14 +39,14 @@ def ratio_for_count(config: BuildConfig, count: int) -> float:
 
 
 def with_split(config: BuildConfig) -> BuildConfig:
-    """The config with the ratio that --val-count stands for."""
+    """The config with the ratio for --val-count."""
     if config.val_count is None:
         return config
     return dataclasses.replace(config, val_ratio=ratio_for_count(config, config.val_count))
 
 
 def _ids(config: BuildConfig) -> Iterator[str]:
-    """The ids of rows that can be read, up to --max-samples; an id may come twice where there is no cap."""
+    """The ids of valid rows, up to --max-samples; without a cap, an id may occur twice."""
     finder, taken = NoLookup(config.manifest), set[str]()
     for number, raw in open_source(config.manifest, config.field_map).lines():
         row = parse_line(number, raw, finder, config.language)

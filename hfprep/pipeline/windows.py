@@ -1,7 +1,7 @@
-"""Rows that are worked on together, in the order in which they are loaded: longest first, so that batches are even.
+"""The loading order of rows: longest first within a window, so that batches have clips of similar length.
 
-A window is the rows among which those of like length find each other. Gives `in_loading_order`. Takes windows as they
-come in; while one is being loaded, the headers of the next are read, so that the device does not wait between them.
+A window is a set of rows that are sorted by length together. Provides `in_loading_order`. While one window is loaded,
+the headers of the next are read, so that the device does not wait in between.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,14 +13,14 @@ from hfprep.pipeline.intake import Task
 
 HEADERS_AT_ONCE = 32
 
-# Gives the next window; None where there is none: with `wait` for good, without it for now.
+# Returns the next window, or None: with `wait` if there is no other, without it if there is none yet.
 Feed = Callable[[bool], Sequence[Task] | None]
 ExpectedSeconds = Callable[[Sequence[Task]], Sequence[float]]
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A task, the number of its window, and how long its clip is expected to be (0 where nobody can tell)."""
+    """A task, the number of its window, and the expected length of its clip in seconds (0 if unknown)."""
 
     task: Task
     window: int
@@ -28,12 +28,12 @@ class Place:
 
     @property
     def group(self) -> tuple[int, bool]:
-        """Only tasks of one group share a batch: of one window, with audio or without."""
+        """Tasks can only share a batch within a group: the same window, with or without audio."""
         return self.window, self.task.with_audio
 
 
 class Window:
-    """Tasks whose lengths are being looked up in `pool`."""
+    """Tasks whose lengths are read in `pool`."""
 
     def __init__(
         self, number: int, tasks: Sequence[Task], expected_seconds: ExpectedSeconds, pool: ThreadPoolExecutor
@@ -46,7 +46,7 @@ class Window:
         ]
 
     def places(self) -> list[Place]:
-        """The tasks without audio as they come, then the others, longest first; waits for their headers."""
+        """The tasks without audio in order, then the others, longest first; waits for their headers."""
         known = (task for task in self._tasks if task.with_audio)
         found = dict.fromkeys(map(id, self._tasks), 0.0) | {id(task): task.utterance.duration or 0.0 for task in known}
         for part, seconds in self._headers:
@@ -58,9 +58,9 @@ class Window:
 def in_loading_order(
     first: Sequence[Task], feed: Feed, expected_seconds: ExpectedSeconds, pool: ThreadPoolExecutor
 ) -> Iterator[Place | None]:
-    """The tasks of `first` and of all windows that `feed` has when they are wanted; None while it has none.
+    """The tasks of `first` and of all further windows that `feed` returns; None while it has none.
 
-    The next window is taken as soon as one begins.
+    The next window is requested as soon as one begins.
     """
     number = 0
     window = Window(number, first, expected_seconds, pool)

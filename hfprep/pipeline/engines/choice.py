@@ -1,6 +1,6 @@
-"""The engine that a config asks for: workers on this machine, on a Ray cluster, or one in the calling process.
+"""The engines: workers on this machine, on a Ray cluster, or one in the calling process.
 
-Gives `ENGINES`, `Workers` and `Job`. An engine takes a job and the workers that stay between builds.
+Provides `ENGINES`, `Workers` and `Job`. An engine takes a job and the workers that are kept between builds.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ from hfprep.pipeline.plan import Plan
 from hfprep.pipeline.precision_trial import Trial, TrialResult
 from hfprep.recipes.base import via_rate
 
-MANY_TEXTS = 5000  # from here on processes that tokenize, which take two seconds to start, save more than that
+MANY_TEXTS = 5000  # from here on, processes that tokenize save more time than their start takes (2 s)
 
 
 @dataclass
 class Workers:
-    """What stays between the builds of a run: worker processes, and models in this process. A context manager."""
+    """What is kept between the builds of a run: worker processes, and models in this process. A context manager."""
 
     pool: WorkerPool = field(default_factory=WorkerPool)
     models: Models = field(default_factory=Models)
@@ -42,10 +42,9 @@ class Workers:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is to be computed: the pending rows of a plan, with `work` as a folder for working data.
+    """What to compute: the pending rows of a plan; `work` is a folder for working data.
 
-    Finished batches go to the sink, and news of those that are being computed to `watch`; `stop()` is true once the run
-    is to end.
+    Finished batches go to `sink`, progress within batches to `watch`; `stop()` is true once the run should end.
     """
 
     config: BuildConfig
@@ -58,7 +57,7 @@ class Job:
     stop: Callable[[], bool]
 
     def spec(self, num_processes: int) -> ExtractorSpec:
-        """How each of so many workers on this machine opens its extractor."""
+        """How each of `num_processes` workers on this machine opens its extractor."""
         config, models = self.config, self.inputs.models
         need = frozenset(self.plan.counts.need)
         threads = max(1, choose_workers(config.workers) // num_processes)
@@ -84,10 +83,10 @@ class Job:
 
 
 class Engine(Protocol):
-    """Who computes, and where."""
+    """Runs the computation on some workers."""
 
     def prepare(self, config: BuildConfig, workers: Workers) -> None:
-        """Begin what takes long and does not depend on the plan."""
+        """Start slow preparations that do not depend on the plan."""
 
     def trial(self, trial: Trial, workers: Workers) -> TrialResult:
         """Compute some clips in one precision."""
@@ -95,13 +94,13 @@ class Engine(Protocol):
     def run(self, job: Job, workers: Workers) -> None:
         """Compute the rows of a job.
 
-        Raises StopRequested once its `stop()` is true, SystematicFailureError where samples fail one after the other
-        for the same cause, and what the sink raises.
+        Raises StopRequested once its `stop()` is true, SystematicFailureError if samples fail one after another for the
+        same cause, and errors of the sink.
         """
 
 
 class LocalEngine:
-    """Worker processes on this machine, supervised."""
+    """Supervised worker processes on this machine."""
 
     def prepare(self, config: BuildConfig, workers: Workers) -> None:
         workers.pool.prepare(choose_num_processes(config.num_processes, config.device))
@@ -127,8 +126,8 @@ class LocalEngine:
 class InlineEngine:
     """A worker in this process.
 
-    With `own_process` the program can be imported by others without doing anything (`if __name__ == "__main__"`), so
-    that processes may load samples for it.
+    `own_process` says that the main module can be imported without side effects (`if __name__ == "__main__"`), so that
+    processes may load samples.
     """
 
     own_process: bool = False
@@ -148,13 +147,13 @@ class InlineEngine:
 
 
 class RayEngine:
-    """Workers on a cluster; each has --workers CPUs (one if left open)."""
+    """Workers on a cluster; each has --workers CPUs (default: one)."""
 
     def prepare(self, config: BuildConfig, workers: Workers) -> None:
         pass
 
     def trial(self, trial: Trial, workers: Workers) -> TrialResult:
-        raise NotImplementedError  # precision_choice asks for none: each machine would choose for itself
+        raise NotImplementedError  # not used: each machine would choose its own precision
 
     def run(self, job: Job, workers: Workers) -> None:
         del workers
@@ -182,6 +181,6 @@ ENGINES: dict[str, Engine] = {"local": LocalEngine(), "inline": InlineEngine(), 
 
 
 def tenants(device: str, num_processes: int) -> int:
-    """How many of so many workers share each GPU."""
+    """How many of `num_processes` workers share each GPU."""
     spread = device in ("auto", "cuda")
     return math.ceil(num_processes / max(1, gpu_count())) if spread else num_processes

@@ -1,7 +1,7 @@
-"""The driver of all engines: it hands out work units, makes every reported batch final, and outlives its workers.
+"""The driver of all engines: assigns work units, publishes every reported batch, and survives its workers.
 
-A worker that dies is replaced and its units are given out again; the samples that it had in hand are tried apart from
-the others, down to the one that kills workers, which is rejected. Where workers live is the business of a `Crew`.
+A worker that dies is replaced and its units are assigned again; the samples it had in hand are tried separately, until
+the one that kills workers is found and rejected. A `Crew` decides where workers run.
 """
 
 import logging
@@ -23,7 +23,7 @@ from hfprep.pipeline.engines.messages import (
     Taken,
     Underway,
 )
-from hfprep.pipeline.engines.spec import NO_COST, Sink, Watcher, nobody_watches
+from hfprep.pipeline.engines.spec import NO_COST, Sink, Watcher, no_watcher
 from hfprep.pipeline.engines.work_units import WorkQueue, WorkUnit
 from hfprep.schema import Features, Rejection
 from hfprep.store.layout import PlannedRow
@@ -31,47 +31,47 @@ from hfprep.store.layout import PlannedRow
 log = logging.getLogger(__name__)
 
 FAILED_STARTS = 5
-DEATHS_WITHOUT_PROGRESS = 40  # in a row, without one sample computed between them: the fault is not in the samples
-UNITS_AT_A_TIME = 2  # of a worker: the second is loaded while the first is computed
+DEATHS_WITHOUT_PROGRESS = 40  # in a row, without a computed sample in between: the samples are not at fault
+UNITS_AT_A_TIME = 2  # per worker: the second is loaded while the first is computed
 DIED = "died"  # the kind of failure
 
 
 @dataclass(frozen=True, slots=True)
 class Died:
-    """The last word of a worker: how it ended, and which lines it had in hand where that is known."""
+    """The last message of a worker: how it ended, and which manifest lines it had in hand, if known."""
 
     cause: str
     in_hand: Collection[int] | None = None
 
 
 class Crew(Protocol):
-    """Where workers live."""
+    """Runs workers somewhere and passes messages."""
 
     def start(self, rank: int, *, prove: bool) -> Any:
-        """A new worker, which opens its models; a key for the other calls. With `prove` it computes a control first."""
+        """Start a worker, which loads its models; returns a key for it. With `prove` it computes a control first."""
 
     def tell(self, worker: Any, message: Any) -> None:
-        """Send a message; nothing happens where the worker is dead."""
+        """Send a message; ignored if the worker is dead."""
 
     def wait(self) -> Sequence[tuple[Any, Any]]:
-        """Messages with the workers that they are from, `Died` the last of each; waits for a moment at most."""
+        """Messages and their workers; `Died` is the last one of a worker. Waits only for a short time."""
 
     def assignment(self, unit: WorkUnit) -> Assignment:
-        """What a worker is told of a unit."""
+        """The message that assigns a unit to a worker."""
 
     def staged(self, computed: Sequence[tuple[PlannedRow, Features]]) -> list[Any]:
-        """Stage arrays that came with a batch."""
+        """Stage arrays that a batch contains."""
 
     def check(self, worker: Any, rejection: Rejection) -> None:
-        """Raise ConfigError where a rejection says that the worker's machine is not set up."""
+        """Raise ConfigError if a rejection shows that the worker's machine is not set up correctly."""
 
     def close(self, worker: Any) -> None:
-        """Let go of a worker that is alive: kept for another build if it has left this one, else ended."""
+        """Release a live worker: kept for another build if it has left this one, else ended."""
 
 
 @dataclass(eq=False)
 class _Worker:
-    """A worker's key, and the units that it has, the first of which it is computing."""
+    """A worker's key and its units; it computes the first one."""
 
     rank: int
     key: Any
@@ -81,13 +81,13 @@ class _Worker:
 
 @dataclass
 class Driver:
-    """Hands out units and takes in batches until nothing is left."""
+    """Assigns units and receives batches until everything is computed."""
 
     crew: Crew
     queue: WorkQueue
     sink: Sink
     num_workers: int
-    watch: Watcher = nobody_watches
+    watch: Watcher = no_watcher
     has_control: bool = False
     breaker: Breaker = field(default_factory=Breaker)
     workers: dict[Any, _Worker] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class Driver:
     last_error: str = ""
 
     def run(self, stop: Callable[[], bool]) -> None:
-        """Work until every unit is done; raises StopRequested after the batches in flight once asked to stop."""
+        """Run until every unit is done; raises StopRequested after the batches in flight if `stop()` becomes true."""
         stopping = False
         try:
             self.replenish()
@@ -117,11 +117,11 @@ class Driver:
                 self.forget(key)
 
     def busy(self, stopping: bool) -> bool:
-        """Whether there is anything to wait for."""
+        """Whether there is work left to wait for."""
         return any(worker.units for worker in self.workers.values()) or (not stopping and bool(len(self.queue)))
 
     def leave(self) -> None:
-        """Have every worker leave this build; those that do are kept for the next one."""
+        """Make every worker leave this build; those that do are kept for the next one."""
         for key, worker in list(self.workers.items()):
             if worker.ready:
                 self.crew.tell(key, Stop(done=True))
@@ -135,12 +135,12 @@ class Driver:
                     self.log(self.workers[key], message)
 
     def forget(self, key: Any) -> None:
-        """Have nothing to do with a worker any more."""
+        """Remove a worker."""
         del self.workers[key]
         self.crew.close(key)
 
     def prove(self) -> None:
-        """Have a worker compute the control, once all others have left."""
+        """Make a worker compute the control, once all others have left."""
         key = self.crew.start(0, prove=True)
         self.workers[key] = _Worker(0, key)
         while self.workers:
@@ -151,7 +151,7 @@ class Driver:
                     self.forget(key)
 
     def replenish(self) -> None:
-        """Start workers while units wait for which no worker is there or on its way."""
+        """Start workers while there are more waiting units than idle workers."""
         idle = sum(not worker.units for worker in self.workers.values())
         taken = {worker.rank for worker in self.workers.values()}
         free = [rank for rank in range(self.num_workers) if rank not in taken]
@@ -168,7 +168,7 @@ class Driver:
             self.crew.tell(worker.key, Stop())
 
     def serve(self, worker: _Worker, message: Any, stopping: bool) -> None:
-        """Take one message of a worker, or its death."""
+        """Handle a message of a worker, or its death."""
         match message:
             case Batch():
                 self.take(worker, message)
@@ -181,7 +181,7 @@ class Driver:
                 worker.units = [unit for unit in worker.units if unit.number != number]
                 self.assign(worker, stopping)
             case Closed():
-                worker.units = []  # asked to stop: what is left of them is for the next run
+                worker.units = []  # asked to stop: the rest is left for the next run
             case Failed(error, fatal=True):
                 raise error
             case Failed(error):
@@ -195,12 +195,12 @@ class Driver:
                 self.bury(worker, message, stopping)
 
     def log(self, worker: _Worker, line: LogLine) -> None:
-        """Show what a worker has logged."""
+        """Log a message of a worker."""
         prefix = f"worker {worker.rank}: " if self.num_workers > 1 else ""
         logging.getLogger(line.name).log(line.level, "%s%s", prefix, line.text)
 
     def take(self, worker: _Worker, batch: Batch) -> None:
-        """Make a batch final, but for samples that another worker has reported before."""
+        """Publish a batch, except samples that another worker has reported before."""
         unit = next(unit for unit in worker.units if unit.number == batch.unit)
         lines = [row.utterance.line for row, _ in batch.computed] + [item.row.utterance.line for item in batch.staged]
         new = set(unit.report([*lines, *(item.line for item in batch.rejections)]))
@@ -217,12 +217,12 @@ class Driver:
             self.deaths, self.last_error = 0, ""
 
     def accept(self, rejections: Sequence[Rejection]) -> None:
-        """Reject what has been proved."""
+        """Publish final rejections."""
         for rejection in rejections:
             self.sink([], [rejection], NO_COST)
 
     def assign(self, worker: _Worker, stopping: bool = False) -> None:
-        """Give a worker as many units as it may have."""
+        """Assign a worker as many units as it may have."""
         while not stopping and len(self.queue) and len(worker.units) < UNITS_AT_A_TIME:
             if worker.units and (worker.units[-1].alone or self.queue.next_alone()):
                 return
@@ -231,7 +231,7 @@ class Driver:
             self.crew.tell(worker.key, self.crew.assignment(unit))
 
     def bury(self, worker: _Worker, died: Died, stopping: bool) -> None:
-        """Forget a dead worker and what it had not reported; give its work to another."""
+        """Remove a dead worker and queue its unreported work for another one."""
         del self.workers[worker.key]
         self.watch(worker.rank, None)
         if stopping or (worker.ready and not worker.units):
@@ -240,10 +240,10 @@ class Driver:
         self.failed_starts += not worker.ready
         self.deaths += 1
         if self.failed_starts >= FAILED_STARTS or self.deaths >= DEATHS_WITHOUT_PROGRESS:
-            when = "while starting" if self.failed_starts >= FAILED_STARTS else "before they have computed anything"
-            said = f"; it said: {self.last_error}" if self.last_error else "; the log has their own messages"
+            when = "while starting" if self.failed_starts >= FAILED_STARTS else "before computing anything"
+            error = f"; its error: {self.last_error}" if self.last_error else "; their messages are in the log"
             raise HfprepError(
-                f"workers keep dying {when} (the last with {died.cause}{said}). Check memory and devices (`hfprep "
+                f"workers keep dying {when} (the last with {died.cause}{error}). Check memory and devices (`hfprep "
                 "doctor`), then run the same command again: finished work is kept"
             )
         for unit in reversed(worker.units):
@@ -251,10 +251,10 @@ class Driver:
         self.replenish()
 
     def requeue(self, unit: WorkUnit, died: Died, *, only: bool) -> None:
-        """Queue what is left of a unit, or reject the one sample that is left and kills workers."""
+        """Queue the rest of a unit, or reject its last sample if that kills workers."""
         culprit = self.queue.give_back(unit, died.in_hand, only=only)
         if culprit is not None:
-            message = f"the process that computed it died {culprit.deaths} times ({died.cause})"
+            message = f"the process computing it died {culprit.deaths} times ({died.cause})"
             if self.last_error:
                 message += f": {self.last_error}"
             log.warning("sample %r kills its workers: %s", culprit.id, message)

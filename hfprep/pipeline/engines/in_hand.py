@@ -1,6 +1,6 @@
-"""Which samples a worker is loading or computing, in a file that outlives it: a death is the fault of one of them.
+"""Records which samples a worker is loading or computing, in a file that survives it: one of them may have killed it.
 
-`InHand` is the worker's side, `in_hand` the driver's. The file is shared memory, so that a note costs no write.
+`InHand` is the worker's side, `in_hand` the driver's. The file is memory-mapped, so updates need no system call.
 """
 
 import threading
@@ -13,11 +13,11 @@ from hfprep.pipeline.observing import Moment
 from hfprep.schema import Utterance
 
 NAME = "in-hand"
-SLOTS = 4096  # more than batches on a device and samples that are being loaded ever are
+SLOTS = 4096  # more than are ever loaded or computed at a time
 
 
 class InHand:
-    """Notes manifest lines as work on them begins and ends; an observer (see `observing`)."""
+    """Records manifest lines when work on them begins and ends; an observer (see `observing`)."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ class InHand:
         self._lock = threading.Lock()
 
     def __call__(self, moment: Moment, utterances: Sequence[Utterance]) -> None:
-        """Take note of a moment."""
+        """Record a moment."""
         what, how = moment.split()
         with self._lock:
             for utterance in utterances:
@@ -42,7 +42,7 @@ class InHand:
 
 
 def in_hand(folder: Path) -> Collection[int] | None:
-    """The lines that the worker of this folder had in hand when it ended; None where it has left no note."""
+    """The lines that the worker of this folder had in hand when it ended; None if there is no file."""
     try:
         lines = np.fromfile(folder / NAME, np.int64)
     except OSError:

@@ -1,6 +1,6 @@
-"""A worker in the calling process, for a debugger: the same loop, without anybody who outlives it.
+"""A worker in the calling process, for debugging: the same loop, without a supervising process.
 
-A sample that crashes the process ends the build here.
+A sample that crashes the process ends the build.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def run_inline(
     """Compute the pending rows of a plan in this process, with `models` that may be loaded already.
 
     `sink` runs in a thread: on an accelerator while the next batch computes, on a CPU before it does, so that a kill
-    costs one batch. Raises StopRequested after the batch in flight once `stop()` is true, and what the sink raises.
+    loses one batch. Raises StopRequested after the batch in flight once `stop()` is true, and errors of the sink.
     """
     units = deque(Assignment(unit.number, tuple(int(row) for row in unit.rows)) for unit in units_of(plan, 1))
     setup = WorkerSetup(spec=spec, device=None, plan=plan.path, folder=work / "stage", control=control_of(plan))

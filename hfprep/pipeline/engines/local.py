@@ -1,4 +1,4 @@
-"""Workers on this machine: a process each, with its own device, supervised, also where there is only one."""
+"""Workers on this machine: supervised processes, each with its own device, even if there is only one."""
 
 import dataclasses
 import logging
@@ -25,12 +25,12 @@ POLL_SECONDS = 0.5
 
 
 def choose_num_processes(num_processes: int, device: str = "auto") -> int:
-    """Processes for `--num-processes`: 0 is one for each GPU where the device is left open, else one."""
+    """Processes for `--num-processes`: 0 is one per GPU if no specific device is given, else one."""
     return num_processes or (max(1, gpu_count()) if device in ("auto", "cuda") else 1)
 
 
 def worker_device(device: str, rank: int) -> str:
-    """Device of a worker: its rank modulo the GPUs, unless one device was named."""
+    """Device of a worker: its rank modulo the number of GPUs, unless a specific device is given."""
     count = gpu_count() if device in ("auto", "cuda") else 0
     return f"cuda:{rank % count}" if count else device
 
@@ -41,7 +41,7 @@ def threads_per_process(num_processes: int) -> int:
 
 
 class LocalCrew:
-    """Workers of a pool that are at work on one build."""
+    """Workers of a pool that compute one build."""
 
     def __init__(
         self, pool: WorkerPool, spec: ExtractorSpec, plan: Path, folder: Path, control: PlannedRow | None = None
@@ -90,11 +90,11 @@ class LocalCrew:
         return Assignment(unit.number, tuple(position for _, position in unit.left.values()))
 
     def staged(self, computed: Sequence[tuple[PlannedRow, Features]]) -> list[Any]:
-        assert not computed  # workers here have staged everything
+        assert not computed  # these workers have staged everything
         return []
 
     def check(self, worker: WorkerProcess, rejection: Rejection) -> None:
-        """Every worker sees what the driver sees."""
+        """Nothing to check: workers see the same files as the driver."""
 
     def close(self, worker: WorkerProcess) -> None:
         if self._at_work.pop(worker.connection, None) is None:
@@ -130,8 +130,8 @@ def run_local(
 ) -> None:
     """Compute the pending rows of a plan with `num_processes` workers of a pool.
 
-    Raises StopRequested once `stop()` is true, a worker's ConfigError, CheckpointError or StoreError, HfprepError
-    where workers keep dying whatever they are given, and whatever the sink raises.
+    Raises StopRequested once `stop()` is true, a worker's ConfigError, CheckpointError or StoreError, HfprepError if
+    workers keep dying, and errors of the sink.
     """
     control = control_of(plan)
     crew = LocalCrew(pool, spec, plan.path, work, control)
@@ -140,14 +140,14 @@ def run_local(
 
 
 def trial_in_worker(trial: Trial, pool: WorkerPool) -> TrialResult:
-    """Compute some clips in one precision in a worker of the pool. Raises ConfigError and CheckpointError."""
+    """Compute some clips in one precision with a worker of the pool. Raises ConfigError and CheckpointError."""
     worker = pool.take(0)
     worker.tell(dataclasses.replace(trial, device=worker_device(trial.device, 0)))
     try:
         while isinstance(message := worker.connection.recv(), LogLine):
             logging.getLogger(message.name).log(message.level, "%s", message.text)
     except (EOFError, ConnectionResetError):
-        return TrialResult({}, problem=f"the process that computed in this precision died (status {worker.end()})")
+        return TrialResult({}, problem=f"the process computing in this precision died (status {worker.end()})")
     if isinstance(message, Failed):
         worker.end()
         raise message.error

@@ -1,6 +1,6 @@
-"""What a driver and its workers say to each other, wherever the workers are.
+"""The messages between a driver and its workers, on any machine.
 
-Plain records that can be pickled; light to import, so that a worker is heavy only once it opens its models.
+Plain picklable records; light to import, so that a worker only imports heavy modules when it loads its models.
 """
 
 from dataclasses import dataclass, field
@@ -29,11 +29,11 @@ class Channel(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSetup:
-    """A build: what to open and where.
+    """A build: what to load and where.
 
-    `plan` is the file whose rows are assigned; without it (the worker may be on another machine) assignments hold the
-    rows themselves. `folder` is where arrays are staged; without it batches hold the arrays. `control` is a row that
-    was computed before; with `prove` the worker computes it at once and says whether that works.
+    `plan` is the file whose rows are assigned; without it (the worker may be on another machine) assignments contain
+    the rows themselves. `folder` is where arrays are staged; without it batches contain the arrays. `control` is a row
+    that was computed before; with `prove` the worker computes it first and reports whether that works.
     """
 
     spec: "ExtractorSpec"
@@ -46,7 +46,7 @@ class WorkerSetup:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A work unit: positions of rows in the plan's Arrow file, or these rows as an Arrow stream."""
+    """A work unit: positions of rows in the plan's Arrow file, or the rows as an Arrow stream."""
 
     unit: int
     rows: tuple[int, ...] | bytes
@@ -54,12 +54,12 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The answer to a batch that is awaited: it is on disk and listed."""
+    """The answer to an `awaited` batch: it is on disk and listed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """End this build after the batch in flight; with `done` there is no more work for it."""
+    """Stop after the batch in flight; with `done`, finish the assigned units first: there are no more."""
 
     done: bool = False
 
@@ -69,14 +69,14 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The models are loaded; `works` says whether the control was computed, where that was asked for."""
+    """The models are loaded; `works` says whether the control was computed, if requested."""
 
     works: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A computed batch of a work unit, staged or as arrays; if `awaited`, the worker goes on when it is `Taken`."""
+    """A computed batch of a work unit, staged or as arrays; if `awaited`, the worker waits for `Taken`."""
 
     unit: int
     rejections: list[Rejection]
@@ -88,7 +88,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Underway:
-    """How far the worker is with its batch: the share that is computed, from 0 to 1, and how much work the batch is."""
+    """The worker's progress within its batch: the share that is computed, from 0 to 1, and the batch's total work."""
 
     work: float
     share: float
@@ -96,7 +96,7 @@ class Underway:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A work unit of which everything has been reported."""
+    """Everything of a work unit has been reported."""
 
     unit: int
 
@@ -116,7 +116,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """A log record on its way to the driver."""
+    """A log record for the driver."""
 
     level: int
     name: str

@@ -1,6 +1,6 @@
-"""Worker processes of this machine, started before there is work for them and kept between builds.
+"""Worker processes on this machine, started before there is work for them and kept between builds.
 
-Gives `WorkerPool`. Light to import, so that the first worker's own imports can begin before those of its driver.
+Provides `WorkerPool`. Light to import, so that the first worker can start its imports before the driver does.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from typing import IO, Any
 
 log = logging.getLogger(__name__)
 
-# Not `-m`: the messages' classes must have the same module name at both ends.
+# Not `-m`: the messages' classes must have the same module name on both sides.
 WORKER_CODE = """
 import sys
 sys.path.insert(0, sys.argv.pop())
@@ -38,11 +38,11 @@ class WorkerProcess:
 
     def tell(self, message: Any) -> None:
         """Send a message. It never blocks: messages are far smaller than the buffer, and few are unread."""
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead: the end of its connection says so
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead, which reading will report
             self.connection.send(message)
 
     def end(self) -> int:
-        """End the process, if it has not ended by itself; gives its exit status."""
+        """End the process, if it has not ended by itself; returns its exit status."""
         self.connection.close()
         self.process.kill()
         return self.process.wait()
@@ -57,13 +57,13 @@ class WorkerPool:
         self._lifeline: tuple[int, int] | None = None
 
     def prepare(self, count: int) -> None:
-        """Start the first `count` workers, where they are not there yet, for builds to take."""
+        """Start the first `count` workers, unless they exist already, for builds to take."""
         for rank in range(count):
             if rank not in self._idle:
                 self._idle[rank] = self._start(rank)
 
     def take(self, rank: int) -> WorkerProcess:
-        """The worker of a rank, started now if it is not there."""
+        """The worker of a rank, started if it does not exist."""
         worker = self._idle.pop(rank, None)
         if worker is not None and worker.process.poll() is not None:
             worker.end()
@@ -71,11 +71,11 @@ class WorkerPool:
         return worker or self._start(rank)
 
     def give_back(self, worker: WorkerProcess) -> None:
-        """Keep a worker that has left its build, for the next one."""
+        """Keep a worker that has left its build for the next one."""
         self._idle[worker.rank] = worker
 
     def close(self) -> None:
-        """End all workers that no build has."""
+        """End all idle workers."""
         for worker in self._idle.values():
             worker.end()
         self._idle.clear()
@@ -105,11 +105,11 @@ class WorkerPool:
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
             )
-        threading.Thread(target=_log_what_is_said, args=(rank, process.stderr), daemon=True).start()
+        threading.Thread(target=_log_stderr, args=(rank, process.stderr), daemon=True).start()
         return WorkerProcess(rank, process, here)
 
 
-def _log_what_is_said(rank: int, stderr: IO[bytes]) -> None:
+def _log_stderr(rank: int, stderr: IO[bytes]) -> None:
     """Log what a worker and its libraries print to stderr, until it ends."""
     with stderr:
         for line in stderr:

@@ -1,7 +1,7 @@
-"""Workers on a cluster: Ray actors, each with its models for its whole life. The only module that loads Ray.
+"""Workers on a cluster: Ray actors that keep their models loaded. The only module that imports Ray.
 
-The driver plans, hands out the rows themselves, and stages and publishes what comes back through Ray's object store:
-nodes need no file system in common, only models under the same paths, and audio that each of them can read.
+The driver plans, sends the rows, and stages and publishes the results, which come back through Ray's object store:
+nodes need no shared file system, only models under the same paths and audio that each of them can read.
 """
 
 import contextlib
@@ -40,15 +40,15 @@ except ImportError as error:
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
-HELD_MESSAGES = 2  # of a worker that the driver has not asked for: what is computed ahead of it stays bounded
-LOCAL = "127.0.0.2"  # a loopback address that Ray does not replace by one that can be reached from elsewhere
+MAX_MESSAGES = 2  # of a worker that the driver has not fetched, which limits how far it computes ahead
+LOCAL = "127.0.0.2"  # a loopback address that Ray does not replace with one that other machines can reach
 
 
 @dataclass(frozen=True, kw_only=True)
 class RayOptions:
-    """Where the cluster is (None: one is started here) and what each worker takes of it.
+    """Address of the cluster (None: start one here) and resources of each worker.
 
-    `num_workers` 0 is as many as the cluster has room for now.
+    `num_workers` 0 is as many as the cluster has resources for.
     """
 
     address: str | None = None
@@ -62,7 +62,7 @@ class _Queues:
 
     def __init__(self) -> None:
         self.incoming: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.outgoing: queue.Queue[Any] = queue.Queue(HELD_MESSAGES)
+        self.outgoing: queue.Queue[Any] = queue.Queue(MAX_MESSAGES)
 
     def send(self, message: Any, /) -> None:
         self.outgoing.put(message)
@@ -75,20 +75,20 @@ class _Queues:
 
 
 class Actor:
-    """A process of the cluster in which a worker runs; the driver asks for its messages one by one."""
+    """A process of the cluster in which a worker runs; the driver fetches its messages one by one."""
 
     def __init__(self, working_directory: str) -> None:
         self._queues = _Queues()
-        with contextlib.suppress(OSError):  # relative paths of audio lead from where the driver is
+        with contextlib.suppress(OSError):  # audio paths may be relative to the driver's directory
             os.chdir(working_directory)
         threading.Thread(target=self._serve, name="hfprep-worker", daemon=True).start()
 
     def tell(self, message: Any) -> None:
-        """Take a message for the worker."""
+        """Receive a message for the worker."""
         self._queues.incoming.put(message)
 
     def next_message(self) -> Any:
-        """The worker's next message, waited for, and the node that it is on."""
+        """Wait for the worker's next message; returns the name of its node, too."""
         return socket.gethostname(), self._queues.outgoing.get()
 
     def _serve(self) -> None:
@@ -101,15 +101,15 @@ class Actor:
 
 @dataclass(eq=False)
 class _Handle:
-    """A worker of the cluster: its actor, the message that was asked for, and the node once it is known."""
+    """A worker of the cluster: its actor, the pending request for a message, and the node once it is known."""
 
     actor: Any
-    asked: Any
+    request: Any
     node: str = "?"
 
 
 class RayCrew:
-    """Actors of a cluster that are at work on one build."""
+    """Actors of a cluster that compute one build."""
 
     def __init__(
         self, spec: ExtractorSpec, plan: Plan, folder: Path, options: RayOptions, control: PlannedRow | None = None
@@ -123,8 +123,8 @@ class RayCrew:
         self._new_actor = ray.remote(Actor).options(
             num_cpus=options.num_cpus_per_worker,
             num_gpus=options.num_gpus_per_worker,
-            max_restarts=0,  # the driver replaces it
-            max_concurrency=2,  # it is told things while it waits for its next message
+            max_restarts=0,  # the driver starts another one
+            max_concurrency=2,  # `tell` is called while `next_message` waits
         )
 
     def start(self, rank: int, *, prove: bool) -> _Handle:
@@ -134,7 +134,7 @@ class RayCrew:
             WorkerSetup(spec=self._spec, device=None, plan=None, folder=None, control=self._control, prove=prove)
         )
         handle = _Handle(actor, actor.next_message.remote())
-        self._at_work[handle.asked] = handle
+        self._at_work[handle.request] = handle
         return handle
 
     def tell(self, worker: _Handle, message: Any) -> None:
@@ -143,17 +143,17 @@ class RayCrew:
     def wait(self) -> Sequence[tuple[_Handle, Any]]:
         ready, _ = ray.wait(list(self._at_work), num_returns=1, timeout=POLL_SECONDS)
         found = []
-        for asked in ready:
-            handle = self._at_work.pop(asked)
+        for request in ready:
+            handle = self._at_work.pop(request)
             try:
-                handle.node, message = ray.get(asked)
+                handle.node, message = ray.get(request)
             except ray.exceptions.RayActorError as error:
                 found.append((handle, Died(f"node {handle.node}: {type(error).__name__}")))
                 continue
             if isinstance(message, Failed):
                 message = self._explained(message, handle.node)
-            handle.asked = handle.actor.next_message.remote()
-            self._at_work[handle.asked] = handle
+            handle.request = handle.actor.next_message.remote()
+            self._at_work[handle.request] = handle
             found.append((handle, message))
         return found
 
@@ -164,27 +164,27 @@ class RayCrew:
         return self._stage.write(computed)
 
     def check(self, worker: _Handle, rejection: Rejection) -> None:
-        """A node that misses a file that is here would miss all the others, too."""
+        """Raise ConfigError if a node lacks a file that exists here: it probably lacks all of them."""
         if rejection.reason is not Reason.AUDIO_MISSING:
             return
         path = file_of(self._path_of(rejection.line))
         if not is_url(path) and os.path.exists(path):
             raise ConfigError(
-                f"{path} is here, but not on node {worker.node}; audio must be on a file system that all nodes see "
-                "under the same paths, or in object storage"
+                f"{path} exists here, but not on node {worker.node}; audio must be on a file system that all nodes "
+                "share under the same paths, or in object storage"
             )
 
     def close(self, worker: _Handle) -> None:
-        self._at_work.pop(worker.asked, None)
+        self._at_work.pop(worker.request, None)
         ray.kill(worker.actor)
 
     def end(self) -> None:
-        """Stop writing."""
+        """Close the stage."""
         self._stage.close()
 
     def _path_of(self, line: int) -> str:
         rows = self._plan.rows
-        position = rows.table.column("line").to_numpy().searchsorted(line)  # they rise
+        position = rows.table.column("line").to_numpy().searchsorted(line)  # lines are sorted
         return os.fsdecode(rows.take([int(position)], ["path"]).column("path")[0].as_py())
 
     @staticmethod
@@ -205,8 +205,8 @@ def run_ray(
 ) -> None:
     """Compute the pending rows of a plan on a Ray cluster.
 
-    Raises StopRequested once `stop()` is true, ConfigError, CheckpointError or StoreError of any worker, HfprepError
-    where workers die whatever they are given, and whatever the sink raises.
+    Raises StopRequested once `stop()` is true, ConfigError, CheckpointError or StoreError of any worker, HfprepError if
+    workers keep dying, and errors of the sink.
     """
     started = not ray.is_initialized()
     if started:
@@ -226,18 +226,18 @@ def run_ray(
 
 
 def _join(address: str | None) -> None:
-    """Join the cluster at an address, or start one here that no other machine can reach. Raises ConfigError."""
+    """Connect to the cluster at an address, or start one here that other machines cannot reach. Raises ConfigError."""
     own: dict[str, Any] = {"_node_ip_address": LOCAL} if not address and sys.platform == "linux" else {}
     try:
         ray.init(address=address or "local", include_dashboard=False, logging_level=logging.WARNING, **own)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        what = f"--ray-address is {address!r}, and" if address else "--engine ray:"
-        said = f"{what} the cluster cannot be joined or started: {error}"
-        raise ConfigError(f"{said}; check that it runs, and that RAY_AUTH_TOKEN is its token if it has one") from error
+        what = f"--ray-address is {address!r}, but" if address else "--engine ray:"
+        problem = f"{what} the cluster cannot be joined or started: {error}"
+        raise ConfigError(f"{problem}; check that it runs, and that RAY_AUTH_TOKEN is its token, if any") from error
 
 
 def fitting(options: RayOptions, resources: dict[str, float]) -> RayOptions:
-    """The options with what was left open taken from the cluster: a GPU each where there are any, one CPU left free."""
+    """The options with defaults from the cluster's resources: a GPU per worker if there are any, one CPU kept free."""
     gpus, cpus = resources.get("GPU", 0.0), resources.get("CPU", 1.0)
     share = options.num_gpus_per_worker
     if share is None:

@@ -1,4 +1,4 @@
-"""The rows of a plan, as engines want them: cut into work units, by name, as an Arrow stream."""
+"""The rows of a plan in the forms that engines use: work units, ids, Arrow streams."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -12,17 +12,17 @@ from hfprep.store.layout import PlannedRow
 
 
 def units_of(plan: Plan, num_workers: int) -> list[WorkUnit]:
-    """The pending rows in work units."""
+    """The pending rows as work units."""
     return cut(np.asarray(plan.pending_positions(), np.int64), num_workers)
 
 
 def queue_of(plan: Plan, num_workers: int) -> WorkQueue:
-    """The pending rows in work units, waiting for workers."""
+    """A queue of the pending rows as work units."""
     return WorkQueue(units_of(plan, num_workers), row_reader(plan))
 
 
 def row_reader(plan: Plan) -> Callable[[Sequence[int] | np.ndarray], Iterable[tuple[int, str, int]]]:
-    """A function that gives line, id and position of the plan's rows at these positions."""
+    """A function that returns line, id and position of the plan's rows at given positions."""
 
     def read(positions: Sequence[int] | np.ndarray) -> Iterable[tuple[int, str, int]]:
         rows = plan.rows.take(positions, ["line", "id"])
@@ -33,7 +33,7 @@ def row_reader(plan: Plan) -> Callable[[Sequence[int] | np.ndarray], Iterable[tu
 
 
 def control_of(plan: Plan) -> PlannedRow | None:
-    """A row that was computed before, the one with the smallest audio file; None where none was."""
+    """The finished row with the smallest audio file; None if no row is finished."""
     columns = plan.table
     finished = np.flatnonzero(pc.list_value_length(columns.column("need")).to_numpy() == 0)
     if not len(finished):

@@ -1,7 +1,7 @@
-"""What an engine is given: how to open the extractor, where results go, when to stop.
+"""The interface of engines: how to open the extractor, where results go, when to stop.
 
-An engine decides who runs which rows where; everything it needs for that is here, small enough to send to another
-process. Knows nothing of manifests or of the output layout.
+An engine decides which process computes which rows; everything else it needs is here, small enough to send to another
+process. Knows nothing about manifests or the output layout.
 """
 
 import contextlib
@@ -25,19 +25,19 @@ from hfprep.recipes.base import Model, ModelSet
 from hfprep.schema import Features, Rejection, Schema
 from hfprep.store.layout import PlannedRow
 
-if TYPE_CHECKING:  # the driver of workers, which sends a spec, needs none of these
+if TYPE_CHECKING:  # the driver, which only sends a spec, does not need these
     import torch
 
     from hfprep.pipeline.features import BatchResult, FeatureExtractor
 
 log = logging.getLogger(__name__)
 
-MOST_PROCESSES = 16  # that load samples, 90 MB each; a clip of 8 s takes one 3 ms, a text full of numbers 30 ms
+MAX_PROCESSES = 16  # that load samples, 90 MB each; a clip of 8 s takes 3 ms, a text full of numbers 30 ms
 
 
 @dataclass(frozen=True, slots=True)
 class BatchCost:
-    """What a batch took: samples, real and padded frames, seconds of audio, out-of-memory events; its codes."""
+    """The cost of a batch: samples, real and padded frames, seconds of audio, out-of-memory events; and its codes."""
 
     rows: int
     num_frames: int
@@ -51,45 +51,45 @@ class BatchCost:
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "codes"}
 
 
-NO_COST = BatchCost(0, 0, 0, 0.0)  # of what is rejected without a batch
+NO_COST = BatchCost(0, 0, 0, 0.0)  # of rejections without a batch
 
 
 class Stage(Protocol):
-    """Writes computed samples under temporary names, or as bytes, for the process that makes them final."""
+    """Writes computed samples under temporary names, or as bytes, for the process that publishes them."""
 
     def write(self, computed: Sequence[tuple[PlannedRow, Features]]) -> list[Any]:
-        """Write and sync these samples; gives them as the sink takes them, each with its `row`. Raises StoreError."""
+        """Write and sync these samples; returns them as the sink takes them, each with its `row`. Raises StoreError."""
 
     def close(self) -> None:
-        """Let go of what is open."""
+        """Release its resources."""
 
 
 class Staging(Protocol):
-    """How a worker hands over what it computes: small, and safe to send to other processes."""
+    """How a worker hands over its results; small and picklable."""
 
     def open(self, folder: Path) -> Stage:
-        """A stage in a folder of one process."""
+        """Open a stage in a folder of one process."""
 
 
 class Sink(Protocol):
-    """Makes a batch final, in the process that holds the output directory."""
+    """Publishes a batch, in the process that has locked the output directory."""
 
     def __call__(self, staged: list[Any], rejections: list[Rejection], cost: BatchCost) -> None: ...
 
 
 class Watcher(Protocol):
-    """Hears how far each worker is with its batch; None once that is over, whatever came of it."""
+    """Is told each worker's progress within its batch; None once the batch has ended in any way."""
 
     def __call__(self, worker: int, news: Underway | None) -> None: ...
 
 
-def nobody_watches(worker: int, news: Underway | None) -> None:
+def no_watcher(worker: int, news: Underway | None) -> None:
     """A `Watcher` that does nothing."""
     del worker, news
 
 
 class Models:
-    """Feature models by their files and device, each loaded once however many extractors use it."""
+    """Feature models by files, device and precision, each loaded once and shared by extractors."""
 
     def __init__(self) -> None:
         self._loaded: dict[tuple[tuple[Path, ...], str, str], Model] = {}
@@ -101,9 +101,9 @@ class Models:
         device: "torch.device",
         precision: str = "fp32",
     ) -> Model:
-        """The model of these files on a device. Raises ConfigError, CheckpointError, DeviceError where it is full.
+        """The model of these files on a device. Raises ConfigError, CheckpointError, or DeviceError if memory is full.
 
-        `seen` are the files as they were when they were hashed; CheckpointError where they have changed since.
+        `seen` are the files' identities when they were hashed; raises CheckpointError if they have changed since.
         """
         import torch
 
@@ -115,7 +115,7 @@ class Models:
             except (torch.OutOfMemoryError, MemoryError) as error:
                 raise DeviceError(
                     f"the models do not fit into the memory of {device} that is free now ({error}); "
-                    "stop what else runs there, or use another --device, and run the same command again"
+                    "stop other programs on it, or use another --device, and run the same command again"
                 ) from error
             check_unchanged(seen)
             self._loaded[key] = model
@@ -123,9 +123,9 @@ class Models:
         return self._loaded[key]
 
     def check_mapped(self, seen: Mapping[Path, FileIdentity]) -> None:
-        """Raise CheckpointError where a file whose weights a CPU computes with has been written to.
+        """Raise CheckpointError if a file whose weights are used on a CPU has been written to.
 
-        Such weights are not copied: they are the file, as it is now. On a GPU they are what was loaded.
+        Such weights are memory-mapped, so they change with the file. A GPU has a copy.
         """
         if any(device == "cpu" for _, device, _ in self._loaded):
             check_not_overwritten(seen)
@@ -135,10 +135,10 @@ class Models:
 class ExtractorSpec:
     """How to open a `FeatureExtractor`, here or in another process.
 
-    `staging` is how results are handed over, None where they are not. `need` is everything that is wanted of any
-    sample. `tenants` is how many workers share a device. With `loaders` samples are loaded in processes although there
-    is no GPU: worth it for many texts. In a process that is not the worker's own they are loaded by threads alone.
-    `as_for_gpu` is for measuring what the host does for a GPU: any device is fed in that way.
+    `staging` is how results are handed over, None if they are not. `need` are all groups that any sample needs.
+    `tenants` is how many workers share a device. With `loaders`, processes load samples even without a GPU, which pays
+    off for many texts. If the process is not hfprep's own (`own_process`), only threads load samples.
+    `as_for_gpu` feeds any device like a GPU, to measure the host's work.
     """
 
     model_set: ModelSet
@@ -162,7 +162,7 @@ class ExtractorSpec:
     def open(
         self, device: str | None = None, *, models: Models | None = None, control: Task | None = None
     ) -> "FeatureExtractor":
-        """Load the tokenizer and, where audio is wanted, the models (from `models`, where they are loaded already).
+        """Load the tokenizer and, if audio features are needed, the models (from `models` if loaded already).
 
         Raises ConfigError or CheckpointError.
         """
@@ -192,11 +192,11 @@ class ExtractorSpec:
         with contextlib.ExitStack() as stack:
             on_gpu = with_audio and (self.as_for_gpu or place.type != "cpu")
             if self.own_process and (self.loaders or on_gpu):
-                processes = IntakeProcesses(tokenizer, min(self.workers, MOST_PROCESSES))
-                stack.callback(processes.close)  # where the models cannot be loaded, which goes on while these start
+                processes = IntakeProcesses(tokenizer, min(self.workers, MAX_PROCESSES))
+                stack.callback(processes.close)  # if loading the models fails, which happens while these start
             if with_audio and place.type != "cpu":
                 fallback = partial(models.load, self.model_set, self.seen, torch.device("cpu"))
-            opened = self.model_set.files.get("tokenizer")  # the others are looked at when they are loaded
+            opened = self.model_set.files.get("tokenizer")  # the others are checked when they are loaded
             check_unchanged({path: identity for path, identity in self.seen.items() if path == opened})
             if with_audio:
                 model = models.load(self.model_set, self.seen, place, self.precision)

@@ -1,7 +1,7 @@
-"""Clips of Parquet files, set out as ranges of a file for as long as a window of rows is computed.
+"""Spools clips of Parquet files to a temporary file while a window of rows is computed.
 
-A Parquet file can only be read forwards and is compressed, while rows are computed by length. So clips are read in the
-order of the file and kept beside the work, at most `MAX_SPOOL_BYTES` in a file; all other rows are left as they are.
+A Parquet file is compressed and can only be read sequentially, but rows are computed by length. So clips are read in
+the file's order and written to spool files of about `MAX_SPOOL_BYTES`; all other rows are unchanged.
 """
 
 import dataclasses
@@ -23,24 +23,24 @@ _numbers = itertools.count()
 
 
 class Spooled:
-    """Rows with all their audio at hand, each as it was planned and as it is read now; the file goes with the last."""
+    """Rows as they were planned and as they are read now; the spool file is removed with the last row."""
 
     def __init__(self, pairs: list[tuple[PlannedRow, PlannedRow]], file: Path | None) -> None:
         self.pairs = pairs
         self._file = file
         self._left = len(pairs)
 
-    def one_is_done(self) -> None:
-        """Count a row that has its outcome."""
+    def release_one(self) -> None:
+        """Count a row that has an outcome."""
         self._left -= 1
         if not self._left and self._file is not None:
             self._file.unlink(missing_ok=True)
 
 
 def spooled(rows: Sequence[PlannedRow], folder: Path, audio_groups: frozenset[str]) -> Generator[Spooled, None, None]:
-    """The rows in parts; clips of a part are in one file in `folder`.
+    """The rows in parts; the clips of a part are in one file in `folder`.
 
-    A cell that cannot be read stays what it is: whoever reads it next finds out why.
+    A cell that cannot be read is left unchanged: reading it again later reports why.
     """
     cells = [_cell_of(row) if row.need & audio_groups else None for row in rows]
     if not any(cells):
@@ -66,20 +66,20 @@ def spooled(rows: Sequence[PlannedRow], folder: Path, audio_groups: frozenset[st
         columns.close()
 
 
-def by_its_own_name(rejection: Rejection, path: str, used: str) -> Rejection:
-    """A rejection of a clip that was read as `used`, in the words of its own path."""
+def with_original_path(rejection: Rejection, path: str, used: str) -> Rejection:
+    """A rejection of a clip that was read as `used`, with its original path in the message."""
     return dataclasses.replace(rejection, message=rejection.message.replace(used, path))
 
 
 class _Columns:
-    """Reads cells, with the file of the last one kept open."""
+    """Reads cells, keeping the file of the last one open."""
 
     def __init__(self) -> None:
         self._key: tuple[str, str] | None = None
         self._column: ParquetColumn | None = None
 
     def read(self, cell: ParquetCell) -> bytes | None:
-        """The bytes of a cell; None where it cannot be read."""
+        """The bytes of a cell; None if it cannot be read."""
         try:
             if self._column is None or self._key != (cell.file, cell.column):
                 self.close()

@@ -1,6 +1,6 @@
-"""Runs of pending rows that are handed out together, and what their workers' deaths say about them.
+"""Work units of pending rows, and how to find the sample that kills its workers.
 
-Takes positions of rows in the plan. Knows nothing of processes or of what is computed.
+Takes positions of rows in the plan. Knows nothing about processes or what is computed.
 """
 
 from collections import deque
@@ -12,18 +12,18 @@ import numpy as np
 UNITS_WANTED = 64
 MIN_UNIT_ROWS, MAX_UNIT_ROWS = 4, 2048
 DEATHS_PER_UNIT = 3
-DEATHS_ALONE = 2  # that a sample which was split off causes by itself before it is rejected
-FEW_SUSPECTS = 8  # are tried one by one at once
+DEATHS_ALONE = 2  # that a separated sample causes before it is rejected
+FEW_SUSPECTS = 8  # up to this many are tried one by one
 
 Left = dict[int, tuple[str, int]]  # id and position of rows that have no outcome yet, by manifest line
 
 
 @dataclass
 class WorkUnit:
-    """Rows that are handed out together.
+    """Rows that are assigned together.
 
-    `rows` are positions in the plan. Once handed out, `left` holds the id and the position of those not yet reported,
-    by manifest line. A unit that is `alone` is the only one that its worker has, so that a death is its own.
+    `rows` are positions in the plan. Once assigned, `left` has the id and the position of those not yet reported, by
+    manifest line. A unit that is `alone` is the only unit of its worker, so that it is known to cause a death.
     """
 
     number: int
@@ -34,7 +34,7 @@ class WorkUnit:
     alone: bool = False
 
     def report(self, lines: Iterable[int]) -> list[int]:
-        """Note samples whose outcome has been taken; gives those that had none before."""
+        """Record samples that have an outcome; returns those that had none before."""
         new = [line for line in lines if self.left.pop(line, None) is not None]
         self.progressed = self.progressed or bool(new)
         return new
@@ -42,7 +42,7 @@ class WorkUnit:
 
 @dataclass(frozen=True, slots=True)
 class Culprit:
-    """The one sample that a worker dies of, again and again."""
+    """The sample that repeatedly kills its workers."""
 
     line: int
     id: str
@@ -50,9 +50,9 @@ class Culprit:
 
 
 def cut(rows: np.ndarray, num_workers: int) -> list[WorkUnit]:
-    """The pending rows cut into units: long ones for one worker, else by their number alone, however many workers.
+    """Cut the pending rows into units: long ones for one worker, otherwise independent of the number of workers.
 
-    Rows of like length find each other within a unit; many units keep many workers busy to the end.
+    Batches are formed within a unit, so long units have less padding; many units keep all workers busy to the end.
     """
     wanted = UNITS_WANTED if num_workers > 1 else 1
     length = min(MAX_UNIT_ROWS, max(MIN_UNIT_ROWS, -(-len(rows) // wanted)))
@@ -60,11 +60,11 @@ def cut(rows: np.ndarray, num_workers: int) -> list[WorkUnit]:
 
 
 class WorkQueue:
-    """Units waiting for a worker; `read(positions)` gives line, id and position of these rows of the plan.
+    """Units waiting for a worker; `read(positions)` returns line, id and position of these rows of the plan.
 
-    A unit whose worker died comes back. Where it is known which samples the worker had in hand, these are tried apart
-    from the rest; else three deaths in a row without any outcome split the unit. A sample alone that still kills its
-    workers is given back as the culprit.
+    A unit whose worker died is queued again. If it is known which samples the worker had in hand, these are tried
+    separately from the rest; otherwise three deaths in a row without any outcome split the unit. A single sample that
+    still kills its workers is returned as the culprit.
     """
 
     def __init__(
@@ -80,11 +80,11 @@ class WorkQueue:
         return len(self._waiting)
 
     def next_alone(self) -> bool:
-        """Whether the next unit is for a worker that has no other."""
+        """Whether the next unit is for a worker without other units."""
         return bool(self._waiting) and self._waiting[0].alone
 
     def take(self) -> WorkUnit:
-        """The next unit, its rows read: what is waiting holds positions only."""
+        """The next unit, with its rows read: waiting units only have positions."""
         unit = self._waiting.popleft()
         if not unit.left:
             unit.left = {line: (sample_id, position) for line, sample_id, position in self._read(unit.rows)}
@@ -92,10 +92,10 @@ class WorkQueue:
         return unit
 
     def give_back(self, unit: WorkUnit, in_hand: Collection[int] | None = None, *, only: bool = True) -> Culprit | None:
-        """Queue what is left of a unit whose worker died; gives the sample at fault once it is known.
+        """Queue the rest of a unit whose worker died; returns the sample at fault once it is known.
 
-        `in_hand` are the manifest lines that the worker was loading or computing, None where nobody knows. `only` says
-        that the worker had no other unit: without that and without `in_hand` the death may be another unit's.
+        `in_hand` are the manifest lines that the worker was loading or computing, None if unknown. `only`: the worker
+        had no other unit; without that and without `in_hand`, another unit may have caused the death.
         """
         if not unit.left:
             return None
@@ -104,7 +104,7 @@ class WorkQueue:
             self._waiting.appendleft(unit)
             return None
         suspects = {line: item for line, item in unit.left.items() if in_hand is None or line in in_hand}
-        if not suspects:  # it had not been begun
+        if not suspects:  # not started
             self._waiting.appendleft(unit)
             return None
         unit.deaths = 1 if unit.progressed else unit.deaths + 1
@@ -129,7 +129,7 @@ class WorkQueue:
         return None
 
     def _split(self, suspects: Left, *, whole: bool) -> None:
-        """Queue suspects one by one, or where they are many in halves; `whole`: they have not been tried together."""
+        """Queue suspects one by one, or in halves if they are many; `whole`: they have not been tried together."""
         items = list(suspects.items())
         if len(items) <= FEW_SUSPECTS and whole:
             parts = [[item] for item in items]
@@ -142,7 +142,7 @@ class WorkQueue:
             self._push(dict(part), alone=True)
 
     def _push(self, left: Left, *, alone: bool) -> None:
-        """Queue rows as a new unit, in front; one row alone dies `DEATHS_ALONE` times before it is the culprit."""
+        """Queue rows as a new unit, in front; a single row is the culprit after `DEATHS_ALONE` deaths."""
         deaths = 0 if not alone else DEATHS_PER_UNIT - (DEATHS_ALONE if len(left) == 1 else 1)
         rows = [position for _, position in left.values()]
         self._waiting.appendleft(WorkUnit(self._next_number, rows, left, deaths, alone=alone))

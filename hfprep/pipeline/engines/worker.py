@@ -1,7 +1,7 @@
-"""One worker: models that stay open, and the loop that computes work units with them. `serve` is its whole life.
+"""A worker: models that stay loaded, and the loop that computes work units with them (`serve`).
 
-The same loop runs in a process of this machine, in an actor of a cluster and, for a debugger, in the calling process
-(`Worker.work`). A worker never touches the final layout: it may die at any moment.
+The same loop runs in a process on this machine, in an actor of a cluster and, for debugging, in the calling process
+(`Worker.work`). A worker never writes to the final layout, because it may die at any moment.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from hfprep.errors import HfprepError, StopRequested
 from hfprep.pipeline.background import BackgroundWriter
-from hfprep.pipeline.collector import imports_left_out
+from hfprep.pipeline.collector import imports_frozen
 from hfprep.pipeline.engines.in_hand import InHand
 from hfprep.pipeline.engines.messages import (
     Assignment,
@@ -41,7 +41,7 @@ from hfprep.pipeline.engines.messages import (
     WorkerSetup,
 )
 from hfprep.pipeline.engines.spec import NO_COST, BatchCost, Models, cost_of
-from hfprep.pipeline.engines.spool import Spooled, by_its_own_name, spooled
+from hfprep.pipeline.engines.spool import Spooled, spooled, with_original_path
 from hfprep.pipeline.failures import DeviceError
 from hfprep.pipeline.features import BatchResult
 from hfprep.pipeline.intake import Task
@@ -58,7 +58,7 @@ NextUnit = Callable[[bool], Assignment | None]
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """A batch of a work unit: what was computed, what was rejected, what it cost."""
+    """A batch of a work unit: computed samples, rejections, and its cost."""
 
     unit: int
     computed: list[tuple[PlannedRow, Features]]
@@ -68,7 +68,7 @@ class Computed:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A row being worked on: as it was planned, as it is read (its clip may lie in a spool), and where it belongs."""
+    """A row in progress: as it was planned, its unit, and its spool (which may have its clip)."""
 
     planned: PlannedRow
     unit: int
@@ -76,7 +76,7 @@ class _Row:
 
 
 class Worker:
-    """An extractor, and the rows that it has been given."""
+    """An extractor and its assigned rows."""
 
     def __init__(self, setup: WorkerSetup, models: Models, *, tell: Callable[[Underway], None] | None = None) -> None:
         control, schema = setup.control, setup.spec.model_set.schema
@@ -96,20 +96,20 @@ class Worker:
         self._folder = setup.folder
 
     def close(self) -> None:
-        """End what loads samples, remove clips that were set out, and let go of the model."""
+        """Stop the loaders, remove spooled clips, and release the model."""
         if self.extractor.watch is not None:
             self.extractor.watch.close()
         self.extractor.close()
         self._spool.close()
 
     def work(self, next_unit: NextUnit) -> Iterator[Computed | Finished]:
-        """Compute units as `next_unit(wait)` gives them; while one is computed the next one is being loaded.
+        """Compute units from `next_unit(wait)`; while one is computed, the next one is loaded.
 
-        `next_unit` gives None where there is no unit: with `wait` for good, without it for now.
+        `next_unit` returns None if there is no more unit (with `wait`) or none yet (without).
         """
         with contextlib.closing(self.extractor.stream(self._feed(next_unit))) as results:
             for result in results:
-                self._models.check_mapped(self._seen)  # before anything is made of what was computed
+                self._models.check_mapped(self._seen)  # before results are used
                 yield from self._sorted(result)
 
     def _feed(self, next_unit: NextUnit) -> Callable[[bool], list[Task] | None]:
@@ -123,7 +123,7 @@ class Worker:
                     return None
                 rows = self._read(assignment)
                 self._left[assignment.unit] = len(rows)
-                parts = zip(itertools.repeat(assignment.unit), self._set_out(rows))
+                parts = zip(itertools.repeat(assignment.unit), self._spooled(rows))
             unit, spooled_rows = part
             for planned, used in spooled_rows.pairs:
                 self._rows[used.utterance.line] = _Row(planned, unit, spooled_rows)
@@ -133,7 +133,7 @@ class Worker:
         return feed
 
     def _watch(self, tell: Callable[[Underway], None]) -> None:
-        """Tell how far a batch is, where a CPU computes it: there it may take minutes."""
+        """Report progress within a batch on a CPU, where it may take minutes."""
         model: Any = self.extractor.model
         groups = self.extractor.schema.audio_groups
         if model is None or model.device.type != "cpu" or not isinstance(model, Layered):
@@ -152,13 +152,13 @@ class Worker:
         assert self._plan is not None
         return [planned_row(row) for row in self._plan.take(assignment.rows).to_pylist()]
 
-    def _set_out(self, rows: list[PlannedRow]) -> Generator[Spooled, None, None]:
+    def _spooled(self, rows: list[PlannedRow]) -> Generator[Spooled, None, None]:
         if self._folder is None:
             self._folder = Path(self._spool.enter_context(tempfile.TemporaryDirectory(prefix="hfprep-")))
         return spooled(rows, self._folder, self.extractor.schema.audio_groups)
 
     def _sorted(self, result: BatchResult) -> Iterator[Computed | Finished]:
-        """A result in the words of the rows that were assigned, and which units are finished with it."""
+        """A result by work unit, with the rows as they were assigned, and the units that it finishes."""
         found: dict[int, Computed] = {}
         for task, outcome in result.outcomes:
             row = self._rows.pop(task.utterance.line)
@@ -166,8 +166,8 @@ class Worker:
             if isinstance(outcome, Features):
                 batch.computed.append((row.planned, outcome))
             else:
-                batch.rejections.append(by_its_own_name(outcome, row.planned.utterance.path, task.utterance.path))
-            row.spooled.one_is_done()
+                batch.rejections.append(with_original_path(outcome, row.planned.utterance.path, task.utterance.path))
+            row.spooled.release_one()
         for unit, batch in found.items():
             events = self.extractor.out_of_memory_events - self._counted
             self._counted += events
@@ -182,7 +182,7 @@ class Worker:
 
 
 class _Outbox:
-    """Sends messages to the driver, from any thread, one at a time."""
+    """Sends messages to the driver. Thread-safe."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -194,7 +194,7 @@ class _Outbox:
 
 
 class _Inbox:
-    """What the driver has said; raises StopRequested where it has said to stop."""
+    """Messages from the driver; raises StopRequested on a request to stop."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -208,7 +208,7 @@ class _Inbox:
         return self._units.popleft() if self._units else None
 
     def look(self) -> None:
-        """Take what has come in meanwhile."""
+        """Process messages that have arrived meanwhile."""
         while self._channel.poll():
             self._take(self._channel.recv())
 
@@ -234,31 +234,31 @@ class _ForwardedLogs(logging.Handler):
         self.outbox = outbox
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):  # the driver is gone, and with it whoever would read this
+        with contextlib.suppress(OSError):  # the driver is gone
             self.outbox.send(LogLine(record.levelno, record.name, record.getMessage()))
 
 
 def main(descriptor: int) -> None:
-    """Work for the driver at the other end of the connection until it says None or is gone."""
+    """Work for the driver at the other end of the connection until it sends None or is gone."""
     connection = Connection(descriptor)
     try:
         serve(connection)
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        sys.exit(1)  # the driver is gone: what is staged here is computed again
-    os._exit(0)  # everything is reported; taking torch and its threads down in order takes a second and gives nothing
+        sys.exit(1)  # the driver is gone: staged samples are computed again
+    os._exit(0)  # everything is reported; a normal exit with torch takes a second
 
 
 def serve(channel: Channel) -> None:
-    """Work for one build after the other, with models that stay loaded, until the driver says None."""
+    """Work for one build after another, with models that stay loaded, until the driver sends None."""
     outbox, models = _Outbox(channel), Models()
-    with _logs_to(outbox), imports_left_out():
+    with _logs_to(outbox), imports_frozen():
         while (request := channel.recv()) is not None:
             opened = False
             try:
                 if isinstance(request, Trial):
                     outbox.send(request.run())
                     continue
-                tell = None if request.folder is None else outbox.send  # a cluster asks for each message
+                tell = None if request.folder is None else outbox.send  # on a cluster, each message is a request
                 with contextlib.closing(Worker(request, models, tell=tell)) as worker:
                     outbox.send(Opened(works=request.prove and worker.extractor.works()))
                     opened = True
@@ -284,7 +284,7 @@ def _logs_to(outbox: _Outbox) -> Iterator[None]:
 
 
 def _work(worker: Worker, setup: WorkerSetup, channel: Channel, outbox: _Outbox) -> None:
-    """One build: report every batch, on an accelerator while the next one computes."""
+    """Run one build and report every batch, on an accelerator while the next one computes."""
     awaited = not worker.extractor.looks_ahead
     inbox = _Inbox(channel)
     with ExitStack() as stack:
