@@ -53,7 +53,7 @@ def test_damage_and_cuts() -> None:
     assert "there is no Ogg page" in str(look([*pages[:2], b"foreign", *pages[2:]]).problem)
     flipped = bytearray(pages[2])
     flipped[40] ^= 1
-    assert "has a wrong checksum" in str(look([*pages[:2], bytes(flipped), *pages[3:]]).problem)
+    assert "has the wrong checksum" in str(look([*pages[:2], bytes(flipped), *pages[3:]]).problem)
     assert look([*pages, bytes(1_000)]).problem is None
 
 

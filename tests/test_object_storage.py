@@ -484,7 +484,7 @@ def test_what_does_not_go_with_object_storage_is_refused(tmp_path: Path, build: 
     for options in ({"skip_existing": True}, {"format": "npy"}, {"format": "arrow,webdataset"}):
         with pytest.raises(ConfigError, match="object storage"):
             config_of(manifest="m.jsonl", output_dir="s3://b/out", **options)
-    with pytest.raises(ConfigError, match="add --format arrow; `export-npy` makes npy files"):
+    with pytest.raises(ConfigError, match="add --format arrow; `export-npy` converts a local copy"):
         hfprep.BuildConfig(manifest=Path("m.jsonl"), output_dir=Path("s3://b/out"), models=GOLDEN / "checkpoints")
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "thesis.tex").write_text("dear to somebody")

@@ -144,7 +144,7 @@ def test_where_fp32_does_not_fit_a_named_precision_is_not_compared_and_computes(
 
 @pytest.mark.usefixtures("full_for_fp32")
 def test_where_fp32_does_not_fit_nothing_is_chosen_without_being_told(golden_small: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="name a precision that needs less memory, such as --precision bf16"):
+    with pytest.raises(ConfigError, match="choose a precision that needs less memory, such as --precision bf16"):
         hfprep.build(config_of(golden_small, tmp_path / "out", precision="auto"))
 
 

@@ -1,8 +1,8 @@
-"""Windowed-sinc resampling of a mono waveform, with the filters kept for each pair of rates.
+"""Windowed-sinc resampling of a mono waveform, with the filters cached for each pair of rates.
 
-Gives the numbers of `torchaudio.functional.resample` with its defaults, bit for bit, for every pair of rates whose
-filters are of sensible size (silence may come out as 1e-23). For rates with almost no common divisor, like 44,099 and
-16,000, the same filter is evaluated for each output. Takes float32 samples. Knows nothing of files.
+Bitwise equal to `torchaudio.functional.resample` with its defaults for every pair of rates whose filters have a
+reasonable size (silence may come out as 1e-23). For rates with almost no common divisor, like 44,099 and 16,000, the
+same filter is evaluated for each output. Takes float32 samples. Knows nothing about files.
 """
 
 import functools
@@ -47,7 +47,7 @@ def resample(waveform: np.ndarray, source_rate: int, target_rate: int) -> np.nda
 
 def _convolve(waveform: np.ndarray, source_step: int, target_step: int, half_width: int) -> np.ndarray:
     """Resample as torchaudio does: all phases of the filter convolved with the waveform."""
-    import torch  # takes seconds, which a process that resamples nothing need not wait for
+    import torch  # takes seconds, and a process that does not resample does not need it
 
     with torch.inference_mode():
         filters = _filters(source_step, target_step, half_width)[:, None]
@@ -59,7 +59,7 @@ def _convolve(waveform: np.ndarray, source_step: int, target_step: int, half_wid
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Neighbouring outputs of a row, and the filters (taps, outputs) over the source samples that they depend on."""
+    """Neighbouring outputs of a row, and the filters (taps, outputs) over the source samples they depend on."""
 
     outputs: slice
     first_tap: int
@@ -68,10 +68,10 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Resampling as matrix products: rows of outputs, each from the source samples `row_step` after those of the last.
+    """Resampling as matrix products: each row of outputs starts `row_step` source samples after the row before.
 
-    The convolution multiplies with every tap of every phase, most of which are zero where there are many phases, and
-    gives the outputs phase by phase. This takes a third to a tenth of its time.
+    The convolution multiplies with every tap of every phase, most of which are zero if there are many phases, and
+    returns the outputs phase by phase. This takes a third to a tenth of its time.
     """
 
     row_outputs: int
@@ -80,7 +80,7 @@ class _Plan:
     parts: tuple[_Part, ...]
 
     def multiply(self, waveform: np.ndarray) -> np.ndarray:
-        """The resampled waveform, and some zeros after it."""
+        """The resampled waveform, with some zeros at the end."""
         import torch
 
         num_rows = math.ceil(len(waveform) / self.row_step / ROW_MULTIPLE) * ROW_MULTIPLE
@@ -97,7 +97,7 @@ class _Plan:
 
 @functools.lru_cache(maxsize=KERNELS_KEPT)
 def _plan(source_step: int, target_step: int, half_width: int) -> _Plan | None:
-    """The plan for a ratio of rates; None where its sums are not those of the convolution, bit for bit.
+    """The plan for a ratio of rates; None if its results are not bitwise those of the convolution.
 
     Products about 16 columns wide add up the same terms in the same order on the processors that were tried, with up to
     some 200 taps. The last bits of an upsampled or low-passed clip decide codes, so each process tries it first.
