@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import hfprep
 from hfprep.errors import ConfigError
 from hfprep.models import operators
-from hfprep.models.campplus import STRETCH
+from hfprep.models.campplus import SEGMENT_STEPS
 from hfprep.models.configs import ConditionConfig, SemanticCodecConfig
 from hfprep.models.fbank import num_fbank_frames
 from hfprep.models.input_features import num_input_frames
@@ -126,7 +126,7 @@ def test_needed_operations_of_2_5_are_those_of_torch_s_counter(golden25_small: P
     needed["emotion"] += once_a_call(config.emotion, num_input_frames(num_samples), semantic.hidden_size)
     # The means of steps are taken as a product here.
     steps = (1 + (num_samples - 400) // 160 + 1) // 2
-    needed["speaker"] += sum(speaker.num_layers) * 2 * -(-steps // STRETCH) * steps * speaker.bottleneck
+    needed["speaker"] += sum(speaker.num_layers) * 2 * -(-steps // SEGMENT_STEPS) * steps * speaker.bottleneck
     assert found == needed
 
 

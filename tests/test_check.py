@@ -349,7 +349,7 @@ def test_a_build_that_would_not_start_is_said_beside_the_findings(tmp_path: Path
     assert found.expected is None
     assert "gpt.pth" in str(found.problem)
     unfit = check(dataclasses.replace(short_clips(tmp_path, models), precision="fp16"))
-    assert "computes only fp32 and bf16" in str(unfit.problem)
+    assert "supports only fp32 and bf16" in str(unfit.problem)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from scripts.benchmark import plain_models
 TESTS = Path(__file__).resolve().parent
 GOLDEN = [folder for folder in (TESTS / "golden25-small", TESTS.parent.parent / "shared/golden25") if folder.is_dir()]
 FILE = "checkpoints/campplus_cn_common.bin"
-# Around the ends of stretches (100 steps, 200 frames) and of odd and even lengths, from the shortest.
+# Around the ends of segments (100 steps, 200 frames) and of odd and even lengths, from the shortest.
 LENGTHS = [3, 4, 57, 200, 201, 199, 402, 130]
 EXACT = 1e-5
 

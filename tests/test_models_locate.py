@@ -134,7 +134,7 @@ def test_options_that_are_not_given_are_named(models: Path) -> None:
         locate(IndexTTS2Options())
     with pytest.raises(ConfigError, match="--gpt-checkpoint is not given"):
         locate(IndexTTS2Options(config=models / "config.yaml"))
-    with pytest.raises(ConfigError, match=r"--models .*absent: there is no such folder"):
+    with pytest.raises(ConfigError, match=r"--models .*absent: the folder does not exist"):
         locate(IndexTTS2Options(models=models / "absent"))
 
 

@@ -37,7 +37,7 @@ def test_the_mode_holds_inside_its_block_only() -> None:
 
 @pytest.mark.parametrize("name", ["exact", "tf32", "fp16"])
 def test_what_a_cpu_cannot_do_is_refused_by_name(name: str, golden_small: Path) -> None:
-    with pytest.raises(ConfigError, match=f"--precision is '{name}', but cpu computes only fp32 and bf16"):
+    with pytest.raises(ConfigError, match=f"--precision is '{name}', but cpu supports only fp32 and bf16"):
         load(golden_small, name)
     precision.require("fp32", CPU)
     precision.require("bf16", CPU)

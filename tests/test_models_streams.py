@@ -107,7 +107,7 @@ def forever(module: nn.Module, ended: list[str]) -> None:
 
 def test_what_one_stream_raises_ends_the_other() -> None:
     streams, module, ended = Streams(), nn.Identity(), list[str]()
-    streams.ends_with(module)
+    streams.cancellable_at(module)
 
     def work(part: list[int]) -> None:
         if part == [1]:
@@ -142,7 +142,7 @@ def test_a_batch_that_failed_in_streams_can_be_computed_in_one(
 
 def test_an_interrupt_ends_both() -> None:
     streams, module, ended = Streams(), nn.Identity(), list[str]()
-    streams.ends_with(module)
+    streams.cancellable_at(module)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()

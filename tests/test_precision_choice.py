@@ -178,6 +178,6 @@ def test_impossible_wishes_are_refused(golden_small: Path, options: dict[str, An
 
 
 def test_a_precision_that_the_device_lacks_is_refused_before_any_audio(golden_small: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--precision is 'tf32', but cpu computes only"):
+    with pytest.raises(ConfigError, match="--precision is 'tf32', but cpu supports only"):
         hfprep.build(config_of(golden_small, tmp_path / "out", precision="tf32", device="cpu"))
     assert not (tmp_path / "out/codes").exists()

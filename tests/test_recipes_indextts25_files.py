@@ -230,7 +230,7 @@ def test_a_speaker_network_that_is_nowhere(models: Path, value: str) -> None:
 
 
 def test_no_folder_and_no_option(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no such folder"):
+    with pytest.raises(ConfigError, match="the folder does not exist"):
         locate(IndexTTS25Options(models=tmp_path / "none"))
     with pytest.raises(ConfigError, match="--config is not given"):
         locate(IndexTTS25Options())

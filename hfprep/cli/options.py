@@ -73,7 +73,7 @@ class RunFile:
 def read_options(path: Path, values: Mapping[str, Any], context: typer.Context) -> dict[str, Any]:
     """The values of a command's options, those of a file where the command line does not give them.
 
-    Raises ConfigError where the file cannot be read or has an option that does not exist.
+    Raises ConfigError if the file cannot be read or has an option that does not exist.
     """
     import yaml
 

@@ -69,7 +69,7 @@ def _split_names(root: Path) -> list[str]:
 
 
 def split_files(root: Path) -> list[str]:
-    """Names of a split's shards, as its folder lists them; OSError, ValueError or KeyError where it does not."""
+    """Names of a split's shards, as its folder lists them; OSError, ValueError or KeyError if it does not."""
     return [item["filename"] for item in json.loads((root / STATE_FILE).read_bytes())["_data_files"]]
 
 

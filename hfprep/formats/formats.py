@@ -26,7 +26,7 @@ def kept_in(path: Path) -> Path | None:
 def no_manifests(path: Path) -> str:
     """What to say of a folder that has no manifests, where a command needs them: an explanation and the way out.
 
-    Raises ConfigError where it is a URL.
+    Raises ConfigError if it is a URL.
     """
     check_local(path)
     kept = kept_in(path)

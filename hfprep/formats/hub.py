@@ -112,7 +112,7 @@ def push(
 
 
 def _visibility(api: HfApi, repo: str) -> str | None:
-    """Whether a repository is "private" or "public"; None where there is none that this login sees."""
+    """Whether a repository is "private" or "public"; None if there is none that this login sees."""
     try:
         return "private" if api.dataset_info(repo).private else "public"
     except RepositoryNotFoundError:

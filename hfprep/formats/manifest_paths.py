@@ -89,7 +89,7 @@ def export_manifests(
 ) -> ExportedManifests:
     """Write both manifests of an npy output, and its pair files of these names, into another folder.
 
-    Files of the same names there are replaced. Raises StoreError if the output has no manifests, ConfigError where
+    Files of the same names there are replaced. Raises StoreError if the output has no manifests, ConfigError if
     the folder is the output itself.
     """
     if not is_npy_output(output):

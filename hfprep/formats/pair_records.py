@@ -93,7 +93,7 @@ def npz_pair_record(prompt: dict[str, Any], target: dict[str, Any], folder: Path
 def read_npz_pair(schema: Schema, pair: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """A pair of .npz files in a folder by the names of `pair_record`, as far as it has them.
 
-    Raises KeyError if it lacks a field, ValueError where a file is not the folder's.
+    Raises KeyError if it lacks a field, ValueError if a file is not the folder's.
     """
     found: dict[str, Any] = {"id": pair["id"], "speaker": pair["speaker"]}
     for role, language in ((PROMPT, pair["prompt_lang"]), (TARGET, pair["lang"])):

@@ -212,7 +212,7 @@ def _check_pairs(
     chosen: dict[str, dict[int, list[int]]],
     stats: dict[str, Any],
 ) -> None:
-    """StoreError where a split that should have pairs has none."""
+    """StoreError if a split that should have pairs has none."""
     for name, speakers in splits.items():
         wanted = name == "train" or stats.get("settings", {}).get("val_ratio") != 0
         if wanted and not chosen[name]:

@@ -1,6 +1,6 @@
 """A finished sample set, whatever its format: splits of samples in source order, and where they come from.
 
-Gives `Entry` (a sample's record), `Sample` (with its arrays), and the two bases that each format fills in: `Split`,
+Provides `Entry` (a sample's record), `Sample` (with its arrays), and the two bases that each format fills in: `Split`,
 readable by position, and `SampleSet`. What a sample consists of is the set's own `schema`.
 """
 
@@ -27,7 +27,7 @@ LABELS = ("id", "language")
 
 
 def lengths_of(schema: Schema, record: Mapping[str, Any]) -> dict[str, int]:
-    """The lengths that a record gives; KeyError, TypeError or ValueError where it lacks one."""
+    """The lengths that a record gives; KeyError, TypeError or ValueError if it lacks one."""
     return {name: int(record[name]) for name in schema.lengths}
 
 
@@ -124,7 +124,7 @@ class Split(ABC):
 
     @abstractmethod
     def sample(self, index: int) -> Sample:
-        """Record and arrays of the sample at a position, as they are stored; raises StoreError where it is damaged."""
+        """Record and arrays of the sample at a position, as they are stored; raises StoreError if it is damaged."""
 
     def read(self, index: int, columns: Sequence[Column] | None = None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """What a trainer takes of a sample, and the arrays of these columns (None: all), as they are stored.

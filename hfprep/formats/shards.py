@@ -1,7 +1,7 @@
 """Shards that grow: samples are appended in blocks and synced, and a shard that is full is closed.
 
-Gives `ShardFormat`, which Arrow and WebDataset fill in, and `SplitWriter`, the one maker of shards: builds and exports
-append with it. An open shard has its own suffix (`.open`); what is in it beyond what its owner knows of is a
+Provides `ShardFormat`, which Arrow and WebDataset fill in, and `SplitWriter`, the one maker of shards: builds and
+exports append with it. An open shard has its own suffix (`.open`); what is in it beyond what its owner knows of is a
 torn tail, which `resume` cuts off. A closed shard has its name and is never touched until it is appended to again.
 """
 

@@ -1,7 +1,7 @@
-"""Input features of a whole batch at once, on whatever device its waveforms are.
+"""Input features of a whole batch at once, on the device of its waveforms.
 
-Gives `batch_input_features`: the arithmetic of `audio.input_features.extract_input_features` step by step, in torch.
-Takes padded waveforms. Knows nothing of files, nor of what a clip may be rejected for: the caller has seen to that.
+Provides `batch_input_features`, which does the same computation as `input_features.extract_input_features`, in torch.
+The caller has checked the clips.
 """
 
 import functools
@@ -26,17 +26,17 @@ from hfprep.models.input_features import (
 )
 from hfprep.models.masking import to_device
 
-PIECE_FRAMES = 1 << 15  # mel frames worked on at a time: their float64 frames and spectra take some 600 MB
+PIECE_FRAMES = 1 << 15  # mel frames per piece: their float64 frames and spectra are about 600 MB
 
 
 def batch_input_features(waveforms: Tensor, num_samples: Tensor) -> Tensor:
     """Compute the input features of B clips.
 
-    waveforms: float32 (B, S) at 16 kHz, zeros beyond a clip's own samples; num_samples: int64 (B,) on the CPU, S and
-    less. Returns float32 (B, T, 160) on the device of the waveforms, with T the most frames of a clip; what is beyond
-    a clip's own `num_input_frames` is zero. Each clip must be one that `check_waveform` lets pass. Nothing waits for
-    the device. A clip's numbers are those of `extract_input_features` to some float32 roundings: mean and variance are
-    summed in double precision here, so that they do not depend on what else is in the batch.
+    waveforms: float32 (B, S) at 16 kHz, zero-padded; num_samples: int64 (B,) on the CPU, at most S. Returns float32 (B,
+    T, 160) on the device of the waveforms, where T is the frames of the longest clip; frames after a clip's
+    `num_input_frames` are zero. Clips must pass `check_waveform`. Does not synchronise with the device. The results
+    equal those of `extract_input_features` up to float32 rounding. Mean and variance are summed in double precision, so
+    that they do not depend on the rest of the batch.
     """
     device = waveforms.device
     num_frames = max(map(num_input_frames, num_samples.tolist()))
@@ -45,7 +45,7 @@ def batch_input_features(waveforms: Tensor, num_samples: Tensor) -> Tensor:
         counts = to_device(torch.stack([mel_frames, mel_frames - mel_frames % STRIDE]), device)[:, :, None]
         log_mel = log_mel_energies(waveforms, int(mel_frames.max()), scale=float(PCM_SCALE))
         position = torch.arange(log_mel.shape[1], device=device)[None, :]
-        # The mean and variance are of all mel frames, also of a last odd one that no model frame holds.
+        # Mean and variance include a last odd mel frame, which is in no model frame.
         present = (position < counts[0])[:, :, None]
         total = counts[0][:, :, None].double()
         mean = torch.where(present, log_mel, 0.0).sum(1, keepdim=True, dtype=torch.float64) / total
@@ -59,7 +59,7 @@ def batch_input_features(waveforms: Tensor, num_samples: Tensor) -> Tensor:
 def log_mel_energies(waveforms: Tensor, num_frames: int, *, scale: float) -> Tensor:
     """Log mel energies of waveforms (B, S), times `scale`, float32 (B, num_frames, 80).
 
-    Of frames beyond a clip's end they mean nothing. The scale matters where energies reach the floor.
+    Those after a clip's end are undefined. The scale matters for energies at the floor.
     """
     device = waveforms.device
     frames = (waveforms * scale).double().unfold(1, WINDOW_LENGTH, HOP_LENGTH)[:, :num_frames]
@@ -76,8 +76,8 @@ def _power_spectrum(frames: Tensor) -> Tensor:
     centred = frames - frames.mean(-1, keepdim=True)
     windowed = centred.clone()
     windowed[..., 1:] -= PREEMPHASIS * centred[..., :-1]
-    windowed *= _window(frames.device)  # which is zero at the first sample: no pre-emphasis is needed there
-    # Rounded to single precision before it is squared, as in the library.
+    windowed *= _window(frames.device)  # zero at the first sample, which thus needs no pre-emphasis
+    # Rounded to single precision before squaring, as in the library.
     spectrum = torch.view_as_real(torch.fft.rfft(windowed, FFT_LENGTH).to(torch.complex64)).double()
     return spectrum.square_().sum(-1)
 

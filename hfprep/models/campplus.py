@@ -1,12 +1,11 @@
-"""CAM++ (CAMPPlus): a clip's log mel energies to one speaker vector.
+"""CAM++ (CAMPPlus): from a clip's log mel energies to a speaker vector.
 
-Gives `Campplus`: fbank (B, F, 80) with lengths to vectors (B, E), each from its own frames alone. Every convolution
-sees zeros past a clip's own end, every mean and deviation is of real steps. In eval mode batch norms are affine maps:
-those behind a convolution are part of its weights here, the others are a `scale` and a `shift`. Takes no checkpoint:
-whoever loads one folds it (recipes).
+Provides `Campplus`: fbank (B, F, 80) with lengths to vectors (B, E). Padding has no effect: convolutions see zeros past
+a clip's end, and means and deviations are of real steps only. Batch norms are affine maps in eval mode: those after a
+convolution are folded into its weights, the others are a `scale` and a `shift`. Recipes fold them when loading.
 Source: Wang et al. 2023 (CAM++), Yu et al. 2021 (densely connected TDNN), as published by 3D-Speaker.
 
-Shapes: C head channels, F frames (10 ms), T steps = (F + 1) // 2, S stretches of 100 steps, G growth.
+Shapes: C head channels, F frames (10 ms), T steps = (F + 1) // 2, S segments of 100 steps, G growth.
 """
 
 from __future__ import annotations
@@ -24,23 +23,23 @@ from hfprep.models.operators import Linear, linear, row_pieces
 NUM_MEL_BINS = 80
 FREQUENCY_STRIDE = 8  # three strides of 2
 TDNN_KERNEL = 5
-STRETCH = 100  # steps that share one context: 2 s
+SEGMENT_STEPS = 100  # steps of a segment, which share one context: 2 s
 DILATIONS = (1, 2, 2)
-MIN_FRAMES = 3  # two steps, without which there is no deviation
+MIN_FRAMES = 3  # two steps: one has no deviation
 
-# Frames that exist at once on a GPU: their largest map is 670 MB at full width.
+# Frames per piece on a GPU: the largest feature map is 670 MB at full width.
 FRAMES_PER_PIECE = 1 << 16
-# Frames that the head computes at once on a CPU, at most, beside those that reach into them: its maps stay in the
-# cache, and it is one of a few sizes, because oneDNN compiles 3 MB of code for every length that it meets.
+# Most frames that the head computes at once on a CPU, without the overlap: the feature maps stay in the cache. Only a
+# few sizes are used, because oneDNN compiles 3 MB of code for every new length.
 TILE = 192
-REACH = 10  # frames on either side, one for each of its 3x3 convolutions
+REACH = 10  # overlap on either side, one frame for each of the 3x3 convolutions
 
 
 @dataclass(frozen=True, kw_only=True)
 class CampplusConfig:
-    """The widths of the network: of the head's maps, the steps, a layer's bottleneck, context and growth, the vector.
+    """Widths of the head's maps, the steps, a layer's bottleneck, context and growth, and the speaker vector.
 
-    `num_layers` are those of each dense block.
+    `num_layers` is the number of layers of each dense block.
     """
 
     head_channels: int
@@ -63,12 +62,12 @@ class MapConvolution(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_channels))
 
     def forward(self, x: Tensor, frames: FrameMask) -> Tensor:
-        """(B, C, F, bins), whose padding is zeroed, to (B, C', F, bins / stride)."""
+        """(B, C, F, bins) to (B, C', F, bins / stride). Zeroes the padding of x in place."""
         return F.conv2d(self.time_mask(x, frames), self.weight, self.bias, self.stride, 1)
 
 
 class MapBlock(nn.Module):
-    """Two convolutions, added to their input; `stride` 2 halves the bins and puts a 1x1 convolution on the input."""
+    """Residual block of two convolutions; `stride` 2 halves the bins and adds a 1x1 convolution to the shortcut."""
 
     def __init__(self, channels: int, *, stride: int) -> None:
         super().__init__()
@@ -92,7 +91,7 @@ class Head(nn.Module):
 
     def forward(self, fbank: Tensor, frames: FrameMask) -> Tensor:
         if fbank.device.type != "cpu":
-            return self._maps(fbank.clone(), frames)  # masks work in place, and fbank is the caller's
+            return self._maps(fbank.clone(), frames)  # masks work in place, and the caller keeps fbank
         num_frames, found = fbank.shape[1], []
         tile, _ = row_pieces(max(1, num_frames - REACH), TILE)
         size = tile + 2 * REACH
@@ -107,7 +106,7 @@ class Head(nn.Module):
         if frames.padding is not None:
             frames = replace(frames, padding=frames.padding[:, None])  # (B, 1, F, 1)
         maps = self.first(fbank[:, None], frames).relu_()
-        if maps.device.type == "cpu":  # whose convolutions are fastest with channels innermost
+        if maps.device.type == "cpu":  # CPU convolutions are fastest with channels last
             maps = maps.contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             maps = block(maps, frames)
@@ -132,28 +131,28 @@ class StepConvolution(nn.Module):
 
 
 class Contexts(nn.Module):
-    """How the steps' means are taken: a matrix that makes the contexts of all stretches in one matmul.
+    """Computes a matrix that averages the steps to the contexts of all segments in one matmul.
 
-    A stretch's context is the mean over all steps of the clip plus the mean over the stretch's own.
+    The context of a segment is the mean over all steps of the clip plus the mean over the segment.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.mean_mask, self.stretch_mask = TimeMask(), TimeMask()
+        self.mean_mask, self.segment_mask = TimeMask(), TimeMask()
 
     def forward(self, steps: FrameMask, like: Tensor) -> Tensor:
-        """(B, S, T), of the type and on the device of `like` (B, T, C)."""
+        """The matrix (B, S, T), with the dtype and device of `like` (B, T, C)."""
         ones = like.new_ones(*like.shape[:2], 1)
         of_all = self.mean_mask(ones.clone(), steps).mT  # (B, 1, T)
-        number = torch.arange(like.shape[1], device=like.device) // STRETCH
-        stretches = torch.arange(-(-like.shape[1] // STRETCH), device=like.device)
-        of_own = self.stretch_mask(ones, steps).mT * (number == stretches[:, None])  # (B, S, T)
-        # A stretch that is all padding has no step; its context is never used.
+        number = torch.arange(like.shape[1], device=like.device) // SEGMENT_STEPS
+        segments = torch.arange(-(-like.shape[1] // SEGMENT_STEPS), device=like.device)
+        of_own = self.segment_mask(ones, steps).mT * (number == segments[:, None])  # (B, S, T)
+        # The clamp is for segments of padding only; their contexts are never used.
         return of_all / of_all.sum(-1, keepdim=True) + of_own / of_own.sum(-1, keepdim=True).clamp_min_(1.0)
 
 
 class DenseLayer(nn.Module):
-    """Norm, ReLU, bottleneck, ReLU; then a convolution over time, each step scaled by a gate made of its context."""
+    """Norm, ReLU, bottleneck, ReLU, then a convolution over time; its steps are scaled by gates from their contexts."""
 
     def __init__(self, in_channels: int, config: CampplusConfig, *, dilation: int) -> None:
         super().__init__()
@@ -162,13 +161,13 @@ class DenseLayer(nn.Module):
         self.shift = nn.Parameter(torch.empty(in_channels))
         self.bottleneck = Linear(in_channels, config.bottleneck)
         self.time_mask = TimeMask()
-        # A tap's weights one after another: three products in one, then shifted sums of their narrow results.
+        # The weights of the three taps stacked: one matmul, then a sum of its shifted thirds.
         self.local_weight = nn.Parameter(torch.empty(3 * config.growth, config.bottleneck))
         self.squeeze = Linear(config.bottleneck, config.context)
         self.gate = Linear(config.context, config.growth)
 
-    def forward(self, features: Tensor, steps: FrameMask, contexts: Tensor, stretch_of: Tensor) -> None:
-        """Write this layer's G channels behind the `in_channels` of features (B, T or more, all channels)."""
+    def forward(self, features: Tensor, steps: FrameMask, contexts: Tensor, segment_of: Tensor) -> None:
+        """Write this layer's G channels after the first `in_channels` of features (B, >= T, channels of the block)."""
         growth, dilation, num_steps = self.growth, self.dilation, steps.num_frames
         hidden = torch.addcmul(self.shift, features[..., : self.in_channels], self.scale).relu_()
         hidden = self.bottleneck(hidden).relu_()
@@ -177,15 +176,15 @@ class DenseLayer(nn.Module):
         local = taps[..., growth : 2 * growth]
         local[:, dilation:] += taps[:, :-dilation, :growth]
         local[:, :-dilation] += taps[:, dilation:, 2 * growth :]
-        # Of a few stretches: too little to be filled up to the rows of a product.
+        # F.linear: too few rows (segments) for `linear`, which pads them.
         squeezed = F.linear(contexts @ real, self.squeeze.weight, self.squeeze.bias).relu_()
         gate = F.linear(squeezed, self.gate.weight, self.gate.bias).sigmoid_()  # (B, S, G)
         new = features[:, :num_steps, self.in_channels : self.in_channels + growth]
-        torch.mul(local, gate.index_select(1, stretch_of), out=new)
+        torch.mul(local, gate.index_select(1, segment_of), out=new)
 
 
 class DenseBlock(nn.Module):
-    """Dense layers, each fed with all channels before it; then norm, ReLU and a 1x1 convolution to half of them."""
+    """Dense layers, each of which gets all previous channels; then norm, ReLU, and a 1x1 convolution to half."""
 
     def __init__(self, in_channels: int, num_layers: int, config: CampplusConfig, *, dilation: int) -> None:
         super().__init__()
@@ -197,16 +196,16 @@ class DenseBlock(nn.Module):
         self.shift = nn.Parameter(torch.empty(self.out_channels))
         self.transit = Linear(self.out_channels, self.out_channels // 2)
 
-    def forward(self, x: Tensor, steps: FrameMask, contexts: Tensor, stretch_of: Tensor) -> Tensor:
+    def forward(self, x: Tensor, steps: FrameMask, contexts: Tensor, segment_of: Tensor) -> Tensor:
         features = x.new_zeros(*x.shape[:2], self.out_channels)
         features[..., : x.shape[-1]] = x
         for layer in self.layers:
-            layer(features, steps, contexts, stretch_of)
+            layer(features, steps, contexts, segment_of)
         return self.transit(torch.addcmul(self.shift, features, self.scale).relu_())
 
 
 class Statistics(nn.Module):
-    """Mean and unbiased deviation over a clip's steps: (B, T, C) to (B, 2 * C)."""
+    """Mean and unbiased standard deviation over a clip's steps: (B, T, C) to (B, 2 * C)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -220,7 +219,7 @@ class Statistics(nn.Module):
 
 
 class Campplus(nn.Module):
-    """The whole network; batch norms are folded."""
+    """The whole network, with batch norms folded."""
 
     def __init__(self, config: CampplusConfig) -> None:
         super().__init__()
@@ -238,13 +237,13 @@ class Campplus(nn.Module):
 
     @property
     def packs(self) -> bool:
-        """Whether the clips of a batch are computed one after another, without its padding."""
+        """Whether the clips of a batch are computed without padding, one after another."""
         return packs(self.out.weight.device)
 
     def forward(self, fbank: Tensor, lengths: Tensor) -> Tensor:
-        """Speaker vectors (B, E) float32 of fbank (B, F, 80) float32, of which the first `lengths[b]` frames are real.
+        """Speaker vectors (B, E) float32 of fbank (B, F, 80) float32 with `lengths[b]` real frames per clip.
 
-        `lengths` (B,) int64 on the CPU, from `MIN_FRAMES`; what stands in the padding may be any finite numbers.
+        `lengths`: (B,) int64 on the CPU, at least `MIN_FRAMES`. Padding may be any finite numbers.
         """
         if self.packs:
             clips = zip(fbank, lengths.tolist(), strict=True)
@@ -258,9 +257,9 @@ class Campplus(nn.Module):
         x = self.tdnn(self.head(fbank, frames), frames)
         steps = FrameMask.from_lengths((lengths + 1) // 2, x.shape[1], x.device)
         contexts = self.contexts(steps, x)
-        stretch_of = torch.arange(x.shape[1], device=x.device) // STRETCH
-        if x.device.type == "cpu":  # with as many rows as every product would be filled up to, by a copy
+        segment_of = torch.arange(x.shape[1], device=x.device) // SEGMENT_STEPS
+        if x.device.type == "cpu":  # pad rows once, which every matmul would otherwise do in a copy
             x = F.pad(x, (0, 0, 0, row_pieces(x.shape[1])[1] - x.shape[1]))
         for block in self.blocks:
-            x = block(x, steps, contexts, stretch_of)
+            x = block(x, steps, contexts, segment_of)
         return self.out(self.statistics(x[:, : steps.num_frames].relu_(), steps))

@@ -1,7 +1,7 @@
 """The two conditioning branches: condition latents (B, L, M) and the emotion vector (B, M).
 
-Gives `Conditioner` and `EmotionConditioner`, each a Conformer and a Perceiver. Takes semantic features and their
-FrameMask. Knows nothing of checkpoints.
+Provides `Conditioner` and `EmotionConditioner`, each a Conformer and a Perceiver. Takes semantic features and their
+FrameMask.
 """
 
 from __future__ import annotations

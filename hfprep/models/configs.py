@@ -1,13 +1,13 @@
-"""Widths and depths of the networks whose sizes a model's config.yaml gives."""
+"""Widths and depths of the networks that config.yaml sets."""
 
 from dataclasses import dataclass
 
-NUM_LATENTS = 32  # queries of the Perceiver: rows of a condition
+NUM_LATENTS = 32  # queries of the Perceiver, and rows of `condition`
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionConfig:
-    """One Conformer and Perceiver branch: `condition_module` or `emo_condition_module`."""
+    """A Conformer and Perceiver branch: `condition_module` or `emo_condition_module`."""
 
     output_size: int
     linear_units: int

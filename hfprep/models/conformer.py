@@ -1,7 +1,7 @@
 """The Conformer of the two conditioning branches (UnifiedVoice's conformer_perceiver with conv2d2 input).
 
-Gives `Conformer`: semantic features (B, T, D) to encoded frames (B, T', C), T' = (T - 1) // 2. Takes a FrameMask;
-padding never reaches a real frame. Knows nothing of checkpoints.
+Provides `Conformer`: semantic features (B, T, D) to encoded frames (B, T', C), T' = (T - 1) // 2. With the FrameMask,
+padding does not affect real frames.
 Source: Gulati et al. 2020, as published for IndexTTS-2.
 """
 
@@ -33,19 +33,19 @@ KERNEL_SIZE = 15
 POSITION_ROWS = 5000
 
 
-# Frames and channels of the subsampling convolution's output that exist at once: 134 MB on a CPU of up to seven
-# threads, 535 MB on a GPU.
+# Frames and channels of the subsampling convolution's output per piece: 134 MB on a CPU with up to seven threads, 535
+# MB on a GPU.
 CPU_FRAMES_PER_PIECE = 128
 GPU_FRAMES_PER_PIECE, GPU_CHANNELS_PER_PIECE = 4096, 64
-CACHED_FRAMES = 4  # of them, written and then read while they are in a CPU's cache
-CACHE_LINE = 16  # numbers; a product that writes whole lines takes two thirds of the time
+CACHED_FRAMES = 4  # frames of a piece computed at once, which stay in the CPU's cache
+CACHE_LINE = 16  # numbers; a matmul that writes whole cache lines takes a third less time
 
 
 class Subsampling(nn.Module):
-    """Conv2d(1 -> C, 3x3, stride 2), ReLU, then a product over channels and frequencies; times sqrt(C).
+    """Conv2d(1 -> C, 3x3, stride 2), ReLU, then a linear map over channels and frequencies; times sqrt(C).
 
-    The convolution's output, 130 MB for a clip of 5 s, exists in pieces only. `scratch` keeps the room for one, and
-    `cached` for the few frames of it that are being made.
+    The convolution's output, 130 MB for a clip of 5 s, is computed in pieces. `scratch` is the buffer for a piece, and
+    `cached` for the few frames of it that are computed at once.
     """
 
     PRODUCT_WEIGHTS = ("out_weight",)
@@ -60,7 +60,7 @@ class Subsampling(nn.Module):
         self.scratch, self.cached = Scratch(), Scratch()
 
     def forward(self, x: Tensor, mask: FrameMask) -> Tensor:
-        """(B, T, D) to (B, T', C). Unmasked: an output frame is real only if all its three inputs are."""
+        """(B, T, D) to (B, T', C). Needs no mask: an output frame is real only if its three inputs are."""
         channels = self.out_bias.shape[0]
         clips = mask.clips(x)
         frames = sum(clip.shape[0] * ((clip.shape[1] - 1) // 2) for clip in clips)
@@ -75,9 +75,10 @@ class Subsampling(nn.Module):
         return out[:frames].mul_(math.sqrt(channels)).view(x.shape[0], -1, channels)
 
     def sums_on_cpu(self, kernels: Tensor, patches: Tensor) -> Tensor:
-        """(C, 10) and (frames, 10, at least F) to (frames, C): all channels at once, so that the weights, half a GB,
-        are read where they lie. A product with some of their columns would first copy these, at three times the cost.
-        They are its first factor: the second one, four times smaller here, is what oneDNN puts into its own order.
+        """(C, 10) and (frames, 10, at least F) to (frames, C), for all channels at once.
+
+        A matmul with a slice of the weights' columns would copy the slice first, at three times the cost. The weights
+        (half a GB) are the first factor, because oneDNN reorders the second one, which is four times smaller here.
         """
         frames, _, width = patches.shape
         maps = self.scratch.take((frames, len(kernels), self.frequencies), patches)
@@ -89,7 +90,7 @@ class Subsampling(nn.Module):
         return columns.t().add_(self.out_bias)
 
     def sums_on_gpu(self, kernels: Tensor, patches: Tensor) -> Tensor:
-        """The same, some channels at a time."""
+        """The same, a few channels at a time."""
         out = self.out_bias.repeat(len(patches), 1)
         columns = GPU_CHANNELS_PER_PIECE * self.frequencies
         for kernel, weight in zip(
@@ -99,14 +100,16 @@ class Subsampling(nn.Module):
         return out
 
     def _patches(self, clips: list[Tensor], rounded: int, width: int) -> Tensor:
-        """Of each (B, T, D) its B * T' rows (10, width): the nine inputs of each of the F output positions, and ones
-        for the bias; zeros beyond the positions.
+        """The B * T' patches (10, width) of each clip (B, T, D).
 
-        There are `rounded` rows; the last, beyond those of all clips, mean nothing.
+        A patch has the nine inputs of each of the F output positions, and ones for the bias; it is zero after the F
+        positions.
+
+        There are `rounded` patches; those after the last clip are zero.
         """
-        room = clips[0].new_empty(rounded, 10, width)
-        room[..., self.frequencies :] = 0
-        rows = room[..., : self.frequencies]
+        buffer = clips[0].new_empty(rounded, 10, width)
+        buffer[..., self.frequencies :] = 0
+        rows = buffer[..., : self.frequencies]
         rows[:, 9] = 1
         start = 0
         for clip in clips:
@@ -117,15 +120,15 @@ class Subsampling(nn.Module):
                 for column in range(3):
                     shifted = clip[:, row : row + 2 * frames : 2, column : column + 2 * self.frequencies : 2]
                     patches[:, :, 3 * row + column] = shifted[:, :frames, : self.frequencies]
-        room[start:] = 0
-        return room
+        buffer[start:] = 0
+        return buffer
 
 
 class PositionalAttention(nn.Module):
-    """Self-attention whose score is ((q_i + u) . k_j + (q_i + v) . p_j) / sqrt(d), with p_j the key's own position.
+    """Self-attention with the score ((q_i + u) . k_j + (q_i + v) . p_j) / sqrt(d), where p_j is the key's position.
 
-    There is no relative shift, so the score is (q_i + u) . (k_j + p_j) + (v - u) . p_j: one fused attention over keys
-    with their positions added, and a bias per key that is the same for every clip.
+    There is no relative shift, so the score is (q_i + u) . (k_j + p_j) + (v - u) . p_j: a fused attention with
+    positions added to the keys, and a bias per key that is the same for all clips.
     """
 
     def __init__(self, channels: int, num_heads: int) -> None:
@@ -140,30 +143,30 @@ class PositionalAttention(nn.Module):
         self.bias_v = nn.Parameter(torch.empty(num_heads, channels // num_heads))
         self.key_mask = KeyMask()
 
-    def add_to(self, x: Tensor, norm: nn.Module, positions: Tensor, mask: FrameMask, room: Tensor) -> None:
-        """Add to x (B, T, C) what its normed frames attend to, `positions` being (1, longest T, C).
+    def add_to(self, x: Tensor, norm: nn.Module, positions: Tensor, mask: FrameMask, buffer: Tensor) -> None:
+        """Add to x (B, T, C) the attention over its normalised frames; `positions` is (1, longest T, C).
 
-        `room` (3, B, T, C) is written over.
+        `buffer` (3, B, T, C) is overwritten.
         """
 
         def project(rows: Tensor) -> tuple[Tensor, ...]:
             normed = norm(rows)
             return self.query(normed).add_(self.bias_u.flatten()), self.key(normed), self.value(normed)
 
-        write_by_rows(room.unbind(), project, x)
+        write_by_rows(buffer.unbind(), project, x)
         placed = self.position(positions)
-        # The part of the scores that is the same for every query and clip, but for what is masked: (1, H, 1, longest T)
+        # The part of the scores that is the same for all queries and clips, apart from the mask: (1, H, 1, longest T)
         difference = (self.bias_v - self.bias_u)[None, :, None, :]
         bias = difference @ split_heads(placed, self.num_heads).transpose(2, 3) / math.sqrt(difference.shape[-1])
         key_bias = self.key_mask(mask)
         if key_bias is not None:
             bias = bias + key_bias
-        for clip in mask.every_clip(*room):
+        for clip in mask.every_clip(*buffer):
             query, key, value = (split_heads(part, self.num_heads) for part in clip)
             batch, heads, frames, _ = key.shape
             key += split_heads(placed[:, :frames], self.num_heads)
             query.copy_(attend(query, key, value, bias[..., :frames].expand(batch, heads, frames, -1)))
-        add_by_rows(x, self.out, room[0])
+        add_by_rows(x, self.out, buffer[0])
 
 
 class Convolution(nn.Module):
@@ -172,15 +175,15 @@ class Convolution(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.pointwise_in = PointwiseConvolution(channels, 2 * channels)
-        # The 1x1 convolution has a bias, so after the gate a padded frame is not zero whatever it was before.
+        # The 1x1 convolution has a bias, so padding is not zero after the gate.
         self.time_mask = TimeMask()
         self.depthwise = DepthwiseConvolution(channels, KERNEL_SIZE, left=KERNEL_SIZE // 2)
         self.norm = nn.LayerNorm(channels)
         self.pointwise_out = PointwiseConvolution(channels, channels)
 
-    def add_to(self, x: Tensor, norm: nn.Module, mask: FrameMask, room: Tensor) -> None:
-        """Add to x (B, T, C) the convolution of its normed frames; `room` (3, B, T, C) is written over."""
-        gated, convolved, _ = room
+    def add_to(self, x: Tensor, norm: nn.Module, mask: FrameMask, buffer: Tensor) -> None:
+        """Add to x (B, T, C) the convolution of its normalised frames; `buffer` (3, B, T, C) is overwritten."""
+        gated, convolved, _ = buffer
         write_by_rows([gated], lambda rows: [F.glu(self.pointwise_in(norm(rows)), dim=-1)], x)
         self.time_mask(gated, mask)
         for clip, to in mask.every_clip(gated, convolved):
@@ -204,7 +207,7 @@ class FeedForward(nn.Module):
 
 
 class ConformerBlock(nn.Module):
-    """Attention, convolution and feed-forward, each behind its norm and added to its input; then a norm."""
+    """Attention, convolution and feed-forward, each with a norm before it and a residual; then a norm."""
 
     def __init__(self, config: ConditionConfig) -> None:
         super().__init__()
@@ -217,10 +220,10 @@ class ConformerBlock(nn.Module):
         self.feed_forward = FeedForward(channels, config.linear_units)
         self.norm_final = nn.LayerNorm(channels)
 
-    def forward(self, x: Tensor, positions: Tensor, mask: FrameMask, room: Tensor) -> None:
-        """Change x (B, T, C) in place; `room` (3, B, T, C) is written over."""
-        self.attention.add_to(x, self.norm_attention, positions, mask, room)
-        self.convolution.add_to(x, self.norm_convolution, mask, room)
+    def forward(self, x: Tensor, positions: Tensor, mask: FrameMask, buffer: Tensor) -> None:
+        """Change x (B, T, C) in place; `buffer` (3, B, T, C) is overwritten."""
+        self.attention.add_to(x, self.norm_attention, positions, mask, buffer)
+        self.convolution.add_to(x, self.norm_convolution, mask, buffer)
         add_by_rows(x, lambda rows: self.feed_forward(self.norm_feed_forward(rows)))
         write_by_rows([x], lambda rows: [self.norm_final(rows)], x)
 
@@ -236,11 +239,11 @@ class Conformer(nn.Module):
         self.norm = nn.LayerNorm(config.output_size)
 
     def forward(self, x: Tensor, mask: FrameMask) -> tuple[Tensor, FrameMask]:
-        """Semantic features (B, T, D) float32, T from 3, to (B, T', C) and the mask of the T' frames."""
+        """Semantic features (B, T, D) float32, T >= 3, to (B, T', C) and the mask of the T' frames."""
         x = self.subsampling(x, mask)
         mask = mask.subsampled(x.device)
         positions = self.position_table[:, : mask.num_frames]
-        room = x.new_empty(3, *x.shape)
+        buffer = x.new_empty(3, *x.shape)
         for block in self.blocks:
-            block(x, positions, mask, room)
+            block(x, positions, mask, buffer)
         return self.norm(x), mask

@@ -1,7 +1,7 @@
 """IndexTTS-2.5's semantic codec: a strided convolution that halves the frames, then MaskGCT's encoder and quantizer.
 
-Gives `DownsampledCodec`: normalised semantic features (B, T, D) at 50 Hz to codes (B, ceil(T / 2)) at 25 Hz. Takes a
-FrameMask of the T frames; every convolution sees zeros past an utterance's own end. Knows nothing of checkpoints.
+Provides `DownsampledCodec`: normalised semantic features (B, T, D) at 50 Hz to codes (B, ceil(T / 2)) at 25 Hz. With
+the FrameMask of the T frames, convolutions see zeros past a clip's end.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ KERNEL_SIZE, STRIDE = 3, 2
 
 
 class Halving(nn.Module):
-    """Conv1d(D -> D, kernel 3, stride 2, padding 1), then exact GELU: an odd number of frames is followed by a zero."""
+    """Conv1d(D -> D, kernel 3, stride 2, padding 1), then exact GELU. An odd number of frames is zero-padded."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Halving(nn.Module):
 
 
 class DownsampledCodec(nn.Module):
-    """The strided convolution and the codec behind it."""
+    """The strided convolution and the codec after it."""
 
     def __init__(self, codec: SemanticCodec) -> None:
         super().__init__()
@@ -47,16 +47,16 @@ class DownsampledCodec(nn.Module):
         self.codec: SemanticCodec | FusedSemanticCodec = codec
 
     def forward(self, semantic: Tensor, mask: FrameMask) -> Tensor:
-        """Features (B, T, D) float32 to codes (B, ceil(T / 2)) int64; codes of padding mean nothing."""
-        # The features belong to the caller, who also gives them to the emotion branch: mask a copy.
+        """Features (B, T, D) float32 to codes (B, ceil(T / 2)) int64; codes of padding are undefined."""
+        # Mask a copy: the caller also passes the features to the emotion branch.
         x = semantic if mask.padding is None else self.time_mask(semantic.clone(), mask)
-        # What the convolution makes of padding is not zero; the codec masks it.
+        # Padding is not zero after the convolution; the codec masks it.
         codes: Tensor = self.codec(mask.over_clips(self.down, x), halved(mask, x.device))
         return codes
 
 
 def halved(mask: FrameMask, device: torch.device) -> FrameMask:
-    """The mask of the codes: those whose window has a real frame in its middle."""
+    """The mask of the codes: a code is real if the middle frame of its window is."""
     lengths = num_codes(mask.lengths)
     if mask.packed:
         return FrameMask.of_packed(lengths, device)
@@ -64,5 +64,5 @@ def halved(mask: FrameMask, device: torch.device) -> FrameMask:
 
 
 def num_codes(num_frames: Tensor) -> Tensor:
-    """How many codes clips of so many frames have; int64 of any shape."""
+    """The number of codes of clips with `num_frames` frames; int64 of any shape."""
     return (num_frames + 1).div(STRIDE, rounding_mode="floor")

@@ -1,12 +1,10 @@
-"""Where the clips of a batch lie, which of its frames are real, and the ways in which that reaches a computation.
+"""Which frames of a batch are real, and how computations mask the others.
 
-Gives `FrameMask` (made once per batch from the lengths), `to_device` (by which lengths get there) and the mask sites
-`TimeMask` and `KeyMask`: modules without parameters, one wherever padding could leak into real frames, so that tests
-can list the sites and remove each in turn. Knows nothing of the models.
+Provides `FrameMask` (made once per batch from the lengths), `to_device`, and the mask sites `TimeMask` and `KeyMask`:
+modules without parameters, wherever padding could affect real frames, so that tests can list and disable each site.
 
-A batch is padded, (B, T, C), or packed: its clips one after another without padding, (1, sum of lengths, C). What
-looks at single frames takes either as it is; what looks at several goes through `FrameMask.clips`, or
-through `every_clip` and `over_clips`, which stand on it.
+A batch is either padded, (B, T, C), or packed: its clips concatenated without padding, (1, sum of lengths, C).
+Operations on single frames work on both; operations across frames use `FrameMask.clips`, `every_clip` or `over_clips`.
 """
 
 from __future__ import annotations
@@ -19,12 +17,12 @@ from torch import Tensor, nn
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small tensor of the CPU on a device: to a GPU through page-locked memory, or its queue would be waited for."""
+    """Move a small CPU tensor to a device. For a GPU it is pinned first, so that the copy is asynchronous."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def packs(device: torch.device) -> bool:
-    """Whether batches are packed on such a device: a GPU is kept busy by few calls for many clips, a CPU by any."""
+    """Whether batches are packed on this device. A GPU needs large calls for many clips, a CPU does not."""
     return device.type == "cpu"
 
 
@@ -32,10 +30,10 @@ def packs(device: torch.device) -> bool:
 class FrameMask:
     """The real frames of a batch of B clips, padded to T frames or packed (then T is the longest clip's length).
 
-    `lengths` (B,) int64 stays on the CPU, so that nothing waits for a device. `padding` (B, T, 1) bool is true where
-    a frame is padding; `key_bias` (B, 1, 1, T) float32 is 0 for real frames and -inf for padding. Both are None when
-    the batch holds no padding: then there is nothing to mask, and attention kernels without a mask are faster.
-    `real_frames` (B,) int32 are the lengths on the device, for kernels that need no more than that.
+    `lengths` (B,) int64 is on the CPU, so that reading it does not wait for the device. `padding` (B, T, 1) bool is
+    true for padding; `key_bias` (B, 1, 1, T) float32 is 0 for real frames and -inf for padding. Both are None if the
+    batch has no padding, because attention is faster without a mask. `real_frames` (B,) int32 are the lengths on the
+    device, for kernels.
     """
 
     lengths: Tensor
@@ -57,7 +55,7 @@ class FrameMask:
 
     @classmethod
     def of_packed(cls, lengths: Tensor, device: torch.device) -> FrameMask:
-        """For clips of these `lengths` one after another, (1, sum of lengths, C)."""
+        """The mask of concatenated clips with these `lengths`, (1, sum of lengths, C)."""
         return cls(lengths, int(lengths.max()), None, None, to_device(lengths.int(), device), packed=True)
 
     def clips(self, frames: Tensor) -> list[Tensor]:
@@ -65,21 +63,21 @@ class FrameMask:
         return list(frames.split(self.lengths.tolist(), dim=1)) if self.packed else [frames]
 
     def over_clips(self, function: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:
-        """What a function of whole clips, (B, T, C) to (B, T, O), makes of this batch."""
+        """Apply a function of whole clips, (B, T, C) to (B, T, O), to this batch."""
         found = [function(clip) for clip in self.clips(frames)]
         return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
     def every_clip(self, *frames: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """The clips of several batches side by side."""
+        """Iterate over the clips of several batches together."""
         return zip(*map(self.clips, frames), strict=True)
 
     @property
     def all_frames(self) -> Tensor:
-        """The lengths (B,) int32 as if nothing were padding."""
+        """Lengths (B,) int32 that treat all frames as real."""
         return torch.full_like(self.real_frames, self.num_frames)
 
     def subsampled(self, device: torch.device) -> FrameMask:
-        """The mask after the stride-2 convolution, which is mask[:, 2::2]: a frame is real if its last input is."""
+        """The mask after the stride-2 convolution, mask[:, 2::2]: a frame is real if its last input is."""
         lengths = (self.lengths - 1) // 2
         if self.packed:
             return FrameMask.of_packed(lengths, device)
@@ -87,7 +85,7 @@ class FrameMask:
 
 
 class TimeMask(nn.Module):
-    """A mask site ahead of a convolution over time: padding reads as the zeros past an utterance's own end."""
+    """A mask site before a convolution over time: padding is zero, like everything past a clip's end."""
 
     def forward(self, frames: Tensor, mask: FrameMask) -> Tensor:
         """Zero the padding of (B, T, C) float32 in place."""
@@ -99,7 +97,7 @@ class TimeMask(nn.Module):
 
 
 class KeyMask(nn.Module):
-    """A mask site in front of an attention: padding gets no weight as a key."""
+    """A mask site before an attention: padding gets no weight as a key."""
 
     def forward(self, mask: FrameMask) -> Tensor | None:
         """The bias (B, 1, 1, T) to add to the scores, or None."""

@@ -1,6 +1,6 @@
-"""The arithmetic that every model shares: products, depthwise convolution over time, attention.
+"""Operators that the models share: matmuls, depthwise convolution over time, attention heads.
 
-Takes and gives plain tensors, frames last but one and channels last (B, T, C). Knows nothing of masks, names or files.
+Tensors are (B, T, C), with channels last.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from torch.nn import functional as F
 
 from hfprep.models.precision import half_linear
 
-# Rows of frames that a CPU computes at once: enough for products of them to run at full rate, few enough for what is
-# made of a piece to be memory that the process keeps (beyond 32 MB the system gives it again each time). The number of
-# rows is rounded up to one of a few sizes, because oneDNN keeps about 1 MB of compiled code for every shape of a
-# product that it has met: over clips of all lengths that was 2 GB.
+# Frames that a CPU computes at once: enough for matmuls at full rate, but few enough that the allocator reuses the
+# memory of the results (larger allocations than 32 MB are mapped again each time). The number is rounded up to one of a
+# few sizes, because oneDNN keeps about 1 MB of compiled code for every matmul shape: for clips of all lengths, that was
+# 2 GB.
 ROWS_PER_PIECE = 1024
 FEW_ROWS = 256
-ROUNDING = 16  # few rows are rounded up to a multiple of it, more of them to a multiple of twice as many
+ROUNDING = 16  # up to FEW_ROWS are rounded up to a multiple of this, more rows to a multiple of twice this
 
 
 def row_pieces(rows: int, most: int = ROWS_PER_PIECE) -> tuple[int, int]:
-    """Into which pieces of at most `most` rows (a multiple of 2 * ROUNDING) a CPU cuts this many rows.
+    """Split `rows` into pieces of at most `most` rows (a multiple of 2 * ROUNDING) for a CPU.
 
-    Gives the size of a piece, and the rows rounded up to what the pieces need.
+    Returns the size of a piece, and the number of rows rounded up for the pieces.
     """
     pieces = -(-rows // most)
     quantum = ROUNDING if rows <= pieces * FEW_ROWS else 2 * ROUNDING
@@ -37,10 +37,9 @@ def row_pieces(rows: int, most: int = ROWS_PER_PIECE) -> tuple[int, int]:
 
 
 def in_pieces(x: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """All frames of x (..., I) as rows, a piece at a time: which rows they are, and the rows (n, I) themselves.
+    """All frames of x (..., I) as rows, in pieces: the slice of a piece, and its rows (n, I).
 
-    On a CPU a piece has one of a few sizes, so the last may go on after the rows that it stands for; elsewhere all
-    rows are one piece.
+    On a CPU a piece has one of a few sizes, so the last one may be zero-padded; elsewhere all rows are one piece.
     """
     rows = x.flatten(0, -2)
     count = rows.shape[0]
@@ -59,8 +58,9 @@ def by_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def write_by_rows(targets: Sequence[Tensor], function: Callable[[Tensor], Sequence[Tensor]], source: Tensor) -> None:
-    """Each target (..., O) = its part of what a function of single frames, (rows, I) to several (rows, O), makes of
-    source (..., I), which may be a target.
+    """Write the results of a function of single frames, (rows, I) to several (rows, O), to the targets (..., O).
+
+    It is applied to source (..., I), which may be one of the targets.
     """
     written = [target.view(-1, target.shape[-1]) for target in targets]
     for these, rows in in_pieces(source):
@@ -71,7 +71,7 @@ def write_by_rows(targets: Sequence[Tensor], function: Callable[[Tensor], Sequen
 def add_by_rows(
     target: Tensor, function: Callable[[Tensor], Tensor], source: Tensor | None = None, *, scale: float = 1.0
 ) -> None:
-    """target (..., O) += scale * function of single frames, (rows, I) to (rows, O), of source (..., I) or of target."""
+    """target (..., O) += scale * function(source or target), a function of frames, (rows, I) to (rows, O)."""
     sums = target.view(-1, target.shape[-1])
     for these, rows in in_pieces(target if source is None else source):
         sums[these].add_(function(rows)[: these.stop - these.start], alpha=scale)
@@ -80,7 +80,7 @@ def add_by_rows(
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., I) times weight (O, I) transposed, plus bias (O,): (..., O) float32.
 
-    On a CPU `weight` must be contiguous: oneDNN is slow beyond use on a slice of columns.
+    On a CPU, `weight` should be contiguous: oneDNN is extremely slow on a slice of columns.
     """
     if x.device.type != "cpu":
         return product(x, weight, bias)
@@ -89,10 +89,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The same at once: for rows that are a piece already.
+    """The same without splitting, for rows that are a piece.
 
-    On a CPU oneDNN computes it where torch has it: torch's own float32 products go through MKL, which reaches half of
-    oneDNN's rate on AMD processors with AVX-512, and no more than it elsewhere.
+    On a CPU it uses oneDNN if available: torch's own float32 matmuls use MKL, which is half as fast on AMD processors
+    with AVX-512, and not faster on others.
     """
     if weight.dtype == torch.bfloat16:
         return half_linear(x, weight, bias)
@@ -104,30 +104,30 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @functools.cache
 def has_onednn_linear() -> bool:
-    """Whether torch was built with the operator that its own compiler uses for products on a CPU."""
+    """Whether torch was built with the oneDNN operator that torch.compile uses for linear layers on a CPU."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 class Scratch:
-    """Room for an intermediate result that is written over by the next: the system gives fresh memory slowly.
+    """A reusable buffer for intermediate results, because allocating fresh memory is slow.
 
-    Every thread has room of its own.
+    Each thread has its own buffer.
     """
 
     def __init__(self) -> None:
-        self._rooms: dict[int, Tensor] = {}
+        self._buffers: dict[int, Tensor] = {}
 
     def take(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """A tensor of that shape, of the type and on the device of `like`, with anything in it; until the next call."""
+        """An uninitialised tensor of this shape with the dtype and device of `like`, valid until the next call."""
         size, thread = math.prod(shape), threading.get_ident()
-        room = self._rooms.get(thread)
-        if room is None or room.numel() < size or room.dtype != like.dtype or room.device != like.device:
-            room = self._rooms[thread] = like.new_empty(size)
-        return room[:size].view(shape)
+        buffer = self._buffers.get(thread)
+        if buffer is None or buffer.numel() < size or buffer.dtype != like.dtype or buffer.device != like.device:
+            buffer = self._buffers[thread] = like.new_empty(size)
+        return buffer[:size].view(shape)
 
 
 class Linear(nn.Linear):
-    """An affine map by `linear`; parameters `weight` (O, I) and `bias` (O,) as in torch."""
+    """nn.Linear that uses `linear`."""
 
     PRODUCT_WEIGHTS = ("weight",)
 
@@ -136,7 +136,7 @@ class Linear(nn.Linear):
 
 
 class PointwiseConvolution(nn.Module):
-    """A convolution of kernel 1, computed as a product; `weight` (O, I, 1) as the checkpoints hold it."""
+    """A convolution of kernel size 1, computed as a matmul; `weight` (O, I, 1) as in the checkpoints."""
 
     PRODUCT_WEIGHTS = ("weight",)
 
@@ -150,9 +150,9 @@ class PointwiseConvolution(nn.Module):
 
 
 class DepthwiseConvolution(nn.Module):
-    """A convolution over time of each channel on its own; `weight` (C, 1, K) as the checkpoints hold it.
+    """A depthwise convolution over time; `weight` (C, 1, K) as in the checkpoints.
 
-    `left` zeros are put before the first frame and K - 1 - left after the last, so that the length stays.
+    Pads with `left` zeros before the first frame and K - 1 - left after the last, which keeps the length.
     """
 
     def __init__(self, channels: int, kernel_size: int, *, left: int, bias: bool = True) -> None:
@@ -162,12 +162,12 @@ class DepthwiseConvolution(nn.Module):
         self.bias = nn.Parameter(torch.empty(channels)) if bias else None
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """(B, T, C) to (B, T, C); into `out`, if given, which must not be `x`."""
+        """(B, T, C) to (B, T, C), written to `out` if given, which must not be `x`."""
         if x.device.type != "cpu":
             padded = F.pad(x.transpose(1, 2), (self.left, self.kernel_size - 1 - self.left))
             result = F.conv1d(padded, self.weight, self.bias, groups=x.shape[-1]).transpose(1, 2)
             return result if out is None else out.copy_(result)
-        # Channels are innermost here, so a sum over the kernel's taps runs along memory: faster than a convolution.
+        # Channels are innermost, so summing over taps reads memory in order, which is faster than a convolution.
         padded = F.pad(x, (0, 0, self.left, self.kernel_size - 1 - self.left))
         taps = self.weight[:, 0].t().contiguous()  # (K, C)
         frames = x.shape[1]

@@ -1,7 +1,7 @@
-"""The Perceiver resampler: a few learned latents that gather what an encoded clip of any length holds.
+"""The Perceiver resampler: a few learned latents summarise an encoded clip of any length.
 
-Gives `Perceiver`: frames (B, T, C) to latents (B, L, M). Takes a FrameMask of the frames; the latents are never
-masked. Knows nothing of checkpoints. Source: Jaegle et al. 2021, as published for IndexTTS-2.
+Provides `Perceiver`: frames (B, T, C) to latents (B, L, M). The FrameMask is of the frames; the latents are never
+masked. Source: Jaegle et al. 2021, as published for IndexTTS-2.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""The number formats in which the models' products can be computed, and what each needs of a device.
+"""The precisions in which the models' matmuls can be computed, and what each requires of a device.
 
-Gives `require` (may this device compute so), `lower_weights` (once, after loading) and `computing` (a context around
-the models). Takes modules and devices; knows nothing of which module does what, nor of how precise is precise enough.
+Provides `require` (does the device support a precision), `lower_weights` (once, after loading) and `computing` (a
+context manager around the models).
 
 - fp32: float32 throughout.
-- exact: on a GPU's tensor units, three float16 products for one (see fused/operators.py), attention by three TF32
-  products for one: an error of about 2^-21, next to float32's own.
-- tf32: one TF32 product, factors rounded to 11 significant bits.
-- bf16, fp16: weights and both factors of the products and attentions in 16 bits, sums in float32, results rounded.
-Norms, activations and sums of layers stay float32 in all of them, and the codec is as in exact on a GPU and as in fp32
-on a CPU: two codewords can be almost equally near, and a small error then changes the code.
+- exact: on a GPU's tensor cores, with three float16 products for one (see kernels/operators.py), and three TF32
+  products for one in attention; the error is about 2^-21, close to float32's.
+- tf32: TF32 matmuls, with factors rounded to 11 significant bits.
+- bf16, fp16: weights and both factors of matmuls and attention in 16 bits, sums in float32, results rounded.
+Norms, activations and residual sums are float32 in all of them. The codec always runs in exact on a GPU and in fp32 on
+a CPU, because a small error changes the code of a frame with two almost equally near codewords.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from hfprep.errors import ConfigError
 
-# (major, minor) compute capability from which a GPU computes so at full rate
+# lowest compute capability (major, minor) with full-rate hardware support
 LEAST_CAPABILITY = {"exact": (8, 0), "tf32": (8, 0), "bf16": (8, 0), "fp16": (8, 0)}
 
 LEAST_TORCH = (2, 8)  # torch.mm with out_dtype
@@ -38,7 +38,7 @@ _mode: ContextVar[str] = ContextVar("hfprep-precision", default="fp32")
 
 
 def require(name: str, device: torch.device, origin: str = "--precision is {name!r}") -> None:
-    """Raise ConfigError if `device` cannot compute in the precision `name` (not auto); `origin` says whose wish."""
+    """Raise ConfigError if `device` does not support the precision `name` (not auto); `origin` starts the message."""
     reason = obstacle(name, device)
     if reason:
         raise ConfigError(f"{origin.format(name=name)}, but {reason}; use --precision fp32, or another device")
@@ -52,22 +52,22 @@ def candidates(device: torch.device) -> list[str]:
 
 
 def obstacle(name: str, device: torch.device) -> str | None:
-    """Why `device` cannot compute in the precision `name`; None if it can."""
+    """Why `device` does not support the precision `name`; None if it does."""
     if name == "fp32" or (device.type == "cpu" and name == "bf16"):
         return None
     if device.type != "cuda":
-        return f"{device} computes only fp32 and bf16"
+        return f"{device} supports only fp32 and bf16"
     found, least = torch.cuda.get_device_capability(device), LEAST_CAPABILITY[name]
     if found < least:
-        return f"{device} has compute capability {found[0]}.{found[1]}, and it takes {least[0]}.{least[1]}"
+        return f"{device} has compute capability {found[0]}.{found[1]}; {least[0]}.{least[1]} or higher is needed"
     return lacking()
 
 
 def lacking() -> str | None:
-    """What the fused models lack on this machine: they are compiled when they first run, and use a new operator."""
+    """What the fused models need and this machine lacks; None if nothing. They are compiled on first use."""
     release = tuple(int(number) for number in torch.__version__.split(".")[:2])
     if release < LEAST_TORCH:
-        return f"torch is {torch.__version__}, and it takes {LEAST_TORCH[0]}.{LEAST_TORCH[1]} or later"
+        return f"torch is {torch.__version__}; {LEAST_TORCH[0]}.{LEAST_TORCH[1]} or later is needed"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed (pip install triton)"
     if not any(map(shutil.which, ("cc", "gcc", "clang"))):
@@ -78,13 +78,13 @@ def lacking() -> str | None:
 
 
 def fast_bf16() -> bool:
-    """Whether this CPU has instructions for products of bf16."""
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private to torch, so they may be gone one day
+    """Whether this CPU has bf16 matmul instructions."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private in torch, so they may disappear
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
 
 
 def lower_weights(modules: Iterable[nn.Module]) -> None:
-    """For bf16, keep the weights of these modules' products in 16 bits."""
+    """Convert the matmul weights of these modules to bf16."""
     for module in modules:
         for part in module.modules():
             for attribute in getattr(part, "PRODUCT_WEIGHTS", ()):
@@ -94,10 +94,10 @@ def lower_weights(modules: Iterable[nn.Module]) -> None:
 
 @contextmanager
 def computing(name: str, device: torch.device) -> Iterator[None]:
-    """Compute products and attentions in the precision `name` while the block runs, in this thread.
+    """Compute matmuls and attention in the precision `name` inside the block, in this thread.
 
-    On a GPU, TF32 is kept out of everything else: codes do not survive it, and it is a setting of the whole process.
-    The GPU is the current one meanwhile: that is where Triton's kernels run.
+    On a GPU, TF32 is disabled except for the precision "tf32": it would change codes, and it is a process-wide setting.
+    The GPU is made the current device, on which Triton's kernels run.
     """
     token = _mode.set(name)
     try:
@@ -109,9 +109,9 @@ def computing(name: str, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _tf32(allowed: bool, device: torch.device) -> Iterator[None]:
-    """TF32 allowed or not, and 16-bit products summed in float32; as they were again afterwards.
+    """Allow or forbid TF32, and sum 16-bit matmuls in float32; restores the settings afterwards.
 
-    torch 2.9 has a new setting for TF32, and refuses to read the old one once a program has set the new one.
+    torch 2.9 has a new setting for TF32, and raises when the old one is read after the new one was set.
     """
     if device.type != "cuda":
         yield
@@ -142,7 +142,7 @@ def half_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-    """softmax(query . key / sqrt(d) + bias) . value, (B, H, T, d) float32, in the precision that is being computed."""
+    """softmax(query . key / sqrt(d) + bias) . value, (B, H, T, d) float32, in the precision of `computing`."""
     if _mode.get() != "bf16":
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
     query, key, value = (x.bfloat16() for x in (query, key, value))

@@ -1,7 +1,7 @@
-"""MaskGCT's semantic codec (RepCodec): the encoder and the quantizer, which is all that codes need.
+"""MaskGCT's semantic codec (RepCodec): the encoder and the quantizer, which compute codes.
 
-Gives `SemanticCodec`: normalised semantic features (B, T, D) to codes (B, T). Takes a FrameMask; every convolution
-over time sees zeros past an utterance's own end. Knows nothing of checkpoints.
+Provides `SemanticCodec`: normalised semantic features (B, T, D) to codes (B, T). With the FrameMask, convolutions over
+time see zeros past a clip's end.
 Source: Huang et al. 2023 (RepCodec), Wang et al. 2024 (MaskGCT), Liu et al. 2022 (ConvNeXt).
 """
 
@@ -21,7 +21,7 @@ NO_CODE = -1
 
 
 def scores_piece(device: torch.device) -> int:
-    """How many scores of frames against codebook rows exist at once: on a CPU, what stays in the cache."""
+    """How many scores (frames x codebook rows) are computed at once; on a CPU, what fits the cache."""
     return 1 << 21 if device.type == "cpu" else 1 << 24
 
 
@@ -46,7 +46,7 @@ class ConvNeXtBlock(nn.Module):
 
 
 class InputConvolution(nn.Module):
-    """Conv1d(D -> C, kernel 7, padding 3), as a product over the seven shifted copies of each frame."""
+    """Conv1d(D -> C, kernel 7, padding 3), on a CPU as a matmul over windows of seven frames."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -68,10 +68,10 @@ class InputConvolution(nn.Module):
 
 
 class Quantizer(nn.Module):
-    """Codes: the index of the nearest row of the codebook, latents and rows L2-normalised.
+    """Codes: the index of the nearest codebook row, with latents and rows L2-normalised.
 
-    `weight` (d, D) is the projection with its weight norm folded in, `codebook` (N, d) holds normalised rows. On the
-    unit sphere the nearest row is the one with the largest inner product, so this is one product and an argmax.
+    `weight` (d, D) is the projection with its weight norm folded, `codebook` (N, d) has normalised rows. On the unit
+    sphere the nearest row has the largest inner product, so this is a matmul and an argmax.
     """
 
     def __init__(self, config: SemanticCodecConfig) -> None:
@@ -81,7 +81,7 @@ class Quantizer(nn.Module):
         self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.codebook_dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) float32 to codes (B, T) int64; `NO_CODE` where a frame is not finite, which argmax would call 0."""
+        """(B, T, D) float32 to codes (B, T) int64; `NO_CODE` for frames that are not finite (argmax would return 0)."""
         latents = F.normalize(F.linear(x, self.weight, self.bias), dim=-1).flatten(0, 1)
         step = max(1, scores_piece(x.device) // self.codebook.shape[0])
         codes = [F.linear(piece, self.codebook).argmax(dim=-1) for piece in latents.split(step)]
@@ -106,8 +106,8 @@ class SemanticCodec(nn.Module):
         self.quantizer = Quantizer(config)
 
     def forward(self, semantic: Tensor, mask: FrameMask) -> Tensor:
-        """Normalised semantic features (B, T, D) float32 to codes (B, T) int64; codes of padding mean nothing."""
-        # The features belong to the caller, who also gives them to the conditioners: mask a copy.
+        """Normalised semantic features (B, T, D) float32 to codes (B, T) int64; codes of padding are undefined."""
+        # Mask a copy: the caller also passes the features to the conditioners.
         x = semantic if mask.padding is None else self.time_mask(semantic.clone(), mask)
         x = self.norm(mask.over_clips(self.embed, x))
         for block in self.blocks:

@@ -1,7 +1,7 @@
-"""What config.json says of the semantic encoder, w2v-bert-2.0.
+"""The config.json of the semantic encoder, w2v-bert-2.0.
 
-Gives `SemanticEncoderConfig` and `NUM_LAYERS`. Knows nothing of weights. Source: transformers' Wav2Vec2BertConfig; to
-import that takes longer than to map the weights.
+Provides `SemanticEncoderConfig` and `NUM_LAYERS`. Source: transformers' Wav2Vec2BertConfig, which is not used itself
+because importing it takes longer than mapping the weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hfprep.models.input_features import FEATURE_DIM
 
 NUM_LAYERS = 17
 
-# What the published models have, and the only thing that is computed here; the library's default comes first.
+# The values of the published models, the only supported ones; the library's default is first.
 _REQUIRED: dict[str, tuple[Any, ...]] = {
     "model_type": ("wav2vec2-bert",),
     "position_embeddings_type": ("relative_key",),
@@ -26,14 +26,12 @@ _REQUIRED: dict[str, tuple[Any, ...]] = {
     "use_intermediate_ffn_before_adapter": (False,),
 }
 _PUBLISHED_LAYERS = 24
-MAX_WIDTH = (
-    1 << 20
-)  # of a layer; one beyond would be built, and take all memory, before the weights are held against it
+MAX_WIDTH = 1 << 20  # of a layer, so that no huge layer fills memory before the weights are checked
 
 
 @dataclass(frozen=True, kw_only=True)
 class SemanticEncoderConfig:
-    """What of w2v-bert-2.0's config.json anything is computed from, checked; the defaults are the library's."""
+    """The validated parts of w2v-bert-2.0's config.json that features depend on; the defaults are the library's."""
 
     hidden_size: int = 1024
     intermediate_size: int = 4096
@@ -45,29 +43,29 @@ class SemanticEncoderConfig:
 
     @classmethod
     def read(cls, path: str | Path) -> SemanticEncoderConfig:
-        """Read config.json. Raises CheckpointError naming the file, the key, its value and what is computed."""
+        """Read config.json. Raises CheckpointError with the file, the key, its value and what is supported."""
         path = Path(path)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as exc:
             raise CheckpointError(f"{path}: cannot be read as JSON ({exc}); it must be the semantic model's") from exc
         if not isinstance(values, dict):
-            raise CheckpointError(f"{path}: holds {type(values).__name__}, not an object")
+            raise CheckpointError(f"{path}: contains a {type(values).__name__}, not an object")
         return cls.from_values(values, path)
 
     @classmethod
     def from_values(cls, values: dict[str, Any], path: Path | None = None) -> SemanticEncoderConfig:
-        """Check the values of a config.json; what it leaves out has the library's default."""
+        """Check the values of a config.json; missing ones have the library's defaults."""
         where = path or "semantic model config"
         for key, allowed in _REQUIRED.items():
             value = values.get(key, allowed[0])
             if value not in allowed:
                 wanted = " or ".join(repr(item) for item in allowed)
-                raise CheckpointError(f"{where}: {key} is {value!r}; hfprep computes {wanted} only")
+                raise CheckpointError(f"{where}: {key} is {value!r}; hfprep supports {wanted} only")
         layers = values.get("num_hidden_layers", _PUBLISHED_LAYERS)
         if not isinstance(layers, int) or layers < NUM_LAYERS:
             raise CheckpointError(
-                f"{where}: num_hidden_layers is {layers!r}; the features are those after layer {NUM_LAYERS}, "
+                f"{where}: num_hidden_layers is {layers!r}; features are the output of layer {NUM_LAYERS}, "
                 f"so it must be at least {NUM_LAYERS}"
             )
         config = cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})

@@ -1,9 +1,9 @@
-"""The semantic encoder: the first 17 layers of w2v-bert-2.0, and the normalisation of what they give.
+"""The semantic encoder: the first 17 layers of w2v-bert-2.0, and the normalisation of their output.
 
-Gives `SemanticEncoder`: input features (B, T, 160) to semantic features (B, T, D). The layers are the library's, under
-the same names, each changing the hidden states in place: on a CPU, giving every step its own memory took a twentieth
-of the time.
-Knows nothing of checkpoint files. Source: Seamless Communication 2023; transformers' Wav2Vec2BertModel.
+Provides `SemanticEncoder`: input features (B, T, 160) to semantic features (B, T, D). The layers are the library's,
+with the same names, but change the hidden states in place: on a CPU, allocating new memory for every step took 5 % of
+the time.
+Source: Seamless Communication 2023; transformers' Wav2Vec2BertModel.
 """
 
 from __future__ import annotations
@@ -30,26 +30,27 @@ from hfprep.models.operators import (
 from hfprep.models.precision import attend
 from hfprep.models.semantic_config import NUM_LAYERS, SemanticEncoderConfig
 
-# At least so many queries of a clip, or all of them, attend at once: torch's attention on a CPU takes 64 at a time, but
-# 32 where it is given fewer than 192.
+# The fewest queries of a clip per attention call, unless it has fewer: torch's attention on a CPU uses blocks of 64
+# queries, but only 32 if there are fewer than 192.
 LEAST_QUERIES = 384
 
 
 def bias_piece(device: torch.device) -> int:
-    """How many numbers of the positional bias (clips x heads x queries x keys) exist at once, where those of
-    `LEAST_QUERIES` are not more: 400 MB for all of a clip of 50 s. On a CPU a piece stays in the cache; elsewhere
-    larger pieces keep a device busy.
+    """How many numbers of the positional bias (clips x heads x queries x keys) are computed at once.
+
+    It is at least the bias of `LEAST_QUERIES`; that of a whole clip of 50 s is 400 MB. On a CPU a piece stays in the
+    cache; a GPU needs larger pieces.
     """
     return 1 << 21 if device.type == "cpu" else 1 << 27
 
 
 def relative_bias(products: Tensor, *, left: int, first: int, num_keys: int, scratch: Scratch | None = None) -> Tensor:
-    """The positional part of the scores of a run of queries against all keys.
+    """The positional part of the scores of consecutive queries against all keys.
 
-    `products` (B, H, Q, left + right + 1) are those of the queries first, first + 1, ... with the table's row for each
-    clamped distance key - query. Gives a view (B, H, Q, num_keys) of a buffer that is num_keys + Q - 1 wide, in
-    `scratch` if given: going down one query moves every distance by one place, so each row of the bias is a shifted
-    window of the products with their ends repeated, and nothing of size (Q, num_keys) needs to be gathered.
+    `products` (B, H, Q, left + right + 1) are the inner products of the queries first, first + 1, ... with the table's
+    row for each clamped distance key - query. Returns a view (B, H, Q, num_keys) of a buffer that is num_keys + Q - 1
+    wide, in `scratch` if given. From one query to the next all distances shift by one, so each row of the bias is a
+    shifted window of the products with their ends repeated, and no gather of size (Q, num_keys) is needed.
     """
     batch, heads, queries, distances = products.shape
     lowest, highest = -(first + queries - 1), num_keys - 1 - first  # distances that occur
@@ -61,8 +62,8 @@ def relative_bias(products: Tensor, *, left: int, first: int, num_keys: int, scr
         products[..., -1:].expand(-1, -1, -1, max(0, highest - right)),
     ]
     width = num_keys + queries - 1
-    room = None if scratch is None else scratch.take((batch, heads, queries, width), products)
-    row = torch.cat(parts, dim=-1, out=room)
+    buffer = None if scratch is None else scratch.take((batch, heads, queries, width), products)
+    row = torch.cat(parts, dim=-1, out=buffer)
     strides = (heads * queries * width, queries * width, width - 1, 1)
     return row.as_strided((batch, heads, queries, num_keys), strides, queries - 1)
 
@@ -80,14 +81,14 @@ class RelativeKeyAttention(nn.Module):
         self.linear_v = Linear(width, width)
         self.linear_out = Linear(width, width)
         distances = self.left + config.right_max_position_embeddings + 1
-        # From weights, or torch would import its compiler in order to draw some.
+        # from_pretrained: drawing random weights would import torch's compiler.
         self.distance_embedding = nn.Embedding.from_pretrained(torch.empty(distances, width // self.num_heads))
         self.key_mask = KeyMask()
         self.scratch = Scratch()
 
-    def add_to(self, hidden: Tensor, norm: nn.Module, mask: FrameMask, room: Tensor) -> None:
-        """Add to `hidden` (B, T, D) what its normed frames attend to; `room` (3, B, T, D) is written over."""
-        queries, keys, values = room
+    def add_to(self, hidden: Tensor, norm: nn.Module, mask: FrameMask, buffer: Tensor) -> None:
+        """Add to `hidden` (B, T, D) the attention over its normalised frames; `buffer` (3, B, T, D) is overwritten."""
+        queries, keys, values = buffer
         table = self.distance_embedding.weight / math.sqrt(self.distance_embedding.weight.shape[-1])
         distances, width = table.shape
         products = hidden.new_empty(*hidden.shape[:2], self.num_heads * distances)
@@ -106,22 +107,22 @@ class RelativeKeyAttention(nn.Module):
         add_by_rows(hidden, self.linear_out, queries)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, products: Tensor, key_bias: Tensor | None) -> None:
-        """Of clips (B, H, T, d) and (B, H, T, distances), write what each query attends to in the query's place."""
+        """Overwrite queries (B, H, T, d) with their attention output; `products` is (B, H, T, distances)."""
         batch, _heads, frames, _width = query.shape
         clips, length = self._piece(query)
-        scratch = self.scratch if query.device.type == "cpu" else None  # a GPU's memory comes fast, and is scarce
+        scratch = self.scratch if query.device.type == "cpu" else None  # allocating is fast on a GPU, and memory scarce
         for clip, first in itertools.product(range(0, batch, clips), range(0, frames, length)):
             these, run = slice(clip, clip + clips), slice(first, first + length)
             part = products[these, :, run]
             bias = relative_bias(part, left=self.left, first=first, num_keys=frames, scratch=scratch)
             if key_bias is not None:
                 bias = bias + key_bias[these]
-            elif bias.device.type != "cpu":  # a window's rows start anywhere, and a GPU's kernels want them aligned
+            elif bias.device.type != "cpu":  # rows of a window are not aligned, as GPU kernels need
                 bias = bias.contiguous()
             query[these, :, run] = attend(query[these, :, run], key[these], value[these], bias)
 
     def _piece(self, query: Tensor) -> tuple[int, int]:
-        """How many clips, and how many of their queries, attend at once."""
+        """How many clips, and how many queries of each, are computed at once."""
         batch, heads, frames, _ = query.shape
         piece = bias_piece(query.device)
         clips = min(batch, max(1, piece // (heads * frames * frames)))
@@ -132,7 +133,7 @@ class RelativeKeyAttention(nn.Module):
 class CausalConvolution(nn.Module):
     """LayerNorm, 1x1 convolution, GLU, depthwise convolution over the past, LayerNorm, Swish, 1x1 convolution.
 
-    It looks at a frame and those before it only, so padding after an utterance never reaches its frames: no mask.
+    It is causal, so padding at the end does not affect real frames and needs no mask.
     """
 
     def __init__(self, config: SemanticEncoderConfig) -> None:
@@ -144,9 +145,9 @@ class CausalConvolution(nn.Module):
         self.depthwise_layer_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.pointwise_conv2 = PointwiseConvolution(width, width, bias=False)
 
-    def add_to(self, hidden: Tensor, mask: FrameMask, room: Tensor) -> None:
-        """Add to `hidden` (B, T, D) the convolution of its frames; `room` (3, B, T, D) is written over."""
-        gated, convolved, _ = room
+    def add_to(self, hidden: Tensor, mask: FrameMask, buffer: Tensor) -> None:
+        """Add to `hidden` (B, T, D) the convolution of its frames; `buffer` (3, B, T, D) is overwritten."""
+        gated, convolved, _ = buffer
         write_by_rows([gated], lambda rows: [self._gate(rows)], hidden)
         for clip, to in mask.every_clip(gated, convolved):
             self.depthwise_conv(clip, to)
@@ -183,11 +184,11 @@ class EncoderLayer(nn.Module):
         self.ffn2_layer_norm, self.ffn2 = nn.LayerNorm(width, eps=eps), FeedForward(config)
         self.final_layer_norm = nn.LayerNorm(width, eps=eps)
 
-    def forward(self, hidden: Tensor, mask: FrameMask, room: Tensor) -> None:
-        """Change `hidden` (B, T, D) in place; `room` (3, B, T, D) is written over."""
+    def forward(self, hidden: Tensor, mask: FrameMask, buffer: Tensor) -> None:
+        """Change `hidden` (B, T, D) in place; `buffer` (3, B, T, D) is overwritten."""
         add_by_rows(hidden, lambda rows: self.ffn1(self.ffn1_layer_norm(rows)), scale=0.5)
-        self.self_attn.add_to(hidden, self.self_attn_layer_norm, mask, room)
-        self.conv_module.add_to(hidden, mask, room)
+        self.self_attn.add_to(hidden, self.self_attn_layer_norm, mask, buffer)
+        self.conv_module.add_to(hidden, mask, buffer)
         add_by_rows(hidden, lambda rows: self.ffn2(self.ffn2_layer_norm(rows)), scale=0.5)
         write_by_rows([hidden], lambda rows: [self.final_layer_norm(rows)], hidden)
 
@@ -216,13 +217,13 @@ class SemanticEncoder(nn.Module):
             self.layers = nn.ModuleList(layers)
             self.mean = nn.Parameter(torch.empty(config.hidden_size))
             self.std = nn.Parameter(torch.empty(config.hidden_size))
-        for layer in layers:  # one after the other
+        for layer in layers:  # they run one after another, so they can share a buffer
             layer.self_attn.scratch = layers[0].self_attn.scratch
 
     def forward(self, input_features: Tensor, mask: FrameMask) -> Tensor:
         """Input features (B, T, 160) float32 to normalised semantic features (B, T, D) float32."""
         hidden = self.feature_projection(input_features)
-        room = hidden.new_empty(3, *hidden.shape)
+        buffer = hidden.new_empty(3, *hidden.shape)
         for layer in self.layers:
-            layer(hidden, mask, room)
+            layer(hidden, mask, buffer)
         return hidden.sub_(self.mean).div_(self.std)

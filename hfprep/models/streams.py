@@ -1,7 +1,7 @@
-"""Two streams of a CPU: the clips of a batch in two parts, computed beside each other by half the threads each.
+"""Two streams on a CPU: half of the clips of a batch in each, computed in parallel by half of the threads each.
 
-Threads that share one computation wait for each other at every step, and all of them move memory at once and compute at
-once; of two streams one can compute while the other moves memory. Gives `Streams`. Knows nothing of models.
+Threads of one computation wait for each other at every step, and all are limited by memory or by arithmetic at the same
+time. With two streams, one can compute while the other waits for memory. Provides `Streams`.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 STREAMS = 2
-LEAST_FRAMES = 500  # of a stream and thread: with fewer a second one gains nothing
-UNEVEN = 1.05  # how much longer than with even parts the longest stream may take
+LEAST_FRAMES = 500  # per thread of a stream: with fewer, a second stream gains nothing
+UNEVEN = 1.05  # the longest stream may take this many times longer than with equal parts
 
 Result = TypeVar("Result")
 
 
 class Cancelled(Exception):
-    """Another stream has failed, or whoever waits has been interrupted."""
+    """Another stream failed, or the caller was interrupted."""
 
 
 class Streams:
-    """Runs the parts of a batch in threads of its own, which stay."""
+    """Runs the parts of a batch in a persistent thread pool."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(STREAMS, "hfprep-stream")
         self._cancelled = threading.Event()
 
     def parts(self, frames: Sequence[int]) -> list[list[int]]:
-        """Which clips, of so many frames each, go into which stream: one stream where two would be no faster."""
+        """Assign clips with these lengths to streams; one stream if two would not be faster."""
         everything, threads = [list(range(len(frames)))], _shares(torch.get_num_threads())
         if not all(threads):
             return everything
@@ -50,9 +50,9 @@ class Streams:
         return [sorted(part) for part in parts]
 
     def run(self, function: Callable[[list[int]], Result], parts: Sequence[list[int]]) -> list[Result]:
-        """What the function makes of each part; of several, each in a stream, with its share of this thread's threads.
+        """Apply the function to each part; several parts run in streams, which share this thread's threads.
 
-        Raises what the first one raises that fails; the others then end where `ends_with` lets them.
+        Raises the exception of the first stream that fails; the others are then cancelled (see `cancellable_at`).
         """
         self._cancelled.clear()
         if len(parts) == 1:
@@ -74,8 +74,8 @@ class Streams:
             wait(running)
             raise
 
-    def ends_with(self, module: nn.Module) -> None:
-        """Where calls of this module begin, a stream ends once it is not wanted any more."""
+    def cancellable_at(self, module: nn.Module) -> None:
+        """Stop cancelled streams when they call this module."""
 
         def check(*_: object) -> None:
             if self._cancelled.is_set():
@@ -85,10 +85,10 @@ class Streams:
 
 
 def join_parts(parts: Sequence[Mapping[str, Tensor]], clips: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    """The columns of clips 0, 1, ... of a batch, from those of parts of it.
+    """Join the columns of a batch's parts, in the order of the batch's clips.
 
-    parts: by name the columns of each part, a row for a clip; clips: the numbers of each part's clips. Rows of `codes`
-    are padded with 0 to the longest.
+    parts: the columns of each part by name, with a row per clip; clips: the indices of each part's clips. `codes` are
+    padded with 0 to the longest.
     """
     if len(parts) == 1:
         return dict(parts[0])
@@ -105,5 +105,5 @@ def join_parts(parts: Sequence[Mapping[str, Tensor]], clips: Sequence[Sequence[i
 
 
 def _shares(threads: int) -> list[int]:
-    """How many threads each stream has."""
+    """The number of threads of each stream."""
     return [(threads + stream) // STREAMS for stream in range(STREAMS)]

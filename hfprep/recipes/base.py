@@ -1,8 +1,8 @@
-"""The seam between hfprep and a model family: what a recipe has to say, and nothing more.
+"""The interface between hfprep and a model family.
 
-A recipe finds a family's files and gives a `ModelSet`: the schema of the samples, what their numbers depend on, text to
-ids, and, loaded on a device, waveforms to columns. Everything else (manifests, batches, memory, formats, resuming)
-is the same for all. A new recipe is one folder and one line in `registry`.
+A recipe finds a family's files and returns a `ModelSet`: the schema of the samples, what their numbers depend on, text
+to ids, and, loaded on a device, waveforms to columns. Everything else (manifests, batches, memory, formats, resuming)
+is shared. A new recipe is one folder and one line in `registry`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-STRAIGHT = 16_000  # the --audio-sr by which every recipe has clips go straight to its own rate
+STRAIGHT = 16_000  # the --audio-sr with which every recipe resamples directly to its own rate
 PRECISIONS = ("fp32", "exact", "tf32", "bf16", "fp16")
 
 
 def option(default: Any, text: str, panel: str = "Models") -> Any:
-    """A dataclass field whose help text the command line shows, under the heading `panel`."""
+    """A dataclass field with the help text that the command line shows under the heading `panel`."""
     return field(default=default, metadata={"help": text, "panel": panel})
 
 
@@ -45,25 +45,25 @@ def absolute(value: Any) -> Any:
 
 
 def resampling(audio_sr: int) -> str:
-    """What settings say of the way that audio comes to the model's rate: at 24 kHz, every file goes by way of it."""
+    """How settings describe the resampling of audio; with 24 kHz, every file is resampled to that rate first."""
     return "24000 at every rate" if audio_sr == 24_000 else str(audio_sr)
 
 
 class TextEncoder(Protocol):
-    """Turns a text into token ids. Picklable; safe to call from several threads."""
+    """Turns a text into token ids. Picklable, thread-safe."""
 
     def encode(self, text: str, language: str | None = None) -> np.ndarray:
-        """The token ids of a text, int32 (text_len,). Raises RejectedSample where it has none."""
+        """The token ids of a text, int32 (text_len,). Raises RejectedSample if there are none."""
 
     def doubt(self, text: str, language: str | None) -> DoubtfulGrammar | None:
-        """What is doubtful about the grammar that a text gets by its script alone, None where nothing is."""
+        """Why the grammar chosen from a text's script alone may be wrong; None if there is no doubt."""
 
     def fingerprint(self) -> str:
-        """What the ids depend on besides the text and its hint."""
+        """Everything that the ids depend on, apart from the text and its language."""
 
 
 class AudioInput(Protocol):
-    """What a model is given of a clip. Small, picklable; safe to call from several threads; holds no weights.
+    """Turns a clip into a model's input. Small, picklable, thread-safe; has no weights.
 
     `sampling_rate` (Hz) is the rate of the samples.
     """
@@ -72,22 +72,22 @@ class AudioInput(Protocol):
     def sampling_rate(self) -> int: ...
 
     def num_frames(self, num_samples: int) -> int:
-        """How many frames a clip of so many samples has: what limits and batches are counted in."""
+        """The number of frames of a clip with `num_samples` samples. Limits and batches are counted in frames."""
 
     def prepare(self, samples: np.ndarray, *, on_gpu: bool) -> np.ndarray:
-        """What the model is given of a clip, float32 (length, ...), from its samples, float32 (num_samples,).
+        """The model's input, float32 (length, ...), for the samples of a clip, float32 (num_samples,).
 
-        With `on_gpu` the model is on a GPU, which may do part of the work itself. Raises RejectedSample where the
-        samples cannot be used.
+        `on_gpu`: the model runs on a GPU, which may do part of the work. Raises RejectedSample if the samples cannot be
+        used.
         """
 
 
 class Model(Protocol):
     """A recipe's networks on a device.
 
-    `min_frames` and `max_frames` bound a clip. With `packs` the clips of a batch are computed without its padding, so
-    that a batch costs the sum of their frames, not their number times the longest. `pads_from` is the fewest frames of
-    a clip that padding does not change: shorter ones must be in a batch with clips of as many frames only.
+    `min_frames` and `max_frames` bound the length of a clip. If `packs`, padding is not computed: a batch costs the sum
+    of its clips' frames, not their number times the longest. Padding may change the results of clips with fewer than
+    `pads_from` frames, so these may only be batched with clips of the same length.
     """
 
     min_frames: int
@@ -96,90 +96,90 @@ class Model(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device of the weights."""
 
     @property
     def packs(self) -> bool:
-        """Whether it leaves out padding."""
+        """Whether padding is skipped."""
 
     def __call__(self, inputs: Tensor, lengths: Tensor, groups: frozenset[str]) -> dict[str, Tensor]:
-        """Compute the columns of some groups for a padded batch.
+        """Compute the columns of `groups` for a padded batch.
 
-        inputs: (B, longest, ...), what `AudioInput.prepare` gives for each clip, zero past its end; lengths: int64 (B,)
-        on the CPU, the length of each. Columns come as (B, ...) on the model's device, padded where they are ragged.
+        inputs: (B, longest, ...), the output of `AudioInput.prepare` for each clip, zero-padded; lengths: int64 (B,) on
+        the CPU. Returns columns of shape (B, ...) on the model's device, padded to the longest.
         """
 
 
 class ModelSet(Protocol):
-    """The model files of one build: found and checked, weights not loaded. Small, picklable."""
+    """The model files of a build, found and checked; the weights are not loaded. Small, picklable."""
 
     @property
     def schema(self) -> Schema:
-        """What a sample consists of with these files."""
+        """The schema of the samples that these files produce."""
 
     @property
     def files(self) -> Mapping[str, Path]:
-        """Every file that the numbers depend on, by the name that stats.json gives it."""
+        """Every file that the features depend on, by its name in stats.json."""
 
     def settings(self, sha256: Mapping[str, str], *, precision: str, audio_sr: int) -> dict[str, dict[str, str]]:
-        """What the numbers of each group depend on besides rows, audio and hfprep itself, in words for a person.
+        """What each group's features depend on besides rows, audio and hfprep itself, in readable form.
 
-        sha256: of each of `files`, by name.
+        sha256: the hash of each of `files`, by name.
         """
 
     def check(self) -> None:
-        """Raise ConfigError where the files do not belong together."""
+        """Raise ConfigError if the files do not match each other."""
 
     @property
     def audio(self) -> AudioInput:
-        """What the model is given of a clip."""
+        """How a clip becomes the model's input."""
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """The precisions that the model can compute in where the device can: "fp32", and others of `PRECISIONS`."""
+        """The precisions that the model supports (a device may support fewer): "fp32", and others of `PRECISIONS`."""
 
     def packs(self, device: torch.device) -> bool:
-        """Whether the model leaves out padding on such a device."""
+        """Whether the model skips padding on this device."""
 
     def text_encoder(self) -> TextEncoder | None:
-        """Open the tokenizer; None where the schema has no text."""
+        """Open the tokenizer; None if the schema has no text."""
 
     def num_codes(self, num_frames: int) -> int:
-        """How many codes a clip of so many frames has."""
+        """The number of codes of a clip with `num_frames` frames."""
 
     def load(self, device: torch.device, precision: str) -> Model:
-        """Load the weights. Raises ConfigError, CheckpointError, or what torch raises where memory is short."""
+        """Load the weights. Raises ConfigError, CheckpointError, or torch's out-of-memory error."""
 
 
 def frames_in(models: ModelSet, seconds: float) -> int:
-    """How many frames a clip of so many seconds has."""
+    """The number of frames of a clip of `seconds` seconds."""
     return models.audio.num_frames(round(seconds * models.audio.sampling_rate))
 
 
 def via_rate(audio_sr: int, audio: AudioInput) -> int | None:
-    """The sampling rate (Hz) that `audio_sr` has clips go through, None where they go straight to the model's own."""
+    """The intermediate sampling rate (Hz) set by `audio_sr`; None if clips go directly to the model's rate."""
     return None if audio_sr in (STRAIGHT, audio.sampling_rate) else audio_sr
 
 
 class Recipe(Protocol):
-    """One model family. `published` is the schema of its published models, for documentation."""
+    """A model family. `published` is the schema of its published models, for the documentation."""
 
     name: str
     published: Schema
 
     def recognises(self, options: Any) -> bool:
-        """Whether the model files that these options name are of this family; reads no weights."""
+        """Whether the model files in these options belong to this family; reads no weights."""
 
     def find(self, options: Any, *, fetch: bool = True) -> ModelSet:
-        """Find and check the files, without `fetch` only on this machine.
+        """Find and check the files; if not `fetch`, only on this machine.
 
-        Raises ConfigError where an option is missing or wrong, CheckpointError that lists what is missing.
+        Raises ConfigError if an option is missing or wrong, and CheckpointError with a list of all missing files.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """Files of a hub repository, about how large they are together (0: unknown), and their folder below `--models`."""
+    """Files of a hub repository, their approximate total size (0: unknown), and their folder below `--models`."""
 
     repository: str
     files: tuple[str, ...]
@@ -189,10 +189,10 @@ class Download:
 
 @dataclass(frozen=True)
 class Outline:
-    """What a family's models ask of a data set, as far as it is known before all of their files are there.
+    """What a family's models require of a data set, as far as it is known before all files are downloaded.
 
-    `num_codes` and the bounds in frames are those of `ModelSet` and `Model`; `text_encoder` is None where no tokenizer
-    is named.
+    `num_codes`, `min_frames` and `max_frames` are as in `ModelSet` and `Model`; `text_encoder` is None without a
+    tokenizer.
     """
 
     schema: Schema
@@ -205,9 +205,9 @@ class Outline:
 
 @runtime_checkable
 class Layered(Protocol):
-    """A `Model` of which can be seen how far it is with a batch.
+    """A `Model` whose progress within a batch can be observed.
 
-    `layers` take most of its time on a CPU; each is called once for every frame of a batch, as (B, T, D).
+    `layers` take most of its time on a CPU; each is called once for every frame of a batch, with inputs (B, T, D).
     """
 
     @property
@@ -216,29 +216,29 @@ class Layered(Protocol):
 
 @runtime_checkable
 class Referenced(Protocol):
-    """A `ModelSet` of which somebody else's published code computes a part."""
+    """A `ModelSet` for which published third-party code can compute some columns, as a reference."""
 
     def reference(self) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
-        """A function from a clip at the model's rate, float32 (num_samples,), to the columns of codes that it computes.
+        """A function from a clip at the model's rate, float32 (num_samples,), to its code columns.
 
-        Raises ConfigError where that code is not installed.
+        Raises ConfigError if that code is not installed.
         """
 
 
 @runtime_checkable
 class Outlined(Protocol):
-    """A recipe that can say what its models ask of a data set without loading them."""
+    """A recipe that knows what its models require of a data set without loading them."""
 
     def outline(self, options: Any) -> Outline:
-        """What follows from the files that the options name, and is that of the published models where they name none.
+        """The requirements of the files in the options, or of the published models for files that are not given.
 
-        Raises ConfigError or CheckpointError where a file is not what it has to be.
+        Raises ConfigError or CheckpointError if a file is not valid.
         """
 
 
 @runtime_checkable
 class Published(Outlined, Protocol):
-    """A recipe whose models are on the hub, and known well enough to check data before they are here."""
+    """A recipe whose models are on the hub, and known well enough to check data before they are downloaded."""
 
     def downloads(self) -> tuple[Download, ...]:
-        """Everything that a build needs, to be fetched into one folder that `--models` takes."""
+        """Everything that a build needs, for download into one folder for `--models`."""

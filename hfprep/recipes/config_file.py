@@ -1,7 +1,7 @@
-"""The sections of a model set's config.yaml that model families share.
+"""The sections of config.yaml that model families share.
 
-Gives `read_config`, `Section`, whose values are checked as they are read, and `condition_config`. Takes the path of the
-file. Keys that hfprep does not compute from are ignored; values that it cannot compute are refused by name.
+Provides `read_config`, `Section`, which checks values as they are read, and `condition_config`. Keys that hfprep does
+not use are ignored; unsupported values raise an error with the name of the key.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from hfprep.models.configs import ConditionConfig, SemanticCodecConfig
 
 INPUT_LAYER = "conv2d2"
 MAX_CONFIG_BYTES = 1 << 18
-MAX_WIDTH = 1 << 20  # of a layer, a vocabulary or a codebook, or of positions
+MAX_WIDTH = 1 << 20  # of a layer, vocabulary, codebook or position table
 MAX_LAYERS = 1000
 SHOWN_LETTERS = 60
 
 
 def read_config(path: Path) -> Section:
-    """The whole of a config.yaml. Raises ConfigError where it cannot be read or is no mapping."""
+    """Read a config.yaml. Raises ConfigError if it cannot be read or is not a mapping."""
     return Section(path, "", _load_yaml(path))
 
 
 @dataclass(frozen=True)
 class Section:
-    """One mapping of the file, which knows its own name for the messages."""
+    """A mapping in the file, with its name for messages."""
 
     path: Path
     name: str
     values: dict[str, Any]
 
     def error(self, key: str, problem: str) -> ConfigError:
-        """What to raise about a key."""
+        """The exception for a problem with a key."""
         return ConfigError(f"{self.path}: {self.name}{key} {problem}")
 
     def has(self, key: str) -> bool:
-        """Whether the key has a value."""
+        """Whether the key has a value other than null."""
         return self.values.get(key) is not None
 
     def get(self, key: str, wanted: str) -> Any:
-        """The value of a key, which must be there; `wanted` says what it has to be."""
+        """The value of a required key; `wanted` describes it in the error message."""
         if not self.has(key):
             raise self.error(key, f"is missing; it must be {wanted}")
         return self.values[key]
@@ -58,7 +58,7 @@ class Section:
         return Section(self.path, f"{self.name}{key}.", value)
 
     def count(self, key: str, most: int = MAX_WIDTH) -> int:
-        """A whole number from 1 to `most`; one beyond would be built, and take all memory, before a file is missed."""
+        """An integer from 1 to `most`, so that no huge layer fills memory before the weights are checked."""
         value = self.get(key, f"a whole number from 1 to {most}")
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise self.error(key, f"is {_shown(value)}; it must be a whole number from 1 to {most}")
@@ -72,14 +72,14 @@ class Section:
         return value
 
     def require(self, key: str, allowed: str) -> None:
-        """Raise ConfigError unless the key has the one value that can be computed."""
+        """Raise ConfigError unless the key has the only supported value."""
         value = self.get(key, repr(allowed))
         if value != allowed:
-            raise self.error(key, f"is {_shown(value)}; hfprep computes {allowed!r} only")
+            raise self.error(key, f"is {_shown(value)}; hfprep supports {allowed!r} only")
 
 
 def condition_config(section: Section) -> ConditionConfig:
-    """One Conformer and Perceiver branch. Raises ConfigError naming the key, its value and what is allowed."""
+    """A Conformer and Perceiver branch. Raises ConfigError with the key, its value and what is allowed."""
     section.require("input_layer", INPUT_LAYER)
     config = ConditionConfig(
         output_size=section.count("output_size"),
@@ -108,12 +108,12 @@ def codec_config(section: Section) -> SemanticCodecConfig:
 
 
 def _shown(value: Any) -> str:
-    """A value for a message, a little of it: a container may hold itself a billion times."""
+    """A value, abbreviated for a message: YAML aliases can expand to billions of items."""
     short = reprlib.Repr()
     short.maxlevel, short.maxstring, short.maxother, short.maxlong = 2, SHOWN_LETTERS, SHOWN_LETTERS, SHOWN_LETTERS
     try:
         return short.repr(value)
-    except ValueError:  # a number of thousands of digits
+    except ValueError:  # an integer with thousands of digits
         return f"a {type(value).__name__} too long to show"
 
 
@@ -132,8 +132,8 @@ def _load_yaml(path: Path) -> dict[str, Any]:
             f"{path}: cannot be read ({exc.strerror}); give the model's config.yaml with --config"
         ) from exc
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError) as exc:
-        # Beside its own errors yaml lets through what Python says of a date or a number that can be none.
+        # Besides its own errors, yaml raises Python's errors for invalid dates and numbers.
         raise ConfigError(f"{path}: is not a YAML file ({exc}); give the model's config.yaml with --config") from exc
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: holds {type(values).__name__}, not a mapping; give the model's config.yaml")
+        raise ConfigError(f"{path}: contains a {type(values).__name__}, not a mapping; give the model's config.yaml")
     return values

@@ -1,7 +1,7 @@
-"""Where model files are: a models folder, single paths, or the hub's cache.
+"""Finds model files: in a models folder, by individual paths, or in the hub's cache.
 
-Gives what the families' own `locate` is made of. What is cached is found without any network; what is missing is
-collected and named together, each file with its remedy. Does not know what the files hold.
+Shared by the families' `locate` functions. Cached files are found without network access. Missing files are collected
+and reported together, each with the command that gets it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hfprep.errors import CheckpointError, ConfigError
 
 SEMANTIC_MODEL = "facebook/w2v-bert-2.0"
 SEMANTIC_FOLDER = "w2v-bert-2.0"
-CACHE_FOLDER = "hf_cache"  # where the published code keeps models of other repositories in its own folder
+CACHE_FOLDER = "hf_cache"  # the published code's subfolder for models of other repositories
 CONFIG_FILE = "config.yaml"
 SEMANTIC_CONFIGS = ("config.json", "preprocessor_config.json")
 
@@ -28,7 +28,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class SemanticFiles:
-    """The files of w2v-bert-2.0, and the statistics of its output; all exist."""
+    """The files of w2v-bert-2.0 and the statistics of its output. All exist."""
 
     w2v_stat: Path
     semantic_model: Path
@@ -36,44 +36,44 @@ class SemanticFiles:
 
     @property
     def semantic_config(self) -> Path:
-        """The model's sizes."""
+        """The config.json with the model's sizes."""
         return self.semantic_model / SEMANTIC_CONFIGS[0]
 
     @property
     def preprocessor_config(self) -> Path:
-        """How its input features are made."""
+        """The config of the feature extractor."""
         return self.semantic_model / SEMANTIC_CONFIGS[1]
 
 
 @dataclass
 class Missing:
-    """What was not found, each with its remedy; raised together. With `fetch` the hub is asked first."""
+    """Missing files and how to get each, raised together. With `fetch` they are downloaded from the hub if possible."""
 
     fetch: bool
     lines: list[str] = field(default_factory=list)
 
     def add(self, what: str, remedy: str) -> None:
-        """Note what was not found, and how to get it."""
+        """Add a missing file and how to get it."""
         self.lines.append(f"  {what}\n    {remedy}")
 
     def raise_any(self) -> None:
-        """Raise CheckpointError where anything was noted."""
+        """Raise CheckpointError if anything is missing."""
         if self.lines:
             raise CheckpointError("model files are missing:\n" + "\n".join(self.lines))
 
 
 def models_folder(models: str | Path | None) -> Path | None:
-    """The models folder, where one is given; ConfigError where there is none at that place."""
+    """The models folder, or None; raises ConfigError if it does not exist."""
     if models is None:
         return None
     folder = Path(models)
     if not folder.is_dir():
-        raise ConfigError(f"--models {folder}: there is no such folder")
+        raise ConfigError(f"--models {folder}: the folder does not exist")
     return folder
 
 
 def given_path(value: str | Path | None, folder: Path | None, name: str, option: str) -> Path:
-    """The path in force: the option's value, else the file `name` of the models folder."""
+    """The option's value, or else the file `name` in the models folder."""
     if value is not None:
         return Path(value)
     if folder is None:
@@ -85,7 +85,7 @@ def given_path(value: str | Path | None, folder: Path | None, name: str, option:
 
 
 def remedy(folder: Path | None, option: str = "", *, beside: str = "") -> str:
-    """How to get a file that the models folder lacks, or that no option names; `beside` takes an option's place."""
+    """How to get a missing file: download it, or give its path with `option`; `beside` replaces the second advice."""
     otherwise = beside or f"give its path with {option}"
     return otherwise if folder is None else f"python -m hfprep download {folder}, or {otherwise}"
 
@@ -93,7 +93,7 @@ def remedy(folder: Path | None, option: str = "", *, beside: str = "") -> str:
 def find_semantic_model(
     value: str | Path | None, folder: Path | None, missing: Missing
 ) -> tuple[Path, tuple[Path, ...]] | None:
-    """The semantic model's folder and its weight files, or None where it is missing."""
+    """The folder and weight files of the semantic model; None if it is missing."""
     found = _semantic_folder(value, folder, missing)
     if found is None:
         return None
@@ -162,12 +162,12 @@ def find_file(
 
 
 def is_hub_id(value: str | Path) -> bool:
-    """Whether a value is a hub id rather than a file's path."""
+    """Whether a value is a hub id and not a path."""
     return isinstance(value, str) and _HUB_ID.fullmatch(value) is not None and not value.endswith(_WEIGHT_SUFFIXES)
 
 
 def weight_files(folder: Path) -> tuple[tuple[Path, ...], list[Path]]:
-    """The weight files of a folder and those of its index that are absent; no weight files unless all are there."""
+    """The weight files of a folder, and the shards missing from it; no weight files unless they are complete."""
     if (folder / _WEIGHTS).is_file():
         return (folder / _WEIGHTS,), []
     if not (folder / _INDEX).is_file():
@@ -177,7 +177,7 @@ def weight_files(folder: Path) -> tuple[tuple[Path, ...], list[Path]]:
     except (ValueError, KeyError, AttributeError, TypeError) as exc:
         raise CheckpointError(f"{folder / _INDEX}: is not an index of safetensors shards ({exc!r})") from exc
     if any(Path(name).name != name for name in names):
-        raise CheckpointError(f"{folder / _INDEX}: names shards outside its folder")
+        raise CheckpointError(f"{folder / _INDEX}: has shards outside its folder")
     absent = [folder / name for name in names if not (folder / name).is_file()]
     return (() if absent else tuple(folder / name for name in names)), absent
 
@@ -189,9 +189,9 @@ def from_hub(
     missing: Missing,
     folder: Path | None = None,
 ) -> Path | None:
-    """The snapshot folder of a hub repository that holds what matches `patterns`; fetched only if not cached.
+    """The snapshot folder of a hub repository with the files of `patterns`; downloaded only if it is not cached.
 
-    `folder` is the models folder that lacks it, if there is one, for the message.
+    `folder` is the models folder in which it was missing, if any, for the message.
     """
     import huggingface_hub
     from huggingface_hub import constants
@@ -204,7 +204,7 @@ def from_hub(
         if complete(cached):
             return cached
     except LocalEntryNotFoundError:
-        pass  # not cached, or not all of it: ask the hub
+        pass  # not cached, or incomplete: download it
     what, command = f"{repository} (hub)", f"hf download {repository} {_command_patterns(patterns)}"
     if folder is not None:
         what = f"{what}, which {folder} lacks"
@@ -215,14 +215,14 @@ def from_hub(
         return None
     try:
         fetched = Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(patterns)))
-    except Exception as exc:  # noqa: BLE001 - whichever network library the hub's own uses, its errors come through
+    except Exception as exc:  # noqa: BLE001 - errors of whichever HTTP library is in use come through
         missing.add(
             what,
             f"it is not cached and could not be fetched ({_first_line(exc)}); get it with: {command}",
         )
         return None
     if not complete(fetched):
-        missing.add(what, f"the repository does not hold {', '.join(patterns)}")
+        missing.add(what, f"the repository does not have {', '.join(patterns)}")
         return None
     return fetched
 

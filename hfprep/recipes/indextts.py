@@ -1,4 +1,4 @@
-"""What the model sets of the IndexTTS families have alike: w2v-bert-2.0 ahead of everything, and its precisions."""
+"""What the IndexTTS model sets share: w2v-bert-2.0 as the first network, and its precisions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hfprep.recipes.finding import SemanticFiles
 if TYPE_CHECKING:
     import torch
 
-_SEMANTIC = ("semantic_model", "w2v_stat")  # how the names of its files begin
+_SEMANTIC = ("semantic_model", "w2v_stat")  # prefixes of its files' names
 
 
 def semantic_files(located: SemanticFiles) -> dict[str, Path]:
-    """The files of w2v-bert-2.0 that numbers depend on, by the names that stats.json gives them."""
+    """The files of w2v-bert-2.0 that features depend on, by their names in stats.json."""
     return {f"semantic_model/{path.name}": path for path in (located.semantic_config, *located.semantic_weights)}
 
 
@@ -27,7 +27,7 @@ def semantic_settings(sha256: Mapping[str, str], *, precision: str, audio_sr: in
 
 
 class SemanticModelSet:
-    """The part of a model set that follows from the semantic encoder."""
+    """The part of a model set that the semantic encoder determines."""
 
     @property
     def precisions(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
-"""The networks that model families share, with the tensor names of the published files.
+"""The networks that model families share, and their tensor names in the published files.
 
-Gives the semantic encoder, the codec's encoder and quantizer, the emotion branch, and the names of a Conformer and a
-Perceiver. Takes mapped tensors. Does not know which file of a family they are in.
+Provides the semantic encoder, the codec's encoder and quantizer, the emotion branch, and the names of a Conformer and a
+Perceiver. Takes memory-mapped tensors, from any file.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _QUANTIZER = "quantizer.quantizers.0."
 
 
 def load_semantic_encoder(config_path: Path, weight_paths: Sequence[Path], statistics_path: Path) -> SemanticEncoder:
-    """Load the first 17 layers of w2v-bert-2.0 from its safetensors file or shards, memory-mapped, and the statistics.
+    """Load the first 17 layers of w2v-bert-2.0, memory-mapped from safetensors, and the output statistics.
 
     Raises CheckpointError that lists what is missing, unexpected or of another shape.
     """
@@ -44,7 +44,7 @@ def load_semantic_encoder(config_path: Path, weight_paths: Sequence[Path], stati
     size = (encoder.mean.shape[0],)
     check_tensors(statistics, {"mean": size, "var": size}, path=statistics_path, needed=())
     if not bool((statistics["var"] > 0).all()):
-        raise CheckpointError(f"{statistics_path}: var has values that are not above 0; it must hold variances")
+        raise CheckpointError(f"{statistics_path}: var has values that are not above 0; it must contain variances")
     filled = {ours: tensors[theirs] for ours, theirs in _semantic_names(encoder).items()}
     filled.update(mean=statistics["mean"], std=statistics["var"].float().sqrt())
     fill(encoder, filled)
@@ -57,13 +57,13 @@ def semantic_shapes(encoder: SemanticEncoder) -> Shapes:
 
 
 def _semantic_names(encoder: SemanticEncoder) -> dict[str, str]:
-    """The file's names are ours but for where the layers are; the statistics have a file of their own."""
+    """The file's names differ only in the layers' prefix; the statistics are in a separate file."""
     names = (name for name in encoder.state_dict() if name not in {"mean", "std"})
     return {name: f"encoder.{name}" if name.startswith("layers.") else name for name in names}
 
 
 def semantic_codec(tensors: Mapping[str, Tensor], config: SemanticCodecConfig) -> SemanticCodec:
-    """The codec's encoder and quantizer of tensors that have `codec_shapes`; the weight norm is folded."""
+    """The codec's encoder and quantizer, from tensors with `codec_shapes`; the weight norm is folded."""
     with torch.device("meta"):
         codec = SemanticCodec(config)
     filled = {ours: tensors[theirs] for ours, theirs in _codec_names(config.vocos_num_layers).items()}
@@ -91,7 +91,7 @@ def codec_shapes(config: SemanticCodecConfig) -> Shapes:
 
 
 def _codec_names(num_layers: int) -> dict[str, str]:
-    """Our names of the codec's encoder to the file's."""
+    """{our name: name in the file} for the codec's encoder."""
     block = both(
         {"depthwise": "dwconv", "norm": "norm", "expand": "pwconv1", "contract": "pwconv2"},
     )
@@ -106,7 +106,7 @@ def _codec_names(num_layers: int) -> dict[str, str]:
 def emotion_branch(
     tensors: Mapping[str, Tensor], config: ConditionConfig, *, semantic_size: int, model_dim: int
 ) -> EmotionConditioner:
-    """The emotion branch on meta, its widths that no config gives read from the tensors' shapes."""
+    """The emotion branch on the meta device; widths that are not in the config come from the tensors' shapes."""
     with torch.device("meta"):
         return EmotionConditioner(
             config,
@@ -118,12 +118,12 @@ def emotion_branch(
 
 
 def position_rows(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """How many rows the position table of the Conformer under a prefix has."""
+    """The number of rows of the position table in the Conformer with this prefix."""
     return shape_of(tensors, f"{prefix}embed.pos_enc.pe", (1, POSITION_ROWS, 0))[1]
 
 
 def emotion_names(emotion: EmotionConditioner) -> dict[str, str]:
-    """Our names of the emotion branch to the file's."""
+    """{our name: name in the file} for the emotion branch."""
     return {
         **under("conformer.", "emo_conditioning_encoder.", conformer_names(len(emotion.conformer.blocks))),
         **under("perceiver.", "emo_perceiver_encoder.", perceiver_names(emotion.perceiver)),
@@ -132,7 +132,7 @@ def emotion_names(emotion: EmotionConditioner) -> dict[str, str]:
 
 
 def conformer_names(num_blocks: int) -> dict[str, str]:
-    """Our names of a Conformer to the file's, both without the branch's prefix."""
+    """{our name: name in the file} for a Conformer, without the branch's prefix."""
     block = both(
         {
             "attention.query": "self_attn.linear_q",
@@ -168,7 +168,7 @@ def conformer_names(num_blocks: int) -> dict[str, str]:
 
 
 def perceiver_names(perceiver: Perceiver) -> dict[str, str]:
-    """Our names of a Perceiver to the file's, both without the branch's prefix."""
+    """{our name: name in the file} for a Perceiver, without the branch's prefix."""
     layer = {
         "attention.query.weight": "0.to_q.weight",
         "attention.key_value.weight": "0.to_kv.weight",

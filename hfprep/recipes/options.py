@@ -1,4 +1,4 @@
-"""The options of all recipes together, for the command line: a name that two recipes share is one option."""
+"""The options of all recipes, for the command line. Recipes may share an option by using the same name."""
 
 from dataclasses import dataclass
 
@@ -9,4 +9,4 @@ from hfprep.recipes.indextts25.options import IndexTTS25Options
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(IndexTTS2Options, IndexTTS25Options, CodecOptions):
-    """Which model files a build is given."""
+    """The model files of a build."""

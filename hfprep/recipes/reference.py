@@ -1,7 +1,7 @@
-"""The semantic features by the published library itself, to hold what hfprep computes against.
+"""Semantic features computed by transformers itself, as a reference for hfprep's.
 
-Gives `LibraryEncoder`: transformers' own feature extractor and Wav2Vec2BertModel, on the CPU, one clip at a time. None
-of hfprep's front end or encoder is in it.
+Provides `LibraryEncoder`: transformers' feature extractor and Wav2Vec2BertModel, on the CPU, one clip at a time,
+without hfprep's front end or encoder.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SAMPLING_RATE = 16000
 
 
 class LibraryEncoder:
-    """Clips to normalised semantic features. Raises ConfigError where the library is not installed."""
+    """Clips to normalised semantic features. Raises ConfigError if transformers is not installed."""
 
     def __init__(self, folder: Path, statistics: Path) -> None:
         try:
@@ -31,7 +31,7 @@ class LibraryEncoder:
             raise ConfigError(f"--reference needs transformers ({error}): pip install transformers") from error
         with _quiet():
             self.extractor = SeamlessM4TFeatureExtractor.from_pretrained(folder)
-            # The layers beyond are not needed: features are taken after the last of these.
+            # Features are the output of the last of these layers; later ones are not needed.
             model = Wav2Vec2BertModel.from_pretrained(folder, num_hidden_layers=NUM_LAYERS, dtype=torch.float32)
         self.model = model.eval()
         found = read_torch_file(statistics)
@@ -42,13 +42,13 @@ class LibraryEncoder:
         inputs = self.extractor(samples, sampling_rate=SAMPLING_RATE, return_tensors="pt")
         with torch.inference_mode():
             hidden = self.model(**inputs, output_hidden_states=True).hidden_states[NUM_LAYERS]
-        frames = int(inputs["attention_mask"].sum())  # the extractor pads to a whole number of pairs
+        frames = int(inputs["attention_mask"].sum())  # the extractor pads to an even number
         return (hidden[:, :frames] - self.mean) / self.std
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's progress bar, and its remarks on layers that are left out."""
+    """Suppress the library's progress bar and its warnings about unused layers."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()

@@ -1,4 +1,4 @@
-"""The recipes there are, by name; each is imported when it is asked for."""
+"""The recipes by name, each imported on first use."""
 
 import importlib
 from pathlib import Path
@@ -17,7 +17,7 @@ DEFAULT = NAMES[0]
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of that name; ConfigError where there is none."""
+    """The recipe of that name; raises ConfigError for an unknown one."""
     if name not in MODULES:
         raise ConfigError(f"--recipe is {name!r}; it must be {' or '.join(NAMES)}")
     found: Recipe = importlib.import_module(MODULES[name]).RECIPE
@@ -25,14 +25,14 @@ def recipe(name: str) -> Recipe:
 
 
 def choose_recipe(name: str | None, options: Any) -> Recipe:
-    """The recipe `name`, or the one whose files `options` name; the first where none recognises them."""
+    """The recipe `name`, or the one that recognises the files in `options`, or else the default."""
     if name is not None:
         return recipe(name)
     return next((found for found in map(recipe, reversed(NAMES)) if found.recognises(options)), recipe(DEFAULT))
 
 
 def outline(chosen: Recipe, options: Any) -> Outline:
-    """What a recipe's models ask of a data set; from the model files themselves where it cannot say more.
+    """What a recipe's models require of a data set; needs all model files if the recipe has no `outline`.
 
     Raises ConfigError and CheckpointError as `Recipe.find` does.
     """
@@ -43,17 +43,17 @@ def outline(chosen: Recipe, options: Any) -> Outline:
 
 
 def downloads(chosen: Recipe) -> tuple[Download, ...]:
-    """What the hub has of a recipe's models; ConfigError where nothing is known of that."""
+    """A recipe's model files on the hub; raises ConfigError if it has none."""
     if isinstance(chosen, Published):
         return chosen.downloads()
     raise ConfigError(
-        f"--recipe {chosen.name} has no models of its own to download; name the ones you want in a build "
+        f"--recipe {chosen.name} has no default models to download; give the ones you want to `build` "
         "(for codec, --codec-model takes a folder or a Hugging Face Hub id)"
     )
 
 
 def absent(models: Path, chosen: Recipe) -> list[str]:
-    """The files of a recipe's published models that a models folder lacks."""
+    """The files of a recipe's published models that are missing from a models folder."""
     return [
         (Path(source.folder) / file).as_posix()
         for source in downloads(chosen)
@@ -63,5 +63,5 @@ def absent(models: Path, chosen: Recipe) -> list[str]:
 
 
 def download_command(models: Path, chosen: Recipe) -> str:
-    """What fetches the files that a models folder lacks."""
+    """The command that downloads a recipe's models to a folder."""
     return f"python -m hfprep download {models}" + ("" if chosen.name == DEFAULT else f" --recipe {chosen.name}")

@@ -1,6 +1,6 @@
-"""What w2v-bert-2.0 is given of a clip: its input features, or the samples from which a GPU computes them.
+"""The input of w2v-bert-2.0: a clip's input features, or its samples, from which a GPU computes them.
 
-Shared by the IndexTTS families. Gives `SemanticAudio`, and `semantic_inputs` for their models.
+Shared by the IndexTTS families. Provides `SemanticAudio`, and `semantic_inputs` for their models.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SemanticAudio:
-    """Samples at 16 kHz, in frames of 20 ms.
+    """Samples at 16 kHz; a frame is 20 ms.
 
-    On a CPU the input features, float32 (num_frames, 160), are made while clips are loaded; on a GPU, and always with
-    `samples_only`, the model is given the samples.
+    On a CPU, input features, float32 (num_frames, 160), are computed while clips are loaded. On a GPU, or with
+    `samples_only`, the model gets the samples.
     """
 
     samples_only: bool = False
@@ -46,9 +46,9 @@ class SemanticAudio:
 
 
 def semantic_inputs(inputs: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Input features, float32 (B, T, 160), and the frames of each clip, int64 (B,), of a padded batch.
+    """Input features, float32 (B, T, 160), and frames per clip, int64 (B,), of a padded batch.
 
-    inputs: what `SemanticAudio` gives, samples (B, S) or input features, which are left as they are.
+    inputs: the output of `SemanticAudio`, either samples (B, S), or input features, which are returned unchanged.
     """
     if inputs.ndim != 2:
         return inputs, lengths

@@ -1,6 +1,6 @@
-"""The frame of the IndexTTS families' networks: where they compute, in which precision, and which clips at once.
+"""Base of the IndexTTS models: their device, their precision, and which clips are computed at once.
 
-Gives `SemanticModel`. Takes no checkpoint and knows no columns: a family adds its networks behind the semantic encoder.
+Provides `SemanticModel`, to which a family adds the networks after the semantic encoder, and the columns.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class SemanticModel(nn.Module):
-    """Networks behind a semantic encoder, which compute in `precision`; a CPU's threads take turns after `ends`."""
+    """A semantic encoder and the networks after it. Cancelled streams stop at the layers and at modules in `ends`."""
 
     pads_from = 0
 
@@ -31,11 +31,11 @@ class SemanticModel(nn.Module):
         self.precision = precision
         self.streams = Streams()
         for module in (*semantic_encoder.layers, *ends):
-            self.streams.ends_with(module)
+            self.streams.cancellable_at(module)
 
     @property
     def packs(self) -> bool:
-        """Whether the clips of a batch are computed one after another, without its padding."""
+        """Whether the clips of a batch are computed without padding, one after another."""
         return packs(self.device) and isinstance(self.semantic_encoder, SemanticEncoder)
 
     @property
@@ -48,18 +48,18 @@ class SemanticModel(nn.Module):
         return self.semantic_encoder.mean.device
 
     def fused(self) -> Self:
-        """This model with its parts replaced by those that compute in its precision on a GPU."""
+        """This model with its networks replaced by the GPU kernels for its precision."""
         raise NotImplementedError
 
     def placed(self, device: torch.device, lowered: Iterable[nn.Module]) -> Self:
-        """This model on a device; on a CPU in another precision than fp32, with the weights of `lowered` in it."""
+        """Move the model to a device. On a CPU, weights of `lowered` are converted to the model's precision."""
         if device.type == "cuda" and self.precision != "fp32":
-            return self.fused().to(device)  # never all of it in float32 on a card for which that may be too much
+            return self.fused().to(device)  # fused first: in float32 it may not fit on the GPU
         if self.precision != "fp32":
             lower_weights(lowered)
         return self.to(device)
 
     def by_parts(self, frames: list[int], compute: Callable[[list[int]], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The columns of a batch whose clips have so many frames, from those of some of its clips at a time."""
+        """The columns of a batch, computed for some of its clips at a time; `frames` are the clips' lengths."""
         parts = self.streams.parts(frames)
         return join_parts(self.streams.run(compute, parts), parts)

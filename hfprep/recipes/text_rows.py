@@ -1,4 +1,4 @@
-"""The tensors of gpt.pth with a row for each text id, and whether a tokenizer goes beyond them."""
+"""The tensors of gpt.pth with a row per text id, and a check whether a tokenizer has more ids."""
 
 import logging
 from pathlib import Path
@@ -9,15 +9,15 @@ log = logging.getLogger(__name__)
 
 TEXT_EMBEDDING = "text_embedding.weight"
 TEXT_ROWS = (TEXT_EMBEDDING, "text_head.weight", "text_head.bias")
-"""The tensors with a row for each text id, and one row more."""
+"""The tensors with a row per text id, plus one row."""
 LANGUAGE_EMBEDDING = "lang_embedding.weight"
-"""Of IndexTTS-2.5: a row for each language, and one more."""
+"""IndexTTS-2.5 only: a row per language, plus one."""
 
 
 def warn_of_larger(tokenizer: Path, size: int, checkpoint: Path, configured: int) -> None:
-    """Say where a tokenizer has more pieces than the checkpoint has rows: features do not depend on them.
+    """Warn if a tokenizer has more pieces than the checkpoint has rows. Features do not depend on these rows.
 
-    `configured` is what config.yaml says, for a checkpoint without a text embedding.
+    `configured` is the number in config.yaml, used for a checkpoint without a text embedding.
     """
     embedding = read_shapes(checkpoint).get(TEXT_EMBEDDING)
     known = embedding[0] - 1 if embedding else configured

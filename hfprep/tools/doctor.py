@@ -1,6 +1,6 @@
 """What of this machine a build stands on: Python, packages, devices, disk, models; problems with remedies.
 
-Gives `examine`, a list of `Finding`. Changes nothing but for a short-lived file that measures the disk.
+Provides `examine`, a list of `Finding`. Changes nothing but for a short-lived file that measures the disk.
 """
 
 import importlib.metadata
@@ -198,7 +198,7 @@ def _hub(name: str) -> Iterator[Finding]:
 
 
 def _unreachable(constants: Any) -> str | None:
-    """Why the hub cannot be asked now; None where it answers, whatever it says."""
+    """Why the hub cannot be asked now; None if it answers, whatever it says."""
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     request = urllib.request.Request(constants.ENDPOINT, method="HEAD")

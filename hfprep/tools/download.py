@@ -48,8 +48,8 @@ def download(
 
     `report` is called with a line for each step, before anything is fetched with what that will be and how large it is.
     Everything is fetched inside `showing(num_bytes, arrived)`, where `arrived()` are the bytes that are there. Raises
-    CheckpointError where a repository cannot be reached, lacks a file, or a file is not the one that the hub has by its
-    SHA-256, StoreError where the disk has no room for them, ConfigError where there is no such recipe.
+    CheckpointError if a repository cannot be reached, lacks a file, or a file is not the one that the hub has by its
+    SHA-256, StoreError if the disk has no room for them, ConfigError if there is no such recipe.
     """
     chosen = choose_recipe(name, ModelOptions(models=target if target.is_dir() else None))
     wanted = [ask_hub(source) for source in downloads(chosen)]

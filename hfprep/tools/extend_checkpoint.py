@@ -72,8 +72,8 @@ class ExtendedCheckpoint:
 def extend_checkpoint(options: CheckpointOptions) -> ExtendedCheckpoint:
     """Write gpt.pth, config.yaml, the tokenizer and the statistics that the config names to a folder.
 
-    Raises ConfigError where the tokenizers, the language or the config do not fit, CheckpointError where gpt.pth does
-    not, StoreError where the folder cannot be written. The checkpoint is written last.
+    Raises ConfigError if the tokenizers, the language or the config do not fit, CheckpointError if gpt.pth does
+    not, StoreError if the folder cannot be written. The checkpoint is written last.
     """
     if options.base is not None and options.tokenizer is not None:
         return _extend_text(options, Vocabulary(options.base, "--base"), Vocabulary(options.tokenizer, "--tokenizer"))
@@ -134,7 +134,7 @@ def _start_language(options: CheckpointOptions, language: str, like: str) -> Ext
 
 
 def _language_row(option: str, language: str) -> int:
-    """The row of a language in IndexTTS-2.5's table; ConfigError where it has none of its own."""
+    """The row of a language in IndexTTS-2.5's table; ConfigError if it has none of its own."""
     code = canonical_language(language) or ""
     row = language_id(code)
     if row == COMMON_LANGUAGE:
@@ -146,7 +146,7 @@ def _language_row(option: str, language: str) -> int:
 
 
 def new_pieces(base: Vocabulary, extended: Vocabulary) -> list[str]:
-    """The pieces that a tokenizer has behind those of its base; ConfigError where it has no more, or others."""
+    """The pieces that a tokenizer has behind those of its base; ConfigError if it has no more, or others."""
     before, after = base.pieces, extended.pieces
     for number, (old, new) in enumerate(zip(before, after, strict=False)):
         if old != new:
@@ -186,7 +186,7 @@ def write_checkpoint(path: Path, values: Any) -> None:
 
 
 def _text_rows(tensors: Mapping[str, Any], path: Path) -> int:
-    """How many rows the text embedding has; CheckpointError where the tensors of text ids do not go together."""
+    """How many rows the text embedding has; CheckpointError if the tensors of text ids do not go together."""
     missing = [name for name in TEXT_ROWS if not isinstance(tensors.get(name), Tensor)]
     if missing:
         raise CheckpointError(f"{path}: has no {', '.join(missing)}; give the GPT's own checkpoint (gpt.pth)")
@@ -206,7 +206,7 @@ def _replaced(values: Any, tensors: Mapping[str, Any], grown: Mapping[str, Tenso
 
 
 def _config(path: Path) -> tuple[str, dict[str, Any]]:
-    """A config.yaml as text and as values; ConfigError where it is not one of a model."""
+    """A config.yaml as text and as values; ConfigError if it is not one of a model."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         values = yaml.safe_load(text)
@@ -220,7 +220,7 @@ def _config(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _check_marks(settings: Mapping[str, Any], first: int, end: int, path: Path) -> None:
-    """ConfigError where a mark at the start or end of texts is one of the new ids."""
+    """ConfigError if a mark at the start or end of texts is one of the new ids."""
     for name in ("start_text_token", "stop_text_token"):
         value = settings["gpt"].get(name)
         if isinstance(value, int) and first <= value < end:

@@ -116,15 +116,15 @@ def _speaker(frames: int, config: CampplusConfig) -> Flops:
     bins //= 2
     maps += bins * 9 * head**2
     steps, channels = (frames + 1) // 2, config.channels
-    stretches = -(-steps // campplus.STRETCH)
+    segments = -(-steps // campplus.SEGMENT_STEPS)
     each_step = campplus.TDNN_KERNEL * bins * head * channels
-    each_stretch = 0
+    each_segment = 0
     for num_layers in config.num_layers:
         for _ in range(num_layers):
             each_step += channels * config.bottleneck + 3 * config.bottleneck * config.growth
-            each_stretch += config.context * (config.bottleneck + config.growth)
+            each_segment += config.context * (config.bottleneck + config.growth)
             channels += config.growth
         each_step += channels * (channels // 2)
         channels //= 2
     vector = 2 * channels * config.vector
-    return Flops(2 * (frames * maps + steps * each_step + stretches * each_stretch + vector))
+    return Flops(2 * (frames * maps + steps * each_step + segments * each_segment + vector))

@@ -82,7 +82,7 @@ def length_name(name: str) -> str:
 
 
 def collate(samples: Sequence[dict[str, Any]], schema: Schema | None = None) -> dict[str, Any]:
-    """Pad samples of a `FeatureDataset` or a `PairDataset` to one batch of B; ValueError where B would be 0.
+    """Pad samples of a `FeatureDataset` or a `PairDataset` to one batch of B; ValueError if B would be 0.
 
     Each column: (B, *dims), int64 or float32, dims that differ filled up with the column's own padding value (0 unless
     the schema says otherwise). For each length, such as text_len, int64 (B,) under text_lengths. ids, languages and, of
@@ -121,7 +121,7 @@ def pad(values: Sequence[Tensor], value: int) -> Tensor:
 
 
 def _whole(values: Sequence[Tensor]) -> Tensor | None:
-    """The tensor whose rows these are, all of them and in order, as a data set reads them; None where there is none."""
+    """The tensor whose rows these are, all of them and in order, as a data set reads them; None if there is none."""
     base = values[0]._base
     if base is None or base.shape != (len(values), *values[0].shape) or not base.is_contiguous():
         return None

@@ -1,6 +1,6 @@
 """Finished sets as map-style torch data sets: the same samples in the same order from every format.
 
-Gives `load`. Opens files when they are first read, in each worker process for itself, so data sets can be copied to
+Provides `load`. Opens files when they are first read, in each worker process for itself, so data sets can be copied to
 workers by fork or by pickling.
 """
 
@@ -36,7 +36,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
 
     An item has id, language, what else follows from them in the record, and each column of the set's schema: tokens and
     codes as int64, vectors as float32. `origin` is a line on where it comes from, for its `repr`. Reading raises
-    StoreError where a file is damaged, or a length is not the record's.
+    StoreError if a file is damaged, or a length is not the record's.
     """
 
     def __init__(self, split: Split, origin: str) -> None:

@@ -1,7 +1,7 @@
-"""Attention in one kernel, without a matrix of scores: relative distances, positions of keys, lengths.
+"""Attention in one kernel, without a score matrix, with relative distances, key positions and lengths.
 
-Gives the kernel `attend` (see `operators.attend`). Source: Dao et al. 2022 (FlashAttention), Milakov & Gimelshein 2018
-(the running maximum).
+Provides the kernel `attend` (see `operators.attend`). Source: Dao et al. 2022 (FlashAttention), Milakov & Gimelshein
+2018 (the running maximum).
 """
 
 # fmt: off
@@ -13,7 +13,7 @@ import triton.language as tl
 def _scan(acc, total, largest, query, keys, values, placed, products, key_bias, edge, rows, begin, end, length,
           key_stride, value_stride, placed_stride, scale, LEFT: tl.constexpr, RIGHT: tl.constexpr, D: tl.constexpr,
           DIMS: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr, PLACED: tl.constexpr, PRECISION: tl.constexpr):
-    """Go on with the softmax over the keys from begin to end. BIAS: "none", "edge", "distance" or "key"."""
+    """Continue the online softmax over the keys from begin to end. BIAS: "none", "edge", "distance" or "key"."""
     dims = tl.arange(0, DIMS)
     wide = dims < D
     for start in range(begin, end, BLOCK):
@@ -50,7 +50,7 @@ def attend(queries, keys, values, placed, products, key_bias, lengths, out, head
            LEFT: tl.constexpr, RIGHT: tl.constexpr, SLOTS: tl.constexpr, D: tl.constexpr, DIMS: tl.constexpr,
            ROWS: tl.constexpr, BLOCK: tl.constexpr, RELATIVE: tl.constexpr, PLACED: tl.constexpr,
            KEY_BIAS: tl.constexpr, PRECISION: tl.constexpr):
-    """ROWS queries of one head of one clip; scores and what is added to them are in powers of two."""
+    """ROWS queries of a head of a clip; scores and biases are base-2 exponents."""
     first = tl.program_id(0) * ROWS
     clip, head = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
     length = tl.load(lengths + clip) + extra
@@ -67,7 +67,7 @@ def attend(queries, keys, values, placed, products, key_bias, lengths, out, head
     acc, total = tl.zeros([ROWS, DIMS], tl.float32), tl.zeros([ROWS], tl.float32)
     largest = tl.full([ROWS], float("-inf"), tl.float32)
     edge = total
-    if RELATIVE:  # keys that lie further back than LEFT for all these queries, those between, and those beyond RIGHT
+    if RELATIVE:  # keys more than LEFT before all of these queries, keys in between, and keys beyond RIGHT
         near = tl.minimum(tl.maximum(first - LEFT + 1, 0) // BLOCK * BLOCK, length)
         far = tl.minimum((first + ROWS - 1 + RIGHT + BLOCK - 1) // BLOCK * BLOCK, length)
         edge = tl.load(products).to(tl.float32)

@@ -1,6 +1,6 @@
-"""The semantic codec on a GPU: `hfprep.models.semantic_codec` with what lies between its products fused.
+"""The semantic codec on a GPU: `hfprep.models.semantic_codec` with the steps between matmuls fused.
 
-Gives `FusedSemanticCodec`, made from a `SemanticCodec`. Its quantizer is the plain one, float32.
+Provides `FusedSemanticCodec`, made from a `SemanticCodec`. The quantizer is not fused, and float32.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _Block(nn.Module):
 
 
 class _InputConvolution(nn.Module):
-    """See `semantic_codec.InputConvolution`: a product over windows of seven frames."""
+    """See `semantic_codec.InputConvolution`: a matmul over windows of seven frames."""
 
     def __init__(self, plain: Any, form: Form) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class _InputConvolution(nn.Module):
 
 
 class FusedSemanticCodec(nn.Module):
-    """Normalised semantic features (B, T, D) float32 to codes (B, T) int64; codes of padding mean nothing."""
+    """Normalised semantic features (B, T, D) float32 to codes (B, T) int64; codes of padding are undefined."""
 
     def __init__(self, codec: SemanticCodec, form: Form) -> None:
         super().__init__()

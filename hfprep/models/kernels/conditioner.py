@@ -1,8 +1,8 @@
-"""The conditioning branches on a GPU: `hfprep.models.conformer` and `perceiver` with what lies between products fused.
+"""The conditioning branches on a GPU: `hfprep.models.conformer` and `perceiver`, with the steps between matmuls fused.
 
-Gives `FusedConditioner` and `FusedEmotionConditioner`, made from the plain ones. What depends on a position alone (its
-share of the keys, and the bias of each key) is computed once for the whole table. The latents, 32 or one a clip, stay
-float32.
+Provides `FusedConditioner` and `FusedEmotionConditioner`, made from the plain modules. Terms that depend only on
+positions (added to the keys, and the bias per key) are computed once for the whole table. The latents, 32 or one per
+clip, stay float32.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from hfprep.models.kernels.operators import (
 )
 from hfprep.models.masking import FrameMask, KeyMask, TimeMask
 
-# Numbers of the subsampling convolution's output that exist at once, and channels of a product of them: longer sums
-# lose bits in the tensor units.
+# Numbers of the subsampling convolution's output per piece, and channels per matmul: longer sums lose bits in tensor
+# cores.
 MAP_NUMBERS = 1 << 28
 CHANNELS_PER_PRODUCT = 32  # a power of two
 FREQUENCIES_PER_PROGRAM = 64
 
 
 class _Subsampling(nn.Module):
-    """See `conformer.Subsampling`; a piece of the convolution's output at a time."""
+    """See `conformer.Subsampling`; computes the convolution's output in pieces."""
 
     kernels: Tensor
     bias: Tensor
@@ -55,11 +55,11 @@ class _Subsampling(nn.Module):
         self.form, self.frequencies = form, plain.frequencies
         channels = len(plain.out_bias)
         self.root = math.sqrt(channels)
-        self.group = math.gcd(channels, CHANNELS_PER_PRODUCT)  # a power of two, as a kernel wants it
+        self.group = math.gcd(channels, CHANNELS_PER_PRODUCT)  # a power of two, which the kernel requires
         kernels = torch.cat([plain.conv_weight.flatten(1), plain.conv_bias[:, None]], dim=1).contiguous()
         self.register_buffer("kernels", kernels)  # (C, 10)
         self.register_buffer("bias", plain.out_bias.detach())
-        # Frequencies first, then the channels of a product, so that a program writes in one run.
+        # Frequencies first, then the channels of a matmul, so that a program's writes are contiguous.
         weight = plain.out_weight.view(channels, -1, self.group, self.frequencies).permute(1, 0, 3, 2)
         self.products = nn.ModuleList(Product(part.flatten(1), None, form) for part in weight)
         self.reach = float(kernels[:, :9].abs().sum(dim=1).max()), float(kernels[:, 9].abs().max())
@@ -79,7 +79,7 @@ class _Subsampling(nn.Module):
         return out.mul_(self.root)
 
     def _bounds(self, x: Tensor, frames: int) -> Tensor:
-        """What no number of an output frame's maps exceeds (B * T',)."""
+        """Upper bounds of the convolution's output per output frame (B * T',)."""
         weights, bias = self.reach
         largest = x.abs().amax(dim=-1)
         three = torch.maximum(largest[:, : 2 * frames : 2], largest[:, 1 : 2 * frames + 1 : 2])
@@ -165,7 +165,7 @@ class _Block(nn.Module):
 
 
 class _Conformer(nn.Module):
-    """See `conformer.Conformer`; gives (B * T', C) float32 before the last norm, and the mask of the T' frames."""
+    """See `conformer.Conformer`; returns (B * T', C) float32 before the last norm, and the mask of the T' frames."""
 
     def __init__(self, conformer: Any, form: Form) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ class _Conformer(nn.Module):
 
 
 class _CrossAttention(nn.Module):
-    """See `perceiver.CrossAttention`; the frames' keys and values are products in a form, all else is plain."""
+    """See `perceiver.CrossAttention`; only the frames' keys and values are computed in a form."""
 
     def __init__(self, attention: Any, form: Form) -> None:
         super().__init__()

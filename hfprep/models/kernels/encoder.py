@@ -1,7 +1,7 @@
-"""The semantic encoder on a GPU: `hfprep.models.semantic_encoder` with what lies between its products fused.
+"""The semantic encoder on a GPU: `hfprep.models.semantic_encoder` with the steps between matmuls fused.
 
-Gives `FusedSemanticEncoder`, made from a `SemanticEncoder`. The queries' products with the table of distances are
-further columns of the product that gives queries, keys and values: x W_q^T table^T = x (table W_q)^T.
+Provides `FusedSemanticEncoder`, made from a `SemanticEncoder`. The queries' products with the distance table are extra
+columns of the matmul for queries, keys and values: x W_q^T table^T = x (table W_q)^T.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from hfprep.models.kernels.operators import (
 from hfprep.models.masking import FrameMask, KeyMask
 from hfprep.models.semantic_encoder import SemanticEncoder
 
-SLOTS = 8  # the columns of a head's distances are filled up to a multiple of this, so that all rows are aligned
+SLOTS = 8  # the number of distance columns per head is a multiple of this, so that rows are aligned
 
 
 class _Attention(nn.Module):
@@ -99,7 +99,7 @@ class _Layer(nn.Module):
         x, rows = added(x, branch, self.attention_norm, form, share=0.5)
         x, rows = added(x, self.attention(rows, mask, form), self.convolution_norm, form)
         gated = activated(self.gate(rows), "glu", Form(form.result)).values.unflatten(0, (-1, mask.num_frames))
-        # It looks back only, so that padding after a clip never reaches the clip: all frames count as real.
+        # The convolution is causal, so padding does not affect the clip: no mask.
         branch = self.project(self.depthwise(gated, mask.all_frames, form))
         x, rows = added(x, branch, self.ffn2_norm, form)
         return added(x, self.ffn2(rows, form), self.final_norm, FLOAT, share=0.5, keep=False)[1].values

@@ -1,25 +1,25 @@
-"""Triton kernels for what lies between the matrix products of the models, and their launchers.
+"""Triton kernels for the steps between the models' matmuls.
 
-Gives functions on tensors of a GPU, or of a CPU under Triton's interpreter, which the tests use. Rows are frames,
-channels are innermost. A kernel reads a row once and writes it in the form that the next product takes (`Form`).
-Knows nothing of models, weights or masks; a clip's frames beyond its length are told by `lengths` alone. Numbers that
-change from batch to batch are not specialised on: each kind of number would be compiled again, a second each.
+They run on tensors on a GPU, or on a CPU in Triton's interpreter, which the tests use. Rows are frames, channels are
+innermost. A kernel reads a row once and writes it in the form (`Form`) of the next matmul. `lengths` marks the real
+frames of each clip. Kernels are not specialised on numbers that change from batch to batch: each new kind of number
+would be compiled again, which takes a second.
 """
 
 # fmt: off
 import triton
 import triton.language as tl
 
-# A row is scaled by a power of two so that its largest number has this exponent: far from float16's largest, 2^16, and
-# as far as can be from its smallest, 2^-24, below which the lower part of a number would lose bits.
+# A row is scaled by a power of two so that its largest number has this exponent: below float16's maximum, 2^16, and far
+# above its minimum, 2^-24, below which the low part of a number would lose bits.
 TOP_EXPONENT = tl.constexpr(13)
-LEAST_EXPONENT = tl.constexpr(27)  # of a row, as float32 stores it; zeros and what is next to them are treated alike
+LEAST_EXPONENT = tl.constexpr(27)  # lower bound of a row's biased float32 exponent, for rows of (nearly) zeros
 HALF_MAX = tl.constexpr(65504.0)
 
 
 @triton.jit
 def _power(most):
-    """2^k and 2^-k such that most * 2^k lies in [2^13, 2^14)."""
+    """2^k and 2^-k such that most * 2^k is in [2^13, 2^14)."""
     exponent = tl.maximum((most.to(tl.int32, bitcast=True) >> 23) & 255, LEAST_EXPONENT)
     up = ((-exponent + (254 + TOP_EXPONENT)) << 23).to(tl.float32, bitcast=True)
     down = ((exponent - TOP_EXPONENT) << 23).to(tl.float32, bitcast=True)
@@ -28,7 +28,7 @@ def _power(most):
 
 @triton.jit
 def _store_parts(out, here, span, scaled, mask):
-    """Write scaled numbers as their low, high and high parts, `span` numbers from one part to the next."""
+    """Write scaled numbers as low, high and high parts, `span` numbers apart."""
     high = scaled.to(tl.float16)
     tl.store(out + here, (scaled - high.to(tl.float32)).to(tl.float16), mask=mask)
     tl.store(out + here + span, high, mask=mask)
@@ -37,7 +37,7 @@ def _store_parts(out, here, span, scaled, mask):
 
 @triton.jit
 def _store_as_is(out, here, values, mask):
-    """Write numbers in the type of `out`; what float16 cannot hold becomes its largest."""
+    """Write numbers in the type of `out`, clamped to the range of float16."""
     if out.dtype.element_ty == tl.float16:
         values = tl.clamp(values, -HALF_MAX, HALF_MAX, propagate_nan=tl.PropagateNan.ALL)
     tl.store(out + here, values.to(out.dtype.element_ty), mask=mask)
@@ -45,7 +45,7 @@ def _store_as_is(out, here, values, mask):
 
 @triton.jit
 def _store(out, scales, row, there, columns, wide, values, N: tl.constexpr, PARTS: tl.constexpr):
-    """Write values (R, C) float32 as whole rows of N numbers in the form that a product takes."""
+    """Write values (R, C) float32 as rows of N numbers in the form of a matmul's input."""
     mask = there[:, None] & wide[None, :]
     here = row[:, None] * (N * PARTS) + columns[None, :]
     if PARTS == 3:
@@ -59,7 +59,7 @@ def _store(out, scales, row, there, columns, wide, values, N: tl.constexpr, PART
 @triton.jit
 def _load_product(x, scales, factor, bias, row, there, columns, wide, offset, WIDTH: tl.constexpr,
                   SCALED: tl.constexpr, BIASED: tl.constexpr):
-    """Columns offset + columns of a product's rows (WIDTH columns each), with what was left to do to them: float32."""
+    """Columns offset + columns of a matmul's result (WIDTH columns), scaled and with bias: float32."""
     mask = there[:, None] & wide[None, :]
     values = tl.load(x + row[:, None] * WIDTH + offset + columns[None, :], mask=mask, other=0.0).to(tl.float32)
     if SCALED:
@@ -71,7 +71,7 @@ def _load_product(x, scales, factor, bias, row, there, columns, wide, offset, WI
 
 @triton.jit
 def _normalise(values, weight, bias, columns, wide, eps, N: tl.constexpr):
-    """LayerNorm of rows of N numbers, zero beyond them."""
+    """LayerNorm of rows of N numbers; zero after them."""
     centred = tl.where(wide[None, :], values - (tl.sum(values, 1) / N)[:, None], 0.0)
     deviation = tl.rsqrt(tl.sum(centred * centred, 1) / N + eps)
     scale = tl.load(weight + columns, mask=wide, other=0.0)
@@ -83,7 +83,7 @@ def _normalise(values, weight, bias, columns, wide, eps, N: tl.constexpr):
 def add_norm(x, branch, scales, factor, branch_bias, gamma, weight, bias, out_x, out, out_scales, rows, share, eps,
              N: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, ADD: tl.constexpr, SCALED: tl.constexpr,
              BIASED: tl.constexpr, GAMMA: tl.constexpr, NORM: tl.constexpr, KEEP: tl.constexpr, FORM: tl.constexpr):
-    """out_x = x + share * gamma * branch; out = its LayerNorm, or itself, in the form that a product takes."""
+    """out_x = x + share * gamma * branch; out = its LayerNorm, or itself, in the form of a matmul's input."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, COLUMNS)
     there, wide = row < rows, columns < N
@@ -107,7 +107,7 @@ def add_norm(x, branch, scales, factor, branch_bias, gamma, weight, bias, out_x,
 def activate(x, scales, factor, bias, out, out_scales, rows,
              N: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr,
              FUNCTION: tl.constexpr, FORM: tl.constexpr):
-    """A product's rows after "silu", "gelu" (the exact one), "glu" (of 2 N columns) or "none"."""
+    """A matmul's result after "silu", "gelu" (exact), "glu" (of 2 N columns) or "none"."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, COLUMNS)
     there, wide = row < rows, columns < N
@@ -127,7 +127,7 @@ def activate(x, scales, factor, bias, out, out_scales, rows,
 def depthwise(x, taps, taps_bias, weight, bias, lengths, out, out_scales, frames, left, eps,
               TAPS: tl.constexpr, N: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BIASED: tl.constexpr,
               SILU: tl.constexpr, FORM: tl.constexpr):
-    """A convolution over time of each channel on its own, LayerNorm, SiLU; frames from a clip's length on read 0."""
+    """Depthwise convolution over time, LayerNorm, optional SiLU; frames after a clip's length are read as 0."""
     clip = tl.program_id(1).to(tl.int64)
     frame = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, COLUMNS)
@@ -151,9 +151,9 @@ def depthwise(x, taps, taps_bias, weight, bias, lengths, out, out_scales, frames
 def subsample(x, kernels, bounds, out, out_scales, out_frames, first_row, first_channel, clip_stride,
               WIDTH: tl.constexpr, F: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
               FORM: tl.constexpr):
-    """ReLU of a 3 x 3 convolution of stride 2 from one channel: rows of F frequencies, of CHANNELS numbers each.
+    """ReLU of a 3 x 3 convolution of stride 2 from one channel: rows of F frequencies with CHANNELS numbers each.
 
-    `kernels` (C, 10) holds nine weights and a bias for each channel; no result of a row is above `bounds` (rows,).
+    `kernels` (C, 10): nine weights and a bias per channel; `bounds` (rows,): upper bounds of the results.
     """
     row = tl.program_id(0)
     clip, frame = (first_row + row) // out_frames, (first_row + row) % out_frames
@@ -167,7 +167,7 @@ def subsample(x, kernels, bounds, out, out_scales, out_frames, first_row, first_
         read = tl.load(base + (place // 3) * WIDTH + place % 3, mask=wide, other=0.0).to(tl.float32)
         values += read[:, None] * tl.load(kernel + place)[None, :]
     values = tl.maximum(values, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    span = F * CHANNELS  # numbers of a row, of each of its parts
+    span = F * CHANNELS  # numbers per part of a row
     here = row.to(tl.int64) * span * FORM + frequency[:, None] * CHANNELS + channel[None, :]
     mask = wide[:, None] & (channel[None, :] >= 0)
     if FORM == 3:

@@ -1,13 +1,13 @@
-"""What the fused models are made of: products whose factors and results stay in the form that is fastest.
+"""Building blocks of the fused models: matmuls whose inputs and results stay in the fastest form.
 
-Gives `Form` (how the factors of products are stored), `Rows` (frames in a form), `Product` (a weight in a form; from
-`Rows` to a `Branch`), and the steps between products: `normed`, `added`, `activated`, `depthwise`, `attend`. All
-compute on rows of frames of all clips, (B * T, C). Knows nothing of layers or masks but for the lengths of clips.
+Provides `Form` (how the factors of matmuls are stored), `Rows` (frames in a form), `Product` (a weight in a form; from
+`Rows` to a `Branch`), and the steps between matmuls: `normed`, `added`, `activated`, `Depthwise`, `attend`. All work on
+the frames of all clips, (B * T, C).
 
-A number in three parts: x is scaled by a power of two to float16's range and cut into a high part (the nearest float16)
-and the low rest; high x low + low x high + high x high, sums in float32, leaves an error of about 2^-22. All three are
-one product of three times the length, the small ones first: tensor units cut sums off instead of rounding them, by less
-while a sum is small. See Ootomo & Yokota 2022.
+Numbers in three parts: x is scaled by a power of two to float16's range and split into a high part (the nearest
+float16) and a low part (the rest). high x low + low x high + high x high, summed in float32, has an error of about
+2^-22. The three products are a single matmul of three times the length, with the small terms first: tensor cores
+truncate sums, and lose less while a sum is small. See Ootomo & Yokota 2022.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from torch import Tensor, nn
 from hfprep.models.kernels import attention, kernels
 
 LOG2E = math.log2(math.e)
-TOP_EXPONENT: int = kernels.TOP_EXPONENT.value  # about that of a weight's largest number once it is scaled
-# Of whole rows that one program computes, and of a depthwise convolution.
+TOP_EXPONENT: int = kernels.TOP_EXPONENT.value  # approximate exponent of a weight's largest number after scaling
+# Numbers in the rows of a program, and rows of a program of the depthwise convolution.
 NUMBERS_PER_PROGRAM, ROWS_PER_PROGRAM = 2048, 8
 
 
 @dataclass(frozen=True)
 class Form:
-    """How the factors of products are stored: in 16 bits (`parts` 1), or each as low, high, high (3)."""
+    """How the factors of matmuls are stored: in 16 bits (`parts` 1), or as low, high and high parts (3)."""
 
     dtype: torch.dtype
     parts: int = 1
 
     @property
     def result(self) -> torch.dtype:
-        """The type of a product's result."""
+        """The type of a matmul's result."""
         return torch.float32 if self.parts > 1 else self.dtype
 
 
@@ -47,7 +47,7 @@ FORMS = {"bf16": Form(torch.bfloat16), "fp16": Form(torch.float16), "exact": For
 
 @dataclass(frozen=True)
 class Rows:
-    """Frames as a product takes them: `values` (rows, parts * I); with three parts a power of two for each row."""
+    """Input of a matmul: `values` (rows, parts * I), and with three parts, `scales`, a power of two per row."""
 
     values: Tensor
     scales: Tensor | None
@@ -55,7 +55,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Branch:
-    """A product's result (rows, O), still to be multiplied by `scales` (rows,) and `factor`, and `bias` (O,) added."""
+    """Result of a matmul (rows, O), before multiplying by `scales` (rows,) and `factor` and adding `bias` (O,)."""
 
     values: Tensor
     scales: Tensor | None
@@ -64,7 +64,7 @@ class Branch:
 
 
 class Product(nn.Module):
-    """An affine map in a form: weight (O, I) and bias (O,) or None, float32, on the device where it is to compute."""
+    """A linear layer in a form, from weight (O, I) and bias (O,) or None, float32, on the target device."""
 
     weight: Tensor
     bias: Tensor | None
@@ -88,7 +88,7 @@ class Product(nn.Module):
 
 
 def multiply(rows: Tensor, weight: Tensor) -> Tensor:
-    """Float16 (rows, I) times (O, I) transposed, sums and result float32."""
+    """float16 (rows, I) times (O, I) transposed; sums and result are float32."""
     if rows.device.type == "cpu":
         return rows.float() @ weight.float().t()
     product: Tensor = torch.mm(rows, weight.t(), out_dtype=torch.float32)
@@ -96,7 +96,7 @@ def multiply(rows: Tensor, weight: Tensor) -> Tensor:
 
 
 def stacked(linears: Sequence[nn.Linear], form: Form) -> Product:
-    """Several maps of the same rows as one, their results side by side."""
+    """Several linear layers with the same input as one; their results are concatenated."""
     return Product(
         torch.cat([part.weight.detach() for part in linears]), torch.cat([part.bias.detach() for part in linears]), form
     )
@@ -116,7 +116,7 @@ class Norm(nn.Module):
 
 
 def new_rows(rows: int, columns: int, form: Form, like: Tensor) -> Rows:
-    """Room for rows in a form."""
+    """Uninitialised rows in a form."""
     scales = like.new_empty(rows, dtype=torch.float32) if form.parts > 1 else None
     return Rows(like.new_empty(rows, form.parts * columns, dtype=form.dtype), scales)
 
@@ -125,9 +125,10 @@ def added(
     x: Tensor, branch: Branch | None, norm: Norm | None, form: Form | None, *, share: float = 1.0,
     gamma: Tensor | None = None, keep: bool = True,
 ) -> tuple[Tensor, Rows]:  # fmt: skip
-    """x (rows, C) plus share * gamma * branch, float32, and that after `norm` in a form.
+    """x (rows, C) + share * gamma * branch, float32, and the same after `norm` in a form.
 
-    Without a branch it is x itself. Without `norm` or `form` (or with `keep` False) the rows (or x) mean nothing.
+    Without a branch, the sum is x. Without `form`, the returned rows are undefined; without `keep`, the returned sum
+    is.
     """
     x = x.contiguous()  # windows over frames may overlap in memory
     rows, columns = x.shape
@@ -148,7 +149,7 @@ def added(
     return new, out
 
 
-FLOAT = Form(torch.float32)  # for what no product takes
+FLOAT = Form(torch.float32)  # for results that are not the input of a matmul
 
 
 def normed(x: Tensor, norm: Norm, form: Form) -> Rows:
@@ -157,12 +158,12 @@ def normed(x: Tensor, norm: Norm, form: Form) -> Rows:
 
 
 def in_form(x: Tensor, form: Form) -> Rows:
-    """x (rows, C) in a form; what consists of the form's numbers is taken as it is."""
+    """x (rows, C) in a form; unchanged if it already has the form's type."""
     return Rows(x, None) if form.parts == 1 and x.dtype == form.dtype else added(x, None, None, form)[1]
 
 
 def activated(branch: Branch, function: str, form: Form) -> Rows:
-    """A product's result after "silu", "gelu", "glu" (which halves the columns) or "none", in a form."""
+    """A matmul's result after "silu", "gelu", "glu" (which halves the columns) or "none", in a form."""
     rows, width = branch.values.shape
     columns = width // 2 if function == "glu" else width
     out = new_rows(rows, columns, form, branch.values)
@@ -177,12 +178,12 @@ def activated(branch: Branch, function: str, form: Form) -> Rows:
 
 
 def finished(branch: Branch) -> Tensor:
-    """A product's result with nothing left to do to it: (rows, O)."""
+    """The final result of a matmul, scaled and with bias: (rows, O)."""
     return branch.values if branch.scales is None else activated(branch, "none", FLOAT).values
 
 
 class Depthwise(nn.Module):
-    """A depthwise convolution over time, `left` frames of which lie before, a LayerNorm, and SiLU where wanted."""
+    """A depthwise convolution over time with `left` frames of context before, a LayerNorm, and optionally SiLU."""
 
     taps: Tensor
     bias: Tensor | None
@@ -194,7 +195,7 @@ class Depthwise(nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor, lengths: Tensor, form: Form) -> Rows:
-        """x (B, T, C) contiguous; frames from a clip's length (B,) int32 on read as zeros. Gives (B * T, C)."""
+        """x (B, T, C), contiguous, to (B * T, C). Frames after a clip's length (B,) int32 are read as zeros."""
         clips, frames, columns = x.shape
         out = new_rows(clips * frames, columns, form, x)
         kernels.depthwise[(-(-frames // ROWS_PER_PROGRAM), clips)](
@@ -208,7 +209,7 @@ class Depthwise(nn.Module):
 
 @dataclass(frozen=True)
 class Heads:
-    """Rows of several heads side by side, (B, T, ...): `values` with the columns from `offset` on, `width` a head."""
+    """Rows of several heads, (B, T, ...): the columns of `values` from `offset` on, `width` per head."""
 
     values: Tensor
     offset: int
@@ -220,7 +221,7 @@ class Heads:
 
     @classmethod
     def thirds(cls, values: Tensor, num_heads: int, width: int) -> tuple[Heads, Heads, Heads]:
-        """Queries, keys and values: the first three runs of num_heads * width columns."""
+        """Queries, keys and values: the first three blocks of num_heads * width columns."""
         size = num_heads * width
         return cls(values, 0, width), cls(values, size, width), cls(values, 2 * size, width)
 
@@ -229,11 +230,11 @@ def attend(
     query: Heads, key: Heads, value: Heads, lengths: Tensor, *, num_heads: int, extra: int = 0,
     distances: tuple[Heads, int, int] | None = None, placed: Tensor | None = None, key_bias: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """softmax(query . key / sqrt(d) + bias) . value over the first lengths[b] + extra keys: (B * Q, H * d).
+    """softmax(query . key / sqrt(d) + bias) . value over the first lengths[b] + extra keys; returns (B * Q, H * d).
 
-    Keys and values lie in one tensor (B, K, ...). `distances`: what each query adds for each distance from -left to
-    right, then left, right. `placed` (positions, H * d) is added to the keys, `key_bias` (H, positions) to the
-    scores of all queries. What is added to scores is in powers of two, so times log2(e).
+    Keys and values are in one tensor (B, K, ...). `distances`: each query's bias for every distance from -left to
+    right, then left, right. `placed` (positions, H * d) is added to the keys, `key_bias` (H, positions) to all queries'
+    scores. Biases are base-2 exponents, so multiplied by log2(e).
     """
     clips, frames = query.values.shape[:2]
     width = query.width
@@ -255,14 +256,14 @@ def attend(
                 KEY_BIAS=key_bias is not None, PRECISION="tf32x3", num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip
         except triton.OutOfResources as error:
-            short = error.with_traceback(None)  # which would keep these tensors alive
+            short = error.with_traceback(None)  # the traceback would keep these tensors alive
             continue
         return out
     raise short
 
 
 class Tile(NamedTuple):
-    """What a program of the attention takes at a time: queries, keys, warps, and steps loaded ahead."""
+    """Queries and keys per step of an attention program, its warps, and its pipeline stages."""
 
     rows: int
     keys: int
@@ -270,7 +271,7 @@ class Tile(NamedTuple):
     stages: int
 
 
-# For 16 bits and for float32: the fastest on a Hopper, then what fits where a multiprocessor has less shared memory.
+# For 16 bits and for float32: the fastest on Hopper GPUs, then smaller ones for GPUs with less shared memory.
 TILES = (
     (Tile(64, 64, 4, 3), Tile(64, 32, 4, 2), Tile(32, 32, 4, 1)),
     (Tile(128, 64, 8, 3), Tile(64, 32, 8, 2), Tile(32, 16, 4, 1)),
@@ -278,7 +279,7 @@ TILES = (
 
 
 def or_any(tensor: Tensor | None, other: Tensor) -> Tensor:
-    """A kernel takes a tensor even where it does not look at it."""
+    """`tensor`, or a placeholder for a kernel argument that is not used."""
     return other if tensor is None else tensor
 
 

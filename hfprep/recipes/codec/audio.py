@@ -1,4 +1,4 @@
-"""What a codec is given of a clip: its samples at the codec's rate, as they are."""
+"""The input of a codec: a clip's unmodified samples at the codec's rate."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 from hfprep.errors import Reason, RejectedSample
 from hfprep.recipes.codec.config import CodecConfig
 
-LOUDEST = 1e6  # full scale is 1.0; far beyond, a network's sums overflow and its codes mean nothing
+LOUDEST = 1e6  # full scale is 1.0; far beyond it, a network's sums overflow and its codes are meaningless
 
 
 @dataclass(frozen=True)
 class CodecAudio:
-    """Samples, float32 (num_samples,), counted in frames of one code each."""
+    """Samples, float32 (num_samples,); a frame is the samples of one code."""
 
     config: CodecConfig
 
@@ -27,7 +27,7 @@ class CodecAudio:
 
     def prepare(self, samples: np.ndarray, *, on_gpu: bool) -> np.ndarray:
         del on_gpu
-        # Written so that NaN is not below the bound either.
+        # `not ... <` instead of `>=`, which would be false for NaN.
         if not max(samples.max(), -samples.min()) < LOUDEST:
             raise RejectedSample(Reason.AUDIO_NOT_FINITE, "the samples are far beyond full scale: scale them to +-1.0")
         return samples

@@ -1,7 +1,7 @@
-"""What a codec's config.json says: sampling rate, samples a code, codebooks.
+"""A codec's config.json: sampling rate, samples per code, codebooks.
 
-Gives `CodecConfig`, and `FAMILIES`, the codecs whose names for these things are known. The library's own configuration
-classes do the reading, so that what they derive from the file is theirs.
+Provides `CodecConfig`, and `FAMILIES`, the supported codecs and what they call these settings. The file is read with
+the library's own configuration classes, so derived values are the library's.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from hfprep.errors import CheckpointError, ConfigError
 
 @dataclass(frozen=True)
 class Family:
-    """The names that a configuration class has for samples a code and codebooks, and of the codebooks in `encode`.
+    """Names in a configuration class (samples per code, codebooks), and of the codebooks argument of `encode`.
 
-    `codebooks_argument` is None where `encode` is asked for a bandwidth, and gives all codebooks at the largest.
-    `fewest` names the least number of codebooks that can be asked for.
+    `codebooks_argument` is None if `encode` takes a bandwidth instead; the largest bandwidth gives all codebooks.
+    `fewest` is the config's name for the smallest number of codebooks that can be requested.
     """
 
     hop_length: str
@@ -36,13 +36,13 @@ FAMILIES: Mapping[str, Family] = {
     "dac": Family("hop_length", "n_codebooks", "n_quantizers"),
 }
 MIN_FRAMES = 1
-MAX_SECONDS = 300.0  # Mimi was trained with positions for 320 s; longer clips are to be cut
-NO_SCALES = "its codes stand for sound only together with scales, which are not kept; use one without"
+MAX_SECONDS = 300.0  # Mimi was trained with positions for 320 s; longer clips must be cut
+NO_SCALES = "its codes can only be decoded together with scales, which are not stored; use a codec without them"
 
 
 @dataclass(frozen=True)
 class CodecConfig:
-    """A codec's sizes: Hz, samples at that rate a code, values of a code, codebooks."""
+    """A codec's sampling rate (Hz), samples per code, codebook size and number of codebooks."""
 
     family: str
     sampling_rate: int
@@ -54,23 +54,23 @@ class CodecConfig:
 
     @property
     def code_rate(self) -> float:
-        """Codes a second, of each codebook."""
+        """Codes per second and codebook."""
         return self.sampling_rate / self.hop_length
 
     @property
     def code_dtype(self) -> str:
-        """Of codes: int16 where every code fits, and the size itself, by which they are padded; else int32."""
+        """int16 if every code fits, and the codebook size too, which is the padding value; else int32."""
         return "int16" if self.codebook_size < 1 << 15 else "int32"
 
     def num_frames(self, num_samples: int) -> int:
-        """Codes, of each codebook, of a clip of so many samples; a last part of a frame counts as one."""
+        """Codes per codebook of a clip with `num_samples` samples; an incomplete last frame counts."""
         return math.ceil(num_samples / self.hop_length)
 
     @classmethod
     def read(cls, path: Path) -> CodecConfig:
         """Read a config.json.
 
-        Raises ConfigError for a codec that this recipe cannot use, CheckpointError for what is no configuration.
+        Raises ConfigError for a codec that is not supported, CheckpointError for a file that is not a configuration.
         """
         family = _family(path)
         try:
@@ -94,28 +94,30 @@ class CodecConfig:
 
 
 def max_frames(config: CodecConfig) -> int:
-    """The frames of the longest clip that is taken."""
+    """The number of frames of the longest clip that is accepted."""
     return int(MAX_SECONDS * config.code_rate)
 
 
 def _family(path: Path) -> str:
-    """The model type that a config.json names; one of `FAMILIES`."""
+    """The model type in a config.json, which must be one of `FAMILIES`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         family = content["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: is not the config.json of a transformers model ({error!r})") from error
     if family not in FAMILIES:
-        raise ConfigError(f"--codec-model: {path} is of a model {family!r}; it must be {' or '.join(FAMILIES)}")
+        raise ConfigError(f"--codec-model: {path} has the model type {family!r}; it must be {' or '.join(FAMILIES)}")
     return str(family)
 
 
 def _check(path: Path, found: Any) -> None:
-    """Raise ConfigError for what this recipe does not do with a codec."""
+    """Raise ConfigError if the codec uses something that this recipe does not support."""
     channels = getattr(found, "audio_channels", 1)
     if channels != 1:
         raise ConfigError(f"--codec-model: {path} takes {channels} channels; it must take one, as clips are read mono")
     if getattr(found, "normalize", False):
         raise ConfigError(f"--codec-model: {path} normalises loudness (normalize); {NO_SCALES}")
     if getattr(found, "chunk_length_s", None) is not None:
-        raise ConfigError(f"--codec-model: {path} codes overlapping chunks (chunk_length_s); use one that does not")
+        raise ConfigError(
+            f"--codec-model: {path} encodes overlapping chunks (chunk_length_s); use a codec that does not"
+        )

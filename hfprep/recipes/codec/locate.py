@@ -1,4 +1,4 @@
-"""Where a codec's files are: a folder, or a hub id and the hub's cache. Only safetensors files are weights."""
+"""Finds a codec's files in a folder, or by hub id in the hub's cache. Weights are read from safetensors files only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TOKENIZER_JSON, SENTENCEPIECE_NAMES = "tokenizer.json", ("tokenizer.model", "bpe
 
 @dataclass(frozen=True)
 class CodecFiles:
-    """The codec's config.json and weights, all of one folder."""
+    """The codec's config.json and weights, in one folder."""
 
     config: Path
     weights: tuple[Path, ...]
@@ -23,7 +23,7 @@ class CodecFiles:
 def locate(value: str | None, *, fetch: bool) -> CodecFiles:
     """Find a codec by a folder or a hub id.
 
-    Raises ConfigError where none is given, CheckpointError that names what is missing.
+    Raises ConfigError if none is given, CheckpointError with a list of missing files.
     """
     if not value:
         raise ConfigError("--codec-model is missing; give the folder or hub id of a codec, such as kyutai/mimi")
@@ -48,11 +48,11 @@ def _complete(folder: Path) -> bool:
 
 
 def tokenizer_file(value: Path) -> Path:
-    """The file of a tokenizer: itself, or in its folder tokenizer.json or else a SentencePiece model."""
+    """A tokenizer's file: `value` itself, or tokenizer.json or else a SentencePiece model in the folder `value`."""
     if not value.is_dir():
         return value
     for name in (TOKENIZER_JSON, *SENTENCEPIECE_NAMES):
         if (value / name).is_file():
             return value / name
     names = ", ".join((TOKENIZER_JSON, *SENTENCEPIECE_NAMES))
-    raise ConfigError(f"--tokenizer {str(value)!r} is a folder without a tokenizer; it must hold one of {names}")
+    raise ConfigError(f"--tokenizer {str(value)!r} is a folder without a tokenizer; it must contain one of {names}")

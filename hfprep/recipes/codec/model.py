@@ -1,11 +1,11 @@
-"""A codec of transformers on a device: samples to codes, its class and its weights unchanged.
+"""A codec from transformers on a device: samples to codes, with the library's class and weights unchanged.
 
-Gives `CodecModel`. When it is loaded, short clips alone and beside a longer one show whether padding on the right
-reaches real frames: always where a codec looks ahead, and in the shortest clips where it fills up what is before a clip
-with its mirror image. Such clips must be in a batch with clips of as many frames only.
+Provides `CodecModel`. On loading, it encodes short clips alone and padded beside a longer one, to find out whether
+padding changes real frames. It always does if the codec looks ahead, and in the shortest clips if the codec pads the
+left with a reflection of the clip. Such clips may only be batched with clips of the same length.
 
-A clip's last frame, where samples for it are missing, is filled with zeros, in a batch and alone. So what the networks
-are given of a clip is whole frames, and a causal codec gives the same codes whatever comes after.
+An incomplete last frame is filled up with zeros, in a batch and alone. So the networks always see whole frames, and a
+causal codec gives the same codes whatever follows.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from hfprep.recipes.codec.config import FAMILIES, MIN_FRAMES, CodecConfig, max_f
 from hfprep.recipes.codec.schema import CODES
 
 PRECISION = "fp32"
-# What shows what padding does: noise of so many frames, beside a longer clip. A change may be too small to reach a code
-# of these clips and still reach one of others: all clips up to twice the longest that changed are suspect.
+# The effect of padding is measured on noise of this many frames, beside a longer clip. A change may be too small to
+# change a code here and still change codes of other clips, so all clips up to twice the longest that changed are
+# suspect.
 PROBE_FRAMES = (1, 3, 6, 10)
 PROBE_LOUDNESS = 0.1
 SUSPECT = 2
 
 
 def open_codec(folder: Path) -> Any:
-    """The library's model of a folder, from safetensors alone, float32 on the CPU.
+    """Load the library's model from the safetensors files of a folder, float32 on the CPU.
 
-    Raises CheckpointError where the weights are not what config.json says.
+    Raises CheckpointError if the weights do not match config.json.
     """
     from transformers import AutoModel
 
@@ -61,9 +62,9 @@ def open_codec(folder: Path) -> Any:
 def encode_plainly(
     folder: Path, config: CodecConfig, num_codebooks: int
 ) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
-    """The library called for one clip after another on the CPU, without anything else of this module.
+    """The library's plain `encode`, one clip at a time on the CPU, as a reference for this module.
 
-    Gives a function from samples, float32 (num_samples,), to `codes` (codebooks, T).
+    Returns a function from samples, float32 (num_samples,), to `codes` (codebooks, T).
     """
     codec, argument = open_codec(folder).eval(), FAMILIES[config.family].codebooks_argument
 
@@ -87,7 +88,7 @@ class CodecModel:
     min_frames = MIN_FRAMES
 
     def __init__(self, codec: nn.Module, config: CodecConfig, num_codebooks: int) -> None:
-        """Take a codec that is on its device already. Raises CheckpointError where its codes are not as configured."""
+        """Take a codec that is already on its device. Raises CheckpointError if its codes have the wrong shape."""
         self.codec: Any = codec.eval().requires_grad_(False)
         self.config = config
         self.num_codebooks = num_codebooks
@@ -99,9 +100,9 @@ class CodecModel:
     def load(
         cls, folder: Path, config: CodecConfig, num_codebooks: int, *, device: torch.device, precision: str = PRECISION
     ) -> CodecModel:
-        """Load a folder's safetensors by AutoModel, to compute in float32.
+        """Load the safetensors files of a folder with AutoModel, to compute in float32.
 
-        Raises ConfigError for another precision, CheckpointError where the weights are not what config.json says.
+        Raises ConfigError for another precision, CheckpointError if the weights do not match config.json.
         """
         if precision != PRECISION:
             raise ConfigError(f"--precision is {precision!r}; codecs compute in {PRECISION} only")
@@ -115,9 +116,9 @@ class CodecModel:
     def __call__(
         self, inputs: Tensor, lengths: Tensor, groups: frozenset[str] = frozenset({CODES})
     ) -> dict[str, Tensor]:
-        """Codes of a padded batch: `codes` (B, codebooks, T), int16 or int32, T the most frames of a clip.
+        """Codes of a padded batch: `codes` (B, codebooks, T), int16 or int32; T is the longest clip's frames.
 
-        `inputs` float32 (B, S) on the model's device, zero past a clip's end; `lengths` int64 (B,) on the CPU, samples.
+        `inputs`: float32 (B, S) on the model's device, zero-padded; `lengths`: int64 (B,) on the CPU, in samples.
         Raises ValueError for a batch of another shape, and for padding that would change codes.
         """
         if inputs.ndim != 2 or lengths.shape != inputs.shape[:1]:
@@ -126,7 +127,9 @@ class CodecModel:
         if min(frames) < self.min_frames or max(frames) > self.max_frames:
             raise ValueError(f"clips have from {min(frames)} to {max(frames)} frames; allowed: 1 to {self.max_frames}")
         if min(frames) != max(frames) and min(frames) < self.pads_from:
-            raise ValueError(f"padding changes codes of clips of less than {self.pads_from} frames; batch equal ones")
+            raise ValueError(
+                f"padding changes the codes of clips under {self.pads_from} frames; batch them by equal length"
+            )
         if CODES not in groups:
             return {}
         whole = max(frames) * self.config.hop_length
@@ -138,11 +141,11 @@ class CodecModel:
         wanted = {"bandwidth": self.config.bandwidth} if argument is None else {argument: self.num_codebooks}
         with torch.inference_mode(), computing(PRECISION, samples.device):
             codes: Tensor = self.codec.encode(samples[:, None], **wanted).audio_codes
-        codes = codes[0] if codes.ndim == 4 else codes  # of one chunk, (1, B, codebooks, T)
+        codes = codes[0] if codes.ndim == 4 else codes  # (num_chunks = 1, B, codebooks, T)
         return codes[:, : self.num_codebooks].to(self.dtype)
 
     def _pads_from(self) -> int:
-        """The fewest frames of a clip that has the codes beside a longer one that it has alone."""
+        """The smallest number of frames from which a clip has the same codes in a padded batch as alone."""
         hop, longest, count = self.config.hop_length, PROBE_FRAMES[-1] + 1, len(PROBE_FRAMES)
         clips = PROBE_LOUDNESS * torch.randn(count, longest * hop, generator=torch.Generator().manual_seed(0))
         for clip, frames in zip(clips, PROBE_FRAMES, strict=True):
@@ -157,8 +160,8 @@ class CodecModel:
         return self.max_frames + 1 if changed == PROBE_FRAMES[-1] else SUSPECT * changed + 1
 
     def _checked(self, codes: Tensor, rows: int, frames: int) -> Tensor:
-        """The codes, if they have the shape that config.json promises; CheckpointError otherwise."""
+        """The codes, if they have the shape that follows from config.json; raises CheckpointError otherwise."""
         found, wanted = tuple(codes.shape), (rows, self.num_codebooks, frames)
         if found != wanted:
-            raise CheckpointError(f"the codec gives codes of shape {found}; its config.json says {wanted}")
+            raise CheckpointError(f"the codec's codes have the shape {found}; its config.json implies {wanted}")
         return codes

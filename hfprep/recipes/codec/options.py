@@ -11,5 +11,5 @@ class CodecOptions:
     """The codec, and the tokenizer if text ids are wanted."""
 
     tokenizer: Path | None = option(None, "Codec: SentencePiece model or tokenizer.json; default: no text ids.")
-    codec_model: str | None = option(None, "Neural codec of transformers (Mimi, EnCodec, DAC): a folder or hub id.")
+    codec_model: str | None = option(None, "Neural codec from transformers (Mimi, EnCodec, DAC): a folder or hub id.")
     num_codebooks: int | None = option(None, "Codec: only the first N codebooks; default: all.")

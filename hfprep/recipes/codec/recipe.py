@@ -1,4 +1,4 @@
-"""Any of the neural codecs that transformers carries: codes of its codebooks, and text ids if there is a tokenizer."""
+"""Neural codecs in transformers: the codes of a codec's codebooks, and text ids if there is a tokenizer."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Codec:
         return {CODES: codes} if self.tokenizer is None else {CODES: codes, TEXT: {"tokenizer": sha256["tokenizer"]}}
 
     def check(self) -> None:
-        """Everything was checked when it was found."""
+        """Nothing to do: `find` has checked everything."""
 
     def text_encoder(self) -> PlainText | None:
         return None if self.tokenizer is None else PlainText(self.tokenizer)

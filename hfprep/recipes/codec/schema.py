@@ -1,4 +1,4 @@
-"""The samples of a neural codec: codes of several codebooks and, where there is a tokenizer, text ids."""
+"""The samples of a neural codec: codes of several codebooks and, with a tokenizer, text ids."""
 
 from hfprep.recipes.codec.config import CodecConfig
 from hfprep.schema import Column, Group, Schema
@@ -8,7 +8,7 @@ CODES, TEXT = "codes", "text"
 
 
 def schema_of(config: CodecConfig, num_codebooks: int, vocabulary: int | None = None) -> Schema:
-    """The schema of a codec's first codebooks; with text ids where there is a `vocabulary` of that size."""
+    """The schema of the first `num_codebooks` codebooks; with text ids if a `vocabulary` size is given."""
     size = config.codebook_size
     codes = Column("codes", config.code_dtype, ("codebooks", "code_len"), CODES, "codes", size=size, pad=size,
                    about=f"rows of the codec's codebooks, {config.code_rate:g} a second")  # fmt: skip

@@ -1,7 +1,6 @@
-"""Token ids of a text as it stands: by a SentencePiece model, or by the tokenizer.json of a Hugging Face tokenizer.
+"""Token ids of the unmodified text, from a SentencePiece model or the tokenizer.json of a Hugging Face tokenizer.
 
-Nothing is normalised but by the tokenizer itself, and no special tokens are added: what a model puts around a text is
-the trainer's business.
+Only the tokenizer itself normalises, and no special tokens are added: that is up to the trainer.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ JSON_SUFFIX = ".json"
 
 
 class PlainText:
-    """Text to ids. Safe to call from several threads, and picklable (a copy opens the file anew)."""
+    """Text to ids. Thread-safe, and picklable (a copy reopens the file)."""
 
     def __init__(self, path: Path) -> None:
-        """Open a tokenizer; raises ConfigError where the file is missing or none."""
+        """Open a tokenizer; raises ConfigError if the file is missing or is not a tokenizer."""
         if not path.is_file():
             raise ConfigError(f"tokenizer not found: {path}; give a SentencePiece model or a tokenizer.json")
         self.path = path
@@ -37,17 +36,17 @@ class PlainText:
         return PlainText, (self.path,)
 
     def fingerprint(self) -> str:
-        """What the ids depend on besides the text."""
+        """Everything that the ids depend on, apart from the text."""
         return f"plain text, tokenizer {self._sha256}"
 
     def doubt(self, text: str, language: str | None) -> None:
-        """Nothing: no grammar is chosen."""
+        """Always None: no grammar is used."""
         del text, language
 
     def encode(self, text: str, language: str | None = None) -> np.ndarray:
-        """The token ids of a text, int32 (text_len,), by which language is not asked.
+        """The token ids of a text, int32 (text_len,); the language does not matter.
 
-        Raises RejectedSample: empty_text where there is no token, text_failed where the text cannot be read.
+        Raises RejectedSample: empty_text if there is no token, text_failed if the text cannot be encoded.
         """
         del language
         try:
@@ -60,7 +59,7 @@ class PlainText:
         return ids
 
     def tokenize(self, text: str, language: str | None = None) -> Tokenized:
-        """A text's ids with its pieces and those that are unknown; raises as `encode` does."""
+        """A text's ids, its pieces, and the unknown ones among them; raises as `encode` does."""
         ids = self.encode(text, language)
         pieces = tuple(self._model.pieces(text))
         unknown = tuple(piece for piece, token in zip(pieces, ids, strict=True) if token == self._model.unknown)
@@ -69,7 +68,7 @@ class PlainText:
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """Ids and pieces of a text, the id of what is unknown (None: there is none), and the size of the vocabulary."""
+    """Functions from text to ids and to pieces, the id of the unknown token if there is one, the vocabulary size."""
 
     ids: Callable[[str], Any]
     pieces: Callable[[str], Any]

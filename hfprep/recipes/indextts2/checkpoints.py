@@ -1,8 +1,8 @@
-"""The published IndexTTS-2 checkpoint files: what must be in them, and how the parts of gpt.pth are read.
+"""The published IndexTTS-2 checkpoint files: which tensors they must have, and how they are loaded.
 
-Gives loaders for the semantic codec and the conditioning branches, and `expected_shapes`, the names and shapes of every
-tensor that is needed (random model sets can be made from it). Weights stay memory-mapped, and what is not needed (most
-of gpt.pth) never enters memory. The names inside the networks are those of `recipes.networks`.
+Provides loaders for the semantic codec and the conditioning branches, and `expected_shapes`, the name and shape of
+every required tensor (random model sets can be made from it). Weights stay memory-mapped, so unused tensors (most of
+gpt.pth) are never read. `recipes.networks` maps tensor names to the networks.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ STATISTICS_FILE = "wav2vec2bert_stats.pt"
 
 CONDITIONER_PREFIXES = ("conditioning_encoder.", "perceiver_encoder.")
 
-# Tensors of the published files from which no feature is computed. What is in neither list nor map is an error where
-# it stands among needed tensors (a file of another architecture) and ignored elsewhere.
+# Tensors of the published files that no feature depends on. Other unknown tensors are ignored too, except under the
+# prefixes of needed tensors, where they mean another architecture and are an error.
 IGNORED_PREFIXES: dict[str, tuple[str, ...]] = {
     GPT_FILE: (
         "gpt.",
@@ -79,10 +79,10 @@ def expected_shapes(
     emotion_width: int | None = None,
     num_positions: int = POSITION_ROWS,
 ) -> dict[str, dict[str, tuple[int, ...]]]:
-    """The shapes of all needed tensors: {file of a models folder: {tensor name: shape}}.
+    """The shapes of all required tensors: {file in a models folder: {tensor name: shape}}.
 
-    `num_latents`, `emotion_width` (the semantic width if None) and `num_positions` are nowhere in the configs; the
-    loaders read them from the tensors' own shapes.
+    `num_latents`, `emotion_width` (the semantic width if None) and `num_positions` are not in the configs; the loaders
+    read them from the tensors' shapes.
     """
     size = semantic_config.hidden_size
     with torch.device("meta"):
@@ -148,12 +148,12 @@ def load_semantic_codec(path: Path, config: ModelConfig) -> SemanticCodec:
 def check_tensors(
     tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], *, file: str, path: Path
 ) -> None:
-    """Hold a file's tensors against the needed names and shapes; `file` says which of the published files this is.
+    """Check a file's tensors against the required names and shapes; `file` is the key in `NEEDED_PREFIXES`.
 
-    Raises CheckpointError that lists the missing tensors, the unexpected ones among the needed, and those of another
-    shape or without real numbers.
+    Raises CheckpointError with the missing tensors, the unexpected ones, and those of another shape or not of a
+    floating-point type.
     """
-    ignored = () if file == SEMANTIC_FILE else IGNORED_PREFIXES[file]  # of its layers the first ones are needed
+    ignored = () if file == SEMANTIC_FILE else IGNORED_PREFIXES[file]  # its first layers are needed
     named_tensors.check_tensors(tensors, shapes, path=path, needed=NEEDED_PREFIXES[file], ignored=ignored)
 
 

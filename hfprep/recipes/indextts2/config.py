@@ -1,8 +1,7 @@
-"""What hfprep needs to know of a model's config.yaml.
+"""The part of IndexTTS-2's config.yaml that features depend on.
 
-Gives `ModelConfig`, frozen and validated, with one section for each part that is computed. Takes the path of the
-file. Knows nothing of tensors, of where the other model files lie, or of the options of a run. Keys that hfprep does
-not compute from are ignored; values that it cannot compute are refused by name.
+Provides `ModelConfig`, frozen and validated, with a section for each network. Keys that hfprep does not use are
+ignored; unsupported values raise an error with the name of the key.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ CONDITION_TYPE = "conformer_perceiver"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The parts of config.yaml from which features are computed, checked once.
+    """The validated parts of config.yaml that features depend on.
 
     `model_dim` is the width of the latents; `max_mel_tokens` and `max_text_tokens` are the GPT's code and text
-    positions; `number_text_tokens` bounds the tokenizer. `w2v_stat` and `gpt_checkpoint` are file names as they are
-    written in the config, relative to its folder (`gpt_checkpoint` is None where the config names none).
+    positions; `number_text_tokens` bounds the tokenizer. `w2v_stat` and `gpt_checkpoint` are file names as written in
+    the config, relative to its folder (`gpt_checkpoint` is None if it is absent).
     """
 
     path: Path
@@ -40,7 +39,7 @@ class ModelConfig:
     def read(cls, path: str | Path) -> ModelConfig:
         """Read and check a config.yaml.
 
-        Raises ConfigError that names the file, the key, its value and what is allowed.
+        Raises ConfigError with the file, the key, its value and what is allowed.
         """
         path = Path(path)
         root = read_config(path)
@@ -61,11 +60,11 @@ class ModelConfig:
 
 
 def _codec_config(section: Section) -> SemanticCodecConfig:
-    # The codec's own code downsamples only for values above 1, and no published IndexTTS-2 config has any.
+    # The published code downsamples only for values above 1, which no published IndexTTS-2 config has.
     if section.values.get("downsample_scale") not in (None, 1):
         raise section.error(
             "downsample_scale",
-            f"is {str(section.values['downsample_scale'])[:60]!r}; hfprep computes codecs that do not downsample "
+            f"is {str(section.values['downsample_scale'])[:60]!r}; hfprep supports codecs that do not downsample "
             "(1 or absent)",
         )
     return codec_config(section)

@@ -1,8 +1,8 @@
-"""From input features to codes, condition latents and emotion vector: the four models, one after the other.
+"""From input features to codes, condition latents and emotion vector, through four networks.
 
-Gives `FeatureModel` and its result `FeatureTensors`. Takes padded batches of tensors. Knows nothing of audio, of
-samples or of what to do when memory runs out: every step is an attribute (`semantic_encoder`, `semantic_codec`,
-`conditioner`, `emotion_conditioner`) that a caller may time, replace or make fail.
+Provides `FeatureModel`, which takes padded batches of tensors. Each network is an attribute (`semantic_encoder`,
+`semantic_codec`, `conditioner`, `emotion_conditioner`) that a caller may time, replace or make fail. Running out of
+memory is handled by the caller.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class FeatureModel(SemanticModel):
         self.semantic_codec: SemanticCodec | FusedSemanticCodec = semantic_codec
         self.conditioner: Conditioner | FusedConditioner = conditioner
         self.emotion_conditioner: EmotionConditioner | FusedConditioner = emotion_conditioner
-        emotion_conditioner.conformer.subsampling.scratch = conditioner.conformer.subsampling.scratch  # by turns
+        emotion_conditioner.conformer.subsampling.scratch = conditioner.conformer.subsampling.scratch  # never at once
         self.config = config
         self.min_frames = MIN_FRAMES
         rows = min(branch.conformer.position_table.shape[1] for branch in (conditioner, emotion_conditioner))
@@ -76,8 +76,8 @@ class FeatureModel(SemanticModel):
     ) -> FeatureModel:
         """Load all parts from `files`, to compute in `precision`; in fp32 on a CPU the weights stay memory-mapped.
 
-        Raises CheckpointError where a file is not what `config` and the semantic model's config.json say, and
-        ConfigError where the device cannot compute in that precision.
+        Raises CheckpointError if a file does not match `config` or the semantic model's config.json, and ConfigError if
+        the device does not support that precision.
         """
         require(precision, torch.device(device))
         encoder = load_semantic_encoder(files.semantic_config, files.semantic_weights, files.w2v_stat)
@@ -116,11 +116,11 @@ class FeatureModel(SemanticModel):
     def forward(self, inputs: Tensor, lengths: Tensor, groups: frozenset[str] = AUDIO_GROUPS) -> dict[str, Tensor]:
         """Compute the features of a padded batch.
 
-        `inputs` float32 on the model's device: input features (B, T, 160), of which what stands in the padding may be
-        any finite numbers, or samples at 16 kHz (B, S), zero past a clip's end. `lengths` (B,) int64 on the CPU: the
-        frames or samples of each clip, which has from `min_frames` to `max_frames`.
-        Returns the columns of `groups` on the model's device: `codes` (B, T) int32, of which the first lengths[b] are
-        clip b's; `condition` (B, L, M) float32; `emo_vec` (B, M) float32.
+        `inputs`: float32 on the model's device, either input features (B, T, 160), padded with any finite numbers, or
+        samples at 16 kHz (B, S), zero-padded. `lengths`: (B,) int64 on the CPU, the frames or samples of each clip,
+        which must have from `min_frames` to `max_frames` frames.
+        Returns the columns of `groups` on the model's device: `codes` (B, T) int32, with lengths[b] codes of clip b;
+        `condition` (B, L, M) float32; `emo_vec` (B, M) float32.
         Raises ValueError for lengths out of range or a batch of another shape.
         """
         input_features, lengths = semantic_inputs(inputs, lengths)
@@ -138,12 +138,12 @@ class FeatureModel(SemanticModel):
         return self.by_parts(frames, compute_part)
 
     def _compute(self, input_features: Tensor, mask: FrameMask, *, groups: frozenset[str]) -> dict[str, Tensor]:
-        """The features of a batch that is padded or packed, in its order."""
+        """The features of a padded or packed batch, in the batch's order."""
         device, found = input_features.device, {}
         with torch.inference_mode(), computing(self.precision, device):
             semantic = self.semantic_encoder(input_features, mask)
             if CODES in groups:
-                # A rounding error can change a code, and the codec is a twentieth of the work: always full precision.
+                # A rounding error can change a code, and the codec is only 5 % of the work, so it always runs in fp32.
                 with computing("fp32", device):
                     codes = self.semantic_codec(semantic, mask).to(torch.int32)
                 if mask.packed:
@@ -155,7 +155,7 @@ class FeatureModel(SemanticModel):
         return found
 
     def check_batch(self, input_features: Tensor, lengths: Tensor) -> None:
-        """Raise ValueError where the batch is not one that `forward` takes."""
+        """Raise ValueError if `forward` cannot take this batch."""
         if input_features.ndim != 3 or lengths.shape != input_features.shape[:1]:
             raise ValueError(
                 f"input_features {tuple(input_features.shape)} and lengths {tuple(lengths.shape)} "
@@ -164,6 +164,6 @@ class FeatureModel(SemanticModel):
         shortest, longest = int(lengths.min()), int(lengths.max())
         if shortest < self.min_frames or longest > min(self.max_frames, input_features.shape[1]):
             raise ValueError(
-                f"lengths go from {shortest} to {longest} frames; they must lie between {self.min_frames} and "
+                f"lengths are from {shortest} to {longest} frames; they must be between {self.min_frames} and "
                 f"{self.max_frames}, and within the batch's {input_features.shape[1]}"
             )

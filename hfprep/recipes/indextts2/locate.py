@@ -1,8 +1,8 @@
-"""Where the model files are: a models folder, single paths, or the hub's cache.
+"""Finds IndexTTS-2's files: in a models folder, by individual paths, or in the hub's cache.
 
-Gives `ModelFiles`, the local path of every file that is read, and `locate`, which finds them and fetches from the hub
-what is not on this machine. What is cached is found without any network. Knows nothing of what the files hold, apart
-from the file name that config.yaml gives for the statistics.
+Provides `ModelFiles`, the local path of every file that is read, and `locate`, which finds them and downloads what is
+not on this machine. Cached files are found without network access. Of the files' contents, only the name of the
+statistics in config.yaml is used.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GPT_FILE = "gpt.pth"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFiles(SemanticFiles):
-    """The local path of every model file; all exist."""
+    """The local path of every model file. All exist."""
 
     config: Path
     gpt_checkpoint: Path
@@ -38,15 +38,14 @@ class ModelFiles(SemanticFiles):
 
 
 def locate(options: IndexTTS2Options, *, fetch: bool = True) -> ModelFiles:
-    """Find every model file, from the hub's cache or the hub where a part is given as a hub id or not at all.
+    """Find every model file. Models given by hub id, or not given, come from the hub's cache or the hub.
 
-    Without `fetch` what is not on this machine is missing.
+    If not `fetch`, files that are not on this machine count as missing.
 
-    The folder `models` holds config.yaml, gpt.pth (or the name that the config gives), the statistics, w2v-bert-2.0/
-    and semantic_codec/model.safetensors; each other option takes the place of one of them. `semantic_model` is a
-    folder or hub id, `semantic_codec` a file, a folder or a hub id.
-    Raises ConfigError where a needed option is not given or config.yaml is not valid, and CheckpointError that lists
-    every missing file with the command that gets it.
+    `models` is a folder with config.yaml, gpt.pth (or the name that the config gives), the statistics, w2v-bert-2.0/
+    and semantic_codec/model.safetensors; the other options override single files of it. `semantic_model` is a folder
+    or hub id, `semantic_codec` a file, a folder or a hub id. Raises ConfigError if a required option is missing or
+    config.yaml is not valid, and CheckpointError with a list of missing files and the commands that get them.
     """
     folder = models_folder(options.models)
     config_path = given_path(options.config, folder, CONFIG_FILE, "--config")
@@ -63,7 +62,7 @@ def locate(options: IndexTTS2Options, *, fetch: bool = True) -> ModelFiles:
     wanted = "the semantic codec: give a .safetensors file or a hub id with --semantic-codec"
     codec = find_file(options.semantic_codec, folder, (CODEC_FILE,), SEMANTIC_CODEC, missing, wanted)
     missing.raise_any()
-    assert semantic is not None  # else it was missing
+    assert semantic is not None  # otherwise raise_any has raised
     assert codec is not None
     return ModelFiles(
         config=config_path,

@@ -1,4 +1,4 @@
-"""The options that name the files of IndexTTS-2."""
+"""The options for the files of IndexTTS-2."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from hfprep.recipes.base import option
 
 @dataclass(frozen=True, kw_only=True)
 class IndexTTS2Options:
-    """Where the model files are. They are needed unless `models` names a folder of them."""
+    """Paths of the model files. They are required unless `models` is given."""
 
     models: Path | None = option(None, "Folder with all model files; used for model paths that are not given.")
     tokenizer: Path | None = option(None, "SentencePiece model (bpe.model).")
@@ -22,7 +22,7 @@ class IndexTTS2Options:
 
     @property
     def tokenizer_path(self) -> Path:
-        """The tokenizer in force: `tokenizer`, else bpe.model in the folder `models`."""
+        """The tokenizer's path: `tokenizer`, or else bpe.model in the folder `models`."""
         if self.tokenizer is not None:
             return self.tokenizer
         if self.models is None:

@@ -1,4 +1,4 @@
-"""What is known of IndexTTS-2 before its weights are here: its files on the hub and its limits."""
+"""What is known about IndexTTS-2 without its weights: its files on the hub and its limits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DOWNLOADS = (
 
 
 def _published() -> ModelConfig:
-    """The config of the published checkpoint, as far as features depend on it."""
+    """The parts of the published checkpoint's config that features depend on."""
 
     def branch(linear_units: int, num_blocks: int, heads: int) -> ConditionConfig:
         return ConditionConfig(
@@ -55,7 +55,7 @@ PUBLISHED_CONFIG = _published()
 
 
 def config_of(options: IndexTTS2Options) -> ModelConfig:
-    """The config.yaml that the options name, or that of the published model where they name none."""
+    """The config.yaml in the options, or that of the published model if there is none."""
     if options.config is not None:
         return ModelConfig.read(options.config)
     folder = models_folder(options.models)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class IndexTTS2Models(SemanticModelSet):
-    """The files of one IndexTTS-2, found and checked."""
+    """The files of an IndexTTS-2 model, found and checked."""
 
     located: ModelFiles
     tokenizer: Path
@@ -114,7 +114,7 @@ class IndexTTS2:
     published = PUBLISHED
 
     def recognises(self, options: IndexTTS2Options) -> bool:
-        """Whatever nobody else claims is taken for IndexTTS-2, whose messages then say what is missing."""
+        """Always true, as the last resort: its error messages then say what is missing."""
         del options
         return True
 
@@ -146,7 +146,7 @@ class IndexTTS2:
 
 
 def _compare_sizes(encoder: TextTokenizer, options: IndexTTS2Options, config: ModelConfig) -> None:
-    """Say where a tokenizer is larger than the checkpoint, if that is here already."""
+    """Warn if the tokenizer is larger than the checkpoint, if the checkpoint is present."""
     checkpoint = options.gpt_checkpoint
     if checkpoint is None and options.models is not None:
         checkpoint = options.models / (config.gpt_checkpoint or "gpt.pth")

@@ -34,7 +34,7 @@ PUBLISHED = make_schema(vocabulary=12000, codebook=8192, width=1280, text_positi
 
 
 def schema_of(config: ModelConfig) -> Schema:
-    """The schema that a checkpoint's config.yaml gives."""
+    """The schema for a checkpoint's config.yaml."""
     return make_schema(
         vocabulary=config.number_text_tokens,
         codebook=config.semantic_codec.codebook_size,

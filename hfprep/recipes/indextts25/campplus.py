@@ -1,7 +1,7 @@
-"""campplus_cn_common.bin: the tensors of the published CAM++ network, and how they become hfprep's.
+"""campplus_cn_common.bin: the tensors of the published CAM++ network, converted to hfprep's.
 
-Gives `load_campplus`, `campplus_config` and `campplus_shapes` (random model sets can be made from them). The widths are
-read from the tensors. Batch norms are folded, in double precision, into the convolution before them or into a scale
+Provides `load_campplus`, `campplus_config` and `campplus_shapes` (random model sets can be made from them). The widths
+are read from the tensors. Batch norms are folded in double precision, into the preceding convolution or into a scale
 and a shift.
 """
 
@@ -21,12 +21,12 @@ EPS = 1e-5
 PUBLISHED = CampplusConfig(
     head_channels=32, channels=128, bottleneck=128, context=64, growth=32, num_layers=(12, 24, 16), vector=192
 )
-_COUNTER = ".num_batches_tracked"  # of training; a file may leave it out
+_COUNTER = ".num_batches_tracked"  # only for training; files may omit it
 _BLOCKS = range(len(DILATIONS))
 
 
 def load_campplus(path: Path) -> Campplus:
-    """Load the network, memory-mapped until it is folded.
+    """Load the network. The file is memory-mapped, then folded.
 
     Raises CheckpointError that lists what is missing, unexpected or of another shape.
     """
@@ -40,7 +40,7 @@ def load_campplus(path: Path) -> Campplus:
 
 
 def campplus_config(tensors: Mapping[str, Tensor]) -> CampplusConfig:
-    """The widths that a file's tensors have; the published ones where a tensor is missing."""
+    """The widths of a file's tensors, or the published ones for missing tensors."""
 
     def size(name: str, dimension: int, published: int) -> int:
         tensor = tensors.get(name)
@@ -60,13 +60,13 @@ def campplus_config(tensors: Mapping[str, Tensor]) -> CampplusConfig:
 
 
 def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """The highest number that follows a prefix in the names."""
+    """The highest number after a prefix in the tensors' names."""
     numbers = [name.removeprefix(prefix).partition(".")[0] for name in tensors if name.startswith(prefix)]
     return max((int(number) for number in numbers if number.isdecimal()), default=0)
 
 
 def campplus_shapes(config: CampplusConfig) -> Shapes:
-    """The names and shapes of all needed tensors."""
+    """The names and shapes of all required tensors."""
     channels = config.head_channels
     shapes: Shapes = {"head.conv1.weight": (channels, 1, 3, 3), **_norm("head.bn1", channels)}
     for layer in (1, 2):
@@ -116,7 +116,7 @@ def _norm(name: str, channels: int, *, affine: bool = True) -> Shapes:
 
 
 class _Source:
-    """A file's tensors in double precision, and what its batch norms do to them."""
+    """A file's tensors in double precision, with batch norms folded."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = tensors
@@ -125,7 +125,7 @@ class _Source:
         return self._tensors[name].double()
 
     def norm(self, name: str) -> tuple[Tensor, Tensor]:
-        """A batch norm as a scale and a shift of each channel."""
+        """A batch norm as a scale and a shift per channel."""
         scale = (self(f"{name}.running_var") + EPS).rsqrt()
         if f"{name}.weight" in self._tensors:
             scale = scale * self(f"{name}.weight")
@@ -133,13 +133,13 @@ class _Source:
         return scale, shift + self(f"{name}.bias") if f"{name}.bias" in self._tensors else shift
 
     def folded(self, convolution: str, norm: str) -> tuple[Tensor, Tensor]:
-        """Weight and bias of a convolution without bias and the batch norm behind it."""
+        """Weight and bias of a convolution (without bias) and the batch norm after it."""
         weight = self(f"{convolution}.weight")
         scale, shift = self.norm(norm)
         return weight * scale.view(-1, *(1 for _ in weight.shape[1:])), shift
 
     def folded_map(self, convolution: str, norm: str) -> tuple[Tensor, Tensor]:
-        """The same over mel bins and frames; ours is over frames and mel bins."""
+        """The same for 2D convolutions, transposed from (mel bins, frames) to hfprep's (frames, mel bins)."""
         weight, bias = self.folded(convolution, norm)
         return weight.transpose(2, 3), bias
 
@@ -174,7 +174,7 @@ def _folded(tensors: Mapping[str, Tensor], config: CampplusConfig) -> dict[str, 
 
 
 def _transit(source: _Source, name: str, *, last: bool) -> tuple[Tensor, Tensor]:
-    """The 1x1 convolution behind a dense block; the last one's is followed by the norm ahead of the statistics."""
+    """The 1x1 convolution after a dense block; the last one includes the norm before the statistics pooling."""
     if last:
         weight, bias = source.folded(f"{name}.linear", "xvector.out_nonlinear.batchnorm")
         return weight[:, :, 0], bias

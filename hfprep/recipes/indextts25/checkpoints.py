@@ -1,8 +1,8 @@
-"""The published IndexTTS-2.5 checkpoint files: what must be in them, and how their parts are loaded.
+"""The published IndexTTS-2.5 checkpoint files: which tensors they must have, and how they are loaded.
 
-Gives loaders for codec.pth and the emotion branch of gpt.pth, and `expected_shapes` (random model sets can be made from
-it). Weights stay memory-mapped; what is not needed (the GPT, the optimizer state that is two thirds of
-codec.pth) never enters memory. campplus.py has the speaker network's file, recipes.networks the names inside.
+Provides loaders for codec.pth and the emotion branch of gpt.pth, and `expected_shapes` (random model sets can be made
+from it). Weights stay memory-mapped, so unused tensors (the GPT; the optimizer state, two thirds of codec.pth) are never
+read. campplus.py loads the speaker network; `recipes.networks` maps tensor names to the networks.
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ def load_emotion(path: Path, config: Config, *, semantic_size: int) -> EmotionCo
 
 
 def downsampled_codec_shapes(config: Config) -> Shapes:
-    """Names and shapes of the needed tensors of codec.pth."""
+    """Names and shapes of the required tensors of codec.pth."""
     size = config.semantic_codec.hidden_size
     shapes: Shapes = {f"{_DOWN}weight": (size, size, 3), f"{_DOWN}bias": (size,)}
     return shapes | codec_shapes(config.semantic_codec)
 
 
 def expected_shapes(config: Config, semantic_config: SemanticEncoderConfig) -> dict[str, Shapes]:
-    """The shapes of all needed tensors, CAM++ at its published widths: {file of a models folder: {name: shape}}."""
+    """The shapes of all required tensors, CAM++ at its published widths: {file in a models folder: {name: shape}}."""
     size = semantic_config.hidden_size
     nothing: Mapping[str, Tensor] = {}
     emotion = emotion_branch(nothing, config.emotion, semantic_size=size, model_dim=config.model_dim)

@@ -1,7 +1,7 @@
-"""What hfprep needs to know of an IndexTTS-2.5 config.yaml, and by what 2.5 is told.
+"""The part of IndexTTS-2.5's config.yaml that features depend on, and how 2.5 is recognised.
 
-Gives `Config`, frozen and validated, and `named_file`. Takes the path of the file. The `version` in it tells nothing:
-the first published file says 2.0, names a tokenizer that 2.5 does not have, and files by paths of another machine.
+Provides `Config`, frozen and validated, and `named_file`. The config's `version` is unreliable: the first published
+file says 2.0. It also names a tokenizer that 2.5 does not have, and paths of another machine.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ CAMPPLUS_FILE = "campplus_cn_common.bin"
 _SPEAKER_PROJECTION = "spk_emb_proj.weight"
 _OF_INDEXTTS2 = ("conditioning_encoder.", "perceiver_encoder.", "speed_emb.")
 
-# What the model computes where the config says nothing, and hfprep in any case.
+# The model's defaults, and the only values that hfprep supports.
 _CODEC_CONSTANTS = {"downsample_scale": 2, "num_quantizers": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The parts of config.yaml from which features are computed, checked once.
+    """The validated parts of config.yaml that features depend on.
 
     `max_mel_tokens` and `max_text_tokens` are the GPT's code and text positions; `number_text_tokens` bounds the
-    vocabulary. `w2v_stat` and `gpt_checkpoint` are file names as the config has them, which need not be there.
+    vocabulary. `w2v_stat` and `gpt_checkpoint` are file names as in the config; the files may not exist.
     """
 
     path: Path
@@ -50,7 +50,7 @@ class Config:
     def read(cls, path: str | Path) -> Config:
         """Read and check a config.yaml.
 
-        Raises ConfigError that names the file, the key, its value and what is allowed.
+        Raises ConfigError with the file, the key, its value and what is allowed.
         """
         root = read_config(Path(path))
         gpt = root.section("gpt")
@@ -69,19 +69,19 @@ class Config:
 
 
 def names_indextts25(path: Path) -> bool:
-    """Whether a config.yaml is of IndexTTS-2.5: by the size of its vocabulary. Raises ConfigError as `read` does."""
+    """Whether a config.yaml is of IndexTTS-2.5, by its vocabulary size. Raises ConfigError as `read` does."""
     gpt = read_config(path).values.get("gpt")
     return isinstance(gpt, dict) and gpt.get("number_text_tokens") == NUM_TOKENS
 
 
 def is_indextts25(gpt_checkpoint: Path) -> bool:
-    """Whether a gpt.pth is IndexTTS-2.5's, by its tensors' names. Raises CheckpointError where it cannot be read."""
+    """Whether a gpt.pth is of IndexTTS-2.5, by its tensor names. Raises CheckpointError if it cannot be read."""
     names = read_shapes(gpt_checkpoint)
     return _SPEAKER_PROJECTION in names and not any(name.startswith(_OF_INDEXTTS2) for name in names)
 
 
 def named_file(folder: Path, named: str | None, fallback: str) -> Path:
-    """The file that a config in `folder` names: there, or by its last part beside the config, or else the fallback."""
+    """The file `named` by a config in `folder`: at its path, or by its name beside the config, or else the fallback."""
     for candidate in () if named is None else (folder / named, folder / Path(named).name):
         if candidate.is_file():
             return candidate
@@ -92,5 +92,5 @@ def _codec_config(section: Section) -> SemanticCodecConfig:
     for key, only in _CODEC_CONSTANTS.items():
         value = section.values.get(key)
         if value not in (None, only):
-            raise section.error(key, f"is {value!r}; hfprep computes {only} only ({only} or absent)")
+            raise section.error(key, f"is {value!r}; hfprep supports {only} only ({only} or absent)")
     return codec_config(section)

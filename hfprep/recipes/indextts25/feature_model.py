@@ -1,8 +1,8 @@
-"""From waveforms to codes, speaker vector and emotion vector: IndexTTS-2.5's models, one after the other.
+"""From waveforms to codes, speaker vector and emotion vector, through IndexTTS-2.5's networks.
 
-Gives `FeatureModel`. Takes padded batches of samples at 16 kHz, from which it makes what each network takes: the
-semantic encoder's input features and CAM++'s log mel energies differ in scale and mean. Every step is an attribute
-(`semantic_encoder`, `codec`, `speaker`, `emotion`) that a caller may time, replace or make fail.
+Provides `FeatureModel`, which takes padded batches of samples at 16 kHz and computes each network's input from them:
+the semantic encoder's input features and CAM++'s log mel energies differ in scale and mean. Each network is an
+attribute (`semantic_encoder`, `codec`, `speaker`, `emotion`) that a caller may time, replace or make fail.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from hfprep.models.kernels.conditioner import FusedEmotionConditioner
     from hfprep.recipes.indextts25.locate import ModelFiles
 
-MIN_FRAMES = 3  # of 20 ms, for the emotion branch; the speaker vector takes less
+MIN_FRAMES = 3  # of 20 ms, required by the emotion branch; the speaker vector needs fewer
 
 AUDIO_GROUPS = frozenset({CODES, SPEAKER, EMOTION})
 
@@ -46,7 +46,7 @@ Columns = dict[str, Tensor]
 class FeatureModel(SemanticModel):
     """The semantic encoder, the codec, CAM++ and the emotion branch.
 
-    With `reference_seconds` speaker and emotion vector are of the first so many seconds of a clip, as at inference.
+    With `reference_seconds`, speaker and emotion vectors are computed from only that much of a clip, as at inference.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class FeatureModel(SemanticModel):
     ) -> FeatureModel:
         """Load all parts from `files`, to compute in `precision`; in fp32 on a CPU the weights stay memory-mapped.
 
-        Raises CheckpointError where a file is not what `config` and the semantic model's config.json say, and
-        ConfigError where the device cannot compute in that precision.
+        Raises CheckpointError if a file does not match `config` or the semantic model's config.json, and ConfigError if
+        the device does not support that precision.
         """
         require(precision, torch.device(device))
         encoder = load_semantic_encoder(files.semantic_config, files.semantic_weights, files.w2v_stat)
@@ -117,13 +117,13 @@ class FeatureModel(SemanticModel):
         return self
 
     def forward(self, waveforms: Tensor, num_samples: Tensor, groups: Iterable[str] = AUDIO_GROUPS) -> Columns:
-        """Compute the columns of some groups for a batch of B clips.
+        """Compute the columns of `groups` for a batch of B clips.
 
-        waveforms: float32 (B, S) at 16 kHz, full scale 1.0, on the model's device, zeros beyond a clip's own samples;
-        num_samples: int64 (B,) on the CPU. A clip must have from `min_frames` to `max_frames` frames of 20 ms
-        (`num_input_frames`) and be one that `check_waveform` lets pass. Returns, on the model's device: `codes` int32
-        (B, ceil(T / 2)), of which the first ceil(T_b / 2) are clip b's; `spk_emb` float32 (B, E); `emo_vec` float32
-        (B, M). Raises ValueError for lengths out of range or a batch of another shape.
+        waveforms: float32 (B, S) at 16 kHz, full scale 1.0, on the model's device, zero-padded; num_samples: int64 (B,)
+        on the CPU. Clips must have from `min_frames` to `max_frames` frames of 20 ms (`num_input_frames`) and pass
+        `check_waveform`. Returns, on the model's device: `codes` int32 (B, ceil(T / 2)), with ceil(T_b / 2) codes of
+        clip b; `spk_emb` float32 (B, E); `emo_vec` float32 (B, M). Raises ValueError for lengths out of range or a
+        batch of another shape.
         """
         wanted = frozenset(groups) & AUDIO_GROUPS
         frames = self.check_batch(waveforms, num_samples)
@@ -136,7 +136,7 @@ class FeatureModel(SemanticModel):
         return self.by_parts(frames, compute)
 
     def _columns(self, waveforms: Tensor, num_samples: Tensor, groups: frozenset[str]) -> Columns:
-        """The columns of a batch: speaker and emotion vector of the beginning of clips that are too long for them."""
+        """The columns of a batch. Clips longer than `reference_samples` are cut for speaker and emotion vectors."""
         found: Columns = {}
         whole = num_samples
         if self.reference_samples:
@@ -159,7 +159,7 @@ class FeatureModel(SemanticModel):
         return found
 
     def _semantic(self, waveforms: Tensor, num_samples: Tensor, groups: frozenset[str]) -> Columns:
-        """Codes and emotion vectors, as `groups` has them, of whole clips."""
+        """Codes and emotion vectors, whichever are in `groups`, of whole clips."""
         if not groups & {CODES, EMOTION}:
             return {}
         longest = int(num_samples.max())
@@ -168,7 +168,7 @@ class FeatureModel(SemanticModel):
         with computing(self.precision, self.device):
             semantic = self.semantic_encoder(input_features, mask)
             if CODES in groups:
-                # A rounding error can change a code, and the codec is a twentieth of the work: always full precision.
+                # A rounding error can change a code, and the codec is only 5 % of the work, so it always runs in fp32.
                 with computing("fp32", self.device):
                     codes = self.codec(semantic, mask).to(torch.int32)
                 if mask.packed:
@@ -180,7 +180,7 @@ class FeatureModel(SemanticModel):
         return found
 
     def _input_features(self, waveforms: Tensor, num_samples: Tensor) -> tuple[Tensor, FrameMask]:
-        """What the semantic encoder takes: padded (B, T, 160), or packed (1, sum of T, 160)."""
+        """The semantic encoder's input features: padded (B, T, 160), or packed (1, sum of T, 160)."""
         counts = num_samples.tolist()
         frames = torch.tensor([num_input_frames(count) for count in counts])
         if not self.packs:
@@ -201,7 +201,7 @@ class FeatureModel(SemanticModel):
             return torch.cat([vectors(*one) for one in zip(waveforms.split(1), num_samples.split(1), strict=True)])
 
     def check_batch(self, waveforms: Tensor, num_samples: Tensor) -> list[int]:
-        """The clips' frames; ValueError where the batch is not one that `forward` takes."""
+        """The clips' numbers of frames. Raises ValueError if `forward` cannot take this batch."""
         if waveforms.ndim != 2 or num_samples.shape != waveforms.shape[:1]:
             raise ValueError(
                 f"waveforms {tuple(waveforms.shape)} and num_samples {tuple(num_samples.shape)} must be (B, S) and (B,)"

@@ -1,6 +1,6 @@
-"""The glossary of a model set (glossary.yaml): terms and how they are read aloud.
+"""The glossary of a model set (glossary.yaml): terms and how they are pronounced.
 
-Gives `Glossary`. Takes the file's path. A term's reading is one for all languages, or one for each of "zh" and "en".
+Provides `Glossary`. A term has one reading for all languages, or a reading for each of "zh" and "en".
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Reading = str | Mapping[str, str]
 
 @dataclass(frozen=True)
 class Glossary:
-    """Terms and their readings, and the SHA-256 of the file that they come from ("none" where there is none)."""
+    """Terms and their readings, and the SHA-256 of their file ("none" without a file)."""
 
     readings: Mapping[str, Reading] = field(default_factory=dict)
     sha256: str = "none"
 
     @classmethod
     def read(cls, path: Path) -> Glossary:
-        """Read a glossary.yaml. Raises ConfigError naming the file and what is wrong with it."""
+        """Read a glossary.yaml. Raises ConfigError with the file and what is wrong with it."""
         try:
             content = path.read_bytes()
             values = yaml.safe_load(content.decode("utf-8-sig"))
@@ -40,7 +40,7 @@ class Glossary:
         if values is None:
             values = {}
         if not isinstance(values, dict):
-            raise ConfigError(f"{path}: holds {type(values).__name__}, not terms and their readings")
+            raise ConfigError(f"{path}: contains a {type(values).__name__}, not a mapping of terms to readings")
         for term, reading in values.items():
             readings = list(reading.values()) if isinstance(reading, dict) else [reading]
             if not isinstance(term, str) or not term or not all(isinstance(value, str) for value in readings):
@@ -51,10 +51,10 @@ class Glossary:
         return cls(values, hashlib.sha256(content).hexdigest())
 
     def apply(self, text: str, language: str) -> str:
-        """The text with each term read as in that language, long terms before short ones, whatever their case."""
+        """The text with each term replaced by its reading in that language; ignores case, longest terms first."""
         for term in sorted(self.readings, key=len, reverse=True):
             reading = self.readings[term]
             spoken = reading if isinstance(reading, str) else reading.get(language, term)
-            # A backslash in a reading is a backslash.
+            # A backslash in a reading is literal.
             text = re.sub(re.escape(term), spoken.replace("\\", r"\\"), text, flags=re.IGNORECASE)
         return text

@@ -1,7 +1,7 @@
-"""Japanese text cut into words, as IndexTTS-2.5 reads it: by fugashi with the dictionary unidic-lite.
+"""Splits Japanese text into words as IndexTTS-2.5 does: with fugashi and the dictionary unidic-lite.
 
-Gives `JapaneseWords`. Both packages are an extra (`pip install 'hfprep[ja]'`): without them a Japanese text is
-rejected; other languages do without.
+Provides `JapaneseWords`. Both packages are an extra (`pip install 'hfprep[ja]'`); without them Japanese texts are
+rejected.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ _WHITE_SPACE = re.compile(r"\s+")
 
 
 class JapaneseWords:
-    """Puts a space between the words of a text; loads the dictionary when a text first needs it. Safe in threads."""
+    """Puts spaces between the words of a text. Loads the dictionary on first use. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._tagger: Any = None
 
     def __call__(self, text: str) -> str:
-        """The text with a space between its words; runs of spaces stay as they are.
+        """The text with a space between words; existing runs of spaces are kept.
 
-        Raises RejectedSample, text_failed, where the packages are not installed or the dictionary loses characters.
+        Raises RejectedSample, text_failed, if the packages are not installed or the dictionary loses characters.
         """
         return "".join(part if part.startswith(" ") else self._words(part) for part in _SPACES.split(text) if part)
 
     def _words(self, part: str) -> str:
-        with self._lock:  # a tagger holds the sentence that it is at
+        with self._lock:  # a tagger keeps the current sentence as state
             if self._tagger is None:
                 self._tagger = _open_tagger()
             words = [word.surface for word in self._tagger(part)]
@@ -49,7 +49,7 @@ def _bare(text: str) -> str:
 
 
 def versions() -> str:
-    """The installed packages and their versions, or that there are none."""
+    """The packages and their versions, for the fingerprint."""
     try:
         return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in _PACKAGES)
     except importlib.metadata.PackageNotFoundError:
@@ -62,6 +62,6 @@ def _open_tagger() -> Any:
         import unidic_lite
     except ImportError as error:
         raise RejectedSample(Reason.TEXT_FAILED, f"Japanese text needs fugashi and unidic-lite: {INSTALL}") from error
-    # By name: fugashi would take another dictionary where one is installed, with other words.
+    # Explicitly: fugashi prefers another installed dictionary, which splits words differently.
     folder = Path(unidic_lite.DICDIR)
     return fugashi.Tagger(f'-r "{folder / "mecabrc"}" -d "{folder}"')

@@ -1,7 +1,7 @@
-"""Where IndexTTS-2.5's files are: a models folder, single paths, or the hub's cache.
+"""Finds IndexTTS-2.5's files: in a models folder, by individual paths, or in the hub's cache.
 
-Gives `ModelFiles`, the local path of every file that is read, and `locate`, which finds them and fetches from the hub
-what is not on this machine. The layout of the published repository, with `hf_cache/` or without, is a models folder.
+Provides `ModelFiles`, the local path of every file that is read, and `locate`, which finds them and downloads what is
+not on this machine. A copy of the published repository, with or without `hf_cache/`, is a valid models folder.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CAMPPLUS_PLACES = (CAMPPLUS_FILE, f"{CACHE_FOLDER}/{CAMPPLUS_FILE}")  # in a mod
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFiles(SemanticFiles):
-    """The local path of every model file; all exist. There need not be a glossary."""
+    """The local path of every model file. All exist; only the glossary is optional."""
 
     config: Path
     gpt_checkpoint: Path
@@ -49,14 +49,13 @@ class ModelFiles(SemanticFiles):
 
 
 def locate(options: IndexTTS25Options, *, fetch: bool = True) -> ModelFiles:
-    """Find every model file; without `fetch` what is not on this machine is missing.
+    """Find every model file; if not `fetch`, files that are not on this machine count as missing.
 
-    The folder `models` holds config.yaml, gpt.pth, codec.pth, the statistics, the vocabulary, and, there or in its
-    hf_cache/, w2v-bert-2.0/ and campplus_cn_common.bin; each other option takes the place of one of them.
-    `semantic_model` is a folder or hub id, `campplus` a file, a folder or a hub id; both come from the hub where they
-    are nowhere.
-    Raises ConfigError where a needed option is not given or config.yaml is not valid, and CheckpointError that lists
-    every missing file with the command that gets it.
+    `models` is a folder with config.yaml, gpt.pth, codec.pth, the statistics, the vocabulary, and, in it or its
+    hf_cache/, w2v-bert-2.0/ and campplus_cn_common.bin; the other options override single files of it.
+    `semantic_model` is a folder or hub id, `campplus` a file, a folder or a hub id; both come from the hub if they are
+    not found. Raises ConfigError if a required option is missing or config.yaml is not valid, and CheckpointError with
+    a list of missing files and the commands that get them.
     """
     folder = models_folder(options.models)
     config_path = given_path(options.config, folder, CONFIG_FILE, "--config")
@@ -70,7 +69,7 @@ def locate(options: IndexTTS25Options, *, fetch: bool = True) -> ModelFiles:
     wanted = "the speaker network: give its file or a hub id with --campplus"
     speaker = find_file(options.campplus, folder, CAMPPLUS_PLACES, CAMPPLUS, missing, wanted)
     missing.raise_any()
-    assert semantic is not None  # else it was missing
+    assert semantic is not None  # otherwise raise_any has raised
     assert speaker is not None
     terms = (folder or config_path.parent) / glossary.FILE
     return ModelFiles(
@@ -89,7 +88,7 @@ def locate(options: IndexTTS25Options, *, fetch: bool = True) -> ModelFiles:
 def _named_files(
     config_path: Path, folder: Path | None, gpt_checkpoint: str | Path | None, missing: Missing
 ) -> tuple[Path, Path]:
-    """The GPT checkpoint and the statistics, which config.yaml names."""
+    """The GPT checkpoint and the statistics named in config.yaml."""
     config = Config.read(config_path)
     if gpt_checkpoint is None and folder is not None:
         gpt_checkpoint = named_file(folder, config.gpt_checkpoint, GPT_FILE)

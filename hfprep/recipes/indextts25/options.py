@@ -1,4 +1,4 @@
-"""The options that name the files of IndexTTS-2.5, and how long a piece of a clip its vectors are of."""
+"""The options for the files of IndexTTS-2.5, and for the length of audio that its vectors are computed from."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from hfprep.recipes.base import option
 
 @dataclass(frozen=True, kw_only=True)
 class IndexTTS25Options:
-    """Where the model files are. They are needed unless `models` names a folder of them."""
+    """Paths of the model files. They are required unless `models` is given."""
 
     models: Path | None = option(None, "Folder with all model files; used for model paths that are not given.")
     tokenizer: Path | None = option(None, "Vocabulary (multilingual_zh_ja_yue_char_del.tiktoken).")
@@ -18,5 +18,5 @@ class IndexTTS25Options:
     semantic_codec: str | None = option(None, "Semantic codec: codec.pth.")
     campplus: str | None = option(None, "IndexTTS-2.5: speaker network, a file or hub id (default: funasr/campplus).")
     reference_seconds: float = option(
-        0.0, "IndexTTS-2.5: take speaker and emotion vector from the first so many seconds (0: the whole clip)."
+        0.0, "IndexTTS-2.5: compute speaker and emotion vectors from the first N seconds of a clip (0: all of it)."
     )

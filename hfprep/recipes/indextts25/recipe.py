@@ -49,13 +49,13 @@ DOWNLOADS = (
 
 
 def num_codes(num_frames: int) -> int:
-    """How many codes a clip of so many frames has."""
+    """The number of codes of a clip with `num_frames` frames."""
     return (num_frames + 1) // 2
 
 
 @dataclass(frozen=True)
 class IndexTTS25Models(SemanticModelSet):
-    """The files of one IndexTTS-2.5, found and checked."""
+    """The files of an IndexTTS-2.5 model, found and checked."""
 
     located: ModelFiles
     config: Config
@@ -86,7 +86,7 @@ class IndexTTS25Models(SemanticModelSet):
         return {
             TEXT: {"tokenizer": sha256["tokenizer"], "normalizer": self.text_encoder().fingerprint()},
             CODES: semantic | {"semantic_codec": sha256["semantic_codec"]},
-            # Always in float32, whatever the precision of the rest.
+            # Always float32, so precision is not part of it.
             SPEAKER: {"campplus": sha256["campplus"], "audio_sr": resampling(audio_sr)} | reference,
             EMOTION: semantic | emotion | reference,
         }
@@ -99,7 +99,7 @@ class IndexTTS25Models(SemanticModelSet):
         if size > known:
             raise ConfigError(
                 f"--tokenizer {str(self.located.vocabulary)!r} has {size} tokens, but the checkpoint has only {known} "
-                f"(gpt.number_text_tokens in {self.config.path}); use the vocabulary it was trained with: in a longer "
+                f"(gpt.number_text_tokens in {self.config.path}); use the vocabulary it was trained with: in a larger "
                 "one all special tokens have other ids"
             )
 
@@ -134,7 +134,7 @@ class IndexTTS25:
     published = PUBLISHED
 
     def recognises(self, options: IndexTTS25Options) -> bool:
-        """By the vocabulary's size in config.yaml, else by the tensors of gpt.pth, never by a version."""
+        """By the vocabulary size in config.yaml, or else by the tensors of gpt.pth; never by the version."""
         folder = options.models
         config = options.config or (folder / CONFIG_FILE if folder else None)
         if config is None or not config.is_file():
@@ -193,7 +193,7 @@ class IndexTTS25:
 
 
 def _speaker_network(options: IndexTTS25Options) -> Path | None:
-    """The file of the speaker network, where it is here."""
+    """The file of the speaker network, if it is present."""
     folder = options.models
     places = () if folder is None else [folder / place for place in CAMPPLUS_PLACES]
     named = () if options.campplus is None else (Path(options.campplus),)

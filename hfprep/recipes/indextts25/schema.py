@@ -49,7 +49,7 @@ PUBLISHED = make_schema(
 
 
 def schema_of(config: Config, campplus: Path | None) -> Schema:
-    """The schema of a config.yaml and the file of the speaker network; without it, the published one's width counts."""
+    """The schema for a config.yaml and the speaker network's file; without the file, with the published width."""
     network = {} if campplus is None else read_shapes(campplus)
     return make_schema(
         vocabulary=config.number_text_tokens,

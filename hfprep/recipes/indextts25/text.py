@@ -1,10 +1,10 @@
-"""Token ids of a text for IndexTTS-2.5, with the steps that its inference takes before it asks its vocabulary.
+"""Token ids of a text for IndexTTS-2.5, with the normalisation steps of its inference code.
 
-Gives `TextEncoder`: text and language code in, int32 ids out, and every stage in between. Takes the vocabulary's path
-and, where there is one, the model set's glossary. Source: IndexTTS-2.5's infer_v2_5.py and utils/front.py.
+Provides `TextEncoder`: text and language code in, int32 ids out, and every stage in between. Source: IndexTTS-2.5's
+infer_v2_5.py and utils/front.py.
 
-Its rules are not those of IndexTTS-2: the punctuation table comes before the grammars ("8:00" is "8,00" to them), the
-grammar is chosen by the text and not by the language, and nothing is stripped.
+The rules differ from IndexTTS-2's: the punctuation table is applied before the grammars (which see "8,00" for "8:00"),
+the grammar is chosen by the text and not by the language, and nothing is stripped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from hfprep.recipes.indextts25 import japanese
 from hfprep.recipes.indextts25.glossary import Glossary
 from hfprep.recipes.indextts25.vocabulary import DROPPED_IDS, MAX_CHARACTERS, Vocabulary, language_id
 
-TEXT_VERSION = "1"  # raised whenever the rules of this module give another token for any text
+TEXT_VERSION = "1"  # raise it when a change in this module changes any text's tokens
 
 SPOKEN_LANGUAGES = ("zh", "zhen", "en")
 LOWER_CASE_LANGUAGES = (*SPOKEN_LANGUAGES, "ja")
@@ -47,7 +47,7 @@ _CHINESE_MARKS = punctuation.PunctuationMap(punctuation.CHINESE)
 
 @dataclass(frozen=True, slots=True)
 class TextStages:
-    """A text on its way to ids: after the punctuation table, as spoken, and as the vocabulary sees it."""
+    """Stages of a text: after the punctuation table, as spoken, and as the vocabulary gets it."""
 
     cleaned: str
     normalized: str
@@ -56,7 +56,7 @@ class TextStages:
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """A text's stages, the vocabulary's ids, and those that the model sees, (text_len,) int32."""
+    """A text's stages, all ids of the vocabulary, and the model's ids, (text_len,) int32."""
 
     stages: TextStages
     all_ids: list[int]
@@ -65,20 +65,20 @@ class Tokenized:
 
     @property
     def pieces(self) -> tuple[str, ...]:
-        """What each of the ids that the model sees stands for."""
+        """The text of each of the model's ids."""
         return tuple(self.vocabulary.pieces(self.ids.tolist()))
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """Nothing: whatever has no token of its own is written in bytes."""
+        """Always empty: text without a token is encoded as bytes."""
         return ()
 
 
 class TextEncoder:
-    """Text to ids. Safe to call from several threads, and picklable (a copy opens everything anew)."""
+    """Text to ids. Thread-safe, and picklable (a copy reopens the files)."""
 
     def __init__(self, vocabulary: Path, *, glossary: Path | None = None, grammar_dir: Path | None = None) -> None:
-        """Read the vocabulary and the glossary; raises ConfigError where one is missing or no such file."""
+        """Read the vocabulary and the glossary; raises ConfigError if one is missing or not valid."""
         self.vocabulary = Vocabulary(vocabulary)
         self.glossary = Glossary() if glossary is None else Glossary.read(glossary)
         self._arguments = (Path(vocabulary), glossary, grammar_dir)
@@ -90,11 +90,11 @@ class TextEncoder:
 
     @property
     def vocab_size(self) -> int:
-        """Ids are below it."""
+        """The number of ids."""
         return self.vocabulary.size
 
     def fingerprint(self) -> str:
-        """What the ids depend on besides the text and its language."""
+        """Everything that the ids depend on, apart from the text and its language."""
         return ", ".join(
             (
                 f"rules {TEXT_VERSION}",
@@ -107,15 +107,15 @@ class TextEncoder:
         )
 
     def encode(self, text: str, language: str | None = None) -> np.ndarray:
-        """The ids of a text that the model sees, int32 (text_len,), without its start and stop token.
+        """The model's ids of a text, int32 (text_len,), without start and stop tokens.
 
-        Raises RejectedSample: empty_text where there is nothing to say, text_failed where the text cannot be read or
-        no grammar has a reading of it, text_too_long where it is far too long to be read.
+        Raises RejectedSample: empty_text if there is nothing to say, text_failed if the text cannot be encoded or the
+        grammar cannot read it, text_too_long if it has more than `MAX_CHARACTERS`.
         """
         return self.tokenize(text, language).ids
 
     def tokenize(self, text: str, language: str | None = None) -> Tokenized:
-        """A text's ids with every stage on the way; raises as `encode` does."""
+        """A text's ids with all stages; raises as `encode` does."""
         stages = self.stages(text, language)
         if not text.strip():
             raise RejectedSample(Reason.EMPTY_TEXT, f"nothing is spoken in the text {text[:60]!r}")
@@ -124,10 +124,10 @@ class TextEncoder:
         return self.tokenize_stages(stages, language)
 
     def doubt(self, text: str, language: str | None) -> None:
-        """Nothing: a text without a language gets no grammar here."""
+        """Always None: a text without a language gets no grammar here."""
 
     def tokenize_stages(self, stages: TextStages, language: str | None) -> Tokenized:
-        """The ids of what `stages` gave, be it empty."""
+        """The ids of the final stage, which may be empty."""
         all_ids = self.vocabulary.encode(f"<|{_code(language)}|> {stages.final}")
         ids = np.array([number for number in all_ids if number not in DROPPED_IDS], dtype=np.int32)
         return Tokenized(stages, all_ids, ids, self.vocabulary)
@@ -150,11 +150,11 @@ class TextEncoder:
 
     @staticmethod
     def language_id(language: str | None) -> int:
-        """The number of a language code for the trainer's language embedding."""
+        """The row of a language code in the trainer's language embedding."""
         return language_id(language)
 
     def _spoken(self, text: str) -> str:
-        """A Chinese or English text with numbers and symbols as words; "" where the Chinese grammar has no reading."""
+        """A Chinese or English text with numbers and symbols as words; "" if the Chinese grammar cannot read it."""
         text, hidden = _hide_readings(text)
         chinese = _reads_as_chinese(text)
         text = self.glossary.apply(join_contractions(text), "zh" if chinese else "en")
@@ -163,7 +163,7 @@ class TextEncoder:
         try:
             spoken = self._grammars.chinese(shielded) if chinese else self._grammars.english(shielded)
             spoken = _SHIELDED.sub("-", spoken) if any_shield else spoken
-        except GrammarFailed:  # a no-break space is enough
+        except GrammarFailed:  # for example, on a no-break space
             spoken = "" if chinese else text
         spoken = (_CHINESE_MARKS if chinese else _COMMON_MARKS)(spoken)
         for stand_in, reading in hidden.items():
@@ -184,13 +184,13 @@ def _check(text: str) -> None:
     if len(text) > MAX_CHARACTERS:
         raise RejectedSample(
             Reason.TEXT_TOO_LONG,
-            f"the text has {len(text):,} characters, and {MAX_CHARACTERS:,} are read at most: no model has positions "
+            f"the text has {len(text):,} characters, more than {MAX_CHARACTERS:,}: no model has positions "
             "for so many. Split the sample into sentences",
         )
 
 
 def _reads_as_chinese(text: str) -> bool:
-    """Whether the Chinese grammar reads a text; it is the one for bare numbers, too."""
+    """Whether a text is for the Chinese grammar, which also reads bare numbers."""
     return (
         _CHINESE_CHARACTER.search(text) is not None
         or _LATIN_LETTER.search(text) is None
@@ -200,7 +200,7 @@ def _reads_as_chinese(text: str) -> bool:
 
 
 def _hide_readings(text: str) -> tuple[str, Mapping[str, str]]:
-    """A text with a run of letters in the place of each <surface|pronunciation>, and what each run stands for."""
+    """A text with a placeholder for each <surface|pronunciation>, and what each placeholder replaces."""
     hidden: dict[str, str] = {}
 
     def hide(match: re.Match[str]) -> str:
@@ -212,7 +212,7 @@ def _hide_readings(text: str) -> tuple[str, Mapping[str, str]]:
 
 
 def _letters(number: int) -> str:
-    """0 to 25 are a to z, then aa, ab, ...: a digit would be read aloud."""
+    """0 to 25 are a to z, then aa, ab, ...: the grammar would turn digits into words."""
     letters = ""
     while number >= 0:
         letters = chr(ord("a") + number % 26) + letters
@@ -221,7 +221,7 @@ def _letters(number: int) -> str:
 
 
 def _pronounced(match: re.Match[str]) -> str:
-    """What <surface|pronunciation> is to the model: kana as they are, else capitals between two special tokens."""
+    """The model's form of <surface|pronunciation>: kana unchanged, others in capitals between two special tokens."""
     reading = match[2].upper()
     if _KANA.fullmatch(reading):
         return f" {reading} "

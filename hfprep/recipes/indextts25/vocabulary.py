@@ -1,8 +1,7 @@
-"""The tokens of IndexTTS-2.5: the ranks of its .tiktoken file, the special tokens after them, the languages' numbers.
+"""The tokens of IndexTTS-2.5: the ranks of its .tiktoken file, the special tokens after them, and language ids.
 
-Gives `Vocabulary` (text to ids) and `language_id`. Takes the path of the ranks file, which is read here: nothing is
-fetched or cached. The special tokens are nowhere in the file; their order is the model's own.
-Source: Whisper's tokenizer with the ranks and tokens of CosyVoice's, which IndexTTS-2.5 took over.
+Provides `Vocabulary` (text to ids) and `language_id`. The file has only the ranks; the special tokens and their order
+are part of the model. Source: Whisper's tokenizer with CosyVoice's ranks and tokens, as in IndexTTS-2.5.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from pathlib import Path
 
 from hfprep.errors import ConfigError
 
-NUM_TOKENS = 60_509  # of the published vocabulary: 58,836 ranks and 1,673 special tokens; gpt.number_text_tokens
-DROPPED_IDS = (0, 1)  # the model's start and stop token; it drops both wherever they occur in a text
+NUM_TOKENS = 60_509  # gpt.number_text_tokens of the published model: 58,836 ranks and 1,673 special tokens
+DROPPED_IDS = (0, 1)  # the model's start and stop tokens, which it removes from texts
 MAX_CHARACTERS = 20_000
-"""Texts beyond this are refused unread: no 600 ids hold so much, and a run of one character takes long."""
+"""Longer texts are rejected untokenized: they never fit 600 positions, and long runs of one character are slow."""
 
 PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
@@ -30,7 +29,7 @@ uz fo ht ps tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su
 yue minnan wuyu dialect zh/en en/zh common
 """
 LANGUAGES = tuple(_CODES.split())
-"""The language codes in the order of their numbers; the first `NUM_LANGUAGE_TOKENS` have a token."""
+"""The language codes in the order of their ids; the first `NUM_LANGUAGE_TOKENS` have a token."""
 NUM_LANGUAGE_TOKENS = 99
 COMMON_LANGUAGE = LANGUAGES.index("common")
 
@@ -41,7 +40,7 @@ _SOUNDS = ["TTS/B", "TTS/O", "TTS/Q", "TTS/A", "TTS/CO", "TTS/CL", "TTS/H", *(f"
 
 
 def special_tokens() -> list[str]:
-    """The special tokens in the order of their ids, from the number of ranks on."""
+    """The special tokens in the order of their ids, which follow the ranks."""
     names = [
         "endoftext",
         "startoftranscript",
@@ -57,16 +56,16 @@ def special_tokens() -> list[str]:
 
 
 def language_id(language: str | None) -> int:
-    """The number of a language code, in any case; of none, or one that the model does not know, that of "common"."""
+    """The id of a language code, ignoring case; that of "common" for None and unknown codes."""
     code = (language or "").lower()
     return LANGUAGES.index(code) if code in LANGUAGES else COMMON_LANGUAGE
 
 
 class Vocabulary:
-    """Text to ids. Safe to call from several threads, and picklable (a copy reads the file anew)."""
+    """Text to ids. Thread-safe, and picklable (a copy reads the file again)."""
 
     def __init__(self, path: Path) -> None:
-        """Read the ranks. Raises ConfigError where the file is missing or is not this model's vocabulary."""
+        """Read the ranks. Raises ConfigError if the file is missing or is not a vocabulary."""
         self.path = Path(path)
         ranks = _read_ranks(self.path)
         special = {token: len(ranks) + place for place, token in enumerate(special_tokens())}
@@ -86,15 +85,15 @@ class Vocabulary:
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, special tokens written out in it included."""
+        """The ids of a text, in which special tokens are recognised."""
         return self._encoding.encode(text, allowed_special="all")
 
     def pieces(self, ids: list[int]) -> list[str]:
-        """What each id stands for; bytes that are no character by themselves as U+FFFD."""
+        """The text of each id; incomplete characters are U+FFFD."""
         return [self._encoding.decode_single_token_bytes(number).decode(errors="replace") for number in ids]
 
 
-_EMPTY = b"="  # how the published file writes the token without bytes at rank 48,474
+_EMPTY = b"="  # the published file's form of the empty token, at rank 48,474
 
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
@@ -117,7 +116,7 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
             ) from error
     if sorted(ranks.values()) != list(range(len(lines))) or not all(bytes([byte]) in ranks for byte in range(256)):
         raise ConfigError(
-            f"{path} is incomplete: its {len(lines):,} lines must have the ranks from 0 on, each once, and a "
+            f"{path} is incomplete: its {len(lines):,} lines must have every rank from 0 exactly once, and a "
             "token for every single byte"
         )
     return ranks

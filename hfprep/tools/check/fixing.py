@@ -25,7 +25,7 @@ LINES = (".jsonl", ".json", ".txt", "")
 
 
 class FixedManifest:
-    """Writes rows to a manifest, which appears when the `with` block ends; ConfigError where it cannot hold them."""
+    """Writes rows to a manifest, which appears when the `with` block ends; ConfigError if it cannot hold them."""
 
     def __init__(self, path: Path, fields: FieldMap, audio_root: Path | None = None) -> None:
         suffix = path.suffix.lower()

@@ -1,7 +1,7 @@
 """What can be known of a sample without the models: its text ids, its audio's header, the reason to reject it.
 
-Gives `Inspector`, which runs in many processes at once, and `Inspection`, its result. Decides through `load_sample`, as
-a build does. Knows nothing of whole manifests.
+Provides `Inspector`, which runs in many processes at once, and `Inspection`, its result. Decides through `load_sample`,
+as a build does. Knows nothing of whole manifests.
 """
 
 from collections import Counter

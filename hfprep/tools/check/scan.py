@@ -58,7 +58,7 @@ class CheckResult:
 def check(options: CheckOptions, progress: Callable[[int], None] = lambda _: None) -> CheckResult:
     """Look at every line of a manifest; `progress` is called with the number of lines looked at.
 
-    Raises ConfigError or CheckpointError where the manifest, the tokenizer or a config cannot be read, before any line
+    Raises ConfigError or CheckpointError if the manifest, the tokenizer or a config cannot be read, before any line
     is looked at.
     """
     load = load_of_others()
@@ -94,7 +94,7 @@ def check(options: CheckOptions, progress: Callable[[int], None] = lambda _: Non
 
 
 def _extractor(chosen: Recipe, options: CheckOptions) -> ExtractorSpec:
-    """How a build would open its extractor. Raises ConfigError and CheckpointError where models are missing."""
+    """How a build would open its extractor. Raises ConfigError and CheckpointError if models are missing."""
     models, device = chosen.find(options, fetch=False), choose_device(options.device)
     return ExtractorSpec(
         model_set=models,

@@ -1,6 +1,6 @@
 """Sound files of many kinds whose bytes depend on their samples alone.
 
-Gives `AudioKind`, the list `KINDS` and `write_audio`. libsndfile puts the time of day into float wav files and a
+Provides `AudioKind`, the list `KINDS` and `write_audio`. libsndfile puts the time of day into float wav files and a
 random number into ogg files; both are replaced. Takes samples; knows nothing of what they are.
 """
 

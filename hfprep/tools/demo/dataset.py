@@ -1,6 +1,6 @@
 """Sample data for the demo and the tests: voice-like clips, a manifest, and lines that are wrong on purpose.
 
-Gives `make_dataset`, which also says what should become of each line. Takes a folder and a seed; the same seed gives
+Provides `make_dataset`, which also says what should become of each line. Takes a folder and a seed; the same seed gives
 the same bytes. Knows nothing of models.
 """
 

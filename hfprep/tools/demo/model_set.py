@@ -1,7 +1,7 @@
 """A model set of RANDOM numbers in the published layouts, made from a seed.
 
-Gives `make_model_set`: the real architectures at small width (seconds, a few megabytes) for the demo and the tests, or
-at the published widths (3.8 GB of disk) for measuring speed and memory. What it computes varies with the audio and
+Provides `make_model_set`: the real architectures at small width (seconds, a few megabytes) for the demo and the tests,
+or at the published widths (3.8 GB of disk) for measuring speed and memory. What it computes varies with the audio and
 means nothing. Knows nothing of runs.
 """
 

@@ -1,6 +1,6 @@
 """A model set of RANDOM numbers in IndexTTS-2.5's layout, made from a seed.
 
-Gives `make_model_set25`: at small width for the demo, at the published widths for measuring. Its vocabulary is made
+Provides `make_model_set25`: at small width for the demo, at the published widths for measuring. Its vocabulary is made
 here, too: single bytes, and the words of the demo's sentences grown letter by letter, so that the set is told from its
 tensors, as one with another vocabulary is.
 """

@@ -1,7 +1,7 @@
 """Random tensors that are well scaled, written to checkpoint files piece by piece.
 
-Gives `write_safetensors` and `write_torch_file`. Takes names and shapes; a tensor's numbers depend on the seed and on
-its own name alone. A file of any size is written with one piece of one tensor in memory. Knows nothing of models but
+Provides `write_safetensors` and `write_torch_file`. Takes names and shapes; a tensor's numbers depend on the seed and
+on its own name alone. A file of any size is written with one piece of one tensor in memory. Knows nothing of models but
 how their tensors' names end.
 """
 

@@ -1,6 +1,6 @@
 """A small tokenizer for the demo, trained on the demo's own sentences.
 
-Gives `train_tokenizer`. Characters that it has not seen become bytes, so that no text is unknown to it.
+Provides `train_tokenizer`. Characters that it has not seen become bytes, so that no text is unknown to it.
 """
 
 import io

@@ -1,6 +1,6 @@
 """Voice-like sound from numbers: glottal pulses and breath through moving formants.
 
-Gives `Speaker` and `speak`. Takes a duration, a rate and a random generator. Nobody is imitated and no word is said;
+Provides `Speaker` and `speak`. Takes a duration, a rate and a random generator. Nobody is imitated and no word is said;
 the sound has what the models look at: pitch, formants, syllables, pauses, noise.
 """
 

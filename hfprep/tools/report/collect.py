@@ -40,7 +40,7 @@ SAY_NOTHING = {"manifest", "metadata", "data", "train", "dataset", "audio", "man
 class Lengths:
     """Of every sample: float32 seconds, int32 lengths by name, and where it is: split and position.
 
-    `pace` is codes per token, float64, None where the schema has not both.
+    `pace` is codes per token, float64, None if the schema has not both.
     """
 
     seconds: np.ndarray
@@ -101,7 +101,7 @@ class Collected:
 
 
 def collect(root: Path, *, with_audio: bool = False, seed: int = 0) -> Collected:
-    """Read an output. Raises StoreError where it is none or damaged, ConfigError where it holds no sample."""
+    """Read an output. Raises StoreError if it is none or damaged, ConfigError if it holds no sample."""
     check_local(root)
     if not root.is_dir():
         raise ConfigError(f"there is no folder {str(root)!r}; give the output directory of a build, or an export")
@@ -266,7 +266,7 @@ def _rejected(root: Path, stats: dict[str, Any]) -> tuple[dict[str, int], list[d
 
 
 class _Locate:
-    """Where a record's audio is, as a file address; None where it is not found."""
+    """Where a record's audio is, as a file address; None if it is not found."""
 
     def __init__(self, finder: AudioFinder, folder: Path | None) -> None:
         self.finder = finder

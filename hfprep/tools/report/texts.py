@@ -33,7 +33,7 @@ class Texts:
 
     `shown`: of each language some samples as id, text, normalised, pieces. `doubtful`: samples without a language whose
     grammar was chosen by a script that does not fit it. `digits_left`: by language, samples with digits left.
-    `unknown`: characters that the tokenizer lacks; `unknown_tokens` is None where the tokenizer is not at hand.
+    `unknown`: characters that the tokenizer lacks; `unknown_tokens` is None if the tokenizer is not at hand.
     """
 
     shown: dict[str, list[tuple[str, str, str, str]]] = field(default_factory=dict)

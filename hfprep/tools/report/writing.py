@@ -12,8 +12,8 @@ from hfprep.tools.report.collect import collect
 def write_report(root: Path, target: Path, *, with_audio: bool = False) -> int:
     """Write the report on a finished output (of any format) to `target`; gives its size in bytes.
 
-    `with_audio`: points and rows play their source audio where it is found on this machine. Raises ConfigError where
-    the drawing library is not installed, StoreError where the output is damaged.
+    `with_audio`: points and rows play their source audio where it is found on this machine. Raises ConfigError if
+    the drawing library is not installed, StoreError if the output is damaged.
     """
     try:
         from hfprep.tools.report.page import render

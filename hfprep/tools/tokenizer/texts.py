@@ -1,7 +1,7 @@
 """The texts of manifests as SentencePiece gets them in a build: cleaned, normalised, in capitals.
 
-Gives one `ManifestText` a row. Audio is not looked for: only texts are read. What a build would reject for its text, or
-could not read as a row, is counted and left out.
+Provides one `ManifestText` a row. Audio is not looked for: only texts are read. What a build would reject for its text,
+or could not read as a row, is counted and left out.
 """
 
 from collections import Counter

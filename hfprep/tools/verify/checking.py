@@ -60,7 +60,7 @@ class Verdict:
 def verify(options: VerifyOptions) -> Verdict:
     """Check a finished output of any format; with `repair` move what is broken aside.
 
-    Raises ConfigError if there is no output or the models for `parity` are missing or others, StoreError where a
+    Raises ConfigError if there is no output or the models for `parity` are missing or others, StoreError if a
     build is running in it.
     """
     root = options.output_dir

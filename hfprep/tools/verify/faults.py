@@ -1,6 +1,6 @@
 """What can be wrong with a finished output, and one fault as a record.
 
-Gives `FaultKind`, the fixed set of kinds, `Fault`, and `Findings`, which collects them. Knows nothing of how any
+Provides `FaultKind`, the fixed set of kinds, `Fault`, and `Findings`, which collects them. Knows nothing of how any
 format stores its samples.
 """
 

@@ -52,7 +52,7 @@ def draw(records: Iterable[dict[str, Any]], count: int, seed: int) -> list[dict[
 
 
 def check_models(inputs: Inputs, stats: dict[str, Any]) -> None:
-    """ConfigError where these models are not those that the output was made with."""
+    """ConfigError if these models are not those that the output was made with."""
     earlier = stats.get("sha256", {})
     differing = [name for name, value in inputs.sha256.items() if earlier.get(name, value) != value]
     if differing:
