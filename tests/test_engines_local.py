@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 
 from hfprep.errors import CheckpointError, HfprepError, Reason, StopRequested
-from hfprep.formats.keeping import NpyStaging
+from hfprep.formats.feature_stores import NpyStaging
 from hfprep.pipeline.breaker import SystematicFailureError
 from hfprep.pipeline.engines import driver as driver_module
 from hfprep.pipeline.engines import local, worker

@@ -28,7 +28,7 @@ import pytest
 
 import hfprep
 from hfprep.errors import CheckpointError, ConfigError, Reason
-from hfprep.formats.keeping import NpyStaging
+from hfprep.formats.feature_stores import NpyStaging
 from hfprep.pipeline.engines import choice, work_units
 from hfprep.pipeline.engines.messages import Failed
 from hfprep.pipeline.engines.spec import ExtractorSpec, Models

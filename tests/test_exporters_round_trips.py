@@ -13,7 +13,7 @@ import pytest
 from hfprep.errors import ConfigError, StoreError
 from hfprep.formats.arrow_writer import ArrowOptions, export_arrow
 from hfprep.formats.extra_fields import read_extra_fields, write_extra_fields
-from hfprep.formats.folders import appearing_folder, unfinished_name
+from hfprep.formats.folders import atomic_folder, unfinished_name
 from hfprep.formats.formats import open_set
 from hfprep.formats.npy import export_npy
 from hfprep.formats.webdataset_writer import WebDatasetOptions, export_webdataset
@@ -224,12 +224,12 @@ def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path, export: Ex
 
 def test_two_exports_to_one_place_do_not_mix(tmp_path: Path, export: Export) -> None:
     source = make_output(tmp_path / "out", ids=("a", "b"))
-    with appearing_folder(tmp_path / "target", lambda _: False), pytest.raises(StoreError, match="another export"):
+    with atomic_folder(tmp_path / "target", lambda _: False), pytest.raises(StoreError, match="another export"):
         export(source, tmp_path / "target")
 
 
 def test_what_is_no_set_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="holds no finished sample set"):
+    with pytest.raises(StoreError, match="contains no finished sample set"):
         open_set(tmp_path)
     with pytest.raises(StoreError, match="there is no folder"):
         open_set(tmp_path / "missing")

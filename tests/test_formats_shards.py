@@ -20,8 +20,8 @@ import pytest
 
 from hfprep.errors import StoreError
 from hfprep.formats.arrow import ArrowRows
+from hfprep.formats.feature_stores import open_store
 from hfprep.formats.formats import open_set
-from hfprep.formats.keeping import open_store
 from hfprep.formats.positioned import PositionedFile
 from hfprep.formats.samples import SPLITS, Origin
 from hfprep.formats.webdataset import scan
@@ -318,7 +318,7 @@ def test_stopped_and_continued(output: Output) -> None:
     rows = rows_of(20)
     for stop_after in (6, 3, 9):
         assert not output.build(rows, stop_after=stop_after)
-        with pytest.raises(StoreError, match="holds no finished sample set"):
+        with pytest.raises(StoreError, match="contains no finished sample set"):
             open_set(output.root)
     assert output.build(rows)
     assert len(output.computed) == 20

@@ -258,7 +258,7 @@ def test_what_cannot_be_loaded_is_said(tmp_path: Path, sets: dict[str, Path]) ->
         hfprep.load(tmp_path / "missing")
     with pytest.raises(ConfigError, match="split is 'test'"):
         hfprep.load(sets["npy"], "test")
-    with pytest.raises(StoreError, match="the Hub data set of that name failed"):
+    with pytest.raises(StoreError, match="cannot be downloaded"):
         hfprep.load("nobody/nothing")
 
 

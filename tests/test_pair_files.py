@@ -71,7 +71,7 @@ def test_the_limits_are_those_that_the_output_says(output: Path) -> None:
     stats = json.loads((output / "stats.json").read_bytes())
     schema = first_schema(DIM).record() | {"limits": {"text_len": 5, "code_len": 10**6}}
     (output / "stats.json").write_text(json.dumps(stats | {"schema": schema}))
-    with pytest.raises(StoreError, match="no two are of one speaker"):
+    with pytest.raises(StoreError, match="no two are of the same speaker"):
         make_pairs(output, PairOptions())
     counts = make_pairs(output, PairOptions(max_text_len=600))
     assert counts["train"].overlong == 0
@@ -172,7 +172,7 @@ def test_every_field_of_a_pair_is_held_against_the_records(output: Path) -> None
         assert f"{name} is 'other', but {TRAIN} says" in first.message
     for wrong in ("{", "[]", "{}", '{"id": 3}'):
         path.write_text(wrong + "\n", encoding="utf-8")
-        assert "is no pair" in next(pair_problems(output, path.name)).message
+        assert "is not a pair" in next(pair_problems(output, path.name)).message
 
 
 def test_absolute_paths_are_found_from_anywhere(output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

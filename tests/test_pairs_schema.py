@@ -212,8 +212,8 @@ def test_files_without_the_description_of_their_columns_say_so(built: Path, tmp_
         (b"", "cannot be read"),
         (b"PK\x03\x04 cut", "cannot be read"),
         (None, "No such file"),
-        ("../outside.npz", "not inside the output"),
-        ("features/x.npy", "which is no array"),
+        ("../outside.npz", "outside the output"),
+        ("features/x.npy", "which is not an array"),
     ],
 )
 def test_a_damaged_npz_file_is_named(built: Path, tmp_path: Path, damage: Any, message: str) -> None:

@@ -114,7 +114,7 @@ def test_padding_that_reaches_real_frames_is_noticed_and_refused(family: str, mo
         padded = torch.cat([clip, torch.zeros(9 * hop)])
         changed.append(not torch.equal(plainly(family, padded)[:, :frames], plainly(family, clip)))
         if changed[-1]:
-            with pytest.raises(ValueError, match="padding changes codes"):
+            with pytest.raises(ValueError, match="padding changes the codes"):
                 run(model, [clip, sound((frames + 1) * hop)])
     assert any(changed) == (family != "mimi")
     assert model.pads_from == {"mimi": 1, "encodec": model.pads_from, "dac": model.max_frames + 1}[family]
@@ -164,7 +164,7 @@ def change_config(folder: Path, **values: Any) -> None:
     ("kind", "changes", "message"),
     [
         ("encodec", {"audio_channels": 2}, "takes 2 channels"),
-        ("encodec", {"normalize": True}, "only together with scales"),
+        ("encodec", {"normalize": True}, "only be decoded together with scales"),
         ("encodec", {"chunk_length_s": 1.0, "overlap": 0.01}, "overlapping chunks"),
         ("mimi", {"model_type": "wav2vec2"}, "'wav2vec2'; it must be mimi or encodec or dac"),
     ],

@@ -1,8 +1,8 @@
-"""Computed batches on their way into shards: serialised where they were computed, appended where the output is.
+"""Writes computed batches to shards: workers serialise them, the driver appends them.
 
-`ShardStaging` goes to the workers and opens a `ShardStage` there. `Appender` appends what these give: bytes, one sync
-for each split, then one transaction of the state, which says where the samples are and that they are finished. Killed
-anywhere, the state never claims what is not on disk.
+`ShardStaging` is sent to the workers and opens a `ShardStage` there. `Appender` appends their blocks: it writes the
+bytes, syncs each split once, and then records in one state transaction where the samples are and that they are
+finished. After a kill at any point, the state never claims more than is on disk.
 """
 
 import hashlib
@@ -24,9 +24,9 @@ DIGEST_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class StagedRow:
-    """A computed sample, serialised in a block that it may share with its neighbours.
+    """A computed sample, serialised in a block that it may share with other samples.
 
-    Where some of its columns are in the output already, there is no block: `arrays` are the new ones.
+    If the output already has some of its columns, `block` is None and `arrays` has the new columns.
     """
 
     row: PlannedRow
@@ -39,7 +39,7 @@ class StagedRow:
 
 @dataclass(frozen=True, slots=True)
 class StoredRow:
-    """What the state is told of a sample that was appended; `groups` are those that become finished with it."""
+    """What the state records about an appended sample; `groups` are the newly finished ones."""
 
     id: str
     entry: bytes
@@ -50,7 +50,7 @@ class StoredRow:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A block for a split, and its samples."""
+    """A block of a split, and its samples."""
 
     split: str
     block: Block
@@ -58,7 +58,7 @@ class Encoded:
 
 
 def entry_digest(entry: Entry) -> bytes:
-    """What tells a record and its other fields from others."""
+    """A hash of a record and its other fields, to detect changes."""
     return hashlib.blake2b(entry.line + entry.extra.encode(), digest_size=DIGEST_BYTES).digest()
 
 
@@ -69,7 +69,7 @@ def entry_for(shards: ShardFormat, row: PlannedRow, seconds: float | None, lengt
 
 
 def bare_entry(shards: ShardFormat, sample_id: str, lengths: Mapping[str, int]) -> Entry:
-    """The entry of a sample that no manifest lists."""
+    """The entry of a sample that is not in the manifest."""
     metadata = dict.fromkeys(METADATA) | {"id": sample_id, "audio_path": "", "text": ""}
     return Entry(manifest_record(shards.schema, metadata, lengths))
 
@@ -81,13 +81,13 @@ def split_of(sample_id: str, val_ratio: float) -> str:
 
 @dataclass(frozen=True)
 class ShardStaging:
-    """How to open a stage, here or in another process."""
+    """Opens a stage, in this or another process."""
 
     shards: ShardFormat
     val_ratio: float
 
     def open(self, folder: Path) -> "ShardStage":
-        """A stage; it needs no folder."""
+        """Open a stage; `folder` is not used."""
         del folder
         return ShardStage(self.shards, self.val_ratio)
 
@@ -103,7 +103,7 @@ class ShardStage:
         """Nothing is open."""
 
     def write(self, computed: Sequence[tuple[PlannedRow, Features]]) -> list[StagedRow]:
-        """Serialise these samples, those of one split together; raises StoreError."""
+        """Serialise samples, grouped by split; raises StoreError."""
         staged: list[StagedRow] = []
         whole: dict[str, list[tuple[PlannedRow, Features]]] = {name: [] for name in SPLITS}
         for row, features in computed:
@@ -132,7 +132,7 @@ class ShardStage:
 
 
 def finished_groups(shards: ShardFormat, row: PlannedRow, arrays: Mapping[str, np.ndarray]) -> dict[str, Finished]:
-    """The groups of these arrays as the state keeps them."""
+    """The groups of these arrays, as the state stores them."""
     schema = shards.schema
     names = dict.fromkeys(schema.by_name[name].group for name in arrays)
     return {
@@ -145,10 +145,10 @@ def finished_groups(shards: ShardFormat, row: PlannedRow, arrays: Mapping[str, n
 
 
 class Appender:
-    """Appends to the shards of an output; use from one thread at a time.
+    """Appends to the shards of an output. Not thread-safe.
 
-    `folder_of` says where the shards of a split are. `before` is called before anything changes, `closed` with shards
-    that were closed, once the state knows of it.
+    `folder_of` returns the folder of a split's shards. `before` is called before the first change, `closed` with closed
+    shards after the state has recorded them.
     """
 
     def __init__(
@@ -172,13 +172,13 @@ class Appender:
         self._not_resumed: frozenset[int] = frozenset()
 
     def close(self) -> None:
-        """Let go of open shards as they are."""
+        """Close the files of open shards, which stay open shards."""
         for writer in self._writers.values():
             writer.close()
         self._writers.clear()
 
     def append(self, encoded: Sequence[Encoded]) -> None:
-        """Append blocks; raises StoreError, and then the state knows nothing of them."""
+        """Append blocks. If it raises StoreError, the state does not list any of them."""
         if not encoded:
             return
         self._before()
@@ -199,10 +199,10 @@ class Appender:
             for row in finished:
                 if row.groups:
                     self.state.finish(row.id, row.groups, seconds=row.seconds, source=row.source)
-        self._say_closed(writers)
+        self._report_closed(writers)
 
     def finish(self, splits: Sequence[str]) -> None:
-        """Close all open shards; each of these splits has one, an empty one if need be, where the format has such."""
+        """Close all open shards. Writes an empty shard for splits without one, if the format requires it."""
         for split in splits:
             if self.shards.empty_splits and not self.index.shards(split):
                 self._before()
@@ -215,11 +215,11 @@ class Appender:
             writer.finish()
         with self.state.transaction():
             self._put(writers)
-        self._say_closed(writers)
+        self._report_closed(writers)
         self._writers.clear()
 
-    def begin_again(self, without: Sequence[int]) -> None:
-        """Close what is open; these shards (their serials) are not appended to any more."""
+    def restart(self, without: Sequence[int]) -> None:
+        """Close all open shards, and do not append to these shards (by serial) any more."""
         self.finish(())
         self._not_resumed = frozenset(without)
 
@@ -233,12 +233,12 @@ class Appender:
         shard = self.index.new(split)
         shard.name = self.shards.shard_name(split, shard.number)
         shard.layout = self.shards.layout()
-        with self.state.transaction():  # so that no other split takes its serial
+        with self.state.transaction():  # reserves the serial
             self.index.put([shard])
         return shard
 
     def _resumed(self, split: str) -> Shard | None:
-        """The shard of an earlier run that has room left: an open one, or the last one."""
+        """A shard of an earlier run with space left: an open one, or the last one."""
         found = [shard for shard in self.index.shards(split) if shard.serial not in self._not_resumed]
         for shard in reversed(found):
             ours = shard.layout == self.shards.layout() and shard.used
@@ -261,7 +261,7 @@ class Appender:
         for writer in writers:
             self.index.put([*writer.closed, *([writer.current] if writer.current is not None else [])])
 
-    def _say_closed(self, writers: Sequence[SplitWriter]) -> None:
+    def _report_closed(self, writers: Sequence[SplitWriter]) -> None:
         for writer in writers:
             closed, writer.closed = writer.closed, []
             if closed:

@@ -1,7 +1,7 @@
 """A saved Arrow data set (`datasets.DatasetDict.save_to_disk`) as a sample set.
 
-Reads the shards by memory mapping, a row without copies. What `datasets` itself saves again later can be read too, as
-long as the columns are there.
+Shards are memory-mapped and rows read without copies. A set that `datasets` has saved again can be read too, if it
+still has the columns.
 """
 
 import json
@@ -32,21 +32,21 @@ from hfprep.formats.samples import (
 from hfprep.schema import Column, Schema
 
 TITLE = "Training features made by hfprep."
-MADE_BY = "made by hfprep"  # in every title that there has been
+MADE_BY = "made by hfprep"  # in the titles of all versions
 FORMAT_NAME = "hfprep-arrow"  # in the index
 EXACT_LINE, EXACT_EXTRA = "manifest_line", "extra_json"
 DICT_FILE, INFO_FILE, STATE_FILE = "dataset_dict.json", "dataset_info.json", "state.json"
-ROW = "row"  # a sample's place: the position of its row among all rows of its split
+ROW = "row"  # a sample's place: the position of its row in its split
 
 
 def describe(origin: Origin, columns: list[ExtraColumn]) -> str:
-    """The description that travels in the data set's info: a title, and the provenance as JSON on the second line."""
+    """The description in the data set's info: a title, and the provenance as JSON on the second line."""
     extra = [{"field": item.field, "name": item.name, "dtype": item.dtype} for item in columns]
     return TITLE + "\n" + json.dumps(origin.record() | {"extra_columns": extra}, ensure_ascii=False)
 
 
 def read_description(path: Path) -> dict[str, Any] | None:
-    """The provenance in a data set's info file; None if it is not there or is not hfprep's."""
+    """The provenance in a data set's info file; None if the file is missing or not from hfprep."""
     try:
         title, _, rest = str(json.loads(path.read_bytes()).get("description")).partition("\n")
         return dict(json.loads(rest)) if MADE_BY in title else None
@@ -69,17 +69,17 @@ def _split_names(root: Path) -> list[str]:
 
 
 def split_files(root: Path) -> list[str]:
-    """Names of a split's shards, as its folder lists them; OSError, ValueError or KeyError if it does not."""
+    """File names of a split's shards from its state.json; raises OSError, ValueError or KeyError."""
     return [item["filename"] for item in json.loads((root / STATE_FILE).read_bytes())["_data_files"]]
 
 
 class ListColumn:
-    """A column of lists, or of lists of lists, of one record batch: its numbers, and where each row's are."""
+    """A column of (nested) lists in a record batch, as a flat array with offsets."""
 
     def __init__(self, column: pa.Array, ndim: int) -> None:
         array = column.storage if isinstance(column, pa.ExtensionArray) else column
         self._valid = None if not array.null_count else array.is_valid().to_numpy(zero_copy_only=False)
-        self._levels: list[int | np.ndarray] = []  # of each: how many in every list, or where lists start and end
+        self._levels: list[int | np.ndarray] = []  # per level: the fixed list size, or the offsets
         for _ in range(ndim):
             if isinstance(array.type, pa.FixedSizeListType):
                 self._levels.append(array.type.list_size)
@@ -92,7 +92,7 @@ class ListColumn:
         self._values: np.ndarray = values.to_numpy()
 
     def row(self, row: int) -> np.ndarray:
-        """One row as an array of `ndim` dimensions, without a copy; raises ValueError if it is not one."""
+        """A row as an array with `ndim` dimensions, without a copy; raises ValueError if it is ragged or has nulls."""
         if self._valid is not None and not self._valid[row]:
             return np.zeros((0,) * len(self._levels), np.float64)
         start, end, shape, lists = row, row + 1, [], 1
@@ -104,12 +104,12 @@ class ListColumn:
             shape.append((end - start) // lists if lists else 0)
             lists = end - start
         if self._known is not None and not self._known[start:end].all():
-            raise ValueError("there are numbers missing")
+            raise ValueError("it contains nulls")
         return self._values[start:end].reshape(shape)
 
 
 class BatchColumns:
-    """The columns of one record batch, each prepared when it is first asked for."""
+    """The columns of a record batch, each prepared on first use."""
 
     def __init__(self, batch: pa.RecordBatch) -> None:
         self.batch = batch
@@ -117,14 +117,14 @@ class BatchColumns:
         self._lists: dict[str, ListColumn] = {}
 
     def value(self, name: str, row: int) -> Any:
-        """A value as Python has it; raises KeyError if there is no such column."""
+        """A value as a Python object; raises KeyError if there is no such column."""
         column = self._columns.get(name)
         if column is None:
             column = self._columns[name] = self.batch.column(name)
         return column[row].as_py()
 
     def array(self, column: Column, row: int) -> np.ndarray:
-        """The array in a column of the schema."""
+        """A sample's array in a column of the schema."""
         found = self._lists.get(column.name)
         if found is None:
             found = self._lists[column.name] = ListColumn(self.batch.column(column.name), column.ndim)
@@ -132,11 +132,11 @@ class BatchColumns:
 
 
 class ArrowRows:
-    """The rows of Arrow IPC streams, one file after another; memory-mapped, in each process for itself."""
+    """The rows of concatenated Arrow IPC streams. Each process memory-maps them itself."""
 
     def __init__(self, root: Path, files: Sequence[str] | None = None) -> None:
         self.root = root
-        self.files = files  # None: those that the folder lists
+        self.files = files  # None: those in the folder's state.json
         self._batches: list[BatchColumns] | None = None
         self._ends: list[int] = np.cumsum([batch.num_rows for batch in self.batches()], dtype=np.int64).tolist()
 
@@ -162,7 +162,7 @@ class ArrowRows:
         return self._batches
 
     def row(self, index: int) -> tuple[BatchColumns, int]:
-        """The record batch that holds a row, and the row's position in it."""
+        """The record batch of a row, and the row's position in it."""
         batches = self._opened()
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
@@ -171,7 +171,7 @@ class ArrowRows:
 
 
 class ArrowSplit(Split):
-    """One split of a saved data set; `places` say in which order its rows come, None: as they are."""
+    """A split of a saved data set; `places` is the order of its rows, None: as stored."""
 
     def __init__(
         self,
@@ -233,7 +233,7 @@ class ArrowSplit(Split):
 
     @cached_property
     def _labels(self) -> tuple[str, ...]:
-        """The fields that `read` gives."""
+        """The fields that `read` returns."""
         return (*LABELS, *self.schema.lengths, *(item.name for item in self.schema.record_fields))
 
     def _arrays(self, batch: BatchColumns, row: int, columns: Sequence[Column]) -> dict[str, np.ndarray]:
@@ -255,7 +255,7 @@ class ArrowSplit(Split):
 
 
 class ArrowSet(SampleSet):
-    """A folder that `datasets.load_from_disk` opens."""
+    """A folder for `datasets.load_from_disk`."""
 
     format = "arrow"
 
@@ -266,7 +266,7 @@ class ArrowSet(SampleSet):
 
     @cached_property
     def _index(self) -> Mapping[str, Any]:
-        """The index; one that is not of these shards counts as none: `datasets` has saved the set again."""
+        """The index; empty if there is none, as after `datasets` has saved the set again."""
         return read_index(self.root, FORMAT_NAME) or {}
 
     @cached_property
@@ -277,7 +277,7 @@ class ArrowSet(SampleSet):
         return Origin.parse(record)
 
     def _types(self) -> dict[str, pa.DataType]:
-        """Types of the columns, but for the extension types around them."""
+        """Storage types of the columns, without extension types."""
         schema = ArrowRows(self.root / _split_names(self.root)[0]).schema
         return {item.name: getattr(item.type, "storage_type", item.type) for item in schema}
 
@@ -295,7 +295,7 @@ class ArrowSet(SampleSet):
         return 0
 
     def split(self, name: str, file: str | None = None) -> ArrowSplit:
-        """A split, or the rows of one `file` of it as they come there."""
+        """A split, or the rows of one `file` of it in their stored order."""
         names = _split_names(self.root)
         if name not in names:
             raise StoreError(f"{self.root} has no split {name!r}; it has {', '.join(names) or 'none'}")

@@ -1,6 +1,6 @@
-"""Shards of a saved Arrow data set: what `datasets.load_from_disk` opens with no hfprep code.
+"""Writes the shards of a saved Arrow data set, which `datasets.load_from_disk` opens without hfprep.
 
-A shard is an Arrow IPC stream, which is append-only by nature: a block of samples is one record batch at its end.
+A shard is an Arrow IPC stream, which can be appended to: a block of samples is a record batch at its end.
 """
 
 import dataclasses
@@ -49,20 +49,20 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 64
 AUDIO = "audio"
-END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # continuation marker, and a message of no bytes
+END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # continuation marker and message length 0
 _VALUE_TYPES = {str: "string", float: "float64", int: "int32", bool: "bool"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArrowOptions(ShardOptions):
-    """How a saved data set is written. `find_audio` gives the path of a record's audio, to embed the file itself."""
+    """How a saved data set is written. `find_audio` returns the path of a record's audio, to embed the file."""
 
     find_audio: Callable[[str], str] | None = None
 
 
 @dataclass
 class Survey:
-    """What the records of a set need as columns, found before the first row is written."""
+    """The extra columns that a set needs, determined before the first row is written."""
 
     exact_lines: bool = False
     exact_extras: bool = False
@@ -70,9 +70,9 @@ class Survey:
 
     @classmethod
     def of(cls, schema: Schema, entries: Callable[[], Iterable[Entry]], *, written: bool = True) -> "Survey":
-        """The needs of records, which are gone through once or twice: train first, then validation.
+        """Survey records, in one or two passes: train first, then validation.
 
-        With `written` False the records have no lines that hfprep would write otherwise.
+        With `written` False, no record has a manifest line that differs from hfprep's.
         """
         survey, collected = cls(), ExtraColumns()
         for entry in entries():
@@ -84,31 +84,31 @@ class Survey:
         return survey
 
     def record(self) -> dict[str, Any]:
-        """The JSON object that stands for it."""
+        """This survey as a JSON object."""
         return dataclasses.asdict(self)
 
     @classmethod
     def parse(cls, record: Mapping[str, Any] | None) -> "Survey":
-        """The opposite of `record`; what records without other fields need, where there is none."""
+        """The inverse of `record`; a survey without extra columns for None."""
         if record is None:
             return cls()
         return cls(record["exact_lines"], record["exact_extras"], [ExtraColumn(**item) for item in record["extra"]])
 
     def values(self, entry: Entry) -> dict[str, Any]:
-        """The typed columns of a row's other fields."""
+        """The values of the typed columns for a row's other fields."""
         extra = json.loads(entry.extra)
         return {column.name: column.value(extra) for column in self.extra}
 
     def exact_extra(self, entry: Entry) -> str | None:
-        """The other fields as JSON where their columns would not give them back exactly, else None."""
+        """The other fields as JSON if they cannot be restored exactly from their columns, else None."""
         return None if rebuilt(self.extra, self.values(entry)) == entry.extra else entry.extra
 
 
 def export_arrow(source: SampleSet, target: Path, options: ArrowOptions | None = None) -> dict[str, int]:
-    """Write a sample set as a saved DatasetDict {train, validation}; gives the number of samples a split.
+    """Write a sample set as a saved DatasetDict {train, validation}; returns the number of samples per split.
 
-    Columns: the record's fields, the schema's columns (vectors in float32, or float16 where asked), and the source
-    manifest's other fields. Replaces an earlier export as a whole.
+    Columns: the record's fields, the schema's columns (vectors in float32 or, if requested, float16), and the source
+    manifest's other fields. Atomically replaces an earlier export.
     """
     options = stored_dtype(options or ArrowOptions(), source)
     survey = Survey.of(source.schema, lambda: (entry for name in SPLITS for entry in source.split(name).entries()))
@@ -132,7 +132,7 @@ class ArrowShards(ShardFormat):
     @cached_property
     def features(self) -> "datasets.Features":
         """The columns of the data set."""
-        import datasets  # takes a second, which workers need not wait for
+        import datasets  # takes a second, and workers do not need it
 
         schema, survey = self.schema, self.survey
         columns: dict[str, Any] = {
@@ -152,16 +152,16 @@ class ArrowShards(ShardFormat):
 
     @property
     def arrow_schema(self) -> pa.Schema:
-        """The columns as Arrow has them."""
+        """The columns as an Arrow schema."""
         return self.features.arrow_schema
 
     @cached_property
     def storage(self) -> pa.Schema:
-        """The same without extension types, which say how values are to be shown and not how they are stored."""
+        """The same without extension types, which do not change how values are stored."""
         return pa.schema([(item.name, getattr(item.type, "storage_type", item.type)) for item in self.arrow_schema])
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a stage elsewhere needs: it serialises, and describes nothing."""
+        """Only what workers need to serialise samples."""
         storage = self.storage
         return {name: value for name, value in self.__dict__.items() if name != "features"} | {"storage": storage}
 
@@ -222,7 +222,7 @@ class ArrowShards(ShardFormat):
     ) -> dict[str, int]:
         items = {}
         for name in SPLITS:
-            (folder / name).mkdir(parents=True, exist_ok=True)  # its shards may be elsewhere
+            (folder / name).mkdir(parents=True, exist_ok=True)  # its shards may be in object storage
             self._describe_split(folder / name, splits[name], origin)
             items[name] = [
                 {
@@ -238,7 +238,7 @@ class ArrowShards(ShardFormat):
         return counts
 
     def _describe_split(self, folder: Path, shards: Sequence[Shard], origin: Origin) -> None:
-        """Write dataset_info.json and state.json beside a split's shards."""
+        """Write a split's dataset_info.json and state.json."""
         import datasets
 
         size, count = sum(shard.num_bytes for shard in shards), sum(shard.samples for shard in shards)
@@ -268,7 +268,7 @@ class ArrowShards(ShardFormat):
 
 
 class ArrowReader(ShardReader):
-    """One shard; one that grows is looked at again where a row is asked for that was not there before."""
+    """Reads a shard; reopens a growing shard if a row is not there yet."""
 
     def __init__(self, path: Path, shards: ArrowShards) -> None:
         self.path = path
@@ -285,7 +285,7 @@ class ArrowReader(ShardReader):
         try:
             return self._split.sample(row)
         except IndexError:
-            message = f"{self.path} does not hold row {row}, which was written there; check its disk, then run again"
+            message = f"{self.path} does not contain row {row}, which was written to it; check the disk, then run again"
             raise StoreError(message) from None
 
 
@@ -293,14 +293,14 @@ def _audio(entry: Entry, find: Callable[[str], str]) -> dict[str, Any]:
     audio = find(str(entry.record["audio_path"]))
     try:
         offset = json.loads(entry.extra).get("offset")
-        if isinstance(offset, int | float):  # the row is a stretch of the recording
+        if isinstance(offset, int | float):  # the row is a segment of the recording
             content = segment_as_wav(audio, Segment(float(offset), entry.record["duration"]))
             return {"bytes": content, "path": f"{name_of(audio)}@{offset:g}.wav"}
         if not is_url(audio):
-            read_header(audio)  # the record may be another's: nothing but audio goes into the set
+            read_header(audio)  # the record may come from others: embed only audio files
         return {"bytes": read_clip(audio), "path": file_name_of(audio)}
     except (OSError, RejectedSample, pa.ArrowException) as error:
         raise StoreError(
             f"sample {entry.id!r}: its audio {audio} cannot be read: {getattr(error, 'strerror', None) or error}; "
-            "say where it is with --audio-root, or leave out --with-audio"
+            "give its folder with --audio-root, or leave out --with-audio"
         ) from error

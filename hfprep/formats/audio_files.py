@@ -1,4 +1,4 @@
-"""Where the audio of a finished output lies: its records hold the source manifest's own, possibly relative, paths."""
+"""Finds the audio of a finished output, whose records have the source manifest's (possibly relative) paths."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ from hfprep.inputs.manifest.rows import AudioFinder
 
 
 def audio_finder(output: Path, audio_root: Path | None) -> Callable[[str], str]:
-    """How a record's audio path is found: from `audio_root`, else as the build found it, else from the output."""
+    """A function that finds a record's audio: below `audio_root`, or else as the build did, or else from the output."""
     paths = None if audio_root is not None else read_state_value(output, "paths")
     paths = paths or {}
     manifest = paths.get("manifest")

@@ -1,4 +1,4 @@
-"""The other formats of a build: kept beside its features, exported again when, and only when, these have changed."""
+"""The additional formats of a build, exported again only if the features have changed."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ _EXPORTS: dict[str, Callable[[SampleSet, Path, int], dict[str, int]]] = {
 
 
 def keep_extra_fields(root: Path, rows: pa.Table) -> None:
-    """Keep the source manifest's other fields of all planned rows (columns id and extra) for exports to come."""
+    """Store the source manifest's other fields of all planned rows (columns id and extra) for later exports."""
     if pc.all(pc.equal(rows.column("extra"), NO_EXTRA)).as_py() is not False:
         extra_path(root).unlink(missing_ok=True)
         return
@@ -43,15 +43,15 @@ def keep_extra_fields(root: Path, rows: pa.Table) -> None:
 
 
 def forget_exports(state: State) -> None:
-    """Say that features are about to change, so that no export of them counts as up to date."""
+    """Mark all exports as out of date, because features are about to change."""
     if state.get(EXPORTED):
         state.put(EXPORTED, {})
 
 
 def export_formats(root: Path, state: State, formats: Iterable[str], max_shard_bytes: int, source: str = "") -> None:
-    """Bring root/arrow and root/webdataset, where asked for, up to date with the finished features in `root`.
+    """Update root/arrow and root/webdataset, if requested, from the finished features in `root`.
 
-    These are the npy layout, unless `source` is given: a digest of the shards that the features are kept in.
+    The features are in the npy layout, or in shards if `source`, a digest of the shards, is given.
     """
     present = f"{source or _digest(root)}:{max_shard_bytes}"
     for name in formats:
@@ -65,7 +65,7 @@ def export_formats(root: Path, state: State, formats: Iterable[str], max_shard_b
 
 
 def _digest(root: Path) -> str:
-    """What an export shows of an output, besides the arrays themselves."""
+    """A digest of what an export contains besides the arrays."""
     stats = json.loads((root / STATS).read_bytes())
     files = [root / TRAIN, root / VAL, extra_path(root)]
     parts = [sha256_file(path) if path.is_file() else "" for path in files]

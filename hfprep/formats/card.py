@@ -1,4 +1,4 @@
-"""The data set card (README.md) of a set on the Hub: what it holds, what made it, how to load it."""
+"""The data set card (README.md) of a set on the Hub: what it contains, how it was made, how to load it."""
 
 import json
 import re
@@ -24,7 +24,7 @@ FORMAT_TEXT = {
 
 @dataclass
 class _Totals:
-    """What the records add up to."""
+    """Totals over the records."""
 
     samples: dict[str, int] = field(default_factory=dict)
     hours: dict[str, float] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class _Totals:
 
 
 def card(source: SampleSet, repo: str, *, data_format: str, dtype: str) -> str:
-    """The card of a set that is pushed to `repo` in that format and latents dtype, as Markdown with its YAML header."""
+    """The card of a set pushed to `repo` in this format and vector dtype: Markdown with a YAML header."""
     totals = _Totals.of(source)
     schema = source.schema
     rows = "\n".join(f"| {split} | {totals.samples[split]} | {totals.hours[split]:.2f} |" for split in SPLITS)
@@ -56,7 +56,7 @@ def card(source: SampleSet, repo: str, *, data_format: str, dtype: str) -> str:
     return f"""{_header(totals, repo, data_format, schema)}
 # {repo.partition("/")[2]}
 
-Training features for a text-to-speech model, made by hfprep with the recipe {schema.recipe}. It holds no audio.
+Training features for a text-to-speech model, made by hfprep with the recipe {schema.recipe}. It contains no audio.
 
 | split | samples | hours |
 |---|---|---|
@@ -72,7 +72,7 @@ import datasets
 data = datasets.load_dataset("{repo}")
 ```
 
-or, as a trainer takes it:
+or, for a trainer:
 
 ```python
 import hfprep
@@ -84,14 +84,14 @@ data = hfprep.load("{repo}", "train")
 
 {_columns(schema, data_format, dtype)}
 
-## What made it
+## How it was made
 
 {_models(source.origin.stats)}
 """
 
 
 def _columns(schema: Schema, data_format: str, dtype: str) -> str:
-    """A table of what a sample holds."""
+    """A table of a sample's columns."""
     name, first = FORMAT_TEXT[data_format]
     lines = [f"| {name} | type | content |", "|---|---|---|", first]
     if data_format == "arrow":
@@ -109,7 +109,7 @@ def _content(schema: Schema, column: Column) -> str:
     if column.kind == "tokens":
         return "token ids of the text"
     if column.kind == "codes":
-        return "codes of the audio" + (f", {schema.code_rate:g} a second" if schema.code_rate else "")
+        return "codes of the audio" + (f", {schema.code_rate:g} per second" if schema.code_rate else "")
     source = next(group.source for group in schema.groups if group.name == column.group)
     return f"vector of the {source}" if column.ndim == 1 else f"vectors of the {source}"
 

@@ -1,4 +1,4 @@
-"""A sample set written as shards: read samples there, append here, with the writers that builds use."""
+"""Exports a sample set as shards, with the same writers as builds."""
 
 import dataclasses
 from array import array
@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from hfprep.formats.folders import appearing_folder
+from hfprep.formats.folders import atomic_folder
 from hfprep.formats.samples import SPLITS, Origin, SampleSet, lengths_of
 from hfprep.formats.shards import ShardFormat, ShardOptions, SplitWriter
 from hfprep.io.chunks import chunks_of
@@ -19,20 +19,20 @@ Options = TypeVar("Options", bound=ShardOptions)
 
 
 def stored_dtype(options: Options, source: SampleSet) -> Options:
-    """The options, with the dtype that the source's vectors have where that is float16: no more can be had."""
+    """The options, but with dtype float16 if the source's vectors are float16."""
     return dataclasses.replace(options, dtype="float16") if source.origin.latents_dtype == "float16" else options
 
 
 def export(source: SampleSet, target: Path, shards: ShardFormat) -> dict[str, int]:
-    """Write a sample set as shards into a folder that appears whole; gives the number of samples a split.
+    """Write a sample set as shards into a folder that is created atomically; returns the number of samples per split.
 
-    Replaces an earlier set of that format. Raises StoreError if `target` holds anything else.
+    Replaces an earlier set of that format. Raises StoreError if `target` contains anything else.
     """
     origin = source.origin
     origin = Origin(origin.stats, origin.fingerprints, shards.options.dtype, origin.schema)
     splits: dict[str, list[Shard]] = {}
     places: dict[str, np.ndarray] = {}
-    with appearing_folder(target, shards.replaceable) as folder:
+    with atomic_folder(target, shards.replaceable) as folder:
         for name in SPLITS:
             splits[name], places[name] = _export_split(source, folder, name, shards)
         return shards.describe(folder, splits, places, origin)

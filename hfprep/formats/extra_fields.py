@@ -1,7 +1,7 @@
-"""The source manifest's other fields: kept beside an npy output, turned into typed columns for Arrow.
+"""The source manifest's other fields: stored beside an npy output, and as typed columns in Arrow.
 
-The npy manifests do not hold them. `write_extra_fields` keeps them in .hfprep/extra.jsonl, one line a planned row, in
-source order; `read_extra_fields` joins them to a manifest's entries by walking both once.
+The npy manifests do not have them. `write_extra_fields` writes them to .hfprep/extra.jsonl, one line per planned row,
+in source order; `read_extra_fields` joins them with a manifest's entries in one pass.
 """
 
 import json
@@ -19,12 +19,12 @@ INT64 = 2**63
 
 
 def extra_path(root: Path) -> Path:
-    """Where an npy output keeps the other fields."""
+    """The file of an npy output with the other fields."""
     return root / PRIVATE / EXTRA_FIELDS
 
 
 def write_extra_fields(root: Path, rows: Iterable[tuple[str, str]]) -> None:
-    """Keep (id, other fields as JSON) of all rows in source order; no file where no row has any."""
+    """Write (id, other fields as JSON) of all rows in source order; no file if no row has any."""
     path = extra_path(root)
     any_field = False
 
@@ -40,9 +40,9 @@ def write_extra_fields(root: Path, rows: Iterable[tuple[str, str]]) -> None:
 
 
 def read_extra_fields(root: Path, ids: Iterable[str]) -> Iterator[str]:
-    """The other fields, as JSON, of these ids; "{}" for one that the file does not have, or where there is no file.
+    """The other fields of these ids as JSON; "{}" for ids that are not in the file, or if there is no file.
 
-    Ids that come in source order are found by reading the file once.
+    For ids in source order, the file is read once.
     """
     path = extra_path(root)
     if not path.is_file():
@@ -56,7 +56,7 @@ def read_extra_fields(root: Path, ids: Iterable[str]) -> Iterator[str]:
                 if row is not None:
                     yield row["extra"]
                     continue
-                offsets = _offsets(path)  # not in this order, or of another manifest
+                offsets = _offsets(path)  # not in this order, or from another manifest
             position = offsets.get(sample_id)
             if position is None:
                 yield NO_EXTRA
@@ -66,7 +66,7 @@ def read_extra_fields(root: Path, ids: Iterable[str]) -> Iterator[str]:
 
 
 def _offsets(path: Path) -> dict[str, int]:
-    """Where the line of each id starts."""
+    """The offset of each id's line."""
     offsets, position = {}, 0
     with open(path, "rb") as stream:
         for line in stream:
@@ -77,14 +77,14 @@ def _offsets(path: Path) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class ExtraColumn:
-    """One field of the source manifest as a column: its field, the column's name and Arrow type."""
+    """A field of the source manifest as a column: its field, the column's name and its Arrow type."""
 
     field: str
     name: str
     dtype: str
 
     def value(self, extra: Mapping[str, Any]) -> Any:
-        """The column's value for a row's fields; what does not fit the type becomes JSON text."""
+        """The column's value for a row's fields. Values of another type become JSON text."""
         value = extra.get(self.field)
         if value is None:
             return None
@@ -94,7 +94,7 @@ class ExtraColumn:
 
 
 class ExtraColumns:
-    """Collects which other fields there are, and of which types: `see` every row, then `columns`."""
+    """Collects the names and types of other fields: call `see` for every row, then `columns`."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, set[str]] = {}
@@ -105,7 +105,7 @@ class ExtraColumns:
                 self._kinds.setdefault(name, set()).update({_kind(value)} - {"null"})
 
     def columns(self, taken: Iterable[str]) -> list[ExtraColumn]:
-        """A column for each field, under its own name unless that is taken."""
+        """A column for each field, with the field's name unless that is taken."""
         used = set(taken)
         columns = []
         for name, kinds in self._kinds.items():
@@ -118,13 +118,13 @@ class ExtraColumns:
 
 
 def rebuilt(columns: Iterable[ExtraColumn], values: Mapping[str, Any]) -> str:
-    """The JSON object that typed columns give back; not always the one that they were made from."""
+    """The JSON object restored from typed columns, which may differ from the original."""
     extra = {column.field: values[column.name] for column in columns if values[column.name] is not None}
     return json_text(extra) if extra else NO_EXTRA
 
 
 def json_text(value: Any) -> str:
-    """A value as JSON that can be written as UTF-8: letters as they are, unless one is half of a surrogate pair."""
+    """A value as JSON that can be written as UTF-8; escaped only if it contains a lone surrogate."""
     text = json.dumps(value, ensure_ascii=False)
     return text if _encodable(text) else json.dumps(value)
 

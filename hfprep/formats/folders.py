@@ -1,7 +1,7 @@
-"""A folder that appears whole: written beside its target under a temporary name, then renamed.
+"""Creates folders atomically: written beside the target under a temporary name, then renamed.
 
-What a killed export left is removed by the next one to the same target. A file system lock on the unfinished folder
-keeps two exports apart, and leaves nothing behind.
+Leftovers of a killed export are removed by the next one to the same target. A file lock on the unfinished folder
+prevents two concurrent exports.
 """
 
 import contextlib
@@ -20,16 +20,16 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 def unfinished_name(target: Path) -> Path:
-    """Where a folder lies until it is whole."""
+    """The temporary name of an unfinished folder."""
     return target.with_name(f".{target.name}.unfinished")
 
 
 @contextlib.contextmanager
-def appearing_folder(target: Path, replaceable: Callable[[Path], bool]) -> Iterator[Path]:
-    """Give an empty folder to fill, which takes its final name at the end of the block, and not before.
+def atomic_folder(target: Path, replaceable: Callable[[Path], bool]) -> Iterator[Path]:
+    """Yield an empty folder, which is renamed to `target` at the end of the block.
 
-    A `target` that exists already gives way at that moment when it is empty or `replaceable` says so; otherwise
-    StoreError, before anything is written. After an error the unfinished folder is removed.
+    An existing `target` is replaced if it is empty or `replaceable`; otherwise StoreError is raised before anything is
+    written. After an error the unfinished folder is removed.
     """
     check_local(target, written=True)
     target = Path(os.path.abspath(target))
@@ -61,7 +61,7 @@ def appearing_folder(target: Path, replaceable: Callable[[Path], bool]) -> Itera
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two names change places in one step; False if the system or the file system cannot."""
+    """Swap two paths atomically; False if the system or the file system does not support it."""
     atomic.observe("before-rename", other)
     try:
         call = ctypes.CDLL(None, use_errno=True).renameat2

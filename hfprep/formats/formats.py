@@ -1,4 +1,4 @@
-"""Which format a path holds, and the sample set in it."""
+"""Detects the format of a path, and opens the sample set in it."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from hfprep.io.object_storage import check_local
 from hfprep.store.layout import PRIVATE
 
 SHARD_FORMATS = ("arrow", "webdataset")
-KEPT_FORMAT = "packed_format"  # in the state: the format that an output without npy is kept in, by its first name
+KEPT_FORMAT = "packed_format"  # state key: the format of an output without npy (under its original name)
 
 
 def kept_in(path: Path) -> Path | None:
-    """The folder of the set that a build's output holds where it is not in the npy layout; else None."""
+    """The folder of the shards of a build's output; None if it is in the npy layout."""
     if is_npy_output(path) or not (path / PRIVATE).is_dir():
         return None
     kept = read_state_value(path, KEPT_FORMAT)
@@ -24,25 +24,25 @@ def kept_in(path: Path) -> Path | None:
 
 
 def no_manifests(path: Path) -> str:
-    """What to say of a folder that has no manifests, where a command needs them: an explanation and the way out.
+    """The error message for a folder without manifests, when a command needs them.
 
-    Raises ConfigError if it is a URL.
+    Raises ConfigError for a URL.
     """
     check_local(path)
     kept = kept_in(path)
     if kept is None and not (is_arrow_set(path) or is_webdataset(path)):
-        return f"{path} holds no manifests; give the output directory of a build"
+        return f"{path} contains no manifests; give the output directory of a build"
     return (
-        f"{path} holds no manifests, but a set in the {kept.name if kept else 'Arrow or WebDataset'} format; "
+        f"{path} contains no manifests, but a set in the {kept.name if kept else 'Arrow or WebDataset'} format; "
         f"write it as npy first: python -m hfprep export-npy {path} NEW, and give NEW (or, for another tokenizer, run "
         "the build again with it: only text ids are computed)"
     )
 
 
 def open_set(path: Path) -> SampleSet:
-    """The finished sample set in a folder, of whichever format; raises StoreError if there is none.
+    """The finished sample set in a folder, in any format; raises StoreError if there is none.
 
-    The output of a build is the set that it keeps its features in.
+    For the output of a build, this is the set with its features.
     """
     check_local(path)
     if is_npy_output(path):
@@ -55,8 +55,8 @@ def open_set(path: Path) -> SampleSet:
     if kept is not None:
         return open_set(kept)
     if not path.exists():
-        raise StoreError(f"there is no folder {path}")
+        raise StoreError(f"{path} does not exist")
     raise StoreError(
-        f"{path} holds no finished sample set: neither manifests (npy), nor dataset_dict.json (Arrow), nor index.json "
+        f"{path} contains no finished sample set: no manifests (npy), dataset_dict.json (Arrow) or index.json "
         "(WebDataset); if a build or an export into it was interrupted, run it again"
     )

@@ -1,7 +1,6 @@
-"""A finished set on the Hugging Face Hub: exported beside its source without local paths, uploaded, cleaned up.
+"""Pushes a finished set to the Hugging Face Hub: export without local paths, upload, clean up.
 
-An upload that broke off is resumed by pushing again: the export is the same bytes, and what the Hub has it does not
-take twice.
+An interrupted upload is resumed by pushing again: the export has the same bytes, and the Hub skips files that it has.
 """
 
 import hashlib
@@ -29,22 +28,22 @@ from hfprep.io.object_storage import check_local
 LOGIN = "hf auth login"
 CARD = "README.md"
 PUSH_FORMATS = ("arrow", "webdataset")
-# What a failed transfer raises besides the Hub's own answers: the library's HTTP client where there is no connection,
-# and the library itself (RuntimeError) for a file.
+# Exceptions of a failed transfer besides the Hub's own: from the library's HTTP client without a connection, and from
+# the library (RuntimeError) for a file.
 FAILURES: tuple[type[Exception], ...] = (
     OSError,
     RuntimeError,
     *(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"),
 )
 UNAUTHORIZED = {401, 403}
-# What an earlier push left in the repository and this one does not bring goes, whichever format it was in.
+# Files of earlier pushes, in any format, are deleted unless this push replaces them.
 STALE = ["train/*", "validation/*", "*.tar", "index.json", "places.npy", "dataset_dict.json"]
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PushOptions:
-    """How a set goes to the Hub."""
+    """How a set is pushed to the Hub."""
 
     private: bool = True
     format: str = "arrow"
@@ -60,7 +59,7 @@ class PushOptions:
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """What a push is about to send: samples by split, files and their bytes, and to what kind of repository."""
+    """Summary of a push before the upload: samples by split, number of files, bytes, kind of repository."""
 
     samples: dict[str, int]
     num_files: int
@@ -77,10 +76,10 @@ def push(
     token: str | None = None,
     report: Callable[[Parcel], None] = lambda _: None,
 ) -> str:
-    """Upload a finished set with its card; gives the address of the repository, which is made where it is missing.
+    """Upload a finished set with its card; returns the URL of the repository, which is created if it does not exist.
 
-    `token` defaults to the one of the login; `report` is called before anything is sent. Raises ConfigError, also where
-    a private set would go to a repository that is public, or StoreError; pushing again then resumes.
+    `token` defaults to the saved login; `report` is called before the upload. Raises ConfigError, for example if a
+    private set would be pushed to a public repository, or StoreError; pushing again then resumes.
     """
     options = options or PushOptions()
     if not _REPO.fullmatch(repo):
@@ -112,7 +111,7 @@ def push(
 
 
 def _visibility(api: HfApi, repo: str) -> str | None:
-    """Whether a repository is "private" or "public"; None if there is none that this login sees."""
+    """Whether a repository is "private" or "public"; None if this login sees no such repository."""
     try:
         return "private" if api.dataset_info(repo).private else "public"
     except RepositoryNotFoundError:
@@ -127,7 +126,7 @@ def _parcel(folder: Path, *, private: bool, is_new: bool) -> Parcel:
 
 
 def _export_folder(source: Path) -> Path:
-    """Where the export is made: beside the set, or among temporary files where nothing can be written there."""
+    """The folder for the export: beside the set, or among temporary files if that is not writable."""
     source = Path(os.path.abspath(source))
     if os.access(source.parent, os.W_OK):
         return source.with_name(f".{source.name}.push")
@@ -136,7 +135,7 @@ def _export_folder(source: Path) -> Path:
 
 
 def _export(source: SampleSet, folder: Path, repo: str, options: PushOptions) -> None:
-    """What is uploaded, and nothing else, in a folder of its own."""
+    """Write everything that is uploaded into a new folder."""
     if folder.exists():
         shutil.rmtree(folder)
     if options.format == "arrow":

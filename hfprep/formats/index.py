@@ -1,7 +1,7 @@
-"""index.json beside the shards of a set: every shard with its samples, bytes and SHA-256; and where each sample is.
+"""index.json beside the shards of a set: every shard's samples, bytes and SHA-256; and each sample's place.
 
-Written last, so that a folder that has it is complete. Knows nothing of what a shard holds; each format has a name of
-its own in it. The samples' places are numbers in a file beside it, in source order, train before validation.
+It is written last, so a folder with an index is complete. The places of the samples are in a separate file, in source
+order, train before validation.
 """
 
 import json
@@ -33,7 +33,7 @@ def read_index(root: Path, format_name: str) -> dict[str, Any] | None:
 
 
 def shards_in(index: Mapping[str, Any], split: str) -> list[Shard]:
-    """The shards of a split; its places refer to them by their position here."""
+    """The shards of a split, in the order that its places refer to."""
     return list(index.get("splits", {}).get(split, {}).get("shards", ()))
 
 
@@ -45,9 +45,9 @@ def write_index(
     columns: Sequence[str],
     more: Mapping[str, Any] | None = None,
 ) -> dict[str, int]:
-    """Write and sync the places and then the index of all splits; gives the samples of each split.
+    """Write and sync the places, then the index of all splits; returns the number of samples per split.
 
-    places: of each split, int64 (samples, columns). `more` is what else is to stand in the index.
+    places: int64 (samples, columns) per split. `more` is added to the index.
     """
     table = np.concatenate([places[name].reshape(-1, len(columns)) for name in splits]).astype(np.int64)
     with atomic.replacing(root / PLACES) as stream:
@@ -62,7 +62,7 @@ def write_index(
 
 @dataclass
 class Places:
-    """Where the samples of one split are, read when first asked for, in each process for itself."""
+    """Where the samples of a split are. Each process reads them on first use."""
 
     path: Path
     columns: tuple[str, ...]
@@ -71,7 +71,7 @@ class Places:
 
     @classmethod
     def of(cls, root: Path, index: Mapping[str, Any], split: str) -> "Places | None":
-        """The places that an index names; None if it names none, as hfprep 0.1.0 wrote it."""
+        """The places in an index; None if it has none (hfprep 0.1.0)."""
         if "places" not in index:
             return None
         start = 0
@@ -90,18 +90,20 @@ class Places:
 
     @cached_property
     def table(self) -> np.ndarray:
-        """int64 (samples, columns), mapped; raises StoreError if the file is not that."""
+        """int64 (samples, columns), memory-mapped; raises StoreError if the file has another content."""
         try:
             table = np.load(self.path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise StoreError(f"{self.path} cannot be read: {error}; make or fetch the set again") from error
-        rows = np.asarray(table)[self.start : self.start + self.samples]  # plain: a memmap is slow by the row
+        rows = np.asarray(table)[self.start : self.start + self.samples]  # np.memmap is slow for single rows
         if table.dtype != np.int64 or rows.shape != (self.samples, len(self.columns)):
-            raise StoreError(f"{self.path} does not hold the places of {self.samples} samples; make or fetch it again")
+            raise StoreError(
+                f"{self.path} does not contain the places of {self.samples} samples; make or fetch it again"
+            )
         return rows
 
     def column(self, name: str) -> np.ndarray:
-        """One of its columns, int64 (samples,); raises KeyError if there is no such column."""
+        """A column of the table, int64 (samples,); raises KeyError if there is no such column."""
         try:
             return np.asarray(self.table[:, self.columns.index(name)])
         except ValueError:

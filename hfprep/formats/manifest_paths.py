@@ -1,7 +1,6 @@
-"""Manifests whose paths a trainer finds from another folder: absolute, or relative to where they are.
+"""Rewrites manifests for use from another folder: with absolute paths, or paths relative to that folder.
 
-Records of a build name its arrays relative to the output, and the audio as the source manifest does. Here they are
-written for a reader that knows neither folder.
+A build's records have array paths relative to the output, and audio paths as in the source manifest.
 """
 
 import os
@@ -22,20 +21,20 @@ from hfprep.store.layout import json_line
 
 RELATIVE, ABSOLUTE = "relative", "absolute"
 PATHS = (RELATIVE, ABSOLUTE)
-AUDIO_PATH = "audio_path"  # the end of every field that names audio; others that end in _path name arrays
+AUDIO_PATH = "audio_path"  # suffix of all audio fields; other fields that end in _path are arrays
 
 
 def check_paths(paths: str) -> None:
-    """Raise ConfigError if `paths` is none of `PATHS`."""
+    """Raise ConfigError if `paths` is not in `PATHS`."""
     if paths not in PATHS:
         raise ConfigError(f"--paths is {paths!r}; it must be {' or '.join(PATHS)}")
 
 
 @dataclass
 class PathWriter:
-    """Writes the paths of an output's records again: absolute, or relative to `folder`.
+    """Rewrites the paths in an output's records: absolute, or relative to `folder`.
 
-    `missing` are the audio paths at which there is no file: they stay as they are in the record.
+    `missing` collects audio paths without a file; they are not changed in the record.
     """
 
     output: Path
@@ -50,7 +49,7 @@ class PathWriter:
         self._root, self._base = os.path.abspath(self.output), os.path.abspath(self.folder)
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        """The record of a sample or a pair with its paths written again; raises ValueError if one leads elsewhere."""
+        """The record of a sample or a pair with rewritten paths; raises ValueError for a path outside the output."""
         changed = {}
         for name, value in record.items():
             if name.endswith(AUDIO_PATH):
@@ -78,7 +77,7 @@ class PathWriter:
 
 @dataclass(frozen=True)
 class ExportedManifests:
-    """How many records each file got, by name, and the audio paths at which there is no file."""
+    """The number of records in each file, by name, and the audio paths without a file."""
 
     files: dict[str, int]
     missing: tuple[str, ...]
@@ -87,10 +86,10 @@ class ExportedManifests:
 def export_manifests(
     output: Path, target: Path, *, paths: str = RELATIVE, audio_root: Path | None = None, pairs: tuple[str, ...] = ()
 ) -> ExportedManifests:
-    """Write both manifests of an npy output, and its pair files of these names, into another folder.
+    """Write both manifests of an npy output, and its pair files with these names, to another folder.
 
-    Files of the same names there are replaced. Raises StoreError if the output has no manifests, ConfigError if
-    the folder is the output itself.
+    Replaces files with the same names. Raises StoreError if the output has no manifests, ConfigError if the folder is
+    the output itself.
     """
     if not is_npy_output(output):
         raise StoreError(no_manifests(output))

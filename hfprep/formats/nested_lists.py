@@ -1,7 +1,7 @@
-"""A schema's columns as Arrow list types, and arrays of samples as values of these.
+"""A schema's columns as Arrow list types, and arrays of samples as their values.
 
-A dimension that is a number, or a length that every sample has alike, is a list of fixed size; any other a list. Two
-fixed dimensions are an `Array2D`, which is what `datasets` gives back as one array.
+Dimensions that are the same for all samples are fixed-size lists, others lists. Two fixed dimensions are an `Array2D`,
+which `datasets` returns as one array.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from hfprep.schema import Column, Schema
 
 def list_feature(schema: Schema, column: Column, dtype: str) -> Any:
     """The feature of a column whose values are stored in `dtype`."""
-    import datasets  # takes a second, which workers need not wait for
+    import datasets  # takes a second, and workers do not need it
 
     sizes = [dim if isinstance(dim, int) else schema.fixed.get(dim) for dim in column.dims]
     if len(sizes) == 2 and None not in sizes:
@@ -27,13 +27,13 @@ def list_feature(schema: Schema, column: Column, dtype: str) -> Any:
 
 
 def list_array(values: Sequence[np.ndarray], dtype: pa.DataType) -> pa.Array:
-    """Arrays of samples, all of as many dimensions as `dtype` has lists, as one Arrow array of that type."""
+    """Arrays of samples, with as many dimensions as `dtype` has list levels, as an Arrow array of that type."""
     flat = pa.array(np.concatenate([value.reshape(-1) for value in values]))
     return _nested(flat, dtype, np.array([value.shape for value in values], np.int64))
 
 
 def _nested(flat: pa.Array, dtype: pa.DataType, shapes: np.ndarray) -> pa.Array:
-    """Lists around values; shapes: of the arrays that are left to be told apart, int64 (arrays, dimensions)."""
+    """Wrap flat values into lists; shapes: int64 (arrays, dimensions), of the arrays at this level."""
     sizes = shapes[:, 0]
     inner = flat if shapes.shape[1] == 1 else _nested(flat, dtype.value_type, np.repeat(shapes[:, 1:], sizes, axis=0))
     if isinstance(dtype, pa.FixedSizeListType):

@@ -1,7 +1,7 @@
-"""The npy layout as a sample set, and sample sets written as the npy layout.
+"""Reads the npy layout as a sample set, and writes sample sets in the npy layout.
 
-Reads any output of a build (and of the scripts that came before, which have the same layout); `export_npy` writes one
-that equals, byte for byte, the one that a set was made from.
+Reads any output of a build, and of older scripts with the same layout. `export_npy` restores, byte for byte, the output
+that a set was made from.
 """
 
 import json
@@ -20,7 +20,7 @@ import numpy as np
 
 from hfprep.errors import StoreError
 from hfprep.formats.extra_fields import extra_path, read_extra_fields, write_extra_fields
-from hfprep.formats.folders import appearing_folder
+from hfprep.formats.folders import atomic_folder
 from hfprep.formats.positioned import PositionedFile
 from hfprep.formats.samples import (
     SPLITS,
@@ -51,7 +51,7 @@ Item = TypeVar("Item")
 
 
 class LineFile:
-    """The lines of a file by number, without keeping them in memory."""
+    """Random access to the lines of a file, without keeping them in memory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -78,7 +78,7 @@ class LineFile:
 
 
 class NpySplit(Split):
-    """One manifest of an npy output, of samples of that schema."""
+    """A manifest of an npy output, with samples of this schema."""
 
     def __init__(self, manifest: Path, schema: Schema) -> None:
         self.manifest = manifest
@@ -133,13 +133,13 @@ class NpySplit(Split):
         return np.fromiter(self._values(name, int), np.int64, len(self))
 
     def _values(self, name: str, kind: Callable[[Any], Item]) -> Iterator[Item]:
-        """A field of every record, without a look at the others; raises StoreError if a line has none."""
+        """A field of every record, without checking others; raises StoreError if a line does not have it."""
         for number, line in enumerate(self._lines.lines(), start=1):
             try:
                 yield kind(json.loads(line)[name])
             except (ValueError, LookupError, TypeError, RecursionError):
                 message = (
-                    f"{self.manifest}, line {number}: it is no record with {name}; run the build again to repair it"
+                    f"{self.manifest}, line {number}: it is not a record with {name}; run the build again to repair it"
                 )
                 raise StoreError(message) from None
 
@@ -149,7 +149,7 @@ class NpySplit(Split):
 
 
 def load_arrays(root: Path, columns: Iterable[Column], record: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays that a record's `*_path` fields name, by column; raises StoreError naming sample and file."""
+    """The arrays in a record's `*_path` fields, by column; raises StoreError with the sample and file."""
     arrays = {}
     for column in columns:
         path = record.get(f"{column.name}_path")
@@ -160,14 +160,14 @@ def load_arrays(root: Path, columns: Iterable[Column], record: Mapping[str, Any]
 
 
 def unless_stats_are_missing(root: Path, advice: str) -> str:
-    """Advice for a record that lacks a field, or what else is wrong where nothing says which fields it has."""
+    """The advice for a record without a field, or, if stats.json is missing, to restore that first."""
     if (root / STATS).is_file():
         return advice
-    return f"there is no {STATS} in {root}, which says what a sample has: copy it from the output"
+    return f"{root} has no {STATS}, which describes the columns of a sample: copy it from the output"
 
 
 def load_array(root: Path, path: str, sample_id: str) -> np.ndarray:
-    """One .npy file, by its path relative to the manifest's folder."""
+    """Load an .npy file, by its path relative to the manifest's folder."""
     try:
         check_inside(root, path)
         return parse_npy(file_content(os.path.join(root, path)))
@@ -176,8 +176,8 @@ def load_array(root: Path, path: str, sample_id: str) -> np.ndarray:
 
 
 def file_content(path: str | Path) -> bytes:
-    """The bytes of an array's file. Raises OSError, and ValueError for what is none."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | atomic.NO_LINK)  # a pipe would be waited for
+    """The bytes of an array's file. Raises OSError, and ValueError if it is not a regular file or too large."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | atomic.NO_LINK)  # O_NONBLOCK: opening a pipe would block
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -193,24 +193,24 @@ def file_content(path: str | Path) -> bytes:
 
 
 def check_inside(root: Path, path: Any, suffix: str = ".npy") -> None:
-    """Raise ValueError unless a record's path of an array stays below the output's folder."""
+    """Raise ValueError unless a record's array path is inside the output's folder."""
     if not isinstance(path, str) or not path.endswith(suffix) or "\0" in path:
-        raise ValueError(f"the record names the file {path!r}, which is no array")
+        raise ValueError(f"the record has the path {path!r}, which is not an array")
     if not path.startswith("/") and ".." not in path:
         return
     folder = os.path.abspath(root)
     if not os.path.abspath(os.path.join(folder, path)).startswith(folder.rstrip("/") + "/"):
-        raise ValueError(f"the record names the file {path!r}, which is not inside the output")
+        raise ValueError(f"the record has the path {path!r}, which is outside the output")
 
 
 def artifact_file(root: Path, path: str, sample_id: str) -> Path:
-    """The file of an array that a record names; raises StoreError if it is not one of the output's own."""
+    """The file of an array in a record; raises StoreError if it is outside the output or a symbolic link."""
     try:
         check_inside(root, path)
         if (root / path).is_symlink():
             raise ValueError("it is a symbolic link")
     except ValueError as error:
-        raise StoreError(f"sample {sample_id!r}: {root / path} is not used: {error}") from None
+        raise StoreError(f"sample {sample_id!r}: {root / path} cannot be used: {error}") from None
     return root / path
 
 
@@ -231,7 +231,7 @@ class NpySet(SampleSet):
 
 
 def npy_origin(root: Path) -> Origin:
-    """What stats.json and the state say of an output."""
+    """The origin of an output, from stats.json and the state."""
     try:
         stats = json.loads((root / STATS).read_bytes())
     except FileNotFoundError:
@@ -241,13 +241,13 @@ def npy_origin(root: Path) -> Origin:
 
 
 def open_manifest(path: Path) -> NpySplit:
-    """The samples that one manifest lists."""
+    """The samples in a manifest."""
     schema = NpySet(path.parent).origin.schema
     return NpySplit(path, schema or first_schema(_width_in([path], width_column())))
 
 
 def _width_in(manifests: Iterable[Path], column: str) -> int:
-    """Length of the first array in a column."""
+    """The length of the first array in a column."""
     for manifest in manifests:
         with open(manifest, "rb") as stream:
             for line in stream:
@@ -257,7 +257,7 @@ def _width_in(manifests: Iterable[Path], column: str) -> int:
 
 
 def read_state_value(root: Path, key: str) -> Any:
-    """A value that the build keeps in its state, None if there is none; changes nothing on disk."""
+    """A value in the build's state, None if there is none. Does not write to disk."""
     path = root / PRIVATE / "state.sqlite"
     if not path.is_file():
         return None
@@ -273,22 +273,22 @@ def read_state_value(root: Path, key: str) -> Any:
 
 
 def is_npy_output(path: Path) -> bool:
-    """Whether a folder holds the npy layout."""
+    """Whether a folder has the npy layout."""
     return (path / TRAIN).is_file() and (path / VAL).is_file()
 
 
 def export_npy(source: SampleSet, target: Path) -> dict[str, int]:
-    """Write a sample set as the npy layout into a new folder; gives the number of samples a split.
+    """Write a sample set in the npy layout to a new folder; returns the number of samples per split.
 
-    Vectors that were stored as float16 come out in their own dtype. A `target` that holds these samples is left as it
-    is: an export appears whole. Raises StoreError if it holds anything else.
+    Vectors stored as float16 are converted to their column's dtype. The export is atomic; a `target` that already has
+    exactly these samples is left unchanged. Raises StoreError if it contains anything else.
     """
     if is_npy_output(target):
         found = _exported_before(source, target)
         if found is not None:
             return found
     counts = {}
-    with appearing_folder(target, lambda _: False) as folder, ThreadPoolExecutor(IO_THREADS) as pool:
+    with atomic_folder(target, lambda _: False) as folder, ThreadPoolExecutor(IO_THREADS) as pool:
         for column in source.schema.columns:
             (folder / column.name).mkdir()
         extras = []
@@ -317,7 +317,7 @@ def export_npy(source: SampleSet, target: Path) -> dict[str, int]:
 
 
 def _exported_before(source: SampleSet, target: Path) -> dict[str, int] | None:
-    """The number of samples a split, where a folder lists exactly those of a set; else None."""
+    """The number of samples per split if a folder lists exactly the samples of a set, else None."""
     counts = {}
     for name in SPLITS:
         there, lines = source.split(name), LineFile(target / MANIFESTS[name])
@@ -335,7 +335,7 @@ def _extra_line(entry: Entry) -> bytes:
 
 
 def _join_extras(folder: Path, parts: Sequence[Path]) -> None:
-    """One file of other fields, train then validation: within each split that is source order."""
+    """Concatenate the files of other fields: train, then validation, each in source order."""
 
     def rows() -> Iterable[tuple[str, str]]:
         for part in parts:

@@ -1,10 +1,10 @@
-"""One .npz file a sample, and a record for each: the form that public fine-tuners of IndexTTS-2.5 read.
+"""One .npz file and one record per sample: the format that public fine-tuning code for IndexTTS-2.5 reads.
 
     features/<id>.npz                                the columns of the schema, by name
     utterances_train.jsonl, utterances_val.jsonl     id, features, speaker, lang, lang_alias, text, and the lengths
 
-Beside them, stats.json says what the columns are. A trainer reads such a folder as it reads an output; an output stays
-the place to export samples from.
+stats.json beside them describes the columns. Trainers can load such a folder like an output, but it cannot be exported
+again.
 """
 
 import io
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from hfprep.errors import StoreError
-from hfprep.formats.folders import appearing_folder
+from hfprep.formats.folders import atomic_folder
 from hfprep.formats.npy import MAX_ARRAY_BYTES, LineFile, check_inside, file_content, npy_origin
 from hfprep.formats.samples import SPLITS, Entry, Sample, SampleSet, Split, checked, parse_entry, safe_id
 from hfprep.io import atomic
@@ -32,19 +32,19 @@ CHUNK_SAMPLES = 256
 
 
 def is_npz_export(path: Path) -> bool:
-    """Whether a folder is what `export_npz` wrote."""
+    """Whether a folder was written by `export_npz`."""
     return all((path / name).is_file() for name in UTTERANCES.values())
 
 
 def export_npz(source: SampleSet, target: Path) -> dict[str, int]:
-    """Write a sample set as .npz files into a folder that appears whole; gives the number of samples a split.
+    """Write a sample set as .npz files to a folder, atomically; returns the number of samples per split.
 
-    Replaces an earlier export of this kind. Vectors that were stored as float16 come out in their own dtype. Raises
-    StoreError if `target` holds anything else.
+    Replaces an earlier export of this kind. Vectors stored as float16 are converted to their column's dtype. Raises
+    StoreError if `target` contains anything else.
     """
     counts = dict.fromkeys(SPLITS, 0)
     with (
-        appearing_folder(target, is_npz_export) as folder,
+        atomic_folder(target, is_npz_export) as folder,
         ThreadPoolExecutor(IO_THREADS) as pool,
         ExitStack() as stack,
     ):
@@ -61,7 +61,7 @@ def export_npz(source: SampleSet, target: Path) -> dict[str, int]:
 
 
 def utterance_record(schema: Schema, record: dict[str, Any]) -> dict[str, Any]:
-    """The record of a sample: its language in lower case, and no language that it borrows the token of."""
+    """The record of a sample, with the language in lower case and no lang_alias."""
     language = record.get("language")
     return {
         "id": record["id"],
@@ -75,7 +75,7 @@ def utterance_record(schema: Schema, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def features_path(sample_id: str) -> str:
-    """Path of a sample's file, relative to the folder, with forward slashes."""
+    """The path of a sample's file, relative to the folder, with forward slashes."""
     return f"{FEATURES}/{sample_id}.npz"
 
 
@@ -92,7 +92,7 @@ def _write(folder: Path, schema: Schema, sample: Sample) -> None:
 
 
 class NpzSplit(Split):
-    """One file of utterances; a record has the language by hfprep's name, too, and what follows from it.
+    """A file of utterances. Records also have the language under hfprep's name, and the fields that follow from it.
 
     Raises StoreError if there is no stats.json beside it.
     """
@@ -121,24 +121,24 @@ class NpzSplit(Split):
 
 
 def npz_schema(folder: Path) -> Schema:
-    """What the samples in a folder of .npz files consist of; raises StoreError if it does not say."""
+    """The schema of a folder of .npz files; raises StoreError if its stats.json has none."""
     schema = npy_origin(folder).schema
     if schema is None:
         raise StoreError(
-            f"{folder} has no {STATS} that says what its .npz files hold; copy the one that `export-npz` wrote beside "
+            f"{folder} has no {STATS} that describes its .npz files; copy the one that `export-npz` wrote beside "
             f"{UTTERANCES['train']}"
         )
     return schema
 
 
 def load_npz(folder: Path, schema: Schema, path: Any, sample_id: str) -> dict[str, np.ndarray]:
-    """The columns of one .npz file, by its path relative to the folder; StoreError naming sample and file."""
+    """The columns of an .npz file, by its path relative to the folder; raises StoreError with sample and file."""
     try:
         check_inside(folder, path, ".npz")
         content = io.BytesIO(file_content(folder / path))
         with zipfile.ZipFile(content) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > MAX_ARRAY_BYTES:
-                raise ValueError("it holds more than any sample has")
+                raise ValueError("it is larger than any sample")
         with np.load(content, allow_pickle=False) as arrays:
             return {column.name: arrays[column.name] for column in schema.columns}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

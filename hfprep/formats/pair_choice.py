@@ -1,6 +1,6 @@
-"""Which utterances of a speaker are the prompts of which: by turns, so that each is a prompt about equally often.
+"""Chooses which utterances of a speaker are prompts for which, so that each is a prompt about equally often.
 
-Takes positions and a seeded generator; knows nothing of records.
+Takes positions and a seeded generator.
 """
 
 import random
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 def speaker_pairs(members: Sequence[int], count: int, generator: random.Random) -> dict[int, list[int]]:
-    """`count` different pairs of one speaker, prompts by target: all targets get a first prompt, then a second."""
+    """`count` distinct pairs of a speaker, prompts by target: all targets get a first prompt, then a second."""
     order = generator.sample(members, len(members))
     pairs: dict[int, list[int]] = {}
     offsets = generator.sample(range(1, len(order)), len(order) - 1) if len(order) > 1 else []
@@ -22,9 +22,9 @@ def speaker_pairs(members: Sequence[int], count: int, generator: random.Random) 
 def cross_lingual_pairs(
     members: Sequence[int], languages: Sequence[str], count: int, generator: random.Random
 ) -> dict[int, list[int]]:
-    """The same for a speaker of several languages: a target's first prompt is in another one, its second in its own.
+    """The same for a speaker of several languages: a target's first prompt is in another one, its second in the same.
 
-    So it goes on by turns; where one kind has run out the other takes its place. `languages` is by position.
+    When one kind runs out, the other is used. `languages` is indexed by position.
     """
     order = generator.sample(members, len(members))
     own: dict[str, list[int]] = {}
@@ -46,5 +46,5 @@ def cross_lingual_pairs(
 
 
 def _crossed(laps: int, same: int, other: int) -> int:
-    """How many of a target's first `laps` prompts are in another language."""
+    """The number of a target's first `laps` prompts that are in another language."""
     return min(max((laps + 1) // 2, laps - same), other)

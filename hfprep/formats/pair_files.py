@@ -1,7 +1,7 @@
-"""Which pair files an output has, of which manifests they were made, and whether they still hold.
+"""Tracks an output's pair files, which manifests they were made from, and whether they are still valid.
 
-Each time pairs are written, `.hfprep/pairs.json` gets their names, options and the SHA-256 of the manifests. What
-changes an output calls `renew_pairs` at its end.
+Writing pairs records their names, options and the SHA-256 of the manifests in `.hfprep/pairs.json`. Code that changes
+an output calls `renew_pairs` at the end.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ RECORD = "pairs.json"
 
 @dataclass(frozen=True)
 class PairSet:
-    """The pair files of one call, by split, how they were made, and the SHA-256 of the manifests that they are of."""
+    """The options of a set of pair files, and the SHA-256 of the manifests that they were made from, by split."""
 
     options: PairOptions
     manifests: dict[str, str]
@@ -41,7 +41,7 @@ class PairSet:
 
 @dataclass(frozen=True)
 class PairProblem:
-    """One pair that is not of its records: its file, line and id, and what is wrong."""
+    """A pair that does not match its records: file, line, id, and what is wrong."""
 
     file: str
     line: int
@@ -50,7 +50,7 @@ class PairProblem:
 
 
 def make_pairs(output: Path, options: PairOptions) -> dict[str, PairCounts]:
-    """Write pairs and remember how; raises as `write_pairs` does. Those of .npz files are not remembered."""
+    """Write pairs and record their options (not for .npz files); raises as `write_pairs` does."""
     if is_npz_export(output):
         return write_pairs(output, options)
     before = manifest_hashes(output) if is_npy_output(output) else {}
@@ -61,7 +61,7 @@ def make_pairs(output: Path, options: PairOptions) -> dict[str, PairCounts]:
 
 
 def known_pairs(output: Path) -> list[PairSet]:
-    """The pair sets that are remembered; none where there is no record, or it cannot be read."""
+    """The recorded pair sets; empty if there is no record or it cannot be read."""
     try:
         sets = json.loads((output / PRIVATE / RECORD).read_bytes())["sets"]
         return [PairSet(PairOptions(**made["options"]), made["manifests"]) for made in sets]
@@ -70,16 +70,16 @@ def known_pairs(output: Path) -> list[PairSet]:
 
 
 def pair_files(output: Path) -> dict[str, str]:
-    """The pair files that are there, by name the split: those that are remembered, and those of the usual names."""
+    """Existing pair files as {file name: split}: recorded ones, and those with the default names."""
     names = {name: split for made in known_pairs(output) for split, name in made.files.items()}
     names |= {name: split for split, name in PAIR_MANIFESTS.items()}
     return {name: split for name, split in names.items() if (output / name).is_file()}
 
 
 def renew_pairs(output: Path) -> list[str]:
-    """Make pairs again that are of other manifests than the present ones, or remove them; one line for each set.
+    """Make outdated pairs again, or remove them; returns a line for each set.
 
-    Pairs that nothing is remembered of are removed where one of them does not hold.
+    Files without a record are removed if any of their pairs is not valid.
     """
     lines, kept = [], []
     present = manifest_hashes(output) if is_npy_output(output) else {}
@@ -93,11 +93,11 @@ def renew_pairs(output: Path) -> list[str]:
             counts = write_pairs(output, made.options)
         except HfprepError as error:
             _remove(output, made.files.values())
-            lines.append(f"removed {names}: the samples have changed, and no pairs can be made of them now: {error}")
+            lines.append(f"removed {names}: the samples have changed, and pairs can no longer be made: {error}")
         else:
             kept.append(PairSet(made.options, present))
             pairs = sum(count.pairs for count in counts.values())
-            lines.append(f"made {names} again, since the samples have changed: {pairs} pairs")
+            lines.append(f"made {names} again, because the samples have changed: {pairs} pairs")
     if kept != known:
         _remember(output, kept)
     remembered = {name for made in known for name in made.files.values()}
@@ -109,11 +109,11 @@ def renew_pairs(output: Path) -> list[str]:
 
 
 def pair_problems(output: Path, name: str) -> Iterator[PairProblem]:
-    """Hold each pair of a file against the records of its two utterances, all fields of it."""
+    """Compare all fields of each pair in a file with the records of its two utterances."""
     split = pair_files(output)[name]
     manifest = output / MANIFESTS[split]
     if not manifest.is_file():
-        yield PairProblem(name, 1, None, f"there is no {manifest.name} that it could be of")
+        yield PairProblem(name, 1, None, f"its manifest {manifest.name} does not exist")
         return
     records = _Records(manifest, pair_schema(output))
     writer = next((_writer(output, made.options) for made in known_pairs(output) if name in made.files.values()), None)
@@ -123,7 +123,7 @@ def pair_problems(output: Path, name: str) -> Iterator[PairProblem]:
             pair = json.loads(lines.line(index))
             pair_id, message = pair["id"], records.problem(pair, writer)
         except (ValueError, KeyError, TypeError) as error:
-            pair_id, message = None, f"is no pair ({error!r})"
+            pair_id, message = None, f"is not a pair ({error!r})"
         if message is not None:
             yield PairProblem(name, index + 1, pair_id, message)
 
@@ -134,7 +134,7 @@ def manifest_hashes(output: Path) -> dict[str, str]:
 
 
 class _Records:
-    """The records of a manifest by id, which stay in the file."""
+    """The records of a manifest by id, read from the file on demand."""
 
     def __init__(self, manifest: Path, schema: Schema) -> None:
         self._name = manifest.name
@@ -143,7 +143,7 @@ class _Records:
         self._places = {self._record(index)["id"]: index for index in range(len(self._lines))}
 
     def problem(self, pair: dict[str, Any], writer: PathWriter | None) -> str | None:
-        """What is wrong with a pair, None if it is what would be made of its records now."""
+        """What is wrong with a pair; None if it equals the pair that its records give."""
         found = {}
         for role in ("prompt", "target"):
             place = self._places.get(pair[f"{role}_id"])

@@ -1,7 +1,7 @@
-"""What a pair is on disk: one JSON object, made of the records of its two utterances.
+"""A pair on disk: a JSON object made from the records of its two utterances.
 
-The voice and the emotion are the prompt's, what is said is the target's: vectors come from the prompt, tokens and codes
-from the target. Vectors of one size are named for the target, too, for a trainer that would rather have those.
+Voice and emotion come from the prompt (vectors), the content from the target (tokens and codes). The target's vectors
+of fixed size are listed too, for trainers that use them instead.
 """
 
 from collections.abc import Mapping
@@ -17,22 +17,22 @@ PROMPT, TARGET = "prompt", "target"
 
 
 def pair_schema(output: Path) -> Schema:
-    """What the samples of an npy output consist of, but for their sizes where the output does not say."""
+    """The schema of an npy output; if it records none, that of hfprep 0.1.0, without sizes."""
     return NpySet(output).origin.schema or first_schema(0)
 
 
 def role_of(column: Column) -> str:
-    """Which half of a pair a trainer takes a column from."""
+    """The half of a pair that a column is taken from."""
     return PROMPT if column.kind == "vector" else TARGET
 
 
 def path_field(role: str, column: Column) -> str:
-    """The field of a pair that names the file of a column."""
+    """The field of a pair with the path of a column's file."""
     return f"{role}_{column.name}_path"
 
 
 def pair_record(schema: Schema, prompt: dict[str, Any], target: dict[str, Any]) -> dict[str, Any]:
-    """The object that stands for a pair, from the manifest records of its two utterances.
+    """The record of a pair, from the manifest records of its two utterances.
 
     Raises KeyError if a record lacks a field.
     """
@@ -58,7 +58,7 @@ def pair_record(schema: Schema, prompt: dict[str, Any], target: dict[str, Any]) 
 
 
 def _arrays(role: str, columns: list[Column], record: dict[str, Any]) -> dict[str, Any]:
-    """The fields of these columns: paths, each before the lengths that no column before it has."""
+    """The fields of these columns: each path, followed by the lengths that earlier columns do not have."""
     fields: dict[str, Any] = {}
     for column in columns:
         fields[path_field(role, column)] = record[f"{column.name}_path"]
@@ -68,9 +68,9 @@ def _arrays(role: str, columns: list[Column], record: dict[str, Any]) -> dict[st
 
 
 def npz_pair_record(prompt: dict[str, Any], target: dict[str, Any], folder: Path | None) -> dict[str, Any]:
-    """The object that stands for a pair of .npz files, from two records of `export_npz`.
+    """The record of a pair of .npz files, from two records of `export_npz`.
 
-    With a folder the paths are absolute, from there.
+    With a `folder`, paths are absolute below it.
     """
 
     def place(features: str) -> str:
@@ -91,9 +91,9 @@ def npz_pair_record(prompt: dict[str, Any], target: dict[str, Any], folder: Path
 
 
 def read_npz_pair(schema: Schema, pair: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A pair of .npz files in a folder by the names of `pair_record`, as far as it has them.
+    """The record of a pair of .npz files, with the field names of `pair_record` as far as it has them.
 
-    Raises KeyError if it lacks a field, ValueError if a file is not the folder's.
+    Raises KeyError if it lacks a field, ValueError if a file is outside the folder.
     """
     found: dict[str, Any] = {"id": pair["id"], "speaker": pair["speaker"]}
     for role, language in ((PROMPT, pair["prompt_lang"]), (TARGET, pair["lang"])):

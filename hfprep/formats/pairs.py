@@ -1,8 +1,7 @@
-"""Prompt and target pairs: for each utterance, others of the same speaker as its prompts.
+"""Prompt and target pairs: each utterance gets others of the same speaker as prompts.
 
-Takes an npy output or a folder of .npz files, writes train_pairs.jsonl and val_pairs.jsonl into it, each from its own
-split. Which pairs come depends on the ids, the options and the seed alone. Keeps some bytes a record in memory, never
-the records.
+Writes train_pairs.jsonl and val_pairs.jsonl into an npy output or a folder of .npz files, each from its split. The
+choice depends only on the ids, the options and the seed. Keeps a few bytes per record in memory, not the records.
 """
 
 import json
@@ -35,12 +34,12 @@ TAKEN = {*MANIFESTS.values(), *UTTERANCES.values(), REJECTED}
 
 @dataclass(frozen=True, kw_only=True)
 class PairOptions:
-    """Which pairs are made, and what they are called. `max_pairs` holds for each split; 0 stands for all.
+    """Which pairs are made, and their file names. `max_pairs` is per split; 0 means all.
 
-    Utterances under a minimum or over a maximum are in no pair; a maximum that is not given is the model's own, as the
-    output says it. With `cross_lingual` every other prompt of a target, the first one too, is in another language than
-    the target where its speaker speaks several. With `paths` absolute, audio is looked for from `audio_root`, else as
-    the build found it.
+    Utterances under a minimum or over a maximum are in no pair; maxima default to the model's limits in the output.
+    With `cross_lingual`, every other prompt of a target, starting with the first, is in another language than the
+    target if the speaker has several. With `paths` absolute, audio is searched from `audio_root`, or else as in the
+    build.
     """
 
     pairs_per_target: int = 2
@@ -79,20 +78,20 @@ class PairOptions:
 
     @property
     def names(self) -> dict[str, str]:
-        """The files' names by split."""
+        """The file names by split."""
         return {"train": self.train_output_name, "validation": self.val_output_name}
 
     @property
     def audio_folder(self) -> Path | None:
-        """The folder that audio paths start from."""
+        """The folder that audio paths are relative to."""
         return None if self.audio_root is None else Path(self.audio_root)
 
 
 @dataclass(frozen=True)
 class PairCounts:
-    """How many pairs a split got, of how many targets and speakers, and how many utterances found no partner.
+    """The numbers of pairs, targets and speakers of a split, and of speakers with a single utterance.
 
-    `overlong` utterances have more text ids or codes than the model has positions for, and are in no pair.
+    `overlong` utterances, with more text ids or codes than the model has positions for, are in no pair.
     """
 
     pairs: int
@@ -109,9 +108,9 @@ class PairCounts:
 
 
 def speaker_reader(rule: str | None) -> Callable[[dict[str, Any]], str | None]:
-    """How a record without a speaker gets one: from the folder of its audio, or by an expression; ConfigError.
+    """A function that returns a record's speaker, by `rule` if the record has none. Raises ConfigError.
 
-    Rules: `folder`; `id:EXPRESSION`; `audio:EXPRESSION` (the first group of a regular expression, else all of it).
+    Rules: `folder` (of the audio); `id:EXPRESSION`; `audio:EXPRESSION` (a regular expression's first group, or match).
     """
     if rule is None:
         return lambda record: record.get("speaker")
@@ -135,11 +134,11 @@ def speaker_reader(rule: str | None) -> Callable[[dict[str, Any]], str | None]:
 
 
 def write_pairs(output: Path, options: PairOptions | None = None) -> dict[str, PairCounts]:
-    """Write a file of pairs for each split into an npy output, or a folder of .npz files; gives the counts a split.
+    """Write a file of pairs per split into an npy output or a folder of .npz files; returns the counts per split.
 
-    Of .npz files, prompt and target are in one language unless `cross_lingual` asks for others. Raises StoreError if
-    there are no manifests, where an utterance has no speaker, or where a split comes out
-    without a pair (but for validation, where the build was told to have none): nothing is written then.
+    For .npz files, prompt and target have the same language unless `cross_lingual`. Raises StoreError, before writing,
+    if there are no manifests, an utterance has no speaker, or a split has no pairs (validation may have none if it was
+    disabled in the build).
     """
     options = options or PairOptions()
     npz = is_npz_export(output)
@@ -147,7 +146,7 @@ def write_pairs(output: Path, options: PairOptions | None = None) -> dict[str, P
         raise StoreError(no_manifests(output))
     if npz and options.speaker_from is not None and not options.speaker_from.startswith("id:"):
         raise ConfigError(
-            f"--speaker-from is {options.speaker_from!r}, but the records of .npz files do not name the audio; it must "
+            f"--speaker-from is {options.speaker_from!r}, but the records of .npz files have no audio path; it must "
             "be id:EXPRESSION, or put `speaker` into the source manifest, then build and export again"
         )
     stats = _stats(output)
@@ -166,14 +165,14 @@ def write_pairs(output: Path, options: PairOptions | None = None) -> dict[str, P
 
 
 def folder_for_pairs(output: Path, form: str) -> Path:
-    """The folder that pairs of a form are made in: the output itself; its `npz` folder, which is written first.
+    """The folder for the pairs: the output, or for the form npz its `npz` folder, which is written first.
 
-    Raises ConfigError if the form is unknown, or is not that of the folder.
+    Raises ConfigError if the form is unknown or does not match the folder.
     """
     if form not in FORMS:
         raise ConfigError(f"--form is {form!r}; it must be {', '.join(FORMS)}")
     if form == "arrays" and is_npz_export(output):
-        raise ConfigError(f"--form is 'arrays', but {output} holds .npz files; give the output of the build")
+        raise ConfigError(f"--form is 'arrays', but {output} contains .npz files; give the output of the build")
     if is_npz_export(output):
         check_writable(output, ELSEWHERE.format("export-npz", "OUT"))
         return output
@@ -189,7 +188,7 @@ PairMaker = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
 
 
 def _maker(output: Path, options: PairOptions) -> PairMaker:
-    """What makes a pair's record of the records of its prompt and its target."""
+    """A function from the records of a prompt and a target to the record of the pair."""
     schema = pair_schema(output)
     write = PathWriter(output, output, ABSOLUTE, options.audio_folder) if options.paths == ABSOLUTE else None
 
@@ -212,19 +211,19 @@ def _check_pairs(
     chosen: dict[str, dict[int, list[int]]],
     stats: dict[str, Any],
 ) -> None:
-    """StoreError if a split that should have pairs has none."""
+    """Raise StoreError if a split that should have pairs has none."""
     for name, speakers in splits.items():
         wanted = name == "train" or stats.get("settings", {}).get("val_ratio") != 0
         if wanted and not chosen[name]:
             raise StoreError(
-                f"{manifests[name]} gives no pairs: of its {len(speakers.lines_of)} samples no two are of one "
+                f"{manifests[name]} gives no pairs: of its {len(speakers.lines_of)} samples, no two are of the same "
                 "speaker, long enough and not overlong. Build again with another --val-ratio, or with --val-count N "
                 "(nothing is computed again)"
             )
 
 
 def _stats(output: Path) -> dict[str, Any]:
-    """What the build says of its output; empty where it says nothing."""
+    """The content of stats.json; empty if it cannot be read."""
     try:
         stats = json.loads((output / STATS).read_bytes())
     except (OSError, ValueError):
@@ -234,7 +233,7 @@ def _stats(output: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Limits:
-    """Text ids and codes beyond which an utterance is overlong; None for those that the samples do not have."""
+    """The most text ids and codes of an utterance in pairs; None if the samples do not have the length."""
 
     text_len: int | None
     code_len: int | None
@@ -245,7 +244,7 @@ class _Limits:
         return cls(options.max_text_len or said.get("text_len"), options.max_code_len or said.get("code_len"))
 
     def exceeded(self, record: dict[str, Any]) -> bool:
-        """Whether an utterance has more of one."""
+        """Whether an utterance exceeds a limit."""
         limits = {"text_len": self.text_len, "code_len": self.code_len}
         return any(record.get(name, 0) > most for name, most in limits.items() if most is not None)
 
@@ -256,9 +255,9 @@ def _long_enough(record: dict[str, Any], options: PairOptions) -> bool:
 
 
 class _Speakers:
-    """Line numbers of a manifest by speaker, in source order; with `apart` by speaker and language.
+    """Line numbers of a manifest by speaker, in source order; with `apart`, by speaker and language.
 
-    `languages` has one for each line, of the lines that are in pairs.
+    `languages` has the language of each line.
     """
 
     def __init__(self, lines: LineFile) -> None:
@@ -293,7 +292,7 @@ class _Speakers:
         return speakers
 
     def choose(self, options: PairOptions) -> dict[int, list[int]]:
-        """Prompts of each target, as line numbers, targets in source order."""
+        """The prompts of each target, as line numbers; targets in source order."""
         most = {
             group: len(members) * min(options.pairs_per_target, len(members) - 1)
             for group, members in self.members.items()
@@ -310,13 +309,13 @@ class _Speakers:
         return dict(sorted(chosen.items()))
 
     def counts(self, chosen: dict[int, list[int]]) -> PairCounts:
-        """What comes of these choices."""
+        """The counts for these choices."""
         alone = sum(1 for members in self.members.values() if len(members) < 2)
         speakers = len({speaker for speaker, _ in self.members})
         return PairCounts(sum(map(len, chosen.values())), len(chosen), speakers, alone, self.overlong)
 
     def lines(self, chosen: dict[int, list[int]], make: PairMaker) -> Iterator[bytes]:
-        """The lines of the file of pairs."""
+        """The lines of the pair file."""
         speaker_of = {index: speaker for (speaker, _), members in self.members.items() for index in members}
         for target, prompts in chosen.items():
             record = parse_entry(self.lines_of.line(target)).record | {"speaker": speaker_of[target]}
@@ -325,7 +324,7 @@ class _Speakers:
 
 
 def _even_shares(most: dict[tuple[str, str], int], total: int | None) -> dict[tuple[str, str], int]:
-    """How many pairs each speaker gives: as even as can be, none more than it has, `total` together."""
+    """The number of pairs per speaker: as even as possible, at most `most`, `total` in all."""
     if total is None or total >= sum(most.values()):
         return most
     shares, left = {}, total

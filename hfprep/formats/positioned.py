@@ -1,4 +1,4 @@
-"""A file that is read by position from many threads and processes at once."""
+"""Reads a file by position from several threads and processes at once."""
 
 import os
 import threading
@@ -8,11 +8,11 @@ from typing import Any
 
 from hfprep.errors import StoreError
 
-_held = threading.local()  # of each thread, the memory that it reads into
+_held = threading.local()  # a read buffer per thread
 
 
 class PositionedFile:
-    """Opened when first read; a copy made by pickling opens the file for itself."""
+    """Opened on first read; a pickled copy reopens the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -23,7 +23,7 @@ class PositionedFile:
         return os.pread(self._opened(), size, offset)
 
     def view(self, offset: int, size: int) -> memoryview:
-        """The same in memory that the thread's next view, of any file, overwrites: no new memory is needed."""
+        """The same in a buffer that the thread's next view of any file overwrites, without allocating."""
         held: bytearray | None = getattr(_held, "memory", None)
         if held is None or len(held) < size:
             held = _held.memory = bytearray(size)

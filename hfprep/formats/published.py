@@ -1,6 +1,6 @@
-"""A sample set as others may see it: nothing in it says how the machine that made it is laid out.
+"""A sample set for publishing, without local paths.
 
-Paths that are absolute or lead out of the data set are cut to their last name, in records, in the source manifest's
+Absolute paths, and paths out of the data set, are replaced by their last component in records, in the source manifest's
 other fields and in the provenance. Everything else is unchanged.
 """
 
@@ -18,7 +18,7 @@ _LOCAL = re.compile(r"(/|~|[A-Za-z]:[\\/]|\\\\|file:)|\.\.([/\\]|$)")
 
 
 def public_value(value: Any) -> Any:
-    """A JSON value with each string that is a local path cut to its last name."""
+    """A JSON value with each local path replaced by its last component."""
     if isinstance(value, dict):
         return {name: public_value(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -34,7 +34,7 @@ def _public_text(text: str) -> str:
 
 
 class PublishedSet(SampleSet):
-    """Another set, with local paths cut."""
+    """Another set without local paths."""
 
     def __init__(self, source: SampleSet) -> None:
         super().__init__(source.root)
@@ -55,7 +55,7 @@ class PublishedSet(SampleSet):
 
 
 class PublishedSplit(Split):
-    """A split of another set, with local paths cut."""
+    """A split of another set without local paths."""
 
     def __init__(self, source: Split) -> None:
         self.source = source
@@ -78,7 +78,7 @@ class PublishedSplit(Split):
         return (Sample(self._published(sample.entry), sample.arrays) for sample in self.source.samples())
 
     def _published(self, entry: Entry) -> Entry:
-        """The record in hfprep's own form: fields that only older scripts wrote do not travel."""
+        """The record with only hfprep's fields: additional fields of older scripts are dropped."""
         metadata = entry.metadata(self.schema)
         metadata["audio_path"] = _public_text(metadata["audio_path"] or "")
         extra = entry.extra

@@ -1,7 +1,7 @@
-"""Shards of an output in object storage: closed ones are there, the open ones here.
+"""Shards of an output in object storage: closed shards are remote, open ones local.
 
-A shard there never changes, and no name is given twice; so whatever a snapshot of the state speaks of is there as it
-was, until a later snapshot is.
+Remote shards never change, and names are never reused; so every shard in a snapshot of the state stays unchanged until
+a later snapshot is uploaded.
 """
 
 import logging
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hfprep.errors import StoreError
+from hfprep.formats.feature_stores import ShardStore
 from hfprep.formats.formats import KEPT_FORMAT
-from hfprep.formats.keeping import ShardKept
 from hfprep.formats.samples import Origin
 from hfprep.formats.shard_output import SUFFIXES
 from hfprep.io.object_storage import download, file_sizes, remove, upload
@@ -22,15 +22,15 @@ from hfprep.store.state import State
 log = logging.getLogger(__name__)
 
 
-class RemoteKept(ShardKept):
-    """Features in shards of which the closed ones are in object storage."""
+class RemoteStore(ShardStore):
+    """Stores features in shards; closed ones are in object storage."""
 
     continues_closed = False
 
     def __init__(self, output: NpyOutput, state: State, name: str, max_shard_bytes: int, mirror: Mirror) -> None:
         super().__init__(output, state, name, max_shard_bytes)
         self.mirror = mirror
-        self._there: dict[str, dict[str, int]] = {}  # bytes of the files of each folder of the store
+        self._there: dict[str, dict[str, int]] = {}  # sizes of the files in each remote folder
 
     def name_of(self, shard: Shard) -> str:
         """A shard's name below the output's URL."""
@@ -38,17 +38,17 @@ class RemoteKept(ShardKept):
         return f"{folder}/{shard.name}"
 
     def closed(self, shards: Sequence[Shard]) -> None:
-        """Send shards that were closed; they do not stay here."""
+        """Upload closed shards and delete the local files."""
         for shard in shards:
             path = self.folder_of(shard.split) / shard.name
             self.mirror.send(path, self.name_of(shard), path.unlink)
 
     def published(self) -> None:
-        """A batch is final."""
+        """Called after each batch."""
         self.mirror.snapshot_if_due(self.state)
 
     def path(self, shard: Shard) -> Path:
-        """A shard's file, fetched if it is not here."""
+        """A shard's local file, downloaded if necessary."""
         path = self.place(shard)
         if path.exists():
             return path
@@ -66,26 +66,26 @@ class RemoteKept(ShardKept):
         return fetched
 
     def _fetched(self, serial: int) -> Path:
-        """Where a shard is that was fetched for reading, until the run ends or nobody reads it any more."""
+        """The local copy of a downloaded shard, until it is released or the run ends."""
         return self.output.work / "fetched" / f"{serial}{SUFFIXES[self.name]}"
 
     def released(self, serial: int) -> None:
         self._fetched(serial).unlink(missing_ok=True)
 
     def removed(self, shard: Shard) -> None:
-        """The state knows no more of a shard; the file there goes once a snapshot does not know it either."""
+        """Called when the state no longer lists a shard; the remote file is deleted after the next snapshot."""
         super().removed(shard)
         self.released(shard.serial)
 
     def is_there(self, shard: Shard) -> bool:
-        """Whether a closed shard is in the store."""
+        """Whether a closed shard is in object storage."""
         folder, _, name = self.name_of(shard).rpartition("/")
         if folder not in self._there:
             self._there[folder] = file_sizes(f"{self.mirror.url}/{folder}")
         return shard.closed and self._there[folder].get(name) == shard.num_bytes
 
     def recover(self) -> None:
-        """As for local shards; those that a killed run closed and had not come to send are sent now."""
+        """As for local shards; also uploads closed shards that a killed run did not upload."""
         super().recover()
         here = [shard for shard in self.index.shards() if (self.folder_of(shard.split) / shard.name).exists()]
         self.closed([shard for shard in here if shard.closed])
@@ -96,7 +96,7 @@ class RemoteKept(ShardKept):
         return self.is_there(shard)
 
     def publish(self, origin: Origin) -> str:
-        """Send what makes the shards a set, once the store has all of them; then remove those that are dead."""
+        """Upload the files that complete the set once all shards are uploaded, then delete unused shards."""
         content = super().publish(origin)
         self.mirror.snapshot(self.state)
         there = file_sizes(f"{self.mirror.url}/{self.name}")
@@ -111,7 +111,7 @@ class RemoteKept(ShardKept):
         return content
 
     def _remove_dead(self) -> None:
-        """Remove the shards in the store that nothing speaks of any more."""
+        """Delete remote shards that the state does not list."""
         known = {self.name_of(shard) for shard in self.index.shards()}
         folders = {name.rpartition("/")[0] for name in known} | {f"{PRIVATE}/{SHARDS}"}
         for folder in sorted(folders):
@@ -120,7 +120,7 @@ class RemoteKept(ShardKept):
                     remove(f"{self.mirror.url}/{folder}/{name}")
 
     def end(self) -> None:
-        """The run ends, complete or not: everything that is finished goes into the store, and then what lists it."""
+        """At the end of a run, complete or not, upload all finished samples, then their lists."""
         self.appender.finish(())
         self.mirror.snapshot(self.state)
         self.mirror.send_lists()
@@ -128,22 +128,22 @@ class RemoteKept(ShardKept):
 
 def open_remote(
     output: NpyOutput, state: State, formats: Sequence[str], max_shard_bytes: int, mirror: Mirror
-) -> RemoteKept:
-    """Where an output in object storage keeps its features: in the format of an earlier build, if there was one.
+) -> RemoteStore:
+    """Open the store of an output in object storage, in the format of an earlier build if there was one.
 
-    Raises StoreError if hfprep 0.1.0 put npy files there.
+    Raises StoreError if it has npy files from hfprep 0.1.0.
     """
     known = state.get(KEPT_FORMAT)
     if known is None and not state.is_empty():
         raise StoreError(
-            f"{mirror.url} holds npy files, which hfprep 0.1.0 put there; copy it to a disk and build in the copy, or "
+            f"{mirror.url} contains npy files from hfprep 0.1.0; copy it to a disk and build in the copy, or "
             "give a new --output-dir"
         )
     if known is not None and known not in formats:
         log.warning("%s keeps its features as %s, as in earlier builds", mirror.url, known)
-    kept = RemoteKept(output, state, known or formats[0], max_shard_bytes, mirror)
+    store = RemoteStore(output, state, known or formats[0], max_shard_bytes, mirror)
     if known is None:
-        kept.check_place()  # from then on the folder is the output's own, whatever a killed run left there
-    state.put(KEPT_FORMAT, kept.name)
-    kept.recover()
-    return kept
+        store.check_place()  # only now: later, the folder may have leftovers of a killed run
+    state.put(KEPT_FORMAT, store.name)
+    store.recover()
+    return store

@@ -1,7 +1,7 @@
-"""A finished sample set, whatever its format: splits of samples in source order, and where they come from.
+"""Finished sample sets in any format: splits of samples in source order, and their origin.
 
-Provides `Entry` (a sample's record), `Sample` (with its arrays), and the two bases that each format fills in: `Split`,
-readable by position, and `SampleSet`. What a sample consists of is the set's own `schema`.
+Provides `Entry` (a sample's record), `Sample` (an entry with its arrays), and the base classes of the formats: `Split`,
+with access by position, and `SampleSet`, whose `schema` describes the samples.
 """
 
 import json
@@ -27,13 +27,13 @@ LABELS = ("id", "language")
 
 
 def lengths_of(schema: Schema, record: Mapping[str, Any]) -> dict[str, int]:
-    """The lengths that a record gives; KeyError, TypeError or ValueError if it lacks one."""
+    """The lengths in a record; raises KeyError, TypeError or ValueError if one is missing."""
     return {name: int(record[name]) for name in schema.lengths}
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A sample's manifest record, its line where that is not how hfprep writes it, and other fields as JSON."""
+    """A sample's manifest record, its manifest line if hfprep did not write it, and other fields as JSON."""
 
     record: dict[str, Any]
     written: bytes | None = None
@@ -49,11 +49,11 @@ class Entry:
         return str(self.record["id"])
 
     def metadata(self, schema: Schema) -> dict[str, Any]:
-        """The record's fields in the types of the schema's `fields`, None if there is no value of that kind."""
+        """The record's fields in the types of the schema's `fields`; None if a value is missing or of another type."""
         return {name: _as(kind, self.record.get(name)) for name, kind in schema.fields.items()}
 
     def exact_line(self, schema: Schema) -> str | None:
-        """The manifest line, where `metadata` alone would not give it back byte for byte; else None."""
+        """The manifest line if it cannot be restored byte for byte from `metadata`, else None."""
         line = self.line
         return None if json_line(record_of(schema, self.metadata(schema))) == line else line.decode("utf-8")
 
@@ -68,9 +68,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a sample set comes from: its stats.json, what its numbers depend on, how its vectors are stored.
+    """The origin of a sample set: its stats.json, its fingerprints, how its vectors are stored.
 
-    `schema` is None if the set does not name one: hfprep 0.1.0 made it.
+    `schema` is None for sets of hfprep 0.1.0, which did not store one.
     """
 
     stats: dict[str, Any] | None = None
@@ -79,7 +79,7 @@ class Origin:
     schema: Schema | None = None
 
     def record(self) -> dict[str, Any]:
-        """The JSON object that travels with the data."""
+        """The JSON object that is stored with the data."""
         return {
             "schema": None if self.schema is None else self.schema.record(),
             "latents_dtype": self.latents_dtype,
@@ -89,7 +89,7 @@ class Origin:
 
     @classmethod
     def parse(cls, record: Mapping[str, Any]) -> "Origin":
-        """The opposite of `record`; raises StoreError if the schema cannot be read."""
+        """The inverse of `record`; raises StoreError if the schema cannot be read."""
         stats = record.get("stats")
         return cls(
             stats,
@@ -100,7 +100,7 @@ class Origin:
 
 
 def parse_schema(record: Any) -> Schema | None:
-    """The schema that an output describes itself by, None if it has none; raises StoreError if it cannot be read."""
+    """The schema in an output's description, None if it has none; raises StoreError if it cannot be read."""
     if record is None:
         return None
     try:
@@ -111,7 +111,7 @@ def parse_schema(record: Any) -> Schema | None:
 
 
 class Split(ABC):
-    """The samples of one split by position, in source order. Safe to read from several processes and threads."""
+    """The samples of a split by position, in source order. Safe to read from several processes and threads."""
 
     schema: Schema
 
@@ -120,17 +120,17 @@ class Split(ABC):
 
     @abstractmethod
     def entry(self, index: int) -> Entry:
-        """Record of the sample at a position."""
+        """The entry of the sample at a position."""
 
     @abstractmethod
     def sample(self, index: int) -> Sample:
-        """Record and arrays of the sample at a position, as they are stored; raises StoreError if it is damaged."""
+        """The sample at a position, as stored; raises StoreError if it is damaged."""
 
     def read(self, index: int, columns: Sequence[Column] | None = None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """What a trainer takes of a sample, and the arrays of these columns (None: all), as they are stored.
+        """A sample's record fields for training, and the arrays of `columns` (None: all), as stored.
 
-        The first has at least the `LABELS`, the lengths and the schema's `record_fields`. The arrays are read-only, and
-        there until the thread reads its next sample. Raises StoreError if the sample is damaged.
+        The record has at least the `LABELS`, the lengths and the schema's `record_fields`. The arrays are read-only,
+        and valid until the thread reads its next sample. Raises StoreError if the sample is damaged.
         """
         sample = self.sample(index)
         wanted = self.schema.columns if columns is None else columns
@@ -149,12 +149,12 @@ class Split(ABC):
         return (self.sample(index) for index in range(len(self)))
 
     def lengths(self, name: str) -> np.ndarray:
-        """A length that the records give, such as code_len, of every sample: int64 (samples,)."""
+        """A length in the records, such as code_len, of every sample: int64 (samples,)."""
         return np.fromiter((int(entry.record[name]) for entry in self.entries()), np.int64, len(self))
 
 
 class SampleSet(ABC):
-    """A finished set of samples on disk."""
+    """A finished sample set on disk."""
 
     format: str
 
@@ -168,20 +168,20 @@ class SampleSet(ABC):
 
     @abstractmethod
     def split(self, name: str) -> Split:
-        """The split of that name; an empty one where there is none."""
+        """The split of that name; an empty one if there is none."""
 
     @cached_property
     def schema(self) -> Schema:
-        """What a sample consists of: as the set says, or as hfprep 0.1.0 wrote it."""
+        """The schema of the samples; that of hfprep 0.1.0 if none is stored."""
         return self.origin.schema or first_schema(self._width(width_column()))
 
     @abstractmethod
     def _width(self, column: str) -> int:
-        """Length of the vectors in a column with one dimension; 0 in a set without samples."""
+        """The length of the vectors in a one-dimensional column; 0 for a set without samples."""
 
 
 def record_of(schema: Schema, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest record that these values, of the schema's `fields`, stand for."""
+    """The manifest record with these values of the schema's `fields`."""
     record = manifest_record(schema, metadata, metadata)
     for item in schema.record_fields:
         record[item.name] = metadata.get(item.name, record[item.name])
@@ -189,12 +189,12 @@ def record_of(schema: Schema, metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def entry_from(schema: Schema, metadata: Mapping[str, Any], exact_line: str | None, extra: str) -> Entry:
-    """An entry from what Arrow and WebDataset keep of it: the opposite of `metadata` and `exact_line`."""
+    """An entry as stored by Arrow and WebDataset: the inverse of `metadata` and `exact_line`."""
     return parse_exact(exact_line, extra) if exact_line else Entry(record_of(schema, metadata), None, extra)
 
 
 def parse_exact(exact_line: str, extra: str = NO_EXTRA) -> Entry:
-    """An entry from the manifest line that a set keeps of it; raises StoreError if that is none."""
+    """An entry from a stored manifest line; raises StoreError if it is damaged."""
     try:
         return parse_entry(exact_line.encode("utf-8"), extra)
     except ValueError as error:
@@ -202,7 +202,7 @@ def parse_exact(exact_line: str, extra: str = NO_EXTRA) -> Entry:
 
 
 def parse_entry(line: bytes, extra: str = NO_EXTRA) -> Entry:
-    """An entry from its manifest line; raises ValueError if that is no JSON object."""
+    """An entry from its manifest line; raises ValueError if that is not a JSON object."""
     try:
         record = json.loads(line)
     except RecursionError:
@@ -213,13 +213,13 @@ def parse_entry(line: bytes, extra: str = NO_EXTRA) -> Entry:
 
 
 def checked(schema: Schema, sample: Sample, where: str) -> Sample:
-    """The sample itself, when its arrays are as the schema and its record say; else StoreError."""
+    """The sample; raises StoreError unless its arrays match the schema and its record."""
     check_arrays(schema, sample.entry.record, sample.arrays, where)
     return sample
 
 
 def check_arrays(schema: Schema, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray], where: str) -> None:
-    """Raise StoreError unless arrays of a sample are as the schema and its record say."""
+    """Raise StoreError unless a sample's arrays match the schema and its record."""
     try:
         lengths = lengths_of(schema, record)
     except (KeyError, TypeError, ValueError) as error:
@@ -232,7 +232,7 @@ def check_arrays(schema: Schema, record: Mapping[str, Any], arrays: Mapping[str,
 
 
 def stored_vectors(schema: Schema, sample: Sample, column: str, dtype: np.dtype[Any]) -> np.ndarray:
-    """An array as it is stored, vectors in `dtype`; raises StoreError if float16 cannot hold them."""
+    """An array for storage, vectors in `dtype`; raises StoreError if they overflow float16."""
     values = sample.arrays[column]
     if schema.by_name[column].kind != "vector" or values.dtype == dtype:
         return values
@@ -244,7 +244,7 @@ def stored_vectors(schema: Schema, sample: Sample, column: str, dtype: np.dtype[
 
 
 def safe_id(sample_id: str, where: str | Path) -> str:
-    """The id itself when it may name a file; StoreError otherwise (it came from a data set that others made)."""
+    """The id; raises StoreError if it is not a safe file name (the data set may come from others)."""
     try:
         check_id(sample_id)
         return sample_id

@@ -1,8 +1,8 @@
-"""The features of a build in shards of one format: what its parts have in common, and what a killed run left.
+"""The shards of a build's output: what their users share, and recovery after a killed run.
 
-The shards of a split are in the set's folder (OUT/arrow, OUT/webdataset) from the start. What makes that folder a set
-is removed before anything in it changes, and written again when the build is complete. Samples that the manifest does
-not list now are in shards in the private folder.
+The shards of a split are in the set's folder (OUT/arrow, OUT/webdataset) from the start. The files that make that
+folder a set are removed before anything in it changes, and written again when the build is complete. Samples that are
+not in the manifest are in shards in the private folder.
 """
 
 import logging
@@ -31,18 +31,18 @@ from hfprep.store.state import SELECTED_TOGETHER, State
 
 log = logging.getLogger(__name__)
 
-SURVEY = "packed_survey"  # in the state, by its first name: what the columns for other fields were chosen by
-DESCRIBED = "packed_set"  # in the state: what the files beside the shards were written for
+SURVEY = "packed_survey"  # state key (its original name): the survey that the columns for other fields were chosen by
+DESCRIBED = "packed_set"  # state key: a digest of the content that the files beside the shards describe
 _ELSEWHERE = """
 SELECT id FROM samples LEFT JOIN places USING (id)
 WHERE samples.finished != '{}' AND (places.id IS NULL OR places.stale != '[]')
 """
-FIRST_LAYOUT = "0.1.0"  # of shards that are otherwise than they would be written now
+FIRST_LAYOUT = "0.1.0"  # of shards that the current version would write differently
 SUFFIXES = {"arrow": ".arrow", "webdataset": ".tar"}
 
 
 class PlannedRows(Protocol):
-    """The rows of a plan: its file, its rows as a table with a column `extra`, and as objects, in source order."""
+    """The rows of a plan: its file, and its rows in source order, as a table with a column `extra` and as objects."""
 
     path: Path
 
@@ -55,7 +55,7 @@ class PlannedRows(Protocol):
 class ShardOutput:
     """The shards of one output, in the format `name`."""
 
-    continues_closed = True  # whether a closed shard that has room left is appended to
+    continues_closed = True  # whether to append to a closed shard with space left
 
     def __init__(self, output: NpyOutput, state: State, name: str, max_shard_bytes: int) -> None:
         self.output = output
@@ -69,11 +69,11 @@ class ShardOutput:
 
     @property
     def private(self) -> Path:
-        """Where the shards of samples are that are not listed."""
+        """The folder for shards of samples that are not in the manifest."""
         return self.output.private / SHARDS
 
     def use(self, survey: Survey) -> None:
-        """Take the columns that a survey asks for."""
+        """Use the columns of a survey."""
         self.shards = _format(self.name, self.output, self.max_shard_bytes, survey)
         self.stored = StoredSamples(self.output, self.index, self.shards, self.path, self.released)
         self.appender = Appender(
@@ -86,32 +86,32 @@ class ShardOutput:
         )
 
     def folder_of(self, split: str) -> Path:
-        """The folder that the names of a split's shards are relative to."""
+        """The folder of a split's shards."""
         return self.private if split == UNLISTED else self.folder
 
     def place(self, shard: Shard) -> Path:
-        """Where a shard's file is here, open or closed."""
+        """The local path of a shard, open or closed."""
         return found_path(self.folder_of(shard.split), shard.name)
 
     def path(self, shard: Shard) -> Path:
-        """A shard's file, to be read."""
+        """The file of a shard, for reading."""
         return self.place(shard)
 
     def released(self, serial: int) -> None:
-        """A shard is not read any more."""
+        """Called when a shard is no longer read."""
 
     def closed(self, shards: Sequence[Shard]) -> None:
-        """Shards were closed."""
+        """Called when shards were closed."""
         del shards
 
     def removed(self, shard: Shard) -> None:
-        """The state knows no more of a shard: its file goes."""
+        """Called when the state no longer lists a shard; deletes its file."""
         path = self.place(shard)
         with atomic.explained(path):
             path.unlink(missing_ok=True)
 
     def survey(self, plan: PlannedRows) -> None:
-        """Choose the columns for the other fields of a plan's rows: those of before, where they are the same."""
+        """Choose the columns for the other fields of a plan's rows, in the earlier order if they are the same."""
         column = plan.table.column("extra")
         survey = Survey()
         if pc.all(pc.equal(column, NO_EXTRA)).as_py() is False:
@@ -122,14 +122,14 @@ class ShardOutput:
             survey = Survey.of(self.output.schema, entries, written=False)
             known = Survey.parse(self.state.get(SURVEY))
             if sorted(map(repr, known.extra)) == sorted(map(repr, survey.extra)):
-                survey.extra = known.extra  # the order in which rows brought them makes no other layout
+                survey.extra = known.extra  # a different order is not a different layout
                 survey.exact_extras = any(survey.exact_extra(entry) for entry in entries())
         self.state.put(SURVEY, survey.record())
         self.use(survey)
         self.recognise()
 
     def recognise(self) -> None:
-        """Shards of hfprep 0.1.0 that are as they would be written now count as such."""
+        """Assign the current layout to shards of hfprep 0.1.0 that the current version would write identically."""
         for shard in self.index.shards():
             if shard.layout:
                 continue
@@ -146,7 +146,7 @@ class ShardOutput:
         return ((member, found[member[1].row]) for member in self.index.members(shard.serial) if found)
 
     def check_place(self) -> None:
-        """Raise StoreError if something else is in the set's place."""
+        """Raise StoreError if something else is in the place of the set's folder."""
         folder = self.folder
         if self.index.shards() or not (folder.exists() or folder.is_symlink()):
             return
@@ -155,11 +155,11 @@ class ShardOutput:
 
     @property
     def former(self) -> Path:
-        """Where a set that was there before is kept until this one is complete."""
+        """Where an earlier set is kept until this one is complete."""
         return self.folder.with_name(f".{self.folder.name}.former")
 
     def withdraw(self) -> None:
-        """Before the first change: nothing in the set's folder passes for a whole set any more."""
+        """Called before the first change: remove the files that mark the folder as a complete set."""
         if self._withdrawn or not self.folder.is_dir():
             return
         with atomic.explained(self.folder):
@@ -174,32 +174,32 @@ class ShardOutput:
         self._withdrawn = True
 
     def _is_other(self) -> bool:
-        """Whether the folder is an export of earlier days."""
+        """Whether the folder is an earlier export."""
         marked = (self.folder / self.shards.marker).exists()
         return marked and not any(shard.split != UNLISTED for shard in self.index.shards())
 
     def recover(self) -> None:
-        """Hold what is known against the disk: torn tails are cut off, shards that are gone are forgotten."""
+        """Bring the state in line with the disk: cut off torn tails, and forget missing shards."""
         places = {(self.folder_of(shard.split) / shard.name).parent for shard in self.index.shards()}
         for folder in (self.private, self.folder, *sorted(places)):
-            atomic.refuse_link(folder)  # what it leads to would be written to, and cleared of other shards
-        self._bring_into_place()
+            atomic.refuse_link(folder)  # a link's target would be written to, and other shards in it deleted
+        self._move_into_place()
         broken, kept = list[Shard](), list[Shard]()
         for shard in self.index.shards():
             if shard.closed or shard.samples:
                 (kept if self._recover(shard) else broken).append(shard)
             else:
-                self.index.forget([shard.serial])  # begun, and nothing is in it
+                self.index.forget([shard.serial])  # created, but empty
         if broken:
             shown = ", ".join(shard.name for shard in broken[:5])
-            log.warning("%d shards are missing or not whole (%s); their samples count as not computed",
+            log.warning("%d shards are missing or incomplete (%s); their samples count as not computed",
                         len(broken), shown)  # fmt: skip
             self.index.forget([shard.serial for shard in broken])
         self._remove_others({self.place(shard) for shard in kept})
-        self._hold_against_disk()
+        self._check_against_disk()
 
-    def _hold_against_disk(self) -> None:
-        """Nothing counts as finished that is neither in a shard nor in artifacts of the npy layout."""
+    def _check_against_disk(self) -> None:
+        """Mark samples as not finished if they are neither in a shard nor in artifacts of the npy layout."""
         for ids in chunks_of((row[0] for row in self.state.query(_ELSEWHERE)), SELECTED_TOGETHER):
             missing = []
             for sample_id, sample, place in zip(ids, self.state.samples(ids), self.index.places(ids), strict=True):
@@ -210,7 +210,7 @@ class ShardOutput:
                 self.state.begin((sample_id, groups) for sample_id, groups in missing if groups)
 
     def _recover(self, shard: Shard) -> bool:
-        """Whether a shard is there; one that was being appended to is cut back, and is open from now on."""
+        """Whether a shard exists; one that was being appended to is truncated and reopened."""
         folder = self.folder_of(shard.split)
         path = folder / shard.name
         if shard.closed and _size(path) == shard.num_bytes and not open_path(folder, shard.name).exists():
@@ -231,8 +231,8 @@ class ShardOutput:
                 self.index.put([shard])
         return True
 
-    def _bring_into_place(self) -> None:
-        """Shards that hfprep 0.1.0 kept in the private folder until the set was complete."""
+    def _move_into_place(self) -> None:
+        """Move shards that hfprep 0.1.0 kept in the private folder until the set was complete."""
         for shard in self.index.shards():
             private = self.output.private / SHARDS / f"{shard.serial}{SUFFIXES[self.name]}"
             if private.is_file() and private != self.place(shard):
@@ -243,7 +243,7 @@ class ShardOutput:
                     atomic.sync_folder(path.parent)
 
     def _remove_others(self, known: set[Path]) -> None:
-        """Delete files of shards that the state does not know: a killed run had not told it, or they are broken."""
+        """Delete shard files that the state does not list, left by a killed run or broken."""
         suffix = SUFFIXES[self.name]
         for folder in [self.private] if self._is_other() else [self.private, self.folder]:
             for path in folder.rglob(f"*{suffix}*") if folder.is_dir() else ():
@@ -253,7 +253,7 @@ class ShardOutput:
 
 
 def _size(path: Path) -> int | None:
-    """Bytes of a regular file; None for anything else, a link to one too, since shards are written to and removed."""
+    """The size of a regular file; None for anything else, including links, because shards are modified and deleted."""
     try:
         found = path.lstat()
     except OSError:

@@ -1,8 +1,8 @@
-"""Shards that grow: samples are appended in blocks and synced, and a shard that is full is closed.
+"""Growing shards: samples are appended in blocks and synced, and full shards are closed.
 
-Provides `ShardFormat`, which Arrow and WebDataset fill in, and `SplitWriter`, the one maker of shards: builds and
-exports append with it. An open shard has its own suffix (`.open`); what is in it beyond what its owner knows of is a
-torn tail, which `resume` cuts off. A closed shard has its name and is never touched until it is appended to again.
+Provides `ShardFormat`, which Arrow and WebDataset implement, and `SplitWriter`, which writes all shards of builds and
+exports. An open shard has the suffix `.open`; bytes in it beyond the recorded size are a torn tail, which `resume` cuts
+off. A closed shard has its final name and does not change unless it is reopened to append.
 """
 
 import hashlib
@@ -23,13 +23,13 @@ from hfprep.store.shard_index import Shard
 
 MAX_SHARD_BYTES = 500 * 10**6
 OPEN = ".open"
-BLOCKS_IN_A_SHARD = 8  # a block is at most this part of a shard, so that shards come near the size asked for
+BLOCKS_IN_A_SHARD = 8  # a block is at most this fraction of a shard, so that shards get close to the requested size
 READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Samples as they are appended: all of them at once."""
+    """Serialised samples that are appended together."""
 
     data: bytes
     samples: int
@@ -37,7 +37,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """Where a sample was appended: its row in a shard, where the block that holds it starts, and how long that is."""
+    """Where a sample was appended: its row in a shard, and the start and size of its block."""
 
     shard: Shard
     row: int
@@ -47,7 +47,7 @@ class Appended:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardOptions:
-    """How shards are written: one ends before it would pass `max_shard_bytes`; vectors are stored in `dtype`."""
+    """How shards are written: each has at most `max_shard_bytes`; vectors are stored in `dtype`."""
 
     max_shard_bytes: int = MAX_SHARD_BYTES
     dtype: str = "float32"
@@ -58,23 +58,23 @@ class ShardOptions:
 
 
 class ShardReader(ABC):
-    """One shard's file, closed or open, by place."""
+    """Reads samples from a shard, closed or open."""
 
     @abstractmethod
     def sample(self, row: int, start: int, size: int) -> Sample:
-        """The sample there; raises StoreError if it cannot be read."""
+        """The sample at a place; raises StoreError if it cannot be read."""
 
 
 class ShardFormat(ABC):
-    """How samples become the bytes of shards. Small enough to send to another process.
+    """How samples are serialised to shards. Small enough to send to another process.
 
-    `name` is also the folder of a build's set. `marker` is the file without which a folder is no set.
+    `name` is also the folder of a build's set. `marker` is the file that makes a folder a complete set.
     """
 
     name: ClassVar[str]
     marker: ClassVar[str]
-    tail: ClassVar[bytes]  # what a closed shard ends with
-    empty_splits: ClassVar[bool] = False  # whether a split without samples is a shard without samples
+    tail: ClassVar[bytes]  # the end of a closed shard
+    empty_splits: ClassVar[bool] = False  # whether a split without samples needs an empty shard
 
     def __init__(self, schema: Schema, options: ShardOptions) -> None:
         self.schema = schema
@@ -82,33 +82,33 @@ class ShardFormat(ABC):
 
     @property
     def head(self) -> bytes:
-        """What a shard begins with."""
+        """The start of a shard."""
         return b""
 
     @property
     def max_samples(self) -> int | None:
-        """Samples that a shard holds at most."""
+        """The maximum number of samples per shard."""
         return None
 
     @abstractmethod
     def layout(self) -> str:
-        """What the shards of one set must have in common, as a short text."""
+        """A short text that must be the same for all shards of a set."""
 
     @abstractmethod
     def shard_name(self, split: str, number: int) -> str:
-        """Path of a closed shard below the set's folder."""
+        """The path of a closed shard, relative to the set's folder."""
 
     @abstractmethod
     def encode(self, samples: Sequence[Sample]) -> list[Block]:
-        """Samples as blocks, in their order. Raises StoreError if one cannot be stored as the options ask."""
+        """Serialise samples to blocks, in order. Raises StoreError if one cannot be stored with these options."""
 
     @abstractmethod
     def reader(self, path: Path) -> ShardReader:
-        """A shard's file, by place; raises StoreError if it cannot be read."""
+        """A reader for a shard's file; raises StoreError if it cannot be read."""
 
     @abstractmethod
     def earlier_places(self, path: Path) -> list[tuple[int, int]] | None:
-        """Start and size of each row of a shard that hfprep 0.1.0 wrote; None if it would be written otherwise now.
+        """Start and size of each row of a shard of hfprep 0.1.0; None if it would be written differently now.
 
         Raises StoreError if the file cannot be read.
         """
@@ -117,15 +117,15 @@ class ShardFormat(ABC):
     def describe(
         self, folder: Path, splits: Mapping[str, Sequence[Shard]], places: Mapping[str, np.ndarray], origin: Origin
     ) -> dict[str, int]:
-        """Write the files that make closed shards a set, `marker` last; gives the samples of each split.
+        """Write the files that make closed shards a set, `marker` last; returns the number of samples per split.
 
-        places: of each split, int64 (samples, columns of `place_columns`), in source order.
+        places: int64 (samples, columns of `place_columns`) per split, in source order.
         """
 
     @property
     @abstractmethod
     def place_columns(self) -> tuple[str, ...]:
-        """What the index says of each sample."""
+        """The columns of a sample's place in the index."""
 
     @abstractmethod
     def place_of(
@@ -133,7 +133,7 @@ class ShardFormat(ABC):
     ) -> tuple[int, ...]:
         """The values of `place_columns` for a sample; `place` is its row in the shard, and its block's start and size.
 
-        `shard` and `first_row` are the shard's and its first row's positions in the split.
+        `shard` and `first_row` are the positions of the shard and of its first row in the split.
         """
 
     @abstractmethod
@@ -151,7 +151,7 @@ class ShardFile:
 
     @classmethod
     def create(cls, path: Path) -> "ShardFile":
-        """An empty file; one that a killed run left there goes."""
+        """Create an empty file, replacing one that a killed run left."""
         with atomic.explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic.refuse_link(path.parent)
@@ -161,7 +161,7 @@ class ShardFile:
 
     @classmethod
     def resume(cls, path: Path, used: int) -> "ShardFile":
-        """A file of an earlier run, cut back to `used` bytes; what it holds is hashed once."""
+        """Reopen a file of an earlier run, truncated to `used` bytes; hashes its content."""
         atomic.refuse_link(path.parent)
         with atomic.explained(path):
             descriptor = os.open(path, os.O_RDWR | os.O_APPEND | atomic.NO_LINK)
@@ -181,12 +181,12 @@ class ShardFile:
             atomic.observe("after-append", self.path)
 
     def sync(self) -> None:
-        """Make durable what was appended."""
+        """Make appended data durable."""
         with atomic.explained(self.path):
             atomic.sync_file(self._descriptor, self.path)
 
     def finish(self, path: Path) -> str:
-        """Sync the file and give it its name; gives the SHA-256 of its content."""
+        """Sync the file and rename it to its final name; returns the SHA-256 of its content."""
         self.sync()
         self.close()
         with atomic.explained(path):
@@ -195,28 +195,28 @@ class ShardFile:
         return str(self._digest.hexdigest())
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
 
 def open_path(folder: Path, name: str) -> Path:
-    """Where a shard that will have this name grows."""
+    """The path of the shard while it is open."""
     return folder / f"{name}{OPEN}"
 
 
 def found_path(folder: Path, name: str) -> Path:
-    """Where a shard of that name is: under its name, or open."""
+    """The path of a shard, closed or open."""
     path = folder / name
     return path if path.exists() else open_path(folder, name)
 
 
 @dataclass
 class SplitWriter:
-    """Appends the samples of one split; `new` gives the next shard, `resumed` is one that has room left.
+    """Appends the samples of a split; `new` returns the next shard, `resumed` is one with space left.
 
-    Shards that were closed are in `closed` until somebody takes them from there.
+    Closed shards are in `closed` until the caller removes them.
     """
 
     shards: ShardFormat
@@ -229,7 +229,7 @@ class SplitWriter:
     _dirty: bool = False
 
     def append(self, blocks: Iterable[Block]) -> list[Appended]:
-        """Append blocks; gives the place of each of their samples. They are durable after `sync`."""
+        """Append blocks; returns the place of each sample. They are durable after `sync`."""
         places, waiting = [], list[bytes]()
         for block in blocks:
             if not self._fits(block):
@@ -246,7 +246,7 @@ class SplitWriter:
         return places
 
     def sync(self) -> None:
-        """Make durable what was appended."""
+        """Make appended data durable."""
         if self._dirty and self._file is not None:
             self._file.sync()
             self._dirty = False
@@ -267,11 +267,11 @@ class SplitWriter:
         self.current = self._file = None
 
     def open_empty(self) -> None:
-        """Begin a shard, where none is open: a split without samples is one, where the format has such."""
+        """Start a shard if none is open, for formats that need one in an empty split."""
         self._opened()
 
     def close(self) -> None:
-        """Let go of the open shard as it is."""
+        """Close the file of the open shard, which stays an open shard."""
         if self._file is not None:
             self._file.close()
             self.current = self._file = None
@@ -310,7 +310,7 @@ class SplitWriter:
 
 
 def blocks_of(samples: Sequence[Sample], most_samples: int, max_shard_bytes: int) -> list[list[Sample]]:
-    """Samples in runs of so many at most, and of no more bytes than a small part of a shard."""
+    """Split samples into runs of at most `most_samples` samples and a fraction of a shard's bytes."""
     most_bytes = max_shard_bytes // BLOCKS_IN_A_SHARD
     runs: list[list[Sample]] = []
     size = 0

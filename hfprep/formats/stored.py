@@ -1,4 +1,4 @@
-"""Samples that an output has, wherever they are: in shards, as artifacts of the npy layout, or in both together."""
+"""Reads the samples of an output from shards, from artifacts of the npy layout, or partly from both."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -18,9 +18,9 @@ OPEN_SHARDS = 4
 
 
 class StoredSamples:
-    """Reads samples of one output; keeps the shards that it read last open, even where they are deleted meanwhile.
+    """Reads samples of an output. Keeps the last shards open, even if they are deleted meanwhile.
 
-    `path_of` gives a shard's file; `released` is told the serial of one that is not read any more.
+    `path_of` returns a shard's file; `released` is called with the serial of a shard that is no longer read.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class StoredSamples:
         return reader.sample(place.row, place.start, place.size)
 
     def forget(self, serial: int) -> None:
-        """Open this shard again when it is asked for again: its file has moved."""
+        """Close a shard; it is reopened on the next read. For shards whose file has moved."""
         self._open.pop(serial, None)
 
     def arrays(
         self, sample_id: str, sample: SampleState, place: Place | None, groups: Iterable[str]
     ) -> dict[str, np.ndarray]:
-        """The columns of these groups, as the state has them; raises StoreError if one cannot be read."""
+        """The columns of these groups that the state lists; raises StoreError if one cannot be read."""
         wanted = self.shards.schema.columns_of(groups)
         held = frozenset[str]() if place is None else place.holds(sample)
         found = {}
@@ -72,6 +72,6 @@ class StoredSamples:
         try:
             return parse_npy(path.read_bytes())
         except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or error  # without the path, which the message has already
+            why = getattr(error, "strerror", None) or error  # without the path, which is already in the message
             message = f"{path} was complete but cannot be read now: {why}; run the same command again"
             raise StoreError(message) from error

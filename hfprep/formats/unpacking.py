@@ -1,7 +1,7 @@
-"""Shards back into artifacts of the npy layout, where a build is asked for it now and was not before.
+"""Unpacks shards into artifacts of the npy layout, when npy is requested for an output with shards.
 
-Shard by shard: artifacts under temporary names, synced, renamed; then the state knows no more of the shard. Killed
-anywhere, every sample is complete in at least one place that the state knows.
+Shard by shard: artifacts are written under temporary names, synced and renamed; then the state forgets the shard. After
+a kill at any point, every sample is complete in at least one place that the state lists.
 """
 
 import itertools
@@ -19,35 +19,35 @@ from hfprep.store.shard_index import UNLISTED, Shard
 SAMPLES_TOGETHER = 64
 
 
-def unpack(kept: ShardOutput) -> int:
-    """Make artifacts of everything that is in shards; gives the number of samples.
+def unpack(store: ShardOutput) -> int:
+    """Write all samples in shards as artifacts; returns the number of samples.
 
-    Shards that are part of a complete set stay there, as an export; others are deleted.
+    Shards of a complete set are kept, as an export; others are deleted.
     """
-    kept.recognise()
-    complete, count = (kept.folder / kept.shards.marker).is_file(), 0
+    store.recognise()
+    complete, count = (store.folder / store.shards.marker).is_file(), 0
     with ThreadPoolExecutor(IO_THREADS) as pool:
-        for shard in kept.index.shards():
-            count += _unpack_shard(kept, shard, pool)
-            kept.index.forget([shard.serial])
+        for shard in store.index.shards():
+            count += _unpack_shard(store, shard, pool)
+            store.index.forget([shard.serial])
             if not complete or shard.split == UNLISTED:
-                kept.removed(shard)
-    if not complete and kept.folder.is_dir():
-        remove_empty(kept.folder)
-    remove_empty(kept.private)
+                store.removed(shard)
+    if not complete and store.folder.is_dir():
+        remove_empty(store.folder)
+    remove_empty(store.private)
     return count
 
 
-def _unpack_shard(kept: ShardOutput, shard: Shard, pool: ThreadPoolExecutor) -> int:
-    count, output = 0, kept.output
+def _unpack_shard(store: ShardOutput, shard: Shard, pool: ThreadPoolExecutor) -> int:
+    count, output = 0, store.output
     numbers = itertools.count()
-    for block in chunks_of(kept.index.members(shard.serial), SAMPLES_TOGETHER):
+    for block in chunks_of(store.index.members(shard.serial), SAMPLES_TOGETHER):
         jobs: list[tuple[Path, Path, np.ndarray]] = []
-        for (sample_id, place), sample in zip(block, kept.state.samples(item[0] for item in block), strict=True):
+        for (sample_id, place), sample in zip(block, store.state.samples(item[0] for item in block), strict=True):
             if sample is None:
                 continue
             need = place.holds(sample) & output.incomplete(sample_id, sample)
-            for name, array in kept.stored.arrays(sample_id, sample, place, need).items() if need else ():
+            for name, array in store.stored.arrays(sample_id, sample, place, need).items() if need else ():
                 jobs.append((output.work / f"{next(numbers)}-{name}", output.artifact(name, sample_id), array))
             count += bool(need)
         list(pool.map(lambda job: write_array(job[0], job[2]), jobs))
@@ -56,13 +56,13 @@ def _unpack_shard(kept: ShardOutput, shard: Shard, pool: ThreadPoolExecutor) -> 
 
 
 def remove_empty_folders(output: NpyOutput) -> None:
-    """Remove the npy layout's folders, as far as nothing is in them."""
+    """Remove empty folders of the npy layout."""
     for column in output.schema.columns:
         remove_empty(output.root / column.name)
 
 
 def remove_empty(root: Path) -> None:
-    """Remove a folder and those in it, as far as nothing is in them."""
+    """Remove empty folders in a folder, and the folder if it is empty."""
     with atomic.explained(root):
         folders = [path for path in root.rglob("*") if path.is_dir()] if root.is_dir() else []
         for folder in [*sorted(folders, reverse=True), root]:

@@ -1,7 +1,7 @@
-"""Tar shards in the WebDataset convention as a sample set.
+"""Reads tar shards in the WebDataset convention as a sample set.
 
-Needs the index that hfprep writes beside the shards; it says where each sample is. In a set of hfprep 0.1.0, whose
-index does not, samples are found by reading tar headers, once.
+Needs hfprep's index beside the shards, which has the place of each sample. In sets of hfprep 0.1.0, whose index does
+not, samples are found by reading the tar headers once.
 """
 
 import json
@@ -33,27 +33,27 @@ from hfprep.store.first_version import first_schema
 
 FORMAT_NAME = "hfprep-webdataset"
 EXACT_LINE, EXTRA = "manifest_line", "extra"
-SHARD, START, SIZE = "shard", "start", "bytes"  # a sample's place; its lengths follow
+SHARD, START, SIZE = "shard", "start", "bytes"  # columns of a sample's place, followed by its lengths
 BLOCK = 512
-RECORD_BYTES = 4096  # with its header, most records are shorter
+RECORD_BYTES = 4096  # most records are shorter, including the header
 _NAME = re.compile(rb"[0-9a-f]+\.(.+)")
 
 
 def is_webdataset(path: Path) -> bool:
-    """Whether a folder holds shards that hfprep wrote."""
+    """Whether a folder has WebDataset shards written by hfprep."""
     return read_index(path, FORMAT_NAME) is not None
 
 
 def members_of(schema: Schema) -> tuple[str, ...]:
-    """The members of a sample, in their order, without its key."""
+    """The members of a sample in order, without its key."""
     return ("json", *(f"{column.name}.npy" for column in schema.columns))
 
 
 def metadata_json(schema: Schema, entry: Entry) -> dict[str, Any]:
-    """What the .json member of a sample holds: always the same fields, each always of one type.
+    """The content of a sample's .json member: always the same fields, with fixed types.
 
-    Readers such as `datasets` take the types from the first samples, so nothing is null: a missing text is "", a
-    missing number 0. `manifest_line` is the exact manifest line where these fields do not give it back, else "".
+    Readers such as `datasets` infer types from the first samples, so nothing is null: a missing text is "", a missing
+    number 0. `manifest_line` is the exact manifest line if it cannot be restored from these fields, else "".
     """
     metadata = entry.metadata(schema)
     values = {
@@ -77,7 +77,7 @@ def parse_header(block: bytes) -> tuple[bytes, int]:
 
 
 def parse_sample(schema: Schema, data: memoryview, where: Path) -> Sample:
-    """A sample from its members, one after another; raises StoreError if they are not what they have to be."""
+    """Parse a sample from its members; raises StoreError if they are not valid."""
     members = _members(data, members_of(schema), where)
     entry = _parse_entry(schema, members["json"])
     return checked(schema, Sample(entry, _arrays(schema.columns, members, entry.id, where)), str(where))
@@ -115,12 +115,12 @@ def _members(data: memoryview, wanted: Sequence[str], where: Path) -> dict[str, 
 
 
 def padded(size: int) -> int:
-    """Bytes that so many bytes take in a tar file."""
+    """`size` rounded up to whole tar blocks."""
     return -(-size // BLOCK) * BLOCK
 
 
 def scan(file: PositionedFile) -> Iterator[tuple[int, int]]:
-    """Start and size of each sample, by the headers: it begins with its .json."""
+    """Start and size of each sample, from the headers. A sample starts with its .json."""
     offset, start = 0, -1
     while True:
         try:
@@ -138,7 +138,7 @@ def scan(file: PositionedFile) -> Iterator[tuple[int, int]]:
 
 
 class WebDatasetSplit(Split):
-    """The samples of one split; `places` say where they are, None: where the headers say."""
+    """The samples of a split; `places` has their positions, None: from the tar headers."""
 
     def __init__(self, root: Path, schema: Schema, shards: list[dict[str, Any]], places: Places | None = None) -> None:
         self.root = root
@@ -169,7 +169,7 @@ class WebDatasetSplit(Split):
 
     @property
     def _table(self) -> np.ndarray:
-        """Shard, start and bytes of each sample, int64 (samples, 3 or more)."""
+        """Shard, start and size of each sample, int64 (samples, 3 or more)."""
         if self._scanned is not None:
             return self._scanned
         assert self._places is not None
@@ -235,7 +235,7 @@ class WebDatasetSet(SampleSet):
         return Origin.parse(self.index)
 
     def _width(self, column: str) -> int:
-        """By a sample's own members: what they must be is not known yet."""
+        """From the first sample, because the schema is not known yet."""
         for split in self.index["splits"].values():
             for shard in split["shards"]:
                 file = PositionedFile(self.root / shard["name"])
@@ -251,5 +251,5 @@ class WebDatasetSet(SampleSet):
         return WebDatasetSplit(self.root, self.schema, splits[name]["shards"], Places.of(self.root, self.index, name))
 
     def shard(self, shard: Mapping[str, Any]) -> WebDatasetSplit:
-        """The samples of one shard, as the headers say."""
+        """The samples of a shard, from the tar headers."""
         return WebDatasetSplit(self.root, self.schema, [dict(shard)])

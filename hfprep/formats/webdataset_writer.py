@@ -1,7 +1,7 @@
-"""Tar shards in the WebDataset convention: how samples become their bytes, and the index beside them.
+"""Writes tar shards in the WebDataset convention, and the index beside them.
 
-A sample's bytes depend on the sample and the options alone: members have no times and no owners, and its key is a hash
-of its id, so any id is safe; the id is in its .json.
+A sample's bytes depend only on the sample and the options: members have no times and no owners. The key is a hash of
+the id, so any id is safe; the id is in the .json.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ KEY_BYTES = 12
 
 @dataclass(frozen=True, kw_only=True)
 class WebDatasetOptions(ShardOptions):
-    """How shards are written: one ends before it would pass either bound."""
+    """How shards are written: each stays within both limits."""
 
     max_shard_samples: int = MAX_SHARD_SAMPLES
 
@@ -51,9 +51,9 @@ class WebDatasetOptions(ShardOptions):
 
 
 def export_webdataset(source: SampleSet, target: Path, options: WebDatasetOptions | None = None) -> dict[str, int]:
-    """Write a sample set as `train-000000.tar` ..., `validation-000000.tar` ... and index.json; gives the counts.
+    """Write a sample set as `train-000000.tar` ..., `validation-000000.tar` ... and index.json; returns the counts.
 
-    Replaces an earlier export as a whole. Vectors are float32, or float16 where asked.
+    Atomically replaces an earlier export. Vectors are float32 or, if requested, float16.
     """
     options = stored_dtype(options or WebDatasetOptions(), source)
     return export(source, target, WebDatasetShards(source.schema, options))
@@ -86,7 +86,7 @@ class WebDatasetShards(ShardFormat):
         return [Block(b"".join(self._members(sample)), 1) for sample in samples]
 
     def _members(self, sample: Sample) -> Iterator[bytes]:
-        """A sample as tar members: its .json first."""
+        """A sample as tar members, the .json first."""
         key = hashlib.blake2b(sample.entry.id.encode(), digest_size=KEY_BYTES).hexdigest()
         metadata = json.dumps(metadata_json(self.schema, sample.entry), ensure_ascii=False).encode()
         yield from _member(f"{key}.json", metadata)

@@ -16,7 +16,7 @@ import numpy as np
 
 from hfprep.errors import ConfigError, StopRequested
 from hfprep.formats.build_formats import export_formats, forget_exports, keep_extra_fields
-from hfprep.formats.keeping import open_store
+from hfprep.formats.feature_stores import open_store
 from hfprep.formats.remote_shards import open_remote
 from hfprep.formats.samples import Origin
 from hfprep.io.atomic import write_lines

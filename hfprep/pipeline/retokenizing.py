@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hfprep.errors import ConfigError, StoreError
-from hfprep.formats.folders import appearing_folder
+from hfprep.formats.folders import atomic_folder
 from hfprep.formats.npy import is_npy_output, read_state_value
 from hfprep.io.atomic import check_writable
 from hfprep.io.object_storage import any_url, check_local
@@ -75,7 +75,7 @@ def last_config(output: Path) -> BuildConfig:
 
 def copy_output(source: Path, target: Path) -> None:
     """Copy an output: artifacts as hard links, other files as copies."""
-    with appearing_folder(target, lambda _: False) as folder:
+    with atomic_folder(target, lambda _: False) as folder:
         for path, folders, files in os.walk(source):
             place = folder / os.path.relpath(path, source)
             place.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a trainer imports: `load` a finished set of any format, `collate` its samples, batch them by length.
+"""For trainers: `load` a finished set in any format, `collate` its samples, batch them by length.
 
 `dataloader` does all three.
 """

@@ -1,4 +1,4 @@
-"""Samples -> one padded batch, under the names that a trainer takes."""
+"""Collates samples to a padded batch for a trainer."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from torch.utils.data import get_worker_info
 from hfprep.schema import Schema
 from hfprep.store.first_version import first_schema
 
-BY_VALUE_BYTES = 1 << 17  # of a tensor: to share memory with another process takes longer than to send it so much
+BY_VALUE_BYTES = 1 << 17  # up to this size, sending a tensor is faster than sharing its memory
 
 LABELS = {
     "id": "ids",
@@ -24,7 +24,7 @@ LABELS = {
 
 
 class Item(dict[str, Any]):
-    """A sample as a data set gives it: a dict that knows what its columns are, so that `collate` can pad them."""
+    """A sample of a data set: a dict with its schema, so that `collate` can pad the columns."""
 
     def __init__(self, schema: Schema, values: dict[str, Any]) -> None:
         super().__init__(values)
@@ -35,31 +35,31 @@ class Item(dict[str, Any]):
 
 
 class Rows:
-    """The tensors of so many samples, one after another: vectors are rows of one tensor for each column."""
+    """The tensors of `count` samples; vectors of a column are rows of one tensor."""
 
     def __init__(self, count: int) -> None:
         self._count = count
         self._taken = 0
-        self._room: dict[str, Tensor] = {}
+        self._tensors: dict[str, Tensor] = {}
 
     def add(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-        """The tensors of the next sample: integers as int64, vectors as float32. Nothing of `arrays` stays in use."""
+        """The tensors of the next sample: integers as int64, vectors as float32. Copies from `arrays`."""
         row, self._taken = self._taken, self._taken + 1
         found = {}
         for name, values in arrays.items():
             if values.dtype.kind == "i":
                 found[name] = torch.from_numpy(values.astype(np.int64))
                 continue
-            if name not in self._room:
-                self._room[name] = room((self._count, *values.shape), torch.float32)
-            place = self._room[name][row]
+            if name not in self._tensors:
+                self._tensors[name] = empty_tensor((self._count, *values.shape), torch.float32)
+            place = self._tensors[name][row]
             found[name] = place if place.shape == values.shape else torch.empty(values.shape)
             found[name].numpy()[...] = values
         return found
 
 
 class Batch(dict[str, Any]):
-    """What `collate` gives: a dict that a DataLoader's worker sends with little effort, small tensors by value."""
+    """The result of `collate`: a dict that DataLoader workers send cheaply, with small tensors by value."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         sent = {name: value.numpy() for name, value in self.items() if _is_small(value)}
@@ -77,17 +77,17 @@ def _received(others: dict[str, Any], sent: dict[str, np.ndarray], order: list[s
 
 
 def length_name(name: str) -> str:
-    """What a batch calls the lengths of a name: text_len -> text_lengths."""
+    """The name of a length in a batch: text_len -> text_lengths."""
     return f"{name.removesuffix('_len')}_lengths"
 
 
 def collate(samples: Sequence[dict[str, Any]], schema: Schema | None = None) -> dict[str, Any]:
-    """Pad samples of a `FeatureDataset` or a `PairDataset` to one batch of B; ValueError if B would be 0.
+    """Pad B samples of a `FeatureDataset` or a `PairDataset` to a batch. Raises ValueError if there are none.
 
-    Each column: (B, *dims), int64 or float32, dims that differ filled up with the column's own padding value (0 unless
-    the schema says otherwise). For each length, such as text_len, int64 (B,) under text_lengths. ids, languages and, of
-    pairs, prompt_ids, target_ids, prompt_languages: lists of B (a language that is not known is None). Other numbers of
-    the record, such as lang_id, (B,) under lang_ids. `schema` is only needed for samples that are plain dicts.
+    The batch has each column, (B, *dims) int64 or float32, padded with the column's padding value (0 unless the schema
+    says otherwise); each length, such as text_len, as text_lengths, int64 (B,); ids and languages, and for pairs
+    prompt_ids, target_ids and prompt_languages, as lists (an unknown language is None); and other numbers of the
+    record, such as lang_id, as lang_ids (B,). `schema` is only needed for samples that are plain dicts.
     """
     if not samples:
         raise ValueError("samples is empty; a batch needs at least one sample")
@@ -106,12 +106,12 @@ def collate(samples: Sequence[dict[str, Any]], schema: Schema | None = None) -> 
 
 
 def pad(values: Sequence[Tensor], value: int) -> Tensor:
-    """Tensors of as many dimensions each as one tensor with a leading batch dimension, filled up with `value`."""
+    """Pad tensors with `value` to a common shape, and stack them along a new first dimension."""
     together = _whole(values)
     if together is not None:
         return together
     shape = [max(sizes) for sizes in zip(*(tensor.shape for tensor in values), strict=True)]
-    batch = room((len(values), *shape), values[0].dtype)
+    batch = empty_tensor((len(values), *shape), values[0].dtype)
     if all(list(tensor.shape) == shape for tensor in values):
         return torch.stack(list(values), out=batch)
     batch.fill_(value)
@@ -121,7 +121,7 @@ def pad(values: Sequence[Tensor], value: int) -> Tensor:
 
 
 def _whole(values: Sequence[Tensor]) -> Tensor | None:
-    """The tensor whose rows these are, all of them and in order, as a data set reads them; None if there is none."""
+    """The tensor whose rows are exactly these tensors, in order, as `Rows` makes them; None if there is none."""
     base = values[0]._base
     if base is None or base.shape != (len(values), *values[0].shape) or not base.is_contiguous():
         return None
@@ -133,8 +133,8 @@ def _whole(values: Sequence[Tensor]) -> Tensor | None:
     return base
 
 
-def room(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A tensor without values; in a DataLoader's worker a large one is in shared memory from the start."""
+def empty_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor; a large one in a DataLoader worker is allocated in shared memory."""
     size = math.prod(shape) * dtype.itemsize
     if get_worker_info() is None or size <= BY_VALUE_BYTES:
         return torch.empty(shape, dtype=dtype)

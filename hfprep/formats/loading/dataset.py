@@ -1,7 +1,6 @@
 """Finished sets as map-style torch data sets: the same samples in the same order from every format.
 
-Provides `load`. Opens files when they are first read, in each worker process for itself, so data sets can be copied to
-workers by fork or by pickling.
+Provides `load`. Each process opens files on first read, so data sets can be passed to workers by fork or pickling.
 """
 
 import re
@@ -27,16 +26,16 @@ from hfprep.schema import Schema
 
 ROLES = (PROMPT, TARGET)
 SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation"}
-LOOKED_AT = 1000  # records from which a data set's `repr` reckons its hours
+LOOKED_AT = 1000  # records from which a data set's `repr` estimates its hours
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class FeatureDataset(Dataset[dict[str, Any]]):
     """The samples of one split, as tensors.
 
-    An item has id, language, what else follows from them in the record, and each column of the set's schema: tokens and
-    codes as int64, vectors as float32. `origin` is a line on where it comes from, for its `repr`. Reading raises
-    StoreError if a file is damaged, or a length is not the record's.
+    An item has id, language, the schema's record fields, and each column of the schema: tokens and codes as int64,
+    vectors as float32. `origin` describes the source in its `repr`. Reading raises StoreError if a file is damaged or a
+    length differs from the record.
     """
 
     def __init__(self, split: Split, origin: str) -> None:
@@ -48,7 +47,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
 
     @property
     def schema(self) -> Schema:
-        """What a sample consists of."""
+        """The schema of a sample."""
         return self.split.schema
 
     def __len__(self) -> int:
@@ -58,7 +57,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """The samples of a batch, as a DataLoader asks for them; `collate` need not copy their vectors."""
+        """The samples of a batch, for a DataLoader; `collate` does not copy their vectors."""
         rows, schema = Rows(len(indices)), self.schema
         items: list[dict[str, Any]] = []
         for index in indices:
@@ -78,28 +77,28 @@ class FeatureDataset(Dataset[dict[str, Any]]):
 
     @cached_property
     def code_lengths(self) -> np.ndarray:
-        """Number of codes of every sample, int64: what a length-bucketed sampler sorts by."""
+        """The number of codes of every sample, int64, for a length-bucketed sampler."""
         return self.split.lengths("code_len")
 
     @cached_property
     def text_lengths(self) -> np.ndarray:
-        """Number of text ids of every sample, int64."""
+        """The number of text ids of every sample, int64."""
         return self.split.lengths("text_len")
 
 
 class PairDataset(Dataset[dict[str, Any]]):
-    """Prompt and target pairs: tokens and codes of the target, vectors of voice and emotion of the prompt.
+    """Prompt and target pairs: tokens and codes of the target, voice and emotion vectors of the prompt.
 
-    An item has what a `FeatureDataset` item has, its id being the pair's, its language the target's, and
-    prompt_id, target_id, prompt_language. Arrays come from the files that the pair manifest names (.npy or .npz), or,
-    where `samples` is given, from that set (of any format) by id.
+    An item has the fields of a `FeatureDataset` item (the id of the pair, the language of the target), and prompt_id,
+    target_id and prompt_language. Arrays are read from the files in the pair manifest (.npy or .npz), or by id from
+    `samples`, a set in any format, if it is given.
     """
 
     def __init__(self, manifest: Path, samples: FeatureDataset | None = None) -> None:
         self.manifest = manifest
         self.samples = samples
         self._lines = LineFile(manifest)
-        # Found here, not when a pair is read: a DataLoader's workers would each find all of them again.
+        # Here and not on first read, or each DataLoader worker would do it again.
         self._positions = None if samples is None else self._found_in(samples.split)
 
     def __repr__(self) -> str:
@@ -107,7 +106,7 @@ class PairDataset(Dataset[dict[str, Any]]):
 
     @property
     def origin(self) -> str:
-        """Where the pairs come from, in words."""
+        """A description of where the pairs come from."""
         return str(self.manifest) + (f", arrays from {self.samples.origin}" if self.samples is not None else "")
 
     def __len__(self) -> int:
@@ -119,7 +118,7 @@ class PairDataset(Dataset[dict[str, Any]]):
 
     @cached_property
     def schema(self) -> Schema:
-        """What a sample consists of: as the set says, or the output that the manifest is in."""
+        """The schema of a sample: of the set, or of the output that contains the manifest."""
         if self.samples is not None:
             return self.samples.schema
         folder = self.manifest.parent
@@ -129,7 +128,7 @@ class PairDataset(Dataset[dict[str, Any]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """The pairs of a batch, as a DataLoader asks for them; `collate` need not copy their vectors."""
+        """The pairs of a batch, for a DataLoader; `collate` does not copy their vectors."""
         rows = Rows(len(indices))
         return [self._item(_position(index, len(self)), rows) for index in indices]
 
@@ -153,7 +152,7 @@ class PairDataset(Dataset[dict[str, Any]]):
         return len(self) > 0 and f"{TARGET}_features" in self.record(0)
 
     def _named(self, record: dict[str, Any]) -> dict[str, Any]:
-        """The record of a pair by the names of `pair_record`."""
+        """The record of a pair with the field names of `pair_record`."""
         return read_npz_pair(self.schema, record, self.manifest.parent) if self._of_npz else record
 
     def _checked(self, record: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -192,20 +191,20 @@ class PairDataset(Dataset[dict[str, Any]]):
         arrays: dict[str, np.ndarray] = {}
         for role, position in zip(ROLES, self._positions[index].tolist(), strict=True):
             if position < 0:
-                raise StoreError(f"{self.manifest}: pair {record['id']!r} names a {role} that is not in the data set")
+                raise StoreError(f"{self.manifest}: pair {record['id']!r} has a {role} that is not in the data set")
             columns = [column for column in self.schema.columns if role_of(column) == role]
             found = self.samples.split.read(position, columns)[1]
-            arrays |= {name: array.copy() for name, array in found.items()}  # the next one is read over it
+            arrays |= {name: array.copy() for name, array in found.items()}  # the next read overwrites it
         return {column.name: arrays[column.name] for column in self.schema.columns}
 
     def _found_in(self, split: Split) -> np.ndarray:
-        """Of each pair, where its prompt and its target are, int64 (pairs, 2); -1 for one that is not there."""
+        """The positions of each pair's prompt and target, int64 (pairs, 2); -1 for missing ones."""
         positions = {sample_id: position for position, sample_id in enumerate(split.ids())}
         found = (positions.get(name, -1) for line in self._lines.lines() for name in self._ids_in(line))
         return np.fromiter(found, np.int64, len(ROLES) * len(self)).reshape(-1, len(ROLES))
 
     def _ids_in(self, line: bytes) -> list[str]:
-        """The ids of a pair's prompt and target; "" where reading the pair says what is wrong with it."""
+        """The ids of a pair's prompt and target; "" if it is damaged, which reading the pair reports."""
         try:
             record = self._named(parse_entry(line).record)
         except (KeyError, ValueError):
@@ -214,12 +213,12 @@ class PairDataset(Dataset[dict[str, Any]]):
 
     @cached_property
     def code_lengths(self) -> np.ndarray:
-        """Number of the target's codes of every pair, int64."""
+        """The number of codes of every pair's target, int64."""
         return self._length("code_len")
 
     @cached_property
     def text_lengths(self) -> np.ndarray:
-        """Number of the target's text ids of every pair, int64."""
+        """The number of text ids of every pair's target, int64."""
         return self._length("text_len")
 
     def _length(self, name: str) -> np.ndarray:
@@ -230,12 +229,11 @@ class PairDataset(Dataset[dict[str, Any]]):
 def load(
     path: str | Path, split: str = "train", *, pairs: str | Path | None = None, revision: str | None = None
 ) -> FeatureDataset | PairDataset:
-    """The samples of a finished set, in source order, whatever its format.
+    """Load the samples of a finished set in any format, in source order.
 
     `path`: an output of build, a saved Arrow data set, a folder of WebDataset shards or of .npz files, a manifest or
-    pair manifest (.jsonl), or a Hub data set id (downloaded into the Hub cache first, at `revision` where given).
-    `split`: train or validation. `pairs`: a pair manifest over the samples of that split. Raises ConfigError or
-    StoreError.
+    pair manifest (.jsonl), or a Hub data set id (downloaded into the Hub cache first, at `revision` if given). `split`:
+    train or validation. `pairs`: a pair manifest over the samples of that split. Raises ConfigError or StoreError.
     """
     if split not in SPLIT_NAMES:
         raise ConfigError(f"split is {split!r}; it must be train or validation")
@@ -252,7 +250,7 @@ def load(
 
 
 def _described(data: FeatureDataset | PairDataset, noun: str, prefix: str) -> str:
-    """What a data set is, in a few lines; `prefix` is what a record puts before the name of a length."""
+    """The `repr` of a data set; `prefix` comes before the names of lengths in its records."""
     schema = data.schema
     lines = [f"{type(data).__name__}: {count(len(data), noun)}{_audio(data, prefix)}, recipe {schema.recipe}"]
     lines.append(f"  {data.origin}")
@@ -264,21 +262,21 @@ def _described(data: FeatureDataset | PairDataset, noun: str, prefix: str) -> st
 
 
 def _audio(data: FeatureDataset | PairDataset, prefix: str) -> str:
-    """How much audio there is, from the code lengths of at most `LOOKED_AT` records; "" where they do not say."""
+    """The duration of the audio, from the code lengths of at most `LOOKED_AT` records; "" if it is unknown."""
     length = next((column.lengths[-1] for column in data.schema.of_kind("codes")), None)
     positions = range(0, len(data), -(-len(data) // LOOKED_AT) or 1)
     if length is None or not data.schema.code_rate or not positions:
         return ""
     try:
         codes = sum(data.record(position)[prefix + length] for position in positions)
-    except (StoreError, KeyError, TypeError):  # damaged: reading the samples says so
+    except (StoreError, KeyError, TypeError):  # damaged, which reading the samples reports
         return ""
     about = "" if len(positions) == len(data) else "about "
     return f", {about}{duration(codes / len(positions) * len(data) / data.schema.code_rate)} of audio"
 
 
 def _of_manifest(manifest: Path) -> FeatureDataset | PairDataset:
-    """The samples or pairs that a file lists."""
+    """The samples or pairs in a manifest."""
     lines = LineFile(manifest)
     first = parse_entry(lines.line(0)).record if len(lines) else {}
     if "prompt_id" in first or f"{TARGET}_features" in first:
@@ -287,20 +285,22 @@ def _of_manifest(manifest: Path) -> FeatureDataset | PairDataset:
 
 
 def local_folder(path: str | Path, revision: str | None = None) -> Path:
-    """The path itself where it exists, else the copy in the Hub cache of the data set with that id; StoreError."""
+    """The path if it exists, or else the data set with this id in the Hub cache; raises StoreError."""
     if Path(path).exists():
         return Path(path)
     check_local(path)
     name = str(path)
     if not _HUB_ID.fullmatch(name):
-        raise StoreError(f"there is no {name}, and it is not a Hub data set id (USER/NAME) either")
+        raise StoreError(f"{name} does not exist, and it is not a Hub data set id (USER/NAME)")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, repo_type="dataset", revision=revision))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise StoreError(f"there is no folder {name}, and the Hub data set of that name failed: {error}") from error
+        raise StoreError(
+            f"there is no folder {name}, and the Hub data set {name} cannot be downloaded: {error}"
+        ) from error
 
 
 def _position(index: int, length: int) -> int:

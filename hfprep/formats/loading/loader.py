@@ -1,4 +1,4 @@
-"""A finished set as batches, ready for a training loop: `load`, the sampler and `collate` in one call."""
+"""Batches of a finished set for a training loop: `load`, the sampler and `collate` in one call."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -11,10 +11,10 @@ from hfprep.formats.loading.sampler import LengthBucketedBatchSampler
 
 
 class BatchLoader(DataLoader[dict[str, Any]]):
-    """A torch `DataLoader` of a finished set; `dataset` is the set, `batch_sampler` what draws the batches."""
+    """A torch `DataLoader` of a finished set, with a `LengthBucketedBatchSampler` as its `batch_sampler`."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next; without it every epoch has the same order."""
+        """Set the epoch of the next iteration; without it every epoch has the same order."""
         cast(LengthBucketedBatchSampler, self.batch_sampler).set_epoch(epoch)
 
 
@@ -34,13 +34,13 @@ def dataloader(
     pairs: str | Path | None = None,
     revision: str | None = None,
 ) -> BatchLoader:
-    """Batches of a finished set, as `collate` gives them, each of samples of similar length.
+    """Batches of a finished set, made by `collate` from samples of similar length.
 
-    `path`, `split`, `pairs` and `revision` are those of `load`; `batch_size`, `max_frames`, `seed`, `drop_last`, `rank`
-    and `world_size` those of `LengthBucketedBatchSampler`, which sorts by the number of codes. `shuffle` is True for
-    train and False for validation unless it is given. With `num_workers` that many processes read ahead; they stay
-    alive between epochs. Under `torch.distributed` rank and world size are those of the process group. Raises
-    ConfigError, StoreError, or ValueError for an argument of the sampler.
+    `path`, `split`, `pairs` and `revision` are as in `load`; `batch_size`, `max_frames`, `seed`, `drop_last`, `rank`
+    and `world_size` as in `LengthBucketedBatchSampler`, which sorts by the number of codes. `shuffle` defaults to True
+    for train and False for validation. `num_workers` processes read ahead and stay alive between epochs. With
+    `torch.distributed`, rank and world size default to those of the process group. Raises ConfigError, StoreError, or
+    ValueError for an argument of the sampler.
     """
     data: FeatureDataset | PairDataset = load(path, split, pairs=pairs, revision=revision)
     sampler = LengthBucketedBatchSampler(

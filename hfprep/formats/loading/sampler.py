@@ -1,6 +1,6 @@
-"""Batches of samples of like length, so that little of a batch is padding: the same on every machine for a seed.
+"""Batches of samples of similar length, to minimise padding; reproducible on every machine for a seed.
 
-Takes lengths, gives lists of positions. Knows nothing of what the positions stand for.
+Takes lengths and returns lists of positions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,13 +13,13 @@ BUCKET_BATCHES = 50
 
 
 class LengthBucketedBatchSampler(Sampler[list[int]]):
-    """A batch sampler for `DataLoader(..., batch_sampler=...)` that puts samples of like length together.
+    """A batch sampler for `DataLoader(..., batch_sampler=...)` that groups samples of similar length.
 
-    Samples are shuffled, cut into pools of `bucket_batches` batches, sorted by length within each pool, cut into
-    batches, and the batches shuffled. The order depends on `seed` and the epoch alone (`set_epoch` before each). With
-    `max_frames`, a batch is smaller where `count x longest` would pass it (a longer sample is alone). Among
-    `world_size` ranks every rank gets the same number of batches, and with `drop_last=False` every sample is in one
-    (a few batches come twice to make the numbers even).
+    Samples are shuffled, split into pools of `bucket_batches` batches, sorted by length within each pool, split into
+    batches, and the batches shuffled. The order depends only on `seed` and the epoch (call `set_epoch` before each).
+    With `max_frames`, batches are smaller if `count x longest` would exceed it (a longer sample is alone). All of the
+    `world_size` ranks get the same number of batches; with `drop_last=False` every sample is used, and a few batches
+    are repeated to make the numbers equal.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class LengthBucketedBatchSampler(Sampler[list[int]]):
             raise ValueError(f"rank is {self.rank}; it must be from 0 to {self.world_size - 1}")
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -64,7 +64,7 @@ class LengthBucketedBatchSampler(Sampler[list[int]]):
         return iter(self._mine())
 
     def _mine(self) -> list[list[int]]:
-        """This rank's batches of this epoch, made once."""
+        """This rank's batches for this epoch, cached."""
         if self._known is None or self._known[0] != self.epoch:
             self._known = self.epoch, self._made()
         return self._known[1]
@@ -93,7 +93,7 @@ class LengthBucketedBatchSampler(Sampler[list[int]]):
         return batches
 
     def _cut(self, members: list[int]) -> list[list[int]]:
-        """Batches of positions that come by rising length; with `drop_last` only full ones."""
+        """Split positions, sorted by length, into batches; with `drop_last` only full ones."""
         batches: list[list[int]] = [[]]
         for position in members:
             current = batches[-1]

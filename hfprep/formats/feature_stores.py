@@ -1,20 +1,20 @@
-"""Where a build keeps its features: as npy artifacts, or, where npy is not asked for, in the shards of another format.
+"""Where a build stores its features: as npy artifacts, or, without npy, in the shards of another format.
 
-`open_store` gives one of two things that a build uses alike. From then on the state is true of shards: what it says is
-finished is whole.
+`open_store` returns a store for either; both have the interface below. After that the state matches the shards: every
+sample that it lists as finished is complete.
 
-    kept = open_store(output, state, formats, max_shard_bytes)
-    kept.manifests                    whether manifests list the samples (npy), or the progress file alone
-    kept.name                         npy, arrow or webdataset
-    kept.begin(plan, val_ratio)       once the plan is there, before anything is computed
-    kept.staging                      for the workers, small: `staging.open(folder)` gives a stage,
+    store = open_store(output, state, formats, max_shard_bytes)
+    store.manifests                   whether manifests list the samples (npy), or only the progress file
+    store.name                        npy, arrow or webdataset
+    store.begin(plan, val_ratio)      call with the plan, before anything is computed
+    store.staging                     for the workers, small: `staging.open(folder)` returns a stage, and
                                       `stage.write([(PlannedRow, Features)])` a list of staged samples, each with `.row`
-    kept.publisher()                  for the driver: `publish(staged, rejections)`, `close()`
-    kept.finish(plan, stop)           once nothing is left to compute; False if `stop()` ended it early
-    kept.publish(origin)              the complete set in its place; a digest of what it shows, for exports
-    kept.end()                        the run ends, complete or not
-    kept.read(column, ids)            that column of these samples, one array each
-    kept.close()                      leave nothing open
+    store.publisher()                 for the driver: `publish(staged, rejections)`, `close()`
+    store.finish(plan, stop)          call when nothing is left to compute; False if `stop()` ended it early
+    store.publish(origin)             publish the complete set; returns a digest of its content, for exports
+    store.end()                       call at the end of a run, complete or not
+    store.read(column, ids)           a column of these samples, one array each
+    store.close()                     close all files
 """
 
 import contextlib
@@ -41,9 +41,9 @@ from hfprep.formats.appending import (
     entry_for,
     split_of,
 )
+from hfprep.formats.compaction import Compaction, encoded
 from hfprep.formats.formats import KEPT_FORMAT, SHARD_FORMATS
 from hfprep.formats.samples import SPLITS, Origin, Sample
-from hfprep.formats.settling import Settling, encoded
 from hfprep.formats.shard_output import DESCRIBED, PlannedRows, ShardOutput
 from hfprep.formats.unpacking import remove_empty, remove_empty_folders, unpack
 from hfprep.io import atomic
@@ -69,20 +69,20 @@ from hfprep.store.state import SampleState, State
 log = logging.getLogger(__name__)
 
 ROWS_TOGETHER = 64
-SETTLED = "settled"  # in the state: what the shards were last settled for, and the order that this gave
+SETTLED = "settled"  # state key: what the shards were last compacted for, and the resulting order
 
 
 @dataclass(frozen=True)
 class NpyStaging:
-    """How to open a stage for artifacts of the npy layout."""
+    """Opens a stage for artifacts of the npy layout."""
 
     def open(self, folder: Path) -> Stage:
-        """A stage in a folder of one process."""
+        """A stage in a folder for this process."""
         return Stage(folder)
 
 
-class NpyKept:
-    """Features as artifacts of the npy layout, listed by manifests."""
+class NpyStore:
+    """Stores features as artifacts of the npy layout, listed in manifests."""
 
     name = "npy"
     manifests = True
@@ -94,7 +94,7 @@ class NpyKept:
         self.val_ratio = 0.0
 
     def begin(self, plan: PlannedRows, val_ratio: float) -> None:
-        """Nothing has to be done before rows are computed."""
+        """Nothing to do before rows are computed."""
         del plan
         self.val_ratio = val_ratio
 
@@ -103,7 +103,7 @@ class NpyKept:
         return Publisher(self.output, self.state, self.val_ratio)
 
     def finish(self, plan: PlannedRows, stop: Callable[[], bool]) -> bool:
-        """Artifacts are final already."""
+        """Nothing to do: artifacts are already final."""
         del plan, stop
         return True
 
@@ -121,19 +121,19 @@ class NpyKept:
             raise StoreError(message) from error
 
     def publish(self, origin: Origin) -> str:
-        """Manifests and artifacts are the set."""
+        """Nothing to do: manifests and artifacts are the set."""
         del origin
         return ""
 
     def end(self) -> None:
-        """The run ends, complete or not."""
+        """Called at the end of a run, complete or not."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Nothing to close."""
 
 
-class ShardKept(ShardOutput):
-    """Features in shards of one format, appended batch by batch."""
+class ShardStore(ShardOutput):
+    """Stores features in shards of one format, appended batch by batch."""
 
     manifests = False
 
@@ -141,24 +141,24 @@ class ShardKept(ShardOutput):
         super().__init__(output, state, name, max_shard_bytes)
         self.val_ratio = 0.0
         self._plan: PlannedRows | None = None
-        self._settling: Settling | None = None
+        self._compaction: Compaction | None = None
 
     def begin(self, plan: PlannedRows, val_ratio: float) -> None:
-        """Choose the columns, and bring what is in artifacts of the npy layout into shards."""
+        """Choose the columns, and move samples from artifacts of the npy layout into shards."""
         self.val_ratio, self._plan = val_ratio, plan
         self.survey(plan)
         if self.output.occupied():
-            log.info("%s holds features as npy files; they go into %s", self.output.root, self.folder)
+            log.info("moving the npy files in %s to %s", self.output.root, self.folder)
             for rows in plan.chunks():
                 for block in chunks_of(rows, ROWS_TOGETHER):
-                    self._take_in({row.utterance.id: row for row in block})
+                    self._move_to_shards({row.utterance.id: row for row in block})
             for ids in chunks_of({sample_id for sample_id, _ in self.output.all_artifacts()}, ROWS_TOGETHER):
-                self._take_in(dict.fromkeys(ids))
+                self._move_to_shards(dict.fromkeys(ids))
             remove_empty_folders(self.output)
 
     @property
     def staging(self) -> ShardStaging:
-        """How workers serialise what they compute."""
+        """How workers serialise features."""
         return ShardStaging(self.shards, self.val_ratio)
 
     def publisher(self) -> "ShardPublisher":
@@ -166,28 +166,28 @@ class ShardKept(ShardOutput):
         return ShardPublisher(self)
 
     def finish(self, plan: PlannedRows, stop: Callable[[], bool]) -> bool:
-        """Settle the shards once every row is finished or rejected; False if it was stopped before the end."""
+        """Compact the shards once every row is finished or rejected; False if it was stopped before the end."""
         self._plan = plan
         if self._order() is not None:
             return True
-        return self._listed().settle(stop)
+        return self._listed().compact(stop)
 
     def _order(self) -> str | None:
-        """A digest of the places of all samples, where the set is settled for this plan; else None."""
+        """A digest of the places of all samples if the set is already compacted for this plan, else None."""
         known = self.state.get(SETTLED) or {}
         complete = (self.folder / self.shards.marker).is_file()
         return known["order"] if complete and known.get("mark") == self._mark() else None
 
-    def _listed(self) -> Settling:
-        """The shards held against the plan."""
-        if self._settling is None:
+    def _listed(self) -> Compaction:
+        """The compaction of the shards for the plan."""
+        if self._compaction is None:
             assert self._plan is not None
-            self._settling = Settling(self, self.val_ratio)
-            self._settling.list_plan(self._plan)
-        return self._settling
+            self._compaction = Compaction(self, self.val_ratio)
+            self._compaction.list_plan(self._plan)
+        return self._compaction
 
     def _mark(self) -> str:
-        """What tells that shards were settled for this plan."""
+        """A digest that identifies shards compacted for this plan."""
         assert self._plan is not None
         return digest([sha256_file(self._plan.path), self.val_ratio, self.shards.layout(), self._sums()]).hex()
 
@@ -195,7 +195,7 @@ class ShardKept(ShardOutput):
         return [shard.sha256 for shard in self.index.shards()]
 
     def publish(self, origin: Origin) -> str:
-        """Write the files beside the shards; gives a digest of the whole. Nothing where they are there already."""
+        """Write the files beside the shards unless they are up to date; returns a digest of the set's content."""
         schema, stats = self.output.schema, origin.stats or {}
         order, places = self._order(), None
         if order is None:
@@ -225,20 +225,20 @@ class ShardKept(ShardOutput):
         return [self.stored.arrays(x, sample or SampleState({}), place, group)[column] for x, sample, place in known]
 
     def published(self) -> None:
-        """A batch is final."""
+        """Called after each batch."""
 
     def end(self) -> None:
-        """The run ends, complete or not."""
+        """Called at the end of a run, complete or not."""
 
     def close(self) -> None:
-        """Let go of what is open, as it is."""
+        """Close all files. Open shards stay open shards."""
         self.appender.close()
-        if self._settling is not None:
-            self._settling.close()
-            self._settling = None
+        if self._compaction is not None:
+            self._compaction.close()
+            self._compaction = None
 
     def complete(self, rows: Sequence[StagedRow]) -> list[Encoded]:
-        """Rows of which only some columns were computed, with those that the output has, as blocks."""
+        """Encode rows with only some columns computed, adding the columns that the output has."""
         ids, schema = [item.row.utterance.id for item in rows], self.shards.schema
         found: dict[str, list[tuple[Sample, StoredRow]]] = {}
         for item, known, place in zip(rows, self.state.samples(ids), self.index.places(ids), strict=True):
@@ -251,8 +251,8 @@ class ShardKept(ShardOutput):
             found.setdefault(split_of(sample_id, self.val_ratio), []).append((Sample(entry, arrays), stored))
         return [item for split, samples in found.items() for item in encoded(self, split, samples)]
 
-    def _take_in(self, rows: Mapping[str, PlannedRow | None]) -> None:
-        """Append samples that are in artifacts, and delete these; rows of no plan are kept beside the set."""
+    def _move_to_shards(self, rows: Mapping[str, PlannedRow | None]) -> None:
+        """Move samples from artifacts to shards; samples that are not in the plan go to the private shards."""
         found: dict[str, list[tuple[Sample, StoredRow]]] = {}
         ids, every, taken = list(rows), self.shards.schema.all_groups, []
         for sample_id, sample, place in zip(ids, self.state.samples(ids), list(self.index.places(ids)), strict=True):
@@ -261,13 +261,13 @@ class ShardKept(ShardOutput):
             held = frozenset[str]() if place is None else place.holds(sample)
             row = rows[sample_id]
             if held == every:
-                taken.append(sample_id)  # a killed run had not come to delete them
+                taken.append(sample_id)  # a killed run did not get to delete them
             elif not self.output.incomplete(sample_id, sample) - held:
                 arrays = self.stored.arrays(sample_id, sample, place, every)
                 if row is None:
                     split, mark, entry = UNLISTED, b"", bare_entry(self.shards, sample_id, sample.lengths)
                 elif sample.missing(row.fingerprints):
-                    continue  # the rest of it is computed now, or it counts as not listed
+                    continue  # the missing columns are computed now
                 else:
                     entry = entry_for(self.shards, row, sample.seconds, sample.lengths)
                     split, mark = split_of(sample_id, self.val_ratio), entry_digest(entry)
@@ -286,33 +286,33 @@ class ShardKept(ShardOutput):
 
 
 class ShardPublisher:
-    """Makes staged batches final, one after another; use from one thread at a time."""
+    """Publishes staged batches. Not thread-safe."""
 
-    def __init__(self, kept: ShardKept) -> None:
-        self.kept = kept
-        self._artifacts = kept.output.occupied()
-        self._files = {name: atomic.AppendedFile(kept.output.root / name) for name in (PROGRESS, REJECTED)}
+    def __init__(self, store: ShardStore) -> None:
+        self.store = store
+        self._artifacts = store.output.occupied()
+        self._files = {name: atomic.AppendedFile(store.output.root / name) for name in (PROGRESS, REJECTED)}
 
     def close(self) -> None:
-        """Close the files; everything published is on disk already."""
+        """Close the files; published batches are already on disk."""
         for file in self._files.values():
             file.close()
 
     def publish(self, staged: Sequence[StagedRow], rejections: Sequence[Rejection]) -> list[StagedRow]:
-        """Append a batch and list it; raises StoreError, and then nothing of the batch is listed."""
-        kept = self.kept
-        kept.appender.append([*self._blocks(staged), *kept.complete([item for item in staged if item.block is None])])
+        """Append a batch and list it. If it raises StoreError, nothing of the batch is listed."""
+        store = self.store
+        store.appender.append([*self._blocks(staged), *store.complete([item for item in staged if item.block is None])])
         if self._artifacts:
-            kept.remove_artifacts(item.row.utterance.id for item in staged)
-        kept.published()
+            store.remove_artifacts(item.row.utterance.id for item in staged)
+        store.published()
         for rejection in rejections:
-            kept.state.reject(rejection)
+            store.state.reject(rejection)
         self._files[PROGRESS].append(item.row.utterance.id.encode() + b"\n" for item in staged)
         self._files[REJECTED].append(json_line(rejection.record()) for rejection in rejections)
         return list(staged)
 
     def _blocks(self, staged: Sequence[StagedRow]) -> list[Encoded]:
-        """The blocks of a batch; samples of one stand one after another."""
+        """The blocks of a batch; the samples of a block are consecutive."""
         found: list[Encoded] = []
         whole = [item for item in staged if item.block is not None]
         for _, members in itertools.groupby(whole, key=lambda item: id(item.block)):
@@ -322,41 +322,40 @@ class ShardPublisher:
                 for item in items
             ]
             assert items[0].block is not None
-            split = split_of(rows[0].id, self.kept.val_ratio)
+            split = split_of(rows[0].id, self.store.val_ratio)
             found.append(Encoded(split, items[0].block, rows))
         return found
 
 
-def open_store(output: NpyOutput, state: State, formats: Sequence[str], max_shard_bytes: int) -> NpyKept | ShardKept:
-    """Where an output keeps its features.
+def open_store(output: NpyOutput, state: State, formats: Sequence[str], max_shard_bytes: int) -> NpyStore | ShardStore:
+    """Open the store for an output's features.
 
-    What an earlier build was asked for stays: an output in the npy layout stays one, and shards stay in their format,
-    whichever else is asked for. Shards are unpacked where npy is asked for. Raises StoreError if something else is
-    in the shards' place.
+    The format of an earlier build is kept: an npy output stays one, and shards keep their format, whatever else is
+    requested. If npy is requested, shards are unpacked. Raises StoreError if something else is in place of the shards.
     """
     known = state.get(KEPT_FORMAT)
     if known not in (None, *SHARD_FORMATS):
-        raise StoreError(f"the state in {state.path} names the format {known!r}; use a new --output-dir")
+        raise StoreError(f"the state in {state.path} has the unknown format {known!r}; use a new --output-dir")
     if "npy" not in formats and any((output.root / name).exists() for name in (TRAIN, VAL)):
         log.warning(
-            "%s was built as npy before: that is kept, as with --format npy,%s. To give the npy layout up, remove %s "
+            "%s was built as npy before, so npy is kept, as with --format npy,%s. To drop the npy layout, remove %s "
             "and %s and run the same command again", output.root, ",".join(formats), TRAIN, VAL,
         )  # fmt: skip
         formats = ["npy", *formats]
     if "npy" in formats:
         if known is not None:
-            kept = ShardKept(output, state, known, max_shard_bytes)
-            kept.recover()
-            log.info("unpacking %s into the npy layout", kept.folder)
-            log.info("%d samples unpacked", unpack(kept))
+            store = ShardStore(output, state, known, max_shard_bytes)
+            store.recover()
+            log.info("unpacking %s into the npy layout", store.folder)
+            log.info("%d samples unpacked", unpack(store))
             state.put(KEPT_FORMAT, None)
-        return NpyKept(output, state)
+        return NpyStore(output, state)
     if known is not None and known not in formats:
-        log.warning("%s keeps its features as %s, as in earlier builds; %s is written beside that",
+        log.warning("%s keeps its features as %s, as in earlier builds; %s is written in addition",
                     output.root, known, ", ".join(formats))  # fmt: skip
-    kept = ShardKept(output, state, known or formats[0], max_shard_bytes)
+    store = ShardStore(output, state, known or formats[0], max_shard_bytes)
     if known is None:
-        kept.check_place()  # from then on the folder is the output's own, whatever a killed run left there
-    state.put(KEPT_FORMAT, kept.name)
-    kept.recover()
-    return kept
+        store.check_place()  # only now: later, the folder may have leftovers of a killed run
+    state.put(KEPT_FORMAT, store.name)
+    store.recover()
+    return store

@@ -1,9 +1,9 @@
-"""The end of a build that keeps its features in shards: every listed sample once, in its split, and no dead row.
+"""Compacts the shards at the end of a build: every listed sample once, in its split, and no unused rows.
 
-A shard is left as it is where all of its rows are listed, in its split, with their present records, and in the present
-layout. The others are written again, one after another: rows that are listed go to the shards of their splits, rows
-that the manifest does not list now to shards in the private folder, rows that others have replaced nowhere. Then the
-old shard goes. So the disk never holds more than the features and a few shards, and a killed run goes on where it was.
+A shard is left unchanged if all of its rows are listed, in its split, with their current records and the current
+layout. Other shards are rewritten one by one: listed rows are appended to their splits' shards, rows that are not in
+the manifest to private shards, and replaced rows are dropped. Then the old shard is deleted. So the disk never has more
+than the features and a few shards, and a killed run continues where it stopped.
 """
 
 import json
@@ -44,26 +44,26 @@ FROM listed JOIN places USING (id) WHERE listed.position >= ? AND listed.positio
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """What the plan says of a sample: split and digest of its entry; the entry itself where a shard has another."""
+    """A sample in the plan: its split, the digest of its entry, and the entry itself if its shard has another."""
 
     split: str
     digest: bytes
     entry: Entry | None
 
 
-class Settling:
-    """Settles the shards of one output for one plan."""
+class Compaction:
+    """Compacts the shards of an output for a plan."""
 
-    def __init__(self, kept: ShardOutput, val_ratio: float) -> None:
-        self.kept = kept
-        self.index = kept.index
-        self.state = kept.state
+    def __init__(self, store: ShardOutput, val_ratio: float) -> None:
+        self.store = store
+        self.index = store.index
+        self.state = store.state
         self.val_ratio = val_ratio
         self._count = 0
 
     def list_plan(self, plan: PlannedRows) -> None:
-        """Note which samples are finished, and what has to stand in their shards."""
-        path = self.kept.output.work / "listed.sqlite"  # nobody needs it afterwards
+        """Record which samples are finished, and which entries their shards must have."""
+        path = self.store.output.work / "listed.sqlite"  # temporary
         self.state.query("ATTACH ? AS plan", str(path))
         for statement in _LISTED.split(";"):
             self.state.query(statement)
@@ -77,7 +77,7 @@ class Settling:
                         continue  # rejected, or still to be computed
                     if place is None or place.holds(sample) != sample.finished:
                         raise StoreError(f"sample {row.utterance.id!r} is finished but in no shard; please report this")
-                    entry = entry_for(self.kept.shards, row, sample.seconds, sample.lengths)
+                    entry = entry_for(self.store.shards, row, sample.seconds, sample.lengths)
                     digest = entry_digest(entry)
                     new = digest != place.entry
                     split = split_of(row.utterance.id, self.val_ratio)
@@ -88,40 +88,40 @@ class Settling:
         self._count = position
 
     def close(self) -> None:
-        """Drop what was noted of the plan."""
+        """Drop the recorded plan."""
         self.state.query("DETACH plan")
-        (self.kept.output.work / "listed.sqlite").unlink(missing_ok=True)
+        (self.store.output.work / "listed.sqlite").unlink(missing_ok=True)
 
-    def settle(self, stop: Callable[[], bool]) -> bool:
-        """Write again what has to be; False if `stop()` said so before the end."""
-        kept = self.kept
+    def compact(self, stop: Callable[[], bool]) -> bool:
+        """Rewrite shards as necessary; False if `stop()` ended it early."""
+        store = self.store
         dirty = [shard for shard in self.index.shards() if not self._is_clean(shard)]
         if dirty:
-            kept.appender.begin_again([shard.serial for shard in dirty])
+            store.appender.restart([shard.serial for shard in dirty])
         for shard in dirty:
             if stop():
                 return False
-            self._write_again(shard)
-        kept.appender.finish(SPLITS)
+            self._rewrite(shard)
+        store.appender.finish(SPLITS)
         return True
 
     def _is_clean(self, shard: Shard) -> bool:
         if shard.split == UNLISTED:
             return bool(self.state.query(_KEPT_ROWS, shard.serial)[0][0] == shard.samples)
         count = self.state.query(_CLEAN_ROWS, shard.serial, shard.split)[0][0]
-        return bool(count == shard.samples and shard.layout == self.kept.shards.layout())
+        return bool(count == shard.samples and shard.layout == self.store.shards.layout())
 
-    def _write_again(self, shard: Shard) -> None:
-        kept = self.kept
-        kept.withdraw()
+    def _rewrite(self, shard: Shard) -> None:
+        store = self.store
+        store.withdraw()
         for members in chunks_of(self.index.members(shard.serial), ROWS_TOGETHER):
-            kept.appender.append(self._encoded(members))
+            store.appender.append(self._encoded(members))
         self.index.forget([shard.serial])
-        kept.stored.forget(shard.serial)
-        kept.removed(shard)
+        store.stored.forget(shard.serial)
+        store.removed(shard)
 
     def _encoded(self, members: Sequence[tuple[str, Place]]) -> list[Encoded]:
-        """Rows of one shard as blocks for the splits that they belong to now."""
+        """Rows of a shard as blocks for their current splits."""
         listed = self._listed([sample_id for sample_id, _ in members])
         rows: dict[str, list[tuple[Sample, StoredRow]]] = {}
         for sample_id, place in members:
@@ -131,22 +131,22 @@ class Settling:
                 if sample is None:
                     continue
             else:
-                sample, split, digest = self.kept.stored.sample(place), known.split, known.digest
+                sample, split, digest = self.store.stored.sample(place), known.split, known.digest
                 if known.entry is not None:
                     sample = Sample(known.entry, sample.arrays)
             rows.setdefault(split, []).append((sample, StoredRow(sample_id, digest, {})))
-        return [item for split, found in rows.items() for item in encoded(self.kept, split, found)]
+        return [item for split, found in rows.items() for item in encoded(self.store, split, found)]
 
     def _unlisted(self, sample_id: str, place: Place) -> Sample | None:
-        """A sample that is kept for the day that its row comes back; None for one that no build can use."""
+        """A sample that is kept in case its row is added again; None if no build can use it."""
         try:
-            arrays = self.kept.stored.sample(place).arrays
+            arrays = self.store.stored.sample(place).arrays
         except StoreError:  # of other models, or damaged
             return None
         state = self.state.sample(sample_id)
-        if state is None or state.finished != self.kept.shards.schema.all_groups:
+        if state is None or state.finished != self.store.shards.schema.all_groups:
             return None
-        return Sample(bare_entry(self.kept.shards, sample_id, state.lengths), arrays)
+        return Sample(bare_entry(self.store.shards, sample_id, state.lengths), arrays)
 
     def _listed(self, ids: Sequence[str]) -> dict[str, Listed]:
         found = self.state.query(
@@ -159,8 +159,8 @@ class Settling:
         }
 
     def places(self) -> dict[str, np.ndarray]:
-        """Where the samples of each split are, in source order: int64 (samples, columns of the format)."""
-        shards = self.kept.shards
+        """The places of each split's samples, in source order: int64 (samples, columns of the format)."""
+        shards = self.store.shards
         positions: dict[int, tuple[int, int]] = {}
         for split in SPLITS:
             first = 0
@@ -183,10 +183,10 @@ class Settling:
             yield self.state.query(_ORDER, start, start + ROWS_IN_ORDER)
 
 
-def encoded(kept: ShardOutput, split: str, rows: Sequence[tuple[Sample, StoredRow]]) -> list[Encoded]:
+def encoded(store: ShardOutput, split: str, rows: Sequence[tuple[Sample, StoredRow]]) -> list[Encoded]:
     """Samples of one split as blocks."""
     found, taken = [], 0
-    for block in kept.shards.encode([sample for sample, _ in rows]):
+    for block in store.shards.encode([sample for sample, _ in rows]):
         found.append(Encoded(split, block, [row for _, row in rows[taken : taken + block.samples]]))
         taken += block.samples
     return found
