@@ -66,7 +66,7 @@ def test_texts_are_kept_for_each_language_and_doubtful_grammars_counted(
 def test_the_command_shows_them(manifest: Path, golden_small: Path) -> None:
     result = CliRunner().invoke(app, ["check", str(manifest), "--models", str(golden_small / "checkpoints")])
     said = " ".join(result.output.split())
-    assert "Texts, as they are read and tokenized" in said
+    assert "Texts, normalised and tokenized" in said
     for line in (
         "2 samples without a language read as Chinese, by the script (Cyrillic), such as r5: '150 рублей' -> "
         "'幺五零 рублей'",

@@ -137,7 +137,7 @@ def test_a_run_file_names_several_data_sets(golden_small: Path, manifest: Path, 
     ("content", "said"),
     [
         ("batchsize: 3", "there is no option --batchsize"),
-        ("- 1", "must hold options by name"),
+        ("- 1", "must contain options by name"),
         ("a: [", "cannot be read"),
     ],
 )

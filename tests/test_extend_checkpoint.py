@@ -257,11 +257,11 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(tokenizers: tuple[P
 
     other = tmp_path / "other.model"
     other.write_bytes(train_base(byte_fallback=True))
-    with pytest.raises(ConfigError, match=r"is no extension of --base .*: id 3 is"):
+    with pytest.raises(ConfigError, match=r"is not an extension of --base .*: id 3 is"):
         run(tokenizer=other)
     with pytest.raises(ConfigError, match="there is nothing to extend"):
         run(tokenizer=base)
-    with pytest.raises(ConfigError, match=r"--output-dir .* holds the checkpoint itself"):
+    with pytest.raises(ConfigError, match=r"--output-dir .* is the checkpoint's own folder"):
         run(output_dir=tmp_path / "old")
     small = model_files(tmp_path / "small", random_state(40), 39)
     with pytest.raises(ConfigError, match="has rows for 39: it was trained with another tokenizer"):

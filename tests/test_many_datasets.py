@@ -163,7 +163,7 @@ def test_an_output_in_use_keeps_only_its_own_data_set_back(
         (["--dataset", "ja=a.jsonl", "--language", "ja"], 1, "--language cannot be used with --dataset"),
         (["--manifest", "a.jsonl"], 2, "--output-dir"),
         (["--output-dir", "out"], 2, "--manifest"),
-        (["--manifest", "a.jsonl", "--output-dir", "o", "--output-root", "r"], 2, "it goes with --dataset"),
+        (["--manifest", "a.jsonl", "--output-dir", "o", "--output-root", "r"], 2, "it is only for --dataset"),
     ],
 )
 def test_options_that_do_not_go_together(

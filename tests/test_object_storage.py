@@ -497,7 +497,7 @@ def test_npy_files_of_the_first_version_are_said(build: Build, server: S3Server,
     first = Path(__file__).resolve().parent / "data" / "outputs-0.1.0" / "npy-complete"
     server.put(f"{output}/.hfprep/state.sqlite", (first / ".hfprep" / "state.sqlite").read_bytes())
     server.put(f"{output}/.hfprep/snapshot.json", b'{"id": "first", "val_ratio": 0.3}')
-    with pytest.raises(StoreError, match=r"holds npy files, which hfprep 0\.1\.0 put there; copy it to a disk"):
+    with pytest.raises(StoreError, match=r"contains npy files from hfprep 0\.1\.0; copy it to a disk"):
         build()
 
 

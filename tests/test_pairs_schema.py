@@ -202,7 +202,7 @@ def test_files_without_the_description_of_their_columns_say_so(built: Path, tmp_
         with pytest.raises(StoreError, match=r"there is no stats\.json in .*copy it from the output"):
             hfprep.load(path)[0]
     for path in (npz, npz / "train_pairs.jsonl"):
-        with pytest.raises(StoreError, match=r"has no stats\.json that says what its \.npz files hold"):
+        with pytest.raises(StoreError, match=r"has no stats\.json that describes its \.npz files"):
             hfprep.load(path)[0]
 
 
@@ -261,11 +261,11 @@ def test_pairs_of_npz_files(output: Path, tmp_path: Path, repository: Path) -> N
     assert Counter(pair["cross_lingual"] for pair in pairs) == {True: 8, False: 8}
     assert all((pair["lang"] != pair["prompt_lang"]) is pair["cross_lingual"] for pair in pairs)
     assert all(Path(pair["prompt_features"]).is_absolute() for pair in pairs)
-    with pytest.raises(ConfigError, match=r"the records of \.npz files do not name the audio"):
+    with pytest.raises(ConfigError, match=r"the records of \.npz files have no audio path"):
         make_pairs(tmp_path / "export", PairOptions(speaker_from="folder"))
     for form, folder, message in (
         ("npy", output, "--form is 'npy'; it must be auto, arrays, npz"),
-        ("arrays", tmp_path / "export", r"--form is 'arrays', but .* holds \.npz files"),
+        ("arrays", tmp_path / "export", r"--form is 'arrays', but .* contains \.npz files"),
     ):
         result = CliRunner().invoke(cli.app, ["pairs", str(folder), "--form", form])
         with pytest.raises(ConfigError, match=message):

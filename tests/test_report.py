@@ -111,7 +111,7 @@ def test_a_part_is_drawn_and_said_so(output: Path, tmp_path: Path, monkeypatch: 
     longest = max(found.lengths.seconds)
     assert any(row["seconds"] == pytest.approx(float(longest), abs=0.01) for row in found.points.rows)
     write_report(output, tmp_path / "part.html")
-    assert f"10 of {len(found.lengths)} samples, drawn at random" in (tmp_path / "part.html").read_text()
+    assert f"10 of {len(found.lengths)} samples, chosen at random" in (tmp_path / "part.html").read_text()
 
 
 def test_what_is_not_there_is_shown_as_nothing(output: Path, tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ def test_what_cannot_be_extended_is_refused_and_nothing_is_written(base: Path, t
         extended_by(unigram, tmp_path)
     with pytest.raises(ConfigError, match="there is nothing to add"):
         extended_by(base, tmp_path, ("Hello there.",))
-    with pytest.raises(ConfigError, match=r"special tokens by the lines of the file"):
+    with pytest.raises(ConfigError, match=r"special tokens from the number of lines"):
         ExtendOptions(base=Path("a.tiktoken"), manifests=(), output=tmp_path / "x")
     with pytest.raises(ConfigError, match="--new-pieces is 0; it must be"):
         extended_by(base, tmp_path, new_pieces=0)

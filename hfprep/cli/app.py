@@ -49,7 +49,7 @@ class InOrder(typer.core.TyperGroup):
 
 
 app = typer.Typer(cls=InOrder, no_args_is_help=True, help=ABOUT, pretty_exceptions_enable=False)
-# What is taken where neither the option nor --models is given, as the older scripts have it.
+# Default paths without --models, as in the older scripts.
 USUAL_FILES = {"config": Path("checkpoints/config.yaml"), "gpt_checkpoint": Path("checkpoints/gpt.pth")}
 formats.register(app)
 for command in (check, verify, report, merge, download, doctor):
@@ -93,7 +93,7 @@ def build(context: typer.Context, options: Path | None, write_options: Path | No
     else:
         if output_root != Path():
             raise typer.BadParameter(
-                "it goes with --dataset; with --manifest, use --output-dir", param_hint="--output-root"
+                "it is only for --dataset; with --manifest, use --output-dir", param_hint="--output-root"
             )
         for name in NO_DEFAULT:
             if values[name] is None:
@@ -143,10 +143,10 @@ def demo(
     status = run_build(BuildConfig(manifest=made.manifest, output_dir=output, val_ratio=0.1, **given))
     theirs = " ".join(f"{flag(name)} DIR" for name in given)
     print(
-          f"\nThe models are RANDOM numbers: the features have the right form and mean nothing.\n\n"
-          f"  {data}/manifest.jsonl   sample data, with some lines bad on purpose\n"
-          f"  {models}/   the model set; yours has the same layout\n"
-          f"  {output}/   the features, a folder for each column, and the manifests\n"
+          f"\nThe models are RANDOM: the features have the right format but are meaningless.\n\n"
+          f"  {data}/manifest.jsonl   sample data, including some invalid lines\n"
+          f"  {models}/   the model files; yours have the same layout\n"
+          f"  {output}/   the features, one folder per column, and the manifests\n"
           f"  {output}/rejected.jsonl   what was rejected, and why\n\n"
           f"Your own data:\n  {_this_python()} -m hfprep build --manifest YOURS.jsonl --output-dir OUT {theirs}"
     )  # fmt: skip
@@ -154,18 +154,18 @@ def demo(
 
 
 def _this_python() -> str:
-    """How to call the Python that runs this from the working directory."""
+    """The path of this Python, relative to the working directory if possible."""
     python, here = Path(sys.executable), Path.cwd()
     return str(python.relative_to(here)) if python.is_relative_to(here) else str(python)
 
 
 def run_build(config: BuildConfig) -> int:
-    """Run one build, print its summary, and give the exit status."""
+    """Run a build and print its summary; returns the exit status."""
     from hfprep.pipeline.engines.pool import WorkerPool
 
     with WorkerPool() as pool:
         if config.engine == "local":
-            pool.prepare(1)  # its imports run beside those of this process
+            pool.prepare(1)  # its imports run in parallel to those of this process
         from hfprep.cli.summary import summary_table
         from hfprep.pipeline.building import Shared
         from hfprep.pipeline.building import build as build_features
@@ -175,7 +175,7 @@ def run_build(config: BuildConfig) -> int:
 
     show(summary_table(summary))
     if summary.interrupted_by is not None:
-        say(f"Interrupted; {summary.pending} lines are left. Run the same command again to continue.")
+        say(f"Interrupted with {summary.pending} lines left. Run the same command again to continue.")
         return 128 + summary.interrupted_by
     if not summary.accepted and (summary.lines_read or config.part is None):
         say(f"No sample was accepted; see {summary.output_dir / 'rejected.jsonl'}.", error=True)
@@ -195,10 +195,10 @@ def _log_to_stderr(*, as_json: bool) -> None:
 
 
 def main() -> None:
-    """Entry point of `hfprep` and `python -m hfprep`: errors that hfprep raises on purpose are printed, not traced."""
+    """Entry point of `hfprep` and `python -m hfprep`; prints hfprep's own errors without a traceback."""
     keep_streams()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that a build starts reports to nobody
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports from clusters that a build starts
     try:
         app()
     except HfprepError as error:

@@ -35,9 +35,9 @@ def check(**values: Any) -> None:
         result = run(options, advance)
     show(result.findings, result.expected, decoded=options.decode)
     if result.problem is not None:
-        say(f"How long a build takes is not known, since it would not start: {result.problem}")
+        say(f"There is no time estimate, because a build would not start: {result.problem}")
     if options.fix is not None:
-        say(f"{options.fix}: {count(result.findings.accepted, 'line')} that a build would take")
+        say(f"{options.fix}: {count(result.findings.accepted, 'line')} that a build would accept")
     raise typer.Exit(1 if result.findings.rejected else 0)
 
 
@@ -104,15 +104,15 @@ def _overview(found: "Preflight", expected: "Estimate | None") -> "Table":
 
 def _add_time(table: "Table", expected: "Estimate") -> None:
     measured = f"{count(expected.timed, 'clip')} computed on {expected.device} in {expected.precision}"
-    parts = f"{measured}; {duration(expected.starting_seconds)} of it to start"
+    parts = f"{measured}; {duration(expected.starting_seconds)} of it for starting"
     table.add_row("time", f"about {duration(expected.seconds)}", parts)
     if expected.busy:
-        load = f"other programs keep this machine busy (load {expected.load:.1f} a core): it takes longer now"
+        load = f"other programs use this machine (load per core: {expected.load:.1f}), so it takes longer now"
         table.add_row("", "", load)
 
 
 def _plural(schema: "Schema", length: str) -> str:
-    """What a length counts, in a person's words."""
+    """A readable name of what a length counts."""
     kinds = {"tokens": "text ids", "codes": "codes"}
     found = [kinds.get(column.kind) for column in schema.columns if length in column.lengths]
     return next((words for words in found if words is not None), length)
@@ -131,7 +131,7 @@ def _shares(what: str, shares: "dict[str, Share]") -> "Table":
 
 
 def _texts(found: "Preflight") -> "Table":
-    table = _table("Texts, as they are read and tokenized", "language", "text", "normalised", "pieces")
+    table = _table("Texts, normalised and tokenized", "language", "text", "normalised", "pieces")
     for language, examples in sorted(found.texts.items(), key=lambda item: -found.languages[item[0]].samples)[
         :MOST_ROWS
     ]:
@@ -142,7 +142,7 @@ def _texts(found: "Preflight") -> "Table":
 
 
 def _text_rules(found: "Preflight") -> list[str]:
-    """Effects of the text rules that are rarely wanted."""
+    """Results of text normalisation that are rarely intended."""
     lines = []
     for doubtful, number in found.doubtful.most_common():
         grammar = {"en": "English", "zh": "Chinese"}[doubtful.language]
@@ -153,11 +153,11 @@ def _text_rules(found: "Preflight") -> list[str]:
             else ""
         )
         lines.append(
-            f"{count(number, 'sample')} without a language read as {grammar}, by the script ({doubtful.script}){shown}"
+            f"{count(number, 'sample')} without a language treated as {grammar} by script ({doubtful.script}){shown}"
         )
     if found.doubtful:
         lines.append(
-            "  The published front end does the same; a `language` in the manifest, or --language, gives others."
+            "  The published front end does the same; set `language` in the manifest, or --language, to change it."
         )
     for language, number in found.digits_left.most_common():
         example_id = found.digit_examples[language]
@@ -176,7 +176,7 @@ def _rejections(found: "Preflight") -> "Table":
 
 
 def _oddities(found: "Preflight", *, decoded: bool) -> list[str]:
-    """Rows that a build accepts but that may be wrong."""
+    """Warnings about rows that a build accepts but that may be wrong."""
     lines = []
     for name, over in found.overlong.items():
         named = ", ".join(f"{sample_id} ({length})" for sample_id, length in over.examples)
@@ -185,12 +185,12 @@ def _oddities(found: "Preflight", *, decoded: bool) -> list[str]:
         lines.append(f"{count(over.count, 'sample')} {what}: {named} (--drop-overlong)")
     lines += _costs(found)
     if found.wrong_duration_count:
-        named = ", ".join(f"{name} says {said:.2f} s, has {has:.2f} s" for name, said, has in found.wrong_durations)
+        named = ", ".join(f"{name} ({said:.2f} s, audio: {has:.2f} s)" for name, said, has in found.wrong_durations)
         number = found.wrong_duration_count
-        differ = "duration is not that" if number == 1 else "durations are not those"
-        lines.append(f"{number:,} {differ} of the audio: {named}")
+        differ = "duration differs from the audio" if number == 1 else "durations differ from the audio"
+        lines.append(f"{number:,} {differ}: {named}")
     if found.flat_count:
-        flat = count(found.flat_count, "sample is silence or a constant", "samples are silence or a constant")
+        flat = count(found.flat_count, "sample is silent or constant", "samples are silent or constant")
         lines.append(f"{flat}: {', '.join(found.flat)}")
     lines += _paces(found)
     if found.unknown_characters:
@@ -200,16 +200,14 @@ def _oddities(found: "Preflight", *, decoded: bool) -> list[str]:
             lines.append(f"  {character!r} U+{ord(character):04X} x {number}, as in {sample_id}: {text[:TEXT_WIDTH]}")
     lines += _text_rules(found)
     if found.accepted and not found.num_tokens:
-        lines.append("Texts were not looked at: give --tokenizer or --models for that.")
+        lines.append("Texts were not checked: give --tokenizer or --models to check them.")
     if not decoded:
-        lines.append(
-            "Audio headers were read; --decode finds what only decoding shows (cut-off or damaged files, NaN)."
-        )
+        lines.append("Only audio headers were read; --decode also finds truncated and damaged files, and NaN.")
     return lines
 
 
 def _costs(found: "Preflight") -> list[str]:
-    """Languages whose texts take many ids: how many characters fit, and the samples with more."""
+    """Languages whose texts need many ids: how many characters fit, and how many samples are too long."""
     limit = next((found.schema.limits[name] for name in found.text_lengths if name in found.schema.limits), None)
     if limit is None:
         return []
@@ -226,9 +224,9 @@ def _paces(found: "Preflight") -> list[str]:
     outliers = found.pace.outliers()
     if not outliers:
         return []
-    lines = ["Read at an unlikely pace (wrong text, or long silence):"]
+    lines = ["Unlikely pace (wrong text, or long silence):"]
     for sample_id, language, pace, usual in outliers[:WORST_PACES]:
-        lines.append(f"  {sample_id}: {pace:.1f} characters a second, usual for {language} is {usual:.0f}")
+        lines.append(f"  {sample_id}: {pace:.1f} characters per second; usual for {language} is {usual:.0f}")
     if len(outliers) > WORST_PACES:
         lines.append(f"  and {len(outliers) - WORST_PACES} more")
     return lines

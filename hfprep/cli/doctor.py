@@ -1,4 +1,4 @@
-"""`python -m hfprep doctor` and `download`: what this machine lacks for a build, and the models."""
+"""`python -m hfprep doctor` and `download`: check the machine, and download the models."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from hfprep.cli.output import PlainTable, say, show
 from hfprep.io.words import count
 from hfprep.recipes.registry import NAMES
 
-RECIPE_HELP = f"Model family: {', '.join(NAMES)}; default: told from the files in DIR, else {NAMES[0]}."
+RECIPE_HELP = f"Model family: {', '.join(NAMES)}; default: recognised from the files in DIR, else {NAMES[0]}."
 
 
 def doctor(
@@ -21,7 +21,7 @@ def doctor(
     models: Annotated[Path | None, typer.Option(help="Folder with model files; default: the hub's cache.")] = None,
     recipe: Annotated[str | None, typer.Option(help=RECIPE_HELP)] = None,
 ) -> None:
-    """Check Python, packages, devices, disk and models; says what to do about each problem."""
+    """Check Python, packages, devices, disk and models; shows what to do about each problem."""
     from rich.text import Text
 
     from hfprep.tools.doctor import Level, examine
@@ -58,12 +58,12 @@ def download(
     from hfprep.tools.download import download as fetch
 
     fetch(folder, name=recipe, report=say, showing=_bytes_arriving)
-    say(f"Everything is there: python -m hfprep build --models {folder} ...")
+    say(f"Ready: python -m hfprep build --models {folder} ...")
 
 
 @contextlib.contextmanager
 def _bytes_arriving(num_bytes: int, arrived: Callable[[], int]) -> Iterator[None]:
-    """Show in a terminal how many of so many bytes have arrived, while inside."""
+    """Show the progress of a download in a terminal."""
     from rich.progress import BarColumn, DownloadColumn, Progress, Task, TextColumn, TimeRemainingColumn
     from rich.text import Text
 

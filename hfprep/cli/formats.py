@@ -1,4 +1,4 @@
-"""Commands over a finished output: conversions between formats, pairs, new text ids, the Hub."""
+"""Commands for finished outputs: format conversions, pairs, new text ids, the Hub."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -11,7 +11,7 @@ from hfprep.cli.output import say
 
 Source = Annotated[Path, typer.Argument(help="A finished set: an output of build, a saved data set, or shards.")]
 ShardSize = Annotated[str, typer.Option(help="Maximum size of a shard, such as 500MB or 2GB.")]
-Dtype = Annotated[str, typer.Option(help="Of the latents: float32, or float16 (half the size, rounded).")]
+Dtype = Annotated[str, typer.Option(help="Type of the latents: float32, or float16 (half the size, rounded).")]
 MostText = Annotated[
     int | None, typer.Option(help="Leave out utterances with more text ids; default: the model's positions.")
 ]
@@ -30,7 +30,7 @@ def export_npy(
     dataset: Annotated[str, typer.Argument(help="A saved Arrow data set, shards, or a Hub data set id.")],
     out: Annotated[Path, typer.Argument(help="A new folder for the npy layout.")],
 ) -> None:
-    """Write a data set (Arrow or WebDataset, local or from the Hub) as the npy layout."""
+    """Write a data set (Arrow or WebDataset, local or from the Hub) in the npy layout."""
     from hfprep.formats.formats import open_set
     from hfprep.formats.loading.dataset import local_folder
     from hfprep.formats.npy import export_npy as export
@@ -38,9 +38,9 @@ def export_npy(
     source, there = open_set(local_folder(dataset)), out.exists() and any(out.iterdir())
     counts = export(source, out)
     if there:
-        say(f"{out} holds these samples already; nothing was written")
+        say(f"{out} already contains these samples; nothing was written")
     if source.origin.latents_dtype != "float32":
-        say(f"The latents were stored as {source.origin.latents_dtype}; they are float32 now, but as coarse as before.")
+        say(f"The latents were stored as {source.origin.latents_dtype}, so the float32 values have that precision.")
     _say_counts(counts, out)
 
 
@@ -88,7 +88,7 @@ def export_npz(
     out: Source,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the files; an earlier export is replaced.")],
 ) -> None:
-    """Write a finished set as one .npz file per sample, for public fine-tuners of IndexTTS-2.5."""
+    """Write a finished set as one .npz file per sample, for public fine-tuning code of IndexTTS-2.5."""
     from hfprep.formats.formats import open_set
     from hfprep.formats.npz import export_npz as export
 
@@ -150,7 +150,7 @@ def export_manifests(
     paths: Annotated[str, typer.Option(help="relative (to DIR) or absolute.")] = "relative",
     audio_root: Annotated[Path | None, typer.Option(help="Folder for relative audio paths.")] = None,
 ) -> None:
-    """Write the manifests and pairs of an output with paths relative to DIR, or absolute ones; audio included."""
+    """Write an output's manifests and pairs with paths relative to DIR, or absolute, including those of audio."""
     from hfprep.formats.manifest_paths import export_manifests as export
     from hfprep.formats.pair_files import pair_files
 
@@ -160,8 +160,8 @@ def export_manifests(
         say(f"{folder / name}: {count} lines")
     if found.missing:
         say(
-            f"{len(found.missing)} audio paths are left as they were, since there is no such file: {found.missing[0]} "
-            "(--audio-root names the folder that they start from)"
+            f"{len(found.missing)} audio paths were not changed, because the files do not exist: {found.missing[0]} "
+            "(give their folder with --audio-root)"
         )
 
 
@@ -185,9 +185,7 @@ def retokenize(
 def push(
     source: Source,
     repo: Annotated[str, typer.Argument(help="USER/NAME on the Hub.")],
-    public: Annotated[
-        bool, typer.Option("--public/--private", help="Whom a new repository is for: everybody, or you.")
-    ] = False,
+    public: Annotated[bool, typer.Option("--public/--private", help="Visibility of a new repository.")] = False,
     format: Annotated[str, typer.Option(help="arrow or webdataset.")] = "arrow",  # noqa: A002 - the flag's name
     max_shard_size: ShardSize = "500MB",
     dtype: Dtype = "float32",
@@ -213,7 +211,7 @@ def push(
 
 
 def _reading(out: Path) -> AbstractContextManager[Any]:
-    """Lock an output while reading it, so that no build changes it; writes nothing there."""
+    """Lock an output for reading, so that no build changes it."""
     from hfprep.io.lock import OutputLock
     from hfprep.store.layout import PRIVATE
 
@@ -225,7 +223,7 @@ def _say_counts(counts: dict[str, int], where: Path) -> None:
 
 
 def register(app: typer.Typer) -> None:
-    """Give the program these commands."""
+    """Add these commands to the program."""
     commands: dict[str, Callable[..., None]] = {
         "export-npy": export_npy,
         "export-arrow": export_arrow,

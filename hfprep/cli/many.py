@@ -1,4 +1,4 @@
-"""`build --dataset ... --dataset ...`: several data sets in one run, one table, one exit status."""
+"""`build --dataset ... --dataset ...`: builds several data sets in one run, with one table and exit status."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,12 +15,12 @@ if TYPE_CHECKING:  # it loads torch
 
 
 def run_many(configs: Sequence[BuildConfig]) -> int:
-    """Build the data sets, print one summary, and give the exit status."""
+    """Build the data sets and print one summary; returns the exit status."""
     from hfprep.pipeline.engines.pool import WorkerPool
 
     with WorkerPool() as pool:
         if configs[0].engine == "local":
-            pool.prepare(1)  # its imports run beside those of this process
+            pool.prepare(1)  # its imports run in parallel to those of this process
         from hfprep.pipeline.building import Shared
         from hfprep.pipeline.building_many import build_many
         from hfprep.pipeline.engines.choice import Workers
@@ -49,7 +49,7 @@ def _failed(item: "DataSetResult") -> bool:
 
 
 def many_table(found: "ManySummary") -> Table:
-    """A row for each data set, and their sum."""
+    """A table with a row per data set, and the total."""
     table = PlainTable(f"hfprep build: {len(found.data_sets)} data sets")
     table.add_column("data set")
     for name in ("lines", "accepted", "rejected", "hours", "time"):
@@ -58,7 +58,7 @@ def many_table(found: "ManySummary") -> Table:
         summary, config = item.summary, item.config
         name = f"{config.output_dir} ({config.language})" if config.language else str(config.output_dir)
         if summary is None:
-            table.add_row(cell(name, "not begun" if item.error is None else "failed"))
+            table.add_row(cell(name, "not started" if item.error is None else "failed"))
         else:
             table.add_row(cell(name, _details(summary)), *_counts([summary], summary.elapsed_seconds))
     table.add_section()

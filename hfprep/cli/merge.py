@@ -19,6 +19,6 @@ def merge(
     done = run(parts, output_dir, copy=copy)
     say(
         f"{done.output_dir}: {done.train + done.val} samples ({done.train} train, {done.val} val, {done.hours:.3f} h) "
-        f"of {done.parts} parts, {done.rejected} lines rejected; files: {done.linked} linked, {done.copied} copied; "
-        f"{done.reused} samples were there already"
+        f"from {done.parts} parts, {done.rejected} lines rejected; files: {done.linked} linked, {done.copied} copied; "
+        f"{done.reused} samples were already merged"
     )

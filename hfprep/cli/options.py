@@ -1,4 +1,4 @@
-"""Options of commands from config dataclasses, under headings; options from a file and into one."""
+"""Command options from config dataclasses, under headings; reading and writing options files."""
 
 import dataclasses
 import inspect
@@ -13,17 +13,17 @@ from hfprep.errors import ConfigError
 from hfprep.pipeline.config import DEBUGGING, INPUT, PANELS, flag
 from hfprep.recipes.base import option
 
-NO_DEFAULT = ("manifest", "output_dir")  # may be left out where --dataset stands in their place
-ONE_RUN = ("dry_run",)  # not written to a file: what a run does, not how
+NO_DEFAULT = ("manifest", "output_dir")  # not required with --dataset
+ONE_RUN = ("dry_run",)  # not written to an options file
 
 
 def options_of(
     *configs: type, arguments: Mapping[str, str] | None = None, with_context: bool = True
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one option for each field of the config dataclasses; it is called with context and values.
+    """Add an option to a command for each field of the config dataclasses; it is called with context and values.
 
-    `arguments` are fields that are given by their place, with what the usage line calls them. Without `with_context`
-    the command is called with the values alone.
+    `arguments` are positional arguments, with their names in the usage line. Without `with_context`, the command is
+    called with the values only.
     """
     by_place = arguments or {}
 
@@ -33,7 +33,7 @@ def options_of(
             hints = get_type_hints(config)
             for item in dataclasses.fields(config):
                 panel, kind = item.metadata.get("panel"), inspect.Parameter.KEYWORD_ONLY
-                help_text = item.metadata["help"].replace("[", r"\[")  # square brackets would be taken for markup
+                help_text = item.metadata["help"].replace("[", r"\[")  # square brackets are markup
                 if item.name in by_place:
                     argument = typer.Argument(metavar=by_place[item.name], help=help_text)
                     placed.append(
@@ -47,7 +47,7 @@ def options_of(
                 default = None if item.name in NO_DEFAULT and with_context else item.default
                 found.append((panel, inspect.Parameter(item.name, kind, default=default, annotation=annotation)))
         order = {panel: place for place, panel in enumerate(PANELS)}
-        found.sort(key=lambda pair: order.get(pair[0] or "", -1))  # a command's own heading comes first
+        found.sort(key=lambda pair: order.get(pair[0] or "", -1))  # a command's own panel comes first
         context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
         parameters = [*([context] if with_context else []), *placed, *(parameter for _, parameter in found)]
 
@@ -71,7 +71,7 @@ class RunFile:
 
 
 def read_options(path: Path, values: Mapping[str, Any], context: typer.Context) -> dict[str, Any]:
-    """The values of a command's options, those of a file where the command line does not give them.
+    """The values of a command's options: from the command line, or else from the file.
 
     Raises ConfigError if the file cannot be read or has an option that does not exist.
     """
@@ -82,11 +82,11 @@ def read_options(path: Path, values: Mapping[str, Any], context: typer.Context) 
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"--options {str(path)!r} cannot be read: {error}") from error
     if not isinstance(found, dict):
-        raise ConfigError(f"--options {str(path)!r} must hold options by name, such as batch-size: 8")
+        raise ConfigError(f"--options {str(path)!r} must contain options by name, such as batch-size: 8")
     given = {str(name).removeprefix("--").replace("-", "_"): value for name, value in found.items()}
     unknown = sorted(given.keys() - values.keys())
     if unknown:
-        raise ConfigError(f"--options {str(path)!r}: there is no option {', '.join(map(flag, unknown))}")
+        raise ConfigError(f"--options {str(path)!r}: unknown option {', '.join(map(flag, unknown))}")
     result = dict(values)
     for name, value in given.items():
         source = context.get_parameter_source(name)
@@ -96,7 +96,7 @@ def read_options(path: Path, values: Mapping[str, Any], context: typer.Context) 
 
 
 def write_options(path: Path, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Write options that are not at their defaults, by the names of their flags."""
+    """Write options that differ from their defaults, by flag name."""
     import yaml
 
     chosen = {}

@@ -1,4 +1,4 @@
-"""What the commands print: text of data is shown, and never acts; a stream that is closed changes nothing else."""
+"""Printing of the commands: data is never interpreted as markup or control codes, and closed streams are harmless."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from rich.text import Text
 from hfprep.io.printable import printable, printable_lines
 from hfprep.io.streams import lenient
 
-DETACHED_WIDTH = 80  # of tables that go to no terminal
+DETACHED_WIDTH = 80  # of tables without a terminal
 
 
 def say(message: object, *, error: bool = False) -> None:
@@ -20,7 +20,7 @@ def say(message: object, *, error: bool = False) -> None:
 
 
 def show(table: Table) -> None:
-    """Print a table, at most as wide as the terminal, or 80 columns; its title is a line as long as it is."""
+    """Print a table, at most as wide as the terminal, or 80 columns; the title is not wrapped."""
     width = None if sys.stdout.isatty() else DETACHED_WIDTH
     console = Console(width=width, highlight=False, markup=False, emoji=False, file=sys.stdout)
     if table.title is not None:
@@ -30,22 +30,21 @@ def show(table: Table) -> None:
 
 
 class PlainTable(Table):
-    """A table whose title and cells are text, whatever is in them; a `Text` is taken as it is.
+    """A table whose title and cells are plain text; a `Text` is used unchanged.
 
-    What is too long for its column goes on in the next line, numbers (justified to the right) stay whole: at 80 columns
-    nothing is cut.
+    Long cells are wrapped, except numbers (right-justified): nothing is cut at 80 columns.
     """
 
     def __init__(self, title: str | None = None, **options: Any) -> None:
         super().__init__(title=None if title is None else cell(title), title_justify="left", **options)
 
     def add_column(self, header: Any = "", *arguments: Any, **options: Any) -> None:
-        """A column with its header."""
+        """Add a column with its header."""
         usual: dict[str, Any] = {"overflow": "fold", "no_wrap": options.get("justify") == "right"}
         super().add_column(_as_cell(header), *arguments, **usual | options)
 
     def add_row(self, *cells: Any, **options: Any) -> None:
-        """A row of values."""
+        """Add a row of values."""
         super().add_row(*map(_as_cell, cells), **options)
 
 
@@ -59,17 +58,16 @@ def _as_cell(value: Any) -> Any:
 
 
 def keep_streams() -> None:
-    """See that stdin, stdout and stderr are open, and that writing to them cannot fail.
+    """Make sure that stdin, stdout and stderr are open, and that writing to them cannot fail.
 
-    A descriptor that is closed would be given to the next file that is opened, and whatever a library prints would go
-    into that file.
+    Otherwise the next opened file would get the closed descriptor, and the output of libraries would go to that file.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this one
-    if sys.stdout is sys.__stdout__:  # else somebody collects what is printed
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor, which is this one
+    if sys.stdout is sys.__stdout__:  # otherwise output is captured
         sys.stdout = lenient(sys.stdout, 1)
     if sys.stderr is sys.__stderr__:
         sys.stderr = lenient(sys.stderr, 2)

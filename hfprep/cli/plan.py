@@ -16,7 +16,7 @@ SHOWN_PROCESSES = 16
 
 
 def show_plan(config: BuildConfig) -> int:
-    """Print what a build with this config would do; the exit status."""
+    """Print what a build with this config would do; returns the exit status."""
     from hfprep.pipeline.dry_run import preview
 
     found = preview(config)
@@ -32,7 +32,7 @@ def plan_table(found: "Preview") -> Table:
     table.add_column("details")
     table.add_row("lines read", f"{found.lines_read:,}", f"{found.capped:,} capped" if found.capped else "")
     reasons = ", ".join(f"{reason} {number:,}" for reason, number in found.rejected.items())
-    table.add_row("rejected already", f"{sum(found.rejected.values()):,}", reasons)
+    table.add_row("already rejected", f"{sum(found.rejected.values()):,}", reasons)
     table.add_row("finished", f"{found.reused:,}", "")
     unreadable = f"; {found.unreadable:,} whose header cannot be read" if found.unreadable else ""
     table.add_row("to compute", f"{found.pending:,}", f"{found.hours:.3f} h{unreadable}")
@@ -42,5 +42,5 @@ def plan_table(found: "Preview") -> Table:
         what = f"{count(share.shards, 'work unit')}, {count(share.samples, 'sample')}, {share.hours:.3f} h"
         table.add_row(f"  process {share.process}", share.device, what)
     if len(found.shares) > SHOWN_PROCESSES:
-        table.add_row("", "", f"and {len(found.shares) - SHOWN_PROCESSES} more processes with as much each")
+        table.add_row("", "", f"and {len(found.shares) - SHOWN_PROCESSES} more processes with the same amount each")
     return table

@@ -1,4 +1,4 @@
-"""A build's summary as a table for people."""
+"""A build's summary as a table."""
 
 from rich.table import Table
 
@@ -7,7 +7,7 @@ from hfprep.pipeline.summary import Summary
 
 
 def summary_table(summary: Summary) -> Table:
-    """Counts of a build: what was read, what became of it, how fast."""
+    """Counts of a build: lines read, outcomes, speed."""
     tally = summary.tally
     table = PlainTable(f"hfprep build: {summary.url or summary.output_dir}", show_header=False)
     table.add_column("what")
@@ -34,7 +34,7 @@ def summary_table(summary: Summary) -> Table:
             beyond = "beyond the model's positions; --drop-overlong rejects them"
             table.add_row(f"over-long {what}", f"{count:,}", beyond)
     if summary.out_of_memory_events:
-        split = "batches that were split, none was dropped"
+        split = "batches that were split; no sample was lost"
         table.add_row("out of memory", f"{summary.out_of_memory_events:,}", split)
     return table
 
@@ -44,7 +44,7 @@ def _reused(summary: Summary) -> str:
     if summary.adopted:
         parts.append(f"{summary.adopted} adopted from artifacts on disk")
     if summary.repaired:
-        parts.append(f"{summary.repaired} with codes of a wrong length were redone")
+        parts.append(f"{summary.repaired} recomputed (codes of a wrong length)")
     if summary.changed:
-        parts.append(f"{summary.changed} had changed and were redone")
+        parts.append(f"{summary.changed} recomputed (changed)")
     return ", ".join(parts)

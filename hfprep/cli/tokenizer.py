@@ -1,4 +1,4 @@
-"""`python -m hfprep tokenizer`: tokenizers held against a manifest, and one extended by what its language needs."""
+"""`python -m hfprep tokenizer`: compares tokenizers on a manifest's texts, and extends one for a language."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 SHOWN = 10
 WORST_CHARACTERS = 8
 
-tokenizer = typer.Typer(no_args_is_help=True, help="Compare tokenizers over a manifest, or extend one for a language.")
+tokenizer = typer.Typer(no_args_is_help=True, help="Compare tokenizers on a manifest's texts, or extend one.")
 
-Manifests = Annotated[list[Path], typer.Option(help="Manifest, of any form that build takes; may be given again.")]
+Manifests = Annotated[list[Path], typer.Option(help="Manifest in any form that build accepts; may be repeated.")]
 Language = Annotated[str | None, typer.Option(help="Language of all rows, as for build.")]
 Map = Annotated[str | None, typer.Option("--map", help="Names of fields, as for build.")]
 
@@ -32,7 +32,7 @@ def extend(
     map_: Map = None,
     new_pieces: Annotated[int, typer.Option(help="Maximum pieces to add, including characters.")] = 4000,
     character_coverage: Annotated[
-        float, typer.Option(help="Share of the texts' characters that get an id; the rarest do not.")
+        float, typer.Option(help="Fraction of the texts' characters that get an id; the rarest do not.")
     ] = 1.0,
     unchanged: Annotated[
         list[Path] | None,
@@ -84,16 +84,16 @@ def compare(
 
 def _extended_lines(found: "Extended", output: Path) -> list[str]:
     lines = [
-        f"{output}: {found.size} pieces, {found.base_size} of the base, {len(found.characters)} new characters and "
+        f"{output}: {found.size} pieces: {found.base_size} from the base, {len(found.characters)} new characters and "
         f"{len(found.merges)} new merges",
         f"{found.texts} texts: {found.ids_before} ids with the base, {found.ids_after} with the extended model"
-        + (f"; {found.skipped} lines were left out" if found.skipped else ""),
+        + (f"; {found.skipped} lines were skipped" if found.skipped else ""),
     ]
     if found.left_out:
         named = " ".join(found.left_out[:WORST_CHARACTERS])
-        lines.append(f"{len(found.left_out)} characters have no id still: {named}")
+        lines.append(f"{len(found.left_out)} characters still have no id: {named}")
     if found.changed:
-        lines.append(f"{len(found.changed)} of {found.held} texts in the base's languages have other ids now:")
+        lines.append(f"{len(found.changed)} of {found.held} texts in the base's languages have different ids now:")
         for text in found.changed[:SHOWN]:
             lines.append(f"  {text.name[:60]}: {' '.join(text.before)} -> {' '.join(text.after)}")
     else:

@@ -1,4 +1,4 @@
-"""`python -m hfprep verify`: whether a finished output is complete and correct."""
+"""`python -m hfprep verify`: checks whether a finished output is complete and correct."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @options_of(VerifyOptions, arguments={"output_dir": "OUT"}, with_context=False)
 def verify(**options: Any) -> None:
-    """Check every array, record and count of a finished output; each fault is one line, exit status 1."""
+    """Check every array, record and count of a finished output; prints a line per fault, with exit status 1."""
     from hfprep.tools.verify.checking import verify as run
 
     verdict = run(VerifyOptions(**options))
@@ -36,15 +36,15 @@ def show(verdict: "Verdict", output_dir: Path) -> None:
     if found is not None:
         say(
             f"parity: {count(found.samples, 'sample')} computed again alone: {found.codes_differing} of {found.codes} "
-            f"codes differ, largest relative difference of a vector {found.largest_difference:.1e}"
+            f"codes differ; the largest relative difference of a vector is {found.largest_difference:.1e}"
         )
     reference = verdict.compared.reference
     if reference is not None:
         say(
-            f"reference: {count(reference.samples, 'sample')} computed by the published library: "
+            f"reference: {count(reference.samples, 'sample')} computed with the published library: "
             f"{reference.codes_differing:,} of {reference.codes:,} codes differ ({reference.agreement:.2%} agree)"
         )
     samples, faults = count(verdict.samples, "sample"), count(len(verdict.faults), "fault")
     say(f"{output_dir}: {verdict.format}, {samples}, {faults}")
     if verdict.repairs:
-        say("Now run the build command again: it computes only what was moved aside.")
+        say("Run the build command again: it computes only what was moved aside.")

@@ -1,6 +1,6 @@
-"""What of this machine a build stands on: Python, packages, devices, disk, models; problems with remedies.
+"""Examines the machine: Python, packages, devices, disk, models; reports problems and what to do.
 
-Provides `examine`, a list of `Finding`. Changes nothing but for a short-lived file that measures the disk.
+Provides `examine`, which returns a list of `Finding`. Writes only temporary files, to measure the disk.
 """
 
 import importlib.metadata
@@ -31,13 +31,13 @@ from hfprep.schema import Schema
 
 GIB, MIB = 1 << 30, 1 << 20
 OLDEST_PYTHON, FIRST_UNTRIED_PYTHON = (3, 11), (3, 15)
-LITTLE_ROOM = 10 * GIB
-SLOW_DISK = 50 * MIB  # bytes a second
-FEW_FILES = 50  # small files a second, each synced
+LITTLE_SPACE = 10 * GIB
+SLOW_DISK = 50 * MIB  # bytes per second
+FEW_FILES = 50  # small files per second, each synced
 DISK_PROBE_BYTES = 64 * MIB
 DISK_PROBE_FILES = 50
-HUB_SECONDS = 5.0  # that the hub may take to answer
-LEAST_MEMORY = 6 * GIB  # the models in float32 and one long clip
+HUB_SECONDS = 5.0  # timeout for the hub
+LEAST_MEMORY = 6 * GIB  # the models in float32 and a long clip
 
 
 class Level(IntEnum):
@@ -50,7 +50,7 @@ class Level(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at, what was found, and what to do about it where that is needed."""
+    """A topic, what was found about it, and what to do if necessary."""
 
     level: Level
     topic: str
@@ -59,7 +59,7 @@ class Finding:
 
 
 def examine(*, folder: Path, models: Path | None = None, recipe_name: str | None = None) -> list[Finding]:
-    """Look at everything; `folder` is where features will go, `models` a folder of model files of a recipe."""
+    """Examine the machine; `folder` is for the output of a build, `models` a folder with a recipe's model files."""
     findings = [_python(), *_packages(), *_devices(), _threads(), *_disk(folder)]
     findings += _models_folder(models, recipe_name) if models is not None else _hub(recipe_name or DEFAULT)
     return sorted(findings, key=lambda finding: finding.level)
@@ -75,7 +75,7 @@ def _python() -> Finding:
 
 
 def _packages() -> Iterator[Finding]:
-    """Every package that hfprep asks for: there, and not too old."""
+    """Whether every required package is installed and recent enough."""
     found = []
     for line in importlib.metadata.requires("hfprep") or ():
         wanted = Requirement(line)
@@ -94,7 +94,7 @@ def _packages() -> Iterator[Finding]:
 
 
 def _devices() -> Iterator[Finding]:
-    """Each GPU with its memory and the batch size that `--batch-size 0` starts from; or that there is none."""
+    """Each GPU with its memory and the initial batch size of `--batch-size 0`, or that there is none."""
     count = torch.cuda.device_count()
     for index in range(count):
         device = torch.cuda.get_device_properties(index)
@@ -104,16 +104,18 @@ def _devices() -> Iterator[Finding]:
             f"cuda:{index} {device.name}, {device.total_memory / GIB:.1f} GiB, {free / GIB:.1f} free, batch size {size}"
         )
         if free < min(LEAST_MEMORY, device.total_memory / 2):
-            yield Finding(Level.WARNING, "devices", found, "another process holds its memory: nvidia-smi shows which")
+            yield Finding(Level.WARNING, "devices", found, "another process uses its memory: nvidia-smi shows which")
         else:
             yield Finding(Level.FINE, "devices", found)
         reason = obstacle("exact", torch.device("cuda", index))
         if reason is not None:
-            remedy = "all precisions but fp32 need that, and fp32 is many times slower"
-            yield Finding(Level.WARNING, "devices", f"cuda:{index} --precision fp32 alone: {reason}", remedy)
+            remedy = "all precisions except fp32 need it, and fp32 is many times slower"
+            yield Finding(Level.WARNING, "devices", f"cuda:{index} supports --precision fp32 only: {reason}", remedy)
     if count:
         return
-    found = f"no GPU in use (torch {torch.__version__}); the CPU computes, batch size {batch_size_for_memory(None)}"
+    found = (
+        f"no GPU in use (torch {torch.__version__}); builds run on the CPU, batch size {batch_size_for_memory(None)}"
+    )
     if shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists():
         remedy = "torch does not see the GPU: install a torch build for the driver's CUDA version"
         yield Finding(Level.PROBLEM, "devices", found, remedy)
@@ -124,19 +126,19 @@ def _devices() -> Iterator[Finding]:
 def _threads() -> Finding:
     cores = len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    found = f"{cores} threads to decode audio, torch computes with {torch.get_num_threads()}, {memory / GIB:.0f} GiB"
+    found = f"{cores} threads to decode audio, {torch.get_num_threads()} for torch, {memory / GIB:.0f} GiB of memory"
     if memory < LEAST_MEMORY:
         return Finding(Level.WARNING, "CPU", found, f"the published models need {LEAST_MEMORY / GIB:.0f} GiB of memory")
     return Finding(Level.FINE, "CPU", found)
 
 
 def _disk(folder: Path) -> Iterator[Finding]:
-    """Room, and speed at one large file and at many small ones, synced as a build does it."""
+    """Free space, and the speed for a large file and for many small ones, synced as in a build."""
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     room = shutil.disk_usage(place).free
     level, remedy = Level.FINE, ""
-    if room < LITTLE_ROOM:
-        level, remedy = Level.WARNING, "python -m hfprep check MANIFEST says how much a data set needs"
+    if room < LITTLE_SPACE:
+        level, remedy = Level.WARNING, "python -m hfprep check MANIFEST shows how much a data set needs"
     yield Finding(level, "disk", f"{place}: {room / GIB:.1f} GiB free", remedy)
     probe = place / f".hfprep-doctor-{os.getpid()}"
     try:
@@ -150,7 +152,7 @@ def _disk(folder: Path) -> Iterator[Finding]:
         shutil.rmtree(probe, ignore_errors=True)
     found = f"{place}: {bytes_per_second / MIB:.0f} MiB/s, {files_per_second:.0f} small files/s, all synced"
     if bytes_per_second < SLOW_DISK or files_per_second < FEW_FILES:
-        remedy = "build onto a local disk and copy the result: python -m hfprep export-webdataset makes few large files"
+        remedy = "build on a local disk and copy the result: python -m hfprep export-webdataset makes few large files"
         yield Finding(Level.WARNING, "disk", found, remedy)
     else:
         yield Finding(Level.FINE, "disk", found)
@@ -175,7 +177,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _hub(name: str) -> Iterator[Finding]:
-    """The hub, its cache, and whether each published model is in it."""
+    """The hub, its cache, and whether the published models are in the cache."""
     from huggingface_hub import constants
 
     unreachable = _unreachable(constants)
@@ -187,18 +189,18 @@ def _hub(name: str) -> Iterator[Finding]:
         yield Finding(Level.FINE, "hub", where)
     remedy = "give a folder with the model files as --models DIR; python -m hfprep download DIR makes one"
     if unreachable:
-        remedy += ", where there is a network"
+        remedy += " on a machine with network access"
     for source in downloads(recipe(name)):
         if source not in lacking:
             yield Finding(Level.FINE, "models", f"{source.repository} is in the cache")
             continue
         about = f", about {size(source.num_bytes)}" if source.num_bytes else ""
-        found = f"{source.repository} is not here: {', '.join(lacking[source])}{about}"
+        found = f"{source.repository} is not in the cache: {', '.join(lacking[source])}{about}"
         yield Finding(Level.PROBLEM if unreachable else Level.WARNING, "models", found, remedy)
 
 
 def _unreachable(constants: Any) -> str | None:
-    """Why the hub cannot be asked now; None if it answers, whatever it says."""
+    """Why the hub is unreachable; None if it responds with any status."""
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
@@ -220,7 +222,7 @@ def _not_cached(source: Download) -> list[str]:
 
 
 def _models_folder(models: Path, name: str | None) -> Iterator[Finding]:
-    """Whether a folder holds every file that a build reads, and they belong together."""
+    """Whether a folder has all files that a build reads, and they match each other."""
     options = ModelOptions(models=models)
     chosen = choose_recipe(name, options)
     try:
@@ -229,7 +231,7 @@ def _models_folder(models: Path, name: str | None) -> Iterator[Finding]:
     except (ConfigError, CheckpointError) as error:
         lacks = absent(models, chosen)
         if lacks:
-            remedy = f"{download_command(models, chosen)} fetches what is missing"
+            remedy = f"{download_command(models, chosen)} downloads the missing files"
             yield Finding(Level.PROBLEM, "models", f"{models} lacks {', '.join(lacks)}", remedy)
         else:
             yield Finding(Level.PROBLEM, "models", str(error), "give the files of one published model")
@@ -238,8 +240,8 @@ def _models_folder(models: Path, name: str | None) -> Iterator[Finding]:
 
 
 def _described(schema: Schema) -> str:
-    """A recipe's samples in a line: 1280 wide, codebook of 8192 at 50 codes a second."""
+    """A schema in one line: recipe, codebook sizes, code rate, widths."""
     codes = [f"codebook of {column.size}" for column in schema.of_kind("codes") if column.size is not None]
-    rate = f" at {schema.code_rate:g} codes a second" if schema.code_rate else ""
+    rate = f" at {schema.code_rate:g} codes per second" if schema.code_rate else ""
     widths = [f"{column.name} {' x '.join(map(str, column.dims))}" for column in schema.of_kind("vector")]
     return f"{schema.recipe}, {', '.join(codes)}{rate}, {', '.join(widths)}"

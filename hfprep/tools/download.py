@@ -1,7 +1,6 @@
-"""Fetches the published models of a recipe into one folder that `--models` takes, and checks them by their hashes.
+"""Downloads the published models of a recipe into a folder for `--models`, and verifies their hashes.
 
-What is there already is not fetched again, and a fetch that was cut off goes on where it stopped: both are the hub
-library's doing. Which files those are the recipe says.
+The hub library skips existing files and resumes interrupted downloads. The recipe lists the files.
 """
 
 import contextlib
@@ -20,7 +19,7 @@ from hfprep.recipes.registry import choose_recipe, downloads
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What of a repository is wanted, and what the hub says of it: sizes in bytes, SHA-256 where it has one."""
+    """Files to download from a repository, with their sizes in bytes and SHA-256 (if any) on the hub."""
 
     source: Download
     revision: str
@@ -28,7 +27,7 @@ class Wanted:
     hashes: Mapping[str, str]
 
     def missing(self, target: Path) -> list[str]:
-        """The files that are not in `target` in the hub's size."""
+        """The files that are missing in `target` or have another size."""
         return [name for name in self.source.files if _size(target / self.source.folder / name) != self.sizes[name]]
 
 
@@ -42,14 +41,14 @@ def download(
     report: Callable[[str], None] = lambda _: None,
     showing: Showing = lambda *_: contextlib.nullcontext(),
 ) -> None:
-    """Fetch every file that a build with the recipe `name` needs into `target`.
+    """Download every file that a build with the recipe `name` needs into `target`.
 
-    Without a name it is the recipe of the files that are there, else the first.
+    `name` defaults to the recipe of the files in `target`, or else to the first recipe.
 
-    `report` is called with a line for each step, before anything is fetched with what that will be and how large it is.
-    Everything is fetched inside `showing(num_bytes, arrived)`, where `arrived()` are the bytes that are there. Raises
-    CheckpointError if a repository cannot be reached, lacks a file, or a file is not the one that the hub has by its
-    SHA-256, StoreError if the disk has no room for them, ConfigError if there is no such recipe.
+    `report` is called with a line for each step; the first ones list what will be downloaded and its size. The download
+    runs inside `showing(num_bytes, arrived)`, where `arrived()` returns the downloaded bytes. Raises CheckpointError if
+    a repository cannot be reached, lacks a file, or a file has another SHA-256 than on the hub; StoreError if there is
+    not enough disk space; ConfigError for an unknown recipe.
     """
     chosen = choose_recipe(name, ModelOptions(models=target if target.is_dir() else None))
     wanted = [ask_hub(source) for source in downloads(chosen)]
@@ -57,14 +56,18 @@ def download(
     num_bytes = sum(item.sizes[file] for item in wanted for file in missing[item.source.repository])
     if num_bytes:
         number = sum(map(len, missing.values()))
-        report(f"{count(number, 'file')} of the {chosen.name} models to fetch into {target}, {size(num_bytes)} in all:")
+        report(
+            f"downloading {count(number, 'file')} of the {chosen.name} models to {target}, {size(num_bytes)} in all:"
+        )
     target.mkdir(parents=True, exist_ok=True)
     if (room := shutil.disk_usage(target).free) < num_bytes:
-        raise StoreError(f"{target} has {size(room)} free, {size(num_bytes)} are to be fetched; give another folder")
+        raise StoreError(
+            f"{target} has only {size(room)} free for a download of {size(num_bytes)}; give another folder"
+        )
     for item in wanted:
         for file in item.source.files:
             here = file not in missing[item.source.repository]
-            said = "is here already" if here else size(item.sizes[file])
+            said = "already downloaded" if here else size(item.sizes[file])
             report(f"  {item.source.repository} {file}: {said}")
     before = _bytes_in(target)
     if num_bytes:
@@ -74,11 +77,11 @@ def download(
                     _fetch(item, target / item.source.folder)
     for item in wanted:
         _check(item, target / item.source.folder)
-    report("all files are there, and are those of the hub by size and SHA-256")
+    report("all files are complete and match the hub's sizes and SHA-256")
 
 
 def ask_hub(source: Download) -> Wanted:
-    """What the hub has of these files."""
+    """Query the hub for the sizes and hashes of these files."""
     import huggingface_hub
 
     with _explained(source):
@@ -97,11 +100,11 @@ def ask_hub(source: Download) -> Wanted:
 
 @contextlib.contextmanager
 def _without_bars() -> Iterator[None]:
-    """Without the hub library's bars, of which there are several for each file."""
+    """Disable the hub library's progress bars, of which there are several per file."""
     from huggingface_hub import constants
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    if are_progress_bars_disabled() or constants.HF_HUB_DISABLE_PROGRESS_BARS is not None:  # that has priority
+    if are_progress_bars_disabled() or constants.HF_HUB_DISABLE_PROGRESS_BARS is not None:  # the setting has priority
         yield
         return
     disable_progress_bars()
@@ -112,7 +115,7 @@ def _without_bars() -> Iterator[None]:
 
 
 def _bytes_in(folder: Path) -> int:
-    """Bytes of all files, those that have come in part included."""
+    """The total size of all files, including partial downloads."""
     found = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
@@ -134,7 +137,7 @@ def _fetch(wanted: Wanted, folder: Path) -> None:
 def _explained(source: Download) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # whichever network library the hub's own uses, its errors come through
+    except Exception as error:  # errors of whichever HTTP library is in use come through
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"{source.repository} could not be fetched: {first}; check the network (and HF_ENDPOINT, HF_TOKEN), "

@@ -1,9 +1,9 @@
-"""A checkpoint with rows for a new language: the recipe behind `extend-checkpoint`.
+"""Adds rows for a new language to a checkpoint: the implementation of `extend-checkpoint`.
 
-For IndexTTS-2 these are rows for an extended tokenizer: takes gpt.pth, its config.yaml, the tokenizer that it was
-trained with and the extended one, and writes a folder that a build and a trainer take. IndexTTS-2.5 has a row for each
-language instead, which can start from another language's. The new file's tensors are the old ones, mapped and copied
-byte for byte, but for those whose rows change. Only these are ever held in memory. Pickles are never executed.
+For IndexTTS-2, these are rows for an extended tokenizer: it takes gpt.pth, its config.yaml, the tokenizer that it was
+trained with and the extended one, and writes a folder for builds and trainers. IndexTTS-2.5 has a row for each language
+instead, which can be initialised from another language's. Only the tensors with changed rows are loaded into memory;
+the others are copied from the memory-mapped file byte for byte. Pickles are never executed.
 """
 
 import copy
@@ -34,10 +34,10 @@ _VOCABULARY_LINE = re.compile(rf"^(\s*{VOCABULARY_KEY}\s*:\s*)\d+", re.MULTILINE
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointOptions:
-    """The model files, what to extend them by, and where to write.
+    """The model files, the extension, and the output folder.
 
     IndexTTS-2: `base`, the tokenizer that it was trained with, and `tokenizer`, the extended one. IndexTTS-2.5:
-    `language`, whose row is to start from that of `like`.
+    `language`, whose row is initialised from that of `like`.
     """
 
     gpt_checkpoint: Path
@@ -50,7 +50,7 @@ class CheckpointOptions:
 
     def __post_init__(self) -> None:
         if self.output_dir.resolve() in {self.gpt_checkpoint.resolve().parent, self.config.resolve().parent}:
-            raise ConfigError(f"--output-dir {str(self.output_dir)!r} holds the checkpoint itself; give another folder")
+            raise ConfigError(f"--output-dir {str(self.output_dir)!r} is the checkpoint's own folder; give another one")
         by_tokenizer, by_language = (self.base, self.tokenizer), (self.language, self.like)
         whole = [pair for pair in (by_tokenizer, by_language) if None not in pair]
         if len(whole) != 1 or any(
@@ -61,7 +61,7 @@ class CheckpointOptions:
 
 @dataclass(frozen=True)
 class ExtendedCheckpoint:
-    """What was written: the files, text ids before and after, and how many rows were made from others."""
+    """The written files, the number of text ids before and after, and the number of initialised rows."""
 
     files: tuple[Path, ...]
     text_ids_before: int
@@ -70,20 +70,20 @@ class ExtendedCheckpoint:
 
 
 def extend_checkpoint(options: CheckpointOptions) -> ExtendedCheckpoint:
-    """Write gpt.pth, config.yaml, the tokenizer and the statistics that the config names to a folder.
+    """Write gpt.pth, config.yaml, the tokenizer and the statistics named in the config to a folder.
 
-    Raises ConfigError if the tokenizers, the language or the config do not fit, CheckpointError if gpt.pth does
-    not, StoreError if the folder cannot be written. The checkpoint is written last.
+    The checkpoint is written last. Raises ConfigError if the tokenizers, the language or the config do not match,
+    CheckpointError if gpt.pth does not match, StoreError if the folder cannot be written.
     """
     if options.base is not None and options.tokenizer is not None:
         return _extend_text(options, Vocabulary(options.base, "--base"), Vocabulary(options.tokenizer, "--tokenizer"))
-    assert options.language is not None  # else the options are refused
+    assert options.language is not None  # checked in CheckpointOptions
     assert options.like is not None
     return _start_language(options, options.language, options.like)
 
 
 def _extend_text(options: CheckpointOptions, base: Vocabulary, extended: Vocabulary) -> ExtendedCheckpoint:
-    """Rows for the new pieces of a tokenizer, each the mean of the rows that stood for the same text."""
+    """Add rows for a tokenizer's new pieces, each the mean of the rows that encoded the same text before."""
     pieces = new_pieces(base, extended)
     values = load_torch_file(options.gpt_checkpoint)
     tensors = state_dict_of(values, options.gpt_checkpoint)
@@ -108,7 +108,7 @@ def _extend_text(options: CheckpointOptions, base: Vocabulary, extended: Vocabul
 
 
 def _start_language(options: CheckpointOptions, language: str, like: str) -> ExtendedCheckpoint:
-    """The row of one language made that of another."""
+    """Copy the row of one language to another."""
     target, source = _language_row("--language", language), _language_row("--like", like)
     values = load_torch_file(options.gpt_checkpoint)
     tensors = state_dict_of(values, options.gpt_checkpoint)
@@ -134,7 +134,7 @@ def _start_language(options: CheckpointOptions, language: str, like: str) -> Ext
 
 
 def _language_row(option: str, language: str) -> int:
-    """The row of a language in IndexTTS-2.5's table; ConfigError if it has none of its own."""
+    """The row of a language in IndexTTS-2.5's embedding; raises ConfigError if it has no own row."""
     code = canonical_language(language) or ""
     row = language_id(code)
     if row == COMMON_LANGUAGE:
@@ -146,12 +146,12 @@ def _language_row(option: str, language: str) -> int:
 
 
 def new_pieces(base: Vocabulary, extended: Vocabulary) -> list[str]:
-    """The pieces that a tokenizer has behind those of its base; ConfigError if it has no more, or others."""
+    """The pieces that a tokenizer adds to its base; raises ConfigError if it adds none or is not an extension."""
     before, after = base.pieces, extended.pieces
     for number, (old, new) in enumerate(zip(before, after, strict=False)):
         if old != new:
             raise ConfigError(
-                f"--tokenizer {str(extended.path)!r} is no extension of --base {str(base.path)!r}: id {number} is "
+                f"--tokenizer {str(extended.path)!r} is not an extension of --base {str(base.path)!r}: id {number} is "
                 f"{new!r} and was {old!r}"
             )
     if len(after) <= len(before):
@@ -163,9 +163,9 @@ def new_pieces(base: Vocabulary, extended: Vocabulary) -> list[str]:
 
 
 def grow(old: Tensor, sources: Sequence[Sequence[int]], *, first: int, rows: int) -> Tensor:
-    """A tensor (old rows, ...) with `rows` rows: from `first` on, the mean of the old rows that each source names.
+    """Extend a tensor (old rows, ...) to `rows` rows: from `first` on, each is the mean of the rows in `sources`.
 
-    The last row of the old tensor, which is no token's, is the last one of the new.
+    The last row, which belongs to no token, stays last.
     """
     grown = torch.empty(rows, *old.shape[1:], dtype=old.dtype)
     grown[: len(old) - 1] = old[:-1]
@@ -176,17 +176,17 @@ def grow(old: Tensor, sources: Sequence[Sequence[int]], *, first: int, rows: int
 
 
 def write_checkpoint(path: Path, values: Any) -> None:
-    """Write a torch file from mapped tensors; the file appears whole or not at all. Raises StoreError."""
+    """Write a torch file from memory-mapped tensors, atomically. Raises StoreError."""
     with atomic.replacing(path):
         try:
-            # By name: given a stream, torch would copy each tensor into memory as a whole.
+            # A path, because with a stream torch would copy each tensor into memory.
             torch.save(values, path.with_name(f"{path.name}.{atomic.TEMPORARY[0]}"))
         except RuntimeError as error:
             raise StoreError(f"cannot write {path}: {error}; free some space and run the same command again") from error
 
 
 def _text_rows(tensors: Mapping[str, Any], path: Path) -> int:
-    """How many rows the text embedding has; CheckpointError if the tensors of text ids do not go together."""
+    """The number of rows of the text embedding; raises CheckpointError if the tensors of text ids do not match."""
     missing = [name for name in TEXT_ROWS if not isinstance(tensors.get(name), Tensor)]
     if missing:
         raise CheckpointError(f"{path}: has no {', '.join(missing)}; give the GPT's own checkpoint (gpt.pth)")
@@ -198,7 +198,7 @@ def _text_rows(tensors: Mapping[str, Any], path: Path) -> int:
 
 
 def _replaced(values: Any, tensors: Mapping[str, Any], grown: Mapping[str, Tensor]) -> Any:
-    """What the file held, with some tensors in the place of others."""
+    """The content of the file with some tensors replaced."""
     state = {**tensors, **grown}
     if values is tensors:
         return state
@@ -206,7 +206,7 @@ def _replaced(values: Any, tensors: Mapping[str, Any], grown: Mapping[str, Tenso
 
 
 def _config(path: Path) -> tuple[str, dict[str, Any]]:
-    """A config.yaml as text and as values; ConfigError if it is not one of a model."""
+    """A config.yaml as text and as values; raises ConfigError if it is not a model's."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         values = yaml.safe_load(text)
@@ -220,7 +220,7 @@ def _config(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _check_marks(settings: Mapping[str, Any], first: int, end: int, path: Path) -> None:
-    """ConfigError if a mark at the start or end of texts is one of the new ids."""
+    """Raise ConfigError if the start or stop token is one of the new ids."""
     for name in ("start_text_token", "stop_text_token"):
         value = settings["gpt"].get(name)
         if isinstance(value, int) and first <= value < end:
@@ -228,7 +228,7 @@ def _check_marks(settings: Mapping[str, Any], first: int, end: int, path: Path) 
 
 
 def _with_number(text: str, settings: Mapping[str, Any], number: int) -> str:
-    """The config with another size of the vocabulary; all else as it is written, comments too."""
+    """The config with another vocabulary size; everything else, including comments, is unchanged."""
     wanted = copy.deepcopy(dict(settings))
     wanted["gpt"][VOCABULARY_KEY] = number
     changed = _VOCABULARY_LINE.sub(rf"\g<1>{number}", text)
@@ -238,7 +238,7 @@ def _with_number(text: str, settings: Mapping[str, Any], number: int) -> str:
 
 
 def _copied_statistics(settings: Mapping[str, Any], options: CheckpointOptions) -> list[Path]:
-    """The statistics that the config names, beside the new one, where they are beside the old one."""
+    """Copy the statistics named in the config beside the new config, if they are beside the old one."""
     name = settings.get("w2v_stat")
     if not isinstance(name, str) or Path(name).name != name or not (options.config.parent / name).is_file():
         return []

@@ -1,9 +1,9 @@
-"""How long a build will take on this machine: some of the manifest's own clips are computed as a build computes them.
+"""Estimates the time of a build on this machine by computing some of the manifest's clips as a build does.
 
-The extractor of a build reads and computes them, so every recipe can be timed. On a CPU the time is counted in CPU
-seconds of one thread, by the number of threads that a build has. On a busy machine the clock goes up to ten times as
-far for the same clips, and threads that share a computation burn up to twenty times the CPU time while they wait for
-each other; one thread does neither. Writing the features is left out.
+It uses the extractor of a build, so it works for every recipe. On a CPU it measures the CPU time of one thread, divided
+by the number of threads of a build. On a busy machine, the wall-clock time of the same clips can be ten times longer,
+and several threads can burn twenty times the CPU time while they wait for each other; a single thread avoids both.
+Writing the features is not included.
 """
 
 import os
@@ -23,18 +23,18 @@ from hfprep.pipeline.intake import Task
 from hfprep.recipes.base import ModelSet
 from hfprep.schema import Utterance
 
-# Frames to compute: first so many, and where that is quick, the second number, which fills the batches of a build.
+# Frames to compute: first the first number and, if that is quick, the second, which fills the batches of a build.
 FRAMES = {"cpu": (300, 3000), "cuda": (2000, 20_000)}
 QUICK_SECONDS = 0.5
-LONG_FRAMES = 1500  # longer clips are computed only where there are no others
-# What is not measured: the imports of the program and of its worker.
+LONG_FRAMES = 1500  # longer clips are computed only if there are no others
+# Assumed, not measured: the imports of the program and its worker.
 IMPORT_SECONDS = 6.0
-BUSY = 0.5  # other programs' share of the cores from which they are worth a remark
+BUSY = 0.5  # load per core of other programs from which the machine counts as busy
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What there is to compute: model frames in all, and some rows with their frames, drawn at random."""
+    """The work of a build: the total number of model frames, and a random sample of rows with their frames."""
 
     num_frames: int
     drawn: Sequence[tuple[Utterance, int]]
@@ -42,9 +42,9 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Seconds that a build is expected to take on `device`, if nothing else runs there: to start, and for all samples.
+    """Estimated seconds of a build on an otherwise idle `device`: for starting, and for all samples.
 
-    `timed` is how many clips were computed. `load` is how many other programs wanted each core before.
+    `timed` is the number of computed clips. `load` is the load per core of other programs before that.
     """
 
     device: str
@@ -60,29 +60,29 @@ class Estimate:
 
     @property
     def busy(self) -> bool:
-        """Whether other programs keep the machine busy, so that a build would take longer now."""
+        """Whether other programs use the machine, so that a build would take longer now."""
         return self.load > BUSY
 
 
 def load_of_others() -> float:
-    """How many programs want each core at the moment, as long as this one has not begun to work."""
+    """The load per core, which is of other programs as long as this one is idle."""
     return os.getloadavg()[0] / (os.cpu_count() or 1)
 
 
 def estimate(work: Work, spec: ExtractorSpec, load: float = 0.0) -> Estimate:
-    """Open the extractor of a build and compute some of the clips. Raises what `ExtractorSpec.open` raises."""
+    """Open the extractor of a build and compute some of the clips. Raises the errors of `ExtractorSpec.open`."""
     device, threads = torch.device(spec.device), torch.get_num_threads()
     on_cpu = device.type == "cpu"
     clock = _Clock(on_cpu=on_cpu)
     drawn = sorted(work.drawn, key=lambda pair: pair[1] > LONG_FRAMES)
     with torch_threads_kept(), ExitStack() as stack:
         if on_cpu:
-            torch.set_num_threads(1)  # ahead of the threads that load samples
+            torch.set_num_threads(1)  # before the threads that load samples start
         extractor = stack.enter_context(closing(spec.open()))
         starting = clock.seconds()
         for num_frames in FRAMES[device.type]:
             rows = list(_first(drawn, num_frames))
-            # The first time grammars are read, weights come from the disk and kernels are made ready.
+            # The first pass includes reading grammars and weights, and compiling kernels.
             first, seconds = (_compute(extractor, spec, rows, clock) for _ in range(2))
             starting += max(0.0, first - seconds)
             if seconds > QUICK_SECONDS:
@@ -93,14 +93,14 @@ def estimate(work: Work, spec: ExtractorSpec, load: float = 0.0) -> Estimate:
 
 
 def precision_to_time(models: ModelSet, device: torch.device, precision: str) -> str:
-    """The precision that a build computes in; of auto, which a build measures, the first that it may choose."""
+    """The precision of a build; for auto, the first precision that it may choose."""
     if precision != AUTO:
         return precision
     return next((name for name in candidates(device) if name in models.precisions), PLAIN)
 
 
 class _Clock:
-    """Seconds since the last call: CPU seconds of this process, or on a GPU those of the clock."""
+    """Seconds since the last call: CPU time of this process, or wall-clock time for a GPU."""
 
     def __init__(self, *, on_cpu: bool) -> None:
         self._now = time.process_time if on_cpu else time.perf_counter
@@ -112,7 +112,7 @@ class _Clock:
 
 
 def _first(drawn: Sequence[tuple[Utterance, int]], num_frames: int) -> Iterator[tuple[Utterance, int]]:
-    """The first of the rows, until they have so many frames."""
+    """The first rows with at least `num_frames` frames in all."""
     for row, frames in drawn:
         yield row, frames
         num_frames -= frames

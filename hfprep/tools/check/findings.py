@@ -1,6 +1,6 @@
-"""What a check found, summed up: rejections, hours, lengths, rates, unknown tokens, disk.
+"""Summarises a check: rejections, hours, lengths, rates, unknown tokens, disk space.
 
-Takes rows and inspections one by one and keeps counts, never the rows. Knows nothing of how they are shown.
+Takes rows and inspections one by one and keeps only counts and a few examples.
 """
 
 from collections import Counter
@@ -23,7 +23,7 @@ DENSE = 0.5  # text ids per character; above that long sentences may not fit int
 
 @dataclass
 class Lengths:
-    """Smallest, largest, sum and count of a length."""
+    """Minimum, maximum, sum and count of a length."""
 
     least: float = float("inf")
     most: float = 0.0
@@ -42,7 +42,7 @@ class Lengths:
 
 @dataclass
 class Share:
-    """Samples and seconds of one language or speaker."""
+    """Samples and seconds of a language or speaker."""
 
     samples: int = 0
     seconds: float = 0.0
@@ -50,7 +50,7 @@ class Share:
 
 @dataclass
 class TextCost:
-    """Text ids and characters of one language, and its samples with more ids than the model has positions for."""
+    """Text ids and characters of a language, and its number of samples that exceed the model's text positions."""
 
     num_tokens: int = 0
     num_characters: int = 0
@@ -58,13 +58,13 @@ class TextCost:
 
     @property
     def rate(self) -> float:
-        """Ids a character."""
+        """Ids per character."""
         return self.num_tokens / self.num_characters if self.num_characters else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class TextExample:
-    """A text as it stands, as it is read, and as pieces."""
+    """A text: original, normalised, and as pieces."""
 
     id: str
     text: str
@@ -74,7 +74,7 @@ class TextExample:
 
 @dataclass
 class Overlong:
-    """Samples of which a length is over the model's limit: how many, and some of them with that length."""
+    """The number of samples with a length over the model's limit, and some examples with that length."""
 
     limit: int
     count: int = 0
@@ -83,7 +83,7 @@ class Overlong:
 
 @dataclass
 class Preflight:
-    """The findings of a check: lines_read = accepted + rejected + capped. Lengths and overlong ones go by name."""
+    """The findings of a check: lines_read = accepted + rejected + capped. `lengths` and `overlong` are by name."""
 
     schema: Schema
     lines_read: int = 0
@@ -125,7 +125,7 @@ class Preflight:
             examples.append(rejection)
 
     def accept(self, utterance: Utterance, found: Inspection) -> None:
-        """Count a line that a build would take."""
+        """Count a line that a build would accept."""
         self.accepted += 1
         for table, name in ((self.languages, utterance.language), (self.speakers, utterance.speaker)):
             share = table.setdefault(name or NONE_GIVEN, Share())
@@ -201,22 +201,22 @@ class Preflight:
                 self.wrong_durations.append((utterance.id, given, found.seconds))
 
     def _disk_bytes(self, lengths: Mapping[str, int]) -> int:
-        """What a sample's arrays take in the npy layout; a length that is not known counts as 1."""
+        """Disk space of a sample's arrays in the npy layout; an unknown length counts as 1."""
         known = dict.fromkeys(self.schema.lengths, 1) | dict(self.schema.fixed) | dict(lengths)
         sizes = (npy_size(column.dtype, self.schema.shape(column, known)) for column in self.schema.columns)
         return ROW_BYTES + sum(-(-size // DISK_BLOCK) * DISK_BLOCK for size in sizes)
 
     @property
     def num_tokens(self) -> float:
-        """Tokens of all texts; 0 where they were not looked at."""
+        """Tokens of all texts; 0 if texts were not checked."""
         return sum(lengths.total for name, lengths in self.lengths.items() if name in self.text_lengths)
 
     @property
     def text_lengths(self) -> set[str]:
-        """The names of the lengths that count text ids."""
+        """The names of the lengths of text ids."""
         return {name for column in self.schema.of_kind("tokens") for name in column.lengths}
 
     @property
     def unknown_rate(self) -> float:
-        """Share of all tokens that are unknown."""
+        """The fraction of tokens that are unknown."""
         return self.unknown_tokens / self.num_tokens if self.num_tokens else 0.0

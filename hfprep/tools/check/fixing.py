@@ -1,6 +1,6 @@
-"""The manifest that `check --fix` writes: the lines that a build would take, in the form that its suffix names.
+"""Writes the manifest of `check --fix`: the lines that a build would accept, in the format of its suffix.
 
-A build reads it under the same --map. Lines of JSON are kept as they are where nothing has to change.
+A build reads it with the same --map. JSON lines are copied unchanged if possible.
 """
 
 import csv
@@ -25,7 +25,7 @@ LINES = (".jsonl", ".json", ".txt", "")
 
 
 class FixedManifest:
-    """Writes rows to a manifest, which appears when the `with` block ends; ConfigError if it cannot hold them."""
+    """Writes a manifest atomically at the end of the `with` block; raises ConfigError for unsupported formats."""
 
     def __init__(self, path: Path, fields: FieldMap, audio_root: Path | None = None) -> None:
         suffix = path.suffix.lower()
@@ -33,7 +33,7 @@ class FixedManifest:
             raise ConfigError(f"--fix is {str(path)!r}; it must end in .jsonl, .csv or .tsv")
         if fields.source("id") == LINE:
             raise ConfigError(
-                f"--fix does not go with --map id={LINE}: without the omitted lines the others would get new ids"
+                f"--fix cannot be used with --map id={LINE}: without the omitted lines, other lines would get new ids"
             )
         self.path = path
         self.fields = fields
@@ -44,7 +44,7 @@ class FixedManifest:
 
     def __enter__(self) -> "FixedManifest":
         self._stream: BinaryIO = self._stack.enter_context(atomic.replacing(self.path))
-        # The columns of a table are known when all rows are.
+        # The columns of a table are known only after all rows.
         self._rows = self._stack.enter_context(tempfile.TemporaryFile()) if self.delimiter else self._stream
         return self
 
@@ -58,7 +58,7 @@ class FixedManifest:
                 stack.__exit__(kind, error, traceback)
 
     def add(self, raw: RawRow, utterance: Utterance) -> None:
-        """Write a row; with an absolute path where the new manifest's place would not lead to the audio."""
+        """Write a row; the audio path becomes absolute if it would not be found from the new manifest's folder."""
         found = self._finder.find(utterance.audio)
         stands = found == utterance.path or _same_file(found, utterance.path)
         if stands and isinstance(raw, bytes) and self.delimiter is None:
@@ -69,12 +69,12 @@ class FixedManifest:
         text = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass")
         try:
             text.decode()
-        except UnicodeDecodeError:  # half of a surrogate pair in another field, which stays an escape
+        except UnicodeDecodeError:  # a lone surrogate in another field, which stays escaped
             text = json.dumps(row).encode()
         self._rows.write(text + b"\n")
 
     def _under_its_names(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """A row of ours as an input that the same map reads."""
+        """The row with the field names of the input, for the same --map."""
         named = {self.fields.source(name): value for name, value in row.items() if self.fields.source(name) != AUDIO}
         return {str(name): value for name, value in named.items()}
 
@@ -91,7 +91,9 @@ class FixedManifest:
     def _table_line(self, values: list[str], delimiter: str) -> bytes:
         if delimiter == "\t":
             if any(letter in value for value in values for letter in "\t\r\n"):
-                raise ConfigError(f"--fix is {str(self.path)!r}, but a field holds a tab or a line end; write .csv")
+                raise ConfigError(
+                    f"--fix is {str(self.path)!r}, but a field contains a tab or a line break; write .csv"
+                )
             return "\t".join(map(_quoted, values)).encode("utf-8", "replace") + b"\n"
         line = io.StringIO()
         csv.writer(line, delimiter=delimiter, lineterminator="\n").writerow(values)
@@ -99,7 +101,7 @@ class FixedManifest:
 
 
 def _quoted(value: str) -> str:
-    """A field of a TSV: one that is quoted already would lose its quotes when it is read."""
+    """A field of a TSV. A field that is already quoted is quoted again, or it would lose its quotes when read."""
     quoted = len(value) > 1 and value.startswith('"') and value.endswith('"')
     return '"' + value.replace('"', '""') + '"' if quoted else value
 

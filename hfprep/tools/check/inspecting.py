@@ -1,7 +1,7 @@
-"""What can be known of a sample without the models: its text ids, its audio's header, the reason to reject it.
+"""Inspects samples without the models: text ids, the audio's header, the reason for rejection.
 
-Provides `Inspector`, which runs in many processes at once, and `Inspection`, its result. Decides through `load_sample`,
-as a build does. Knows nothing of whole manifests.
+Provides `Inspector`, which runs in several processes, and `Inspection`, its result. It uses `load_sample`, as a build
+does.
 """
 
 from collections import Counter
@@ -23,18 +23,18 @@ from hfprep.recipes.base import AudioInput, TextEncoder
 from hfprep.schema import Rejection, Schema, Segment, Utterance
 
 SPACE_PIECE = "\u2581"  # SentencePiece's mark for a space
-NOTHING = np.empty(0, np.float32)  # of a clip that is only looked at
-TEXTS_EACH = 3  # of a language, and of each doubtful grammar, whose stages are shown
+NOTHING = np.empty(0, np.float32)  # the samples of an inspected clip are not kept
+TEXTS_EACH = 3  # texts with stages per language, and per doubtful grammar
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What was found of one row that a build would take.
+    """The result for a row that a build would accept.
 
-    `lengths`: those of its columns, by name, as far as they are known. `unknown`: the pieces that the tokenizer does
-    not know. `doubtful`: what speaks against the grammar that a text without a language gets. `normalized` and `pieces`
-    are there for some rows of each language. `is_flat`: the sound is silence, a constant, or channels that cancel each
-    other; known only of clips that were decoded.
+    `lengths`: the known lengths of its columns, by name. `unknown`: the pieces that the tokenizer does not know.
+    `doubtful`: why the grammar of a text without a language may be wrong. `normalized` and `pieces` are set for some
+    rows of each language. `is_flat`: the audio is silent, constant, or its channels cancel each other; only for decoded
+    clips.
     """
 
     lengths: Mapping[str, int]
@@ -53,7 +53,7 @@ class Inspection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InspectorSettings:
-    """What decides about a row: the tokenizer (None: texts are not looked at), the limits, how audio is read."""
+    """Settings of an inspector: the tokenizer (None: texts are not checked), the limits, how audio is read."""
 
     text_encoder: TextEncoder | None
     audio: AudioInput
@@ -64,7 +64,7 @@ class InspectorSettings:
 
 
 class _Remembering:
-    """A text encoder that keeps what it made of the last text, where it can show that."""
+    """A text encoder that keeps the tokenization of the last text, if the encoder provides it."""
 
     def __init__(self, encoder: TextEncoder) -> None:
         self.encoder = encoder
@@ -85,7 +85,7 @@ class _Remembering:
 
 
 class Inspector:
-    """Looks at rows, one after another; one for each thread or process."""
+    """Inspects rows one after another. Use one per thread or process."""
 
     def __init__(self, settings: InspectorSettings) -> None:
         self.settings = settings
@@ -93,7 +93,7 @@ class Inspector:
         self._shown = Counter[str | DoubtfulGrammar | None]()
 
     def inspect(self, utterance: Utterance) -> Inspection | Rejection:
-        """Everything about one row, or why a build would reject it."""
+        """Inspect a row; returns the rejection if a build would reject it."""
         limits = self.settings.limits
         encoder = self.settings.text_encoder
         text = None if encoder is None else _Remembering(encoder)
@@ -123,7 +123,7 @@ class Inspector:
         )
 
     def _text(self, utterance: Utterance, tokenized: Tokenized | None) -> dict[str, Any]:
-        """What of an `Inspection` is about the text rules; texts themselves go with the first rows of each kind."""
+        """The fields of an `Inspection` about text, with the texts themselves for the first rows of each kind."""
         encoder = self.settings.text_encoder
         if encoder is not None:
             doubtful = encoder.doubt(utterance.text, utterance.language)
@@ -142,7 +142,7 @@ class Inspector:
 
 
 def _lengths(schema: Schema, num_tokens: int | None, num_codes: int) -> dict[str, int]:
-    """The lengths of tokens and codes that are not the same for all samples."""
+    """The variable lengths of tokens and codes."""
     counts = {"tokens": num_tokens, "codes": num_codes}
     return {
         column.lengths[-1]: count
@@ -153,7 +153,7 @@ def _lengths(schema: Schema, num_tokens: int | None, num_codes: int) -> dict[str
 
 @dataclass
 class _HeaderReader:
-    """Reads the audio of one sample: its header alone, or all of it as a build does."""
+    """Reads a sample's audio: only the header, or all of it, as a build does."""
 
     audio: AudioInput
     via: int | None
@@ -175,12 +175,12 @@ class _HeaderReader:
         self.is_flat = waveform.is_flat
         frames = self.audio.num_frames(len(waveform.samples))
         check_frames(frames)
-        self.audio.prepare(waveform.samples, on_gpu=False)  # says what is wrong with them
+        self.audio.prepare(waveform.samples, on_gpu=False)  # raises if the samples cannot be used
         return Clip(NOTHING, frames, waveform.seconds)
 
 
 def samples_of_header(seconds: float, sampling_rate: int, target: int, via: int | None = None) -> int:
-    """Samples at `target` Hz that a file of that length and rate in Hz will have."""
+    """The number of samples at `target` Hz of a file with this length and sampling rate (Hz)."""
     num_samples = round(seconds * sampling_rate)
     if via is not None and goes_through(via, sampling_rate, target):
         num_samples, sampling_rate = -(-num_samples * via // sampling_rate), via
@@ -191,11 +191,11 @@ _inspector: list[Inspector] = []
 
 
 def start_process(settings: InspectorSettings) -> None:
-    """Prepare this worker process; called once in each."""
+    """Initialise this worker process."""
     torch.set_num_threads(1)
     _inspector[:] = [Inspector(settings)]
 
 
 def inspect_in_process(rows: Sequence[Utterance]) -> list[Inspection | Rejection]:
-    """Look at some rows in a worker process."""
+    """Inspect rows in a worker process."""
     return [_inspector[0].inspect(row) for row in rows]

@@ -1,4 +1,4 @@
-"""What a check is asked to do. Imports nothing heavy: the command line takes its flags from here."""
+"""The options of a check. Light to import, because the command line takes its flags from here."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ CHECKING = "What to check"
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions(ModelOptions):
-    """What to check. Without a tokenizer texts are not looked at; without a config the published limits hold."""
+    """What to check. Without a tokenizer, texts are not checked; without a config, the published limits are used."""
 
     manifest: Path = option(Path(), "Manifest in any form that build accepts.", CHECKING)
     recipe: str | None = option(
@@ -43,7 +43,7 @@ class CheckOptions(ModelOptions):
         if self.max_samples is not None and self.max_samples < 0:
             raise ConfigError(f"--max-samples is {self.max_samples}; it must be a positive number, or 0 for all")
         object.__setattr__(self, "language", language_option(self.language))
-        _ = self.filters  # raises where a bound is wrong
+        _ = self.filters  # raises if a bound is wrong
         if self.precision not in PRECISIONS:
             raise ConfigError(f"--precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
 

@@ -1,7 +1,6 @@
-"""Samples that are read at an unlikely pace: far more or far fewer characters a second than the rest of their language.
+"""Finds samples with an unlikely pace: far more or fewer characters per second than usual in their language.
 
-Such a sample has the wrong text, a long silence, or another clip's audio. Takes rows one by one; memory does not grow
-with their number.
+They may have the wrong text, a long silence, or another clip's audio. Takes rows one by one, in constant memory.
 """
 
 import heapq
@@ -12,16 +11,16 @@ from dataclasses import dataclass, field
 
 from hfprep.schema import Utterance
 
-KEPT = 40  # slowest and fastest of each language that are remembered
-FEWEST = 20  # samples of a language from which a pace is usual
-FACTOR = 3.0  # away from the usual pace
+KEPT = 40  # slowest and fastest samples kept per language
+FEWEST = 20  # samples of a language needed to know the usual pace
+FACTOR = 3.0  # ratio to the usual pace from which a sample is an outlier
 BINS_PER_OCTAVE = 8
 NONE_GIVEN = "(none)"
 
 
 @dataclass
 class _Paces:
-    """The paces of one language: a histogram by their logarithm, and the extremes, (pace, number, id)."""
+    """The paces of a language: a histogram of their logarithms, and the extremes as (pace, number, id)."""
 
     bins: dict[int, int] = field(default_factory=dict)
     count: int = 0
@@ -29,7 +28,7 @@ class _Paces:
     fastest: list[tuple[float, int, str]] = field(default_factory=list)
 
     def median(self) -> float:
-        """The usual pace, to a sixteenth of an octave."""
+        """The usual pace, within a sixteenth of an octave."""
         seen = 0
         for place in sorted(self.bins):
             seen += self.bins[place]
@@ -40,13 +39,13 @@ class _Paces:
 
 @dataclass
 class Pace:
-    """Characters a second, by language."""
+    """Characters per second, by language."""
 
     languages: dict[str, _Paces] = field(default_factory=dict)
     _numbers: Iterator[int] = field(default_factory=itertools.count, compare=False)
 
     def add(self, utterance: Utterance, seconds: float) -> None:
-        """Note a sample."""
+        """Add a sample."""
         characters = sum(not character.isspace() for character in utterance.text)
         if not characters or seconds <= 0:
             return
@@ -60,7 +59,7 @@ class Pace:
         _keep(found.slowest, (-pace, -number, utterance.id))
 
     def outliers(self) -> list[tuple[str, str, float, float]]:
-        """Id, language, characters a second and the language's usual pace, the most unlikely first."""
+        """Id, language, characters per second, and the language's usual pace; the most unlikely first."""
         found = []
         for language, paces in self.languages.items():
             if paces.count < FEWEST:

@@ -1,7 +1,7 @@
-"""One check of a manifest before a build: the recipe behind `python -m hfprep check`.
+"""Checks a manifest before a build: the implementation of `python -m hfprep check`.
 
-Takes `CheckOptions`, gives `Preflight` and, if wanted, a manifest of the lines that a build would take. Reads text and
-headers in many processes; decodes all audio only with `decode`.
+Takes `CheckOptions`; returns the findings and, if requested, writes a manifest of the lines that a build would accept.
+Reads text and headers in several processes; decodes all audio only with `decode`.
 """
 
 import random
@@ -35,18 +35,18 @@ from hfprep.tools.check.inspecting import Inspection, Inspector, InspectorSettin
 from hfprep.tools.check.options import CheckOptions
 
 CHUNK_ROWS, FEW_ROWS_CHUNK = 64, 4
-FEW_ROWS = 2000  # below, starting processes takes longer than they save
-WAITING_CHUNKS = 4  # for each worker
-DRAWN_ROWS = 128  # of which some are computed to see how long a build takes
+FEW_ROWS = 2000  # for fewer rows, starting processes does not pay off
+WAITING_CHUNKS = 4  # per worker
+DRAWN_ROWS = 128  # a random sample, some of which are computed to estimate the time of a build
 
 Outcome = tuple[int, RawRow, Utterance | None, Inspection | Rejection]
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The findings, all rejections' lines, and how long a build is expected to take.
+    """The findings, the lines of all rejections, and the estimated time of a build.
 
-    `problem` says why no time can be told: a build would not start.
+    `problem` is why there is no estimate: the reason why a build would not start.
     """
 
     findings: Preflight
@@ -56,10 +56,10 @@ class CheckResult:
 
 
 def check(options: CheckOptions, progress: Callable[[int], None] = lambda _: None) -> CheckResult:
-    """Look at every line of a manifest; `progress` is called with the number of lines looked at.
+    """Check every line of a manifest; `progress` is called with the number of checked lines.
 
-    Raises ConfigError or CheckpointError if the manifest, the tokenizer or a config cannot be read, before any line
-    is looked at.
+    Raises ConfigError or CheckpointError if the manifest, the tokenizer or a config cannot be read, before any line is
+    checked.
     """
     load = load_of_others()
     chosen = choose_recipe(options.recipe, options)
@@ -94,7 +94,7 @@ def check(options: CheckOptions, progress: Callable[[int], None] = lambda _: Non
 
 
 def _extractor(chosen: Recipe, options: CheckOptions) -> ExtractorSpec:
-    """How a build would open its extractor. Raises ConfigError and CheckpointError if models are missing."""
+    """The extractor of a build. Raises ConfigError and CheckpointError if models are missing."""
     models, device = chosen.find(options, fetch=False), choose_device(options.device)
     return ExtractorSpec(
         model_set=models,
@@ -109,7 +109,7 @@ def _extractor(chosen: Recipe, options: CheckOptions) -> ExtractorSpec:
 
 @dataclass
 class _Drawn:
-    """Some rows drawn evenly from all, each with its frames, in random order."""
+    """A uniform random sample of all rows with their frames, in random order."""
 
     rows: list[tuple[Utterance, int]] = field(default_factory=list)
     seen: int = 0
@@ -127,7 +127,7 @@ class _Drawn:
 def _outcomes(
     options: CheckOptions, known: Outline, findings: Preflight, stack: ExitStack, progress: Callable[[int], None]
 ) -> Iterator[Outcome]:
-    """The outcome of each line, in order; lines that need no look at files come with their rejection at once."""
+    """The outcome of each line, in order. Lines that cannot be parsed are rejected without inspection."""
     limits = SampleLimits(
         schema=known.schema,
         min_frames=known.min_frames,
@@ -164,7 +164,7 @@ def _outcomes(
 
 
 def _lines(options: CheckOptions, findings: Preflight) -> Iterator[tuple[int, RawRow, Utterance | Rejection]]:
-    """Every line up to the cap, parsed; an id that has been seen is a rejection, as in a build."""
+    """Every line up to the cap, parsed. Duplicate ids are rejected, as in a build."""
     source, finder = (
         open_source(options.manifest, FieldMap.parse(options.map)),
         AudioFinder(options.manifest, options.audio_root),
@@ -186,7 +186,7 @@ def _lines(options: CheckOptions, findings: Preflight) -> Iterator[tuple[int, Ra
 
 
 def _has_audio(row: Utterance, stores: Stores) -> bool:
-    """Whether the audio is there: a row without counts for no --max-samples."""
+    """Whether the audio exists: rows without audio do not count for --max-samples."""
     try:
         identify_audio(row.path, by_content=False, stores=stores)
     except RejectedSample:
@@ -196,7 +196,7 @@ def _has_audio(row: Utterance, stores: Stores) -> bool:
 
 @dataclass
 class _Counter:
-    """Counts lines as they are done, in whatever order, so that what a person sees never stands still."""
+    """Counts finished lines, in any order, so that the displayed progress does not stall."""
 
     progress: Callable[[int], None]
     total: int = 0

@@ -1,7 +1,7 @@
-"""Sound files of many kinds whose bytes depend on their samples alone.
+"""Writes audio files in many formats, whose bytes depend only on their samples.
 
-Provides `AudioKind`, the list `KINDS` and `write_audio`. libsndfile puts the time of day into float wav files and a
-random number into ogg files; both are replaced. Takes samples; knows nothing of what they are.
+Provides `AudioKind`, the list `KINDS` and `write_audio`. libsndfile writes the current time into float wav files and a
+random number into ogg files; both are replaced.
 """
 
 import struct
@@ -18,7 +18,7 @@ OGG_SERIAL = 1
 
 @dataclass(frozen=True, slots=True)
 class AudioKind:
-    """One kind of file: its suffix, libsndfile's names for container and coding, its rate in Hz and its channels."""
+    """A kind of file: its suffix, libsndfile's format and subtype, sampling rate (Hz) and channels."""
 
     suffix: str
     format: str
@@ -59,7 +59,7 @@ def _without_peak_time(wav: bytes) -> bytes:
 
 
 def _with_serial(ogg: bytes, serial: int) -> bytes:
-    """Give every page of a stream the same serial number, and its checksum again."""
+    """Set the serial number of every page of a stream, and recompute the checksums."""
     table = _crc_table()
     pages = bytearray(ogg)
     at = 0
@@ -77,7 +77,7 @@ def _with_serial(ogg: bytes, serial: int) -> bytes:
 
 
 def _crc_table() -> list[int]:
-    """Ogg's checksum of each byte: most significant bit first, no inversion (RFC 3533)."""
+    """Ogg's CRC table: most significant bit first, no inversion (RFC 3533)."""
     table = []
     for byte in range(256):
         value = byte << 24

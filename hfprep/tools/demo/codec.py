@@ -1,4 +1,4 @@
-"""A small neural codec with random weights, to try the recipe codec with: Mimi's form at a fraction of its size."""
+"""A small neural codec with random weights, to try the recipe `codec`: Mimi's architecture in miniature."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ SEED = 4
 
 
 def make_codec(folder: Path) -> None:
-    """Write a random codec to a folder, as the hub has them: 24 kHz, 12.5 codes a second of four codebooks."""
+    """Write a random codec to a folder in the hub's format: 24 kHz, four codebooks at 12.5 codes per second."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -23,7 +23,7 @@ def make_codec(folder: Path) -> None:
 
 
 def random_mimi() -> Any:
-    """As the library initialises it."""
+    """A small Mimi model as the library initialises it."""
     from transformers import MimiConfig, MimiModel
 
     return MimiModel(
@@ -46,7 +46,7 @@ def random_mimi() -> Any:
 
 
 def randomise(codec: Any) -> None:
-    """Give a codec weights by which its codes follow the sound: as initialised, all codes of a clip are the same."""
+    """Draw weights with which codes vary with the audio: as initialised, all codes of a clip are the same."""
     for name, values in codec.eval().state_dict().items():
         if name.endswith(("embed", "embed_sum", "codebook.weight")):
             values.normal_()

@@ -1,7 +1,6 @@
-"""Sample data for the demo and the tests: voice-like clips, a manifest, and lines that are wrong on purpose.
+"""Sample data for the demo and the tests: voice-like clips, a manifest, and invalid lines.
 
-Provides `make_dataset`, which also says what should become of each line. Takes a folder and a seed; the same seed gives
-the same bytes. Knows nothing of models.
+Provides `make_dataset`, which also returns the expected outcome of each line. The same seed gives the same bytes.
 """
 
 import json
@@ -28,7 +27,7 @@ _FLAC = AudioKind("flac", "FLAC", "PCM_16", 16_000)
 
 @dataclass(frozen=True, slots=True)
 class DemoDataset:
-    """What was made: `accepted_ids` in manifest order, and the reason for each line (from 1) that is to be rejected."""
+    """A demo data set: `accepted_ids` in manifest order, and the reason for each line (from 1) to be rejected."""
 
     folder: Path
     manifest: Path
@@ -40,10 +39,10 @@ class DemoDataset:
 def make_dataset(
     folder: str | Path, *, num_samples: int = 24, seed: int = 0, bad_lines: bool = True, max_seconds: float = SECONDS[1]
 ) -> DemoDataset:
-    """Write `num_samples` clips of 0.5 to `max_seconds` seconds with their manifest, and the special lines if wanted.
+    """Write `num_samples` clips of 0.5 to `max_seconds` seconds and their manifest.
 
-    Clips differ in speaker, language, file format, rate and channels. With `bad_lines` some twenty lines more follow,
-    most of them to be rejected, and the file starts with a byte order mark. Files already there are overwritten.
+    Clips differ in speaker, language, file format, rate and channels. With `bad_lines`, about twenty more lines are
+    added, most of them to be rejected, and the file starts with a byte order mark. Existing files are overwritten.
     """
     folder = Path(folder)
     (folder / AUDIO_FOLDER).mkdir(parents=True, exist_ok=True)
@@ -68,7 +67,7 @@ def make_dataset(
 
 
 def _make_clip(folder: Path, index: int, seed: int, max_seconds: float) -> dict[str, Any]:
-    """Write clip number `index`, which does not depend on how many there are, and give its manifest row."""
+    """Write clip number `index` and return its manifest row; independent of the number of clips."""
     generator = np.random.default_rng([seed, index])
     kind = KINDS[index % len(KINDS)]
     speaker = SPEAKERS[index % len(SPEAKERS)]
@@ -88,7 +87,7 @@ def _make_clip(folder: Path, index: int, seed: int, max_seconds: float) -> dict[
 
 
 def _special_lines(folder: Path, seed: int) -> list[tuple[str | bytes, str | Reason]]:
-    """Lines that are odd or wrong, each with its id if it is to be accepted, else the reason to expect."""
+    """Unusual and invalid lines, each with its id if it is to be accepted, or else the expected reason."""
     good = _special_clips(folder, seed)
     text = SENTENCES["en"][0]
 
@@ -124,7 +123,7 @@ def _special_lines(folder: Path, seed: int) -> list[tuple[str | bytes, str | Rea
 
 
 def _special_clips(folder: Path, seed: int) -> str:
-    """Write the audio of the special lines; gives the path of the sound one among them."""
+    """Write the audio of the special lines; returns the path of the valid clip."""
     audio = folder / AUDIO_FOLDER
     rate = _PLAIN_WAV.sampling_rate
     voice = speak(SPEAKERS[0], 1.2, rate, np.random.default_rng([seed, 1 << 32]))
@@ -146,7 +145,7 @@ def _special_clips(folder: Path, seed: int) -> str:
 
 
 def _insert(lines: list[tuple[str | bytes, str | Reason]], special: list[tuple[str | bytes, str | Reason]]) -> None:
-    """Spread the special lines evenly among the good ones, in their own order."""
+    """Spread the special lines evenly among the others, in order."""
     step = max(1, len(lines) // (len(special) + 1))
     for number, line in enumerate(special):
         lines.insert(min(len(lines), (number + 1) * step + number), line)

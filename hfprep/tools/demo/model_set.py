@@ -1,8 +1,8 @@
-"""A model set of RANDOM numbers in the published layouts, made from a seed.
+"""A RANDOM model set in the published layout, made from a seed.
 
-Provides `make_model_set`: the real architectures at small width (seconds, a few megabytes) for the demo and the tests,
-or at the published widths (3.8 GB of disk) for measuring speed and memory. What it computes varies with the audio and
-means nothing. Knows nothing of runs.
+Provides `make_model_set`: the real architecture at small width (takes seconds, a few megabytes) for the demo and the
+tests, or at the published width (3.8 GB on disk) to measure speed and memory. Its features vary with the audio but are
+meaningless.
 """
 
 import json
@@ -38,10 +38,10 @@ TOKENIZER_FILE = "bpe.model"
 SEMANTIC_FOLDER = "w2v-bert-2.0"
 MARK_FILE = "RANDOM.json"
 README_FILE = "README.md"
-VERSION = 2  # of the numbers made from a seed; raise it when they change
+VERSION = 2  # raise it when the numbers made from a seed change
 
 CALIBRATION_SECONDS = 3.0
-STATISTICS_DIGITS = 3  # rounded, so that another number of threads gives the same file
+STATISTICS_DIGITS = 3  # rounded, so that the file does not depend on the number of threads
 
 README = """# RANDOM models
 Every number in this folder was drawn at random (seed {seed}, {size} size). The files have the layout of the published
@@ -51,7 +51,7 @@ checkpoints, so that programs can be tried and measured. Features computed with 
 
 @dataclass(frozen=True, kw_only=True)
 class Widths:
-    """The numbers by which the two sizes differ; each branch is (output_size, linear_units, heads, blocks)."""
+    """The numbers that differ between the two sizes; a branch is (output_size, linear_units, heads, blocks)."""
 
     model_dim: int
     heads: int
@@ -84,11 +84,10 @@ SIZES: dict[str, Widths] = {
 
 
 def make_model_set(folder: str | Path, *, seed: int = 0, size: Size = "small") -> Path:
-    """Write a whole model set into `folder` and give its path; a complete one of that seed and size is left alone.
+    """Write a model set to `folder` and return its path; keeps a complete one with the same seed and size.
 
-    The published size takes 3.8 GB of disk and a minute. Its files are as long as the published ones, 5.9 GB, but for
-    the codec's decoder, of which there is as much as shows that it is skipped; the GPT's own weights are zeros.
-    Raises ValueError for another size.
+    The published size takes a minute and 3.8 GB on disk. Its files are as long as the published ones, 5.9 GB, except
+    that the codec's decoder has only one block; the GPT's own weights are zeros. Raises ValueError for another size.
     """
     if size not in SIZES:
         raise ValueError(f"size is {size!r}; it must be one of {', '.join(SIZES)}")
@@ -108,7 +107,7 @@ def make_model_set(folder: str | Path, *, seed: int = 0, size: Size = "small") -
         width=config.model_dim, num_tokens=config.number_text_tokens, num_codes=config.semantic_codec.codebook_size,
         code_positions=config.max_mel_tokens, text_positions=config.max_text_tokens, layers=SIZES[size].layers,
     )  # fmt: skip
-    holes = gpt.keys() if size == "published" else ()  # 2 GB that need not lie on the disk
+    holes = gpt.keys() if size == "published" else ()  # 2 GB that take no disk space
     write_torch_file(folder / GPT_FILE, {**needed[GPT_FILE], **gpt}, seed=seed, holes=holes)
     write_safetensors(folder / CODEC_FILE, {**needed[CODEC_FILE], **_unneeded_codec(needed[CODEC_FILE])}, seed=seed)
     (folder / MARK_FILE).write_text(json.dumps(mark) + "\n", encoding="utf-8")
@@ -129,11 +128,11 @@ def _write_config(folder: Path, size: Size) -> ModelConfig:
 
 
 def write_semantic(folder: Path, size: Size, *, seed: int) -> SemanticEncoderConfig:
-    """Write the semantic encoder's folder and the statistics of its output; gives its config."""
+    """Write the semantic encoder's folder and the statistics of its output; returns its config."""
     semantic = folder / SEMANTIC_FOLDER
     semantic.mkdir(parents=True, exist_ok=True)
     _write_json(semantic / "config.json", _semantic_values(SIZES[size]))
-    # The published file pads with 1; only frames that are masked out ever hold it.
+    # The published file pads with 1, but padded frames are masked.
     _write_json(semantic / "preprocessor_config.json", {**PREPROCESSOR_VALUES, "padding_value": 1, "random": True})
     config = SemanticEncoderConfig.read(semantic / "config.json")
     needed = semantic_shapes(SemanticEncoder(config))
@@ -213,7 +212,7 @@ def _semantic_values(widths: Widths) -> dict[str, Any]:
 def unneeded_gpt(
     *, width: int, num_tokens: int, num_codes: int, code_positions: int, text_positions: int, layers: int
 ) -> Shapes:
-    """The tensors of the GPT itself."""
+    """The tensors of the GPT, which hfprep does not need."""
     text, codes = num_tokens + 1, num_codes + 2
     shapes: dict[str, tuple[int, ...]] = {
         "mel_pos_embedding.emb.weight": (code_positions + 3, width),
@@ -239,7 +238,7 @@ def unneeded_gpt(
 
 
 def _unneeded_codec(needed: Shapes) -> Shapes:
-    """The first block of the decoder, and the projection out of the codebook."""
+    """The first block of the decoder and the codebook's output projection, which hfprep ignores."""
     first = "encoder.0.convnext.0."
     decoder = {name.replace("encoder", "decoder", 1): shape for name, shape in needed.items() if name.startswith(first)}
     width, size, _ = needed["quantizer.quantizers.0.in_project.weight_v"]
@@ -248,7 +247,7 @@ def _unneeded_codec(needed: Shapes) -> Shapes:
 
 
 def _unneeded_layers(needed: Shapes, num_layers: int) -> Shapes:
-    """The semantic encoder's layers after those that are needed."""
+    """The semantic encoder's layers that hfprep does not need."""
     first = "encoder.layers.0."
     shapes = {
         name.replace(".0.", f".{layer}.", 1): shape
@@ -260,9 +259,9 @@ def _unneeded_layers(needed: Shapes, num_layers: int) -> Shapes:
 
 
 def write_statistics(folder: Path, semantic_config: SemanticEncoderConfig) -> None:
-    """Measure mean and variance of the encoder's output over some demo speech, so that normalising does what it should.
+    """Measure mean and variance of the encoder's output over some demo speech.
 
-    Random layers give nearly the same large vector for every frame; codes would hardly vary without this.
+    Random layers return nearly the same large vector for every frame, so codes would hardly vary without them.
     """
     path, size = folder / STATISTICS_FILE, semantic_config.hidden_size
     torch.save({"mean": torch.zeros(size), "var": torch.ones(size)}, path)

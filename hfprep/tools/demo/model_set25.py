@@ -1,8 +1,8 @@
-"""A model set of RANDOM numbers in IndexTTS-2.5's layout, made from a seed.
+"""A RANDOM model set in IndexTTS-2.5's layout, made from a seed.
 
-Provides `make_model_set25`: at small width for the demo, at the published widths for measuring. Its vocabulary is made
-here, too: single bytes, and the words of the demo's sentences grown letter by letter, so that the set is told from its
-tensors, as one with another vocabulary is.
+Provides `make_model_set25`: at small width for the demo, at the published width for measuring. Its vocabulary has
+single bytes and the prefixes of the words in the demo's sentences, so the set is recognised by its tensors, not by its
+vocabulary size.
 """
 
 import base64
@@ -40,7 +40,7 @@ from hfprep.tools.demo.model_set import (
 from hfprep.tools.demo.random_weights import Shapes, write_torch_file
 from hfprep.tools.demo.sentences import SENTENCES
 
-VERSION = 1  # of the numbers made from a seed; raise it when they change
+VERSION = 1  # raise it when the numbers made from a seed change
 SPEAKER: dict[str, CampplusConfig] = {
     "small": CampplusConfig(
         head_channels=4, channels=16, bottleneck=16, context=8, growth=4, num_layers=(3, 4, 3), vector=24
@@ -53,9 +53,9 @@ _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 
 
 def make_model_set25(folder: str | Path, *, seed: int = 0, size: Size = "small") -> Path:
-    """Write a whole model set into `folder` and give its path; a complete one of that seed and size is left alone.
+    """Write a model set to `folder` and return its path; keeps a complete one with the same seed and size.
 
-    In the published size the GPT's own weights are zeros, and there is no optimizer state in codec.pth.
+    In the published size, the GPT's own weights are zeros, and codec.pth has no optimizer state.
     Raises ValueError for another size.
     """
     if size not in SIZES:
@@ -72,7 +72,7 @@ def make_model_set25(folder: str | Path, *, seed: int = 0, size: Size = "small")
     semantic = write_semantic(folder, size, seed=seed)
     needed = expected_shapes(config, semantic)
     gpt = _unneeded_gpt(config, size)
-    holes = gpt.keys() if size == "published" else ()  # 2 GB that need not lie on the disk
+    holes = gpt.keys() if size == "published" else ()  # 2 GB that take no disk space
     write_torch_file(folder / GPT_FILE, {**needed[GPT_FILE], **gpt}, seed=seed, holes=holes)
     write_torch_file(folder / CODEC_FILE, needed[CODEC_FILE], seed=seed, under="model")
     write_torch_file(folder / CAMPPLUS_FILE, campplus_shapes(SPEAKER[size]), seed=seed)
@@ -81,7 +81,7 @@ def make_model_set25(folder: str | Path, *, seed: int = 0, size: Size = "small")
 
 
 def _write_vocabulary(path: Path) -> int:
-    """Write the ranks; gives the number of tokens with the special ones."""
+    """Write the ranks; returns the number of tokens, including special ones."""
     rest = [byte for byte in range(256) if byte not in set(_PRINTABLE)]
     tokens = dict.fromkeys(bytes([byte]) for byte in (*_PRINTABLE, *rest))
     words = sorted({word for texts in SENTENCES.values() for text in texts for word in _WORD.findall(text.lower())})
@@ -103,7 +103,7 @@ def _write_config(path: Path, num_tokens: int, size: Size) -> Config:
 
 
 def _unneeded_gpt(config: Config, size: Size) -> Shapes:
-    """The tensors of the GPT itself, the projection of the speaker vector and the languages among them."""
+    """The tensors of the GPT, including the speaker vector's projection and the language embedding."""
     gpt = unneeded_gpt(
         width=config.model_dim, num_tokens=config.number_text_tokens, num_codes=config.semantic_codec.codebook_size,
         code_positions=config.max_mel_tokens, text_positions=config.max_text_tokens, layers=SIZES[size].layers,

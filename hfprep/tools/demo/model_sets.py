@@ -1,4 +1,4 @@
-"""The recipes that the demo has RANDOM models of. Imports nothing heavy: the command line asks for the names."""
+"""The recipes with RANDOM demo models. Light to import, because the command line needs the names."""
 
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,9 @@ DEMOS = ("indextts-2", "indextts-2.5", CODEC)
 
 
 def make_models(name: str, folder: Path) -> dict[str, Any]:
-    """Write a model set of that recipe, one of `DEMOS`, into `folder`; gives the options of a build that name it.
+    """Write a model set of a recipe in `DEMOS` to `folder`; returns the build options to use it.
 
-    Raises ConfigError if the folder has models of another one.
+    Raises ConfigError if the folder has models of another recipe.
     """
     if name == CODEC:
         from hfprep.tools.demo.codec import make_codec

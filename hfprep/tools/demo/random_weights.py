@@ -1,8 +1,7 @@
-"""Random tensors that are well scaled, written to checkpoint files piece by piece.
+"""Writes well-scaled random tensors to checkpoint files, piece by piece.
 
-Provides `write_safetensors` and `write_torch_file`. Takes names and shapes; a tensor's numbers depend on the seed and
-on its own name alone. A file of any size is written with one piece of one tensor in memory. Knows nothing of models but
-how their tensors' names end.
+Provides `write_safetensors` and `write_torch_file`. A tensor's numbers depend only on the seed and its name; its scale
+follows from the end of its name. Files of any size are written with one piece of one tensor in memory.
 """
 
 import json
@@ -23,18 +22,18 @@ FLOAT_BYTES = 4
 NORM_SPREAD = 0.1
 BIAS_SPREAD = 0.05
 GAIN_SPREAD = 0.2
-# With branches as strong as what they are added to, 17 random layers forget the sound: 47 of 256 codes were ever used
-# in a minute of demo speech, and 214 with half of it.
+# With residual branches as large as their input, 17 random layers lose the signal: a minute of demo speech used only 47
+# of 256 codes, and 214 with half-size branches.
 BRANCH_SCALE = 0.5
 ENCODER_LAYERS = "encoder.layers."
 BRANCH_ENDS = ("linear_out.weight", "output_dense.weight", "pointwise_conv2.weight")
-ZIP_LOCAL_HEADER = struct.Struct("<26xHH")  # ends with the lengths of the name and of the extra field
+ZIP_LOCAL_HEADER = struct.Struct("<26xHH")  # ends with the lengths of the name and the extra field
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def write_safetensors(path: Path, shapes: Shapes, *, seed: int) -> None:
-    """Write float32 tensors of these shapes; the file's metadata says that they are random."""
+    """Write float32 tensors with these shapes; the metadata marks them as random."""
     header: dict[str, object] = {"__metadata__": {"format": "pt", "random": "true", "seed": str(seed)}}
     offset = 0
     for name, shape in shapes.items():
@@ -53,11 +52,11 @@ def write_safetensors(path: Path, shapes: Shapes, *, seed: int) -> None:
 def write_torch_file(
     path: Path, shapes: Shapes, *, seed: int, holes: Collection[str] = (), under: str | None = None
 ) -> None:
-    """Write a state dict of float32 tensors of these shapes as torch.save does; with `under` it is that entry's value.
+    """Write a state dict of float32 tensors with these shapes as torch.save does, as the entry `under` if given.
 
-    Tensors named in `holes` are zeros, and take no room on the disk where the file system has sparse files.
+    Tensors in `holes` are zeros, and take no disk space if the file system supports sparse files.
     """
-    # Memory that is never touched costs nothing: torch leaves the room in the file, and the numbers follow.
+    # skip_data: torch reserves the space in the file, and the numbers are written below.
     with skip_data():
         tensors = {name: torch.empty(shape) for name, shape in shapes.items()}
         torch.save(tensors if under is None else {under: tensors}, path)
@@ -71,7 +70,7 @@ def write_torch_file(
 
 
 def random_pieces(name: str, shape: tuple[int, ...], *, seed: int) -> Iterator[np.ndarray]:
-    """The values of a tensor in row order, float32, a piece at a time."""
+    """The values of a tensor in row order, float32, in pieces."""
     if name.endswith("pos_enc.pe"):
         yield _sinusoids(shape).ravel()
         return
@@ -86,13 +85,13 @@ def random_pieces(name: str, shape: tuple[int, ...], *, seed: int) -> Iterator[n
 
 
 def _scale(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
-    """Mean and spread that keep a layer's output about as large as its input."""
+    """Mean and standard deviation that keep a layer's output about as large as its input."""
     kind = name.rsplit(".", 1)[-1]
-    if kind == "weight_g":  # of a weight norm: the length of each output's weights
+    if kind == "weight_g":  # of a weight norm: the norm of each output's weights
         return 1.0, GAIN_SPREAD
     if kind == "latents" or name.endswith("codebook.weight"):
         return 0.0, 1.0
-    if kind == "running_var":  # of a batch norm: what it divides by
+    if kind == "running_var":  # of a batch norm: the variance
         return 1.0, NORM_SPREAD
     if len(shape) == 1:
         return (1.0, NORM_SPREAD) if kind in {"weight", "gamma"} else (0.0, BIAS_SPREAD)
@@ -111,7 +110,7 @@ def _sinusoids(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _storage_offsets(path: Path) -> list[int]:
-    """Where each tensor's numbers start in a torch file, in the order in which they were saved."""
+    """The offset of each tensor's data in a torch file, in the order in which they were saved."""
     with zipfile.ZipFile(path) as archive:
         storages = [
             entry for entry in archive.infolist() if os.path.basename(os.path.dirname(entry.filename)) == "data"

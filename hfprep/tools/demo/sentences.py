@@ -1,7 +1,7 @@
 """Sentences in several languages, written for the demo.
 
-Provides what the demo's speakers say and what its tokenizer is trained on. Numbers, dates, money and foreign names are
-in them on purpose: they exercise the text rules.
+The demo's texts, on which its tokenizer is trained too. Numbers, dates, money and foreign names exercise the text
+rules.
 """
 
 SENTENCES: dict[str, tuple[str, ...]] = {

@@ -1,6 +1,6 @@
 """A small tokenizer for the demo, trained on the demo's own sentences.
 
-Provides `train_tokenizer`. Characters that it has not seen become bytes, so that no text is unknown to it.
+Provides `train_tokenizer`. Characters that were not in the training text are encoded as bytes, so no text is unknown.
 """
 
 import io
@@ -15,9 +15,9 @@ START_TOKEN, STOP_TOKEN, UNKNOWN_TOKEN = 0, 1, 2  # as in the published tokenize
 
 
 def train_tokenizer() -> bytes:
-    """Train a byte-pair model with byte fallback and give the bytes of its .model file; always the same ones.
+    """Train a BPE model with byte fallback and return the bytes of its .model file. Deterministic.
 
-    Its text is prepared as the text pipeline prepares it: upper case, spaces around Chinese characters.
+    The text is prepared like in the text pipeline: upper case, spaces around Chinese characters.
     """
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

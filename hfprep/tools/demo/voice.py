@@ -1,7 +1,7 @@
-"""Voice-like sound from numbers: glottal pulses and breath through moving formants.
+"""Synthesises voice-like audio: glottal pulses and breath noise through moving formants.
 
-Provides `Speaker` and `speak`. Takes a duration, a rate and a random generator. Nobody is imitated and no word is said;
-the sound has what the models look at: pitch, formants, syllables, pauses, noise.
+Provides `Speaker` and `speak`. There are no words, but the properties that the models respond to: pitch, formants,
+syllables, pauses, noise.
 """
 
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ VOWELS: tuple[tuple[float, float, float], ...] = (
     (320.0, 880.0, 2240.0),
     (490.0, 1350.0, 1690.0),
 )
-"""First three formants in Hz of six vowels, for an adult of middle size."""
+"""First three formants (Hz) of six vowels, for an average adult."""
 FORMANT_WIDTHS = np.array([80.0, 110.0, 170.0])  # Hz
 FORMANT_LEVELS = np.array([1.0, 0.5, 0.25])
 SYLLABLE_SECONDS = (0.12, 0.28)
 PAUSE_SECONDS = (0.08, 0.22)
 PAUSE_SHARE = 0.18
-FRAME_SECONDS = 0.020  # of the moving filter; frames overlap by half
+FRAME_SECONDS = 0.020  # of the time-varying filter; frames overlap by half
 VIBRATO_HZ = 5.3
 BREATH_LEVEL = 0.015
 PEAK = 0.6
@@ -30,7 +30,7 @@ PEAK = 0.6
 
 @dataclass(frozen=True, slots=True)
 class Speaker:
-    """A voice: mean pitch in Hz, formants relative to `VOWELS`, vibrato depth and breathiness as shares."""
+    """A voice: mean pitch (Hz), formants relative to `VOWELS`, vibrato depth and breathiness."""
 
     name: str
     pitch: float
@@ -58,9 +58,9 @@ class _Syllable:
 
 
 def speak(speaker: Speaker, seconds: float, sampling_rate: int, generator: np.random.Generator) -> np.ndarray:
-    """Make an utterance: float64 (round(seconds * sampling_rate),), peak 0.6.
+    """Synthesise an utterance: float64 (round(seconds * sampling_rate),), peak 0.6.
 
-    `sampling_rate` is in Hz. A generator in the same state gives the same sound.
+    `sampling_rate` is in Hz. The same generator state gives the same audio.
     """
     num_samples = round(seconds * sampling_rate)
     syllables = _plan(seconds, generator)
@@ -68,7 +68,7 @@ def speak(speaker: Speaker, seconds: float, sampling_rate: int, generator: np.ra
     drift = np.interp(time, [0.0, seconds], [1.08, 0.88])
     shake = 1.0 + speaker.vibrato * np.sin(2 * np.pi * VIBRATO_HZ * time + generator.uniform(0, 2 * np.pi))
     phase = np.cumsum(speaker.pitch * drift * shake / sampling_rate)
-    pulses = np.diff(np.floor(phase), prepend=0.0) - speaker.pitch / sampling_rate  # less their mean: no step at 0 Hz
+    pulses = np.diff(np.floor(phase), prepend=0.0) - speaker.pitch / sampling_rate  # without DC
     breath = generator.standard_normal(num_samples)
     voiced, noise, vowels = np.zeros(num_samples), np.zeros(num_samples), np.zeros((num_samples, 3))
     for syllable in syllables:
@@ -82,7 +82,7 @@ def speak(speaker: Speaker, seconds: float, sampling_rate: int, generator: np.ra
         vowels[inside] = np.array(VOWELS[syllable.vowel]) * speaker.formant_scale
     source = pulses * voiced + breath * noise
     sound = _through_formants(source, vowels, sampling_rate)
-    sound += 2e-4 * np.max(np.abs(sound)) * generator.standard_normal(num_samples)  # the room
+    sound += 2e-4 * np.max(np.abs(sound)) * generator.standard_normal(num_samples)  # background noise
     return sound * (PEAK / np.max(np.abs(sound)))
 
 
@@ -101,7 +101,7 @@ def _plan(seconds: float, generator: np.random.Generator) -> list[_Syllable]:
 
 
 def _through_formants(source: np.ndarray, vowels: np.ndarray, sampling_rate: int) -> np.ndarray:
-    """Filter by overlapping windows, each with the formants (num_samples, 3) at its middle."""
+    """Filter overlapping windows, each with the formants (num_samples, 3) at its centre."""
     hop = round(FRAME_SECONDS * sampling_rate) // 2
     window = np.hanning(2 * hop + 1)[:-1]
     num_frames = len(source) // hop + 1
@@ -110,7 +110,7 @@ def _through_formants(source: np.ndarray, vowels: np.ndarray, sampling_rate: int
     frequencies = np.fft.rfftfreq(4 * hop, 1 / sampling_rate)
     centres = vowels[np.minimum(np.arange(num_frames) * hop, len(source) - 1)][:, :, None]  # (frames, 3, 1)
     resonance = FORMANT_LEVELS[:, None] / (1 + ((frequencies - centres) / FORMANT_WIDTHS[:, None]) ** 2)
-    tilt = 1 / (1 + (frequencies / 500.0) ** 2)  # the glottis gives 12 dB less for each octave
+    tilt = 1 / (1 + (frequencies / 500.0) ** 2)  # the glottal source falls by 12 dB per octave
     spectrum = np.fft.rfft(frames, 4 * hop) * (resonance.sum(axis=1) + 0.02) * (0.05 + tilt)
     filtered = np.fft.irfft(spectrum, 4 * hop)
     sound = np.zeros((num_frames + 4) * hop)

@@ -1,6 +1,6 @@
-"""What can be heard of some of the drawn samples: how much of a clip is silence, and whether it is clipped.
+"""Measures silence and clipping in the audio of some of the drawn samples.
 
-Reads the source audio, so only where the report may point at it; adds to what was collected.
+Reads the source audio, so it runs only if the report may link to it. Adds to the collected data.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -15,13 +15,13 @@ from hfprep.tools.report.collect import IO_THREADS, Collected
 
 MOST_CLIPS = 400
 WINDOW = TARGET_SAMPLING_RATE // 50  # 20 ms
-QUIET_DB = -40.0  # below the clip's loud parts: silence
+QUIET_DB = -40.0  # relative to the clip's loud parts, below which it is silence
 LOUD_QUANTILE = 0.95
-FULL_SCALE = 0.985  # of samples at 16 kHz: what was clipped at another rate is not flat any more
+FULL_SCALE = 0.985  # below 1.0, because resampling to 16 kHz smooths clipped peaks
 
 
 def listen(found: Collected) -> None:
-    """Read the audio of some of the drawn samples, spread evenly, and note what is heard in each."""
+    """Read the audio of evenly spaced drawn samples, and record silence and clipping of each."""
     rows = found.points.rows
     every = max(1, -(-len(rows) // MOST_CLIPS))
     wanted = [number for number in range(0, len(rows), every) if rows[number].get("audio")]
@@ -41,7 +41,7 @@ def _heard(row: dict[str, Any]) -> dict[str, float] | None:
 
 
 def silence(samples: np.ndarray) -> float:
-    """Share of a clip, float32 (num_samples,) at 16 kHz, that is 40 dB or more below its loud parts."""
+    """The fraction of a clip, float32 (num_samples,) at 16 kHz, that is 40 dB or more below its loud parts."""
     windows = samples[: len(samples) // WINDOW * WINDOW].reshape(-1, WINDOW)
     if not len(windows):
         return 0.0
@@ -51,5 +51,5 @@ def silence(samples: np.ndarray) -> float:
 
 
 def clipped(samples: np.ndarray) -> float:
-    """Share of samples at full scale."""
+    """The fraction of samples at full scale."""
     return float((np.abs(samples) >= FULL_SCALE).mean()) if len(samples) else 0.0

@@ -1,6 +1,6 @@
-"""The charts of a report, as Bokeh figures. Takes what was collected; knows nothing of the page around them.
+"""The charts of a report, as Bokeh figures.
 
-Charts have no colours of their own for text, axes and ground: the page sets those, in light and dark.
+The page sets the colours of text, axes and background, for light and dark mode.
 """
 
 import math
@@ -31,16 +31,16 @@ BARS = 20
 BINS = 60
 MOST_USED = 15
 HEIGHT = 260
-USUAL = 0.995  # of the values, which the axes show
-FAR = 1.5  # times what is usual, from where a length is beyond the axes
-FLATTENING = 5.0  # times what is usual, from where a point of a map is
+USUAL = 0.995  # quantile of the values up to which they count as usual
+FAR = 1.5  # ratio to the usual values from which a length is beyond the axes
+FLATTENING = 5.0  # the same for points of a map
 SHOW_ROW = CustomJS(
     args={}, code="window.hfprep.show('samples', cb_data.source.data['row'][cb_data.source.selected.indices[0]])"
 )
 
 
 def new_figure(title: str, x: str, y: str, **options: Any) -> figure:
-    """An empty chart with its axes named."""
+    """An empty chart with labelled axes."""
     chart = figure(
         title=title, height=HEIGHT, sizing_mode="stretch_width", tools="pan,wheel_zoom,box_zoom,reset,save",
         active_scroll=None, x_axis_label=x, y_axis_label=y, output_backend="canvas", **options,
@@ -51,12 +51,12 @@ def new_figure(title: str, x: str, y: str, **options: Any) -> figure:
 
 
 def whole_numbers(axis: Any) -> None:
-    """Let an axis of counts have no half of a sample."""
+    """Restrict the ticks of an axis to integers."""
     axis.ticker = BasicTicker(min_interval=1, num_minor_ticks=0)
 
 
 def bars(title: str, names: Sequence[str], values: Sequence[float], unit: str, details: Sequence[str]) -> figure:
-    """Horizontal bars, largest first as they come, each with a line of details."""
+    """Horizontal bars in the given order, each with a line of details."""
     names = [name[:40] for name in names]
     unique = [name if names.index(name) == at else f"{name} ({at})" for at, name in enumerate(names)]
     source = ColumnDataSource({"name": unique, "value": list(values), "details": list(details)})
@@ -69,7 +69,7 @@ def bars(title: str, names: Sequence[str], values: Sequence[float], unit: str, d
 
 
 def group_bars(kind: str, groups: dict[str, Group]) -> figure:
-    """Audio by language, speaker or split, the largest first; the rest in one bar."""
+    """Audio by language, speaker or split, the largest first; the rest in a single bar."""
     ranked = sorted(groups.items(), key=lambda item: -item[1].seconds)
     shown, rest = ranked[:BARS], ranked[BARS:]
     if rest:
@@ -84,7 +84,7 @@ def group_bars(kind: str, groups: dict[str, Group]) -> figure:
 
 
 def unit_of(seconds: float) -> tuple[str, float]:
-    """The unit in which a length of time is a handy number, and its seconds; the bounds are those of `duration`."""
+    """A suitable unit for a duration, and its length in seconds, with the same bounds as `duration`."""
     for name, length, bound in (("seconds", 1.0, 90), ("minutes", 60.0, 5400)):
         if seconds < bound:
             return name, length
@@ -92,13 +92,13 @@ def unit_of(seconds: float) -> tuple[str, float]:
 
 
 def axis_end(values: np.ndarray, far: float = FAR) -> float:
-    """Where an axis ends: at the largest value, or, where a few lie far beyond the rest, at the last of the rest."""
+    """The end of an axis: the largest value, without a few that are far beyond the rest."""
     usual = float(np.quantile(values, USUAL, method="lower"))
     return float(values[values <= far * usual].max()) if usual > 0 else float(values.max())
 
 
 def usual_range(values: np.ndarray) -> tuple[float, float]:
-    """The ends of an axis of all values, but for a few that would flatten the rest."""
+    """The ends of an axis of all values, without a few that would squeeze the rest."""
     away = np.abs(values - np.median(values))
     kept = values[away <= axis_end(away, FLATTENING)]
     low, high = float(kept.min()), float(kept.max())
@@ -107,12 +107,12 @@ def usual_range(values: np.ndarray) -> tuple[float, float]:
 
 
 def axis(ends: tuple[float, float]) -> Range1d:
-    """An axis between two ends."""
+    """An axis range with these ends."""
     return Range1d(start=ends[0], end=ends[1])
 
 
 def beyond_axes(x: np.ndarray, y: np.ndarray, ends: Sequence[tuple[float, float]]) -> str:
-    """For a chart's title: how many points are not within its axes; "" where all are."""
+    """For a chart's title: the number of points outside its axes; "" if there are none."""
     within = [(values >= low) & (values <= high) for values, (low, high) in zip((x, y), ends, strict=True)]
     beyond = int((~(within[0] & within[1])).sum())
     return f" ({beyond:,} beyond the axes)" if beyond else ""
@@ -121,9 +121,9 @@ def beyond_axes(x: np.ndarray, y: np.ndarray, ends: Sequence[tuple[float, float]
 def histogram(
     title: str, values: np.ndarray, unit: str, limit: int | None = None, *, counted: str = "samples"
 ) -> figure:
-    """How often each length occurs among what is `counted`; `limit` is the model's number of positions.
+    """A histogram of lengths; `limit` is the model's number of positions, `counted` the unit of the counts.
 
-    What lies far beyond the rest is counted in a bar of its own at the end.
+    Values far beyond the rest are counted in a separate bar at the end.
     """
     end = axis_end(values)
     beyond = int((values > end).sum())
@@ -152,7 +152,7 @@ def histogram(
 
 
 def add_legend(chart: figure, items: Sequence[LegendItem]) -> None:
-    """A legend below a chart's title, where there is anything to tell apart."""
+    """Add a legend above a chart, if there are any items."""
     if items:
         legend = Legend(items=list(items), orientation="horizontal", margin=2, label_text_font_size="11px")
         legend.ncols = 4
@@ -160,7 +160,7 @@ def add_legend(chart: figure, items: Sequence[LegendItem]) -> None:
 
 
 def lengths_scatter(found: Collected) -> figure | None:
-    """Tokens against codes, a point a sample: what is apart is a wrong text or a long silence. None without both."""
+    """Codes over text ids, one point per sample; outliers are wrong texts or long silences. None without both."""
     tokens, codes = first_of(found.schema, "tokens"), first_of(found.schema, "codes")
     if tokens is None or codes is None:
         return None
@@ -176,7 +176,7 @@ def lengths_scatter(found: Collected) -> figure | None:
 
 
 def direction_map(found: Collected, column: str, by: str) -> figure:
-    """The two main directions of a vector column, coloured by speaker or language."""
+    """The first two principal components of a vector column, coloured by speaker or language."""
     vectors = found.points.vectors[column]
     places, shares = main_directions(vectors - vectors.mean(axis=0))
     labels = labels_shown([row[by] for row in found.points.rows])
@@ -201,7 +201,7 @@ def direction_map(found: Collected, column: str, by: str) -> figure:
 
 
 def similarity_strip(found: Collected, column: str) -> figure:
-    """How like its speaker's mean each sample's vector is; low ones may be another voice or noise."""
+    """The similarity of each sample's vector to its speaker's mean; low values may be another voice or noise."""
     speakers = [row["speaker"] for row in found.points.rows]
     vectors = found.points.vectors[column]
     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
@@ -228,7 +228,7 @@ def similarity_strip(found: Collected, column: str) -> figure:
 
 
 def codebook_bars(counts: np.ndarray, name: str) -> figure:
-    """The codes that occur most; counts: int64 (size,)."""
+    """The most frequent codes; counts: int64 (size,)."""
     total = max(1, int(counts.sum()))
     order = np.argsort(-counts, kind="stable")[:MOST_USED]
     order = order[counts[order] > 0]
@@ -238,7 +238,7 @@ def codebook_bars(counts: np.ndarray, name: str) -> figure:
 
 
 def codebook_curve(counts: np.ndarray, name: str) -> figure:
-    """How much of all codes the most used rows of the codebook make up; counts: int64 (size,)."""
+    """The cumulative share of the most used codes; counts: int64 (size,)."""
     ranked = np.sort(counts)[::-1]
     shares = np.cumsum(ranked) / max(1, ranked.sum())
     at = np.unique(np.linspace(0, len(ranked) - 1, 400).astype(int))
@@ -251,7 +251,7 @@ def codebook_curve(counts: np.ndarray, name: str) -> figure:
 
 
 def rejected_bars(found: Collected) -> figure:
-    """Rejected lines by reason; a click shows some of them."""
+    """Rejected lines by reason; a click shows examples."""
     names = list(found.rejected)
     chart = bars("Rejected lines by reason", names, [float(x) for x in found.rejected.values()], "lines",
                  ["" for _ in names])  # fmt: skip
@@ -264,7 +264,7 @@ def rejected_bars(found: Collected) -> figure:
 
 
 def main_directions(centred: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
-    """Principal components: places (N, 2) of centred vectors (N, D), and each direction's share of the variance."""
+    """The first two principal components (N, 2) of centred vectors (N, D), and their shares of the variance."""
     values, vectors = np.linalg.eigh(centred.T @ centred / max(1, len(centred)))
     if len(values) < 2:
         return np.pad(centred, ((0, 0), (0, 1))), (1.0, 0.0)
@@ -285,7 +285,7 @@ def _scatter(
     marker: str = "circle",
     extra: Sequence[tuple[str, str]] = (),
 ) -> Any:
-    """Points that tell who they are when hovered over, and show their row when clicked."""
+    """Points with a tooltip, which show their row when clicked."""
     drawn = chart.scatter("x", "y", source=source, size=8, color=colour, marker=marker, alpha=0.85,
                           nonselection_alpha=0.5, name="points")  # fmt: skip
     tips = [("id", "@id"), ("speaker", "@speaker"), ("language", "@language"), ("seconds", "@seconds"), *extra]
@@ -295,6 +295,6 @@ def _scatter(
 
 
 def thinned(count: int, most: int = 3000) -> list[int]:
-    """At most so many positions of so many things, spread evenly."""
+    """At most `most` evenly spaced positions of `count`."""
     step = max(1, math.ceil(count / most))
     return list(range(0, count, step))

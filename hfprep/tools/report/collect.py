@@ -1,7 +1,6 @@
-"""A finished output as numbers to draw: lengths of all samples, and vectors, codes and rows of a random part of them.
+"""Collects a report's data: lengths of all samples, and vectors, codes and rows of a random subset.
 
-Takes an output of any format; gives `Collected`. What a sample consists of is the output's own schema. Counts are of
-all samples, whatever is only of a part says so. Knows nothing of charts.
+Takes an output in any format; returns `Collected`. Counts are of all samples unless stated otherwise.
 """
 
 import json
@@ -28,19 +27,19 @@ from hfprep.tools.report.texts import NONE_GIVEN, TEXT_WIDTH, Texts, look_at_tex
 
 MOST_POINTS = 3000
 MOST_CODES = 20_000  # samples whose codes are counted
-EXTREMES = 40  # longest, shortest and oddest samples that are always among the points
+EXTREMES = 40  # longest, shortest and most unusual samples, which are always among the points
 MOST_REJECTED = 300
 REJECTED_EACH = 25
 IO_THREADS = 8
-# Names of files and folders that many data sets have.
-SAY_NOTHING = {"manifest", "metadata", "data", "train", "dataset", "audio", "manifests"}
+# Common names of files and folders, which do not identify a data set.
+GENERIC_NAMES = {"manifest", "metadata", "data", "train", "dataset", "audio", "manifests"}
 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Of every sample: float32 seconds, int32 lengths by name, and where it is: split and position.
+    """Seconds (float32) and lengths by name (int32) of every sample, and its split and position.
 
-    `pace` is codes per token, float64, None if the schema has not both.
+    `pace` is codes per token, float64; None unless the schema has both.
     """
 
     seconds: np.ndarray
@@ -55,7 +54,7 @@ class Lengths:
 
 @dataclass
 class Group:
-    """Samples and seconds of one language, speaker or split."""
+    """Samples and seconds of a language, speaker or split."""
 
     samples: int = 0
     seconds: float = 0.0
@@ -63,10 +62,10 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """The part of the samples that is drawn one by one.
+    """The samples that are drawn as points.
 
-    rows: what to show of each; texts: whole, with their languages; vectors: of each vector column, its mean over all
-    but the last dimension, float32 (N, D).
+    rows: what is shown of each; texts: full texts with their languages; vectors: for each vector column, the mean over
+    all but the last dimension, float32 (N, D).
     """
 
     rows: list[dict[str, Any]]
@@ -92,24 +91,24 @@ class Collected:
     timeline: list[dict[str, Any]]
     texts: Texts = field(default_factory=Texts)
     audio_looked_at: int = 0
-    signals: dict[int, dict[str, float]] = field(default_factory=dict)  # what was heard, by the point's number
+    signals: dict[int, dict[str, float]] = field(default_factory=dict)  # silence and clipping by point number
 
     @property
     def name(self) -> str:
-        """The data set's name, as far as its manifest's path tells it, else that of the output."""
+        """The data set's name, from its manifest's path if possible, or else from the output's."""
         return name_of(self.root)
 
 
 def collect(root: Path, *, with_audio: bool = False, seed: int = 0) -> Collected:
-    """Read an output. Raises StoreError if it is none or damaged, ConfigError if it holds no sample."""
+    """Read an output. Raises StoreError if it is not an output or damaged, ConfigError if it is empty."""
     check_local(root)
     if not root.is_dir():
-        raise ConfigError(f"there is no folder {str(root)!r}; give the output directory of a build, or an export")
+        raise ConfigError(f"{str(root)!r} is not a folder; give the output directory of a build, or an export")
     source = open_set(root)
     splits = {name: source.split(name) for name in SPLITS}
     lengths, groups = _lengths(source.schema, splits)
     if not len(lengths):
-        raise ConfigError(f"{str(root)!r} holds no samples; there is nothing to report")
+        raise ConfigError(f"{str(root)!r} contains no samples; there is nothing to report")
     chosen = _choose(lengths, random.Random(seed))
     locate = _audio_finder(root) if with_audio else None
     points = _points(source.schema, splits, lengths, chosen, locate)
@@ -124,24 +123,24 @@ def collect(root: Path, *, with_audio: bool = False, seed: int = 0) -> Collected
 
 
 def name_of(root: Path) -> str:
-    """What a person calls the data set in a folder: its manifest, the folder that this is in, or else the output."""
+    """A name for a data set: that of its manifest, of the manifest's folders, or else of the output."""
     manifest = (read_state_value(root, "paths") or {}).get("manifest")
     places = [] if not manifest else [Path(manifest).stem, *(folder.name for folder in Path(manifest).parents[:2])]
-    return next((name for name in places if name and name.lower() not in SAY_NOTHING), root.resolve().name)
+    return next((name for name in places if name and name.lower() not in GENERIC_NAMES), root.resolve().name)
 
 
 def varying(schema: Schema) -> tuple[str, ...]:
-    """The names of the lengths that are not the same for all samples."""
+    """The names of the lengths that vary between samples."""
     return tuple(name for name in schema.lengths if name not in schema.fixed)
 
 
 def first_of(schema: Schema, kind: str) -> Column | None:
-    """The first column of a kind that has a length of its own."""
+    """The first column of a kind with a variable length."""
     return next((column for column in schema.columns if column.kind == kind and column.lengths), None)
 
 
 def _seconds_of(schema: Schema, record: Mapping[str, Any]) -> float:
-    """A sample's length by its record, and where that does not say by its codes."""
+    """A sample's duration from its record, or else from its number of codes."""
     if record.get("duration"):
         return float(record["duration"])
     column = first_of(schema, "codes")
@@ -174,7 +173,7 @@ def _lengths(schema: Schema, splits: dict[str, Split]) -> tuple[Lengths, dict[st
 
 
 def _choose(lengths: Lengths, generator: random.Random) -> list[int]:
-    """The samples to draw: all, or a random part with the extremes of each length."""
+    """The samples to draw: all, or a random subset with the extremes of each length."""
     if len(lengths) <= MOST_POINTS:
         return list(range(len(lengths)))
     chosen: set[int] = set()
@@ -225,7 +224,7 @@ def _points(
 def _count_codes(
     schema: Schema, splits: dict[str, Split], lengths: Lengths, generator: random.Random
 ) -> tuple[dict[str, np.ndarray], int]:
-    """How often each code occurs in each codebook, in all samples or in a random part of them."""
+    """Count each code in each codebook, in all samples or in a random subset."""
     indexes = range(len(lengths)) if len(lengths) <= MOST_CODES else generator.sample(range(len(lengths)), MOST_CODES)
     columns = [column for column in schema.of_kind("codes") if column.size is not None]
     names = list(splits)
@@ -246,7 +245,7 @@ def _count_codes(
 
 
 def _rejected(root: Path, stats: dict[str, Any]) -> tuple[dict[str, int], list[dict[str, Any]]]:
-    """Rejections by reason, and some rows of each."""
+    """The number of rejections by reason, and examples of each."""
     counts: Counter[str] = Counter()
     rows: list[dict[str, Any]] = []
     if not (root / REJECTED).is_file():
@@ -257,7 +256,7 @@ def _rejected(root: Path, stats: dict[str, Any]) -> tuple[dict[str, int], list[d
                 row = json.loads(line)
                 reason = str(row["reason"])
             except (ValueError, KeyError, TypeError) as error:
-                message = f"{root / REJECTED}, line {number}: {error}; run the build again, which writes it again"
+                message = f"{root / REJECTED}, line {number}: {error}; run the build again, which rewrites it"
                 raise StoreError(message) from None
             counts[reason] += 1
             if counts[reason] <= REJECTED_EACH and len(rows) < MOST_REJECTED:
@@ -266,7 +265,7 @@ def _rejected(root: Path, stats: dict[str, Any]) -> tuple[dict[str, int], list[d
 
 
 class _Locate:
-    """Where a record's audio is, as a file address; None if it is not found."""
+    """Finds a record's audio; returns a file URL, or None if it is not found."""
 
     def __init__(self, finder: AudioFinder, folder: Path | None) -> None:
         self.finder = finder

@@ -1,6 +1,6 @@
-"""The samples that a person should listen to first: very long or short, an odd pace, much silence, clipping.
+"""Finds samples to listen to first: very long or short, unusual pace, much silence, clipping.
 
-Takes what was collected; gives rows for a table.
+Takes the collected data; returns rows for a table.
 """
 
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ import numpy as np
 from hfprep.tools.report.collect import Collected
 
 EACH = 6
-FEWEST = 20  # samples from which something is usual
-FAR_SPREADS = 4.0  # interquartile ranges beyond the quartiles, of logarithms
+FEWEST = 20  # samples needed to know what is usual
+FAR_SPREADS = 4.0  # half interquartile ranges of the logarithms, beyond the quartiles
 MUCH_SILENCE, MUCH_CLIPPED = 0.5, 0.001
 
 
 class Outlier(NamedTuple):
-    """A drawn sample by its number, what is odd of it, and how odd: larger is odder."""
+    """A drawn sample by its number, what is unusual about it, and the value."""
 
     point: int
     what: str
@@ -25,13 +25,13 @@ class Outlier(NamedTuple):
 
 
 def outliers(found: Collected) -> list[Outlier]:
-    """At most a few for each kind of oddity, the oddest first."""
+    """A few outliers of each kind, the most extreme first."""
     rows = found.points.rows
     seconds = np.array([row["seconds"] for row in rows])
     odd = [*_far(seconds, "shorter than the rest", "longer than the rest", "{:.2f} s")]
     tokens_and_codes = _pace(found)
     if tokens_and_codes is not None:
-        odd += _far(tokens_and_codes, "few codes for its text", "many codes for its text", "{:.1f} codes a text id")
+        odd += _far(tokens_and_codes, "few codes for its text", "many codes for its text", "{:.1f} codes per text id")
     for name, what, least in (("silence", "much silence", MUCH_SILENCE), ("clipped", "clipped", MUCH_CLIPPED)):
         heard = sorted(((signal[name], point) for point, signal in found.signals.items()), reverse=True)
         odd += [Outlier(point, what, f"{share:.1%} of the clip") for share, point in heard[:EACH] if share >= least]
@@ -50,7 +50,7 @@ def _pace(found: Collected) -> np.ndarray | None:
 
 
 def _far(values: np.ndarray, low: str, high: str, form: str) -> Iterator[Outlier]:
-    """What is far below or above the rest, by logarithms."""
+    """Values far below or above the rest, by their logarithms."""
     if len(values) < FEWEST or (values <= 0).all():
         return
     logarithms = np.log(np.maximum(values, 1e-9))

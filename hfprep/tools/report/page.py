@@ -1,7 +1,7 @@
-"""One self-contained HTML page around the charts: numbers, tables, the rows behind the points, provenance.
+"""Renders a self-contained HTML page: numbers, charts, tables, the rows behind the points, provenance.
 
-Takes what was collected, gives the page as text. Everything is inside: no address is ever opened but those of audio
-files, and the page's own policy forbids the browser any other.
+Takes the collected data and returns the page as text. It loads nothing except audio files, which its
+Content-Security-Policy enforces.
 """
 
 import html
@@ -57,12 +57,14 @@ def render(found: Collected) -> str:
 
 
 def _sections(found: Collected) -> Iterable[tuple[str, str, list[figure], str]]:
-    """Title, note, charts and more of each part of the page."""
+    """Title, note, charts and other content of each section."""
     lengths, points = found.lengths, len(found.points.rows)
     part = (
-        "" if points == len(lengths) else f"{points:,} of {len(lengths):,} samples, drawn at random with the extremes."
+        ""
+        if points == len(lengths)
+        else f"{points:,} of {len(lengths):,} samples, chosen at random, with the extremes."
     )
-    yield "What there is", "", [charts.group_bars(kind, groups) for kind, groups in found.groups.items()], ""
+    yield "Overview", "", [charts.group_bars(kind, groups) for kind, groups in found.groups.items()], ""
     everything = f"All {len(lengths):,} samples"
     note = f"{everything}; the scatter: {part}" if part else f"{everything}."
     yield "Lengths", f"{note} Click a point for its sample.", _lengths(found), ""
@@ -81,8 +83,8 @@ def _sections(found: Collected) -> Iterable[tuple[str, str, list[figure], str]]:
         yield "Rejected", _rejected_note(found), [charts.rejected_bars(found)], _rejected_table(found)
     drawn = timeline_charts(found.timeline)
     events = sum(int(row.get("out_of_memory_events", 0)) for row in found.timeline)
-    note = count(events, "out-of-memory event") + "." if drawn else "No record of the batches."
-    yield "Building", note, drawn, ""
+    note = count(events, "out-of-memory event") + "." if drawn else "There is no record of the batches."
+    yield "Build", note, drawn, ""
 
 
 def _lengths(found: Collected) -> list[figure]:
@@ -98,7 +100,7 @@ def _lengths(found: Collected) -> list[figure]:
 
 
 def length_title(schema: Schema, name: str) -> str:
-    """What a length counts, in a person's words."""
+    """A readable name of what a length counts."""
     titles = {"tokens": "Text ids", "codes": "Codes"}
     kinds = [column.kind for column in schema.columns if name in column.lengths]
     return next((titles[kind] for kind in kinds if kind in titles), name)
@@ -113,7 +115,7 @@ def _codebook_note(found: Collected, counts: np.ndarray) -> str:
         return f"{used[0]} of {size:,} codes are used, perplexity {spread[0]}; in {counted}."
     return (
         f"By codebook, of {size:,} codes each, in {counted}: used {', '.join(used)}; perplexity {', '.join(spread)}. "
-        "The charts take them together."
+        "The charts combine them."
     )
 
 
@@ -125,7 +127,7 @@ def _codebook(name: str, counts: np.ndarray) -> list[figure]:
 
 
 def _vectors(found: Collected) -> list[figure]:
-    """A map by speaker and by language of what is one vector a sample; each speaker's likeness for all."""
+    """Maps by speaker and by language for columns with a vector per sample; similarity by speaker for all columns."""
     drawn = []
     for column in found.schema.of_kind("vector"):
         if column.ndim == 1:
@@ -134,8 +136,8 @@ def _vectors(found: Collected) -> list[figure]:
 
 
 def _outliers_note(found: Collected, part: str) -> str:
-    heard = f" Silence and clipping: of {found.audio_looked_at:,} samples." if found.audio_looked_at else ""
-    return f"What lies far from the rest. {part}{heard} Click a line for the sample."
+    heard = f" Silence and clipping: from {found.audio_looked_at:,} samples." if found.audio_looked_at else ""
+    return f"Samples far from the rest. {part}{heard} Click a line for the sample."
 
 
 def _outliers_table(found: Collected) -> str:
@@ -167,14 +169,14 @@ def _numbers(found: Collected) -> str:
 
 
 def _texts_note(found: Collected) -> str:
-    looked_at = count(found.texts.looked_at, "text was looked at", "texts were looked at")
-    parts = [f"{looked_at}; some of each language, as they are read and tokenized."]
+    looked_at = count(found.texts.looked_at, "text was checked", "texts were checked")
+    parts = [f"{looked_at}; below are examples for each language, normalised and tokenized."]
     for doubtful, number in found.texts.doubtful.most_common():
         grammar = {"en": "English", "zh": "Chinese"}[doubtful.language]
         without = count(number, "sample")
-        parts.append(f"{without} without a language read as {grammar}, by the script ({doubtful.script}).")
+        parts.append(f"{without} without a language treated as {grammar} by script ({doubtful.script}).")
     for language, number in found.texts.digits_left.most_common():
-        parts.append(f"{count(number, 'sample')} in {language} with digits left.")
+        parts.append(f"{count(number, 'sample')} in {language} with digits after normalisation.")
     return " ".join(parts)
 
 
@@ -185,7 +187,7 @@ def _texts_table(found: Collected) -> str:
 
 def _unknown_note(found: Collected) -> str:
     if found.texts.unknown_tokens is None:
-        return "The tokenizer of the build is not where it was; texts were not looked at."
+        return "The build's tokenizer was not found, so texts were not checked."
     part = (
         "all" if found.texts.looked_at == len(found.lengths) else f"{found.texts.looked_at:,} (at most {MOST_POINTS:,})"
     )
@@ -204,7 +206,7 @@ def _unknown_table(found: Collected) -> str:
 
 def _rejected_note(found: Collected) -> str:
     total, shown = sum(found.rejected.values()), min(REJECTED_SHOWN, len(found.rejected_rows))
-    listed = "all of them" if shown == total else f"{shown} of them, some for each reason,"
+    listed = "all are listed" if shown == total else f"{shown} are listed, with examples for each reason,"
     return f"{count(total, 'line')}; {listed} below. Click a bar or a line for more."
 
 
@@ -226,9 +228,9 @@ def _provenance(found: Collected) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]], numbers: tuple[str, Sequence[int]] | None = None) -> str:
-    """A table, which is a list of rows on a narrow screen, where each cell says its column.
+    """A table; on narrow screens a list of rows in which each cell shows its column name.
 
-    With `numbers`, a kind of row and the number of each, a click on a line shows that one's details.
+    With `numbers` (a kind of row, and the number of each), a click on a line shows its details.
     """
     top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     lines = []
@@ -243,5 +245,5 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]], numbers: tuple[st
 
 
 def _json(value: Any) -> str:
-    """JSON that may stand inside a script element."""
+    """JSON that is safe inside a script element."""
     return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")

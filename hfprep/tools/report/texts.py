@@ -1,6 +1,6 @@
-"""What became of the texts of the samples that a report draws: normalised, in pieces, and what the tokenizer lacks.
+"""The texts of a report's samples: normalised, tokenized, and characters that the tokenizer does not know.
 
-Takes the rows that are drawn, with the tokenizer of the build where that is still there.
+Takes the drawn rows, and the tokenizer of the build if it still exists.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ from hfprep.recipes.registry import outline, recipe
 from hfprep.schema import Schema
 
 TEXT_WIDTH = 160
-TEXTS_EACH = 3  # of a language, shown as they are read
-MOST_IN_ROWS = 500  # samples of which normalised text and pieces are kept in the page
+TEXTS_EACH = 3  # examples per language
+MOST_IN_ROWS = 500  # samples with normalised text and pieces in the page
 SPACE_PIECE = "\u2581"  # SentencePiece's mark for a space
 NONE_GIVEN = "(none)"
 
@@ -29,11 +29,11 @@ Tokenize = Callable[[str, str | None], Tokenized]
 
 @dataclass
 class Texts:
-    """What the text rules and the tokenizer made of the drawn samples.
+    """Results of text normalisation and tokenization for the drawn samples.
 
-    `shown`: of each language some samples as id, text, normalised, pieces. `doubtful`: samples without a language whose
-    grammar was chosen by a script that does not fit it. `digits_left`: by language, samples with digits left.
-    `unknown`: characters that the tokenizer lacks; `unknown_tokens` is None if the tokenizer is not at hand.
+    `shown`: examples for each language, as id, text, normalised, pieces. `doubtful`: samples without a language, by the
+    grammar that may be wrong. `digits_left`: samples with digits left, by language. `unknown`: characters that the
+    tokenizer does not know; `unknown_tokens` is None if the tokenizer was not found.
     """
 
     shown: dict[str, list[tuple[str, str, str, str]]] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Texts:
     def add(
         self, sample_id: str, language: str | None, text: str, tokenized: Tokenized, doubtful: DoubtfulGrammar | None
     ) -> None:
-        """Count a sample's text."""
+        """Add a sample's text."""
         self.looked_at += 1
         self.unknown_tokens = (self.unknown_tokens or 0) + len(tokenized.unknown)
         for piece in tokenized.unknown:
@@ -62,14 +62,14 @@ class Texts:
 
 
 def pieces_of(tokenized: Tokenized) -> str:
-    """A text's pieces in a line."""
+    """A text's pieces in one line."""
     return " ".join(tokenized.pieces)[: 2 * TEXT_WIDTH]
 
 
 def look_at_texts(
     rows: Sequence[dict[str, Any]], texts: Sequence[tuple[str, str | None]], encoder: TextEncoder | None
 ) -> Texts:
-    """Tokenize the drawn samples' texts again; some of the rows get `normalised` and `pieces`."""
+    """Tokenize the drawn samples' texts again; adds `normalised` and `pieces` to some of the rows."""
     found = Texts()
     every = max(1, -(-len(rows) // MOST_IN_ROWS))
     tokenize: Tokenize | None = getattr(encoder, "tokenize", None)
@@ -78,7 +78,7 @@ def look_at_texts(
             break
         try:
             tokenized = tokenize(text, language)
-        except RejectedSample:  # it is another tokenizer's file by now
+        except RejectedSample:  # the tokenizer's file has changed
             continue
         found.add(row["id"], language, text, tokenized, encoder.doubt(text, language))
         if number % every == 0:
@@ -88,11 +88,11 @@ def look_at_texts(
 
 
 def tokenizer_of(schema: Schema, stats: Mapping[str, Any]) -> TextEncoder | None:
-    """The tokenizer of a build where it is found, else None."""
+    """The tokenizer of a build, or None if it is not found."""
     path = stats.get("tokenizer")
     if not isinstance(path, str) or not Path(path).is_file():
         return None
-    codec = (stats.get("settings") or {}).get("codec_model")  # a codec's outline is not known without it
+    codec = (stats.get("settings") or {}).get("codec_model")  # needed for the outline of the recipe codec
     with contextlib.suppress(HfprepError):
         return outline(recipe(schema.recipe), ModelOptions(tokenizer=Path(path), codec_model=codec)).text_encoder
     return None

@@ -1,4 +1,4 @@
-"""The charts of how the builds went: throughput, batch size, padding and out-of-memory events. Takes timeline rows."""
+"""Charts of the builds over time: throughput, batch size, padding, out-of-memory events. Takes timeline rows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from hfprep.tools.report.colours import BEYOND, INK
 
 
 def timeline_charts(timeline: Sequence[dict[str, Any]]) -> list[figure]:
-    """Over the time that builds were running; none where there is no batch."""
+    """Charts over the running time of builds; none if there are no batches."""
     batches, clock, start, previous = [], 0.0, None, None
     for row in timeline:
         if row.get("start") or previous is None:
@@ -48,7 +48,7 @@ def _throughput(batches: Sequence[dict[str, Any]]) -> figure:
 
 
 def _batches(batches: Sequence[dict[str, Any]], padding: Sequence[float]) -> figure:
-    chart = new_figure("Batches", "seconds of building", "samples a batch")
+    chart = new_figure("Batches", "seconds of building", "samples per batch")
     items = []
     for label, split, colour, marker in (
         ("whole", False, INK, "circle"),

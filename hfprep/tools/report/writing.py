@@ -1,4 +1,4 @@
-"""One report, from an output to an HTML file: the recipe behind `python -m hfprep report`."""
+"""Writes a report: the implementation of `python -m hfprep report`."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from hfprep.tools.report.collect import collect
 
 
 def write_report(root: Path, target: Path, *, with_audio: bool = False) -> int:
-    """Write the report on a finished output (of any format) to `target`; gives its size in bytes.
+    """Write the report on a finished output (in any format) to `target`; returns its size in bytes.
 
-    `with_audio`: points and rows play their source audio where it is found on this machine. Raises ConfigError if
-    the drawing library is not installed, StoreError if the output is damaged.
+    `with_audio`: points and rows play their source audio if it is found on this machine. Raises ConfigError if Bokeh is
+    not installed, StoreError if the output is damaged.
     """
     try:
         from hfprep.tools.report.page import render

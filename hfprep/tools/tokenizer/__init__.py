@@ -1,1 +1,1 @@
-"""Tokenizers held against a manifest, and one extended by what a manifest's language needs."""
+"""Compares tokenizers on a manifest's texts, and extends a tokenizer for a manifest's language."""

@@ -1,6 +1,6 @@
-"""Tokenizers side by side over a manifest's texts: the recipe behind `tokenizer compare`.
+"""Compares tokenizers on a manifest's texts: the implementation of `tokenizer compare`.
 
-Each text is normalised once, as a build does, and tokenized by every model. Keeps counts, never the texts.
+Each text is normalised once, as in a build, and tokenized by every model. Keeps only counts.
 """
 
 from collections import Counter
@@ -19,9 +19,9 @@ NO_LANGUAGE = "(none)"
 
 @dataclass
 class TextCounts:
-    """What one tokenizer makes of the texts of one language; characters are counted without spaces.
+    """Counts of a tokenizer on the texts of a language; characters are counted without spaces.
 
-    `unknown` counts the characters that it has no id for, `in_bytes` those that it writes in bytes.
+    `unknown` counts the characters without an id, `in_bytes` those encoded as bytes.
     """
 
     texts: int = 0
@@ -36,7 +36,7 @@ class TextCounts:
 
     @property
     def unknown_rate(self) -> float:
-        """Share of the characters that the tokenizer has no id for."""
+        """The fraction of characters without an id."""
         return self.unknown / self.characters if self.characters else 0.0
 
     @property
@@ -46,7 +46,7 @@ class TextCounts:
 
 @dataclass(frozen=True)
 class Comparison:
-    """By language, the counts of each tokenizer in the order in which they were given."""
+    """The counts of each tokenizer, in the given order, by language."""
 
     tokenizers: tuple[Path, ...]
     limit: int | None
@@ -69,7 +69,7 @@ def compare(
     """
     if not tokenizers:
         raise ConfigError("no tokenizer is given; give one or more SentencePiece models")
-    opened = [TextTokenizer(path) for path in tokenizers]  # says what is wrong with a file
+    opened = [TextTokenizer(path) for path in tokenizers]  # raises ConfigError for an invalid file
     models = [open_bytes(path.read_bytes()) for path in tokenizers]
     texts = ManifestTexts(manifests, opened[0], language, field_map)
     languages: dict[str, list[TextCounts]] = {}
@@ -97,6 +97,6 @@ def _add(counts: TextCounts, sample_id: str, text: str, model: Any, limit: int |
 
 
 def _in_bytes(pieces: Sequence[str], ids: Sequence[int], model: Any) -> str:
-    """The characters that a model with byte fallback writes in bytes."""
+    """The characters that a model with byte fallback encodes as bytes."""
     spelt = bytes(int(piece[3:5], 16) for piece, number in zip(pieces, ids, strict=True) if model.is_byte(number))
     return spelt.decode("utf-8", "replace")

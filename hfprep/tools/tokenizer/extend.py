@@ -1,10 +1,9 @@
-"""A tokenizer extended by the pieces that a manifest's language needs: the recipe behind `tokenizer extend`.
+"""Extends a tokenizer with the pieces that a manifest's language needs: the implementation of `tokenizer extend`.
 
-Every id of the base stays what it is. First come the characters that the base has no id for, then merges of them,
-learnt from the manifest's texts as a build prepares them. A merge is added only if it holds a character that is in no
-piece of the base. BPE merges neighbours whose concatenation is a piece, best score first, and the new pieces have the
-lowest scores: so a text without such a character is segmented as before, whatever is in it, and the base's own merges
-always come first. The same texts give the same bytes.
+The base's ids do not change. It adds the characters that the base has no id for, then merges of them, learnt from the
+manifest's texts as prepared in a build. A merge is added only if it contains a character that is in no piece of the
+base. BPE merges neighbours whose concatenation is a piece, best score first, and the new pieces have the lowest scores:
+so the base's merges always come first, and any text without such a character is segmented as before. Deterministic.
 """
 
 from collections import Counter
@@ -23,12 +22,12 @@ from hfprep.tools.tokenizer.texts import ManifestTexts
 from hfprep.tools.tokenizer.vocabulary import Vocabulary
 
 TIKTOKEN_SUFFIX = ".tiktoken"
-BASE_LANGUAGES = ("en", "zh")  # of the published model; some sentences of them are always held against the result
+BASE_LANGUAGES = ("en", "zh")  # of the published model; some of their sentences are always compared before and after
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtendOptions:
-    """What to extend by what. `unchanged` are manifests in the base's own languages, to be held against the result."""
+    """What to extend, and with what. `unchanged` are manifests in the base's languages to compare before and after."""
 
     base: Path
     manifests: tuple[Path, ...]
@@ -42,9 +41,9 @@ class ExtendOptions:
     def __post_init__(self) -> None:
         if self.base.suffix == TIKTOKEN_SUFFIX:
             raise ConfigError(
-                f"--base is {str(self.base)!r}: the vocabulary of IndexTTS-2.5 cannot be extended. Its readers number "
-                "the special tokens by the lines of the file, so one line more would move all of them. No character is "
-                "unknown to it: what it has no token for, it writes in bytes"
+                f"--base is {str(self.base)!r}: the vocabulary of IndexTTS-2.5 cannot be extended. Its readers derive "
+                "the ids of special tokens from the number of lines, so another line would shift all of them. No "
+                "character is unknown to it: characters without a token are encoded as bytes"
             )
         if self.new_pieces < 1:
             raise ConfigError(f"--new-pieces is {self.new_pieces}; it must be a positive number")
@@ -54,7 +53,7 @@ class ExtendOptions:
 
 @dataclass(frozen=True)
 class HeldText:
-    """A text of the base's own languages: what it is called, and as SentencePiece gets it."""
+    """A text in one of the base's languages: its name, and the prepared text for SentencePiece."""
 
     name: str
     prepared: str
@@ -62,7 +61,7 @@ class HeldText:
 
 @dataclass(frozen=True)
 class ChangedText:
-    """A held text that the extended tokenizer writes otherwise than the base: its pieces before and after."""
+    """A text that the extended tokenizer segments differently from the base: its pieces before and after."""
 
     name: str
     before: tuple[str, ...]
@@ -71,7 +70,7 @@ class ChangedText:
 
 @dataclass(frozen=True)
 class Extended:
-    """What came of it. `left_out` are characters that have no id still; ids are those of all texts of the manifests."""
+    """The result. `left_out` are characters still without an id; numbers of ids are over all texts."""
 
     base_size: int
     characters: tuple[str, ...]
@@ -86,15 +85,15 @@ class Extended:
 
     @property
     def size(self) -> int:
-        """How many pieces the extended tokenizer has."""
+        """The number of pieces of the extended tokenizer."""
         return self.base_size + len(self.characters) + len(self.merges)
 
 
 def extend(options: ExtendOptions) -> Extended:
-    """Write the extended model to `options.output`, beside or in place of what is there.
+    """Write the extended model to `options.output`, replacing an existing file.
 
-    Raises ConfigError if the base is no BPE model, a manifest cannot be read, or there is nothing to add: nothing is
-    written then.
+    Raises ConfigError, without writing, if the base is not a BPE model, a manifest cannot be read, or there is nothing
+    to add.
     """
     tokenizer = TextTokenizer(options.base)
     base = Vocabulary(options.base, "--base")
@@ -142,7 +141,7 @@ def _count_ids(words: Mapping[str, int], model: bytes) -> int:
 
 
 def _held_texts(options: ExtendOptions, tokenizer: TextTokenizer) -> Iterator[HeldText]:
-    """Some sentences of the base's languages, then those of the manifests in `unchanged`."""
+    """Some sentences in the base's languages, then the texts of the manifests in `unchanged`."""
     for language in BASE_LANGUAGES:
         for sentence in SENTENCES[language]:
             yield HeldText(f"{language}: {sentence}", tokenizer.prepare(sentence, language).tokenizer_input)
@@ -151,7 +150,7 @@ def _held_texts(options: ExtendOptions, tokenizer: TextTokenizer) -> Iterator[He
 
 
 def _compare(texts: Iterable[HeldText], before: Any, after: Any) -> tuple[int, list[ChangedText]]:
-    """How many texts there are, and those that the two models write otherwise."""
+    """The number of texts, and those that the two models segment differently."""
     held, changed = 0, []
     for text in texts:
         held += 1

@@ -1,8 +1,8 @@
-"""Byte-pair merges learnt on top of a segmentation that is there already.
+"""Learns BPE merges on top of an existing segmentation.
 
-Takes words as rows of symbols with their counts; gives the pieces to add, best first. Words are segmented as a BPE
-model with the earlier pieces would segment them, so that each new piece is reachable and its count is what the model
-will meet. The same words give the same pieces: ties go to the piece that sorts first. (Sennrich et al., 2016.)
+Takes words as symbols with their counts; returns the pieces to add, best first. Words are segmented as a BPE model with
+the earlier pieces would, so that each new piece is reachable and its count is right. Deterministic: ties go to the
+piece that sorts first. (Sennrich et al., 2016.)
 """
 
 import heapq
@@ -10,11 +10,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
-LEAST_COUNT = 2  # what occurs once is no pattern
+LEAST_COUNT = 2  # pairs that occur once are not merged
 
 
 def learn_merges(words: Mapping[tuple[str, ...], int], most: int, allowed: Callable[[str], bool]) -> list[str]:
-    """At most `most` new pieces for words (their symbols, how often they occur), of those that `allowed` lets pass."""
+    """At most `most` new pieces for words (symbols to count); only pieces for which `allowed` is true."""
     learner = _Learner(words, allowed)
     while len(learner.ranks) < most and learner.learn():
         pass
@@ -41,7 +41,7 @@ class _Learner:
             count, piece = heapq.heappop(self._heap)
             if -count < LEAST_COUNT:
                 return False
-            if self._counts[piece] == -count:  # else the count has changed since, and stands in the heap again
+            if self._counts[piece] == -count:  # otherwise the count has changed, and is in the heap again
                 self._add(piece)
                 return True
         return False
@@ -58,7 +58,7 @@ class _Learner:
                 heapq.heappush(self._heap, (-self._counts[other], other))
 
     def _count(self, index: int, sign: int) -> set[str]:
-        """Count a word's pairs in (1) or out (-1); gives the pieces that they would make."""
+        """Add (1) or remove (-1) a word's pairs from the counts; returns the pieces that they would make."""
         found = set()
         for left, right in pairwise(self._words[index]):
             piece = left + right
@@ -78,7 +78,7 @@ class _Learner:
 
 
 def merged(symbols: Sequence[str], ranks: Mapping[str, int]) -> list[str]:
-    """A word's symbols with all pairs merged that make a known piece: of the lowest rank first, then from the left."""
+    """A word's symbols after merging all pairs that make a known piece, lowest rank first, then from the left."""
     word = list(symbols)
     while True:
         known = [

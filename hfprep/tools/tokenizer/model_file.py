@@ -1,9 +1,9 @@
-"""A SentencePiece model file with pieces or settings appended to it.
+"""Appends pieces and settings to a SentencePiece model file.
 
-The file is a protobuf message, and of such messages a concatenation is the merge: repeated fields follow each other,
-fields of nested messages are set again. So a model is changed by bytes behind its own, which stay as they are, and no
-protobuf package is needed (the one that SentencePiece's generated module asks for does not go with index-tts's pins).
-Field numbers are those of sentencepiece_model.proto.
+The file is a protobuf message, and concatenating such messages merges them: repeated fields are appended, fields of
+nested messages overwritten. So a model can be changed by appending bytes, without a protobuf package (the version that
+SentencePiece's generated module needs conflicts with index-tts's pins). Field numbers are from
+sentencepiece_model.proto.
 """
 
 import struct
@@ -15,7 +15,7 @@ PIECES, TRAINER, NORMALIZER = 1, 2, 3  # of ModelProto
 PIECE_TEXT, PIECE_SCORE = 1, 2  # of SentencePiece; a piece without a type is a normal one
 MODEL_TYPE, VOCAB_SIZE = 3, 4  # of TrainerSpec
 ADD_DUMMY_PREFIX, REMOVE_EXTRA_WHITESPACES = 3, 4  # of NormalizerSpec
-UNIGRAM, BPE = 1, 2  # values of model_type; unigram where it is not written
+UNIGRAM, BPE = 1, 2  # values of model_type; unigram is the default
 SPACE_PIECE = "\u2581"  # stands for a space
 
 
@@ -27,7 +27,7 @@ class _Wire(IntEnum):
 
 
 def with_pieces(model: bytes, pieces: Sequence[tuple[str, float]], vocab_size: int) -> bytes:
-    """The model with normal pieces (text, score) behind its own; `vocab_size` counts all of them."""
+    """The model with normal pieces (text, score) appended; `vocab_size` is the new total."""
     appended = b"".join(
         _nested(
             PIECES, _nested(PIECE_TEXT, text.encode()) + _key(PIECE_SCORE, _Wire.FOUR_BYTES) + struct.pack("<f", score)
@@ -38,12 +38,12 @@ def with_pieces(model: bytes, pieces: Sequence[tuple[str, float]], vocab_size: i
 
 
 def without_added_spaces(model: bytes) -> bytes:
-    """The model that takes a text as it stands: no space before it, and none removed."""
+    """The model without whitespace changes: no space is added before a text, and none removed."""
     return model + _nested(NORMALIZER, _number(ADD_DUMMY_PREFIX, 0) + _number(REMOVE_EXTRA_WHITESPACES, 0))
 
 
 def model_type(model: bytes) -> int:
-    """The type in the model's training settings, `BPE` or another; the model must be one that SentencePiece opens."""
+    """The model type in the training settings, such as `BPE`; the model must be valid."""
     found = UNIGRAM
     for field, trainer in _fields(model):
         if field == TRAINER:
@@ -80,7 +80,7 @@ def _varint(value: int) -> bytes:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """Number and value of each field: an int, or the bytes of what is nested (or fixed)."""
+    """Number and value of each field: an int, or the bytes of a nested message (or fixed-size value)."""
     position = 0
     while position < len(message):
         key, position = _read_varint(message, position)

@@ -1,7 +1,7 @@
-"""The texts of manifests as SentencePiece gets them in a build: cleaned, normalised, in capitals.
+"""The texts of manifests, prepared for SentencePiece as in a build: cleaned, normalised, in upper case.
 
-Provides one `ManifestText` a row. Audio is not looked for: only texts are read. What a build would reject for its text,
-or could not read as a row, is counted and left out.
+Yields one `ManifestText` per row. Audio is ignored. Rows that a build could not parse, or would reject for their text,
+are counted and skipped.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ from hfprep.schema import Rejection
 
 @dataclass(frozen=True, slots=True)
 class ManifestText:
-    """A row's id, its language hint (None: none) and the stages of its text."""
+    """A row's id, language (or None), and the stages of its text."""
 
     id: str
     language: str | None
@@ -29,9 +29,9 @@ class ManifestText:
 
 @dataclass
 class ManifestTexts:
-    """Reads the texts of manifests, one after another; `read` and `rejected` count lines once it has been read.
+    """Iterates over the texts of manifests; `read` and `rejected` count lines.
 
-    `language`, if given, is the hint of every row instead of its own; `field_map` names fields as for a build.
+    `language`, if given, overrides the language of every row; `field_map` maps field names as in a build.
     """
 
     manifests: Sequence[Path]
@@ -42,7 +42,7 @@ class ManifestTexts:
     rejected: Counter[Reason] = field(default_factory=Counter)
 
     def __iter__(self) -> Iterator[ManifestText]:
-        """Raises ConfigError if a manifest cannot be read or has no line, or where the language is none."""
+        """Raises ConfigError if a manifest cannot be read or is empty, or the language is not valid."""
         fields, language = FieldMap.parse(self.field_map), language_option(self.language)
         self.read, self.rejected = 0, Counter()
         for manifest in self.manifests:

@@ -1,4 +1,4 @@
-"""What a SentencePiece BPE model has pieces for, and what may be added to it without changing anything else."""
+"""The pieces of a SentencePiece BPE model, and which can be added without changing other segmentations."""
 
 import re
 import unicodedata
@@ -12,17 +12,17 @@ from hfprep.errors import ConfigError
 from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.tools.tokenizer.model_file import BPE, SPACE_PIECE, model_type, open_bytes, without_added_spaces
 
-LONGEST_PIECE = 16  # characters, SentencePiece's own default
-JOINERS = "\u200c\u200d"  # inside words of Persian and of the scripts of India
+LONGEST_PIECE = 16  # characters, SentencePiece's default
+JOINERS = "\u200c\u200d"  # used inside words in Persian and Indic scripts
 _WORD = re.compile(f"{SPACE_PIECE}?[^{SPACE_PIECE}]+|{SPACE_PIECE}")
 
 
 class Vocabulary:
-    """A BPE model's pieces. `alone` are the characters with an id, `inside` all that stand in any piece."""
+    """A BPE model's pieces. `alone` are the characters with an id, `inside` all characters of any piece."""
 
     def __init__(self, path: Path, option: str) -> None:
-        """Open a model; raises ConfigError, naming the option, where it is none or of another type than BPE."""
-        TextTokenizer(path)  # says what is wrong with a file that is no model
+        """Open a model; raises ConfigError, with the option's name, if it is not a BPE model."""
+        TextTokenizer(path)  # raises ConfigError for an invalid file
         self.path = path
         self.model = path.read_bytes()
         if model_type(self.model) != BPE:
@@ -36,26 +36,26 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """How many pieces there are; ids are below it."""
+        """The number of pieces."""
         return int(self.processor.get_piece_size())
 
     @cached_property
     def lowest_score(self) -> float:
-        """Below this, a merge comes after all merges of the model."""
+        """The lowest score of a piece; merges with a lower score come after all merges of the model."""
         return min(
             (self.processor.get_score(number) for number in range(self.size) if self._is_text(number)), default=0.0
         )
 
     def words(self, text: str) -> list[str]:
-        """A prepared text cut before its spaces, normalised as the model does it."""
+        """A prepared text, normalised by the model and split before spaces."""
         return _WORD.findall(self.processor.normalize(text))
 
     def ids(self, piece: str) -> list[int]:
-        """The ids of a piece of text as it stands, a space written as in pieces."""
+        """The ids of a piece, in which spaces are written as in pieces."""
         return list(self._as_it_stands.encode(piece, out_type=int))
 
     def symbols(self, word: str) -> tuple[str, ...]:
-        """A word as the model segments it, with a symbol for each character that it has no id for."""
+        """A word's segmentation by the model, with one symbol per character without an id."""
         model, symbols = self._as_it_stands, list[str]()
         pieces = zip(model.encode(word, out_type=str), model.encode(word, out_type=int), strict=True)
         for kind, run in groupby(pieces, key=lambda item: self._kind(item[1])):
@@ -69,9 +69,9 @@ class Vocabulary:
         return tuple(symbols)
 
     def missing(self, frequencies: Counter[str], *, coverage: float, most: int) -> tuple[list[str], list[str]]:
-        """Characters to add, the most frequent first, and those that stay without an id.
+        """Characters to add, the most frequent first, and those that remain without an id.
 
-        As many of the rarest stay out as `coverage` of all characters leaves room for, and what is beyond `most`.
+        Leaves out the rarest characters as far as `coverage` allows, and any after the first `most`.
         """
         new = [character for character in frequencies if character not in self.alone and _is_written(character)]
         new.sort(key=lambda character: (-frequencies[character], character))
@@ -85,7 +85,7 @@ class Vocabulary:
         return kept, left_out
 
     def may_add(self, piece: str, characters: Collection[str]) -> bool:
-        """Whether a merge, of these characters, leaves every text alone that has none of the new ones."""
+        """Whether adding a merge of these characters does not change texts without new characters."""
         body = piece.removeprefix(SPACE_PIECE)
         return (
             len(piece) <= LONGEST_PIECE
@@ -108,5 +108,5 @@ def _is_letter(character: str) -> bool:
 
 
 def _is_written(character: str) -> bool:
-    """Whether a character is one that people write: no control character, half of a pair, or unassigned code."""
+    """Whether a character occurs in writing: not a control character, surrogate or unassigned code point."""
     return character != SPACE_PIECE and (unicodedata.category(character)[0] != "C" or character in JOINERS)

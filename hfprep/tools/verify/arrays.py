@@ -1,7 +1,6 @@
-"""Whether an array is what its column asks for: dtype, dimensions, finite values, codes inside the codebook.
+"""Checks arrays against their column: dtype, dimensions, finite values, codes inside the codebook.
 
-Takes arrays, or paths of .npy files, with the output's schema; gives faults as (kind, message). Knows nothing of
-manifests or folders.
+Takes arrays, or paths of .npy files, and the output's schema; returns faults as (kind, message).
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,22 +24,22 @@ def read_npy(path: Path) -> tuple[np.ndarray | None, list[Problem]]:
         header = npy_header(data)
         array = npy_values(data, header)
     except FileNotFoundError:
-        return None, [(FaultKind.ARTIFACT_MISSING, "there is no such file")]
+        return None, [(FaultKind.ARTIFACT_MISSING, "the file does not exist")]
     except OSError as error:
         return None, [(FaultKind.ARTIFACT_UNREADABLE, error.strerror or str(error))]
     except (ValueError, MemoryError) as error:
-        return None, [(FaultKind.ARTIFACT_UNREADABLE, f"is not a whole .npy file: {error}")]
+        return None, [(FaultKind.ARTIFACT_UNREADABLE, f"is not a complete .npy file: {error}")]
     if len(data) > header.end:
-        return array, [(FaultKind.ARTIFACT_SIZE, f"{len(data) - header.end} bytes follow after the array's end")]
+        return array, [(FaultKind.ARTIFACT_SIZE, f"{len(data) - header.end} bytes follow after the end of the array")]
     return array, []
 
 
 def check_array(
     array: np.ndarray, schema: Schema, name: str, lengths: Mapping[str, int], *, half: bool = False
 ) -> list[Problem]:
-    """Everything wrong with one array of the column `name`, of a sample whose record gives these lengths.
+    """All faults of an array in the column `name`, for a sample whose record has these lengths.
 
-    With `half` vectors may be float16.
+    With `half`, vectors may be float16.
     """
     column = schema.by_name[name]
     allowed = [column.numpy_dtype, *([np.dtype(np.float16)] if half and column.kind == "vector" else [])]
@@ -55,7 +54,7 @@ def check_array(
 
 
 def _dimensions(array: np.ndarray, schema: Schema, column: Column, lengths: Mapping[str, int]) -> Iterator[Problem]:
-    """What is wrong with the shape of an array of the right rank."""
+    """The faults in the shape of an array of the right rank."""
     for axis, (dim, size) in enumerate(zip(column.dims, array.shape, strict=True)):
         if isinstance(dim, int):
             if size != dim:
@@ -72,7 +71,7 @@ def _vectors(array: np.ndarray) -> list[Problem]:
         return [(FaultKind.NOT_FINITE, f"{int((~finite).sum())} of {array.size} values are NaN or infinite")]
     rows = array.reshape(-1, array.shape[-1])
     empty_rows = int((~rows.any(axis=1)).sum())
-    if empty_rows:  # no model gives an exact zero vector; a file system that lost its last blocks does
+    if empty_rows:  # models never return exact zero vectors, but a file system that lost its last blocks does
         return [(FaultKind.ALL_ZERO, f"{empty_rows} of {len(rows)} vectors are all zero")]
     return []
 
@@ -84,4 +83,4 @@ def _integers(array: np.ndarray, size: int | None) -> list[Problem]:
     allowed = "0 or more" if size is None else f"from 0 to {size - 1}"
     found = lowest if lowest < 0 else highest
     at = ", ".join(str(int(index)) for index in np.argwhere(array == found)[0])
-    return [(FaultKind.OUT_OF_RANGE, f"holds {found} at position {at}; values must be {allowed}")]
+    return [(FaultKind.OUT_OF_RANGE, f"has the value {found} at position {at}; values must be {allowed}")]

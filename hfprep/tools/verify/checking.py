@@ -1,6 +1,6 @@
-"""One verification, from a folder to its faults: the recipe behind `python -m hfprep verify`.
+"""Verifies an output: the implementation of `python -m hfprep verify`.
 
-Takes `VerifyOptions`, gives a `Verdict`. Knows nothing of how faults are shown.
+Takes `VerifyOptions`, returns a `Verdict`.
 """
 
 import contextlib
@@ -37,12 +37,12 @@ from hfprep.tools.verify.pairs import verify_pairs
 from hfprep.tools.verify.parity import Parity, Stored
 from hfprep.tools.verify.repair import repair_npy
 
-INNER_EXPORTS = FORMATS[1:]  # `build --format` writes each into a folder of its name
+INNER_EXPORTS = FORMATS[1:]  # `build --format` writes each to a folder with its name
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found: faults, remarks, how many samples there are, and what a repair or a comparison gave."""
+    """The result: faults, notes, the number of samples, and the results of repairs and comparisons."""
 
     format: str
     samples: int
@@ -53,20 +53,20 @@ class Verdict:
 
     @property
     def parity(self) -> Parity | None:
-        """What computing samples again alone gave."""
+        """The result of `--parity`."""
         return self.compared.parity
 
 
 def verify(options: VerifyOptions) -> Verdict:
-    """Check a finished output of any format; with `repair` move what is broken aside.
+    """Check a finished output in any format; with `repair`, move broken files aside.
 
-    Raises ConfigError if there is no output or the models for `parity` are missing or others, StoreError if a
+    Raises ConfigError if there is no output, or if the models for `parity` are missing or different; StoreError if a
     build is running in it.
     """
     root = options.output_dir
     check_local(root)
     if not root.is_dir():
-        raise ConfigError(f"there is no folder {str(root)!r}; give the output directory of a build, or an export")
+        raise ConfigError(f"{str(root)!r} is not a folder; give the output directory of a build, or an export")
     if is_arrow_set(root) or is_webdataset(root):
         return _verify_exported(options)
     folder = OutputFolder(root)
@@ -95,7 +95,7 @@ def verify(options: VerifyOptions) -> Verdict:
 
 @contextlib.contextmanager
 def _undisturbed(output: OutputFolder, must_write: bool) -> Iterator[None]:
-    """Hold the output's lock, so that no build changes it meanwhile; a folder that cannot be written needs none."""
+    """Hold the output's lock, so that no build changes it; a read-only folder needs no lock."""
     if must_write or (output.private.is_dir() and os.access(output.private, os.W_OK)):
         with OutputLock(output.private / "lock"):
             yield
@@ -123,9 +123,9 @@ def _check_export(source: SampleSet, options: VerifyOptions) -> ExportedCheck:
 
 
 def _verify_inner_exports(options: VerifyOptions, listing: Listing) -> tuple[list[Fault], list[str]]:
-    """Check the other formats that the build wrote below its own output; gives faults and remarks.
+    """Check the other formats that the build wrote below its output; returns faults and notes.
 
-    Such a set is made from the npy layout again by the next build, so all of its faults have the same remedy.
+    The next build exports such a set again, which fixes all of its faults.
     """
     faults: list[Fault] = []
     notes: list[str] = []
@@ -134,18 +134,18 @@ def _verify_inner_exports(options: VerifyOptions, listing: Listing) -> tuple[lis
         if not folder.is_dir():
             continue
         if not (is_arrow_set(folder) or is_webdataset(folder)):
-            faults.append(Fault(FaultKind.FILE_INVALID, None, name, "is no finished export; run the build again"))
+            faults.append(Fault(FaultKind.FILE_INVALID, None, name, "is not a finished export; run the build again"))
             continue
         check = _check_export(open_set(folder), options)
         faults += [dataclasses.replace(fault, file=f"{name}/{fault.file}") for fault in check.findings.faults]
         notes += [f"{name}: {note}" for note in check.findings.notes]
         if not check.findings.faults and check.split_of.keys() != listing.split_of.keys():
-            notes.append(f"{name} holds other samples than the manifests: build with --format npy,{name} to renew it")
+            notes.append(f"{name} has other samples than the manifests: build with --format npy,{name} to update it")
     return faults, notes
 
 
 def _check_progress(root: Path, check: ExportedCheck) -> None:
-    """Hold the progress file of a build against the set that it keeps its features in."""
+    """Compare a build's progress file with the set of its features."""
     try:
         listed = set((root / PROGRESS).read_text(encoding="utf-8").split("\n")) - {""}
     except (OSError, UnicodeDecodeError) as error:
@@ -177,7 +177,7 @@ def _exported_records(
 
 
 def _repair_exported(root: Path, source: SampleSet, check: ExportedCheck, findings: Findings) -> list[str]:
-    """Move broken and unlisted shards aside; what makes them again is said."""
+    """Move broken and unlisted shards aside; returns what was done and how to restore them."""
     files = check.broken_files | {fault.file for fault in findings.faults if (source.root / fault.file).is_file()}
     moved = []
     for path in sorted(source.root / file for file in files):
@@ -188,8 +188,8 @@ def _repair_exported(root: Path, source: SampleSet, check: ExportedCheck, findin
             shutil.move(path, target)
             moved.append(f"moved {name} to {PRIVATE}/broken")
     if source.root != root:
-        return [*moved, "run the build again: it computes what these shards held, and nothing else"]
-    return [*moved, "export the set again from the build's output: it replaces this folder as a whole"]
+        return [*moved, "run the build again: it recomputes only the samples of these shards"]
+    return [*moved, "export the set again from the build's output, which replaces this folder"]
 
 
 def _npy_arrays(output: NpyOutput) -> Stored:

@@ -1,4 +1,4 @@
-"""Samples of an output computed again, alone or by the published library: finds the models and the audio for that."""
+"""Computes samples of an output again, alone or with the published library, after finding models and audio."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -26,7 +26,7 @@ MODEL_OPTIONS = {item.name: item.default for item in dataclasses.fields(ModelOpt
 
 @dataclass(frozen=True)
 class Comparisons:
-    """What was found by computing samples again; None if nobody asked."""
+    """The results of computing samples again; None if not requested."""
 
     parity: Parity | None = None
     reference: ReferenceResult | None = None
@@ -40,9 +40,9 @@ def compare(
     findings: Findings,
     stats: dict[str, Any],
 ) -> Comparisons:
-    """Draw from the samples that `records` gives, compute these again and compare; faults go to `findings`.
+    """Compute a random sample of `records` again and compare; faults are added to `findings`.
 
-    Raises ConfigError if the models are missing, or are not those that the output was made with.
+    Raises ConfigError if the models are missing, or differ from those that the output was made with.
     """
     if not options.parity and not options.reference:
         return Comparisons()
@@ -78,7 +78,7 @@ def compare(
 
 
 def _model_options(options: VerifyOptions, last: dict[str, Any]) -> dict[str, Any]:
-    """The options of the recipe: files as they are given, or else all those of the last build; other values are its."""
+    """The recipe's options: the given files, or else the last build's; other values default to the last build's."""
     given = {name: getattr(options, name) for name in MODEL_OPTIONS}
     files = [name for name, default in MODEL_OPTIONS.items() if default is None]
     earlier = set(MODEL_OPTIONS) - (set(files) if any(given[name] is not None for name in files) else set())

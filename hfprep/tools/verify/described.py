@@ -1,4 +1,4 @@
-"""The schema of an npy output, from stats.json or its state, also where one of these is damaged."""
+"""The schema of an npy output, from stats.json or the state, even if one of them is damaged."""
 
 import contextlib
 import json
@@ -21,9 +21,9 @@ WIDTHS_SAMPLED = 101
 
 
 def npy_schema(root: Path) -> Schema:
-    """The schema that an output names; that of hfprep 0.1.0, which named none, where nothing readable does.
+    """The schema stored in an output; that of hfprep 0.1.0, which stored none, if none can be read.
 
-    Raises ConfigError if this is no output, or it is another recipe's and has lost what says so.
+    Raises ConfigError if this is not an output, or the files with its schema are missing.
     """
     for record in (stats_of(root).get("schema"), state_value(root, "schema")):
         with contextlib.suppress(KeyError, TypeError, ValueError):
@@ -32,15 +32,15 @@ def npy_schema(root: Path) -> Schema:
     if not any((root / name).exists() for name in (PRIVATE, STATS, *first_schema(0).by_name)):
         if any(root.glob("*_manifest.jsonl")):
             raise ConfigError(
-                f"{str(root)!r} has manifests, but neither {STATS} nor {STATE_FILE}, which say what a sample is; "
+                f"{str(root)!r} has manifests, but neither {STATS} nor {STATE_FILE}, which describe the columns; "
                 "run the build again"
             )
-        raise ConfigError(f"{str(root)!r} holds no features: neither manifests, nor arrays, nor an export")
+        raise ConfigError(f"{str(root)!r} contains no features: no manifests, arrays or export")
     return _of_first_version(root)
 
 
 def state_value(root: Path, key: str) -> Any:
-    """A value that the build keeps in its state under `key`, None if it cannot be read."""
+    """A value in the build's state, None if it cannot be read."""
     path = root / STATE_FILE
     with contextlib.suppress(sqlite3.Error, ValueError):
         if path.is_file():
@@ -50,7 +50,7 @@ def state_value(root: Path, key: str) -> Any:
 
 
 def stats_of(root: Path) -> dict[str, Any]:
-    """stats.json of an output, empty where it cannot be read."""
+    """stats.json of an output; empty if it cannot be read."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         return dict(json.loads((root / STATS).read_bytes()))
     return {}
@@ -66,7 +66,7 @@ def _of_first_version(root: Path) -> Schema:
 
 
 def _usual_width(root: Path) -> int:
-    """How wide most vectors are, by the first of them: 0.1.0 left that to the model's config."""
+    """The most common width of the first vectors, because 0.1.0 did not store it."""
     widths: Counter[int] = Counter()
     for column in first_schema(0).of_kind("vector"):
         for path in islice((root / column.name).rglob("*.npy"), WIDTHS_SAMPLED):

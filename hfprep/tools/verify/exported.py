@@ -1,6 +1,6 @@
-"""Everything that can be checked of an exported set (Arrow, WebDataset): shards, records, arrays, counts.
+"""Checks an exported set (Arrow, WebDataset): shards, records, arrays, counts.
 
-Takes the set's folder, gives `Findings` and, for a repair, the shard files that are broken. Changes nothing.
+Returns `Findings` and, for repairs, the broken shard files. Read-only.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from hfprep.formats.index import INDEX, PLACES, Shard, read_index, shards_in
 from hfprep.formats.samples import SPLITS, SampleSet, Split
 from hfprep.formats.webdataset import WebDatasetSet
 from hfprep.io.file_hashes import sha256_file
-from hfprep.store.layout import VAL, is_validation
+from hfprep.store.layout import is_validation
 from hfprep.tools.verify.arrays import check_array
 from hfprep.tools.verify.faults import FaultKind, Findings
 from hfprep.tools.verify.listing import record_problem
@@ -26,7 +26,7 @@ UNREADABLE = (StoreError, OSError, ValueError, KeyError, IndexError, TypeError, 
 
 @dataclass
 class ExportedCheck:
-    """Checks one exported set."""
+    """Checks an exported set."""
 
     source: SampleSet
     workers: int
@@ -50,7 +50,7 @@ class ExportedCheck:
             expected = {"train": stats.get("train"), "validation": stats.get("val")}
             for name, count in self.counts.items():
                 if expected[name] != count and not self.broken_files:
-                    message = f"the build that it was made from listed {expected[name]} samples, here are {count}"
+                    message = f"has {count} samples, but the build that it was made from had {expected[name]}"
                     self.findings.add(FaultKind.STATS_DISAGREE, name, message)
         self._check_unlisted()
         return self.findings
@@ -63,30 +63,32 @@ class ExportedCheck:
             return {}
 
     def _index(self) -> dict[str, Any] | None:
-        """The index of the shards; an Arrow set that an earlier hfprep or `datasets` itself wrote has none."""
+        """The index of the shards; Arrow sets written by an earlier hfprep or by `datasets` have none."""
         if isinstance(self.source, WebDatasetSet):
             return self.source.index
         index = read_index(self.source.root, ARROW)
         if index is None and (self.source.root / INDEX).exists():
-            self._broken(INDEX, FaultKind.FILE_INVALID, "is no index of hfprep; export or fetch it again")
+            self._broken(INDEX, FaultKind.FILE_INVALID, "is not an index of hfprep; export or fetch it again")
         elif index is None:
-            self.findings.note(f"there is no {INDEX}: the shards have no checksums to be held against")
+            self.findings.note(f"there is no {INDEX}, so the checksums of the shards cannot be verified")
         return index
 
     def _shards(self, name: str) -> Iterator[tuple[str, Split]]:
-        """The readable parts of a split with the file that each lies in; the others become faults."""
+        """The readable parts of a split, each with its file; the others become faults."""
         if isinstance(self.source, WebDatasetSet):
             yield from self._tar_shards(self.source, name)
         elif isinstance(self.source, ArrowSet):
             yield from self._arrow_shards(self.source, name)
 
     def _check_sums(self, shards: Sequence[Shard]) -> list[str | None]:
-        """Hold shards against the index; gives the SHA-256 of each, None if it cannot be read."""
+        """Compare shards with the index; returns the SHA-256 of each, None if it cannot be read."""
         with ThreadPoolExecutor(self.workers) as pool:
             sums = list(pool.map(lambda shard: _sha256(self.source.root / shard["name"]), shards))
         for shard, found in zip(shards, sums, strict=True):
             if found is None:
-                self._broken(shard["name"], FaultKind.FILE_MISSING, "there is no such shard; export or fetch it again")
+                self._broken(
+                    shard["name"], FaultKind.FILE_MISSING, "the shard does not exist; export or fetch it again"
+                )
             elif found != shard.get("sha256"):
                 message = f"its SHA-256 is {found}, but {INDEX} says {shard.get('sha256')}; export or fetch it again"
                 self._broken(shard["name"], FaultKind.CHECKSUM, message)
@@ -103,7 +105,7 @@ class ExportedCheck:
                 self._broken(shard["name"], FaultKind.ARTIFACT_UNREADABLE, str(error))
 
     def _arrow_shards(self, source: ArrowSet, name: str) -> Iterator[tuple[str, Split]]:
-        """The shards but for those whose bytes are not those of the index: offsets in them may lead anywhere."""
+        """The shards whose checksums match; offsets in others may be arbitrary."""
         try:
             names = [f"{name}/{file}" for file in split_files(source.root / name)]
         except UNREADABLE as error:
@@ -115,7 +117,7 @@ class ExportedCheck:
             sums = self._check_sums(shards)
             wrong = {shard["name"] for shard, found in zip(shards, sums, strict=True) if found != shard.get("sha256")}
             if names != [shard["name"] for shard in shards]:
-                message = f"lists other shards than {INDEX}; export the set again"
+                message = f"lists different shards than {INDEX}; export the set again"
                 self.findings.add(FaultKind.FILE_INVALID, f"{name}/{STATE_FILE}", message)
         for file in names:
             if file in wrong:
@@ -166,13 +168,13 @@ class ExportedCheck:
         split, earlier = self.split_of.setdefault(sample_id, (name, where))
         if earlier is not where:
             kind = FaultKind.IN_BOTH_SPLITS if split != name else FaultKind.DUPLICATE_ID
-            self.findings.add(kind, where, f"the id stands at {earlier} too", sample_id=sample_id)
+            self.findings.add(kind, where, f"the id is also at {earlier}", sample_id=sample_id)
         if val_ratio is not None and is_validation(sample_id, val_ratio) != (name == SPLITS[1]):
-            message = f"with a val ratio of {val_ratio} the id belongs into the other split ({VAL} or not)"
+            message = f"with a val ratio of {val_ratio}, the id belongs to the other split"
             self.findings.add(FaultKind.WRONG_SPLIT, where, message, sample_id=sample_id)
 
     def _check_places(self, name: str) -> None:
-        """Hold what the index says of where each sample is against what the shards hold."""
+        """Compare the places in the index with the content of the shards."""
         if self.index is None or "places" not in self.index or self.broken_files:
             return
         found = sorted(sample_id for sample_id, (split, _) in self.split_of.items() if split == name)
@@ -180,7 +182,7 @@ class ExportedCheck:
             split = self.source.split(name)
             if sorted(entry.id for entry in split.entries()) == found:
                 return
-            problem = f"leads to other samples than the shards of {name} hold"
+            problem = f"refers to other samples than the shards of {name} contain"
         except UNREADABLE as error:
             problem = f"cannot be used: {error}"
         self.findings.add(FaultKind.FILE_INVALID, PLACES, f"{problem}; make or fetch the set again")
@@ -192,7 +194,7 @@ class ExportedCheck:
         for path in sorted(root.rglob(pattern)):
             name = path.relative_to(root).as_posix()
             if name not in listed and not name.startswith("."):
-                self.findings.add(FaultKind.UNLISTED_FILE, name, "a shard that nothing lists")
+                self.findings.add(FaultKind.UNLISTED_FILE, name, "a shard that is not listed")
 
 
 def _listed_files(source: SampleSet) -> Iterator[str]:

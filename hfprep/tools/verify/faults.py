@@ -1,7 +1,6 @@
-"""What can be wrong with a finished output, and one fault as a record.
+"""The faults that an output can have.
 
-Provides `FaultKind`, the fixed set of kinds, `Fault`, and `Findings`, which collects them. Knows nothing of how any
-format stores its samples.
+Provides `FaultKind`, the fixed set of kinds, `Fault`, and `Findings`, which collects them.
 """
 
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from enum import StrEnum
 
 
 class FaultKind(StrEnum):
-    """What is wrong."""
+    """The kinds of faults."""
 
     ARTIFACT_MISSING = "artifact_missing"
     ARTIFACT_UNREADABLE = "artifact_unreadable"
@@ -39,7 +38,7 @@ class FaultKind(StrEnum):
     REFERENCE = "reference"
 
 
-# Faults of one array, for which that array and nothing else is to be made again.
+# Faults of an array, which are repaired by computing that array again.
 OF_ARTIFACT = frozenset(
     {
         FaultKind.ARTIFACT_MISSING,
@@ -58,9 +57,9 @@ OF_ARTIFACT = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that is wrong: of which sample (None: of no single one), in which file, and what.
+    """A fault: its sample (None: not of a single sample), file, and description.
 
-    `file` is relative to the output directory; `column` names the array that is broken, where one is.
+    `file` is relative to the output directory; `column` is the broken array, if any.
     """
 
     kind: FaultKind
@@ -77,7 +76,7 @@ class Fault:
 
 @dataclass
 class Findings:
-    """Faults in the order in which they are found, and remarks that are none."""
+    """Faults in the order in which they are found, and notes."""
 
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -85,11 +84,11 @@ class Findings:
     def add(
         self, kind: FaultKind, file: str, message: str, *, sample_id: str | None = None, column: str | None = None
     ) -> None:
-        """Note a fault."""
+        """Add a fault."""
         self.faults.append(Fault(kind, sample_id, file, message, column))
 
     def note(self, text: str) -> None:
-        """Note something worth knowing that is no fault."""
+        """Add a note, which is not a fault."""
         self.notes.append(text)
 
     def of(self, *kinds: FaultKind) -> Iterator[Fault]:

@@ -1,6 +1,6 @@
-"""The text files of an npy output: manifests, progress, rejected.jsonl, stats.json, held against each other.
+"""Checks the text files of an npy output against each other: manifests, progress, rejected.jsonl, stats.json.
 
-Takes the output's schema; gives `Listing`: the valid records, and what is wrong with the rest. Opens no arrays.
+Provides `Listing`: the valid records, and the faults of the others. Opens no arrays.
 """
 
 import json
@@ -23,7 +23,7 @@ COUNTS = ("total", "train", "val", "lines_read", "accepted", "capped", "pending"
 
 @dataclass
 class Listing:
-    """What the text files of an output say. `split_of` holds the valid ids; `suspect` the ids of invalid records."""
+    """The text files of an output. `split_of` has the valid ids, `suspect` the ids of invalid records."""
 
     root: Path
     schema: Schema
@@ -33,7 +33,7 @@ class Listing:
     suspect: set[str] = field(default_factory=set)
 
     def read(self, val_ratio: float | None) -> None:
-        """Read and check all text files; the records themselves are read again by `records`."""
+        """Read and check all text files. Records are not kept; `records` reads them again."""
         self.stats = self._read_stats()
         if val_ratio is None:
             val_ratio = self.stats.get("settings", {}).get("val_ratio")
@@ -44,7 +44,7 @@ class Listing:
         self._check_counts(self._check_rejected())
 
     def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The split and record of every valid sample, once."""
+        """The split and record of every valid sample, each once."""
         seen: set[str] = set()
         for name in MANIFESTS:
             for _, record in self._records(name, report=False):
@@ -54,7 +54,7 @@ class Listing:
                     yield name, record
 
     def ids(self, name: str) -> Iterator[str]:
-        """The ids of the valid records of one manifest, in its order."""
+        """The ids of the valid records of a manifest, in order."""
         return (record["id"] for _, record in self._records(name, report=False))
 
     def _place(self, name: str, number: int, sample_id: str, val_ratio: float | None) -> None:
@@ -64,20 +64,20 @@ class Listing:
             self.findings.add(FaultKind.DUPLICATE_ID, where, "an earlier line has this id", sample_id=sample_id)
             return
         if earlier is not None:
-            self.findings.add(FaultKind.IN_BOTH_SPLITS, where, f"the id is in {earlier} too", sample_id=sample_id)
+            self.findings.add(FaultKind.IN_BOTH_SPLITS, where, f"the id is also in {earlier}", sample_id=sample_id)
             return
         self.split_of[sample_id] = name
         if val_ratio is not None and is_validation(sample_id, val_ratio) != (name == VAL):
             right = VAL if name == TRAIN else TRAIN
-            message = f"with a val ratio of {val_ratio} the id belongs into {right}"
+            message = f"with a val ratio of {val_ratio}, the id belongs to {right}"
             self.findings.add(FaultKind.WRONG_SPLIT, where, message, sample_id=sample_id)
 
     def _records(self, name: str, *, report: bool) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Valid records with their line numbers; with `report` the others become faults."""
+        """Valid records with their line numbers; with `report`, others become faults."""
         path = self.root / name
         if not path.is_file():
             if report:
-                self.findings.add(FaultKind.FILE_MISSING, name, "there is no such file; a build writes it")
+                self.findings.add(FaultKind.FILE_MISSING, name, "the file does not exist; a build writes it")
             return
         with open(path, "rb") as stream:
             for number, raw in enumerate(stream, start=1):
@@ -93,7 +93,9 @@ class Listing:
         try:
             stats = json.loads((self.root / STATS).read_bytes())
         except FileNotFoundError:
-            self.findings.add(FaultKind.UNFINISHED, STATS, "there is no such file; run the build again to its end")
+            self.findings.add(
+                FaultKind.UNFINISHED, STATS, "the file does not exist; run the build again until it finishes"
+            )
             return {}
         except (OSError, ValueError) as error:
             self.findings.add(FaultKind.FILE_INVALID, STATS, f"cannot be read as JSON: {error}")
@@ -103,15 +105,15 @@ class Listing:
             self.findings.add(FaultKind.FILE_INVALID, STATS, problem)
             return {}
         if stats["pending"]:
-            message = f"{stats['pending']} lines are left to compute; run the build again"
+            message = f"{stats['pending']} lines are not computed yet; run the build again"
             self.findings.add(FaultKind.UNFINISHED, STATS, message)
         return dict(stats)
 
     def _check_progress(self) -> None:
-        """The progress file holds each listed id once, in an order of which both manifests are parts."""
+        """Check that the progress file has each listed id once, in the order of both manifests."""
         path = self.root / PROGRESS
         if not path.is_file():
-            self.findings.add(FaultKind.FILE_MISSING, PROGRESS, "there is no such file; a build writes it")
+            self.findings.add(FaultKind.FILE_MISSING, PROGRESS, "the file does not exist; a build writes it")
             return
         rests = {name: self.ids(name) for name in MANIFESTS}
         heads = {name: next(rest, None) for name, rest in rests.items()}
@@ -122,7 +124,7 @@ class Listing:
                 sample_id = raw.decode("utf-8", "replace").removesuffix("\n")
                 where = f"{PROGRESS}:{number}"
                 if sample_id not in self.split_of or sample_id in seen or not raw.endswith(b"\n"):
-                    again = "stands here twice" if sample_id in seen else "is in no manifest"
+                    again = "is listed twice" if sample_id in seen else "is in no manifest"
                     self.findings.add(FaultKind.PROGRESS_DISAGREES, where, f"the id {again}", sample_id=sample_id)
                     ordered = False
                     continue
@@ -134,14 +136,14 @@ class Listing:
                     ordered = False
                 heads[name] = next(rests[name], None)
         for sample_id in self.split_of.keys() - seen:
-            message = f"the id is missing, though {self.split_of[sample_id]} lists it"
+            message = f"the id is missing, but {self.split_of[sample_id]} lists it"
             self.findings.add(FaultKind.PROGRESS_DISAGREES, PROGRESS, message, sample_id=sample_id)
 
     def _check_rejected(self) -> dict[str, int] | None:
-        """Count rejected.jsonl by reason, checking each line; None if that cannot be done."""
+        """Check rejected.jsonl and count its lines by reason; None if a line is invalid."""
         path = self.root / REJECTED
         if not path.is_file():
-            self.findings.add(FaultKind.FILE_MISSING, REJECTED, "there is no such file; a build writes it")
+            self.findings.add(FaultKind.FILE_MISSING, REJECTED, "the file does not exist; a build writes it")
             return None
         counts: dict[str, int] = {}
         last = 0
@@ -171,12 +173,12 @@ class Listing:
             message = f"accepted + rejected + capped + pending = {accounted}, but lines_read is {stats['lines_read']}"
             self.findings.add(FaultKind.STATS_DISAGREE, STATS, message)
         if rejected is not None and rejected != {name: count for name, count in stats["rejected"].items() if count}:
-            message = f"holds {rejected}, but {STATS} says {stats['rejected']}"
+            message = f"has {rejected}, but {STATS} has {stats['rejected']}"
             self.findings.add(FaultKind.REJECTED_DISAGREES, REJECTED, message)
 
 
 def parse_record(raw: bytes, schema: Schema) -> tuple[dict[str, Any], str | None]:
-    """A manifest line as a record, and what is wrong with it (None: nothing)."""
+    """A manifest line as a record, and its problem (None: it is valid)."""
     try:
         record = json.loads(raw)
     except ValueError as error:
@@ -184,12 +186,12 @@ def parse_record(raw: bytes, schema: Schema) -> tuple[dict[str, Any], str | None
     if not isinstance(record, dict):
         return {}, f"the line is a JSON {type(record).__name__}, not an object"
     if not raw.endswith(b"\n"):
-        return record, "the last line has no end; it may be cut off"
+        return record, "the last line has no line break; it may be truncated"
     return record, record_problem(record, schema)
 
 
 def record_problem(record: dict[str, Any], schema: Schema) -> str | None:
-    """What is wrong with a sample's record (None: nothing)."""
+    """The problem with a sample's record (None: it is valid)."""
     for name in TEXTS:
         if not isinstance(record.get(name), str):
             return f"{name} is {record.get(name)!r}; it must be a string"
@@ -206,7 +208,7 @@ def record_problem(record: dict[str, Any], schema: Schema) -> str | None:
     duration = record.get("duration", "absent")
     if duration is not None and (isinstance(duration, bool) or not isinstance(duration, int | float) or duration < 0):
         return f"duration is {duration!r}; it must be seconds or null"
-    # What is left follows from these: the paths, and fields that the schema derives.
+    # The remaining fields follow from these: paths, and fields derived by the schema.
     for name, value in manifest_record(schema, record, record).items():
         if name not in METADATA and record.get(name) != value:
             return f"{name} is {record.get(name)!r}; it must be {value!r}"
@@ -214,7 +216,7 @@ def record_problem(record: dict[str, Any], schema: Schema) -> str | None:
 
 
 def is_count(value: Any) -> bool:
-    """Whether a JSON value is a whole number from 0."""
+    """Whether a JSON value is an integer >= 0."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
@@ -228,12 +230,12 @@ def _stats_problem(stats: Any) -> str | None:
         if not isinstance(stats.get(name), dict):
             return f"{name} is {stats.get(name)!r}; it must be an object"
     if not all(is_count(value) for value in stats["rejected"].values()):
-        return f"rejected is {stats['rejected']!r}; it must hold counts"
+        return f"rejected is {stats['rejected']!r}; it must contain counts"
     return None
 
 
 def _rejection_problem(raw: bytes, last: int) -> tuple[str | None, int, str]:
-    """What is wrong with a line of rejected.jsonl (None: nothing), its manifest line, its reason."""
+    """The problem with a line of rejected.jsonl (None: it is valid), its manifest line, its reason."""
     try:
         row = json.loads(raw)
     except ValueError as error:
@@ -241,7 +243,7 @@ def _rejection_problem(raw: bytes, last: int) -> tuple[str | None, int, str]:
     if not isinstance(row, dict) or set(row) != {"line", "id", "reason", "message"} or not is_count(row["line"]):
         return "the line must be an object with line, id, reason and message", last, ""
     if row["reason"] not in set(Reason):
-        return f"the reason {row['reason']!r} is none that hfprep knows", last, ""
+        return f"the reason {row['reason']!r} is unknown", last, ""
     if row["line"] <= last:
-        return f"manifest line {row['line']} comes after line {last}; lines must rise", last, ""
+        return f"manifest line {row['line']} comes after line {last}; line numbers must increase", last, ""
     return None, row["line"], row["reason"]

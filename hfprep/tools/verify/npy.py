@@ -1,6 +1,6 @@
-"""Everything that can be checked of an output in the npy layout without its models.
+"""Checks an output in the npy layout, as far as possible without its models.
 
-Takes the output directory, gives `Findings`. Reads every listed array once, in threads; changes nothing.
+Returns `Findings`. Reads every listed array once, in threads. Read-only.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ ROOT_FILES = (TRAIN, VAL, PROGRESS, REJECTED, STATS)
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What reading the arrays of one sample gave: problems by column, and the codes that stats.json counts."""
+    """The result of checking a sample's arrays: problems by column, and the codes that stats.json counts."""
 
     record: dict[str, Any]
     problems: list[tuple[str, Problem]]
@@ -41,10 +41,12 @@ class Checked:
 
 
 def open_state(output: NpyOutput, findings: Findings) -> StateReader | None:
-    """The state of an output, None (with a fault or a note) where there is none that can be used."""
+    """The state of an output; None, with a fault or a note, if it is missing or damaged."""
     path = output.private / "state.sqlite"
     if not path.is_file():
-        findings.note(f"{STATE_FILE} is absent: a build could not tell what is finished (--skip-existing adopts it)")
+        findings.note(
+            f"{STATE_FILE} is missing: a build would not know what is finished (--skip-existing adopts the files)"
+        )
         return None
     try:
         return StateReader(path)
@@ -54,7 +56,7 @@ def open_state(output: NpyOutput, findings: Findings) -> StateReader | None:
 
 
 def verify_npy(output: NpyOutput, *, workers: int) -> tuple[Findings, Listing]:
-    """Check manifests, progress, statistics, state, arrays and what else lies there."""
+    """Check manifests, progress, statistics, state, arrays and other files."""
     findings = Findings()
     listing = Listing(output.root, output.schema, findings)
     with contextlib.ExitStack() as stack:
@@ -68,7 +70,7 @@ def verify_npy(output: NpyOutput, *, workers: int) -> tuple[Findings, Listing]:
 
 
 def _check_samples(output: NpyOutput, listing: Listing, state: StateReader | None, *, workers: int) -> None:
-    """Read every listed array, and hold the sums against stats.json."""
+    """Read every listed array, and compare the totals with stats.json."""
     findings, stats, schema = listing.findings, listing.stats, output.schema
     counted = next(iter(schema.of_kind("codes")), None)
     counts = np.zeros((counted.size if counted is not None else None) or 1, np.int64)
@@ -101,7 +103,7 @@ def _check_samples(output: NpyOutput, listing: Listing, state: StateReader | Non
 
 
 def _check_arrays(output: NpyOutput, record: dict[str, Any]) -> Checked:
-    """Read and check the arrays of one sample; runs in a thread."""
+    """Read and check a sample's arrays; runs in a thread."""
     problems: list[tuple[str, Problem]] = []
     codes = None
     for column in output.schema.columns:
@@ -115,14 +117,14 @@ def _check_arrays(output: NpyOutput, record: dict[str, Any]) -> Checked:
 
 
 def _check_state(sample: SampleState | None, record: dict[str, Any], schema: Schema, findings: Findings) -> float:
-    """Hold a record against the state's row; gives the sample's seconds."""
+    """Compare a record with the state's row; returns the sample's seconds."""
     sample_id = record["id"]
     if sample is None or not schema.all_groups <= sample.finished:
-        message = "lists the sample as complete, but the state does not"
+        message = "does not list the sample as finished, but the manifest does"
         findings.add(FaultKind.STATE_DISAGREES, STATE_FILE, message, sample_id=sample_id)
         return 0.0
     differing = [
-        f"{name} {record[name]} there, {value} here"
+        f"{name} is {record[name]} there and {value} here"
         for name, value in sample.lengths.items()
         if record.get(name) != value
     ]
@@ -141,7 +143,7 @@ def _check_codebook(codebook: dict[str, Any], counts: np.ndarray, findings: Find
 
 
 def _check_folders(output: NpyOutput, listing: Listing, state: StateReader | None) -> None:
-    """Find files that nothing lists, and what a killed run left behind."""
+    """Find files that are not listed, and leftovers of killed runs."""
     findings = listing.findings
     kept: set[str] = set()
     for column in output.schema.by_name:
@@ -152,22 +154,20 @@ def _check_folders(output: NpyOutput, listing: Listing, state: StateReader | Non
             if name.endswith(".npy") and state is not None and state.sample(sample_id) is not None:
                 kept.add(sample_id)
                 continue
-            message = "no manifest lists a sample that this file belongs to"
+            message = "the file belongs to no sample in the manifests"
             findings.add(FaultKind.UNLISTED_FILE, f"{column}/{name}", message)
     if kept:
-        findings.note(
-            f"{len(kept)} finished samples are kept that the manifests do not list (left out of the last run)"
-        )
+        findings.note(f"{len(kept)} finished samples are kept that are not in the manifests (omitted in the last run)")
     for path in sorted(output.root.iterdir()):
         if path.name.startswith(ROOT_FILES) and path.name not in ROOT_FILES and path.suffix in {".tmp", ".staying"}:
-            findings.add(FaultKind.UNLISTED_FILE, path.name, "an unfinished file of a run that was killed")
+            findings.add(FaultKind.UNLISTED_FILE, path.name, "an unfinished file of a killed run")
     if output.work.exists():
-        message = "working data of a run that was killed; run the build again"
+        message = "temporary files of a killed run; run the build again"
         findings.add(FaultKind.UNFINISHED, f"{PRIVATE}/work", message)
 
 
 def _files_below(folder: Path) -> Iterator[str]:
-    """Files anywhere below a folder, as paths relative to it with forward slashes."""
+    """All files below a folder, as relative paths with forward slashes."""
     for path, folders, files in os.walk(folder):
         folders.sort()
         for name in sorted(files):

@@ -1,4 +1,4 @@
-"""What a verification is asked to do. Imports nothing heavy: the command line takes its flags from here."""
+"""The options of a verification. Light to import, because the command line takes its flags from here."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,12 @@ VERIFYING = "What to verify"
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions(ModelOptions):
-    """What to verify. The model paths and the manifest are those of the last build unless they are given."""
+    """What to verify. Model paths and manifest default to those of the last build."""
 
     output_dir: Path = option(Path(), "A build's output directory, or an export.", VERIFYING)
     parity: int = option(0, "Compute this many samples again, each alone, and compare.", VERIFYING)
     reference: int = option(0, "Compute the codes of this many samples with transformers, and compare.", VERIFYING)
-    repair: bool = option(False, "Move broken files aside; a build computes only those again.", VERIFYING)
+    repair: bool = option(False, "Move broken files aside; the next build computes only those again.", VERIFYING)
     workers: int = option(0, "Threads that read; 0: one per CPU core.", VERIFYING)
     device: str = option("auto", "For --parity: auto, cpu, cuda or cuda:N.", VERIFYING)
     seed: int = option(0, "Seed for the samples of --parity and --reference.", VERIFYING)

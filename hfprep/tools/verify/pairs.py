@@ -1,4 +1,4 @@
-"""Pair files held against the records of the utterances that they pair."""
+"""Checks pair files against the records of their utterances."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from hfprep.tools.verify.faults import FaultKind, Findings
 
 
 def verify_pairs(output: Path, findings: Findings) -> None:
-    """Check every pair of every pair file of an npy output; a file that does not hold is one fault."""
+    """Check every pair file of an npy output; an invalid file is one fault."""
     for name in pair_files(output):
         problems = pair_problems(output, name)
         first = next(problems, None)

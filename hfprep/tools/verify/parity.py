@@ -1,7 +1,6 @@
-"""The proof that batches did no harm: samples drawn at random, computed again alone, compared with what is stored.
+"""Checks that batching did not change results: computes random samples again, one at a time, and compares.
 
-Takes the output, its models and N. In the build's precision, one sample at a time. Codes and text ids must be equal;
-the vectors may differ by what the order of float32 sums makes of them.
+It uses the build's precision. Codes and text ids must be equal; vectors may differ by float32 rounding.
 """
 
 import json
@@ -25,13 +24,13 @@ from hfprep.schema import Features, Rejection, Schema, Segment, Utterance, artif
 from hfprep.tools.verify.faults import FaultKind, Findings
 
 MAX_RELATIVE_L2 = 1e-4
-SEGMENT = "segment"  # added to the records of rows that had an offset
+SEGMENT = "segment"  # added to the records of rows with an offset
 Stored = Callable[[str], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """What a comparison found: samples and codes compared, codes that differ, the largest relative difference."""
+    """The result: compared samples and codes, differing codes, the largest relative difference."""
 
     samples: int
     codes: int
@@ -40,7 +39,7 @@ class Parity:
 
 
 def draw(records: Iterable[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
-    """`count` records drawn at random in one pass, each with the same chance."""
+    """Draw `count` records at random in one pass, with equal probability."""
     generator = random.Random(seed)
     drawn: list[dict[str, Any]] = []
     for number, record in enumerate(records):
@@ -52,13 +51,13 @@ def draw(records: Iterable[dict[str, Any]], count: int, seed: int) -> list[dict[
 
 
 def check_models(inputs: Inputs, stats: dict[str, Any]) -> None:
-    """ConfigError if these models are not those that the output was made with."""
+    """Raise ConfigError if these are not the models that the output was made with."""
     earlier = stats.get("sha256", {})
     differing = [name for name, value in inputs.sha256.items() if earlier.get(name, value) != value]
     if differing:
         raise ConfigError(
             f"--parity: these are not the models that the output was made with: {', '.join(differing)} differ from "
-            "stats.json; give the ones that it was made with (--models, --tokenizer, ...)"
+            "stats.json; give the original models (--models, --tokenizer, ...)"
         )
 
 
@@ -74,9 +73,9 @@ def compare_alone(
     finder: AudioFinder,
     folder: str | None = None,
 ) -> Parity:
-    """Compute each record's sample alone and compare with `stored(id)`; faults go to `findings`.
+    """Compute each record's sample alone and compare with `stored(id)`; faults are added to `findings`.
 
-    `folder` is where the build ran: relative audio paths are looked up there first.
+    `folder` is the working directory of the build: relative audio paths are looked up there first.
     """
     schema = inputs.schema
     spec = ExtractorSpec(
@@ -122,7 +121,7 @@ def _utterance(line: int, record: dict[str, Any], finder: AudioFinder, folder: s
 
 
 def with_segments(root: Path, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records with the stretch of its recording that each stands for, where its row had an offset."""
+    """Add the segment of the recording to records of rows with an offset."""
     found = []
     for record, extra in zip(records, read_extra_fields(root, [record["id"] for record in records]), strict=True):
         offset = json.loads(extra).get("offset")
@@ -132,7 +131,7 @@ def with_segments(root: Path, records: Sequence[dict[str, Any]]) -> list[dict[st
 
 
 def audio_of(record: dict[str, Any], finder: AudioFinder, folder: str | None) -> str:
-    """Where a record's audio is; `folder` is where the build ran."""
+    """The path of a record's audio; `folder` is the working directory of the build."""
     audio: str = record["audio_path"]
     beside = os.path.join(folder, audio) if folder else audio
     return beside if os.path.exists(beside) else finder.find(audio)
@@ -141,7 +140,7 @@ def audio_of(record: dict[str, Any], finder: AudioFinder, folder: str | None) ->
 def _compare(
     schema: Schema, record: dict[str, Any], outcome: Features | Rejection, stored: Stored, findings: Findings
 ) -> tuple[int, int, float]:
-    """Codes compared, codes that differ, and the largest relative difference of the vectors."""
+    """The numbers of compared and differing codes, and the largest relative difference of the vectors."""
     sample_id = record["id"]
     if isinstance(outcome, Rejection):
         message = f"could not be computed again: {outcome.reason.value}: {outcome.message}"
@@ -154,7 +153,7 @@ def _compare(
         codes += now.size if kind == "codes" else 0
         problem = None
         if then.shape != now.shape:
-            problem = f"has the shape {then.shape}; alone it is {now.shape}"
+            problem = f"has the shape {then.shape}; computed alone, {now.shape}"
         elif kind != "vector":
             unequal = int((then != now).sum())
             flips += unequal if kind == "codes" else 0
@@ -163,12 +162,12 @@ def _compare(
             difference = float(np.linalg.norm(then - now) / max(float(np.linalg.norm(now)), 1e-30))
             largest = max(largest, difference)
             if not difference <= allowed_difference(then):
-                problem = f"differs from the one computed alone by {difference:.1e} of its length"
+                problem = f"differs from the one computed alone by {difference:.1e} (relative L2)"
         if problem:
             findings.add(FaultKind.PARITY, artifact_path(name, sample_id), problem, sample_id=sample_id, column=name)
     return codes, flips, largest
 
 
 def allowed_difference(stored: np.ndarray) -> float:
-    """The relative difference that rounding explains: float32 sums, or the stored type where that is coarser."""
+    """The relative difference that rounding can cause: of float32 sums, or of the stored type if that is coarser."""
     return max(MAX_RELATIVE_L2, float(np.finfo(stored.dtype).eps))

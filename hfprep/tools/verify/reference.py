@@ -1,7 +1,7 @@
-"""The proof that the numbers are those of the published models: samples computed again by the published library.
+"""Checks results against the published library: computes samples again with it, and compares.
 
-Takes the output, its models and N; the recipe says what of a sample the library can compute. Two programs that add in
-different orders differ in a code here and there, so a share of equal codes is asked for, not all.
+The recipe defines what the library can compute. Programs that sum in a different order differ in a few codes, so only a
+fraction of the codes must be equal.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ LEAST_AGREEMENT = 0.98  # of a sample's codes
 
 @dataclass(frozen=True, slots=True)
 class ReferenceResult:
-    """What the comparison found: samples and codes compared, codes that differ."""
+    """The result: compared samples and codes, differing codes."""
 
     samples: int
     codes: int
@@ -32,7 +32,7 @@ class ReferenceResult:
 
     @property
     def agreement(self) -> float:
-        """Share of the codes that are equal."""
+        """The fraction of equal codes."""
         return 1 - self.codes_differing / self.codes if self.codes else 1.0
 
 
@@ -46,9 +46,9 @@ def compare_with_reference(
     finder: AudioFinder,
     folder: str | None = None,
 ) -> ReferenceResult:
-    """Compute each record's sample by the published library and compare; faults go to `findings`.
+    """Compute each record's sample with the published library and compare; faults are added to `findings`.
 
-    Raises ConfigError if the recipe has no such reference, or the library is not installed.
+    Raises ConfigError if the recipe has no reference, or the library is not installed.
     """
     models: ModelSet = inputs.models
     if not isinstance(models, Referenced):

@@ -1,7 +1,7 @@
-"""Moves what is broken aside, so that the next build makes exactly that again.
+"""Moves broken files aside, so that the next build computes exactly those again.
 
-Takes the faults of an npy output. Nothing is deleted: files go to .hfprep/broken/<number>/ under their own paths. The
-manifests keep the intact samples only, so that a trainer can use them at once.
+Takes the faults of an npy output. Nothing is deleted: files are moved to .hfprep/broken/<number>/, with their paths.
+The manifests keep only intact samples, so that a trainer can use them at once.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from hfprep.tools.verify.described import STATE_FILE
 from hfprep.tools.verify.faults import OF_ARTIFACT, Fault, FaultKind, Findings
 from hfprep.tools.verify.listing import MANIFESTS, Listing
 
-# Faults of the files that every build writes again from the state.
+# Faults of files that every build rewrites from the state.
 OF_LISTING = frozenset(
     {
         FaultKind.RECORD_INVALID,
@@ -34,9 +34,9 @@ OF_LISTING = frozenset(
 def repair_npy(
     output: NpyOutput, findings: Findings, listing: Listing, broken_exports: Collection[str] = ()
 ) -> list[str]:
-    """Move what is broken to .hfprep/broken and forget it; gives a line for each thing done. Wants the lock.
+    """Move broken files to .hfprep/broken and forget them; returns a line per action. The caller holds the lock.
 
-    `broken_exports` are folders of other formats below the output: they go as a whole, and a build makes them again.
+    `broken_exports` are folders of other formats below the output; they are moved whole, and exported again by a build.
     """
     broken = _Aside(output)
     for name in sorted(broken_exports):
@@ -63,7 +63,7 @@ def repair_npy(
         names = ", ".join(name for name in schema.group_names if name in groups)
         actions.append(f"{sample_id}: {names} will be computed again")
     if STATE_FILE in broken.moved:
-        actions.append("the record of what is finished is gone: build with --skip-existing to adopt what is intact")
+        actions.append("the record of finished samples is gone: build with --skip-existing to adopt the intact files")
     return actions
 
 
@@ -88,7 +88,7 @@ def _forget(output: NpyOutput, needs: dict[str, frozenset[str]]) -> None:
 
 
 def _list_intact(output: NpyOutput, listing: Listing, broken_ids: set[str], broken: "_Aside") -> None:
-    """Rewrite both manifests and the progress file without what is broken; the earlier ones are kept aside."""
+    """Rewrite both manifests and the progress file without broken samples; the old files are copied aside."""
     misplaced = {fault.id for fault in listing.findings.of(FaultKind.WRONG_SPLIT)}
     gone = broken_ids | listing.suspect | misplaced
 
@@ -106,7 +106,7 @@ def _list_intact(output: NpyOutput, listing: Listing, broken_ids: set[str], brok
 
 
 class _Aside:
-    """A new folder of the output's private part, to which files are moved under their own paths."""
+    """A new folder in the output's private folder, to which files are moved with their paths."""
 
     def __init__(self, output: NpyOutput) -> None:
         self.root = output.root
@@ -120,7 +120,7 @@ class _Aside:
         return target
 
     def move(self, name: str) -> None:
-        """Move a file (or a folder that stands where a file belongs) aside; nothing where it is not there."""
+        """Move a file (or a folder in its place) aside, if it exists."""
         source = self.root / name
         if name in self.moved or not os.path.lexists(source):
             return
@@ -130,7 +130,7 @@ class _Aside:
         self.moved.append(name)
 
     def copy(self, name: str) -> None:
-        """Keep a copy of a file that is about to be rewritten."""
+        """Copy a file that is about to be rewritten."""
         if (self.root / name).is_file():
             with atomic.explained(self.folder):
                 shutil.copy2(self.root / name, self._target(name))

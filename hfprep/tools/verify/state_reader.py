@@ -1,4 +1,4 @@
-"""The state of an output, read without changing anything: no lock is taken, no damaged file is set aside."""
+"""Reads the state of an output without changing anything: takes no lock, moves no damaged file."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ _SELECT = "SELECT finished, seconds, source FROM samples WHERE id = ?"
 
 
 class StateReader:
-    """Reads the database at `path`; sqlite3.DatabaseError, at once, where SQLite's own check finds damage."""
+    """Reads the database at `path`. Raises sqlite3.DatabaseError on opening if SQLite's check finds damage."""
 
     def __init__(self, path: Path) -> None:
         self._db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
@@ -32,12 +32,12 @@ class StateReader:
         self._db.close()
 
     def get(self, key: str) -> Any:
-        """A value that the build keeps under `key`, None if there is none."""
+        """The value under `key`, None if there is none."""
         row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return None if row is None else json.loads(row[0])
 
     def sample(self, sample_id: str) -> SampleState | None:
-        """What the state holds of a sample; of a row that is damaged nothing counts as finished."""
+        """The state of a sample; nothing counts as finished in a damaged row."""
         row = self._db.execute(_SELECT, (sample_id,)).fetchone()
         try:
             return None if row is None else parse_sample(*row)
@@ -46,7 +46,7 @@ class StateReader:
 
 
 def _migrated(old: sqlite3.Connection) -> sqlite3.Connection:
-    """A copy in memory, in the present form, of a database that hfprep 0.1.0 wrote."""
+    """An in-memory copy of a database of hfprep 0.1.0, migrated to the current schema."""
     database = sqlite3.connect(":memory:")
     with contextlib.closing(old):
         old.backup(database)
