@@ -32,9 +32,7 @@ def extend_checkpoint(
     )
     found = run(options)
     if language is None:
-        say(
-            f"{found.text_ids} text ids (before: {found.text_ids_before}), {found.new_rows} rows initialised from others"
-        )
+        say(f"{found.text_ids} text ids (before: {found.text_ids_before}), {found.new_rows} rows initialised")
     else:
         say(f"the row of {language} is initialised from that of {like}")
     for path in found.files:
