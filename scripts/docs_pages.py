@@ -1,8 +1,7 @@
-"""Writes the reference pages of the documentation from what they are about, while MkDocs builds the site.
+"""Generates the reference pages of the documentation from the code while MkDocs builds the site.
 
-Gives `command_page` (from the command line itself), `formats_page` (from schemas/), `messages_page` (from the places in
-the code that raise) and `options_table` (from BuildConfig), and the hooks through which MkDocs takes them: `on_files`
-and `on_page_markdown`. No fact stands here a second time.
+Provides `command_page` (from the command line), `formats_page` (from schemas/), `messages_page` (from `raise`
+statements) and `options_table` (from BuildConfig), and the MkDocs hooks `on_files` and `on_page_markdown`.
 """
 
 import ast
@@ -16,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS_PLACE = "<!-- the options of BuildConfig -->"
-# A name with the file that defines it, and options of mkdocstrings below.
+# A name with the file that defines it, followed by options for mkdocstrings.
 API_LINK = re.compile(
     r"^- \[`(?P<name>[\w.]+)`\]\(\.\./\.\./hfprep/[^)]*\)\n(?:<!-- ::: options\n(?P<options>.*?)-->\n)?",
     re.MULTILINE | re.DOTALL,
@@ -28,7 +27,7 @@ SCHEMA_ORDER = (
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """MkDocs' hook: the generated pages instead of those in docs/, which say on a forge where to look."""
+    """MkDocs hook: replace placeholders in docs/ with the generated pages."""
     from mkdocs.structure.files import File
 
     pages = {
@@ -43,24 +42,24 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_context: Any) -> str:
-    """MkDocs' hook: the table of options where a page wants it; for links to Python names, what they document."""
+    """MkDocs hook: insert the table of options, and the documentation of linked Python names."""
     markdown = markdown.replace(OPTIONS_PLACE, options_table()) if OPTIONS_PLACE in markdown else markdown
     return API_LINK.sub(_directive, markdown)
 
 
 def _directive(link: re.Match[str]) -> str:
-    """What mkdocstrings replaces with a name's documentation."""
+    """The mkdocstrings directive for a name."""
     return f"::: {link['name']}\n" + (f"    options:\n{link['options']}" if link["options"] else "")
 
 
 def cell(text: str) -> str:
-    """Text that stands for itself in a table's cell."""
+    """Escape text for a table cell."""
     escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;").replace("\n", " ")
     return re.sub(r"([*_`])", r"\\\1", escaped)
 
 
 def code(text: str) -> str:
-    """Text as code in a table's cell; a backtick in it does not end it (and a bar in code ends no cell)."""
+    """Text as code in a table cell, also if it contains backticks (bars need no escaping in code)."""
     fence = "``" if "`" in text else "`"
     pad = " " if "`" in text else ""
     return f"{fence}{pad}{text}{pad}{fence}".replace("\n", " ")
@@ -83,7 +82,7 @@ def command_page() -> str:
     from hfprep.cli.app import app
 
     program = typer.main.get_command(app)
-    lines = ["# Commands", "", "Each is called as `python -m hfprep COMMAND`, or `hfprep COMMAND`.", ""]
+    lines = ["# Commands", "", "Run them as `python -m hfprep COMMAND` or `hfprep COMMAND`.", ""]
     for name, command in sorted(program.commands.items()):  # type: ignore[attr-defined]
         for below, inner in sorted(getattr(command, "commands", {"": command}).items()):
             lines += _command(f"{name} {below}".strip(), inner)
@@ -119,21 +118,21 @@ def _flag(item: Any) -> str:
 
 def _default(item: Any) -> str:
     if item.required:
-        return "must be given"
+        return "required"
     if isinstance(item.default, bool) or item.default in (None, ()) or str(item.default) == "":
         return ""
     return code(str(item.default))
 
 
 def options_table() -> str:
-    """Every field of BuildConfig with its type, default and meaning."""
+    """A table of the fields of BuildConfig, with type, default and meaning."""
     from hfprep.pipeline.config import BuildConfig
 
     rows = []
     for item in dataclasses.fields(BuildConfig):
         kind = item.type if isinstance(item.type, str) else getattr(item.type, "__name__", str(item.type))
         kind = kind if "|" not in str(item.type) else str(item.type)
-        default = "must be given" if item.default == Path() else code(repr(item.default))
+        default = "required" if item.default == Path() else code(repr(item.default))
         rows.append((code(item.name), code(kind.replace("pathlib.", "")), default, cell(item.metadata["help"])))
     return "\n".join(table(("field", "type", "default", "meaning"), rows))
 
@@ -142,12 +141,12 @@ def options_table() -> str:
 
 
 def formats_page(folder: Path) -> str:
-    """Every file format that has a schema, field by field."""
+    """All file formats with a schema, field by field."""
     paths = {path.name.removesuffix(".schema.json"): path for path in folder.glob("*.schema.json")}
     lines = [
         "# Files", "",
-        "What hfprep reads and writes, field by field, from the JSON Schemas in `schemas/` that the tests hold every "
-        "output to.", "",
+        "What hfprep reads and writes, field by field, from the JSON Schemas in `schemas/`. Tests validate every output "
+        "against them.", "",
     ]  # fmt: skip
     for name in [*SCHEMA_ORDER, *sorted(set(paths) - set(SCHEMA_ORDER))]:
         schema = json.loads(paths[name].read_text(encoding="utf-8"))
@@ -174,7 +173,7 @@ def _field_rows(schema: dict[str, Any], root: dict[str, Any], *, prefix: str) ->
 
 
 def _resolve(field: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
-    """A field with what its $ref names put in."""
+    """A field with its $ref resolved."""
     if "$ref" not in field:
         return field
     target: Any = root
@@ -190,7 +189,7 @@ def _type(field: dict[str, Any]) -> str:
     if 0 < len(choices) <= 4:
         return " or ".join(map(json.dumps, choices))
     if choices:
-        return "one of those below"
+        return "one of the values below"
     kinds = field.get("type", "any")
     return kinds if isinstance(kinds, str) else " or ".join(kinds)
 
@@ -208,12 +207,12 @@ def _meaning(field: dict[str, Any]) -> str:
 
 
 def _choices(schema: dict[str, Any]) -> list[str]:
-    """A table for each field that has a list of described values; reasons lead to their remedies."""
+    """A table for each field with described values; reasons are linked to Troubleshooting."""
     lines: list[str] = []
     for name, field in schema.get("properties", {}).items():
         choices = [choice for choice in field.get("oneOf", ()) if "const" in choice]
         if choices:
-            lines += [f"Values of `{name}`, each with its remedy:", ""]
+            lines += [f"Values of `{name}`, with links to what to do:", ""]
             links = [f"[{code(choice['const'])}](../troubleshooting.md#{choice['const']})" for choice in choices]
             rows = [(link, cell(choice["description"])) for link, choice in zip(links, choices, strict=True)]
             lines += table((name, "meaning"), rows)
@@ -225,7 +224,7 @@ def _choices(schema: dict[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Message:
-    """One place in the code that raises: the error's class, a rejection's reason, and the message's form."""
+    """A `raise` in the code: the error's class, the reason of a rejection, and the message's template."""
 
     module: str
     line: int
@@ -235,24 +234,23 @@ class Message:
 
 
 GROUPS = (
-    ("ConfigError", "An option, a path or a value in config.yaml is wrong. Nothing was computed, nothing has changed."),
-    ("CheckpointError", "A model file is missing, incomplete, or of an architecture that hfprep does not compute."),
-    ("StoreError", "A folder cannot be used as asked; what is on disk stays as it was."),
-    ("HfprepError", "The run cannot go on. What is finished is kept: run the same command again."),
-    ("ValueError", "A Python call was given a value that it cannot take."),
+    ("ConfigError", "An option, a path or a value in config.yaml is wrong. Nothing was computed or changed."),
+    ("CheckpointError", "A model file is missing, incomplete, or of an architecture that hfprep does not support."),
+    ("StoreError", "A folder cannot be used as requested; files on disk are unchanged."),
+    ("HfprepError", "The run cannot continue. Finished samples are kept: run the same command again."),
+    ("ValueError", "A Python function got an invalid argument."),
 )  # fmt: skip
 OTHERS = {"DeviceError": "HfprepError"}
 
 
 def messages_page(package: Path) -> str:
-    """Every message that hfprep can end with or reject a sample with."""
-    # What only passes on another message says nothing by itself.
+    """All messages with which hfprep ends or rejects a sample."""
+    # Without templates that only pass on another message.
     found = [item for item in messages(package) if re.search(r"[a-z]", re.sub(r"\{[^}]*\}", "", item.form))]
     lines = [
         "# Messages", "",
-        "What each place in the code says that ends a command or rejects a sample; `{...}` stands for what is filled "
-        "in. A message names the thing, its value and the next step. [Troubleshooting](../troubleshooting.md) says "
-        "more of those that are met most.", "",
+        "All messages that end a command or reject a sample; `{...}` is filled in. A message has the cause, the value "
+        "and the next step. [Troubleshooting](../troubleshooting.md) explains the most common ones.", "",
         "## Reasons of rejected lines", "",
     ]  # fmt: skip
     rejections = [item for item in found if item.error == "RejectedSample"]
@@ -270,7 +268,7 @@ def _reason(reason: str | None) -> str:
 
 
 def messages(package: Path) -> Iterator[Message]:
-    """Each place that makes one of hfprep's errors, in the order of modules and lines."""
+    """All places that create one of hfprep's errors, ordered by module and line."""
     classes = {name for name, _ in GROUPS} | {"RejectedSample", *OTHERS}
     for path in sorted(package.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -284,7 +282,7 @@ def messages(package: Path) -> Iterator[Message]:
 
 
 def _own_nodes(function: ast.AST) -> Iterator[ast.AST]:
-    """What stands in a function (or module), apart from the functions inside it."""
+    """The nodes of a function (or module), without its inner functions."""
     for child in ast.iter_child_nodes(function):
         if not isinstance(child, ast.FunctionDef):
             yield child
@@ -304,13 +302,13 @@ def _message(call: ast.Call, error: str, function: ast.AST, module: str) -> Mess
 
 
 def _form(node: ast.expr, function: ast.AST) -> str:
-    """The text that an expression makes, with {name} for what is only known when it runs."""
+    """The text of an expression, with {name} for runtime values."""
     if isinstance(node, ast.Constant):
         return str(node.value)
     if isinstance(node, ast.JoinedStr):
         return "".join(_form(part, function) for part in node.values)
     if isinstance(node, ast.FormattedValue):
-        known = len(_assigned(node.value, function)) == 1  # one of several says only what may stand there
+        known = len(_assigned(node.value, function)) == 1  # with several assignments, the value is ambiguous
         return _form(node.value, function) if known else "{" + _name(node.value) + "}"
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return _form(node.left, function) + _form(node.right, function)
@@ -324,7 +322,7 @@ def _form(node: ast.expr, function: ast.AST) -> str:
 
 
 def _assigned(node: ast.expr, function: ast.AST) -> list[ast.expr]:
-    """What a local name was given before it is used here, in the order of lines."""
+    """The values assigned to a local name before this use, ordered by line."""
     if not isinstance(node, ast.Name):
         return []
     found = [
@@ -336,7 +334,7 @@ def _assigned(node: ast.expr, function: ast.AST) -> list[ast.expr]:
 
 
 def _name(node: ast.expr) -> str:
-    """A word for a value: the last name in the expression that gives it."""
+    """A name for a value: the last name in its expression."""
     if isinstance(node, ast.Attribute | ast.Name):
         return (node.attr if isinstance(node, ast.Attribute) else node.id).strip("_").lower()
     if isinstance(node, ast.Subscript):

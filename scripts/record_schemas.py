@@ -28,7 +28,7 @@ METADATA = {
 
 
 def record_schema(schema: Schema, optional: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """The JSON Schema of the manifest records of a recipe; records may lack the columns of `optional` groups."""
+    """The JSON Schema of a recipe's manifest records; columns of `optional` groups may be missing."""
     properties: dict[str, Any] = {}
     absent: set[str] = set()
     for name, (title, description, kind) in METADATA.items():
@@ -74,7 +74,7 @@ def record_schema(schema: Schema, optional: frozenset[str] = frozenset()) -> dic
 
 
 def files() -> dict[Path, str]:
-    """What the files should hold, by path."""
+    """The expected content of the schema files, by path."""
     found = {}
     for made in map(recipe, NAMES):
         content = record_schema(made.published, getattr(made, "optional", frozenset()))

@@ -1,7 +1,7 @@
-"""Draws docs/images/report.png: the top of the demo's own report, as Chromium shows it.
+"""Makes docs/images/report.png, a screenshot of the top of the demo's report in Chromium.
 
-`python scripts/report_picture.py [FOLDER]` makes the demo in FOLDER (demo), or takes the one that is there.
-It needs selenium, Chromium and its driver.
+`python scripts/report_picture.py [FOLDER]` makes the demo in FOLDER (default: demo), or uses an existing one. It needs
+selenium, Chromium and its driver.
 """
 
 import base64
@@ -34,19 +34,19 @@ def draw(page: Path) -> bytes:
         chrome.get(page.absolute().as_uri())
         while not chrome.execute_script("return document.documentElement.dataset.drawn"):
             time.sleep(0.1)
-        time.sleep(1)  # the charts take the page's colours
+        time.sleep(1)  # until the charts have the page's colours
         return base64.b64decode(chrome.execute_cdp_cmd("Page.captureScreenshot", {})["data"])
     finally:
         chrome.quit()
 
 
 def main() -> None:
-    """Make what is missing, and draw."""
+    """Make the demo if necessary, and take the screenshot."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo").absolute()
     if not folder.is_dir():
         app(["demo", str(folder), "--num-samples", str(NUM_SAMPLES)], standalone_mode=False)
     page = folder / "report.html"
-    with contextlib.chdir(folder.parent):  # the page names the folder as it is given
+    with contextlib.chdir(folder.parent):  # the page shows the folder as given
         write_report(Path(folder.name, "features"), page)
     PICTURE.write_bytes(draw(page))
 

@@ -1,9 +1,9 @@
-"""How much arithmetic the features of a clip need, from the shapes alone.
+"""The number of operations that the features of a clip need, from shapes.
 
-Gives `needed_flops` for IndexTTS-2 and `needed_flops25` for IndexTTS-2.5: floating-point operations (two for each
-multiply and add) of the products, attentions and convolutions, by model stage, for the real frames of a clip and
-nothing else: no padding, no layer after the 17th, no table of positions. Norms, activations, means and what is the
-same for every clip are left out. Takes configs; knows nothing of time.
+Provides `needed_flops` for IndexTTS-2 and `needed_flops25` for IndexTTS-2.5: floating-point operations (two per
+multiply-add) of matmuls, attention and convolutions, by model stage, for the real frames of a clip only: no padding, no
+layers after the 17th. Norms, activations, means and terms that are the same for all clips (such as position tables) are
+not counted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STAGES25 = ("semantic encoder", "codec", "speaker", "emotion")
 
 @dataclass(frozen=True)
 class Flops:
-    """Operations of matrix products and attention, and of the depthwise convolutions."""
+    """Operations of matmuls and attention, and of depthwise convolutions."""
 
     products: int
     depthwise: int = 0
@@ -38,7 +38,7 @@ class Flops:
 
 
 def needed_flops(num_samples: int, config: ModelConfig, semantic: SemanticEncoderConfig) -> dict[str, Flops]:
-    """What one clip of `num_samples` at 16 kHz needs, for each of `STAGES`."""
+    """The operations for a clip of `num_samples` at 16 kHz, for each of `STAGES`."""
     num_frames, width = num_input_frames(num_samples), semantic.hidden_size
     condition = _branch(num_frames, config.condition, width, latents=NUM_LATENTS, latent_width=config.model_dim)
     return {
@@ -51,7 +51,7 @@ def needed_flops(num_samples: int, config: ModelConfig, semantic: SemanticEncode
 def needed_flops25(
     num_samples: int, config: Config, semantic: SemanticEncoderConfig, speaker: CampplusConfig
 ) -> dict[str, Flops]:
-    """What one clip of `num_samples` at 16 kHz needs, for each of `STAGES25`."""
+    """The operations for a clip of `num_samples` at 16 kHz, for each of `STAGES25`."""
     num_frames, width = num_input_frames(num_samples), semantic.hidden_size
     num_codes = -(-num_frames // downsampled_codec.STRIDE)
     down = Flops(2 * num_codes * downsampled_codec.KERNEL_SIZE * width**2)
@@ -82,7 +82,7 @@ def _codec(frames: int, codec: SemanticCodecConfig) -> Flops:
 
 
 def _emotion(frames: int, config: ConditionConfig, width: int, model_dim: int) -> Flops:
-    """The emotion branch, and the two projections behind it."""
+    """The emotion branch and the two projections after it."""
     branch = _branch(frames, config, width, latents=1, latent_width=width)
     return branch + Flops(2 * (width + model_dim) * model_dim)
 
@@ -109,7 +109,7 @@ def _branch(frames: int, config: ConditionConfig, width: int, *, latents: int, l
 def _speaker(frames: int, config: CampplusConfig) -> Flops:
     """CAM++ over `frames` of 10 ms: two-dimensional convolutions, then dense layers over half the frames."""
     head, bins = config.head_channels, campplus.NUM_MEL_BINS
-    maps = bins * 9 * head  # the first convolution, of one channel
+    maps = bins * 9 * head  # the first convolution, from one channel
     for stride in (2, 1, 2, 1):
         bins //= stride
         maps += 2 * bins * 9 * head**2 + (bins * head**2 if stride > 1 else 0)

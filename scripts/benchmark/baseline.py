@@ -1,10 +1,10 @@
-"""The pipeline that the libraries' documentation leads to: what hfprep is measured against.
+"""The baseline: a pipeline as one would write it from the libraries' documentation.
 
-Gives `run_baseline`, and `baseline` and `baseline25`, the models of IndexTTS-2 and of IndexTTS-2.5: clips in the
-manifest's order, a fixed number a batch, decoded one after another, transformers' feature extractor and all 24 layers
-of its model in float32 with every hidden state kept, then the other networks as their formulas stand (`plain_models`),
-on the padded batch as it is. It stores padding beside real codes, as such scripts do. But for the texts' tokens none of
-it is code that a build runs, so it stays what it is when builds become faster.
+Provides `run_baseline`, and `baseline` and `baseline25`, the models of IndexTTS-2 and of IndexTTS-2.5. It takes clips
+in the manifest's order, in batches of fixed size, decodes them one after another, runs transformers' feature extractor
+and all 24 layers of its model in float32, keeping every hidden state, then the other networks written plainly
+(`plain_models`), on padded batches. It stores codes of padding, as such scripts do. Except for tokenization, it shares
+no code with builds, so it does not change when builds become faster.
 """
 
 import json
@@ -33,13 +33,13 @@ from scripts.benchmark.measuring import Stopwatch
 
 SAMPLING_RATE = 16_000
 Batch = list[dict[str, str]]
-# A network's columns (B, ...) of the semantic features (B, T, D) and of the batch's waveforms.
+# From semantic features (B, T, D) and the batch's waveforms to a network's columns (B, ...).
 Step = Callable[[Tensor, list[np.ndarray]], dict[str, Tensor]]
 Encode = Callable[[str, str], np.ndarray]
 
 
 class Baseline:
-    """The models and the steps of one batch; `steps` are the networks behind the semantic encoder, by stage."""
+    """The models and the steps of a batch; `steps` are the networks after the semantic encoder, by stage."""
 
     def __init__(
         self, folder: Path, statistics: Path, *, text: Encode, steps: Mapping[str, Step], device: torch.device
@@ -112,13 +112,13 @@ def baseline25(models: Path, device: torch.device) -> Baseline:
 
 
 def _fbank(waveform: Tensor) -> Tensor:
-    """(F, 80) of one clip, less each bin's mean."""
+    """(F, 80) of a clip, minus each bin's mean."""
     found = torchaudio.compliance.kaldi.fbank(waveform[None], num_mel_bins=80, sample_frequency=SAMPLING_RATE)
     return found - found.mean(0)
 
 
 def _conditioners(path: Path, device: torch.device) -> plain_models.Tensors:
-    # As the libraries' documentation has it: the whole checkpoint into memory, then into a model of its own.
+    # As in the libraries' documentation: load the whole checkpoint, then copy it to a model.
     checkpoint = plain_models.read_tensors(path)
     needed = {name: value for name, value in checkpoint.items() if name.startswith(plain_models.PREFIXES)}
     return _on_device({name: value.clone() for name, value in needed.items()}, device)
@@ -131,9 +131,9 @@ def _on_device(tensors: plain_models.Tensors, device: torch.device) -> plain_mod
 def run_baseline(
     baseline: Baseline, manifest: Path, output: Path, *, batch_size: int, watch: Stopwatch, loaded: Callable[[], None]
 ) -> dict[str, int]:
-    """Compute and write the features of every row; `loaded` is called when the first batch begins.
+    """Compute and write the features of every row; `loaded` is called before the first batch.
 
-    Gives samples, frames (real), padded_frames. The stages of `watch` are those of the comparison.
+    Returns samples, frames (real), padded_frames. The stages of `watch` are those of the comparison.
     """
     rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
     loaded()
@@ -148,7 +148,7 @@ def run_baseline(
 
 
 def _run_batch(baseline: Baseline, batch: Batch, folder: Path, output: Path, watch: Stopwatch) -> tuple[int, int]:
-    """One batch from files to files; gives its real and its padded frames."""
+    """Process a batch from files to files; returns its numbers of real and padded frames."""
     with watch.measuring("text"):
         text_ids = [baseline.text(row["text"], row["language"]) for row in batch]
     with watch.measuring("decode"):

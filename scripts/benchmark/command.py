@@ -1,4 +1,4 @@
-"""`bench`: hfprep beside the obvious pipeline, on random models of the published sizes."""
+"""`bench`: compares hfprep with a straightforward pipeline, on random models of the published sizes."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ KEY_FIGURES = (
 
 
 def bench(context: typer.Context, **options: Any) -> None:
-    """Measure hfprep against the obvious pipeline, on RANDOM models of the published sizes."""
+    """Measure hfprep against a straightforward pipeline, on RANDOM models of the published sizes."""
     from scripts.benchmark.comparing import compare
     from scripts.benchmark.host import compare_host
 
@@ -36,7 +36,7 @@ def bench(context: typer.Context, **options: Any) -> None:
 
 
 def count_faults(found: dict[str, Any]) -> list[str]:
-    """Where a turn's counts are not what the clips need, one line each."""
+    """Turns whose counts differ from those of the clips, one line each."""
     return [
         f"{turn['kind']} at batch size {turn['batch_size']}: {turn[name]} {name}, not {found['needs'][name]}"
         for turn in found["turns"]
@@ -64,7 +64,7 @@ def _show_host(found: dict[str, Any]) -> None:
 
 
 def _show(found: dict[str, Any]) -> None:
-    """Print the tables of stages and of the whole."""
+    """Print the tables of stages and turns."""
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else 110)
@@ -84,7 +84,9 @@ def _stage_table(found: dict[str, Any]) -> Any:
     from rich.table import Table
 
     ours, theirs = found["hfprep"], found["baseline"]
-    table = Table(title="Stages (hfprep: text, decode, writing, IndexTTS-2's features in threads beside the models)")
+    table = Table(
+        title="Stages (hfprep: text, decode, writing and IndexTTS-2's features run in threads, in parallel to the models)"
+    )
     for name in ("stage", "TFLOP needed", "baseline s", "of rate", "hfprep s", "of rate", "ratio"):
         table.add_column(name, justify="left" if name == "stage" else "right")
     needs = found["needs"]["flops"]
@@ -116,7 +118,7 @@ def _turn_table(found: dict[str, Any]) -> Any:
 
 
 def _model_table(found: dict[str, Any]) -> Any:
-    title = "Model stages; times real time is of all stages, without start-up"
+    title = "Model stages (times real time: all stages, without start-up)"
     return _table_of_turns(title, found["turns"], {
         "models s": lambda turn: f"{turn['model_seconds']:.2f}",
         "of rate": lambda turn: f"{turn['model_share_of_peak']:.0%}",

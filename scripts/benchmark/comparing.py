@@ -1,8 +1,8 @@
-"""hfprep beside the baseline: makes models and clips, runs both in turns, and works out what is compared.
+"""Compares hfprep with the baseline: makes models and clips, runs both in turns, and computes the figures.
 
-Gives `compare`. Every turn is a separate process, so that none profits from what another
-loaded or counts its memory. Shares are of the best matrix-product rate measured at the end of any turn. A precision's
-codes are held against those of the first turn of hfprep in float32, where there is one.
+Provides `compare`. Every turn is a separate process, so that turns share no loaded data or memory. Shares are relative
+to the best matmul rate measured at the end of any turn. The codes of each precision are compared with hfprep's first
+turn in float32, if any.
 """
 
 import dataclasses
@@ -26,13 +26,13 @@ from scripts.benchmark.families import FAMILIES, Needed
 from scripts.benchmark.turn import Job
 
 TARGET_RATE = 16_000
-TAIL = 2000  # characters of a failed turn's output that are shown
+TAIL = 2000  # characters shown of a failed turn's output
 
 
 def compare(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
-    """Run the comparison; `say` is told what happens. Gives what `--json` keeps.
+    """Run the comparison; `say` is called with progress messages. Returns the content for `--json`.
 
-    Raises HfprepError with the end of its output where a turn fails.
+    Raises HfprepError, with the end of the turn's output, if a turn fails.
     """
     say("making models and clips")
     family, size = FAMILIES[config.recipe], "small" if config.quick else "published"
@@ -49,7 +49,7 @@ def compare(config: BenchConfig, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def needed(needed_of: Needed, manifest: Path) -> dict[str, Any]:
-    """What the clips of a manifest need: samples, frames, seconds of audio, FLOPs by model stage."""
+    """Totals of a manifest's clips: samples, frames, seconds of audio, FLOPs by model stage."""
     import soundfile
 
     rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
@@ -82,9 +82,9 @@ def _take_turn(config: BenchConfig, turn: Turn, models: Path, manifest: Path) ->
 
 
 def run_in_process(module: str, job: dict[str, Any], folder: Path, turn: str) -> dict[str, Any]:
-    """What a turn measures in a separate process, `python -m MODULE JOB RESULT`; its files and its log are in `folder`.
+    """Run a turn as `python -m MODULE JOB RESULT`, with files and log in `folder`; returns its result.
 
-    Raises HfprepError, which calls it `turn`, if it fails.
+    Raises HfprepError, with the name `turn`, if it fails.
     """
     job_file, result_file, log_file = folder / "job.json", folder / "result.json", folder / "log.txt"
     result_file.unlink(missing_ok=True)
@@ -102,7 +102,7 @@ def run_in_process(module: str, job: dict[str, Any], folder: Path, turn: str) ->
 
 
 def _compare_codes(results: list[dict[str, Any]]) -> None:
-    """Tell every turn of hfprep which share of the codes of the first one in float32 it has, too."""
+    """Add to every turn of hfprep the fraction of codes equal to those of the first turn in float32."""
     ours = [result for result in results if result["kind"] == BUILD]
     plain = next((result for result in ours if result["precision"] == PLAIN), None)
     if plain is None:
@@ -119,8 +119,8 @@ def _codes(result: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def evaluate(config: BenchConfig, turns: list[dict[str, Any]], needs: dict[str, Any]) -> dict[str, Any]:
-    """The figures of a comparison from its turns and from what the clips need; of each kind the fastest turn counts."""
-    rate = max(max(turn["matrix_rate"].values()) for turn in turns)  # of a GPU, that of bf16
+    """The figures of a comparison from its turns and the clips' totals; the fastest turn of each kind counts."""
+    rate = max(max(turn["matrix_rate"].values()) for turn in turns)  # on a GPU, the rate of bf16
     baseline = _fastest(turns, BASELINE)
     turns = [_with_figures(turn, baseline, needs, rate) for turn in turns]
     ours, theirs = _fastest(turns, BUILD), _fastest(turns, BASELINE)
@@ -160,7 +160,7 @@ def _fastest(turns: list[dict[str, Any]], kind: str) -> dict[str, Any] | None:
 def _with_figures(
     turn: dict[str, Any], baseline: dict[str, Any] | None, needs: dict[str, Any], rate: float
 ) -> dict[str, Any]:
-    """A turn and what follows from it alone, or from it and the baseline's fastest."""
+    """A turn with derived figures, some relative to the fastest baseline."""
     shares = _shares(turn, needs, rate)
     return turn | {
         "model_seconds": _model_seconds(turn, needs),
@@ -173,7 +173,7 @@ def _with_figures(
 
 
 def _shares(turn: dict[str, Any], needs: dict[str, Any], rate: float) -> dict[str, float]:
-    """Needed operations a second as a share of the matrix rate, by model stage and for all of them."""
+    """Needed operations per second as a fraction of the matmul rate, by model stage and in total."""
     shares = {stage: flops / turn["stages"][stage] / rate for stage, flops in needs["flops"].items()}
     return shares | {"model": sum(needs["flops"].values()) / _model_seconds(turn, needs) / rate}
 

@@ -1,4 +1,4 @@
-"""What a comparison is asked to do: `BenchConfig`. The command line takes its flags from the fields."""
+"""The options of a comparison: `BenchConfig`, from whose fields the command line takes its flags."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,26 +32,26 @@ class Turn:
 class BenchConfig:
     """A comparison; the command line takes its flags from these fields."""
 
-    recipe: str = option(RECIPES[0], f"Model family: {' or '.join(RECIPES)}; with --host {NAMES[-1]}, too.")
+    recipe: str = option(RECIPES[0], f"Model family: {' or '.join(RECIPES)}; with --host also {NAMES[-1]}.")
     folder: Path = option(Path("bench"), "Working folder: models (3.8 GB), clips, outputs; models stay for a rerun.")
     quick: bool = option(
-        False, "Small models, for a check of the counts alone; six clips of 0.5 to 2 s, baseline batch size 4."
+        False, "Small models, only to check the counts; six clips of 0.5 to 2 s, baseline batch size 4."
     )
-    host: bool = option(False, "Measure everything around the models, which answer at once.")
+    host: bool = option(False, "Measure everything around the models, which return zeros at once.")
     format: str = option("arrow", f"With --host: {', '.join(FORMATS)}.")
     as_for_gpu: bool = option(False, "With --host: feed the models as a GPU is fed, which makes the input features.")
     clips: int = option(0, f"Number of clips; 0: {CLIPS}, with --host {HOST_CLIPS:,}.")
     min_seconds: float | None = option(None, f"Shortest clips; default {SECONDS[0]:g}, with --host {HOST_SECONDS[0]}.")
     max_seconds: float | None = option(None, f"Longest clips; default {SECONDS[1]:g}, with --host {HOST_SECONDS[1]}.")
-    baseline_batch_sizes: str = option("1,8", "Batch sizes of the baseline, with commas; empty: hfprep alone.")
-    batch_sizes: str = option("0", "Batch sizes of hfprep, with commas (0: automatic).")
-    precision: str = option(PLAIN, "Precisions of hfprep's model stages, with commas.")
+    baseline_batch_sizes: str = option("1,8", "Batch sizes of the baseline, separated by commas; empty: only hfprep.")
+    batch_sizes: str = option("0", "Batch sizes of hfprep, separated by commas (0: automatic).")
+    precision: str = option(PLAIN, "Precisions of hfprep's model stages, separated by commas.")
     device: str = option("auto", "auto, cpu, cuda or cuda:N, for both.")
     threads: int = option(
-        0, "Threads of the models, 0: torch's choice. With 1, processor time is measured, not wall time."
+        0, "Threads of the models; 0: torch's default. With 1, CPU time is measured instead of wall time."
     )
-    rounds: int = option(1, "How often each takes its turn; the fastest turn counts.")
-    json: Path | None = option(None, "Write all figures there as JSON.")
+    rounds: int = option(1, "Number of turns of each; the fastest turn counts.")
+    json: Path | None = option(None, "Write all figures to this file as JSON.")
 
     def __post_init__(self) -> None:
         if self.clips < 0 or self.rounds < 1 or self.threads < 0:
@@ -69,7 +69,7 @@ class BenchConfig:
                 f"--min-seconds is {least} and --max-seconds is {most}; the least must be from 0.1 up, and not above "
                 "the most"
             )
-        kinds = {turn.kind for turn in self.turns()}  # every turn is looked at
+        kinds = {turn.kind for turn in self.turns()}  # checks every turn
         if BUILD not in kinds:
             raise ConfigError(
                 "--batch-sizes or --precision is empty; give at least one of each (batch size 0: automatic)"
@@ -77,7 +77,7 @@ class BenchConfig:
 
     @property
     def corpus(self) -> tuple[int, tuple[float, float]]:
-        """Number of clips, and the range of their seconds."""
+        """The number of clips, and the range of their lengths in seconds."""
         if self.quick:
             return QUICK_CORPUS
         return self.clips or (HOST_CLIPS if self.host else CLIPS), self._seconds

@@ -1,6 +1,6 @@
-"""Clips to measure with: voice-like sound of known lengths, and the manifest that lists them.
+"""Makes clips for measurements: voice-like audio with random lengths, and their manifest.
 
-Gives `make_corpus`. Takes a number of clips and a range of seconds; the same arguments give the same bytes.
+Provides `make_corpus`. The same arguments give the same bytes.
 """
 
 import functools
@@ -15,13 +15,13 @@ from hfprep.tools.demo.audio_files import AudioKind, write_audio
 from hfprep.tools.demo.sentences import SENTENCES
 from hfprep.tools.demo.voice import SPEAKERS, speak
 
-KIND = AudioKind("wav", "WAV", "PCM_16", 24_000)  # as most speech for synthesis comes: both sides have to resample
-CLIPS_AT_ONCE = 16  # of which a process makes one in 36 ms
+KIND = AudioKind("wav", "WAV", "PCM_16", 24_000)  # like most speech for synthesis, so both sides must resample
+CLIPS_AT_ONCE = 16  # clips per task; a process makes one in 36 ms
 
 
 def make_corpus(folder: Path, *, num_clips: int, seconds: tuple[float, float], seed: int = 0) -> Path:
-    """Write `num_clips` clips with lengths evenly drawn from the range `seconds`, and give the manifest's path."""
-    from hfprep.pipeline.devices import choose_workers  # loads torch, which the processes below do without
+    """Write `num_clips` clips with lengths drawn uniformly from the range `seconds`; returns the manifest's path."""
+    from hfprep.pipeline.devices import choose_workers  # imports torch, which the processes below do not need
 
     folder.mkdir(parents=True, exist_ok=True)
     manifest = folder / "manifest.jsonl"
@@ -34,7 +34,7 @@ def make_corpus(folder: Path, *, num_clips: int, seconds: tuple[float, float], s
 
 
 def _make_clip(folder: Path, seconds: tuple[float, float], seed: int, index: int) -> dict[str, str]:
-    """Write one clip; gives its row."""
+    """Write a clip; returns its row."""
     generator, languages = np.random.default_rng([seed, index]), tuple(SENTENCES)
     speaker, language = SPEAKERS[index % len(SPEAKERS)], languages[index % len(languages)]
     length = round(float(generator.uniform(*seconds)), 2)

@@ -1,6 +1,6 @@
-"""The model families that can be measured, and what a comparison asks of each.
+"""The model families that can be measured, and what a comparison needs from each.
 
-Gives `FAMILIES`, by the recipe's name (`config.RECIPES`).
+Provides `FAMILIES`, by recipe name (`config.RECIPES`).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ Place = tuple[Any, str]  # an attribute of a module or class
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where the steps of a build are called.
+    """The functions of a build's steps, which are patched to time them.
 
-    The networks of a `model` are attributes of it; `features` are the functions that make what the networks take, in
-    the threads that load clips or on the models' device; `beside` are those that the threads call in any case.
+    `networks` are attributes of `model`. `features` are the functions that compute the networks' input, in the loading
+    threads or on the models' device; `beside` are those that loading threads always call.
     """
 
     model: Any
@@ -43,10 +43,10 @@ class Places:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A model family: its model stages, random models, what they need, the baseline, and where a build is timed.
+    """A model family: its stages, random models, needed operations, baseline, and the functions to time.
 
-    `make_models(folder, size=...)` gives the folder; `needed(models, size)` the operations by stage of a clip of so
-    many samples at 16 kHz.
+    `make_models(folder, size=...)` returns the folder; `needed(models, size)` a function from the number of samples of
+    a clip at 16 kHz to its operations by stage.
     """
 
     stages: tuple[str, ...]
@@ -75,7 +75,7 @@ def _needed25(models: Path, size: str) -> Needed:
 
 
 def _baseline(models: Path, device: torch.device) -> Baseline:
-    from scripts.benchmark.baseline import baseline  # it imports transformers
+    from scripts.benchmark.baseline import baseline  # imports transformers
 
     return baseline(models, device)
 

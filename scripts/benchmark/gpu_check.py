@@ -1,8 +1,8 @@
-"""Everything that wants a card, measured in a few minutes: `python -m scripts.benchmark.gpu_check`.
+"""Measures what needs a GPU, in a few minutes: `python -m scripts.benchmark.gpu_check`.
 
-For each model family: the golden set in every precision that the device has, a build whose memory is cut in half, the
-precisions' speed and codes with models of the published sizes, and whole builds into arrow and npy. One table, one
-JSON. A step that fails is a fault, and the others go on; steps for which no time is left are named as such.
+For each model family: the golden set in every precision of the device, a build with limited memory, the speed and codes
+of the precisions with models of the published sizes, and whole builds to arrow and npy. Prints a table and JSON. A step
+that fails is a fault, and the others continue; steps without time left are reported.
 """
 
 import contextlib
@@ -30,10 +30,10 @@ from scripts.benchmark.config import RECIPES, BenchConfig
 
 GOLDEN = dict(zip(RECIPES, ("golden-small", "golden25-small"), strict=True))
 TESTS = Path(__file__).resolve().parents[2] / "tests"
-SAME_CODES = 0.998  # of float32's, in the precisions that promise it
+SAME_CODES = 0.998  # fraction of codes equal to float32's, for the precisions that guarantee it
 PROMISING = (PLAIN, "exact")
 LATENTS_ERROR = 1e-3
-MEMORY_SHARE = 0.6  # of what a build took, for one that is to run out of memory
+MEMORY_SHARE = 0.6  # fraction of a build's memory with which it must run out of memory
 END_FORMATS = ("arrow", "npy")
 SECONDS = (2.0, 14.0)
 
@@ -42,7 +42,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @dataclass
 class Check:
-    """What is measured where, and what has been found."""
+    """The settings and results of the measurements."""
 
     device: torch.device
     folder: Path
@@ -59,18 +59,18 @@ class Check:
 
     @contextlib.contextmanager
     def step(self, name: str, family: str) -> Iterator[dict[str, Any]]:
-        """A step's own figures; whatever goes wrong in it is a fault."""
+        """Yield the figures of a step; exceptions become faults."""
         figures = self.found.setdefault(family, {}).setdefault(name, {})
         print(f"{family}: {name}", file=sys.stderr, flush=True)
         started = time.monotonic()
         try:
             yield figures
-        except Exception as error:  # noqa: BLE001 - the other steps are to be measured all the same
+        except Exception as error:  # noqa: BLE001 - the other steps must run anyway
             self.faults.append(f"{family}, {name}: {type(error).__name__}: {error}")
         figures["seconds"] = time.monotonic() - started
 
     def build(self, **options: Any) -> Callable[[Shared], Summary]:
-        """A build on the device, as a function of the workers that it may share."""
+        """A build on the device, as a function of shared workers."""
         config = BuildConfig(**{"device": str(self.device), **options})
         return lambda shared: build(config, shared=shared)
 
@@ -98,7 +98,7 @@ def golden(check: Check, family: str, figures: dict[str, Any]) -> None:
 
 
 def _held_against(expected: Path, output: Path, family: str) -> tuple[int, int, float]:
-    """Codes that are the same, all codes, and the largest relative error of any other column."""
+    """The number of equal codes, the number of codes, and the largest relative error of the other columns."""
     same, codes, error = 0, 0, 0.0
     schema = recipe(family).published
     for path in sorted((output / "codes").rglob("*.npy")):
@@ -116,7 +116,7 @@ def _held_against(expected: Path, output: Path, family: str) -> tuple[int, int, 
 
 
 def out_of_memory(check: Check, family: str, figures: dict[str, Any]) -> None:
-    """A build in a part of the memory that it took before: it splits its batches, and loses nothing."""
+    """A build with a fraction of the memory that it needs: it splits batches and loses nothing."""
     if check.device.type != "cuda":
         figures["left_out"] = "only a GPU's memory can be limited"
         return
@@ -172,7 +172,7 @@ def models(check: Check, family: str, figures: dict[str, Any]) -> None:
 
 
 def end_to_end(check: Check, family: str, figures: dict[str, Any]) -> None:
-    """Whole builds, one after another with the same workers, in the fastest precision that promises float32's codes."""
+    """Whole builds, one after another with the same workers, in the fastest precision with float32's codes."""
     from scripts.benchmark.families import FAMILIES
     from scripts.benchmark.host import make_manifest
 
@@ -208,16 +208,16 @@ STEPS = {"golden": golden, "out of memory": out_of_memory, "models": models, "en
 @app.command()
 def main(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    folder: Annotated[Path, typer.Option(help="Working folder, new or empty but for models of an earlier run.")] = Path(
+    folder: Annotated[Path, typer.Option(help="Working folder; new, or with the models of an earlier run.")] = Path(
         "gpu-check"
     ),
-    small: Annotated[bool, typer.Option("--small", help="Small models and few clips: a check of the steps.")] = False,
+    small: Annotated[bool, typer.Option("--small", help="Small models and few clips, to check the steps.")] = False,
     clips: Annotated[int, typer.Option(help="Clips for the models' speed.")] = 400,
-    end_clips: Annotated[int, typer.Option(help="Clips of the builds from end to end.")] = 3000,
-    minutes: Annotated[float, typer.Option(help="No step begins after so many minutes.")] = 6.5,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the JSON there, too.")] = None,
+    end_clips: Annotated[int, typer.Option(help="Clips for the whole builds.")] = 3000,
+    minutes: Annotated[float, typer.Option(help="No step starts after this many minutes.")] = 6.5,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the JSON to this file, too.")] = None,
 ) -> None:
-    """Measure on a card what nothing else can: precisions, memory, speed; exit status 1 where something is wrong."""
+    """Measure precisions, memory and speed on a GPU; the exit status is 1 if something is wrong."""
     started = time.monotonic()
     place = choose_device(device)
     folder.mkdir(parents=True, exist_ok=True)
@@ -253,7 +253,7 @@ def main(
 
 
 def _commit() -> str | None:
-    """The checkout's commit; None where it is no clone."""
+    """The checkout's commit; None if it is not a clone."""
     command = ["git", "-C", str(TESTS.parent), "rev-parse", "--short", "HEAD"]
     with contextlib.suppress(OSError):
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
@@ -261,7 +261,7 @@ def _commit() -> str | None:
 
 
 def _show(result: dict[str, Any]) -> None:
-    """Print the table, and what is wrong."""
+    """Print the table and the faults."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,6 +1,6 @@
-"""Seconds by stage, the machine's matrix-product rate, and the memory of this process.
+"""Measures seconds by stage, the device's matmul rate, and the memory of this process.
 
-Gives `Stopwatch`, `matrix_rate`, `peak_memory` and `PrivateMemory`. Knows nothing of what is measured.
+Provides `Stopwatch`, `matrix_rate`, `peak_memory` and `PrivateMemory`.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ from torch import nn
 
 from hfprep.models.operators import linear
 
-MATRIX_SIDES = {"cpu": 2048, "cuda": 8192}  # large enough to be as fast as the device can
+MATRIX_SIDES = {"cpu": 2048, "cuda": 8192}  # large enough for full speed
 MATRIX_SECONDS = 1.0
-MATRIX_LEAST = 5  # products, at least
+MATRIX_LEAST = 5  # minimum number of matmuls
 PRIVATE_MEMORY_SECONDS = 0.05
 KIB = 1 << 10
 
@@ -28,12 +28,12 @@ Clock = Callable[[], float]
 
 
 def clock_for(threads: int) -> Clock:
-    """Wall time; for one thread, its processor time, which other programs on the machine lengthen less."""
+    """Wall time, or with one thread its CPU time, which other programs affect less."""
     return time.thread_time if threads == 1 else time.perf_counter
 
 
 class Stopwatch:
-    """Adds up what each stage takes; threads may use it at once, and their seconds then add up, too."""
+    """Adds up the time of each stage. Thread-safe; the seconds of parallel threads are summed."""
 
     def __init__(self, device: torch.device, clock: Clock = time.perf_counter) -> None:
         self.clock = clock
@@ -58,7 +58,7 @@ class Stopwatch:
             self.add(stage, self.clock() - started)
 
     def timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function, timed."""
+        """The function, timed."""
 
         def call(*args: Any, **options: Any) -> Any:
             with self.measuring(stage):
@@ -67,16 +67,16 @@ class Stopwatch:
         return call
 
     def watch(self, stage: str, module: nn.Module) -> None:
-        """Time every call of a module; on a GPU by events in its stream, so that nothing waits for them.
+        """Time every call of a module; on a GPU with events in its stream, without synchronising.
 
-        On a CPU calls that go on at the same time share it, so that all watched stages add up to the time they took.
+        On a CPU, simultaneous calls share the time, so that the watched stages add up to the elapsed time.
         """
         begun: list[Any] = []
         module.register_forward_pre_hook(lambda *_: begun.append(self._begin(stage)))
         module.register_forward_hook(lambda *_: self._end(stage, begun.pop()), always_call=True)
 
     def watched(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function, timed as `watch` times a module."""
+        """The function, timed like a module in `watch`."""
 
         def call(*args: Any, **options: Any) -> Any:
             begun = self._begin(stage)
@@ -105,7 +105,7 @@ class Stopwatch:
         return event
 
     def _go_on(self, stage: str, calls: int) -> None:
-        """Share the time since a call last began or ended among those that went on; then one more or one less."""
+        """Divide the time since the last start or end of a call among the running calls, then update their number."""
         with self._lock:
             now, total = self.clock(), self._running.total()
             for running, count in self._running.items():
@@ -114,7 +114,7 @@ class Stopwatch:
             self._running[stage] += calls
 
     def seconds(self) -> dict[str, float]:
-        """Seconds by stage so far; waits for the GPU."""
+        """Seconds by stage so far; synchronises with the GPU."""
         if self._events:
             torch.cuda.synchronize()
         for stage, start, end in self._events:
@@ -124,7 +124,7 @@ class Stopwatch:
 
 
 def matrix_rate(device: torch.device, clock: Clock, dtype: torch.dtype = torch.float32) -> float:
-    """Operations a second of the best of some products of cubes: torch's own, and the one that the models use."""
+    """Operations per second of the fastest of several square matmuls, with torch.mm and the models' `linear`."""
     side = MATRIX_SIDES[device.type]
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     best, count, begun = float("inf"), 0, time.perf_counter()
@@ -144,13 +144,13 @@ def _wait(device: torch.device) -> None:
 
 
 def peak_memory() -> int:
-    """The most bytes of memory that this process has held: mapped weights that it has read count, too."""
-    # Not getrusage first: its value survives exec, so a child would start from its parent's.
+    """The peak memory of this process in bytes, including memory-mapped weights that it has read."""
+    # Preferred to getrusage, whose value survives exec and so includes the parent's.
     return _status_bytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
 
 
 def _status_bytes(name: str) -> int | None:
-    """What the system says of this process; None where it does not."""
+    """A value in bytes from /proc/self/status; None if it is missing."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
         return next(int(line.split()[1]) * KIB for line in lines if line.startswith(f"{name}:"))
@@ -159,8 +159,9 @@ def _status_bytes(name: str) -> int | None:
 
 
 class PrivateMemory:
-    """The most bytes of memory of its own that this process holds while a `with` block runs: no mapped files, which
-    processes share and which the system can drop and read again. Looks twenty times a second.
+    """The peak private memory of this process in bytes during a `with` block, sampled twenty times per second.
+
+    Memory-mapped files are not included: processes share them, and the system can evict them.
     """
 
     def __init__(self) -> None:

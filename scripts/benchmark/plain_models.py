@@ -1,8 +1,7 @@
-"""The models written out as plainly as can be: what the fast ones are measured against and, in the tests, held to.
+"""The models, written as plainly as possible: the reference for speed, and in the tests for results.
 
-Each function takes clips without padding, (..., T, channels), and the tensors of a published checkpoint under their own
-names; nothing is masked, fused, cut into pieces or shared, so that a faster hfprep leaves it as it is. The semantic
-encoder is the library's own. Knows nothing of what is measured.
+Each function takes clips without padding, (..., T, channels), and the tensors of a published checkpoint by name.
+Nothing is masked, fused or split into pieces, and no code is shared with hfprep. The semantic encoder is the library's.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ HEAD_WIDTH = 64  # of the Perceivers
 
 
 def under(tensors: Tensors, prefix: str) -> Tensors:
-    """The tensors below a prefix, without it."""
+    """The tensors with a prefix, which is removed from their names."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
@@ -54,7 +53,7 @@ def attend(scores: Tensor, value: Tensor) -> Tensor:
 
 
 def semantic_features(folder: Path, statistics: Tensors, input_features: Tensor) -> Tensor:
-    """(T, 160) to (T, D) by the library's whole model, every hidden state kept."""
+    """(T, 160) to (T, D) with the library's whole model, keeping every hidden state."""
     from transformers import Wav2Vec2BertModel
 
     model = Wav2Vec2BertModel.from_pretrained(folder, attn_implementation="eager").eval()
@@ -64,7 +63,7 @@ def semantic_features(folder: Path, statistics: Tensors, input_features: Tensor)
 
 
 def codec_scores(codec: Tensors, semantic: Tensor) -> Tensor:
-    """(..., T, D) to the cosine of every frame with every codebook row, (..., T, N)."""
+    """(..., T, D) to the cosine similarity of every frame with every codebook row, (..., T, N)."""
     x = norm(convolve(semantic, codec, "encoder.0.embed", padding=3), codec, "encoder.0.norm", 1e-6)
     layer = 0
     while f"encoder.0.convnext.{layer}.gamma" in codec:
@@ -97,7 +96,7 @@ def codes25(codec: Tensors, semantic: Tensor) -> Tensor:
 
 
 def speaker(tensors: Tensors, fbank: Tensor) -> Tensor:
-    """CAM++, layer by layer as its checkpoint names them: (B, F, 80) to (B, E)."""
+    """CAM++, layer by layer as named in its checkpoint: (B, F, 80) to (B, E)."""
     x = F.relu(batch_norm(F.conv2d(fbank.mT[:, None], tensors["head.conv1.weight"], padding=1), tensors, "head.bn1"))
     for part, stride in (("1.0", 2), ("1.1", 1), ("2.0", 2), ("2.1", 1)):
         block, shortcut = f"head.layer{part}", x
@@ -212,7 +211,7 @@ def emo_vec(gpt: Tensors, semantic: Tensor, heads: int) -> Tensor:
 
 
 def read_tensors(path: Path) -> Any:
-    """A checkpoint, whole, in memory: tensors by name, or what else the file holds them in."""
+    """Load a whole checkpoint into memory: tensors by name, or the file's own structure."""
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 

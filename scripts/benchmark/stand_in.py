@@ -1,7 +1,7 @@
-"""Models that answer at once: the files, text and audio of a recipe, and zeros in place of what its networks compute.
+"""Stand-in models: a recipe's files, text and audio, but zeros instead of computed features.
 
-Gives `stand_in`, which puts them into a build's `Inputs`, and `AsForGpu`, an engine that feeds them as a GPU is fed.
-Everything around the models is that of a build.
+Provides `stand_in`, which puts them into a build's `Inputs`, and `AsForGpu`, an engine that feeds them as it would feed a
+GPU. Everything around the models is as in a build.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from hfprep.schema import Schema
 if TYPE_CHECKING:
     from hfprep.recipes.base import Model
 
-LONGEST = 1 << 20  # frames of a clip, at most
+LONGEST = 1 << 20  # maximum frames of a clip
 SHORTEST = 3
 
 
 @dataclass
 class StandInModel:
-    """Zeros in the columns of a schema, as many as a batch needs."""
+    """Returns zeros in the columns of a schema, in the shapes of a batch."""
 
     models: StandInModels
     min_frames: int = SHORTEST
@@ -52,7 +52,7 @@ class StandInModel:
 
 @dataclass(frozen=True)
 class StandInModels:
-    """A model set whose models answer at once; `schema` says how much they give."""
+    """A model set with stand-in models; `schema` sets the shapes."""
 
     given: ModelSet
     schema: Schema
@@ -73,7 +73,7 @@ class StandInModels:
         return self.given.settings(sha256, precision=precision, audio_sr=audio_sr)
 
     def check(self) -> None:
-        """The files are not read."""
+        """Nothing to check: the files are not read."""
 
     def packs(self, device: torch.device) -> bool:
         return self.given.packs(device)
@@ -95,8 +95,8 @@ class _JobAsForGpu(Job):
 
 
 class AsForGpu(LocalEngine):
-    """Processes load the samples, a batch is given to the model ahead of the last one's results, and the model makes
-    its input features itself. Only the page-locked memory is missing."""  # fmt: skip
+    """Samples are loaded by processes, the model gets a batch before the results of the previous one are read, and
+    computes its input features itself. Only page-locked memory is not used."""  # fmt: skip
 
     def run(self, job: Job, workers: Workers) -> None:
         fields = {field.name: getattr(job, field.name) for field in dataclasses.fields(job)}
@@ -104,9 +104,9 @@ class AsForGpu(LocalEngine):
 
 
 def stand_in(inputs: Inputs, published: Schema) -> Inputs:
-    """The inputs of a build with models that answer at once, in the sizes of the published ones.
+    """The inputs of a build with stand-in models, in the sizes of the published models.
 
-    Without a tokenizer a codec gives codes alone: then it is in the sizes of its own files.
+    A codec without a tokenizer has no text ids; it then keeps the sizes of its files.
     """
     own = inputs.models.schema
     schema = published if published.group_names == own.group_names else own

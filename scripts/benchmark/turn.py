@@ -1,9 +1,9 @@
-"""One turn of a comparison, in a separate process: the baseline, or a build of hfprep.
+"""A turn of a comparison, in a separate process: the baseline or a build.
 
-`python -m scripts.benchmark.turn JOB RESULT` reads a `Job` from one JSON file and writes what it measured to another:
-samples, frames, padded_frames, seconds (since the process was asked for), startup_seconds (of these, until the first
-batch could begin), processor_seconds, stages (seconds by stage; of threads, the sum), peak_memory_bytes (mapped files
-included), peak_private_memory_bytes (without them), matrix_rate.
+`python -m scripts.benchmark.turn JOB RESULT` reads a `Job` from one JSON file and writes its measurements to another:
+samples, frames, padded_frames, seconds (since the process was requested), startup_seconds (until the first batch could
+start), processor_seconds, stages (seconds by stage, summed over threads), peak_memory_bytes (with memory-mapped files),
+peak_private_memory_bytes (without them), matrix_rate.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from scripts.benchmark.config import BASELINE
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What to run, and when it was asked for (seconds since 1970)."""
+    """What to run, and when it was requested (seconds since 1970)."""
 
     kind: str
     recipe: str
@@ -40,7 +40,7 @@ class Job:
 
 @dataclass
 class _Start:
-    """When the first batch could begin."""
+    """When the first batch could start."""
 
     asked: float
     seconds: float | None = None
@@ -51,7 +51,7 @@ class _Start:
 
 
 def run_turn(job: Job) -> dict[str, Any]:
-    """Do the job here and measure it."""
+    """Run the job in this process and measure it."""
     if job.kind == BASELINE:
         return _measured(job, partial(_run_baseline, job))
     config = BuildConfig(
@@ -62,13 +62,13 @@ def run_turn(job: Job) -> dict[str, Any]:
         batch_size=job.batch_size,
         device=job.device,
         precision=job.precision,
-        engine="inline",  # where its steps can be timed
+        engine="inline",  # so that its steps can be timed
     )
     return _measured(job, partial(_run_build, job, config))
 
 
 def _measured(job: Job, run: Callable[[Any, Any, _Start], dict[str, int]]) -> dict[str, Any]:
-    """What `run(device, watch, start)` counts, and what it costs."""
+    """The counts returned by `run(device, watch, start)`, with time and memory."""
     import torch
 
     from hfprep.pipeline.devices import choose_device
@@ -128,7 +128,7 @@ def _run_build(job: Job, config: BuildConfig, device: Any, watch: Any, start: _S
 
 @contextlib.contextmanager
 def timed_build(places: Any, watch: Any, loaded: Callable[[], None], *, on_gpu: bool) -> Iterator[None]:
-    """Time the steps of builds meanwhile, where they are called; `loaded` is called when models are."""
+    """Time the steps of builds inside the block; `loaded` is called when models are loaded."""
     from hfprep.io.file_hashes import FileHashes
     from hfprep.pipeline import intake
     from hfprep.pipeline.intake_processes import IntakeProcesses

@@ -1,8 +1,8 @@
 """The published IndexTTS-2.5 checkpoint files: which tensors they must have, and how they are loaded.
 
 Provides loaders for codec.pth and the emotion branch of gpt.pth, and `expected_shapes` (random model sets can be made
-from it). Weights stay memory-mapped, so unused tensors (the GPT; the optimizer state, two thirds of codec.pth) are never
-read. campplus.py loads the speaker network; `recipes.networks` maps tensor names to the networks.
+from it). Weights stay memory-mapped, so unused tensors (the GPT; the optimizer state, two thirds of codec.pth) are
+never read. campplus.py loads the speaker network; `recipes.networks` maps tensor names to the networks.
 """
 
 from __future__ import annotations
