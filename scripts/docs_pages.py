@@ -145,8 +145,8 @@ def formats_page(folder: Path) -> str:
     paths = {path.name.removesuffix(".schema.json"): path for path in folder.glob("*.schema.json")}
     lines = [
         "# Files", "",
-        "What hfprep reads and writes, field by field, from the JSON Schemas in `schemas/`. Tests validate every output "
-        "against them.", "",
+        "What hfprep reads and writes, field by field, from the JSON Schemas in `schemas/`. "
+        "Tests validate every output against them.", "",
     ]  # fmt: skip
     for name in [*SCHEMA_ORDER, *sorted(set(paths) - set(SCHEMA_ORDER))]:
         schema = json.loads(paths[name].read_text(encoding="utf-8"))

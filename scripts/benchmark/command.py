@@ -85,7 +85,7 @@ def _stage_table(found: dict[str, Any]) -> Any:
 
     ours, theirs = found["hfprep"], found["baseline"]
     table = Table(
-        title="Stages (hfprep: text, decode, writing and IndexTTS-2's features run in threads, in parallel to the models)"
+        title="Stages (in hfprep text, decode, writing and IndexTTS-2's features run in threads beside the models)"
     )
     for name in ("stage", "TFLOP needed", "baseline s", "of rate", "hfprep s", "of rate", "ratio"):
         table.add_column(name, justify="left" if name == "stage" else "right")
