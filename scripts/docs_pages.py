@@ -249,8 +249,8 @@ def messages_page(package: Path) -> str:
     found = [item for item in messages(package) if re.search(r"[a-z]", re.sub(r"\{[^}]*\}", "", item.form))]
     lines = [
         "# Messages", "",
-        "All messages that end a command or reject a sample; `{...}` is filled in. A message has the cause, the value "
-        "and the next step. [Troubleshooting](../troubleshooting.md) explains the most common ones.", "",
+        "All messages that end a command or reject a sample; `{...}` stands for a value. Each message gives the cause, "
+        "the value and the next step. [Troubleshooting](../troubleshooting.md) explains the most common ones.", "",
         "## Reasons of rejected lines", "",
     ]  # fmt: skip
     rejections = [item for item in found if item.error == "RejectedSample"]
