@@ -213,7 +213,7 @@ def test_setup_leaves_a_folder_alone_that_is_no_environment(tmp_path: Path) -> N
     (tmp_path / "thesis.tex").write_text("years of work")
     result = run_setup(str(tmp_path))
     assert result.returncode == 1
-    assert f"{tmp_path} exists and is no virtual environment" in result.stderr
+    assert f"{tmp_path} exists and is not a virtual environment" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 

@@ -469,4 +469,4 @@ def test_the_command_prints_a_line_a_fault_and_exits_1(output: Path) -> None:
     remove_array(output)
     result = runner.invoke(app, ["verify", str(output)])
     assert result.exit_code == 1
-    assert f"{broken}: emo_vec/{broken}.npy: there is no such file [artifact_missing]" in result.output.splitlines()
+    assert f"{broken}: emo_vec/{broken}.npy: the file does not exist [artifact_missing]" in result.output.splitlines()
