@@ -12,17 +12,19 @@ from hfprep.schema import Schema
 
 ROOT = Path(__file__).resolve().parent.parent
 METADATA = {
-    "id": ("Sample id", "The input manifest's id, as a string. It is in train or in val, never in both.", "string"),
-    "audio_path": ("Audio path", "The input manifest's own value of audio, with a leading ./ dropped.", "string"),
+    "id": ("Sample id", "The input manifest's id, as a string. Each id is either in train or in val.", "string"),
+    "audio_path": ("Audio path", "The value of audio in the input manifest, without a leading ./.", "string"),
     "text": ("Transcript", "The input manifest's text, unchanged.", "string"),
     "speaker": ("Speaker", "The input manifest's speaker, or null.", ["string", "null"]),
     "language": (
         "Language",
-        "The language used: --language, else the row's `language`; null if there was neither.",
+        "The language used: --language, else the row's `language`, else null.",
         ["string", "null"],
     ),
     "duration": (
-        "Duration", "Seconds: the input manifest's value, else the length of the decoded audio.", ["number", "null"]
+        "Duration",
+        "Seconds: the value in the input manifest, else the length of the decoded audio.",
+        ["number", "null"],
     ),
 }  # fmt: skip
 
@@ -64,8 +66,8 @@ def record_schema(schema: Schema, optional: frozenset[str] = frozenset()) -> dic
         "$id": f"urn:hfprep:schema:record-{schema.recipe}",
         "title": f"Output record of {schema.recipe}",
         "description": "One line of train_manifest.jsonl or val_manifest.jsonl: one complete sample, listed only when "
-        "all its files are on disk. Lines are in the order of the input manifest. Paths are relative to the folder "
-        "that holds the manifest, with forward slashes.",
+        "all its files are on disk. Lines are in the order of the input manifest. Paths are relative to the "
+        "manifest's folder, with forward slashes.",
         "type": "object",
         "properties": properties,
         "required": [name for name in properties if name not in absent],
