@@ -387,7 +387,7 @@ def test_what_is_shown_is_for_a_person(
     assert "to accept 25 46 s of audio" in said
     assert "1 sample has more codes than the model's 200 positions: slow (499) (--drop-overlong)" in said
     assert "Unlikely pace" in said
-    assert "slow: 0.5 characters a second, usual for en is 1" in said
+    assert "slow: 0.5 characters per second; usual for en is 1" in said
     assert "25 clips computed on cpu in fp32" in said
     assert "limit 200" in said
     refused = runner.invoke(app, ["check", str(manifest), "--precision", "fp64"])

@@ -68,9 +68,9 @@ def test_the_command_shows_them(manifest: Path, golden_small: Path) -> None:
     said = " ".join(result.output.split())
     assert "Texts, normalised and tokenized" in said
     for line in (
-        "2 samples without a language read as Chinese, by the script (Cyrillic), such as r5: '150 рублей' -> "
+        "2 samples without a language treated as Chinese by script (Cyrillic), such as r5: '150 рублей' -> "
         "'幺五零 рублей'",
-        "1 sample without a language read as English, by the script (Latin with non-English letters)",
+        "1 sample without a language treated as English by script (Latin with non-English letters)",
         "1 sample in ru with digits left after normalisation, such as r0",
     ):
         assert line in said
@@ -83,4 +83,4 @@ def test_without_a_tokenizer_the_doubtful_ones_are_counted_still(manifest: Path)
     assert not found.texts
     assert not found.digits_left
     result = CliRunner().invoke(app, ["check", str(manifest)])
-    assert "2 samples without a language read as Chinese, by the script (Cyrillic)" in result.output
+    assert "2 samples without a language treated as Chinese by script (Cyrillic)" in result.output

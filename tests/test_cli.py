@@ -136,7 +136,7 @@ def test_a_run_file_names_several_data_sets(golden_small: Path, manifest: Path, 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("batchsize: 3", "there is no option --batchsize"),
+        ("batchsize: 3", "unknown option --batchsize"),
         ("- 1", "must contain options by name"),
         ("a: [", "cannot be read"),
     ],

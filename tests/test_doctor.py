@@ -110,7 +110,7 @@ def test_gpus_with_the_batch_size_that_would_be_chosen(tmp_path: Path, monkeypat
     assert new.level == Level.FINE
     assert [finding.level for finding in old] == [Level.WARNING, Level.WARNING]
     assert "nvidia-smi" in old[0].remedy
-    assert "cuda:1 --precision fp32 alone: cuda:1 has compute capability 7.5" in old[1].found
+    assert "cuda:1 supports --precision fp32 only: cuda:1 has compute capability 7.5" in old[1].found
 
 
 @pytest.mark.usefixtures("quick_disk")
@@ -197,12 +197,12 @@ def test_download_says_first_what_it_will_fetch(hub: Hub, tmp_path: Path) -> Non
     target = tmp_path / "models"
     lines = run_download(hub, target).stdout.splitlines()
     total = sum(map(len, hub.files.values()))
-    assert lines[0] == f"{len(hub.files)} files of the indextts-2 models to fetch into {target}, {size(total)} in all:"
+    assert lines[0] == f"downloading {len(hub.files)} files of the indextts-2 models to {target}, {size(total)} in all:"
     (target / "gpt.pth").unlink()
     lines = run_download(hub, target).stdout.splitlines()
-    assert lines[0].startswith("1 file of the indextts-2 models to fetch")
+    assert lines[0].startswith("downloading 1 file of the indextts-2 models to")
     assert f"  IndexTeam/IndexTTS-2 gpt.pth: {size((target / 'gpt.pth').stat().st_size)}" in lines
-    assert "  IndexTeam/IndexTTS-2 bpe.model: is here already" in lines
+    assert "  IndexTeam/IndexTTS-2 bpe.model: already downloaded" in lines
 
 
 def test_download_stops_before_a_disk_that_is_too_small(
@@ -210,7 +210,7 @@ def test_download_stops_before_a_disk_that_is_too_small(
 ) -> None:
     monkeypatch.setattr(downloading, "downloads", lambda recipe: (Download("me/small", ("a.bin",), 10),))
     monkeypatch.setattr(downloading, "ask_hub", lambda source: Wanted(source, "main", {"a.bin": 1 << 60}, {}))
-    with pytest.raises(StoreError, match="free, 1152922 TB are to be fetched"):
+    with pytest.raises(StoreError, match="free for a download of 1152922 TB"):
         downloading.download(tmp_path)
 
 
@@ -221,8 +221,8 @@ def test_without_models_and_without_a_hub_it_is_a_problem(tmp_path: Path, monkey
     assert result.exit_code == 1
     said = " ".join(result.output.replace("│", " ").split())
     assert "HF_HUB_OFFLINE is set" in said
-    assert "IndexTeam/IndexTTS-2 is not here" in said
-    assert "hfprep download DIR makes one, where there is a network" in said
+    assert "IndexTeam/IndexTTS-2 is not in the cache" in said
+    assert "hfprep download DIR makes one on a machine with network access" in said
     assert "3 problems to solve before a build." in result.output
     assert max(map(len, result.output.splitlines())) <= 80
 

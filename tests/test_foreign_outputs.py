@@ -105,7 +105,7 @@ def test_the_format_that_is_kept_is_one_of_ours(
     change_state(tmp_path / "out", "UPDATE meta SET value = ? WHERE key = 'packed_format'", '"../elsewhere"')
     with pytest.raises(StoreError, match="contains no finished sample set"):
         open_set(tmp_path / "out")
-    with pytest.raises(StoreError, match=r"names the format '\.\./elsewhere'"):
+    with pytest.raises(StoreError, match=r"has the unknown format '\.\./elsewhere'"):
         build(config_of(tmp_path, rows, golden_small, format="arrow"))
 
 

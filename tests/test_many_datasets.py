@@ -131,7 +131,7 @@ def test_an_interrupt_stops_all_and_a_rerun_does_the_rest(
     finally:
         atomic.set_observer(None)
     assert stopped.exit_code == 128 + signal.SIGTERM, stopped.output
-    assert "not begun" in stopped.output
+    assert "not started" in stopped.output
     assert not (tmp_path / "out" / "ja_processed_data").exists()
     done = invoke(golden_small, *arguments)
     assert done.exit_code == 0, done.output

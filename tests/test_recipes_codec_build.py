@@ -298,7 +298,7 @@ def test_pieces_of_a_plain_text_and_what_is_unknown(tokenizer: Path, tmp_path: P
 def test_the_card_says_what_the_codes_are(codecs: dict[str, str], manifest: Path, tmp_path: Path) -> None:
     build(manifest, codecs["mimi"], tmp_path / "out", num_codebooks=3, format="arrow")
     said = card(open_set(tmp_path / "out" / "arrow"), "me/codes", data_format="arrow", dtype="float32")
-    assert "| `codes` | int16, 3 x code_len | codes of the audio, 12.5 a second |" in said
+    assert "| `codes` | int16, 3 x code_len | codes of the audio, 12.5 per second |" in said
     assert "recipe codec" in said
 
 

@@ -264,7 +264,7 @@ def test_tokenizers_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name, message in (
         ("tokenizer.json", "is not a tokenizer.json"), ("bpe.model", "is not a SentencePiece model"),
-        ("gone.model", "not found"), ("empty", "must hold one of tokenizer.json"),
+        ("gone.model", "not found"), ("empty", "must contain one of tokenizer.json"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             _ = find(folder, tokenizer=tmp_path / name).schema

@@ -120,7 +120,7 @@ def test_what_is_not_there_is_shown_as_nothing(output: Path, tmp_path: Path) -> 
     assert any(row["id"] is None for row in found.rejected_rows)
     write_report(output, tmp_path / "page.html")
     table = (tmp_path / "page.html").read_text().partition("<h2>Rejected</h2>")[2].partition("</table>")[0]
-    assert f'<p class="note">{sum(found.rejected.values())} lines; all of them below.' in table
+    assert f'<p class="note">{sum(found.rejected.values())} lines; all are listed below.' in table
     assert '<td data-name="id"></td>' in table
     assert "None" not in table
     chart = histogram("Padding", np.zeros(5), "%", counted="batches")

@@ -304,8 +304,8 @@ def test_download_shows_what_it_fetches(golden_small: Path, tmp_path: Path) -> N
         environment = hub_environment(hub.url) | {"HF_HUB_DISABLE_PROGRESS_BARS": None}
         done = run("download", "models", folder=tmp_path, environment=environment)
     assert done.status == 0, done.text
-    assert done.text.startswith("8 files of the indextts-2 models to fetch into models, ")
-    assert done.text.endswith("Everything is there: python -m hfprep build --models models ...")
+    assert done.text.startswith("downloading 8 files of the indextts-2 models to models, ")
+    assert done.text.endswith("Ready: python -m hfprep build --models models ...")
     assert "━" not in done.text, "the bar goes when all is there"
     assert "Fetching" not in done.text, "the hub library's own bars are not shown"
     assert done.screen.wrapped == 0

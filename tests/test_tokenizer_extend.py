@@ -180,7 +180,7 @@ def test_a_text_with_a_new_character_is_named_as_changed(base: Path, tmp_path: P
     arguments = ["tokenizer", "extend", "--base", str(base), "--manifest", str(tmp_path / "manifest.jsonl")]
     result = CliRunner().invoke(cli.app, [*arguments, "--unchanged", str(unchanged), "--output", str(output)])
     assert result.exit_code == 0, result.output
-    assert "1 of 20 texts in the base's languages have other ids now" in result.output
+    assert "1 of 20 texts in the base's languages have different ids now" in result.output
     assert "row0" in result.output
 
 

@@ -439,7 +439,7 @@ def test_samples_are_drawn_evenly_and_by_the_seed() -> None:
 
 
 def test_what_is_no_output_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no folder"):
+    with pytest.raises(ConfigError, match="is not a folder"):
         verify(VerifyOptions(output_dir=tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match="contains no features"):
         verify(VerifyOptions(output_dir=tmp_path))

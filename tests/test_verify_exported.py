@@ -97,7 +97,7 @@ def test_only_the_checksum_tells_a_plausible_number(arrow: Path) -> None:
     (arrow / "index.json").unlink()
     verdict = verify(VerifyOptions(output_dir=arrow))
     assert not verdict.faults
-    assert verdict.notes == ["there is no index.json: the shards have no checksums to be held against"]
+    assert verdict.notes == ["there is no index.json, so the checksums of the shards cannot be verified"]
 
 
 def test_the_other_shards_of_a_damaged_arrow_set_are_checked(source: Path, tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_what_a_build_wrote_beside_its_npy_layout_is_verified_and_mended(tmp_pat
     assert verify(VerifyOptions(output_dir=tmp_path / "out")).faults == []
     (tmp_path / "out" / "arrow" / "dataset_dict.json").unlink()
     assert [fault.line() for fault in verify(VerifyOptions(output_dir=tmp_path / "out")).faults] == [
-        "-: arrow: is no finished export; run the build again [file_invalid]"
+        "-: arrow: is not a finished export; run the build again [file_invalid]"
     ]
 
 
