@@ -231,7 +231,7 @@ def test_two_exports_to_one_place_do_not_mix(tmp_path: Path, export: Export) -> 
 def test_what_is_no_set_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="contains no finished sample set"):
         open_set(tmp_path)
-    with pytest.raises(StoreError, match="there is no folder"):
+    with pytest.raises(StoreError, match="does not exist"):
         open_set(tmp_path / "missing")
 
 
