@@ -1,7 +1,7 @@
 """Stand-in models: a recipe's files, text and audio, but zeros instead of computed features.
 
-Provides `stand_in`, which puts them into a build's `Inputs`, and `AsForGpu`, an engine that feeds them as it would feed a
-GPU. Everything around the models is as in a build.
+Provides `stand_in`, which puts them into a build's `Inputs`, and `AsForGpu`, an engine that feeds them as it would feed
+a GPU. Everything around the models is as in a build.
 """
 
 from __future__ import annotations
