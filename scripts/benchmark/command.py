@@ -52,7 +52,7 @@ def _show_host(found: dict[str, Any]) -> None:
 
     from scripts.benchmark.host import TURN_FIGURES
 
-    how = f"{found['format']}, fed as a GPU is" if found["as_for_gpu"] else found["format"]
+    how = f"{found['format']}, fed as on a GPU" if found["as_for_gpu"] else found["format"]
     title = f"{found['recipe']}, {how}, {found['clips']} clips, {found['audio_seconds']:.0f} s of audio"
     table = Table("", title=title)
     for name in ("plain", "hfprep"):
