@@ -149,7 +149,7 @@ def test_glossary_readings_are_no_patterns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"- a\n", "holds list"),
+        (b"- a\n", "contains a list"),
         (b"a: [1]\n", "'a' has the reading"),
         (b"a: 5\n", "'a' has the reading 5"),
         (b"5: a\n", "5 has the reading 'a'"),

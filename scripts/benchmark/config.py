@@ -39,7 +39,7 @@ class BenchConfig:
     )
     host: bool = option(False, "Measure everything around the models, which return zeros at once.")
     format: str = option("arrow", f"With --host: {', '.join(FORMATS)}.")
-    as_for_gpu: bool = option(False, "With --host: feed the models as on a GPU, which computes the input features itself.")
+    as_for_gpu: bool = option(False, "With --host: feed the models as on a GPU, which computes the input features.")
     clips: int = option(0, f"Number of clips; 0: {CLIPS}, with --host {HOST_CLIPS:,}.")
     min_seconds: float | None = option(None, f"Shortest clips; default {SECONDS[0]:g}, with --host {HOST_SECONDS[0]}.")
     max_seconds: float | None = option(None, f"Longest clips; default {SECONDS[1]:g}, with --host {HOST_SECONDS[1]}.")
