@@ -137,10 +137,10 @@ def find_file(
     missing: Missing,
     wanted: str,
 ) -> Path | None:
-    """A file that is named, lies in the models folder or comes from a hub repository; None where it is missing.
+    """A file given by its path, in the models folder or in a hub repository; None if it is missing.
 
-    `places` are where it may be in the models folder, the first also where the repository has it. A `value` names it,
-    a folder that holds it, or another repository; `wanted` says so where it does none of that.
+    `value` is the file, its folder, or a hub id; `places` are its possible paths in the models folder, of which the
+    first is also its path in the repository. `wanted` is the advice for a value that is none of these.
     """
     if value is None and folder is not None:
         value = next((path for place in places if (path := folder / place).is_file()), None)
