@@ -218,6 +218,8 @@ def test_a_bad_line_of_every_kind_is_named_and_stops_nothing(build: Build, golde
         (7, "audio_unreadable"),
         (8, "empty_text"),
     ]
+    lines = (summary.output_dir / "rejected.jsonl").read_text(encoding="utf-8")
+    assert "(first on line 1); ids must be unique" in lines
     assert not (tmp_path / "x.npy").exists()
 
 

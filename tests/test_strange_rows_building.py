@@ -248,6 +248,8 @@ def test_ids_that_a_file_system_takes_for_one_are_told(
     summary = build(rows)
     assert (summary.accepted, accounted(summary)) == (2, True)
     assert rejected(tmp_path) == [(2, "duplicate_id"), (3, "invalid_id"), (5, "duplicate_id")]
+    messages = [json.loads(line)["message"] for line in (tmp_path / "out" / "rejected.jsonl").read_bytes().splitlines()]
+    assert ["on line 1" in messages[0], "on line 4" in messages[2]] == [True, True]
 
 
 @pytest.mark.parametrize("letter", [":", "?"])

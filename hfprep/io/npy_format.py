@@ -80,11 +80,11 @@ def parse_header(text: bytes, start: int) -> Header:
     except (ValueError, TypeError, LookupError, RecursionError):
         raise ValueError("its header cannot be parsed") from None
     if not isinstance(descr, str) or not _NUMBERS.fullmatch(descr):
-        raise ValueError(f"it holds {descr!r}, not numbers")
+        raise ValueError(f"it contains {descr!r}, not numbers")
     if not isinstance(shape, list) or not all(type(size) is int and 0 <= size <= _LONGEST for size in shape):
         raise ValueError(f"its shape {shape!r} is invalid")
     try:
         dtype = np.dtype(descr)
     except TypeError:
-        raise ValueError(f"it holds {descr!r}, which is not a numeric dtype") from None
+        raise ValueError(f"it contains {descr!r}, which is not a numeric dtype") from None
     return Header(dtype, tuple(shape), bool(fortran_order), start, start + math.prod(shape) * dtype.itemsize)

@@ -184,11 +184,14 @@ class Planner:
             names.check(row.id)
         except RejectedSample as error:
             return Rejection(row.line, row.id, error.reason, error.message)
-        if not self.state.first_sight(row.id):
-            return duplicate_id(row)
-        if names.folds and not self.state.first_sight(f"\0{names.key(row.id)}"):  # ids cannot contain this character
-            message = f"id {row.id!r} is the same file name as the id of an earlier line in the output; rename one"
-            return Rejection(row.line, row.id, Reason.DUPLICATE_ID, message)
+        first = self.state.first_line(row.id, row.line)
+        if first != row.line:
+            return duplicate_id(row, first)
+        if names.folds:
+            first = self.state.first_line(f"\0{names.key(row.id)}", row.line)  # ids cannot contain this character
+            if first != row.line:
+                message = f"id {row.id!r} has the same file name in the output as the id on line {first}; rename one"
+                return Rejection(row.line, row.id, Reason.DUPLICATE_ID, message)
         return row
 
     def _reject(self, rejection: Rejection) -> None:

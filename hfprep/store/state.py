@@ -40,7 +40,7 @@ CREATE TABLE IF NOT EXISTS places (
 CREATE INDEX IF NOT EXISTS places_by_shard ON places (shard, row);
 """
 _SCAN_SCHEMA = """
-CREATE TABLE scanned (id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE scanned (id TEXT PRIMARY KEY, line INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE rejected (line INTEGER PRIMARY KEY, id TEXT, reason TEXT NOT NULL, message TEXT NOT NULL);
 """
 _SELECT_SAMPLES = "SELECT id, finished, seconds, source FROM samples WHERE id IN (SELECT value FROM json_each(?))"
@@ -205,11 +205,11 @@ class State:
             self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
 
     def sample(self, sample_id: str) -> SampleState | None:
-        """What is known of a sample."""
+        """The stored state of a sample."""
         return next(self.samples([sample_id]))
 
     def samples(self, sample_ids: Iterable[str]) -> Iterator[SampleState | None]:
-        """What is known of each of these samples, in their order."""
+        """The stored state of each of these samples, in order."""
         for block in chunks_of(sample_ids, SELECTED_TOGETHER):
             with self._explained():
                 rows = self._db.execute(_SELECT_SAMPLES, (json.dumps(block),)).fetchall()
@@ -227,14 +227,16 @@ class State:
             return None
 
     def is_empty(self) -> bool:
-        """Whether nothing is known of any sample."""
+        """Whether there are no samples."""
         with self._explained():
             return self._db.execute("SELECT 1 FROM samples LIMIT 1").fetchone() is None
 
-    def first_sight(self, sample_id: str) -> bool:
-        """True the first time an id is seen in this scan, False for a duplicate."""
+    def first_line(self, sample_id: str, line: int) -> int:
+        """The line that an id was first seen on in this scan: `line` itself if it is new."""
         try:
-            return self._scan.execute("INSERT OR IGNORE INTO scanned VALUES (?)", (sample_id,)).rowcount == 1
+            if self._scan.execute("INSERT OR IGNORE INTO scanned VALUES (?, ?)", (sample_id, line)).rowcount == 1:
+                return line
+            return int(self._scan.execute("SELECT line FROM scanned WHERE id = ?", (sample_id,)).fetchone()[0])
         except sqlite3.Error as error:
             raise self._failure(error) from error
 

@@ -1,6 +1,6 @@
 """What each batch of an output's builds took, as JSON lines; only the report reads them.
 
-Gives `Timeline` to append to and `read_timeline`. A line: `time` (seconds since 1970), `rows`, `rejected`,
+Provides `Timeline` to append to and `read_timeline`. A line: `time` (seconds since 1970), `rows`, `rejected`,
 `num_frames`, `padded_frames`, `audio_seconds`, `out_of_memory_events`. A build starts with {"time": ..., "start":
 true}.
 """

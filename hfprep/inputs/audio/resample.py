@@ -99,13 +99,13 @@ class _Plan:
 def _plan(source_step: int, target_step: int, half_width: int) -> _Plan | None:
     """The plan for a ratio of rates; None if its results are not bitwise those of the convolution.
 
-    Products about 16 columns wide add up the same terms in the same order on the processors that were tried, with up to
-    some 200 taps. The last bits of an upsampled or low-passed clip decide codes, so each process tries it first.
+    On the processors that were tested, products about 16 columns wide sum the same terms in the same order, with up to
+    about 200 taps. The last bits of an upsampled or low-passed clip can change codes, so each process tests this first.
     """
     import torch
 
     filters = _filters(source_step, target_step, half_width)
-    repeats = math.ceil(PART_OUTPUTS / target_step)  # where there are few phases, a row repeats all of them
+    repeats = math.ceil(PART_OUTPUTS / target_step)  # if there are few phases, a row repeats all of them
     row_outputs, row_step = repeats * target_step, repeats * source_step
     matrix = torch.zeros(row_outputs, row_step + 2 * half_width)
     for repeat in range(repeats):
@@ -128,7 +128,7 @@ def _plan(source_step: int, target_step: int, half_width: int) -> _Plan | None:
 def _filters(source_step: int, target_step: int, half_width: int) -> "torch.Tensor":
     """One filter for each phase of the output: float32 (target_step, source_step + 2 * half_width).
 
-    The order of the operations, all in float32, decides the last bits: it is torchaudio's.
+    The order of operations, all in float32, is torchaudio's: the last bits depend on it.
     """
     import torch
 
@@ -143,7 +143,7 @@ def _filters(source_step: int, target_step: int, half_width: int) -> "torch.Tens
 
 
 def _resample_directly(waveform: np.ndarray, source_step: int, target_step: int, half_width: int) -> np.ndarray:
-    """The same filter, evaluated for each output sample in float64: slower, but no table of every phase."""
+    """The same filter, evaluated for each output sample in float64: slower, but without a table of all phases."""
     num_outputs = -(-len(waveform) * target_step // source_step)
     base = min(source_step, target_step) * ROLLOFF / source_step  # the filter's bandwidth in units of the source rate
     taps = np.arange(-half_width, half_width + 1)

@@ -170,9 +170,9 @@ class NoLookup(AudioFinder):
         return audio
 
 
-def duplicate_id(row: Utterance) -> Rejection:
+def duplicate_id(row: Utterance, first_line: int) -> Rejection:
     """The rejection of a row whose id is on an earlier line."""
-    message = f"duplicate id {row.id!r}: an earlier line has it; ids must be unique"
+    message = f"duplicate id {row.id!r} (first on line {first_line}); ids must be unique"
     return Rejection(row.line, row.id, Reason.DUPLICATE_ID, message)
 
 

@@ -8,8 +8,8 @@ import difflib
 import re
 
 from hfprep.errors import ConfigError
-from hfprep.inputs.text.held import TONED_PINYIN
 from hfprep.inputs.text.language_codes import KNOWN_CODES, MEANINGS
+from hfprep.inputs.text.protected import TONED_PINYIN
 
 ENGLISH, CHINESE, JAPANESE, AMHARIC = "en", "zh", "ja", "am"
 

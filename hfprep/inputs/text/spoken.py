@@ -15,8 +15,8 @@ from pathlib import Path
 
 from hfprep.errors import Reason, RejectedSample
 from hfprep.inputs.text.grammar import PACKAGE, VERSION, ChineseGrammar, EnglishGrammar, grammar_folder
-from hfprep.inputs.text.held import around
 from hfprep.inputs.text.plain import PlainChinese, PlainEnglish
+from hfprep.inputs.text.protected import normalize_around
 
 # The published front end does not require a word boundary, so "rabbit's" becomes "rabbit is". This must stay the same:
 # training needs the tokens of inference.
@@ -112,7 +112,7 @@ def _chinese(grammar: ChineseGrammar, cache_size: int) -> Callable[[str], str]:
         result = plain.spoken(text)
         return cached(_length_checked(text)) if result is None else result
 
-    return lambda text: around(text.rstrip(), spoken)
+    return lambda text: normalize_around(text.rstrip(), spoken)
 
 
 def _length_checked(text: str) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from hfprep.errors import Reason, RejectedSample
 from hfprep.inputs.text import punctuation
 from hfprep.inputs.text.grammar import GrammarFailed
-from hfprep.inputs.text.held import TONED_PINYIN
+from hfprep.inputs.text.protected import TONED_PINYIN
 from hfprep.inputs.text.spoken import Grammars, join_contractions, refuse_half_characters
 from hfprep.recipes.indextts25 import japanese
 from hfprep.recipes.indextts25.glossary import Glossary

@@ -169,7 +169,7 @@ def _lines(options: CheckOptions, findings: Preflight) -> Iterator[tuple[int, Ra
         open_source(options.manifest, FieldMap.parse(options.map)),
         AudioFinder(options.manifest, options.audio_root),
     )
-    seen: set[str] = set()
+    first_lines: dict[str, int] = {}
     taken, stores = 0, Stores(options.named_stores)
     for number, raw in source.lines():
         findings.lines_read += 1
@@ -177,10 +177,10 @@ def _lines(options: CheckOptions, findings: Preflight) -> Iterator[tuple[int, Ra
             findings.capped += 1
             continue
         row = parse_line(number, raw, finder, options.language)
-        if isinstance(row, Utterance) and row.id in seen:
-            row = duplicate_id(row)
+        if isinstance(row, Utterance) and row.id in first_lines:
+            row = duplicate_id(row, first_lines[row.id])
         elif isinstance(row, Utterance):
-            seen.add(row.id)
+            first_lines[row.id] = number
             taken += options.max_samples is None or _has_audio(row, stores)
         yield number, raw, row
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from hfprep.inputs.text.held import TONED_PINYIN, around, spell_pinyin
+from hfprep.inputs.text.protected import TONED_PINYIN, normalize_around, spell_pinyin
 
 SYLLABLES = ("xuan4", "jve2", "ju4", "ying1", "zhong4", "shang5", "nü3", "lüe4", "lve4", "er2", "ng2", "a1", "ZHUANG1")
 
@@ -44,29 +44,29 @@ def _read_digits(text: str) -> str:
 
 
 def test_nothing_held() -> None:
-    assert around("5-3", _read_digits) == "#减#"
+    assert normalize_around("5-3", _read_digits) == "#减#"
 
 
 def test_pinyin_and_names_come_back() -> None:
-    assert around("ju4子5 约瑟夫·高登-莱维特-3", _read_digits) == "JV4子# 约瑟夫·高登-莱维特减#"
+    assert normalize_around("ju4子5 约瑟夫·高登-莱维特-3", _read_digits) == "JV4子# 约瑟夫·高登-莱维特减#"
 
 
 def test_the_same_piece_twice_and_one_inside_another() -> None:
-    assert around("an1 xian1 an1 9", _read_digits) == "an1 XIAN1 an1 #"
-    assert around("甲-乙，甲-乙-丙", _read_digits) == "甲-乙，甲-乙-丙"
+    assert normalize_around("an1 xian1 an1 9", _read_digits) == "an1 XIAN1 an1 #"
+    assert normalize_around("甲-乙，甲-乙-丙", _read_digits) == "甲-乙，甲-乙-丙"
 
 
 def test_a_text_that_holds_a_stand_in_itself() -> None:
-    assert around("<pinyin_a> ma1 <n_a> 甲-乙", _read_digits) == "<pinyin_a> ma1 <n_a> 甲-乙"
+    assert normalize_around("<pinyin_a> ma1 <n_a> 甲-乙", _read_digits) == "<pinyin_a> ma1 <n_a> 甲-乙"
 
 
 def test_more_pieces_than_letters() -> None:
     text = " ".join(f"{initial}{final}1" for initial in "bpmfdtnl" for final in ("a", "i", "u", "ang", "en"))
-    assert around(text, _read_digits) == text
+    assert normalize_around(text, _read_digits) == text
 
 
 def test_a_grammar_that_swallows_the_stand_ins() -> None:
-    assert around("3ma4=5", lambda text: _read_digits(text.replace("<", "小于"))) == "#ma4=#"
+    assert normalize_around("3ma4=5", lambda text: _read_digits(text.replace("<", "小于"))) == "#ma4=#"
 
 
 def test_a_grammar_sees_one_text_with_stand_ins() -> None:
@@ -76,5 +76,5 @@ def test_a_grammar_sees_one_text_with_stand_ins() -> None:
         seen.append(text)
         return text
 
-    around("他ma4甲-乙", grammar)
+    normalize_around("他ma4甲-乙", grammar)
     assert seen == ["他<pinyin_a><n_a>"]

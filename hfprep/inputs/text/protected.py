@@ -1,7 +1,7 @@
 """Protects parts of a Chinese text from the grammar: pinyin with a tone digit, and hyphenated foreign names.
 
-They are replaced by placeholders, and get their final spelling afterwards. Takes plain strings and, for `around`, the
-function that normalises the rest. Knows nothing about the grammar itself.
+They are replaced by placeholders, and get their final spelling afterwards. Takes plain strings and, for
+`normalize_around`, the function that normalises the rest. Knows nothing about the grammar itself.
 """
 
 import re
@@ -28,7 +28,7 @@ def spell_pinyin(syllable: str) -> str:
     return _AFTER_JQX.sub(r"\1v\2", syllable).upper()
 
 
-def around(text: str, normalize: Callable[[str], str]) -> str:
+def normalize_around(text: str, normalize: Callable[[str], str]) -> str:
     """Normalise a text except for its pinyin and names.
 
     The grammar reads the text once, with placeholders, as in the published front end. If it consumed a placeholder
