@@ -223,6 +223,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {**json.loads(figures.read_text()), "folder": folder / "work"}
 
 
+@pytest.mark.slow
 def test_quick_run_counts_what_there_is(quick: dict[str, Any]) -> None:
     baseline, build = quick["baseline"], quick["hfprep"]
     needs = quick["needs"]
@@ -240,6 +241,7 @@ def test_quick_run_counts_what_there_is(quick: dict[str, Any]) -> None:
     assert quick["baseline_padding_share"] == pytest.approx(1 - sum(ours) / sum(theirs))
 
 
+@pytest.mark.slow
 def test_the_baseline_computes_the_same_features(quick: dict[str, Any]) -> None:
     """Where its batches hold no padding: the longest clip of each, unless the extractor padded that, too."""
     plain = next(turn for turn in quick["turns"] if turn["kind"] == "hfprep" and turn["precision"] == "fp32")
@@ -256,6 +258,7 @@ def test_the_baseline_computes_the_same_features(quick: dict[str, Any]) -> None:
     assert compared
 
 
+@pytest.mark.slow
 def test_quick_run_keeps_its_figures(quick: dict[str, Any]) -> None:
     names = "speedup", "model_share_of_peak", "memory_ratio", "private_memory_ratio", "startup_seconds", "matrix_rate"
     for name in names:
@@ -265,6 +268,7 @@ def test_quick_run_keeps_its_figures(quick: dict[str, Any]) -> None:
     assert {"text", "decode", "features", "writing", *STAGES} <= set(quick["baseline"]["stages"])
 
 
+@pytest.mark.slow
 def test_codes_are_held_against_those_of_float32(quick: dict[str, Any]) -> None:
     turns = {turn["precision"]: turn for turn in quick["turns"] if turn["kind"] == "hfprep"}
     same = total = 0

@@ -181,7 +181,8 @@ def test_workers_stay_for_the_next_build(tmp_path: Path) -> None:
         for number in range(2):
             running = driver_of(Orders(seconds_a_row=0.05), taken[number], tmp_path / str(number), pool=pool)
             running.driver.run(never)
-            assert {int(Path(folder).name) for folder in taken[number].folders} == pids
+            assert {int(Path(folder).name) for folder in taken[number].folders} <= pids
+            assert taken[number].folders
     assert not any(map(is_running, pids))
 
 

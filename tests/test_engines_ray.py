@@ -293,6 +293,7 @@ def test_a_driver_that_is_slow_holds_its_workers_back(
     assert max(ahead) <= 16, ahead
 
 
+@pytest.mark.slow
 def test_workers_load_their_models_once_however_many_units_there_are(
     golden_small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -308,6 +309,7 @@ def test_workers_load_their_models_once_however_many_units_there_are(
     assert caplog.text.count("models loaded on") == 1
 
 
+@pytest.mark.slow
 def test_a_cluster_started_here_cannot_be_reached_from_elsewhere(tmp_path: Path) -> None:
     """What listens does so on a loopback address."""
     code = (

@@ -75,7 +75,7 @@ def push(hub: Hub, home: Path, *arguments: str | Path, token: str | None = TOKEN
     return run(hub, home, "-m", "hfprep", "push", *arguments, token=token)
 
 
-@pytest.mark.parametrize("data_format", ["arrow", "webdataset"])
+@pytest.mark.parametrize("data_format", [pytest.param("arrow", marks=pytest.mark.slow), "webdataset"])
 def test_what_is_pushed_can_be_loaded_back(hub: Hub, output: Path, tmp_path: Path, data_format: str) -> None:
     home = tmp_path / "hf"
     pushed = push(hub, home, output, "user/features", "--format", data_format, "--private")
@@ -101,12 +101,14 @@ def check_loaded(process: subprocess.CompletedProcess[str], train: list[str]) ->
     return list(codes)
 
 
+@pytest.mark.slow
 def test_the_working_directory_can_be_pushed(hub: Hub, output: Path, tmp_path: Path) -> None:
     done = run(hub, output / "home", "-m", "hfprep", "push", ".", "someone/here")
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.glob(".*.push"))
 
 
+@pytest.mark.slow
 def test_an_output_without_npy_is_pushed_as_it_is(hub: Hub, golden_small: Path, tmp_path: Path) -> None:
     home, built = tmp_path / "hf", tmp_path / "built"
     manifest, models = golden_small / "manifest.jsonl", golden_small / "checkpoints"
@@ -142,6 +144,7 @@ def test_a_broken_upload_is_resumed(hub: Hub, output: Path, tmp_path: Path) -> N
     assert len(hub.uploads) == uploads  # nothing new, nothing sent
 
 
+@pytest.mark.slow
 def test_files_of_an_earlier_push_do_not_stay(hub: Hub, output: Path, tmp_path: Path) -> None:
     home = tmp_path / "hf"
     assert (

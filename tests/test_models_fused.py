@@ -109,6 +109,7 @@ def test_exact_is_as_float32_in_a_batch_with_padding(
     assert all(torch.equal(one["codes"], other["codes"]) for one, other in zip(got, plain, strict=True))
 
 
+@pytest.mark.slow
 def test_a_clip_alone_is_as_in_float32(
     exact: FeatureModel, clips: list[Tensor], plain: list[dict[str, Tensor]]
 ) -> None:

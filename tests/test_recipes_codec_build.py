@@ -195,7 +195,7 @@ def test_ray_makes_the_same(codecs: dict[str, str], manifest: Path, tmp_path: Pa
     assert_same(samples_of(tmp_path / "out"), plainly("mimi", manifest))
 
 
-@pytest.mark.parametrize("kind", ["npy", "arrow"])
+@pytest.mark.parametrize("kind", ["npy", pytest.param("arrow", marks=pytest.mark.slow)])
 def test_killed_and_run_again(codecs: dict[str, str], manifest: Path, tmp_path: Path, kind: str) -> None:
     output = tmp_path / "out"
     command = [
