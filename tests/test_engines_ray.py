@@ -356,7 +356,9 @@ def test_a_node_without_the_models_says_so() -> None:
 def test_what_was_left_open_is_taken_from_the_cluster(
     share: float | None, workers: int, resources: dict[str, float], expected: tuple[float, int]
 ) -> None:
-    options = ray_engine.fitting(ray_engine.RayOptions(num_workers=workers, num_gpus_per_worker=share), resources)
+    options = ray_engine.with_cluster_defaults(
+        ray_engine.RayOptions(num_workers=workers, num_gpus_per_worker=share), resources
+    )
     assert (options.num_gpus_per_worker, options.num_workers) == expected
 
 

@@ -13,7 +13,7 @@ from hfprep.errors import ConfigError, StoreError
 from hfprep.inputs.manifest.opening import open_source
 from hfprep.pipeline.building import Shared, build
 from hfprep.pipeline.config import BuildConfig, flag
-from hfprep.pipeline.data_sets import refuse_twice
+from hfprep.pipeline.data_sets import refuse_duplicates
 from hfprep.pipeline.logs import log_shown
 from hfprep.pipeline.signals import stop_on_signals
 from hfprep.pipeline.summary import Summary
@@ -77,7 +77,7 @@ def check_together(configs: Sequence[BuildConfig]) -> None:
     """Compare the configs with each other and read the first row of each manifest. Raises ConfigError."""
     if not configs:
         raise ConfigError("there is no data set to build; give at least one")
-    refuse_twice(configs)
+    refuse_duplicates(configs)
     for name in SAME_FOR_ALL:
         values = {str(getattr(config, name)) for config in configs}
         if len(values) > 1:

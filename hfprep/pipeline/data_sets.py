@@ -40,11 +40,11 @@ def config_of_each(specs: Sequence[str], output_root: Path | str = Path(), **opt
             raise ConfigError(f"--dataset is {spec!r}; it must be {FORM}")
         folder = Path(output) if output else Path(output_root) / f"{language}_processed_data"
         configs.append(BuildConfig(manifest=Path(manifest), output_dir=folder, language=language, **options))
-    refuse_twice(configs)
+    refuse_duplicates(configs)
     return configs
 
 
-def refuse_twice(configs: Sequence[BuildConfig]) -> None:
+def refuse_duplicates(configs: Sequence[BuildConfig]) -> None:
     """Raise ConfigError if two builds would read the same manifest or write to the same folder."""
     for name in ("manifest", "output_dir"):
         seen: dict[Path, BuildConfig] = {}

@@ -64,7 +64,7 @@ class ExtractorSettings:
     filters: RowFilters = field(default_factory=RowFilters)
     prefetch_bytes: int = PREFETCH_BYTES
     named_stores: frozenset[str] = frozenset()
-    as_for_gpu: bool = False  # look ahead on any device: to measure what a host does for a GPU
+    as_for_gpu: bool = False  # feed any device like a GPU, to measure the host's work
 
 
 @dataclass

@@ -189,7 +189,7 @@ def _display(progress: BuildProgress) -> _Display:
     return _Lines(progress)
 
 
-class _Now(ProgressColumn):
+class _StatusColumn(ProgressColumn):
     """The current line, whenever the bar is drawn."""
 
     def __init__(self, progress: BuildProgress) -> None:
@@ -208,7 +208,7 @@ class _Bar:
     def __init__(self, progress: BuildProgress) -> None:
         self._progress = progress
         bar = BarColumn(bar_width=None, table_column=Column(ratio=1))  # as wide as the rest of the line
-        self._live = Progress(bar, _Now(progress), console=console(), expand=True)
+        self._live = Progress(bar, _StatusColumn(progress), console=console(), expand=True)
         self._live.add_task("", total=None)
         stderr = sys.stderr
         with contextlib.ExitStack() as stack:

@@ -21,10 +21,10 @@ ROLLOFF = 0.99  # of the lower rate's Nyquist frequency
 MAX_KERNEL_VALUES = 1 << 22  # 16 MiB; 44.1 and 22.05 kHz to 16 kHz need 75,000 values
 KERNELS_KEPT = 16  # pairs of rates
 BLOCK_VALUES = 1 << 20
-SHORT_SAMPLES = 1 << 15  # torch convolves waveforms of fewer than 20,480 samples with other sums
+SHORT_SAMPLES = 1 << 15  # below 20,480 samples torch's convolution sums in another order
 PART_OUTPUTS = 16
-ROW_MULTIPLE = 64  # other numbers of rows leave some for other code, and perhaps other sums
-SILENT_TAP = 1e-20  # a filter's taps beyond its zero crossings are 1e-23, by rounding, and not 0
+ROW_MULTIPLE = 64  # with other numbers of rows, the rest may be summed in another order
+SILENT_TAP = 1e-20  # taps beyond a filter's zero crossings are 1e-23 instead of 0, by rounding
 
 
 def resample(waveform: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:

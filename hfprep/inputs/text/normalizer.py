@@ -29,7 +29,7 @@ _WHITE_SPACE = re.compile(r"\s+")
 
 
 def clean(text: str) -> str:
-    """Return a text without surrounding white space and a leading label such as "speaker 3:", and with plain spaces."""
+    """Return a text without surrounding white space or a leading label such as "speaker 3:", with plain spaces."""
     text = text.strip().replace("\u3000", " ").replace("\xa0", " ")
     return _SPEAKER_LABEL.sub("", text).strip()
 

@@ -192,7 +192,7 @@ class Driver:
             case Underway():
                 self.watch(worker.rank, message)
             case Died():
-                self.bury(worker, message, stopping)
+                self.handle_death(worker, message, stopping)
 
     def log(self, worker: _Worker, line: LogLine) -> None:
         """Log a message of a worker."""
@@ -230,7 +230,7 @@ class Driver:
             worker.units.append(unit)
             self.crew.tell(worker.key, self.crew.assignment(unit))
 
-    def bury(self, worker: _Worker, died: Died, stopping: bool) -> None:
+    def handle_death(self, worker: _Worker, died: Died, stopping: bool) -> None:
         """Remove a dead worker and queue its unreported work for another one."""
         del self.workers[worker.key]
         self.watch(worker.rank, None)

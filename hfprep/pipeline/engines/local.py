@@ -80,7 +80,7 @@ class LocalCrew:
             try:
                 message = connection.recv()
             except (EOFError, ConnectionResetError):
-                message = self._bury(worker)
+                message = self._read_death(worker)
             if isinstance(message, Closed):
                 self._closed.add(worker)
             found.append((worker, message))
@@ -105,7 +105,7 @@ class LocalCrew:
             worker.end()
         shutil.rmtree(self._folder_of(worker), ignore_errors=True)
 
-    def _bury(self, worker: WorkerProcess) -> Died:
+    def _read_death(self, worker: WorkerProcess) -> Died:
         del self._at_work[worker.connection]
         worker.connection.close()
         folder, status = self._folder_of(worker), worker.process.wait()

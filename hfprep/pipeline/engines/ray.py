@@ -213,7 +213,7 @@ def run_ray(
         _join(options.address)
     try:
         spec = dataclasses.replace(spec, model_set=absolute(spec.model_set))
-        options = fitting(options, ray.cluster_resources())
+        options = with_cluster_defaults(options, ray.cluster_resources())
         control = control_of(plan)
         crew = RayCrew(spec, plan, work, options, control)
         with contextlib.ExitStack() as stack:
@@ -236,7 +236,7 @@ def _join(address: str | None) -> None:
         raise ConfigError(f"{problem}; check that it runs, and that RAY_AUTH_TOKEN is its token, if any") from error
 
 
-def fitting(options: RayOptions, resources: dict[str, float]) -> RayOptions:
+def with_cluster_defaults(options: RayOptions, resources: dict[str, float]) -> RayOptions:
     """The options with defaults from the cluster's resources: a GPU per worker if there are any, one CPU kept free."""
     gpus, cpus = resources.get("GPU", 0.0), resources.get("CPU", 1.0)
     share = options.num_gpus_per_worker
