@@ -17,7 +17,7 @@ RUN pip install --no-cache-dir --no-deps WeTextProcessing==1.0.4.1
 WORKDIR /data
 ENTRYPOINT ["hfprep"]
 
-# PyTorch's wheels hold the CUDA libraries, so the host only provides the driver. Triton compiles its kernels' launchers
+# PyTorch's wheels contain the CUDA libraries, so the host only provides the driver. Triton compiles its kernels' launchers
 # with a C compiler when they first run.
 FROM source AS cuda
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
