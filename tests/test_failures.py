@@ -88,7 +88,7 @@ def test_a_signal_finishes_the_batch_and_says_how_to_go_on(trials: Trials, name:
     ended = trials.build(output, Fault(do=name, point="before-append", kind=".preprocessing_progress.txt", nth=1))
     assert ended.status == status, ended.stderr
     assert f"{name}: finishing the batch in flight" in ended.stderr
-    assert "Interrupted;" in ended.stdout
+    assert "Interrupted with" in ended.stdout
     assert "Run the same command again to continue." in ended.stdout
     assert "left to do" in ended.stdout
     assert listed(output) == set(ended.computed)  # all that was computed is kept

@@ -273,7 +273,7 @@ def test_a_report_of_codes_alone_does_not_speak_of_texts(
     page = (tmp_path / "report.html").read_text()
     assert "<h2>Codebook: codes</h2>" in page
     assert "<h2>Unknown tokens</h2>" not in page
-    assert "tokenizer of the build" not in page
+    assert "tokenizer was not found" not in page
 
 
 @pytest.mark.parametrize("kind", ["sentencepiece", "tokenizers"])
