@@ -41,7 +41,7 @@ def test_whole_files() -> None:
         page(1, 4, serial=1),
     ]
     found = look(mixed)
-    assert (found.problem, found.num_links, found.num_audio_streams, found.num_other_streams) == (None, 1, 1, 1)
+    assert (found.problem, found.num_links, found.num_audio_streams) == (None, 1, 1)
 
 
 def test_damage_and_cuts() -> None:

@@ -1,5 +1,6 @@
 """Samples loaded in other processes: the same arrays, the same rejections, and none lost with a process."""
 
+import contextlib
 import multiprocessing
 import os
 import shutil
@@ -21,10 +22,15 @@ import soundfile
 
 from hfprep.errors import Reason
 from hfprep.inputs.text.tokenizer import TextTokenizer
+from hfprep.pipeline.config import BuildConfig
+from hfprep.pipeline.engines.choice import MANY_TEXTS, Job
+from hfprep.pipeline.inputs import find_inputs
 from hfprep.pipeline.intake import Intake, IntakeSettings, Loaded, SampleLimits, Task
 from hfprep.pipeline.intake_processes import IntakeProcesses
+from hfprep.pipeline.plan import PlanCounts
 from hfprep.recipes.semantic_audio import SemanticAudio
 from hfprep.schema import Rejection, Utterance
+from hfprep.store.layout import OutputFolder
 from tests.av_files import encode, tone
 from tests.sample_schemas import speech_schema
 
@@ -67,6 +73,36 @@ def processes() -> Iterator[IntakeProcesses]:
     opened = IntakeProcesses(TextTokenizer(MODEL), 2)
     yield opened
     opened.close()
+
+
+@pytest.mark.parametrize(
+    ("need", "pending", "workers", "expected"),
+    [
+        ({"text"}, MANY_TEXTS, 2, True),
+        ({"text"}, MANY_TEXTS - 1, 2, False),
+        ({"text"}, MANY_TEXTS, 1, False),
+        ({"text", "codes"}, MANY_TEXTS, 2, False),
+    ],
+)
+def test_many_texts_are_tokenized_in_processes(
+    golden_small: Path, tmp_path: Path, need: set[str], pending: int, workers: int, expected: bool
+) -> None:
+    """In threads they would share one interpreter lock."""
+    config = BuildConfig(
+        manifest=golden_small / "manifest.jsonl", output_dir=tmp_path, models=golden_small / "checkpoints",
+        workers=workers, device="cpu",
+    )  # fmt: skip
+    planned: Any = SimpleNamespace(counts=PlanCounts(need=need, pending=pending))
+    unused: Any = None
+    job = Job(
+        config=config, inputs=find_inputs(config, OutputFolder(tmp_path)), plan=planned, staging=unused, sink=unused,
+        watch=unused, work=tmp_path, stop=bool,
+    )  # fmt: skip
+    spec = job.spec(1)
+    assert spec.loaders is expected
+    if need == {"text"}:
+        with contextlib.closing(spec.open()) as extractor:
+            assert (extractor.intake.processes is not None) is expected
 
 
 @pytest.fixture

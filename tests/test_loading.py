@@ -276,6 +276,16 @@ def test_buckets_hold_every_sample_once_and_like_with_like() -> None:
     assert LENGTHS.sum() / sum(len(part) * part.max() for part in in_order) < 0.65
 
 
+def test_the_batches_of_an_epoch_are_made_once() -> None:
+    """A DataLoader asks for their number at every turn."""
+    sampler = LengthBucketedBatchSampler(LENGTHS, batch_size=8)
+    first = list(sampler)
+    assert len(sampler) == len(first)
+    assert all(batch is other for batch, other in zip(first, sampler, strict=True))
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+
+
 def test_buckets_depend_on_seed_and_epoch_alone() -> None:
     def order(seed: int, epoch: int) -> list[list[int]]:
         sampler = LengthBucketedBatchSampler(LENGTHS, batch_size=8, seed=seed)

@@ -232,7 +232,7 @@ def test_gives_the_documented_shapes_and_types(model: FeatureModel) -> None:
     assert (features["codes"].shape, features["codes"].dtype) == ((2, 20), torch.int32)
     assert (features["condition"].shape, features["condition"].dtype) == ((2, 32, 40), torch.float32)
     assert (features["emo_vec"].shape, features["emo_vec"].dtype) == ((2, 40), torch.float32)
-    assert (model.min_frames, model.num_condition_latents, model.model_dim) == (3, 32, 40)
+    assert model.min_frames == 3
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from hfprep.formats.samples import NO_EXTRA
 from hfprep.io.atomic import write_lines
+from hfprep.io.json_text import is_encodable, json_text
 from hfprep.store.layout import PRIVATE, json_line
 
 EXTRA_FIELDS = "extra.jsonl"
@@ -89,7 +90,7 @@ class ExtraColumn:
         if value is None:
             return None
         if self.dtype == "string":
-            return value if isinstance(value, str) and _encodable(value) else json_text(value)
+            return value if isinstance(value, str) and is_encodable(value) else json_text(value)
         return float(value) if self.dtype == "float64" else value
 
 
@@ -121,16 +122,6 @@ def rebuilt(columns: Iterable[ExtraColumn], values: Mapping[str, Any]) -> str:
     """The JSON object restored from typed columns, which may differ from the original."""
     extra = {column.field: values[column.name] for column in columns if values[column.name] is not None}
     return json_text(extra) if extra else NO_EXTRA
-
-
-def json_text(value: Any) -> str:
-    """A value as JSON that can be written as UTF-8; escaped only if it contains a lone surrogate."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if _encodable(text) else json.dumps(value)
-
-
-def _encodable(text: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _kind(value: Any) -> str:

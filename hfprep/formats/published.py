@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from hfprep.formats.extra_fields import json_text
 from hfprep.formats.samples import NO_EXTRA, Entry, Origin, Sample, SampleSet, Split, entry_from
+from hfprep.io.json_text import json_text
 
 _LOCAL = re.compile(r"(/|~|[A-Za-z]:[\\/]|\\\\|file:)|\.\.([/\\]|$)")
 

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from hfprep.errors import ConfigError, RejectedSample
+from hfprep.io.chunks import chunks_of
 from hfprep.io.object_storage import url_of
 from hfprep.pipeline.batching import BatchLimits, FrameBudget, batches, padded_frames
 from hfprep.pipeline.building import plan_options
@@ -38,6 +39,7 @@ from hfprep.store.state import SampleState, State, copy_state
 
 BLOCK_BYTES = 4096  # allocation unit of common file systems
 TEXTS_TRIED = 64
+MEASURED_TOGETHER = 256  # rows that one thread measures at a time
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,8 @@ class _Estimate:
                 columns = zip(
                     rows["duration"], map(os.fsdecode, rows["path"]), rows["need"], rows["audio_bytes"], strict=True
                 )
-                self.add(list(pool.map(self.measure, columns)))
+                measured = pool.map(lambda some: list(map(self.measure, some)), chunks_of(columns, MEASURED_TOGETHER))
+                self.add(list(chain.from_iterable(measured)))
         return Preview(
             output_dir=root,
             lines_read=counts.lines_read,

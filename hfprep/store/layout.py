@@ -38,7 +38,7 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 def split_bucket(sample_id: str) -> int:
     """The number in [0, `SPLIT_BUCKETS`), from the SHA-1 of an id, that decides its split."""
-    return int(hashlib.sha1(sample_id.encode()).hexdigest(), 16) % SPLIT_BUCKETS
+    return int.from_bytes(hashlib.sha1(sample_id.encode()).digest()) % SPLIT_BUCKETS
 
 
 def is_validation(sample_id: str, val_ratio: float) -> bool:

@@ -33,7 +33,6 @@ class Pages:
 
     num_links: int = 0
     num_audio_streams: int = 0
-    num_other_streams: int = 0
     problem: str | None = None
     _open: dict[int, int] = field(default_factory=dict)  # the next page number of each open audio stream
     _ends: dict[int, int] = field(default_factory=dict)  # the last sample of each so far
@@ -44,7 +43,6 @@ class Pages:
         if flags & FIRST:
             body = page[PAGE_HEADER.size + segments :]
             if not body.startswith(AUDIO_STARTS):
-                self.num_other_streams += 1
                 return
             if not self._open:
                 self.num_links += 1

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from hfprep.errors import ConfigError, Reason, RejectedSample
 from hfprep.inputs.text.language import read_hint
+from hfprep.io.json_text import is_encodable, json_text
 from hfprep.io.object_storage import is_url, joined, open_stream, refusal, url_of
 from hfprep.io.references import moved, parse_reference
 from hfprep.schema import Rejection, Utterance
@@ -201,17 +202,11 @@ def parse_line(number: int, raw: RawRow, finder: AudioFinder, language: str | No
             speaker=_read_label(row, "speaker"),
             language=language or _read_language(row),
             duration=_read_duration(row),
-            extra=_dump_extra(extra) if extra else "{}",
+            extra=json_text(extra) if extra else "{}",
             offset=_read_seconds(row, "offset"),
         )
     except RejectedSample as error:
         return Rejection(number, sample_id, error.reason, error.message)
-
-
-def _dump_extra(extra: dict[str, Any]) -> str:
-    """The fields as JSON; lone surrogates, which cannot be encoded, stay escaped."""
-    text = json.dumps(extra, ensure_ascii=False)
-    return text if _is_encodable(text) else json.dumps(extra)
 
 
 def parse_object(raw: RawRow) -> dict[str, Any]:
@@ -245,16 +240,8 @@ def _is_number(value: Any, *kinds: type) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool)
 
 
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _encodable(name: str, value: str) -> str:
-    if not _is_encodable(value):
+    if not is_encodable(value):
         reason = Reason.INVALID_ID if name == "id" else Reason.INVALID_FIELD
         raise RejectedSample(reason, f"{name} contains half of a surrogate pair; save the text as UTF-8")
     return value

@@ -61,8 +61,6 @@ class FeatureModel(SemanticModel):
         rows = min(branch.conformer.position_table.shape[1] for branch in (conditioner, emotion_conditioner))
         # T' = (T - 1) // 2 must stay below the number of rows of the position table.
         self.max_frames = 2 * rows
-        self.model_dim = config.model_dim
-        self.num_condition_latents: int = conditioner.perceiver.latents.shape[0]
         self.eval().requires_grad_(False)
 
     @classmethod

@@ -20,6 +20,7 @@ from hfprep.recipes.indextts2.locate import ModelFiles, locate
 from hfprep.recipes.indextts2.options import IndexTTS2Options
 from hfprep.recipes.indextts2.outline import DOWNLOADS, config_of
 from hfprep.recipes.indextts2.schema import CODES, LATENTS, NAME, PUBLISHED, TEXT, schema_of
+from hfprep.recipes.semantic_audio import SemanticAudio
 from hfprep.recipes.text_rows import warn_of_larger
 from hfprep.schema import Schema
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     import torch
 
     from hfprep.recipes.indextts2.feature_model import FeatureModel
-    from hfprep.recipes.semantic_audio import SemanticAudio
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,6 @@ class IndexTTS2Models(SemanticModelSet):
 
     @property
     def audio(self) -> SemanticAudio:
-        from hfprep.recipes.semantic_audio import SemanticAudio
-
         return SemanticAudio()
 
     def num_codes(self, num_frames: int) -> int:
@@ -128,7 +126,6 @@ class IndexTTS2:
     def outline(self, options: IndexTTS2Options) -> Outline:
         from hfprep.recipes.indextts2.checkpoints import POSITION_ROWS  # these import torch
         from hfprep.recipes.indextts2.feature_model import MIN_FRAMES
-        from hfprep.recipes.semantic_audio import SemanticAudio
 
         config = config_of(options)
         named = options.tokenizer is not None or options.models is not None

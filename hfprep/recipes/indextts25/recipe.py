@@ -30,13 +30,13 @@ from hfprep.recipes.indextts25.locate import CAMPPLUS, CAMPPLUS_PLACES, REPOSITO
 from hfprep.recipes.indextts25.options import IndexTTS25Options
 from hfprep.recipes.indextts25.schema import CODES, EMOTION, NAME, PUBLISHED, SPEAKER, TEXT, schema_of
 from hfprep.recipes.indextts25.text import TextEncoder
+from hfprep.recipes.semantic_audio import SemanticAudio
 from hfprep.schema import Schema
 
 if TYPE_CHECKING:
     import torch
 
     from hfprep.recipes.indextts25.feature_model import FeatureModel
-    from hfprep.recipes.semantic_audio import SemanticAudio
 
 VOCABULARY_SUFFIX = ".tiktoken"
 DOWNLOADS = (
@@ -108,8 +108,6 @@ class IndexTTS25Models(SemanticModelSet):
 
     @property
     def audio(self) -> SemanticAudio:
-        from hfprep.recipes.semantic_audio import SemanticAudio
-
         return SemanticAudio(samples_only=True)
 
     def num_codes(self, num_frames: int) -> int:
@@ -167,7 +165,6 @@ class IndexTTS25:
     def outline(self, options: IndexTTS25Options) -> Outline:
         from hfprep.models.conformer import POSITION_ROWS  # these import torch
         from hfprep.recipes.indextts25.feature_model import MIN_FRAMES
-        from hfprep.recipes.semantic_audio import SemanticAudio
 
         folder = options.models
         config = options.config or (folder / CONFIG_FILE if folder else None)
