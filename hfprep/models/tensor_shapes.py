@@ -1,7 +1,7 @@
-"""The shapes of the tensors in a torch file, without torch, which takes seconds to import.
+"""Reads the shapes of the tensors in a torch file without torch, which takes seconds to import.
 
-Gives `read_shapes`. A file's pickle is read by a reader that knows tensors and dictionaries alone and runs nothing
-else. What it cannot read is left to torch.
+Provides `read_shapes`. Its unpickler accepts only tensors and dictionaries, and executes nothing else. Other files are
+left to torch.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PICKLE = "/data.pkl"  # of the archive's own folder
+PICKLE = "/data.pkl"  # in the archive's folder
 
 
 class _Shape(tuple[int, ...]):
-    """In place of a tensor."""
+    """A tensor's shape, in place of the tensor."""
 
 
 def _shape_of(storage: None, offset: int, size: tuple[int, ...], *others: object) -> _Shape:
@@ -46,11 +46,11 @@ class _Reader(pickle.Unpickler):
         return _KNOWN[module, name]
 
     def persistent_load(self, pid: object) -> None:
-        """Where the numbers are."""
+        """Ignore the location of the data."""
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Name to shape of each tensor in a torch file that holds a state dict, or {"model": state dict}.
+    """The shapes of the tensors, by name, in a torch file with a state dict, or {"model": state dict}.
 
     Raises CheckpointError as `tensor_files.read_torch_file` does.
     """
@@ -61,7 +61,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
                 values = _Reader(stream).load()
         values = values["model"] if isinstance(values.get("model"), dict) else values
         return {name: tuple(value) for name, value in values.items() if isinstance(value, _Shape)}
-    except Exception:  # noqa: BLE001 - whatever a file that is no checkpoint brings about, torch has words for it
+    except Exception:  # noqa: BLE001 - torch reports what is wrong with the file
         from hfprep.models.tensor_files import read_torch_file
 
         return {name: tuple(tensor.shape) for name, tensor in read_torch_file(path).items()}

@@ -4,7 +4,7 @@ window.hfprep = (() => {
   const root = document.documentElement;
   const panel = document.getElementById("row");
 
-  // Charts have no colours of their own: they take the page's.
+  // Charts use the page's colours.
   function paint() {
     const style = getComputedStyle(root);
     const [ground, ink, soft, line] = ["--ground", "--ink", "--soft", "--line"].map((name) => style.getPropertyValue(name).trim());
