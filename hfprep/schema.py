@@ -120,7 +120,16 @@ class Schema:
     @functools.cached_property
     def lengths(self) -> tuple[str, ...]:
         """Names of all lengths, in the order of the columns."""
-        return tuple(dict.fromkeys(name for column in self.columns for name in column.lengths))
+        return tuple(name for names in self.first_lengths.values() for name in names)
+
+    @functools.cached_property
+    def first_lengths(self) -> dict[str, tuple[str, ...]]:
+        """For each column, the lengths that no column before it has."""
+        found: dict[str, tuple[str, ...]] = {}
+        for column in self.columns:
+            known = {name for names in found.values() for name in names}
+            found[column.name] = tuple(name for name in dict.fromkeys(column.lengths) if name not in known)
+        return found
 
     def columns_of(self, groups: Iterable[str]) -> tuple[Column, ...]:
         """The columns of these groups, in order."""
@@ -147,7 +156,7 @@ class Schema:
 
     def shape(self, column: Column, lengths: Mapping[str, int]) -> tuple[int, ...]:
         """The shape of a column of a sample with these lengths."""
-        return tuple(dim if isinstance(dim, int) else lengths[dim] for dim in column.dims)
+        return tuple([dim if isinstance(dim, int) else lengths[dim] for dim in column.dims])  # faster than a generator
 
     def problem(self, name: str, array: np.ndarray, lengths: Mapping[str, int], *, half: bool = False) -> str | None:
         """What is wrong with an array of a sample with these lengths; None if it is correct.
@@ -288,10 +297,10 @@ def manifest_record(schema: Schema, metadata: Mapping[str, Any], lengths: Mappin
     `metadata` has the fields of `METADATA`; each column adds its path and its lengths.
     """
     record = {name: metadata[name] for name in METADATA}
-    for column in schema.columns:
-        record[f"{column.name}_path"] = artifact_path(column.name, metadata["id"])
-        for name in column.lengths:
-            record.setdefault(name, lengths[name])
+    for column, first_here in schema.first_lengths.items():
+        record[f"{column}_path"] = artifact_path(column, metadata["id"])
+        for name in first_here:
+            record[name] = lengths[name]
     return record | record_fields(schema, metadata)
 
 
