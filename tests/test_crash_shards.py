@@ -130,6 +130,7 @@ def trials(server: CrashServer, request: pytest.FixtureRequest) -> ShardTrials:
     return ShardTrials(server, server.folder.parent / request.param, batch_size=1, format=request.param)
 
 
+@pytest.mark.slow  # the quick set has the same for IndexTTS-2.5, in Arrow
 def test_killed_wherever_shards_are_appended_to(trials: ShardTrials) -> None:
     """Several kills strike the same output one after another; each is followed by all checks."""
     faults = trials.every_point(seed=1)
