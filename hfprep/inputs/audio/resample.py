@@ -22,6 +22,7 @@ MAX_KERNEL_VALUES = 1 << 22  # 16 MiB; 44.1 and 22.05 kHz to 16 kHz need 75,000 
 KERNELS_KEPT = 16  # pairs of rates
 BLOCK_VALUES = 1 << 20
 SHORT_SAMPLES = 1 << 15  # below 20,480 samples torch's convolution sums in another order
+PROBED_SAMPLES = (SHORT_SAMPLES, 6 * SHORT_SAMPLES)
 PART_OUTPUTS = 16
 ROW_MULTIPLE = 64  # with other numbers of rows, the rest may be summed in another order
 SILENT_TAP = 1e-20  # taps beyond a filter's zero crossings are 1e-23 instead of 0, by rounding
@@ -118,10 +119,13 @@ def _plan(source_step: int, target_step: int, half_width: int) -> _Plan | None:
         first, last = int(taps[0]), int(taps[-1])
         parts.append(_Part(slice(start, end), first, matrix[start:end, first : last + 1].T.contiguous()))
     plan = _Plan(row_outputs, row_step, half_width, tuple(parts))
-    noise = np.random.default_rng(0).standard_normal(2 * SHORT_SAMPLES).astype(np.float32)
-    convolved = _convolve(noise, source_step, target_step, half_width)
-    num_outputs = len(noise) * target_step // source_step
-    return plan if np.array_equal(plan.multiply(noise)[:num_outputs], convolved[:num_outputs]) else None
+    noise = np.random.default_rng(0).standard_normal(PROBED_SAMPLES[-1]).astype(np.float32)
+    for count in PROBED_SAMPLES:
+        convolved = _convolve(noise[:count], source_step, target_step, half_width)
+        num_outputs = count * target_step // source_step
+        if not np.array_equal(plan.multiply(noise[:count])[:num_outputs], convolved[:num_outputs]):
+            return None
+    return plan
 
 
 @functools.lru_cache(maxsize=KERNELS_KEPT)
