@@ -19,7 +19,7 @@ Kind = Literal["tokens", "codes", "vector"]
 Source = Literal["text", "audio"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Column:
     """One array of a sample; `name` is also its folder in the npy layout.
 
@@ -44,7 +44,7 @@ class Column:
     def ndim(self) -> int:
         return len(self.dims)
 
-    @property
+    @functools.cached_property
     def lengths(self) -> tuple[str, ...]:
         """Names of the lengths among its dims."""
         return tuple(dim for dim in self.dims if isinstance(dim, str))
@@ -120,16 +120,7 @@ class Schema:
     @functools.cached_property
     def lengths(self) -> tuple[str, ...]:
         """Names of all lengths, in the order of the columns."""
-        return tuple(name for names in self.first_lengths.values() for name in names)
-
-    @functools.cached_property
-    def first_lengths(self) -> dict[str, tuple[str, ...]]:
-        """For each column, the lengths that no column before it has."""
-        found: dict[str, tuple[str, ...]] = {}
-        for column in self.columns:
-            known = {name for names in found.values() for name in names}
-            found[column.name] = tuple(name for name in dict.fromkeys(column.lengths) if name not in known)
-        return found
+        return tuple(dict.fromkeys(name for column in self.columns for name in column.lengths))
 
     def columns_of(self, groups: Iterable[str]) -> tuple[Column, ...]:
         """The columns of these groups, in order."""
@@ -297,10 +288,10 @@ def manifest_record(schema: Schema, metadata: Mapping[str, Any], lengths: Mappin
     `metadata` has the fields of `METADATA`; each column adds its path and its lengths.
     """
     record = {name: metadata[name] for name in METADATA}
-    for column, first_here in schema.first_lengths.items():
-        record[f"{column}_path"] = artifact_path(column, metadata["id"])
-        for name in first_here:
-            record[name] = lengths[name]
+    for column in schema.columns:
+        record[f"{column.name}_path"] = artifact_path(column.name, metadata["id"])
+        for name in column.lengths:
+            record.setdefault(name, lengths[name])
     return record | record_fields(schema, metadata)
 
 

@@ -59,6 +59,7 @@ def test_the_command_shows_them_side_by_side(models: list[Path], tmp_path: Path,
     assert result.exit_code == 0, result.output
     assert "Language am: 1 texts, 6 characters" in result.output
     assert "100.00%" in result.output
+    assert "unknown characters" in result.output
     assert "over 100 ids" in result.output
     assert "1 of 2 lines were omitted: empty_text 1" in result.output
     assert "ሰ 2" in result.output

@@ -139,7 +139,6 @@ class _Buffers(threading.local):
         self.power = np.empty((BLOCK_FRAMES, NUM_FREQUENCY_BINS))
         self._scaled = np.zeros(num_samples)
         self._frames = np.lib.stride_tricks.sliding_window_view(self._scaled, WINDOW_LENGTH)[::HOP_LENGTH]  # a view
-        self._mean = np.empty((CACHED_FRAMES, 1))
         self._centred = np.empty((CACHED_FRAMES, WINDOW_LENGTH))
         self._windowed = np.zeros((CACHED_FRAMES, FFT_LENGTH))  # zero beyond the window
         self._spectra = np.empty((CACHED_FRAMES, NUM_FREQUENCY_BINS), np.complex128)
@@ -149,8 +148,8 @@ class _Buffers(threading.local):
         """Power spectra, float64 (num_frames, 257), of the frames in samples, float32; at most CACHED_FRAMES."""
         count = len(out)
         np.multiply(samples, PCM_SCALE, out=self._scaled[: len(samples)], dtype=np.float32)
-        frames, mean, centred, padded = (x[:count] for x in (self._frames, self._mean, self._centred, self._windowed))
-        np.subtract(frames, np.add.reduce(frames, axis=1, keepdims=True, out=mean) / WINDOW_LENGTH, out=centred)
+        frames, centred, padded = self._frames[:count], self._centred[:count], self._windowed[:count]
+        np.subtract(frames, frames.mean(axis=1, keepdims=True), out=centred)
         windowed = padded[:, :WINDOW_LENGTH]
         np.multiply(centred[:, :-1], PREEMPHASIS, out=windowed[:, 1:])
         np.subtract(centred[:, 1:], windowed[:, 1:], out=windowed[:, 1:])

@@ -15,8 +15,8 @@ from hfprep.inputs.text.language import language_option
 from hfprep.io.object_storage import store_of, url_of
 from hfprep.io.sizes import parse_size
 from hfprep.pipeline.filters import RowFilters
+from hfprep.recipes.base import DIRECT_RATE, option
 from hfprep.recipes.base import PRECISIONS as MODEL_PRECISIONS
-from hfprep.recipes.base import option
 from hfprep.recipes.options import ModelOptions
 from hfprep.recipes.registry import NAMES
 
@@ -27,7 +27,6 @@ PANELS = (INPUT, MODELS, OUTPUT, SPEED, SCALE, CHANGE, DEBUGGING)
 FORMATS = ("npy", "arrow", "webdataset")
 ON_CHANGE = ("recompute", "refuse")
 ENGINES = ("local", "inline", "ray")
-MODEL_SAMPLING_RATE = 16_000  # Hz
 PLAIN, AUTO = "fp32", "auto"
 PRECISIONS = (*MODEL_PRECISIONS, AUTO)
 
@@ -183,7 +182,7 @@ class BuildConfig(ModelOptions):
     @property
     def resample_via(self) -> int:
         """Intermediate rate in Hz when resampling to 16 kHz: `audio_sr`, by default 16000 (none)."""
-        return MODEL_SAMPLING_RATE if self.audio_sr is None else self.audio_sr
+        return DIRECT_RATE if self.audio_sr is None else self.audio_sr
 
     @property
     def filters(self) -> RowFilters:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-STRAIGHT = 16_000  # the --audio-sr with which every recipe resamples directly to its own rate
+DIRECT_RATE = 16_000  # Hz; the --audio-sr with which every recipe resamples directly to its own rate
 PRECISIONS = ("fp32", "exact", "tf32", "bf16", "fp16")
 
 
@@ -158,7 +158,7 @@ def frames_in(models: ModelSet, seconds: float) -> int:
 
 def via_rate(audio_sr: int, audio: AudioInput) -> int | None:
     """The intermediate sampling rate (Hz) set by `audio_sr`; None if clips go directly to the model's rate."""
-    return None if audio_sr in (STRAIGHT, audio.sampling_rate) else audio_sr
+    return None if audio_sr in (DIRECT_RATE, audio.sampling_rate) else audio_sr
 
 
 class Recipe(Protocol):

@@ -99,8 +99,7 @@ class AsForGpu(LocalEngine):
     computes its input features itself. Only page-locked memory is not used."""  # fmt: skip
 
     def run(self, job: Job, workers: Workers) -> None:
-        fields = {field.name: getattr(job, field.name) for field in dataclasses.fields(job)}
-        super().run(_JobAsForGpu(**fields), workers)
+        super().run(_JobAsForGpu(**vars(job)), workers)
 
 
 def stand_in(inputs: Inputs, published: Schema) -> Inputs:

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from hfprep.models.campplus import DILATIONS, FREQUENCY_STRIDE, NUM_MEL_BINS, TDNN_KERNEL, Campplus, CampplusConfig
 from hfprep.models.tensor_files import read_torch_file
+from hfprep.recipes.indextts25.schema import PUBLISHED_VECTOR, SPEAKER_VECTOR
 from hfprep.recipes.tensors import Shapes, check_tensors, fill
 
 EPS = 1e-5
 PUBLISHED = CampplusConfig(
-    head_channels=32, channels=128, bottleneck=128, context=64, growth=32, num_layers=(12, 24, 16), vector=192
-)
+    head_channels=32, channels=128, bottleneck=128, context=64, growth=32, num_layers=(12, 24, 16),
+    vector=PUBLISHED_VECTOR,
+)  # fmt: skip
 _COUNTER = ".num_batches_tracked"  # only for training; files may omit it
 _BLOCKS = range(len(DILATIONS))
 
@@ -55,7 +57,7 @@ def campplus_config(tensors: Mapping[str, Tensor]) -> CampplusConfig:
         context=size(f"{layer}.cam_layer.linear1.weight", 0, PUBLISHED.context),
         growth=size(f"{layer}.cam_layer.linear_local.weight", 0, PUBLISHED.growth),
         num_layers=tuple(found or published for found, published in zip(counts, PUBLISHED.num_layers, strict=True)),
-        vector=size("xvector.dense.linear.weight", 0, PUBLISHED.vector),
+        vector=size(SPEAKER_VECTOR, 0, PUBLISHED.vector),
     )
 
 
@@ -91,7 +93,7 @@ def campplus_shapes(config: CampplusConfig) -> Shapes:
         shapes[f"xvector.transit{block + 1}.linear.weight"] = (width // 2, width, 1)
         width //= 2
     shapes |= _norm("xvector.out_nonlinear.batchnorm", width)
-    shapes["xvector.dense.linear.weight"] = (config.vector, 2 * width, 1)
+    shapes[SPEAKER_VECTOR] = (config.vector, 2 * width, 1)
     shapes |= _norm("xvector.dense.nonlinear.batchnorm", config.vector, affine=False)
     return shapes
 

@@ -12,7 +12,8 @@ TEXT, CODES, SPEAKER, EMOTION = "text", "codes", "speaker", "emotion"
 GROUPS = (Group(TEXT, "text"), Group(CODES, "audio"), Group(SPEAKER, "audio"), Group(EMOTION, "audio"))
 FRAME_RATE, CODE_RATE = 50.0, 25.0
 PUBLISHED_VECTOR = 192
-_SPEAKER_VECTOR = "xvector.dense.linear.weight"
+SPEAKER_VECTOR = "xvector.dense.linear.weight"
+"""The tensor of CAM++ with a row for each value of the speaker vector."""
 LANGUAGE_ID = RecordField(
     name="lang_id",
     source="language",
@@ -55,7 +56,7 @@ def schema_of(config: Config, campplus: Path | None) -> Schema:
         vocabulary=config.number_text_tokens,
         codebook=config.semantic_codec.codebook_size,
         width=config.model_dim,
-        vector=(network.get(_SPEAKER_VECTOR) or (PUBLISHED_VECTOR,))[0],
+        vector=(network.get(SPEAKER_VECTOR) or (PUBLISHED_VECTOR,))[0],
         text_positions=config.max_text_tokens,
         code_positions=config.max_mel_tokens,
     )
