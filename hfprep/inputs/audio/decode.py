@@ -58,7 +58,7 @@ def read_header(
 ) -> AudioHeader:
     """Read a file's length, rate and channels; without a length in the header, frames are counted or decoded.
 
-    With `segment` the length is that of the segment within the file. `check_seconds` is called with lengths as they
+    With `segment`, the length of the segment within the file. `check_seconds` is called with lengths as they
     become known, and may raise to stop. Raises RejectedSample (AUDIO_MISSING, AUDIO_UNREADABLE, AUDIO_UNSUPPORTED,
     AUDIO_EMPTY).
     """

@@ -88,7 +88,7 @@ def _mp3_length(data: bytes, at: int) -> int:
 
 
 def _is_free(header: bytes) -> bool:
-    """Whether a header is that of a free-format frame; all frames of such a file have the same length, plus padding."""
+    """Whether a header starts a free-format frame; all frames of such a file have the same length, plus padding."""
     is_whole = len(header) == MP3_HEADER_BYTES and header[0] == 0xFF
     return is_whole and not header[2] >> 4 and _mp3_frame(header[1], header[2])[1] > 0
 

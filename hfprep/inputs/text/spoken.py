@@ -50,7 +50,7 @@ class Grammars:
     """Both grammars, each loaded when a text first needs it. Thread-safe."""
 
     def __init__(self, folder: Path | None = None, *, cache_size: int = TEXT_CACHE) -> None:
-        """`folder` is that of the .fst files (None: the installed package's), `cache_size` is in texts."""
+        """`folder` contains the .fst files (None: the installed package's); `cache_size` is in texts."""
         self.folder = folder
         self.cache_size = cache_size
         self._lock = threading.Lock()
