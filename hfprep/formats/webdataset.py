@@ -6,6 +6,7 @@ not, samples are found by reading the tar headers once.
 
 import json
 import re
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,7 @@ EXACT_LINE, EXTRA = "manifest_line", "extra"
 SHARD, START, SIZE = "shard", "start", "bytes"  # columns of a sample's place, followed by its lengths
 BLOCK = 512
 RECORD_BYTES = 4096  # most records are shorter, including the header
+_HEADER = struct.Struct("100s24x11s")  # a member's name, and its size in octal digits
 _NAME = re.compile(rb"[0-9a-f]+\.(.+)")
 
 
@@ -70,10 +72,13 @@ def _entry(schema: Schema, values: Mapping[str, Any], exact_line: str, extra: st
     return entry_from(schema, metadata, exact_line or None, extra)
 
 
-def parse_header(block: bytes) -> tuple[bytes, int]:
-    """Name and size of a tar member; an empty name at the end of the archive."""
-    name = block[:100].rstrip(b"\0")
-    return name, int(block[124:135], 8) if name else 0
+def parse_header(data: bytes | memoryview, offset: int = 0) -> tuple[bytes, int]:
+    """Name and size of the tar member at an offset; an empty name at the end. Raises ValueError if it is damaged."""
+    if len(data) < offset + BLOCK:
+        raise ValueError("the header is cut off")
+    name, size = _HEADER.unpack_from(data, offset)
+    name = name.rstrip(b"\0")
+    return name, int(size, 8) if name else 0
 
 
 def parse_sample(schema: Schema, data: memoryview, where: Path) -> Sample:
@@ -103,7 +108,7 @@ def _members(data: memoryview, wanted: Sequence[str], where: Path) -> dict[str, 
     found, offset = {}, 0
     for name_wanted in wanted:
         try:
-            name, size = parse_header(bytes(data[offset : offset + BLOCK]))
+            name, size = parse_header(data, offset)
         except ValueError:
             raise StoreError(f"{where} is damaged; make it again") from None
         member = name.partition(b".")[2].decode(errors="replace")
@@ -124,7 +129,7 @@ def scan(file: PositionedFile) -> Iterator[tuple[int, int]]:
     offset, start = 0, -1
     while True:
         try:
-            name, size = parse_header(file.read(offset, BLOCK))
+            name, size = parse_header(file.read(offset, BLOCK).ljust(BLOCK, b"\0"))  # an open shard has no end marker
         except ValueError:
             raise StoreError(f"{file.path} is damaged at byte {offset}; export it again") from None
         match = _NAME.fullmatch(name)
@@ -179,7 +184,7 @@ class WebDatasetSplit(Split):
         """A sample's shard, and its start and size there."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        shard, start, size = map(int, self._table[index, :3])
+        shard, start, size = self._table[index, :3].tolist()
         return self._files[shard], start, size
 
     def entry(self, index: int) -> Entry:

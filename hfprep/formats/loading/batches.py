@@ -1,12 +1,13 @@
 """Collates samples to a padded batch for a trainer."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import get_worker_info
 
 from hfprep.schema import Schema
@@ -26,6 +27,8 @@ LABELS = {
 class Item(dict[str, Any]):
     """A sample of a data set: a dict with its schema, so that `collate` can pad the columns."""
 
+    __slots__ = ("schema",)
+
     def __init__(self, schema: Schema, values: dict[str, Any]) -> None:
         super().__init__(values)
         self.schema = schema
@@ -34,28 +37,35 @@ class Item(dict[str, Any]):
         return Item, (self.schema, dict(self))
 
 
+def tensors_of(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    """The tensors of a sample: integers as int64, vectors as float32. Copies from `arrays`."""
+    return {name: _tensor(values) for name, values in arrays.items()}
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values.astype(np.int64 if values.dtype.kind == "i" else np.float32))
+
+
 class Rows:
     """The tensors of `count` samples; vectors of a column are rows of one tensor."""
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._taken = 0
-        self._tensors: dict[str, Tensor] = {}
+        self._rows: dict[str, Iterator[tuple[Tensor, np.ndarray]]] = {}
 
     def add(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-        """The tensors of the next sample: integers as int64, vectors as float32. Copies from `arrays`."""
-        row, self._taken = self._taken, self._taken + 1
-        found = {}
-        for name, values in arrays.items():
-            if values.dtype.kind == "i":
-                found[name] = torch.from_numpy(values.astype(np.int64))
-                continue
-            if name not in self._tensors:
-                self._tensors[name] = empty_tensor((self._count, *values.shape), torch.float32)
-            place = self._tensors[name][row]
-            found[name] = place if place.shape == values.shape else torch.empty(values.shape)
-            found[name].numpy()[...] = values
-        return found
+        """The tensors of the next sample, as `tensors_of` makes them."""
+        return {name: self._vector(name, x) if x.dtype.kind == "f" else _tensor(x) for name, x in arrays.items()}
+
+    def _vector(self, name: str, values: np.ndarray) -> Tensor:
+        if name not in self._rows:
+            whole = empty_tensor((self._count, *values.shape), torch.float32)
+            self._rows[name] = zip(whole, whole.numpy(), strict=True)
+        tensor, row = next(self._rows[name])
+        if row.shape != values.shape:
+            return _tensor(values)
+        row[...] = values
+        return tensor
 
 
 class Batch(dict[str, Any]):
@@ -107,12 +117,15 @@ def collate(samples: Sequence[dict[str, Any]], schema: Schema | None = None) -> 
 
 def pad(values: Sequence[Tensor], value: int) -> Tensor:
     """Pad tensors with `value` to a common shape, and stack them along a new first dimension."""
-    together = _whole(values)
-    if together is not None:
-        return together
+    whole = _whole(values)
+    if whole is not None:
+        return whole
     shape = [max(sizes) for sizes in zip(*(tensor.shape for tensor in values), strict=True)]
+    same = all(list(tensor.shape) == shape for tensor in values)
+    if len(shape) == 1 and not same:
+        return pad_sequence(list(values), batch_first=True, padding_value=value)
     batch = empty_tensor((len(values), *shape), values[0].dtype)
-    if all(list(tensor.shape) == shape for tensor in values):
+    if same:
         return torch.stack(list(values), out=batch)
     batch.fill_(value)
     for row, tensor in zip(batch, values, strict=True):
@@ -125,12 +138,8 @@ def _whole(values: Sequence[Tensor]) -> Tensor | None:
     base = values[0]._base
     if base is None or base.shape != (len(values), *values[0].shape) or not base.is_contiguous():
         return None
-    size = base[0].nbytes
-    for number, value in enumerate(values):
-        same = value._base is base and value.shape == base.shape[1:] and value.dtype == base.dtype
-        if not same or not value.is_contiguous() or value.data_ptr() != base.data_ptr() + number * size:
-            return None
-    return base
+    same = all(value.dtype == base.dtype for value in values) and all(map(Tensor.is_set_to, values, base))
+    return base if same else None
 
 
 def empty_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

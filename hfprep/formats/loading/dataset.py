@@ -4,7 +4,7 @@ Provides `load`. Each process opens files on first read, so data sets can be pas
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from hfprep.errors import ConfigError, StoreError
 from hfprep.formats.formats import open_set
-from hfprep.formats.loading.batches import Item, Rows
+from hfprep.formats.loading.batches import Item, Rows, tensors_of
 from hfprep.formats.npy import LineFile, load_array, open_manifest, unless_stats_are_missing
 from hfprep.formats.npz import UTTERANCES, NpzSplit, is_npz_export, load_npz, npz_schema
 from hfprep.formats.pair_records import PROMPT, TARGET, pair_schema, path_field, read_npz_pair, role_of
@@ -24,6 +24,7 @@ from hfprep.io.object_storage import check_local
 from hfprep.io.words import count, duration
 from hfprep.schema import Schema
 
+ToTensors = Callable[[Mapping[str, np.ndarray]], dict[str, torch.Tensor]]
 ROLES = (PROMPT, TARGET)
 SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation"}
 LOOKED_AT = 1000  # records from which a data set's `repr` estimates its hours
@@ -54,18 +55,18 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         return len(self.split)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.__getitems__([index])[0]
+        return self._item(index, tensors_of)
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """The samples of a batch, for a DataLoader; `collate` does not copy their vectors."""
-        rows, schema = Rows(len(indices)), self.schema
-        items: list[dict[str, Any]] = []
-        for index in indices:
-            record, arrays = self.split.read(_position(index, len(self)))
-            values = {"id": record["id"], "language": record.get("language")}
-            values |= {item.name: record.get(item.name) for item in schema.record_fields}
-            items.append(Item(schema, values | rows.add(arrays)))
-        return items
+        add = Rows(len(indices)).add
+        return [self._item(index, add) for index in indices]
+
+    def _item(self, index: int, to_tensors: ToTensors) -> dict[str, Any]:
+        record, arrays = self.split.read(_position(index, len(self)))
+        values = {"id": record["id"], "language": record.get("language")}
+        values |= {item.name: record.get(item.name) for item in self.schema.record_fields}
+        return Item(self.schema, values | to_tensors(arrays))
 
     def lengths(self, name: str) -> np.ndarray:
         """A length of every sample, such as code_len, int64."""
@@ -125,19 +126,19 @@ class PairDataset(Dataset[dict[str, Any]]):
         return npz_schema(folder) if self._of_npz else pair_schema(folder)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.__getitems__([index])[0]
+        return self._item(_position(index, len(self)), tensors_of)
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """The pairs of a batch, for a DataLoader; `collate` does not copy their vectors."""
-        rows = Rows(len(indices))
-        return [self._item(_position(index, len(self)), rows) for index in indices]
+        add = Rows(len(indices)).add
+        return [self._item(_position(index, len(self)), add) for index in indices]
 
-    def _item(self, index: int, rows: Rows) -> dict[str, Any]:
+    def _item(self, index: int, to_tensors: ToTensors) -> dict[str, Any]:
         record = self.record(index)
         try:
             named = self._named(record)
             arrays = self._from_files(named) if self.samples is None else self._from_samples(index, named)
-            return self._checked(named, rows.add(arrays))
+            return self._checked(named, to_tensors(arrays))
         except (KeyError, ValueError) as error:
             wrong = f"has no {error.args[0]}" if isinstance(error, KeyError) else f"cannot be read: {error}"
             folder = self.manifest.parent
