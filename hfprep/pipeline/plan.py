@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from hfprep.inputs.text.scripts import DoubtfulGrammar
 from hfprep.io.words import count
@@ -87,13 +86,15 @@ class MappedRows:
         """The rows at these positions, in their order, with these columns (None: all)."""
         table = self.table if columns is None else self.table.select(columns)
         batches = table.to_batches()
-        ends = np.cumsum([len(batch) for batch in batches])
+        ends = np.cumsum([len(batch) for batch in batches], dtype=np.int64)
         wanted = np.asarray(positions, np.int64)
         numbers = np.searchsorted(ends, wanted, side="right")
+        breaks = np.flatnonzero((np.diff(wanted) != 1) | (np.diff(numbers) != 0)) + 1
+        runs = np.split(np.arange(len(wanted)), breaks) if len(wanted) else []
         found = []
-        for run in np.split(np.arange(len(wanted)), np.flatnonzero(np.diff(numbers)) + 1) if len(wanted) else []:
+        for run in runs:  # slices: selecting rows would import packages that a worker does not need
             batch, end = batches[numbers[run[0]]], ends[numbers[run[0]]]
-            found.append(batch.take(pa.array(wanted[run] - (end - len(batch)))))
+            found.append(batch.slice(int(wanted[run[0]] - (end - len(batch))), len(run)))
         return pa.Table.from_batches(found, table.schema)
 
 
@@ -118,6 +119,8 @@ class Plan:
 
     def pending_positions(self) -> list[int]:
         """Positions of rows with groups still to be computed."""
+        import pyarrow.compute as pc  # slow to import, and workers need only the rows
+
         needed = pc.list_value_length(self.table.column("need"))
         positions: list[int] = needed.to_numpy().nonzero()[0].tolist()
         return positions

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from hfprep.pipeline.intake import Loaded, Task
 from hfprep.pipeline.plan import Plan
@@ -35,6 +34,8 @@ def work_of(row: PlannedRow, audio_groups: frozenset[str]) -> float:
 
 def pending_work(plan: Plan, audio_groups: frozenset[str]) -> float:
     """Total `work_of` of the pending rows of a plan."""
+    import pyarrow.compute as pc  # slow to import, and workers need only `Watch`
+
     total = 0.0
     for batch in plan.table.to_batches():
         need = batch.column("need")
