@@ -6,14 +6,12 @@ and start fast. Only for hfprep's own worker processes, as a fork server imports
 """
 
 import contextlib
-import dataclasses
 import logging
 import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
@@ -24,7 +22,6 @@ from typing import Any, TypeVar
 import torch
 
 from hfprep.errors import Reason
-from hfprep.io.handover import Handover
 from hfprep.io.record import record
 from hfprep.pipeline.collector import imports_frozen
 from hfprep.pipeline.intake import Intake, IntakeSettings, Loaded, Task, expected_seconds, reject
@@ -128,13 +125,11 @@ class IntakeProcesses:
     def start(self) -> "_Process":
         """Start a process. Raises OSError or EOFError if that fails, ValueError if its ids would differ."""
         ours, theirs = self._context.Pipe()
-        handover = Handover.create()
-        passed = None if handover is None else handover.for_child()
-        process = self._context.Process(target=_serve, args=(theirs, self._tokenizer, passed), daemon=True)
+        process = self._context.Process(target=_serve, args=(theirs, self._tokenizer), daemon=True)
         try:
             with theirs:
                 process.start()
-            started = _Process(process, ours, handover)
+            started = _Process(process, ours)
             if ours.recv() != _version(self._tokenizer):
                 self._changed = True
                 started.close()
@@ -142,18 +137,15 @@ class IntakeProcesses:
             return started
         except BaseException:
             ours.close()
-            if handover is not None:
-                handover.close()
             raise
 
 
 class _Process:
     """One process that loads samples."""
 
-    def __init__(self, process: BaseProcess, connection: Connection, handover: Handover | None) -> None:
+    def __init__(self, process: BaseProcess, connection: Connection) -> None:
         self.process = process
         self._connection = connection
-        self._handover = handover
         self._settings: IntakeSettings | None = None
 
     def expected_seconds(self, clips: Sequence[tuple[str, int | None]]) -> list[float | None]:
@@ -168,12 +160,8 @@ class _Process:
             self._connection.send(settings)
             self._settings = settings
         self._connection.send(task)
-        answer = self._answer()
-        if isinstance(answer, _HandedOver):
-            assert self._handover is not None
-            return dataclasses.replace(answer.loaded, audio=self._handover.take(answer.shape))
-        found: Loaded | tuple[Task, Rejection] | None = answer
-        return found
+        answer: Loaded | tuple[Task, Rejection] | None = self._answer()
+        return answer
 
     def _answer(self) -> Any:
         """Wait for its answer; messages for the build log that come before it are logged."""
@@ -187,8 +175,6 @@ class _Process:
         self.process.join(patience)
         self.process.kill()
         self.process.join()
-        if self._handover is not None:
-            self._handover.close()
         return self.process.exitcode or 0
 
 
@@ -209,18 +195,9 @@ def _version(tokenizer: TextEncoder | None) -> str | None:
     return None if tokenizer is None else tokenizer.fingerprint()
 
 
-@dataclass(frozen=True, slots=True)
-class _HandedOver:
-    """A loaded sample whose audio, of this shape, is in the shared memory."""
-
-    loaded: Loaded
-    shape: tuple[int, ...]
-
-
-def _serve(client: Connection, tokenizer: TextEncoder | None, passed: Any) -> None:
+def _serve(client: Connection, tokenizer: TextEncoder | None) -> None:
     """Answer requests until the connection closes: to a task with a sample, a rejection, or None (the client has to
     load it); to a list of clips with their expected lengths."""  # fmt: skip
-    handover = None if passed is None else Handover.opened(passed)
     os.setsid()  # signals may go to the client's whole process group, but only the client handles them
     torch.set_num_threads(1)
     record.setLevel(logging.INFO)
@@ -236,7 +213,7 @@ def _serve(client: Connection, tokenizer: TextEncoder | None, passed: Any) -> No
             elif isinstance(request, list):
                 client.send([expected_seconds(path, num_bytes) for path, num_bytes in request])
             else:
-                client.send(_handed_over(_answer(intake, request), handover))
+                client.send(_answer(intake, request))
 
 
 class _RecordForwarder(logging.Handler):
@@ -249,13 +226,6 @@ class _RecordForwarder(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):  # the client is gone
             self._client.send(record.getMessage())
-
-
-def _handed_over(answer: Any, handover: Handover | None) -> Any:
-    """The answer, or if it has audio that fits, what is left of it after putting that into shared memory."""
-    if handover is None or not isinstance(answer, Loaded) or answer.audio is None or not handover.put(answer.audio):
-        return answer
-    return _HandedOver(dataclasses.replace(answer, audio=None), answer.audio.shape)
 
 
 def _answer(intake: Intake | None, task: Task) -> Loaded | tuple[Task, Rejection] | None:
