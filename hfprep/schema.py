@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hfprep.errors import Reason
+from hfprep.io.pickling import PickledAsTuple
 
 Kind = Literal["tokens", "codes", "vector"]
 Source = Literal["text", "audio"]
@@ -201,7 +202,7 @@ class Schema:
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(PickledAsTuple):
     """A part of a recording: `seconds` long (None: to the end), starting at `offset` seconds."""
 
     offset: float
@@ -209,7 +210,7 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Utterance:
+class Utterance(PickledAsTuple):
     """One valid manifest row.
 
     `audio` is the manifest's value, `path` the file that was found for it. `language` is the hint that applies (the
@@ -236,7 +237,7 @@ class Utterance:
 
 
 @dataclass(frozen=True, slots=True)
-class Features:
+class Features(PickledAsTuple):
     """Computed arrays of one utterance, by column. `seconds` is the audio's actual length, None if it was not read."""
 
     arrays: Mapping[str, np.ndarray]
@@ -244,7 +245,7 @@ class Features:
 
 
 @dataclass(frozen=True, slots=True)
-class Rejection:
+class Rejection(PickledAsTuple):
     """Why a manifest line is not in the output. `line` counts from 1; `id` is None if it could not be read."""
 
     line: int

@@ -14,6 +14,7 @@ import numpy as np
 
 from hfprep.formats.samples import SPLITS, Entry, Sample
 from hfprep.formats.shards import Block, ShardFormat, SplitWriter
+from hfprep.io.pickling import PickledAsTuple
 from hfprep.schema import METADATA, Features, manifest_record, metadata_of
 from hfprep.store.layout import PlannedRow, is_validation
 from hfprep.store.shard_index import Place, Shard, ShardIndex
@@ -23,7 +24,7 @@ DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class StagedRow:
+class StagedRow(PickledAsTuple):
     """A computed sample, serialised in a block that it may share with other samples.
 
     If the output already has some of its columns, `block` is None and `arrays` has the new columns.

@@ -18,6 +18,7 @@ import numpy as np
 from hfprep.errors import ConfigError
 from hfprep.formats.samples import DTYPES, Origin, Sample
 from hfprep.io import atomic
+from hfprep.io.pickling import PickledAsTuple
 from hfprep.schema import Schema
 from hfprep.store.shard_index import Shard
 
@@ -28,7 +29,7 @@ READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class Block(PickledAsTuple):
     """Serialised samples that are appended together."""
 
     data: bytes

@@ -15,6 +15,7 @@ import numpy as np
 from hfprep.errors import HfprepError, Reason, RejectedSample
 from hfprep.inputs.audio.decode import guess_seconds, load_waveform
 from hfprep.io.object_storage import is_url
+from hfprep.io.pickling import PickledAsTuple
 from hfprep.pipeline.breaker import Unproven
 from hfprep.pipeline.failures import Failure
 from hfprep.pipeline.filters import RowFilters
@@ -35,7 +36,7 @@ ReadAudio = Callable[[str, CheckFrames, Segment | None], "Clip"]
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class Task(PickledAsTuple):
     """One utterance, the column groups to compute, and its audio's size in bytes if known.
 
     `with_audio`: whether any of the groups is computed from audio.
@@ -84,7 +85,7 @@ def expected_seconds(path: str, num_bytes: int | None) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(PickledAsTuple):
     """A loaded task.
 
     `audio` is the model's input, None if no audio is needed; `num_frames` is its length in frames.

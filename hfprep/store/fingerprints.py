@@ -16,6 +16,7 @@ from hfprep.errors import Reason, RejectedSample
 from hfprep.inputs.audio.containers import check_range, check_regular, open_regular, opened
 from hfprep.io.digest import DIGEST_BYTES, digest
 from hfprep.io.object_storage import is_url, status
+from hfprep.io.pickling import PickledAsTuple
 from hfprep.io.references import ByteRange, parse_reference
 from hfprep.schema import Schema, Utterance
 
@@ -25,7 +26,7 @@ HASHES_REMEMBERED = 64
 
 
 @dataclass(frozen=True, slots=True)
-class AudioIdentity:
+class AudioIdentity(PickledAsTuple):
     """Identifies the content of an audio file: by size and mtime, or with `--hash-audio` by hash.
 
     A clip inside another file is identified by its length and that file's mtime; its position is part of its path. In

@@ -23,6 +23,7 @@ import numpy as np
 from hfprep.errors import StoreError
 from hfprep.io import atomic
 from hfprep.io.npy_format import HEADER_BYTES, npy_bytes, npy_header
+from hfprep.io.pickling import PickledAsTuple
 from hfprep.schema import Features, Rejection, Schema, Utterance, artifact_path, manifest_record, metadata_of
 from hfprep.store.fingerprints import AudioIdentity, source_of
 from hfprep.store.names import UNNAMEABLE, unnameable
@@ -58,7 +59,7 @@ def npy_size(dtype: str, shape: tuple[int, ...]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedRow:
+class PlannedRow(PickledAsTuple):
     """A valid manifest row, the fingerprints its groups must have, and the groups still to be computed."""
 
     utterance: Utterance
@@ -73,7 +74,7 @@ class PlannedRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Staged:
+class Staged(PickledAsTuple):
     """A computed sample whose arrays are on disk, synced, under temporary names; cheap to send between processes.
 
     `files` and `shapes` are by column; `seconds` is None if the audio was not read.
