@@ -9,12 +9,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from hfprep.errors import Reason
-from hfprep.io.pickling import PickledAsTuple
 
 Kind = Literal["tokens", "codes", "vector"]
 Source = Literal["text", "audio"]
@@ -199,6 +198,20 @@ class Schema:
             fixed=dict(record["fixed"]),
             record_fields=tuple(RecordField(**item) for item in record["record_fields"]),
         )
+
+
+class PickledAsTuple:
+    """Base of a frozen dataclass with slots that processes exchange for every sample.
+
+    It is pickled as its class and the values that its constructor takes. By default, such a dataclass looks up its
+    fields each time it is pickled or read, which takes longer than all the rest.
+    """
+
+    __slots__ = ()
+    __match_args__: ClassVar[tuple[str, ...]]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple([getattr(self, name) for name in self.__match_args__])
 
 
 @dataclass(frozen=True, slots=True)

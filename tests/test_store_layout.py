@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 from hfprep.errors import Reason, StoreError
 from hfprep.io import atomic
 from hfprep.io.npy_format import npy_bytes
-from hfprep.schema import Features, Rejection, Utterance
+from hfprep.pipeline.breaker import Unproven
+from hfprep.pipeline.intake import Loaded, Task
+from hfprep.schema import Features, Rejection, Segment, Utterance
 from hfprep.store.fingerprints import AudioIdentity
 from hfprep.store.layout import (
     PROGRESS,
@@ -33,6 +36,27 @@ SCHEMA = speech_schema(4)
 ALL = SCHEMA.all_groups
 PRINTS = {"text": "t" * 32, "codes": "c" * 32, "latents": "l" * 32}
 COLUMNS = ("text_ids", "codes", "condition", "emo_vec")
+
+
+def records() -> Iterator[object]:
+    """One of each record that processes exchange for a sample, with values that are not the defaults."""
+    row = Utterance(7, "a", "text", "a.wav", "/a.wav", "speaker", "en", 1.5, '{"x": 1}', 2.5)
+    yield row
+    yield Segment(2.5, None)
+    yield AudioIdentity(10, 20, "ab")
+    yield PlannedRow(row, PRINTS, AudioIdentity(10, 20, None), frozenset({"text"}))
+    yield Task.of(SCHEMA, row, frozenset({"codes"}), 10)
+    yield Loaded(Task.of(SCHEMA, row), None, None, 1.5, 75)
+    yield Features({}, 1.5)
+    yield Rejection(7, None, Reason.TEXT_FAILED, "no text")
+    yield Unproven(7, "a", Reason.COMPUTE_FAILED, "failed", "a kind")
+
+
+@pytest.mark.parametrize("record", list(records()), ids=lambda record: type(record).__name__)
+def test_records_are_the_same_in_another_process(record: object) -> None:
+    again = pickle.loads(pickle.dumps(record))
+    assert again == record
+    assert type(again) is type(record)
 
 
 @pytest.fixture

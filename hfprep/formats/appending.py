@@ -14,8 +14,7 @@ import numpy as np
 
 from hfprep.formats.samples import SPLITS, Entry, Sample
 from hfprep.formats.shards import Block, ShardFormat, SplitWriter
-from hfprep.io.pickling import PickledAsTuple
-from hfprep.schema import METADATA, Features, manifest_record, metadata_of
+from hfprep.schema import METADATA, Features, PickledAsTuple, manifest_record, metadata_of
 from hfprep.store.layout import PlannedRow, is_validation
 from hfprep.store.shard_index import Place, Shard, ShardIndex
 from hfprep.store.state import Finished, State

@@ -18,8 +18,7 @@ import numpy as np
 from hfprep.errors import ConfigError
 from hfprep.formats.samples import DTYPES, Origin, Sample
 from hfprep.io import atomic
-from hfprep.io.pickling import PickledAsTuple
-from hfprep.schema import Schema
+from hfprep.schema import PickledAsTuple, Schema
 from hfprep.store.shard_index import Shard
 
 MAX_SHARD_BYTES = 500 * 10**6

@@ -23,7 +23,7 @@ from hfprep.errors import CheckpointError, Reason
 from hfprep.pipeline.batching import BatchLimits, FrameBudget, batches, padded_frames
 from hfprep.pipeline.breaker import Breaker, Unproven
 from hfprep.pipeline.failures import DeviceError, Failure
-from hfprep.pipeline.filters import RowFilters
+from hfprep.pipeline.filters import SampleOptions
 from hfprep.pipeline.forwarding import Arriving, Outcome, forward, outcome
 from hfprep.pipeline.intake import Intake, IntakeSettings, Loaded, SampleLimits, Task, reject
 from hfprep.pipeline.intake_processes import IntakeProcesses
@@ -57,13 +57,10 @@ class BatchResult:
 class ExtractorSettings:
     """Settings of a `FeatureExtractor`, apart from its models."""
 
-    via_sampling_rate: int | None = None
+    samples: SampleOptions = field(default_factory=SampleOptions)
     workers: int = 1
     limits: BatchLimits = field(default_factory=lambda: BatchLimits(1, None))
-    drop_overlong: bool = False
-    filters: RowFilters = field(default_factory=RowFilters)
     prefetch_bytes: int = PREFETCH_BYTES
-    named_stores: frozenset[str] = frozenset()
     as_for_gpu: bool = False  # feed any device like a GPU, to measure the host's work
 
 
@@ -112,17 +109,10 @@ class FeatureExtractor:
             num_codes=models.num_codes,
             min_frames=0 if model is None else model.min_frames,
             max_frames=None if model is None else model.max_frames,
-            drop_overlong=settings.drop_overlong,
-            filters=settings.filters,
+            options=settings.samples,
         )
         # A GPU can also compute a model's inputs: loading threads would delay the thread that keeps the GPU busy.
-        intake = IntakeSettings(
-            limits=limits,
-            audio=models.audio,
-            via_sampling_rate=settings.via_sampling_rate,
-            on_gpu=self.looks_ahead,
-            named_stores=settings.named_stores,
-        )
+        intake = IntakeSettings(limits=limits, audio=models.audio, on_gpu=self.looks_ahead)
         self.intake = Intake(tokenizer, intake, processes)
         self._controls: dict[str, Task] = {} if control is None else {"before": control}
         self.watch: Watch | None = None  # is told the progress of a batch

@@ -1,4 +1,4 @@
-"""Filters of rows by the user's options: too short, too long, or too much text for the length.
+"""The user's options for single samples: how they are read, and which of them are rejected.
 
 Each bound has its own rejection reason.
 """
@@ -6,7 +6,7 @@ Each bound has its own rejection reason.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hfprep.errors import ConfigError, Reason, RejectedSample
@@ -52,3 +52,28 @@ class RowFilters:
         if most is not None and characters > most * seconds:
             message = f"the text has {characters} characters for {seconds:.2f} s; --max-chars-per-second is {most:g}"
             raise RejectedSample(Reason.OVER_MAX_CHARS_PER_SECOND, message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleOptions:
+    """How samples are read, and which are rejected.
+
+    Clips are resampled by way of `via_sampling_rate` (Hz; None: directly). With `drop_overlong`, samples with more text
+    ids or codes than the model has positions are rejected. `named_stores` are the object stores that the user named
+    (see `Stores`).
+    """
+
+    via_sampling_rate: int | None = None
+    drop_overlong: bool = False
+    filters: RowFilters = field(default_factory=RowFilters)
+    named_stores: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, options: Any, via_sampling_rate: int | None) -> SampleOptions:
+        """Those of a `BuildConfig` or `CheckOptions`."""
+        return cls(
+            via_sampling_rate=via_sampling_rate,
+            drop_overlong=options.drop_overlong,
+            filters=options.filters,
+            named_stores=options.named_stores,
+        )

@@ -15,14 +15,13 @@ import numpy as np
 from hfprep.errors import HfprepError, Reason, RejectedSample
 from hfprep.inputs.audio.decode import guess_seconds, load_waveform
 from hfprep.io.object_storage import is_url
-from hfprep.io.pickling import PickledAsTuple
 from hfprep.pipeline.breaker import Unproven
 from hfprep.pipeline.failures import Failure
-from hfprep.pipeline.filters import RowFilters
+from hfprep.pipeline.filters import SampleOptions
 from hfprep.pipeline.observing import observe
 from hfprep.pipeline.stores import Stores
 from hfprep.recipes.base import AudioInput, TextEncoder
-from hfprep.schema import Rejection, Schema, Segment, Utterance
+from hfprep.schema import PickledAsTuple, Rejection, Schema, Segment, Utterance
 
 if TYPE_CHECKING:
     from hfprep.pipeline.intake_processes import IntakeProcesses
@@ -113,21 +112,20 @@ class Clip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleLimits:
-    """The models' limits in frames (None: no bound), and the user's bounds.
+    """The models' limits in frames (None: no bound), and the user's options.
 
-    With `drop_overlong` the limits of the schema apply, too. `num_codes(frames)` is the number of codes of a clip.
+    `num_codes(frames)` is the number of codes of a clip.
     """
 
     schema: Schema
     min_frames: int = 0
     max_frames: int | None = None
-    drop_overlong: bool = False
-    filters: RowFilters = field(default_factory=RowFilters)
+    options: SampleOptions = field(default_factory=SampleOptions)
     num_codes: Callable[[int], int] = int
 
     def check_text(self, text_ids: np.ndarray) -> None:
         """Raise RejectedSample if there are more text ids than positions."""
-        if self.drop_overlong:
+        if self.options.drop_overlong:
             for column in self.schema.of_kind("tokens"):
                 check_length(self.schema, column.lengths[-1], len(text_ids))
 
@@ -140,7 +138,7 @@ class SampleLimits:
             limit = self.max_frames
             message = f"the clip has {num_frames} frames of {self._frame}; the models take up to {limit}; cut the clip"
             raise RejectedSample(Reason.AUDIO_TOO_LONG, message)
-        if self.drop_overlong:
+        if self.options.drop_overlong:
             for column in self.schema.of_kind("codes"):
                 check_length(self.schema, column.lengths[-1], self.num_codes(num_frames))
 
@@ -178,7 +176,7 @@ def load_sample(
         reason, what = Reason.AUDIO_UNREADABLE, utterance.path
         if task.with_audio:
             clip = read_audio(utterance.path, limits.check_frames, utterance.segment)
-            limits.filters.check(clip.seconds, utterance.text)
+            limits.options.filters.check(clip.seconds, utterance.text)
         if clip is None:
             return Loaded(task, text_ids, None, None)
         return Loaded(task, text_ids, clip.audio, clip.seconds, clip.num_frames)
@@ -221,16 +219,11 @@ def reject(task: Task, reason: Reason, message: str) -> Rejection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntakeSettings:
-    """Limits and preparation of samples; `on_gpu`: whether the model runs on a GPU.
-
-    `named_stores`: the object stores that the user named (see `Stores`).
-    """
+    """Limits and preparation of samples; `on_gpu`: whether the model runs on a GPU."""
 
     limits: SampleLimits
     audio: AudioInput
-    via_sampling_rate: int | None = None
     on_gpu: bool = False
-    named_stores: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -242,7 +235,7 @@ class Intake:
     processes: IntakeProcesses | None = None
 
     def __post_init__(self) -> None:
-        self._stores = Stores(self.settings.named_stores)
+        self._stores = Stores(self.settings.limits.options.named_stores)
 
     def load(self, task: Task) -> Loaded | tuple[Task, Rejection]:
         """The sample, or why it cannot be used. Raises StoreError as `load_sample` does."""
@@ -269,7 +262,7 @@ class Intake:
 
     def read_audio(self, path: str, check_frames: CheckFrames, segment: Segment | None = None) -> Clip:
         """The `read_audio` of `load_sample`."""
-        settings, via = self.settings, self.settings.via_sampling_rate
+        settings, via = self.settings, self.settings.limits.options.via_sampling_rate
         return self._stores.ask(
             path,
             lambda: read_clip(path, settings.audio, check_frames, segment=segment, via=via, on_gpu=settings.on_gpu),

@@ -19,6 +19,7 @@ from hfprep.inputs.manifest.rows import AudioFinder, parse_line
 from hfprep.pipeline.config import AUTO, PLAIN, BuildConfig
 from hfprep.pipeline.devices import choose_device, choose_workers
 from hfprep.pipeline.engines.spec import ExtractorSpec
+from hfprep.pipeline.filters import SampleOptions
 from hfprep.pipeline.inputs import Inputs
 from hfprep.pipeline.intake import expected_seconds
 from hfprep.pipeline.precision_trial import Trial, TrialResult
@@ -172,8 +173,9 @@ def _measure(
         device=config.device,
         batch_size=config.batch_size,
         workers=choose_workers(config.workers),
-        via_sampling_rate=via_rate(config.resample_via, inputs.models.audio),
-        named_stores=config.named_stores,
+        samples=SampleOptions(
+            via_sampling_rate=via_rate(config.resample_via, inputs.models.audio), named_stores=config.named_stores
+        ),
     )
     found: dict[str, dict[str, float]] = {}
     plain: dict[int, np.ndarray] = {}

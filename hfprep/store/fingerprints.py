@@ -16,9 +16,8 @@ from hfprep.errors import Reason, RejectedSample
 from hfprep.inputs.audio.containers import check_range, check_regular, open_regular, opened
 from hfprep.io.digest import DIGEST_BYTES, digest
 from hfprep.io.object_storage import is_url, status
-from hfprep.io.pickling import PickledAsTuple
 from hfprep.io.references import ByteRange, parse_reference
-from hfprep.schema import Schema, Utterance
+from hfprep.schema import PickledAsTuple, Schema, Utterance
 
 MAX_HASHED_BYTES = 1 << 36  # a sparse file can be too large to ever be read
 HASHED_AT_A_TIME = 1 << 20

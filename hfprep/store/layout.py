@@ -23,8 +23,16 @@ import numpy as np
 from hfprep.errors import StoreError
 from hfprep.io import atomic
 from hfprep.io.npy_format import HEADER_BYTES, npy_bytes, npy_header
-from hfprep.io.pickling import PickledAsTuple
-from hfprep.schema import Features, Rejection, Schema, Utterance, artifact_path, manifest_record, metadata_of
+from hfprep.schema import (
+    Features,
+    PickledAsTuple,
+    Rejection,
+    Schema,
+    Utterance,
+    artifact_path,
+    manifest_record,
+    metadata_of,
+)
 from hfprep.store.fingerprints import AudioIdentity, source_of
 from hfprep.store.names import UNNAMEABLE, unnameable
 from hfprep.store.state import Finished, SampleState, State

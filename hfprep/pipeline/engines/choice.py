@@ -16,6 +16,7 @@ from hfprep.pipeline.devices import choose_workers, gpu_count
 from hfprep.pipeline.engines.local import choose_num_processes, run_local, threads_per_process, trial_in_worker
 from hfprep.pipeline.engines.pool import WorkerPool
 from hfprep.pipeline.engines.spec import ExtractorSpec, Models, Sink, Staging, Watcher
+from hfprep.pipeline.filters import SampleOptions
 from hfprep.pipeline.inputs import Inputs
 from hfprep.pipeline.plan import Plan
 from hfprep.pipeline.precision_trial import Trial, TrialResult
@@ -70,10 +71,7 @@ class Job:
             precision=config.precision,
             batch_size=config.batch_size,
             workers=threads,
-            via_sampling_rate=via_rate(config.resample_via, models.audio),
-            drop_overlong=config.drop_overlong,
-            filters=config.filters,
-            named_stores=config.named_stores,
+            samples=SampleOptions.of(config, via_rate(config.resample_via, models.audio)),
             threads=threads_per_process(num_processes) if num_processes > 1 else None,
             tenants=tenants(config.device, num_processes),
             loaders=not need & self.inputs.schema.audio_groups

@@ -19,7 +19,7 @@ from hfprep.pipeline.codebook import Counted, count_codes
 from hfprep.pipeline.devices import choose_device, device_memory
 from hfprep.pipeline.engines.messages import Underway
 from hfprep.pipeline.failures import DeviceError
-from hfprep.pipeline.filters import RowFilters
+from hfprep.pipeline.filters import SampleOptions
 from hfprep.pipeline.intake import Task
 from hfprep.recipes.base import Model, ModelSet
 from hfprep.schema import Features, Rejection, Schema
@@ -149,10 +149,7 @@ class ExtractorSpec:
     precision: str = "fp32"
     batch_size: int = 0
     workers: int = 1
-    via_sampling_rate: int | None = None
-    drop_overlong: bool = False
-    filters: RowFilters = field(default_factory=RowFilters)
-    named_stores: frozenset[str] = frozenset()
+    samples: SampleOptions = field(default_factory=SampleOptions)
     threads: int | None = None
     tenants: int = 1
     loaders: bool = False
@@ -176,14 +173,11 @@ class ExtractorSpec:
             torch.set_num_threads(self.threads)
         place = choose_device(device or self.device)
         settings = ExtractorSettings(
-            via_sampling_rate=self.via_sampling_rate,
+            samples=self.samples,
             workers=self.workers,
             limits=BatchLimits.choose(
                 self.batch_size, device_memory(place, self.tenants), self.model_set.schema.frame_rate
             ),
-            drop_overlong=self.drop_overlong,
-            filters=self.filters,
-            named_stores=self.named_stores,
             as_for_gpu=self.as_for_gpu,
         )
         tokenizer = self.model_set.text_encoder()

@@ -58,9 +58,7 @@ class InspectorSettings:
     text_encoder: TextEncoder | None
     audio: AudioInput
     limits: SampleLimits
-    via_sampling_rate: int | None = None
     decode: bool = False
-    named_stores: frozenset[str] = frozenset()
 
 
 class _Remembering:
@@ -89,7 +87,7 @@ class Inspector:
 
     def __init__(self, settings: InspectorSettings) -> None:
         self.settings = settings
-        self.stores = Stores(settings.named_stores)
+        self.stores = Stores(settings.limits.options.named_stores)
         self._shown = Counter[str | DoubtfulGrammar | None]()
 
     def inspect(self, utterance: Utterance) -> Inspection | Rejection:
@@ -104,7 +102,9 @@ class Inspector:
             identify_audio(utterance.path, by_content=False, stores=self.stores)
         except RejectedSample as error:
             return reject(task, error.reason, error.message)
-        header = _HeaderReader(self.settings.audio, self.settings.via_sampling_rate, self.settings.decode)
+        header = _HeaderReader(
+            self.settings.audio, self.settings.limits.options.via_sampling_rate, self.settings.decode
+        )
         loaded = load_sample(task, text, lambda *about: self.stores.ask(about[0], lambda: header.read(*about)), limits)
         if not isinstance(loaded, Loaded):
             return loaded[1]

@@ -21,6 +21,7 @@ from hfprep.inputs.manifest.opening import open_source
 from hfprep.inputs.manifest.rows import AudioFinder, RawRow, duplicate_id, parse_line
 from hfprep.pipeline.devices import choose_device, choose_workers
 from hfprep.pipeline.engines.spec import ExtractorSpec
+from hfprep.pipeline.filters import SampleOptions
 from hfprep.pipeline.inspection import identify_audio
 from hfprep.pipeline.intake import SampleLimits
 from hfprep.pipeline.intake_processes import fork_server
@@ -103,7 +104,7 @@ def _extractor(chosen: Recipe, options: CheckOptions) -> ExtractorSpec:
         device=str(device),
         precision=precision_to_time(models, device, options.precision),
         workers=choose_workers(options.workers),
-        via_sampling_rate=via_rate(options.audio_sr, models.audio),
+        samples=SampleOptions.of(options, via_rate(options.audio_sr, models.audio)),
     )
 
 
@@ -132,17 +133,14 @@ def _outcomes(
         schema=known.schema,
         min_frames=known.min_frames,
         max_frames=known.max_frames,
-        drop_overlong=options.drop_overlong,
+        options=SampleOptions.of(options, via_rate(options.audio_sr, known.audio)),
         num_codes=known.num_codes,
-        filters=options.filters,
     )
     settings = InspectorSettings(
         text_encoder=known.text_encoder,
         audio=known.audio,
         limits=limits,
-        via_sampling_rate=via_rate(options.audio_sr, known.audio),
         decode=options.decode,
-        named_stores=options.named_stores,
     )
     lines = _lines(options, findings)
     first = list(islice(lines, FEW_ROWS))

@@ -18,6 +18,7 @@ from hfprep.formats.extra_fields import read_extra_fields
 from hfprep.inputs.manifest.rows import AudioFinder
 from hfprep.pipeline.devices import choose_workers
 from hfprep.pipeline.engines.spec import ExtractorSpec
+from hfprep.pipeline.filters import SampleOptions
 from hfprep.pipeline.inputs import Inputs
 from hfprep.pipeline.intake import Task
 from hfprep.schema import Features, Rejection, Schema, Segment, Utterance, artifact_path
@@ -87,7 +88,7 @@ def compare_alone(
         precision=precision,
         batch_size=1,
         workers=choose_workers(0),
-        via_sampling_rate=audio_sr,
+        samples=SampleOptions(via_sampling_rate=audio_sr),
     )
     extractor = spec.open()
     by_line = dict(enumerate(records))
