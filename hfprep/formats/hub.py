@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from hfprep.errors import ConfigError, StoreError
@@ -86,7 +86,7 @@ def push(
         raise ConfigError(f"the repository is {repo!r}; it must be USER/NAME")
     check_local(source)
     api = HfApi(token=token)
-    if token is None and api.token is None and _saved_token() is None:
+    if token is None and api.token is None and get_token() is None:
         raise ConfigError(f"you are not logged in to the Hub; run: {LOGIN}")
     source = source.absolute()
     folder = _export_folder(source)
@@ -146,12 +146,6 @@ def _export(source: SampleSet, folder: Path, repo: str, options: PushOptions) ->
         )
     dtype = open_set(folder).origin.latents_dtype
     (folder / CARD).write_text(card(source, repo, data_format=options.format, dtype=dtype), encoding="utf-8")
-
-
-def _saved_token() -> str | None:
-    from huggingface_hub import get_token
-
-    return get_token()
 
 
 def _explanation(error: HfHubHTTPError, repo: str) -> str:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from hfprep.errors import HfprepError
-from hfprep.formats.manifest_paths import ABSOLUTE, PathWriter
+from hfprep.formats.manifest_paths import PathWriter
 from hfprep.formats.npy import MANIFESTS, LineFile, is_npy_output
 from hfprep.formats.npz import is_npz_export
 from hfprep.formats.pair_records import pair_record, pair_schema
-from hfprep.formats.pairs import PAIR_MANIFESTS, PairCounts, PairOptions, write_pairs
+from hfprep.formats.pairs import PAIR_MANIFESTS, PairCounts, PairOptions, path_writer, write_pairs
 from hfprep.formats.samples import parse_entry
 from hfprep.io.atomic import write_json
 from hfprep.io.file_hashes import sha256_file
@@ -116,7 +116,8 @@ def pair_problems(output: Path, name: str) -> Iterator[PairProblem]:
         yield PairProblem(name, 1, None, f"its manifest {manifest.name} does not exist")
         return
     records = _Records(manifest, pair_schema(output))
-    writer = next((_writer(output, made.options) for made in known_pairs(output) if name in made.files.values()), None)
+    made = next((made for made in known_pairs(output) if name in made.files.values()), None)
+    writer = None if made is None else path_writer(output, made.options)
     lines = LineFile(output / name)
     for index in range(len(lines)):
         try:
@@ -159,10 +160,6 @@ class _Records:
 
     def _record(self, index: int) -> dict[str, Any]:
         return parse_entry(self._lines.line(index)).record
-
-
-def _writer(output: Path, options: PairOptions) -> PathWriter | None:
-    return PathWriter(output, output, ABSOLUTE, options.audio_folder) if options.paths == ABSOLUTE else None
 
 
 def _remove(output: Path, names: Any) -> None:

@@ -184,13 +184,18 @@ def folder_for_pairs(output: Path, form: str) -> Path:
     return output / NPZ_FOLDER
 
 
+def path_writer(output: Path, options: PairOptions) -> PathWriter | None:
+    """What makes the paths in pairs absolute, if that is requested."""
+    return PathWriter(output, output, ABSOLUTE, options.audio_folder) if options.paths == ABSOLUTE else None
+
+
 PairMaker = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
 
 
 def _maker(output: Path, options: PairOptions) -> PairMaker:
     """A function from the records of a prompt and a target to the record of the pair."""
     schema = pair_schema(output)
-    write = PathWriter(output, output, ABSOLUTE, options.audio_folder) if options.paths == ABSOLUTE else None
+    write = path_writer(output, options)
 
     def make(prompt: dict[str, Any], target: dict[str, Any]) -> dict[str, Any]:
         pair = pair_record(schema, prompt, target)

@@ -10,7 +10,7 @@ import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -135,15 +135,14 @@ class ShardOutput:
                 continue
             found = self.shards.earlier_places(self.path(shard))
             shard.layout = FIRST_LAYOUT if found is None else self.shards.layout()
+            moved = []
+            if found:
+                for sample_id, place in self.index.members(shard.serial):
+                    start, size = found[place.row]
+                    moved.append((sample_id, place._replace(start=start, size=size)))
             with self.state.transaction():
                 self.index.put([shard])
-                self.index.place(
-                    (sample_id, place._replace(start=start, size=size))
-                    for (sample_id, place), (start, size) in self._rows_of(shard, found or [])
-                )
-
-    def _rows_of(self, shard: Shard, found: Sequence[tuple[int, int]]) -> Iterator[tuple[Any, tuple[int, int]]]:
-        return ((member, found[member[1].row]) for member in self.index.members(shard.serial) if found)
+                self.index.place(moved)
 
     def check_place(self) -> None:
         """Raise StoreError if something else is in the place of the set's folder."""
