@@ -1,6 +1,6 @@
 """Writes computed batches to shards: workers serialise them, the driver appends them.
 
-`ShardStaging` is sent to the workers and opens a `ShardStage` there. `Appender` appends their blocks: it writes the
+`ShardStaging` is sent to the workers, which serialise with it. `Appender` appends their blocks: it writes the
 bytes, syncs each split once, and then records in one state transaction where the samples are and that they are
 finished. After a kill at any point, the state never claims more than is on disk.
 """
@@ -81,23 +81,15 @@ def split_of(sample_id: str, val_ratio: float) -> str:
 
 @dataclass(frozen=True)
 class ShardStaging:
-    """Opens a stage, in this or another process."""
+    """Serialises computed samples, in this or another process. It is its own stage."""
 
     shards: ShardFormat
     val_ratio: float
 
-    def open(self, folder: Path) -> "ShardStage":
-        """Open a stage; `folder` is not used."""
+    def open(self, folder: Path) -> "ShardStaging":
+        """This; `folder` is not used."""
         del folder
-        return ShardStage(self.shards, self.val_ratio)
-
-
-class ShardStage:
-    """Serialises computed samples."""
-
-    def __init__(self, shards: ShardFormat, val_ratio: float) -> None:
-        self.shards = shards
-        self.val_ratio = val_ratio
+        return self
 
     def close(self) -> None:
         """Nothing is open."""

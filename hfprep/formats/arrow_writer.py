@@ -220,20 +220,10 @@ class ArrowShards(ShardFormat):
     def describe(
         self, folder: Path, splits: Mapping[str, Sequence[Shard]], places: Mapping[str, np.ndarray], origin: Origin
     ) -> dict[str, int]:
-        items = {}
         for name in SPLITS:
             (folder / name).mkdir(parents=True, exist_ok=True)  # its shards may be in object storage
             self._describe_split(folder / name, splits[name], origin)
-            items[name] = [
-                {
-                    "name": shard.name,
-                    "samples": shard.samples,
-                    "bytes": shard.num_bytes,
-                    "sha256": shard.sha256,
-                }
-                for shard in splits[name]
-            ]
-        counts = write_index(folder, FORMAT_NAME, items, places, self.place_columns)
+        counts = write_index(folder, FORMAT_NAME, splits, places, self.place_columns)
         atomic.write_bytes(folder / DICT_FILE, json.dumps({"splits": list(SPLITS)}).encode())
         return counts
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 
 from hfprep.formats.arrow_writer import ArrowOptions, export_arrow
 from hfprep.formats.extra_fields import extra_path, write_extra_fields
-from hfprep.formats.formats import open_set
+from hfprep.formats.formats import SHARD_FORMATS, open_set
 from hfprep.formats.samples import NO_EXTRA, SampleSet
+from hfprep.formats.shards import ShardOptions
 from hfprep.formats.webdataset_writer import WebDatasetOptions, export_webdataset
 from hfprep.io.file_hashes import sha256_file
 from hfprep.store.layout import STATS, TRAIN, VAL
@@ -24,12 +25,14 @@ log = logging.getLogger(__name__)
 
 EXPORTED = "exports"
 CHUNK_ROWS = 4096
-_EXPORTS: dict[str, Callable[[SampleSet, Path, int], dict[str, int]]] = {
-    "arrow": lambda source, target, size: export_arrow(source, target, ArrowOptions(max_shard_bytes=size)),
-    "webdataset": lambda source, target, size: export_webdataset(
-        source, target, WebDatasetOptions(max_shard_bytes=size)
-    ),
-}
+
+
+def export_shards(source: SampleSet, target: Path, name: str, options: ShardOptions) -> dict[str, int]:
+    """Write a sample set in the format `name`, as `export_arrow` or `export_webdataset` does."""
+    size, dtype = options.max_shard_bytes, options.dtype
+    if name == "arrow":
+        return export_arrow(source, target, ArrowOptions(max_shard_bytes=size, dtype=dtype))
+    return export_webdataset(source, target, WebDatasetOptions(max_shard_bytes=size, dtype=dtype))
 
 
 def keep_extra_fields(root: Path, rows: pa.Table) -> None:
@@ -55,12 +58,11 @@ def export_formats(root: Path, state: State, formats: Iterable[str], max_shard_b
     """
     present = f"{source or _digest(root)}:{max_shard_bytes}"
     for name in formats:
-        export = _EXPORTS.get(name)
         done: dict[str, Any] = state.get(EXPORTED) or {}
-        if export is None or (done.get(name) == present and (root / name).is_dir()):
+        if name not in SHARD_FORMATS or (done.get(name) == present and (root / name).is_dir()):
             continue
         log.info("writing %s", root / name)
-        export(open_set(root), root / name, max_shard_bytes)
+        export_shards(open_set(root), root / name, name, ShardOptions(max_shard_bytes=max_shard_bytes))
         state.put(EXPORTED, done | {name: present})
 
 

@@ -50,10 +50,10 @@ from hfprep.io import atomic
 from hfprep.io.chunks import chunks_of
 from hfprep.io.digest import digest
 from hfprep.io.file_hashes import sha256_file
-from hfprep.io.npy_format import parse_npy
 from hfprep.schema import Rejection
 from hfprep.store.layout import (
     PROGRESS,
+    READING_THREADS,
     REJECTED,
     TRAIN,
     VAL,
@@ -109,16 +109,8 @@ class NpyStore:
 
     def read(self, column: str, ids: Sequence[str]) -> list[np.ndarray]:
         """A column of these samples."""
-        paths = [str(self.output.artifact(column, sample_id)) for sample_id in ids]
-        with ThreadPoolExecutor(self.output.reading_threads) as pool:
-            return list(pool.map(self._read, paths))
-
-    def _read(self, path: str) -> np.ndarray:
-        try:
-            return parse_npy(self.output.content(path))
-        except (OSError, ValueError) as error:
-            message = f"{path} was complete but cannot be read now: {error}; run the same command again"
-            raise StoreError(message) from error
+        with ThreadPoolExecutor(READING_THREADS) as pool:
+            return list(pool.map(lambda sample_id: self.output.read(column, sample_id), ids))
 
     def publish(self, origin: Origin) -> str:
         """Nothing to do: manifests and artifacts are the set."""

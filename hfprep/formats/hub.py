@@ -16,18 +16,16 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from hfprep.errors import ConfigError, StoreError
-from hfprep.formats.arrow_writer import ArrowOptions, export_arrow
+from hfprep.formats.build_formats import export_shards
 from hfprep.formats.card import card
-from hfprep.formats.formats import open_set
+from hfprep.formats.formats import SHARD_FORMATS, open_set
 from hfprep.formats.published import PublishedSet
-from hfprep.formats.samples import DTYPES, SPLITS, SampleSet
-from hfprep.formats.shards import MAX_SHARD_BYTES
-from hfprep.formats.webdataset_writer import WebDatasetOptions, export_webdataset
+from hfprep.formats.samples import SPLITS, SampleSet
+from hfprep.formats.shards import ShardOptions
 from hfprep.io.object_storage import check_local
 
 LOGIN = "hf auth login"
 CARD = "README.md"
-PUSH_FORMATS = ("arrow", "webdataset")
 # Exceptions of a failed transfer besides the Hub's own: from the library's HTTP client without a connection, and from
 # the library (RuntimeError) for a file.
 FAILURES: tuple[type[Exception], ...] = (
@@ -42,19 +40,16 @@ _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PushOptions:
+class PushOptions(ShardOptions):
     """How a set is pushed to the Hub."""
 
     private: bool = True
     format: str = "arrow"
-    max_shard_bytes: int = MAX_SHARD_BYTES
-    dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.format not in PUSH_FORMATS:
-            raise ConfigError(f"--format is {self.format!r}; it must be {' or '.join(PUSH_FORMATS)}")
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"--dtype is {self.dtype!r}; it must be {' or '.join(DTYPES)}")
+        super().__post_init__()
+        if self.format not in SHARD_FORMATS:
+            raise ConfigError(f"--format is {self.format!r}; it must be {' or '.join(SHARD_FORMATS)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +133,7 @@ def _export(source: SampleSet, folder: Path, repo: str, options: PushOptions) ->
     """Write everything that is uploaded into a new folder."""
     if folder.exists():
         shutil.rmtree(folder)
-    if options.format == "arrow":
-        export_arrow(source, folder, ArrowOptions(max_shard_bytes=options.max_shard_bytes, dtype=options.dtype))
-    else:
-        export_webdataset(
-            source, folder, WebDatasetOptions(max_shard_bytes=options.max_shard_bytes, dtype=options.dtype)
-        )
+    export_shards(source, folder, options.format, options)
     dtype = open_set(folder).origin.latents_dtype
     (folder / CARD).write_text(card(source, repo, data_format=options.format, dtype=dtype), encoding="utf-8")
 

@@ -15,12 +15,13 @@ import numpy as np
 
 from hfprep.errors import StoreError
 from hfprep.io import atomic
+from hfprep.store import shard_index
 
 INDEX = "index.json"
 INDEX_VERSION = 1
 PLACES = "places.npy"
 
-Shard = dict[str, Any]  # name, samples, bytes, sha256
+Shard = dict[str, Any]  # as in the index: name, samples, bytes, sha256
 
 
 def read_index(root: Path, format_name: str) -> dict[str, Any] | None:
@@ -40,7 +41,7 @@ def shards_in(index: Mapping[str, Any], split: str) -> list[Shard]:
 def write_index(
     root: Path,
     format_name: str,
-    splits: Mapping[str, list[Shard]],
+    splits: Mapping[str, Sequence[shard_index.Shard]],
     places: Mapping[str, np.ndarray],
     columns: Sequence[str],
     more: Mapping[str, Any] | None = None,
@@ -52,8 +53,17 @@ def write_index(
     table = np.concatenate([places[name].reshape(-1, len(columns)) for name in splits]).astype(np.int64)
     with atomic.replacing(root / PLACES) as stream:
         np.lib.format.write_array(stream, table, version=(1, 0), allow_pickle=False)
-    counts = {name: sum(shard["samples"] for shard in shards) for name, shards in splits.items()}
-    described = {name: {"samples": counts[name], "shards": shards} for name, shards in splits.items()}
+    counts = {name: sum(shard.samples for shard in shards) for name, shards in splits.items()}
+    described = {
+        name: {
+            "samples": counts[name],
+            "shards": [
+                {"name": shard.name, "samples": shard.samples, "bytes": shard.num_bytes, "sha256": shard.sha256}
+                for shard in shards
+            ],
+        }
+        for name, shards in splits.items()
+    }
     index = {"format": format_name, "version": INDEX_VERSION, "splits": described}
     index |= {"places": {"file": PLACES, "columns": list(columns)}} | dict(more or {})
     atomic.write_json(root / INDEX, index)

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hfprep.errors import StoreError
 from hfprep.formats.samples import Sample
 from hfprep.formats.shards import ShardFormat, ShardReader
-from hfprep.io.npy_format import parse_npy
 from hfprep.store.layout import NpyOutput
 from hfprep.store.shard_index import Place, Shard, ShardIndex
 from hfprep.store.state import SampleState
@@ -63,15 +61,6 @@ class StoredSamples:
         if place is not None and any(column.group in held for column in wanted):
             found = self.sample(place).arrays
         return {
-            column.name: found[column.name] if column.group in held else self._artifact(column.name, sample_id)
+            column.name: found[column.name] if column.group in held else self.output.read(column.name, sample_id)
             for column in wanted
         }
-
-    def _artifact(self, column: str, sample_id: str) -> np.ndarray:
-        path = self.output.artifact(column, sample_id)
-        try:
-            return parse_npy(path.read_bytes())
-        except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or error  # without the path, which is already in the message
-            message = f"{path} was complete but cannot be read now: {why}; run the same command again"
-            raise StoreError(message) from error

@@ -206,7 +206,8 @@ class WebDatasetSplit(Split):
         if values[EXACT_LINE]:
             record = parse_exact(values[EXACT_LINE]).record
         else:
-            record = values | {"language": values["language"] or None}
+            record = values
+            record["language"] = record["language"] or None
         wanted = self.schema.columns if columns is None else columns
         arrays = _arrays(wanted, members, str(record.get("id")), file.path)
         check_arrays(self.schema, record, arrays, str(file.path))

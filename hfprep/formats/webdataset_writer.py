@@ -116,19 +116,7 @@ class WebDatasetShards(ShardFormat):
     def describe(
         self, folder: Path, splits: Mapping[str, Sequence[Shard]], places: Mapping[str, np.ndarray], origin: Origin
     ) -> dict[str, int]:
-        items = {
-            name: [
-                {
-                    "name": shard.name,
-                    "samples": shard.samples,
-                    "bytes": shard.num_bytes,
-                    "sha256": shard.sha256,
-                }
-                for shard in shards
-            ]
-            for name, shards in splits.items()
-        }
-        return write_index(folder, FORMAT_NAME, items, places, self.place_columns, origin.record())
+        return write_index(folder, FORMAT_NAME, splits, places, self.place_columns, origin.record())
 
     def replaceable(self, folder: Path) -> bool:
         return is_webdataset(folder)

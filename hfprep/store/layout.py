@@ -22,7 +22,7 @@ import numpy as np
 
 from hfprep.errors import StoreError
 from hfprep.io import atomic
-from hfprep.io.npy_format import HEADER_BYTES, npy_bytes, npy_header
+from hfprep.io.npy_format import HEADER_BYTES, npy_bytes, npy_header, parse_npy
 from hfprep.schema import (
     Features,
     PickledAsTuple,
@@ -42,6 +42,7 @@ PROGRESS, REJECTED, STATS = ".preprocessing_progress.txt", "rejected.jsonl", "st
 PRIVATE = ".hfprep"
 SPLIT_BUCKETS = 1_000_000
 IO_THREADS = 8
+READING_THREADS = 4
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
@@ -130,8 +131,6 @@ class OutputFolder:
 class NpyOutput(OutputFolder):
     """An output directory in the npy layout, for samples of one schema."""
 
-    reading_threads = 4
-
     def __init__(self, root: Path, schema: Schema) -> None:
         super().__init__(root)
         self.schema = schema
@@ -180,10 +179,16 @@ class NpyOutput(OutputFolder):
         right = header.dtype == described.numpy_dtype and len(header.shape) == described.ndim
         return header.shape if right and size == npy_size(described.dtype, header.shape) else None
 
-    def content(self, path: str) -> bytes:
-        """The content of an artifact, by its path."""
-        with open(path, "rb", buffering=0) as stream:
-            return stream.read()
+    def read(self, column: str, sample_id: str) -> np.ndarray:
+        """A finished sample's array; raises StoreError if it cannot be read."""
+        path = self.artifact(column, sample_id)
+        try:
+            with open(path, "rb", buffering=0) as stream:
+                return parse_npy(stream.read())
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error  # without the path, which is already in the message
+            message = f"{path} was complete but cannot be read now: {why}; run the same command again"
+            raise StoreError(message) from error
 
     def occupied(self) -> bool:
         """Whether there are artifacts already."""
@@ -231,17 +236,13 @@ class Stage:
 
 
 class Publisher:
-    """Publishes staged batches, one after another; use from one thread at a time.
+    """Publishes staged batches, one after another; use from one thread at a time."""
 
-    Without `manifests`, finished samples are listed in the progress file only.
-    """
-
-    def __init__(self, output: NpyOutput, state: State, val_ratio: float, *, manifests: bool = True) -> None:
+    def __init__(self, output: NpyOutput, state: State, val_ratio: float) -> None:
         self.output = output
         self.state = state
         self.val_ratio = val_ratio
-        names = (PROGRESS, TRAIN, VAL, REJECTED) if manifests else (PROGRESS, REJECTED)
-        self._files = {name: atomic.AppendedFile(output.root / name) for name in names}
+        self._files = {name: atomic.AppendedFile(output.root / name) for name in (PROGRESS, TRAIN, VAL, REJECTED)}
         self._made: set[Path] = set()
 
     def close(self) -> None:
@@ -300,8 +301,7 @@ class Publisher:
             name = VAL if is_validation(utterance.id, self.val_ratio) else TRAIN
             lines[name].append(json_line(record_of(self.output.schema, utterance, state)))
         for name, records in lines.items():
-            if name in self._files:
-                self._files[name].append(records)
+            self._files[name].append(records)
         self._files[PROGRESS].append(item.row.utterance.id.encode() + b"\n" for item in staged)
         self._files[REJECTED].append(json_line(rejection.record()) for rejection in rejections)
 

@@ -3,18 +3,16 @@
 import importlib.metadata
 import math
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hfprep.errors import StoreError
 from hfprep.io.atomic import write_json
 from hfprep.io.chunks import chunks_of
-from hfprep.io.npy_format import parse_npy
-from hfprep.store.layout import NpyOutput
+from hfprep.store.layout import READING_THREADS, NpyOutput
 
 BLOCK = 256  # files read together
 PACKAGES = (
@@ -49,11 +47,10 @@ def codebook_use(output: NpyOutput, ids: Iterable[str]) -> dict[str, Any]:
     column = next(iter(output.schema.of_kind("codes")), None)
     if column is None or column.size is None:
         return {}
-    counts, threads = np.zeros(column.size, np.int64), output.reading_threads
-    paths = (str(output.artifact(column.name, sample_id)) for sample_id in ids)
-    with ThreadPoolExecutor(threads) as pool:
-        for blocks in chunks_of(chunks_of(paths, BLOCK), threads):
-            for codes in pool.map(lambda block: _read_codes(block, output.content), blocks):
+    counts = np.zeros(column.size, np.int64)
+    with ThreadPoolExecutor(READING_THREADS) as pool:
+        for blocks in chunks_of(chunks_of(ids, BLOCK), READING_THREADS):
+            for codes in pool.map(lambda block: _read_codes(output, column.name, block), blocks):
                 counts += np.bincount(codes, minlength=column.size)[: column.size]
     return codebook_summary(counts)
 
@@ -63,16 +60,9 @@ def codebook_summary(counts: np.ndarray) -> dict[str, Any]:
     return {"size": len(counts), "used": int((counts > 0).sum()), "perplexity": perplexity(counts)}
 
 
-def _read_codes(paths: Iterable[str], read: Callable[[str], bytes]) -> np.ndarray:
-    """All codes of these files, int32 (codes,)."""
-    arrays = []
-    for path in paths:
-        try:
-            arrays.append(parse_npy(read(path)).reshape(-1))
-        except (OSError, ValueError) as error:
-            message = f"{path} was complete but cannot be read now: {error}; run the same command again"
-            raise StoreError(message) from error
-    return np.concatenate(arrays)
+def _read_codes(output: NpyOutput, column: str, ids: Iterable[str]) -> np.ndarray:
+    """All codes of these samples, int32 (codes,)."""
+    return np.concatenate([output.read(column, sample_id).reshape(-1) for sample_id in ids])
 
 
 def perplexity(counts: np.ndarray) -> float:
