@@ -10,7 +10,7 @@ import soundfile
 
 from hfprep.errors import Reason, RejectedSample
 from hfprep.inputs.audio.decode import load_waveform
-from hfprep.inputs.manifest.rows import ManifestReader
+from hfprep.inputs.manifest.rows import AudioFinder, numbered_lines, parse_line
 from hfprep.models.input_features import extract_input_features
 from hfprep.schema import Rejection
 from hfprep.tools.demo.audio_files import KINDS, write_audio
@@ -57,7 +57,9 @@ def test_more_samples_leave_the_first_ones_as_they_are(tmp_path: Path) -> None:
 def test_every_line_becomes_what_was_announced(dataset: DemoDataset) -> None:
     accepted: list[str] = []
     rejected: dict[int, Reason] = {}
-    for number, item in enumerate(ManifestReader(dataset.manifest), 1):
+    finder = AudioFinder(dataset.manifest)
+    for number, (line, raw) in enumerate(numbered_lines(dataset.manifest), 1):
+        item = parse_line(line, raw, finder, None)
         assert item.line == number
         if isinstance(item, Rejection):
             rejected[number] = item.reason

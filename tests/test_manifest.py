@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hfprep.errors import ConfigError, Reason
-from hfprep.inputs.manifest.rows import ManifestReader
+from hfprep.inputs.manifest.rows import AudioFinder, numbered_lines, parse_line
 from hfprep.schema import Rejection, Utterance
 
 GOOD = {"id": "a", "text": "Hello.", "audio": "a.wav"}
@@ -17,7 +17,8 @@ def read(tmp_path: Path, *lines: bytes | dict[str, Any], language: str | None = 
     manifest = tmp_path / "manifest.jsonl"
     raw = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
     manifest.write_bytes(b"\n".join(raw) + b"\n")
-    return list(ManifestReader(manifest, language))
+    finder = AudioFinder(manifest)
+    return [parse_line(number, raw, finder, language) for number, raw in numbered_lines(manifest)]
 
 
 def read_one(tmp_path: Path, line: bytes | dict[str, Any]) -> Utterance | Rejection:
@@ -163,9 +164,9 @@ def test_audio_is_looked_for_in_three_places_in_order(tmp_path: Path, monkeypatc
 
 def test_a_manifest_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
-        list(ManifestReader(tmp_path / "none.jsonl"))
+        list(numbered_lines(tmp_path / "none.jsonl"))
     with pytest.raises(ConfigError, match="Is a directory"):
-        list(ManifestReader(tmp_path))
+        list(numbered_lines(tmp_path))
     (tmp_path / "wide.jsonl").write_text(json.dumps(GOOD), encoding="utf-16")
     with pytest.raises(ConfigError, match="UTF-16"):
-        list(ManifestReader(tmp_path / "wide.jsonl"))
+        list(numbered_lines(tmp_path / "wide.jsonl"))

@@ -93,7 +93,8 @@ def _other(clip: Clip, start: bytes, check_seconds: CheckSeconds, depth: Depth) 
             return found
         hint = "; is it audio?" if error.code == UNRECOGNISED_FORMAT else ""
         raise clip.unreadable(f"{error.error_string.strip().rstrip('.')}{hint}") from error
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(sound.close)
         if sound.format == "MP3":
             raise clip.unreadable("damaged: its first frame is not where it should be")
         if sound.format not in CHECKED:
@@ -102,16 +103,13 @@ def _other(clip: Clip, start: bytes, check_seconds: CheckSeconds, depth: Depth) 
         if sound.num_frames == 0 or sound.subtype.startswith("MPEG"):
             found = _by_av_if_any(clip, check_seconds, depth)
             if found is not None:
-                sound.close()
                 return found
         if sound.num_frames is not None:
             check_seconds(sound.num_frames / sound.sampling_rate)
         problem = sound.cut() or _unread(clip, start) if depth is Depth.WHOLE else None
         if problem is not None:
             raise clip.unreadable(problem)
-    except BaseException:
-        sound.close()
-        raise
+        stack.pop_all()
     return sound
 
 
@@ -129,18 +127,15 @@ def _ogg(clip: Clip, check_seconds: CheckSeconds, depth: Depth) -> Sound:
         sound = SndfileSound(clip)
     except soundfile.LibsndfileError:
         sound = None
-    try:
-        if sound is not None and sound.num_frames is not None:
-            check_seconds(sound.num_frames / sound.sampling_rate)
+    with contextlib.ExitStack() as stack:
+        if sound is not None:
+            stack.callback(sound.close)
+            if sound.num_frames is not None:
+                check_seconds(sound.num_frames / sound.sampling_rate)
         pages = _pages(clip, depth)
         if sound is not None and (pages is None or pages.num_audio_streams == 1):
+            stack.pop_all()
             return sound
-    except BaseException:
-        if sound is not None:
-            sound.close()
-        raise
-    if sound is not None:
-        sound.close()
     return _by_av(clip, check_seconds, depth, Expected(promising=pages is not None and pages.num_links == 1))
 
 
@@ -181,7 +176,8 @@ def _by_av_if_any(
     sound = AvSound.open(clip, expected)
     if sound is None:
         return None
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(sound.close)
         if sound.num_frames is not None:
             check_seconds(sound.num_frames / sound.sampling_rate)
         if depth is Depth.WHOLE:
@@ -189,9 +185,7 @@ def _by_av_if_any(
                 problem = sound.problem(file)
             if problem is not None:
                 raise clip.unreadable(problem)
-    except BaseException:
-        sound.close()
-        raise
+        stack.pop_all()
     return sound
 
 

@@ -22,6 +22,7 @@ CHUNKS_BEHIND = frozenset({b"LIST", b"id3 ", b"ID3 ", b"fact", b"cue ", b"bext",
 CUT = "cut off: {what} at byte {place} should have {promised} bytes, but only {present} are there"
 MAX_CHUNKS = 1 << 16  # no clip has more
 
+Check = Callable[[BinaryIO, int], str | None]
 ReadChunk = Callable[[bytes], tuple[bytes, int]]  # from the first bytes of a chunk: its name, and length with header
 
 
@@ -115,16 +116,19 @@ def _sound_chunk(file: BinaryIO, size: int, place: int, chunk: ReadChunk, sound:
     return None
 
 
-def caf_problem(file: BinaryIO, size: int) -> str | None:
-    """Check what follows the audio of a Core Audio file."""
-    end = _sound_chunk(file, size, CAF_HEADER_BYTES, _caf_chunk, b"data")
-    return None if end is None else _behind(file, size, end, _caf_chunk, b"data", (b"caff",))
+def _check_behind(header_bytes: int, chunk: ReadChunk, sound: bytes, start: bytes) -> Check:
+    """A check of what follows the audio chunk of a format's files, which begin with `start`."""
+
+    def problem(file: BinaryIO, size: int) -> str | None:
+        end = _sound_chunk(file, size, header_bytes, chunk, sound)
+        return None if end is None else _behind(file, size, end, chunk, sound, (start,))
+
+    return problem
 
 
-def w64_problem(file: BinaryIO, size: int) -> str | None:
-    """Check what follows the audio of a Sony Wave64 file."""
-    end = _sound_chunk(file, size, W64_HEADER_BYTES, _w64_chunk, b"data")
-    return None if end is None else _behind(file, size, end, _w64_chunk, b"data", (b"riff",))
+caf_problem = _check_behind(CAF_HEADER_BYTES, _caf_chunk, b"data", b"caff")
+w64_problem = _check_behind(W64_HEADER_BYTES, _w64_chunk, b"data", b"riff")
+iff_problem = _check_behind(IFF_HEADER_BYTES, _iff_chunk, b"SSND", b"FORM")
 
 
 def repeated_start_problem(file: BinaryIO, _size: int) -> str | None:
@@ -142,12 +146,6 @@ def second_start(file: BinaryIO, start: re.Pattern[bytes], length: int) -> str |
             return JOINED
         kept = data[1 - length :]
     return None
-
-
-def iff_problem(file: BinaryIO, size: int) -> str | None:
-    """Check what follows the audio of an aiff file."""
-    end = _sound_chunk(file, size, IFF_HEADER_BYTES, _iff_chunk, b"SSND")
-    return None if end is None else _behind(file, size, end, _iff_chunk, b"SSND", (b"FORM",))
 
 
 def au_problem(file: BinaryIO, size: int) -> str | None:
@@ -187,7 +185,7 @@ def bytes_behind(size: int, end: int) -> str | None:
     return f"{size - end} bytes after its audio would not be read; is it several files joined together?"
 
 
-BEHIND: Mapping[bytes, Callable[[BinaryIO, int], str | None]] = {
+BEHIND: Mapping[bytes, Check] = {
     b"RIFF": riff_problem,
     b"RF64": riff_problem,
     b".snd": au_problem,

@@ -9,7 +9,6 @@ import contextlib
 import itertools
 import os
 import stat
-import tempfile
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hfprep.errors import Reason, RejectedSample
+from hfprep.inputs.audio.native_stderr import nameless_file
 from hfprep.inputs.audio.sound import Clip
 from hfprep.io.arrow_types import holds_clips
 from hfprep.io.object_storage import is_url, open_stream, read, status
@@ -147,11 +147,7 @@ def _too_large(audio: str, length: int) -> RejectedSample:
 
 def _in_memory(audio: str, content: bytes, stack: contextlib.ExitStack) -> Clip:
     """A clip of these bytes, in a nameless file."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("hfprep-clip")
-    else:
-        descriptor, path = tempfile.mkstemp(prefix="hfprep-clip-")
-        os.unlink(path)
+    descriptor = nameless_file("hfprep-clip")
     stack.callback(os.close, descriptor)
     with open(descriptor, "wb", buffering=0, closefd=False) as file:
         view = memoryview(content)

@@ -18,6 +18,15 @@ MAX_LINES = 3
 _OF_THE_LIBRARY = re.compile(rb"^(\[src/libmpg123/|Note: |Warning: |\s*$)")
 
 
+def nameless_file(purpose: str) -> int:
+    """A descriptor of a new file without a name, in memory if the system can."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(purpose)
+    descriptor, path = tempfile.mkstemp(prefix=f"{purpose}-")
+    os.unlink(path)
+    return descriptor
+
+
 class _Catcher:
     """The temporary file that replaces stderr: created once, emptied after each use."""
 
@@ -28,11 +37,7 @@ class _Catcher:
     def file(self) -> int:
         """Its descriptor; called with the lock held."""
         if self._file is None:
-            if hasattr(os, "memfd_create"):
-                self._file = os.memfd_create("hfprep-stderr")
-            else:
-                self._file, path = tempfile.mkstemp(prefix="hfprep-stderr-")
-                os.unlink(path)
+            self._file = nameless_file("hfprep-stderr")
         return self._file
 
     def take(self) -> bytes:

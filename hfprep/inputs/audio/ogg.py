@@ -19,7 +19,7 @@ MAX_PAGE_BYTES = PAGE_HEADER.size + 255 + 255 * 255
 FIRST, LAST = 2, 4  # bits of the flags
 NO_GRANULE = -1  # of a page on which no packet ends
 TRIMMED_SAMPLES = 1 << 13  # that an encoder may trim at the end: one block
-CHECKSUM = slice(22, 26)
+SERIAL, CHECKSUM = slice(14, 18), slice(22, 26)  # in a page
 
 AUDIO_STARTS = (b"\x01vorbis", b"OpusHead", b"Speex   ", b"\x7fFLAC", b"fLaC")
 
@@ -99,19 +99,19 @@ def _pages_of(file: BinaryIO, pages: Pages) -> Iterator[tuple[int, bytes]]:
             else:
                 pages.problem = pages.problem or bytes_behind(file.seek(0, os.SEEK_END), place)
             return
-        length = _length(data, at)
+        length = page_length(data, at)
         if length is None or at + length > len(data):
             pages.problem = "cut off: its last Ogg page is incomplete"
             return
         page = data[at : at + length]
-        if _checksum(page) != struct.unpack_from("<I", page, CHECKSUM.start)[0]:
+        if page_checksum(page) != struct.unpack_from("<I", page, CHECKSUM.start)[0]:
             pages.problem = f"damaged: the Ogg page at byte {place} has the wrong checksum"
             return
         yield place, page
         at += length
 
 
-def _length(data: bytes, at: int) -> int | None:
+def page_length(data: bytes, at: int) -> int | None:
     """Bytes of the page at `at`; None if its header is incomplete."""
     body = at + PAGE_HEADER.size
     if body > len(data):
@@ -122,7 +122,7 @@ def _length(data: bytes, at: int) -> int | None:
     return PAGE_HEADER.size + segments + sum(data[body : body + segments])
 
 
-def _checksum(page: bytes) -> int:
+def page_checksum(page: bytes) -> int:
     """CRC-32 of a page with its checksum field set to zero."""
     blanked = page[: CHECKSUM.start] + b"\0\0\0\0" + page[CHECKSUM.stop :]
     crc = zlib.crc32(blanked.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF

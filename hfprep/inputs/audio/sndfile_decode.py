@@ -11,12 +11,12 @@ import numpy as np
 import soundfile
 
 from hfprep.inputs.audio import sound
+from hfprep.inputs.audio.chunks import STREAMED_BYTES
 from hfprep.inputs.audio.native_stderr import native_stderr_logged
 from hfprep.inputs.audio.sound import Clip, ClipReader, check_rate, mono
 
 READ_BYTES = 1 << 16
 UNKNOWN_FRAMES = 1 << 62  # libsndfile's count for a flac stream of unknown length is above this
-STREAMED_BYTES = 0x7FFFF000  # a header claiming this many bytes or more was written before the length was known
 LOGGED_SIZE = re.compile(r"\b(?:data|SSND|Data Size|Riff size|riff)\s*: (\d+) \(should be (\d+)\)")
 SEARCHED_FORMATS = frozenset({"MP3"})  # their frame count is an estimate or from a tag
 

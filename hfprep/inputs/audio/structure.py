@@ -7,7 +7,7 @@ specification.
 """
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import BinaryIO
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from hfprep.inputs.audio.chunks import (
     CUT,
     JOINED,
+    Check,
     bytes_behind,
     caf_problem,
     iff_problem,
@@ -240,7 +241,7 @@ def program_stream_problem(file: BinaryIO, size: int) -> str | None:
     return None if is_ended else "cut off, or of unknown length: its stream has no end code; convert it to flac"
 
 
-PROBLEMS: Mapping[str, Callable[[BinaryIO, int], str | None]] = {
+PROBLEMS: Mapping[str, Check] = {
     "mov,mp4,m4a,3gp,3g2,mj2": mp4_problem,
     "matroska,webm": matroska_problem,
     "mpegts": transport_stream_problem,

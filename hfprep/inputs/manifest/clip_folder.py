@@ -30,10 +30,7 @@ class ClipFolder:
         """Number and row of each audio file."""
         names = sorted(name for name in os.listdir(self.folder) if name.lower().endswith(AUDIO_SUFFIXES))
         for number, name in enumerate(names, start=1):
-            try:
-                yield number, self.fields.apply(number, self._row(name))
-            except RejectedSample as error:
-                yield number, error
+            yield number, self.fields.applied(number, self._row, name)
 
     def _row(self, name: str) -> dict[str, Any]:
         stem = name.rpartition(".")[0]

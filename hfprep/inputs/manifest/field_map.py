@@ -3,9 +3,9 @@
 Only knows names; knows nothing about files or formats. Rows are dicts.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from hfprep.errors import ConfigError, Reason, RejectedSample
 from hfprep.io.references import name_of
@@ -15,6 +15,8 @@ NUMBERS = ("duration", "offset")  # seconds
 REQUIRED = ("id", "text", "audio")
 LINE, AUDIO = "@line", "@audio"  # what an id can be generated from instead of a field
 LINE_DIGITS = 8
+
+Source = TypeVar("Source")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,15 @@ class FieldMap:
                 offer += f", or generate ids: --map id={LINE} (row number) or id={AUDIO} (name of the audio file)"
             have = ", ".join(map(str, sorted(columns)[:20]))
             raise ConfigError(f"{where} has no column {theirs!r}; it has: {have}. Say which one it is: {offer}")
+
+    def applied(
+        self, number: int, read: Callable[[Source], dict[str, Any]], source: Source
+    ) -> dict[str, Any] | RejectedSample:
+        """The row that `read` makes of a source, under hfprep's names, or the RejectedSample that was raised."""
+        try:
+            return self.apply(number, read(source))
+        except RejectedSample as error:
+            return error
 
     def apply(self, number: int, row: dict[str, Any]) -> dict[str, Any]:
         """The row under hfprep's names; mapped fields do not keep their original names. Raises RejectedSample."""

@@ -16,12 +16,14 @@ from hfprep.errors import ConfigError, Reason, RejectedSample
 from hfprep.inputs.manifest.field_map import FIELDS, NUMBERS, FieldMap
 from hfprep.inputs.manifest.rows import (
     MAX_LINE_BYTES,
-    ManifestReader,
     RawRow,
+    decoded,
+    numbered_lines,
     open_manifest,
     parse_object,
     skip_line,
 )
+from hfprep.io.json_text import is_encodable
 
 DELIMITERS = ",;\t|"
 MAX_LINES_PER_ROW = 200
@@ -34,24 +36,6 @@ def delimiter_of(header: str) -> str:
     return max(DELIMITERS, key=header.count)
 
 
-def _numbered(path: Path) -> Iterator[tuple[int, bytes | RejectedSample]]:
-    """Every line of a file that is not blank."""
-    return ManifestReader(path).lines()
-
-
-def _decoded(raw: bytes | RejectedSample) -> str:
-    """The text of a line without its line break. Raises RejectedSample."""
-    if isinstance(raw, RejectedSample):
-        raise raw
-    raw = raw.rstrip(b"\r\n")
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        found = f"byte {raw[error.start]:#04x} at column {error.start + 1}"
-        message = f"the line is not UTF-8 ({found}); save the file as UTF-8"
-        raise RejectedSample(Reason.INVALID_ENCODING, message) from None
-
-
 @dataclass(frozen=True, slots=True)
 class JsonLines:
     """One JSON object per line."""
@@ -61,15 +45,8 @@ class JsonLines:
 
     def lines(self) -> Iterator[tuple[int, RawRow]]:
         """Number and row of each line that is not blank."""
-        lines = ManifestReader(self.path).lines()
-        if not self.fields.sources:
-            yield from lines
-            return
-        for number, raw in lines:
-            try:
-                yield number, self.fields.apply(number, parse_object(raw))
-            except RejectedSample as error:
-                yield number, error
+        for number, raw in numbered_lines(self.path):
+            yield number, self.fields.applied(number, parse_object, raw) if self.fields.sources else raw
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +68,7 @@ class Delimited:
             if header is None:
                 header = self._header(number, values)
                 continue
-            try:
-                yield number, self.fields.apply(number, header.row(values))
-            except RejectedSample as error:
-                yield number, error
+            yield number, self.fields.applied(number, header.row, values)
 
     def _header(self, number: int, values: "list[str] | RejectedSample") -> "_Header":
         where = f"--manifest {str(self.path)!r}"
@@ -112,9 +86,9 @@ class Delimited:
         return _Header(tuple(columns), tuple(map(self.fields.source, NUMBERS)), clips)
 
     def _tab_rows(self) -> Iterator[tuple[int, "list[str] | RejectedSample"]]:
-        for number, raw in _numbered(self.path):
+        for number, raw in numbered_lines(self.path):
             try:
-                yield number, [_unquoted(value) for value in _decoded(raw).split("\t")]
+                yield number, [_unquoted(value) for value in decoded(raw).rstrip("\r\n").split("\t")]
             except RejectedSample as error:
                 yield number, error
 
@@ -194,12 +168,10 @@ class _Lines:
 
 
 def _encodable(values: list[str]) -> "list[str] | RejectedSample":
-    try:
-        "".join(values).encode("utf-8")
-    except UnicodeEncodeError:
-        message = f"the row is not UTF-8, or longer than {MAX_LINE_BYTES >> 20} MiB; save the file as UTF-8"
-        return RejectedSample(Reason.INVALID_ENCODING, message)
-    return values
+    if is_encodable("".join(values)):
+        return values
+    message = f"the row is not UTF-8, or longer than {MAX_LINE_BYTES >> 20} MiB; save the file as UTF-8"
+    return RejectedSample(Reason.INVALID_ENCODING, message)
 
 
 def _unquoted(value: str) -> str:
@@ -256,15 +228,12 @@ class LJSpeech:
 
     def lines(self) -> Iterator[tuple[int, RawRow]]:
         """Number and row of each line."""
-        for number, raw in _numbered(self.path):
-            try:
-                yield number, self.fields.apply(number, _ljspeech_row(_decoded(raw)))
-            except RejectedSample as error:
-                yield number, error
+        for number, raw in numbered_lines(self.path):
+            yield number, self.fields.applied(number, _ljspeech_row, raw)
 
 
-def _ljspeech_row(line: str) -> dict[str, Any]:
-    values = line.split(LJSPEECH_DELIMITER)
+def _ljspeech_row(raw: bytes | RejectedSample) -> dict[str, Any]:
+    values = decoded(raw).rstrip("\r\n").split(LJSPEECH_DELIMITER)
     if not 2 <= len(values) <= 3:
         message = f"the line has {len(values)} fields; an LJSpeech line is id|text|normalized text"
         raise RejectedSample(Reason.INVALID_FIELD, message)

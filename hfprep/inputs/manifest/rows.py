@@ -1,7 +1,7 @@
 """Manifest lines to rows or rejections.
 
-Takes a JSONL file (UTF-8, with or without BOM) and yields an `Utterance` or a `Rejection` per line. A bad line never
-stops the reading. Looks up audio files but never opens them; knows nothing about earlier runs.
+Takes the lines of a file (UTF-8, with or without BOM); `parse_line` makes each an `Utterance` or a `Rejection`. A bad
+line never stops the reading. Looks up audio files but never opens them; knows nothing about earlier runs.
 """
 
 import glob
@@ -10,7 +10,6 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,33 +36,20 @@ _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 RawRow = bytes | dict[str, Any] | RejectedSample  # a line, a parsed row, or why it could not be read
 
 
-@dataclass(frozen=True, slots=True)
-class ManifestReader:
-    """Reads one manifest; `language`, if given, is the hint for every row instead of the row's own."""
-
-    path: Path
-    language: str | None = None
-
-    def lines(self) -> Iterator[tuple[int, bytes | RejectedSample]]:
-        """Number (from 1) and bytes of each line that is not blank. Raises ConfigError if there is no such file."""
-        with open_manifest(self.path) as stream:
-            number = 0
-            while raw := stream.readline(MAX_LINE_BYTES):
-                number += 1
-                if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
-                    skip_line(stream)
-                    message = f"the line is longer than {MAX_LINE_BYTES >> 20} MiB"
-                    yield number, RejectedSample(Reason.INVALID_JSON, message)
-                    continue
-                line = raw.removeprefix(UTF8_MARK) if number == 1 else raw
-                if line.strip():
-                    yield number, line
-
-    def __iter__(self) -> Iterator[Utterance | Rejection]:
-        """One item for each line that is not blank, in order."""
-        finder = AudioFinder(self.path)
-        for number, raw in self.lines():
-            yield parse_line(number, raw, finder, self.language)
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes | RejectedSample]]:
+    """Number (from 1) and bytes of each line that is not blank. Raises ConfigError if there is no such file."""
+    with open_manifest(path) as stream:
+        number = 0
+        while raw := stream.readline(MAX_LINE_BYTES):
+            number += 1
+            if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
+                skip_line(stream)
+                message = f"the line is longer than {MAX_LINE_BYTES >> 20} MiB"
+                yield number, RejectedSample(Reason.INVALID_JSON, message)
+                continue
+            line = raw.removeprefix(UTF8_MARK) if number == 1 else raw
+            if line.strip():
+                yield number, line
 
 
 def skip_line(stream: BinaryIO) -> None:
@@ -211,16 +197,9 @@ def parse_line(number: int, raw: RawRow, finder: AudioFinder, language: str | No
 
 def parse_object(raw: RawRow) -> dict[str, Any]:
     """The JSON object of a line. Raises RejectedSample."""
-    if isinstance(raw, RejectedSample):
-        raise raw
     if isinstance(raw, dict):
         return raw
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        found = f"byte {raw[error.start]:#04x} at column {error.start + 1}"
-        message = f"the line is not UTF-8 ({found}); save the file as UTF-8"
-        raise RejectedSample(Reason.INVALID_ENCODING, message) from None
+    text = decoded(raw)
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -228,6 +207,18 @@ def parse_object(raw: RawRow) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise RejectedSample(Reason.INVALID_JSON, f"the line is a JSON {type(row).__name__}, not an object")
     return row
+
+
+def decoded(raw: bytes | RejectedSample) -> str:
+    """The text of a line. Raises RejectedSample."""
+    if isinstance(raw, RejectedSample):
+        raise raw
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        found = f"byte {raw[error.start]:#04x} at column {error.start + 1}"
+        message = f"the line is not UTF-8 ({found}); save the file as UTF-8"
+        raise RejectedSample(Reason.INVALID_ENCODING, message) from None
 
 
 def _field(row: dict[str, Any], name: str) -> Any:

@@ -10,6 +10,7 @@ import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -71,7 +72,7 @@ class Tars:
                 for key, group in itertools.groupby(members, key=lambda member: member.key):
                     sample = list(itertools.islice(group, MAX_MEMBERS + 1))
                     number += 1
-                    yield number, self._row(number, path, key, sample)
+                    yield number, self.fields.applied(number, partial(_row, path, key), sample)
             except OSError as error:
                 raise ConfigError(f"{self.where}: {path} cannot be read: {error.strerror or error}") from error
             except DAMAGED as error:
@@ -80,26 +81,23 @@ class Tars:
                 message = f"{path}: {what}, at or after sample {key!r}; it and the rest of the tar are skipped"
                 yield number, RejectedSample(Reason.AUDIO_UNREADABLE, message)
 
-    def _row(self, number: int, path: Path, key: str, members: Sequence[Member]) -> RawRow:
-        try:
-            if len(members) > MAX_MEMBERS:
-                message = f"{path}: the sample {key!r} has more than {MAX_MEMBERS} files"
-                raise RejectedSample(Reason.INVALID_FIELD, message)
-            _check_names(members)
-            row: dict[str, Any] = {"id": key}
-            clip = _one_of(members, AUDIO_SUFFIXES, None)
-            within = clip.within if clip is not None else ""
-            fields = _one_of(members, FIELDS_SUFFIXES, within)
-            if fields is not None:
-                row |= parse_object(_content(path, fields))
-            text = _one_of(members, TEXT_SUFFIXES, within)
-            if text is not None and "text" not in row:
-                row["text"] = _text(path, text)
-            if clip is not None:
-                row["audio"] = str(_place(clip))
-            return self.fields.apply(number, row)
-        except RejectedSample as error:
-            return error
+
+def _row(path: Path, key: str, members: Sequence[Member]) -> dict[str, Any]:
+    if len(members) > MAX_MEMBERS:
+        raise RejectedSample(Reason.INVALID_FIELD, f"{path}: the sample {key!r} has more than {MAX_MEMBERS} files")
+    _check_names(members)
+    row: dict[str, Any] = {"id": key}
+    clip = _one_of(members, AUDIO_SUFFIXES, None)
+    within = clip.within if clip is not None else ""
+    fields = _one_of(members, FIELDS_SUFFIXES, within)
+    if fields is not None:
+        row |= parse_object(_content(path, fields))
+    text = _one_of(members, TEXT_SUFFIXES, within)
+    if text is not None and "text" not in row:
+        row["text"] = _text(path, text)
+    if clip is not None:
+        row["audio"] = str(_place(clip))
+    return row
 
 
 def _check_names(members: Sequence[Member]) -> None:

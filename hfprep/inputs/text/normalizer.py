@@ -8,6 +8,7 @@ Knows nothing about tokens, manifests or audio.
 import re
 import unicodedata
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -52,8 +53,9 @@ class TextNormalizer:
         """The folder of the grammars' .fst files; None: the installed package's."""
         return self._grammars.folder
 
-    def __reduce__(self) -> tuple[Callable[..., "TextNormalizer"], tuple[Path | None, int]]:
-        return _rebuild, (self.grammar_dir, self._grammars.cache_size)
+    def __reduce__(self) -> tuple[Callable[[], "TextNormalizer"], tuple[()]]:
+        again = partial(TextNormalizer, grammar_dir=self.grammar_dir, cache_size=self._grammars.cache_size)
+        return again, ()
 
     def normalize(self, text: str, language_hint: str | None = None) -> str:
         """Return the normalised form of a cleaned text; "" only if it has nothing but white space and labels.
@@ -86,10 +88,6 @@ class TextNormalizer:
         if not spoken:
             raise RejectedSample(Reason.TEXT_FAILED, f"the {language} grammar returned nothing for {text[:60]!r}")
         return spoken
-
-
-def _rebuild(grammar_dir: Path | None, cache_size: int) -> TextNormalizer:
-    return TextNormalizer(grammar_dir=grammar_dir, cache_size=cache_size)
 
 
 def _tidy(text: str, form: Literal["NFC", "NFKC"]) -> str:

@@ -88,10 +88,14 @@ def _placeholders(text: str, pieces: list[_Piece]) -> dict[_Piece, str]:
 
 
 def _names(kind: str) -> Iterator[str]:
-    """<n_a>, <n_b>, ... <n_z>, <n_aa>, <n_ab>, ...: only letters, as the grammar would read digits aloud."""
-    for number in count():
-        letters = ""
-        while number >= 0:
-            letters = chr(ord("a") + number % 26) + letters
-            number = number // 26 - 1
-        yield f"<{kind}_{letters}>"
+    """<n_a>, <n_b>, ... <n_z>, <n_aa>, <n_ab>, ..."""
+    return (f"<{kind}_{letters(number)}>" for number in count())
+
+
+def letters(number: int) -> str:
+    """0 to 25 are a to z, then aa, ab, ...: a number that no grammar turns into words."""
+    found = ""
+    while number >= 0:
+        found = chr(ord("a") + number % 26) + found
+        number = number // 26 - 1
+    return found

@@ -8,7 +8,7 @@ import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def space_cjk(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TextStages:
-    """The stages of a text: cleaned, normalised, and as given to SentencePiece."""
+    """The stages of a text: cleaned, normalised, and as the vocabulary gets it."""
 
     cleaned: str
     normalized: str
@@ -61,8 +61,8 @@ class TextTokenizer:
         self.normalizer = normalizer if normalizer is not None else TextNormalizer()
         self._model = _open_model(self.model_path)
 
-    def __reduce__(self) -> tuple[Callable[..., "TextTokenizer"], tuple[Path, TextNormalizer]]:
-        return _rebuild, (self.model_path, self.normalizer)
+    def __reduce__(self) -> tuple[Callable[[], "TextTokenizer"], tuple[()]]:
+        return partial(TextTokenizer, self.model_path, normalizer=self.normalizer), ()
 
     @property
     def vocab_size(self) -> int:
@@ -128,7 +128,3 @@ def _open_model(path: Path) -> Any:
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
         raise ConfigError(f"tokenizer {path} is not a SentencePiece model: {error}") from error
-
-
-def _rebuild(model_path: Path, normalizer: TextNormalizer) -> TextTokenizer:
-    return TextTokenizer(model_path, normalizer=normalizer)

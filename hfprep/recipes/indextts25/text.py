@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +20,12 @@ import numpy as np
 from hfprep.errors import Reason, RejectedSample
 from hfprep.inputs.text import punctuation
 from hfprep.inputs.text.grammar import GrammarFailed
-from hfprep.inputs.text.protected import TONED_PINYIN
+from hfprep.inputs.text.protected import TONED_PINYIN, letters
 from hfprep.inputs.text.spoken import Grammars, join_contractions, refuse_half_characters
+from hfprep.inputs.text.tokenizer import TextStages, Tokenized
 from hfprep.recipes.indextts25 import japanese
 from hfprep.recipes.indextts25.glossary import Glossary
-from hfprep.recipes.indextts25.vocabulary import DROPPED_IDS, MAX_CHARACTERS, Vocabulary, language_id
+from hfprep.recipes.indextts25.vocabulary import DROPPED_IDS, MAX_CHARACTERS, Vocabulary
 
 TEXT_VERSION = "1"  # raise it when a change in this module changes any text's tokens
 
@@ -45,35 +46,6 @@ _COMMON_MARKS = punctuation.PunctuationMap(punctuation.COMMON)
 _CHINESE_MARKS = punctuation.PunctuationMap(punctuation.CHINESE)
 
 
-@dataclass(frozen=True, slots=True)
-class TextStages:
-    """Stages of a text: after the punctuation table, as spoken, and as the vocabulary gets it."""
-
-    cleaned: str
-    normalized: str
-    final: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tokenized:
-    """A text's stages, all ids of the vocabulary, and the model's ids, (text_len,) int32."""
-
-    stages: TextStages
-    all_ids: list[int]
-    ids: np.ndarray
-    vocabulary: Vocabulary
-
-    @property
-    def pieces(self) -> tuple[str, ...]:
-        """The text of each of the model's ids."""
-        return tuple(self.vocabulary.pieces(self.ids.tolist()))
-
-    @property
-    def unknown(self) -> tuple[str, ...]:
-        """Always empty: text without a token is encoded as bytes."""
-        return ()
-
-
 class TextEncoder:
     """Text to ids. Thread-safe, and picklable (a copy reopens the files)."""
 
@@ -81,12 +53,12 @@ class TextEncoder:
         """Read the vocabulary and the glossary; raises ConfigError if one is missing or not valid."""
         self.vocabulary = Vocabulary(vocabulary)
         self.glossary = Glossary() if glossary is None else Glossary.read(glossary)
-        self._arguments = (Path(vocabulary), glossary, grammar_dir)
+        self._again = partial(TextEncoder, Path(vocabulary), glossary=glossary, grammar_dir=grammar_dir)
         self._grammars = Grammars(grammar_dir)
         self._japanese = japanese.JapaneseWords()
 
-    def __reduce__(self) -> tuple[Callable[..., TextEncoder], tuple[Path, Path | None, Path | None]]:
-        return _rebuild, self._arguments
+    def __reduce__(self) -> tuple[Callable[[], TextEncoder], tuple[()]]:
+        return self._again, ()
 
     @property
     def vocab_size(self) -> int:
@@ -112,25 +84,20 @@ class TextEncoder:
         Raises RejectedSample: empty_text if there is nothing to say, text_failed if the text cannot be encoded or the
         grammar cannot read it, text_too_long if it has more than `MAX_CHARACTERS`.
         """
-        return self.tokenize(text, language).ids
+        return self._ids(self._spoken_stages(text, language), language)
 
     def tokenize(self, text: str, language: str | None = None) -> Tokenized:
-        """A text's ids with all stages; raises as `encode` does."""
-        stages = self.stages(text, language)
-        if not text.strip():
-            raise RejectedSample(Reason.EMPTY_TEXT, f"nothing is spoken in the text {text[:60]!r}")
-        if not stages.normalized.strip():
-            raise RejectedSample(Reason.TEXT_FAILED, f"the zh grammar cannot parse {text[:60]!r}")
-        return self.tokenize_stages(stages, language)
+        """A text's ids with all stages and pieces; raises as `encode` does. No piece is unknown: others are bytes."""
+        stages = self._spoken_stages(text, language)
+        ids = self._ids(stages, language)
+        return Tokenized(stages, ids, tuple(self.vocabulary.pieces(ids.tolist())), ())
 
     def doubt(self, text: str, language: str | None) -> None:
         """Always None: a text without a language gets no grammar here."""
 
-    def tokenize_stages(self, stages: TextStages, language: str | None) -> Tokenized:
-        """The ids of the final stage, which may be empty."""
-        all_ids = self.vocabulary.encode(f"<|{_code(language)}|> {stages.final}")
-        ids = np.array([number for number in all_ids if number not in DROPPED_IDS], dtype=np.int32)
-        return Tokenized(stages, all_ids, ids, self.vocabulary)
+    def all_ids(self, stages: TextStages, language: str | None) -> list[int]:
+        """The vocabulary's ids of the last stage, of which the model gets all but `DROPPED_IDS`."""
+        return self.vocabulary.encode(f"<|{_code(language)}|> {stages.tokenizer_input}")
 
     def stages(self, text: str, language: str | None = None) -> TextStages:
         """A text before tokenization; raises RejectedSample, text_failed or text_too_long, as `encode` does."""
@@ -148,10 +115,16 @@ class TextEncoder:
             final = self._japanese(final)
         return TextStages(cleaned, normalized, _TOKEN.sub(lambda match: f"<|{match[1].upper()}|>", final))
 
-    @staticmethod
-    def language_id(language: str | None) -> int:
-        """The row of a language code in the trainer's language embedding."""
-        return language_id(language)
+    def _spoken_stages(self, text: str, language: str | None) -> TextStages:
+        stages = self.stages(text, language)
+        if not text.strip():
+            raise RejectedSample(Reason.EMPTY_TEXT, f"nothing is spoken in the text {text[:60]!r}")
+        if not stages.normalized.strip():
+            raise RejectedSample(Reason.TEXT_FAILED, f"the zh grammar cannot parse {text[:60]!r}")
+        return stages
+
+    def _ids(self, stages: TextStages, language: str | None) -> np.ndarray:
+        return np.array([number for number in self.all_ids(stages, language) if number not in DROPPED_IDS], np.int32)
 
     def _spoken(self, text: str) -> str:
         """A Chinese or English text with numbers and symbols as words; "" if the Chinese grammar cannot read it."""
@@ -169,10 +142,6 @@ class TextEncoder:
         for stand_in, reading in hidden.items():
             spoken = spoken.replace(stand_in, reading)
         return spoken
-
-
-def _rebuild(vocabulary: Path, glossary: Path | None, grammar_dir: Path | None) -> TextEncoder:
-    return TextEncoder(vocabulary, glossary=glossary, grammar_dir=grammar_dir)
 
 
 def _code(language: str | None) -> str:
@@ -204,20 +173,11 @@ def _hide_readings(text: str) -> tuple[str, Mapping[str, str]]:
     hidden: dict[str, str] = {}
 
     def hide(match: re.Match[str]) -> str:
-        stand_in = f"HELDREADING{_letters(len(hidden))}HELDREADING"
+        stand_in = f"HELDREADING{letters(len(hidden))}HELDREADING"
         hidden[stand_in] = match[0]
         return stand_in
 
     return _READING.sub(hide, text), hidden
-
-
-def _letters(number: int) -> str:
-    """0 to 25 are a to z, then aa, ab, ...: the grammar would turn digits into words."""
-    letters = ""
-    while number >= 0:
-        letters = chr(ord("a") + number % 26) + letters
-        number = number // 26 - 1
-    return letters
 
 
 def _pronounced(match: re.Match[str]) -> str:

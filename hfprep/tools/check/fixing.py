@@ -18,6 +18,7 @@ from hfprep.errors import ConfigError
 from hfprep.inputs.manifest.field_map import AUDIO, LINE, FieldMap
 from hfprep.inputs.manifest.rows import AudioFinder, RawRow, parse_object
 from hfprep.io import atomic
+from hfprep.io.json_text import json_text
 from hfprep.schema import Utterance
 
 TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
@@ -66,12 +67,7 @@ class FixedManifest:
             return
         row = self._under_its_names(parse_object(raw) | ({} if stands else {"audio": _moved(utterance.path)}))
         self._columns |= dict.fromkeys(row)
-        text = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass")
-        try:
-            text.decode()
-        except UnicodeDecodeError:  # a lone surrogate in another field, which stays escaped
-            text = json.dumps(row).encode()
-        self._rows.write(text + b"\n")
+        self._rows.write(json_text(row).encode() + b"\n")
 
     def _under_its_names(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The row with the field names of the input, for the same --map."""

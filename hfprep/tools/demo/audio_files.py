@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-OGG_PAGE = struct.Struct("<4sBBqIII")  # magic, version, flags, granule, serial number, page number, checksum
-OGG_POLYNOMIAL = 0x04C11DB7
+from hfprep.inputs.audio.ogg import CHECKSUM, SERIAL, page_checksum, page_length
+
 OGG_SERIAL = 1
 
 
@@ -60,28 +60,10 @@ def _without_peak_time(wav: bytes) -> bytes:
 
 def _with_serial(ogg: bytes, serial: int) -> bytes:
     """Set the serial number of every page of a stream, and recompute the checksums."""
-    table = _crc_table()
-    pages = bytearray(ogg)
-    at = 0
-    while at < len(pages):
-        segments = pages[at + OGG_PAGE.size]
-        end = at + OGG_PAGE.size + 1 + segments + sum(pages[at + OGG_PAGE.size + 1 :][:segments])
-        struct.pack_into("<I", pages, at + 14, serial)
-        struct.pack_into("<I", pages, at + 22, 0)
-        checksum = 0
-        for byte in pages[at:end]:
-            checksum = checksum << 8 & 0xFFFFFFFF ^ table[checksum >> 24 ^ byte]
-        struct.pack_into("<I", pages, at + 22, checksum)
-        at = end
-    return bytes(pages)
-
-
-def _crc_table() -> list[int]:
-    """Ogg's CRC table: most significant bit first, no inversion (RFC 3533)."""
-    table = []
-    for byte in range(256):
-        value = byte << 24
-        for _ in range(8):
-            value = value << 1 ^ (OGG_POLYNOMIAL if value & 0x80000000 else 0)
-        table.append(value & 0xFFFFFFFF)
-    return table
+    found, at = b"", 0
+    while length := page_length(ogg, at):
+        page = bytearray(ogg[at : at + length])
+        struct.pack_into("<I", page, SERIAL.start, serial)
+        struct.pack_into("<I", page, CHECKSUM.start, page_checksum(bytes(page)))
+        found, at = found + page, at + length
+    return found
