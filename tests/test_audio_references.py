@@ -25,7 +25,7 @@ from hfprep.inputs.audio.containers import read_clip
 from hfprep.inputs.audio.decode import guess_seconds, load_waveform, read_header
 from hfprep.pipeline.inspection import identify_audio
 from hfprep.pipeline.intake import SampleLimits, Task, check_seconds, expected_seconds, load_sample
-from hfprep.recipes.semantic_audio import SemanticAudio
+from hfprep.recipes.indextts import SemanticAudio
 from hfprep.schema import Utterance
 from tests.av_files import encode, tone
 from tests.sample_schemas import speech_schema

@@ -26,8 +26,7 @@ from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.engines.spec import ExtractorSpec
 from hfprep.pipeline.features import BatchResult, FeatureExtractor
 from hfprep.pipeline.intake import Task
-from hfprep.recipes.indextts2.outline import PUBLISHED_CONFIG
-from hfprep.recipes.indextts2.schema import PUBLISHED, schema_of
+from hfprep.recipes.indextts2.schema import PUBLISHED
 from hfprep.recipes.options import ModelOptions
 from hfprep.recipes.registry import recipe
 from hfprep.schema import Utterance
@@ -241,10 +240,6 @@ def test_frames_of_a_header_are_those_of_the_audio(tmp_path: Path, seconds: floa
     header = read_header(path)
     exact = num_input_frames(len(load_waveform(path, via=via).samples))
     assert num_input_frames(samples_of_header(header.seconds, header.sampling_rate, 16000, via)) == exact
-
-
-def test_the_published_schema_is_that_of_the_published_config() -> None:
-    assert schema_of(PUBLISHED_CONFIG) == PUBLISHED
 
 
 def short_clips(folder: Path, models: Path) -> CheckOptions:

@@ -28,7 +28,7 @@ from hfprep.pipeline.inputs import find_inputs
 from hfprep.pipeline.intake import Intake, IntakeSettings, Loaded, SampleLimits, Task
 from hfprep.pipeline.intake_processes import IntakeProcesses
 from hfprep.pipeline.plan import PlanCounts
-from hfprep.recipes.semantic_audio import SemanticAudio
+from hfprep.recipes.indextts import SemanticAudio
 from hfprep.schema import Rejection, Utterance
 from hfprep.store.layout import OutputFolder
 from tests.av_files import encode, tone

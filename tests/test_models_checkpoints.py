@@ -14,45 +14,48 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hfprep.errors import CheckpointError
-from hfprep.models.configs import ConditionConfig, SemanticCodecConfig
 from hfprep.models.semantic_config import SemanticEncoderConfig
 from hfprep.models.tensor_files import read_safetensors, read_torch_file
 from hfprep.models.tensor_shapes import read_shapes
+from hfprep.recipes import tensors as named_tensors
+from hfprep.recipes.finding import GPT_FILE, SEMANTIC_FILE, STATISTICS_FILE
 from hfprep.recipes.indextts2.checkpoints import (
     CODEC_FILE,
-    GPT_FILE,
-    IGNORED_PREFIXES,
-    NEEDED_PREFIXES,
-    SEMANTIC_FILE,
-    STATISTICS_FILE,
-    check_tensors,
+    CONDITIONER_PREFIXES,
     expected_shapes,
     load_conditioners,
     load_semantic_codec,
 )
-from hfprep.recipes.indextts2.config import ModelConfig
-from hfprep.recipes.networks import load_semantic_encoder
+from hfprep.recipes.indextts2.config import PUBLISHED, ModelConfig
+from hfprep.recipes.networks import (
+    CODEC_IGNORED,
+    CODEC_PREFIXES,
+    EMOTION_PREFIXES,
+    SEMANTIC_PREFIXES,
+    load_semantic_encoder,
+)
 from scripts.benchmark.plain_models import read_tensors
 
-PUBLISHED = ModelConfig(
-    path=Path("config.yaml"),
-    model_dim=1280,
-    max_mel_tokens=1815,
-    max_text_tokens=600,
-    number_text_tokens=12000,
-    condition=ConditionConfig(output_size=512, linear_units=2048, attention_heads=8, num_blocks=6, perceiver_mult=2),
-    emotion=ConditionConfig(output_size=512, linear_units=1024, attention_heads=4, num_blocks=4, perceiver_mult=2),
-    semantic_codec=SemanticCodecConfig(
-        codebook_size=8192,
-        hidden_size=1024,
-        codebook_dim=8,
-        vocos_dim=384,
-        vocos_intermediate_dim=2048,
-        vocos_num_layers=12,
-    ),
-    w2v_stat="wav2vec2bert_stats.pt",
-)
+# Under these prefixes every tensor must be known; the others are of no use to any feature.
+NEEDED_PREFIXES = {
+    GPT_FILE: CONDITIONER_PREFIXES + EMOTION_PREFIXES,
+    CODEC_FILE: CODEC_PREFIXES,
+    SEMANTIC_FILE: SEMANTIC_PREFIXES,
+}
+IGNORED_PREFIXES = {
+    GPT_FILE: ("gpt.", "text_embedding.", "mel_embedding.", "text_pos_embedding.", "mel_pos_embedding.", "final_norm.",
+               "text_head.", "mel_head.", "speed_emb."),
+    CODEC_FILE: CODEC_IGNORED,
+    SEMANTIC_FILE: ("masked_spec_embed", "adapter.", "intermediate_ffn.", "encoder.layers."),
+    STATISTICS_FILE: (),
+}  # fmt: skip
 Shapes = dict[str, tuple[int, ...]]
+
+
+def check_tensors(tensors: Mapping[str, Tensor], shapes: Shapes, *, file: str, path: Path) -> None:
+    """As the loaders of this file call it."""
+    ignored = CODEC_IGNORED if file == CODEC_FILE else ()
+    named_tensors.check_tensors(tensors, shapes, path=path, needed=NEEDED_PREFIXES[file], ignored=ignored)
 
 
 def unknown_names(names: Iterable[str], shapes: Mapping[str, object], file: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Formats numbers for people: durations, sizes, counts with a noun."""
+"""Formats values for people: durations, sizes, counts with a noun, errors."""
 
 import math
 
@@ -22,6 +22,11 @@ def size(num_bytes: float) -> str:
     power = min(len(SIZES) - 1, int(math.log10(num_bytes) / 3))
     value = num_bytes / 1000**power
     return f"{value:.1f} {SIZES[power]}" if value < 100 else f"{value:.0f} {SIZES[power]}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or else its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:

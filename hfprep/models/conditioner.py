@@ -42,7 +42,7 @@ class Conditioner(nn.Module):
         return latents
 
 
-class EmotionConditioner(nn.Module):
+class EmotionConditioner(Conditioner):
     """Semantic features (B, T, D) to the emotion vector (B, M): one latent of width E and two affine maps."""
 
     def __init__(
@@ -54,19 +54,12 @@ class EmotionConditioner(nn.Module):
         emotion_width: int,
         position_rows: int = POSITION_ROWS,
     ) -> None:
-        super().__init__()
-        self.conformer = Conformer(config, input_size=input_size, position_rows=position_rows)
-        self.perceiver = Perceiver(
-            context_width=config.output_size,
-            width=emotion_width,
-            num_latents=1,
-            num_heads=config.attention_heads,
-            mult=config.perceiver_mult,
+        super().__init__(
+            config, input_size=input_size, model_dim=emotion_width, num_latents=1, position_rows=position_rows
         )
         self.project = nn.Linear(emotion_width, model_dim)
         self.out = nn.Linear(model_dim, model_dim)
 
     def forward(self, semantic: Tensor, mask: FrameMask) -> Tensor:
-        encoded, mask = self.conformer(semantic, mask)
-        emo_vec: Tensor = self.out(self.project(self.perceiver(encoded, mask)[:, 0]))
+        emo_vec: Tensor = self.out(self.project(super().forward(semantic, mask)[:, 0]))
         return emo_vec

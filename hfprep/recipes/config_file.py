@@ -1,7 +1,7 @@
 """The sections of config.yaml that model families share.
 
-Provides `read_config`, `Section`, which checks values as they are read, and `condition_config`. Keys that hfprep does
-not use are ignored; unsupported values raise an error with the name of the key.
+Provides `read_config`, `Section`, which checks values as they are read, and `GptConfig`, which the families extend.
+Keys that hfprep does not use are ignored; unsupported values raise an error with the name of the key.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import yaml
 from hfprep.errors import ConfigError
 from hfprep.models.configs import ConditionConfig, SemanticCodecConfig
 
-INPUT_LAYER = "conv2d2"
+CONDITION_TYPE, INPUT_LAYER = "conformer_perceiver", "conv2d2"
 MAX_CONFIG_BYTES = 1 << 18
 MAX_WIDTH = 1 << 20  # of a layer, vocabulary, codebook or position table
 MAX_LAYERS = 1000
@@ -76,6 +76,38 @@ class Section:
         value = self.get(key, repr(allowed))
         if value != allowed:
             raise self.error(key, f"is {_shown(value)}; hfprep supports {allowed!r} only")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GptConfig:
+    """The validated parts of config.yaml that features of every IndexTTS family depend on.
+
+    `model_dim` is the width of the GPT; `max_mel_tokens` and `max_text_tokens` are its code and text positions;
+    `number_text_tokens` bounds the vocabulary. `gpt_checkpoint` is a file name as in the config, which may lack it.
+    """
+
+    path: Path
+    model_dim: int
+    max_mel_tokens: int
+    max_text_tokens: int
+    number_text_tokens: int
+    emotion: ConditionConfig
+    semantic_codec: SemanticCodecConfig
+    gpt_checkpoint: str | None = None
+
+
+def gpt_config(root: Section) -> dict[str, Any]:
+    """The fields of a `GptConfig`. Raises ConfigError with the file, the key, its value and what is allowed."""
+    gpt = root.section("gpt")
+    gpt.require("condition_type", CONDITION_TYPE)
+    names = ("model_dim", "max_mel_tokens", "max_text_tokens", "number_text_tokens")
+    return {
+        "path": root.path,
+        **{name: gpt.count(name) for name in names},
+        "emotion": condition_config(gpt.section("emo_condition_module")),
+        "semantic_codec": codec_config(root.section("semantic_codec")),
+        "gpt_checkpoint": root.text("gpt_checkpoint") if root.has("gpt_checkpoint") else None,
+    }
 
 
 def condition_config(section: Section) -> ConditionConfig:

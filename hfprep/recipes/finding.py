@@ -13,23 +13,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hfprep.errors import CheckpointError, ConfigError
+from hfprep.io.words import first_line
+from hfprep.recipes.base import Download
 
 SEMANTIC_MODEL = "facebook/w2v-bert-2.0"
 SEMANTIC_FOLDER = "w2v-bert-2.0"
 CACHE_FOLDER = "hf_cache"  # the published code's subfolder for models of other repositories
-CONFIG_FILE = "config.yaml"
+CONFIG_FILE, GPT_FILE, STATISTICS_FILE = "config.yaml", "gpt.pth", "wav2vec2bert_stats.pt"
 SEMANTIC_CONFIGS = ("config.json", "preprocessor_config.json")
 
 _WEIGHTS, _INDEX, _SHARDS = "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"
+SEMANTIC_FILE = f"{SEMANTIC_FOLDER}/{_WEIGHTS}"
 WEIGHT_PATTERNS = (_WEIGHTS, _INDEX, _SHARDS)
+SEMANTIC_DOWNLOAD = Download(SEMANTIC_MODEL, (*SEMANTIC_CONFIGS, _WEIGHTS), 2_320_000_000, SEMANTIC_FOLDER)
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SemanticFiles:
-    """The files of w2v-bert-2.0 and the statistics of its output. All exist."""
+class ModelFiles:
+    """The local path of every model file that is read: those of w2v-bert-2.0 and of the families. All exist."""
 
+    config: Path
+    gpt_checkpoint: Path
+    semantic_codec: Path
     w2v_stat: Path
     semantic_model: Path
     semantic_weights: tuple[Path, ...]
@@ -218,7 +225,7 @@ def from_hub(
     except Exception as exc:  # noqa: BLE001 - errors of whichever HTTP library is in use come through
         missing.add(
             what,
-            f"it is not cached and could not be fetched ({_first_line(exc)}); get it with: {command}",
+            f"it is not cached and could not be fetched ({first_line(exc)}); get it with: {command}",
         )
         return None
     if not complete(fetched):
@@ -230,7 +237,3 @@ def from_hub(
 def _command_patterns(patterns: tuple[str, ...]) -> str:
     names = [pattern for pattern in patterns if pattern not in (_INDEX, _SHARDS)]
     return " ".join(names)
-
-
-def _first_line(exc: BaseException) -> str:
-    return str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__

@@ -1,21 +1,30 @@
-"""What the IndexTTS model sets share: w2v-bert-2.0 as the first network, and its precisions."""
+"""What the IndexTTS families share: w2v-bert-2.0 as the first network, its input and its precisions.
+
+The input is a clip's input features, or its samples, from which a GPU computes them. Provides `SemanticModelSet`,
+`SemanticAudio`, and `semantic_inputs` for the models.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from hfprep.models.input_features import SAMPLING_RATE, check_waveform, extract_input_features, num_input_frames
 from hfprep.recipes.base import PRECISIONS, resampling
-from hfprep.recipes.finding import SemanticFiles
+from hfprep.recipes.finding import ModelFiles
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 _SEMANTIC = ("semantic_model", "w2v_stat")  # prefixes of its files' names
 
 
-def semantic_files(located: SemanticFiles) -> dict[str, Path]:
+def semantic_files(located: ModelFiles) -> dict[str, Path]:
     """The files of w2v-bert-2.0 that features depend on, by their names in stats.json."""
     return {f"semantic_model/{path.name}": path for path in (located.semantic_config, *located.semantic_weights)}
 
@@ -37,3 +46,42 @@ class SemanticModelSet:
         from hfprep.models.masking import packs  # it imports torch
 
         return packs(device)
+
+
+@dataclass(frozen=True)
+class SemanticAudio:
+    """Samples at 16 kHz; a frame is 20 ms.
+
+    On a CPU, input features, float32 (num_frames, 160), are computed while clips are loaded. On a GPU, or with
+    `samples_only`, the model gets the samples.
+    """
+
+    samples_only: bool = False
+
+    @property
+    def sampling_rate(self) -> int:
+        return SAMPLING_RATE
+
+    def num_frames(self, num_samples: int) -> int:
+        return num_input_frames(num_samples)
+
+    def prepare(self, samples: np.ndarray, *, on_gpu: bool) -> np.ndarray:
+        if on_gpu or self.samples_only:
+            check_waveform(samples)
+            return samples
+        return extract_input_features(samples)
+
+
+def semantic_inputs(inputs: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Input features, float32 (B, T, 160), and frames per clip, int64 (B,), of a padded batch.
+
+    inputs: the output of `SemanticAudio`, either samples (B, S), or input features, which are returned unchanged.
+    """
+    if inputs.ndim != 2:
+        return inputs, lengths
+    import torch
+
+    from hfprep.models.batch_input_features import batch_input_features
+
+    frames = [num_input_frames(count) for count in lengths.tolist()]
+    return batch_input_features(inputs, lengths), torch.tensor(frames)

@@ -15,13 +15,15 @@ from torch.nn import functional as F
 
 from hfprep.errors import CheckpointError
 from hfprep.models.conditioner import EmotionConditioner
-from hfprep.models.configs import ConditionConfig, SemanticCodecConfig
+from hfprep.models.configs import SemanticCodecConfig
 from hfprep.models.conformer import POSITION_ROWS
 from hfprep.models.perceiver import Perceiver
 from hfprep.models.semantic_codec import SemanticCodec
 from hfprep.models.semantic_config import NUM_LAYERS, SemanticEncoderConfig
 from hfprep.models.semantic_encoder import SemanticEncoder
 from hfprep.models.tensor_files import read_safetensors, read_torch_file
+from hfprep.recipes.config_file import GptConfig
+from hfprep.recipes.finding import SEMANTIC_FILE, STATISTICS_FILE
 from hfprep.recipes.tensors import Shapes, both, check_tensors, fill, shape_of, shapes_of, under
 
 SEMANTIC_PREFIXES = ("feature_projection.", *(f"encoder.layers.{layer}." for layer in range(NUM_LAYERS)))
@@ -49,6 +51,12 @@ def load_semantic_encoder(config_path: Path, weight_paths: Sequence[Path], stati
     filled.update(mean=statistics["mean"], std=statistics["var"].float().sqrt())
     fill(encoder, filled)
     return encoder
+
+
+def encoder_shapes(config: SemanticEncoderConfig) -> dict[str, Shapes]:
+    """The shapes of the encoder's tensors and of its statistics: {file in a models folder: {tensor name: shape}}."""
+    statistics: Shapes = dict.fromkeys(("mean", "var"), (config.hidden_size,))
+    return {SEMANTIC_FILE: semantic_shapes(SemanticEncoder(config)), STATISTICS_FILE: statistics}
 
 
 def semantic_shapes(encoder: SemanticEncoder) -> Shapes:
@@ -92,9 +100,7 @@ def codec_shapes(config: SemanticCodecConfig) -> Shapes:
 
 def _codec_names(num_layers: int) -> dict[str, str]:
     """{our name: name in the file} for the codec's encoder."""
-    block = both(
-        {"depthwise": "dwconv", "norm": "norm", "expand": "pwconv1", "contract": "pwconv2"},
-    )
+    block = both({"depthwise": "dwconv", "norm": "norm", "expand": "pwconv1", "contract": "pwconv2"})
     block["gamma"] = "gamma"
     names = both({"embed": "encoder.0.embed", "norm": "encoder.0.norm", "norm_final": "encoder.0.final_layer_norm"})
     names.update(both({"out": "encoder.1"}))
@@ -103,15 +109,13 @@ def _codec_names(num_layers: int) -> dict[str, str]:
     return names
 
 
-def emotion_branch(
-    tensors: Mapping[str, Tensor], config: ConditionConfig, *, semantic_size: int, model_dim: int
-) -> EmotionConditioner:
+def emotion_branch(tensors: Mapping[str, Tensor], config: GptConfig, *, semantic_size: int) -> EmotionConditioner:
     """The emotion branch on the meta device; widths that are not in the config come from the tensors' shapes."""
     with torch.device("meta"):
         return EmotionConditioner(
-            config,
+            config.emotion,
             input_size=semantic_size,
-            model_dim=model_dim,
+            model_dim=config.model_dim,
             emotion_width=shape_of(tensors, "emo_perceiver_encoder.latents", (1, semantic_size))[-1],
             position_rows=position_rows(tensors, EMOTION_PREFIXES[0]),
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hfprep.errors import CheckpointError, StoreError
 from hfprep.io.file_hashes import sha256_file
-from hfprep.io.words import count, size
+from hfprep.io.words import count, first_line, size
 from hfprep.recipes.base import Download
 from hfprep.recipes.options import ModelOptions
 from hfprep.recipes.registry import choose_recipe, downloads
@@ -138,10 +138,9 @@ def _explained(source: Download) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # errors of whichever HTTP library is in use come through
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"{source.repository} could not be fetched: {first}; check the network (and HF_ENDPOINT, HF_TOKEN), "
-            "then run the same command again: complete files are kept"
+            f"{source.repository} could not be fetched: {first_line(error)}; check the network (and HF_ENDPOINT, "
+            "HF_TOKEN), then run the same command again: complete files are kept"
         ) from error
 
 

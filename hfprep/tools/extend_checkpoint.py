@@ -22,12 +22,12 @@ from hfprep.errors import CheckpointError, ConfigError, StoreError
 from hfprep.inputs.text.language import canonical_language
 from hfprep.io import atomic
 from hfprep.models.tensor_files import load_torch_file, state_dict_of
-from hfprep.recipes.indextts2.checkpoints import GPT_FILE
+from hfprep.recipes.finding import CONFIG_FILE, GPT_FILE
+from hfprep.recipes.indextts2.options import TOKENIZER_FILE
 from hfprep.recipes.indextts25.vocabulary import COMMON_LANGUAGE, LANGUAGES, language_id
 from hfprep.recipes.text_rows import LANGUAGE_EMBEDDING, TEXT_EMBEDDING, TEXT_ROWS
 from hfprep.tools.tokenizer.vocabulary import Vocabulary
 
-CONFIG_FILE, TOKENIZER_FILE = "config.yaml", "bpe.model"
 VOCABULARY_KEY = "number_text_tokens"
 _VOCABULARY_LINE = re.compile(rf"^(\s*{VOCABULARY_KEY}\s*:\s*)\d+", re.MULTILINE)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfprep.models.semantic_config import SemanticEncoderConfig
-from hfprep.tools.demo.model_set import SEMANTIC_FOLDER, make_model_set
+from hfprep.recipes.finding import SEMANTIC_FOLDER
+from hfprep.tools.demo.model_set import make_model_set
 from hfprep.tools.demo.model_set25 import SPEAKER, make_model_set25
 from scripts.benchmark import arithmetic
 from scripts.benchmark.arithmetic import Flops

@@ -20,6 +20,7 @@ from hfprep.inputs.manifest.field_map import FieldMap
 from hfprep.inputs.manifest.guarded import GuardedTables, Position, Step
 from hfprep.inputs.manifest.splits import chosen_split
 from hfprep.io.references import ByteRange
+from hfprep.io.words import first_line
 
 SPLITS_FILE, STATE_FILE = "dataset_dict.json", "state.json"  # of a set of splits, and of one saved data set
 MAX_NOTES_BYTES = 1 << 24
@@ -57,7 +58,7 @@ class ArrowFiles(GuardedTables):
                 message = f"{self.where}: {path} is compressed; load it and save it with datasets' save_to_disk"
                 raise ConfigError(message) from None
             except (ConfigError, OSError, *UNREADABLE) as error:
-                problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+                problem = first_line(error)
                 if index == 0 and number == begun:
                     if isinstance(error, ConfigError):
                         raise

@@ -18,6 +18,7 @@ import pyarrow as pa
 from hfprep.errors import ConfigError, Reason, RejectedSample
 from hfprep.inputs.manifest.field_map import FIELDS, FieldMap
 from hfprep.io.arrow_types import holds_clips, holds_text
+from hfprep.io.words import first_line
 
 PATH, BYTES = "path", "bytes"  # the fields of an Audio column
 # Errors of Arrow and Python while reading a value: Arrow's (also ValueError, KeyError, ...), and dates after 9999.
@@ -109,7 +110,7 @@ def _cell_value(column: Any, index: int) -> Any:
         cell.validate(full=True)  # before it is read: invalid offsets would be followed
         return plain(cell[0].as_py())
     except UNREADABLE as error:
-        return Unreadable((str(error).strip() or type(error).__name__).splitlines()[0])
+        return Unreadable(first_line(error))
 
 
 def plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ from hfprep.inputs.manifest.arrow import ArrowFiles
 from hfprep.inputs.manifest.field_map import FieldMap
 from hfprep.inputs.manifest.guarded import Died, Guarded, Position, Step, run
 from hfprep.inputs.manifest.splits import chosen_split
+from hfprep.io.words import first_line
 
 FILES = "files"  # of the one step
 DAMAGED = "download its files with `hf download {} --repo-type dataset --local-dir DIR`: Parquet is read row by row"
@@ -42,15 +43,15 @@ class _Fetched(Guarded):
         except ConfigError:
             raise
         except Exception as error:  # any error of the network, the Hub or its files
-            message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             if isinstance(error, datasets.exceptions.DatasetGenerationError):
-                cause = str(error.__cause__ or "it is damaged").strip().splitlines()[0]
+                cause = "it is damaged" if error.__cause__ is None else first_line(error.__cause__)
                 raise ConfigError(
                     f"{self.where} cannot be converted: {cause}; {DAMAGED.format(self.repository)}"
                 ) from error
             raise ConfigError(
-                f"{self.where} cannot be loaded: {message}. If you meant a file, correct its path. To download the "
-                f"data set while online: python -c \"import datasets; datasets.load_dataset('{self.repository}')\""
+                f"{self.where} cannot be loaded: {first_line(error)}. If you meant a file, correct its path. To "
+                "download the data set while online: python -c "
+                f"\"import datasets; datasets.load_dataset('{self.repository}')\""
             ) from error
         yield 1, {FILES: [file["filename"] for file in data.cache_files]}
 

@@ -19,6 +19,7 @@ from hfprep.inputs.manifest.field_map import FieldMap
 from hfprep.inputs.manifest.guarded import MAX_ROWS, GuardedTables, Position, Row, Step
 from hfprep.io.object_storage import open_stream, url_of
 from hfprep.io.references import ParquetCell
+from hfprep.io.words import first_line
 
 ROWS_AT_A_TIME = 1024
 CLIPS_AT_A_TIME = 16  # read to check whether there are clips
@@ -104,9 +105,9 @@ class _Group:
             except StoreError:
                 raise
             except (OSError, *UNREADABLE) as error:
-                problem = str(error).strip() or type(error).__name__
+                problem = first_line(error)
         message = (
-            f"{self.path}: row group {self.group} cannot be read: {problem.splitlines()[0]}; its rows from row "
+            f"{self.path}: row group {self.group} cannot be read: {problem}; its rows from row "
             f"{self.first + done} of the file on (counted from 0) are skipped"
         )
         yield at.number + done + 1, RejectedSample(Reason.INVALID_FIELD, message)

@@ -235,7 +235,7 @@ class _Perceiver(nn.Module):
 class FusedConditioner(nn.Module):
     """Semantic features (B, T, D) float32 to the condition latents (B, L, M) float32."""
 
-    def __init__(self, plain: Conditioner | EmotionConditioner, form: Form) -> None:
+    def __init__(self, plain: Conditioner, form: Form) -> None:
         super().__init__()
         self.conformer = _Conformer(plain.conformer, form)
         self.perceiver = _Perceiver(plain.perceiver, self.conformer.norm, form)

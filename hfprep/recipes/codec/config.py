@@ -1,7 +1,7 @@
-"""A codec's config.json: sampling rate, samples per code, codebooks.
+"""A codec's config.json: sampling rate, samples per code, codebooks; and the codec's input.
 
-Provides `CodecConfig`, and `FAMILIES`, the supported codecs and what they call these settings. The file is read with
-the library's own configuration classes, so derived values are the library's.
+Provides `CodecConfig`, `CodecAudio`, and `FAMILIES`, the supported codecs and what they call these settings. The file
+is read with the library's own configuration classes, so derived values are the library's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfprep.errors import CheckpointError, ConfigError
+import numpy as np
+
+from hfprep.errors import CheckpointError, ConfigError, Reason, RejectedSample
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ FAMILIES: Mapping[str, Family] = {
     "dac": Family("hop_length", "n_codebooks", "n_quantizers"),
 }
 MIN_FRAMES = 1
+LOUDEST = 1e6  # full scale is 1.0; far beyond it, a network's sums overflow and its codes are meaningless
 MAX_SECONDS = 300.0  # Mimi was trained with positions for 320 s; longer clips must be cut
 NO_SCALES = "its codes can only be decoded together with scales, which are not stored; use a codec without them"
 
@@ -91,6 +94,27 @@ class CodecConfig:
             raise CheckpointError(f"{path}: transformers cannot read it ({error}); fetch the codec again") from error
         _check(path, found)
         return config
+
+
+@dataclass(frozen=True)
+class CodecAudio:
+    """A codec's input: a clip's unmodified samples, float32 (num_samples,); a frame is the samples of one code."""
+
+    config: CodecConfig
+
+    @property
+    def sampling_rate(self) -> int:
+        return self.config.sampling_rate
+
+    def num_frames(self, num_samples: int) -> int:
+        return self.config.num_frames(num_samples)
+
+    def prepare(self, samples: np.ndarray, *, on_gpu: bool) -> np.ndarray:
+        del on_gpu
+        # `not ... <` instead of `>=`, which would be false for NaN.
+        if not max(samples.max(), -samples.min()) < LOUDEST:
+            raise RejectedSample(Reason.AUDIO_NOT_FINITE, "the samples are far beyond full scale: scale them to +-1.0")
+        return samples
 
 
 def max_frames(config: CodecConfig) -> int:

@@ -12,8 +12,7 @@ import numpy as np
 
 from hfprep.errors import ConfigError
 from hfprep.recipes.base import Outline, resampling, via_rate
-from hfprep.recipes.codec.audio import CodecAudio
-from hfprep.recipes.codec.config import MIN_FRAMES, CodecConfig, max_frames
+from hfprep.recipes.codec.config import MIN_FRAMES, CodecAudio, CodecConfig, max_frames
 from hfprep.recipes.codec.locate import CodecFiles, locate, tokenizer_file
 from hfprep.recipes.codec.options import CodecOptions
 from hfprep.recipes.codec.schema import CODES, NAME, PUBLISHED, TEXT, schema_of

@@ -19,12 +19,12 @@ from hfprep.models.masking import FrameMask
 from hfprep.models.precision import computing, require
 from hfprep.models.semantic_codec import SemanticCodec
 from hfprep.models.semantic_encoder import SemanticEncoder
+from hfprep.recipes.finding import ModelFiles
+from hfprep.recipes.indextts import semantic_inputs
 from hfprep.recipes.indextts2.checkpoints import load_conditioners, load_semantic_codec
 from hfprep.recipes.indextts2.config import ModelConfig
-from hfprep.recipes.indextts2.locate import ModelFiles
 from hfprep.recipes.indextts2.schema import CODES, LATENTS
 from hfprep.recipes.networks import load_semantic_encoder
-from hfprep.recipes.semantic_audio import semantic_inputs
 from hfprep.recipes.semantic_model import SemanticModel
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from hfprep.models.kernels.conditioner import FusedConditioner
 
 MIN_FRAMES = 3
-
-
 AUDIO_GROUPS = frozenset({CODES, LATENTS})
 
 

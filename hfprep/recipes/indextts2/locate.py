@@ -1,19 +1,16 @@
 """Finds IndexTTS-2's files: in a models folder, by individual paths, or in the hub's cache.
 
-Provides `ModelFiles`, the local path of every file that is read, and `locate`, which finds them and downloads what is
-not on this machine. Cached files are found without network access. Of the files' contents, only the name of the
-statistics in config.yaml is used.
+Provides `locate`, which downloads what is not on this machine. Cached files are found without network access. Of the
+files' contents, only the names in config.yaml are used.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
 from hfprep.recipes.finding import (
     CONFIG_FILE,
+    GPT_FILE,
     Missing,
-    SemanticFiles,
+    ModelFiles,
     find_file,
     find_semantic_model,
     given_path,
@@ -25,16 +22,6 @@ from hfprep.recipes.indextts2.options import IndexTTS2Options
 
 SEMANTIC_CODEC = "amphion/MaskGCT"
 CODEC_FILE = "semantic_codec/model.safetensors"
-GPT_FILE = "gpt.pth"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelFiles(SemanticFiles):
-    """The local path of every model file. All exist."""
-
-    config: Path
-    gpt_checkpoint: Path
-    semantic_codec: Path
 
 
 def locate(options: IndexTTS2Options, *, fetch: bool = True) -> ModelFiles:

@@ -6,6 +6,8 @@ from pathlib import Path
 from hfprep.errors import ConfigError
 from hfprep.recipes.base import option
 
+TOKENIZER_FILE = "bpe.model"
+
 
 @dataclass(frozen=True, kw_only=True)
 class IndexTTS2Options:
@@ -27,4 +29,4 @@ class IndexTTS2Options:
             return self.tokenizer
         if self.models is None:
             raise ConfigError("--tokenizer is missing: give it, or a folder with all model files as --models DIR")
-        return self.models / "bpe.model"
+        return self.models / TOKENIZER_FILE

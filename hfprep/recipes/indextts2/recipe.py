@@ -14,13 +14,13 @@ import numpy as np
 from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.io.digest import digest
 from hfprep.recipes.base import Download, Outline
-from hfprep.recipes.indextts import SemanticModelSet, semantic_files, semantic_settings
+from hfprep.recipes.finding import CONFIG_FILE, GPT_FILE, SEMANTIC_DOWNLOAD, STATISTICS_FILE, ModelFiles, models_folder
+from hfprep.recipes.indextts import SemanticAudio, SemanticModelSet, semantic_files, semantic_settings
+from hfprep.recipes.indextts2 import config as configs
 from hfprep.recipes.indextts2.config import ModelConfig
-from hfprep.recipes.indextts2.locate import ModelFiles, locate
-from hfprep.recipes.indextts2.options import IndexTTS2Options
-from hfprep.recipes.indextts2.outline import DOWNLOADS, config_of
+from hfprep.recipes.indextts2.locate import CODEC_FILE, SEMANTIC_CODEC, locate
+from hfprep.recipes.indextts2.options import TOKENIZER_FILE, IndexTTS2Options
 from hfprep.recipes.indextts2.schema import CODES, LATENTS, NAME, PUBLISHED, TEXT, schema_of
-from hfprep.recipes.semantic_audio import SemanticAudio
 from hfprep.recipes.text_rows import warn_of_larger
 from hfprep.schema import Schema
 
@@ -28,6 +28,12 @@ if TYPE_CHECKING:
     import torch
 
     from hfprep.recipes.indextts2.feature_model import FeatureModel
+
+DOWNLOADS = (
+    Download("IndexTeam/IndexTTS-2", (CONFIG_FILE, TOKENIZER_FILE, STATISTICS_FILE, GPT_FILE), 3_480_000_000),
+    SEMANTIC_DOWNLOAD,
+    Download(SEMANTIC_CODEC, (CODEC_FILE,), 177_000_000),
+)
 
 
 @dataclass(frozen=True)
@@ -124,10 +130,10 @@ class IndexTTS2:
         return DOWNLOADS
 
     def outline(self, options: IndexTTS2Options) -> Outline:
-        from hfprep.recipes.indextts2.checkpoints import POSITION_ROWS  # these import torch
+        from hfprep.models.conformer import POSITION_ROWS  # these import torch
         from hfprep.recipes.indextts2.feature_model import MIN_FRAMES
 
-        config = config_of(options)
+        config = _config(options)
         named = options.tokenizer is not None or options.models is not None
         encoder = TextTokenizer(options.tokenizer_path) if named else None
         if encoder is not None:
@@ -142,11 +148,19 @@ class IndexTTS2:
         )
 
 
+def _config(options: IndexTTS2Options) -> ModelConfig:
+    """The config.yaml in the options, or that of the published model if there is none."""
+    if options.config is not None:
+        return ModelConfig.read(options.config)
+    folder = models_folder(options.models)
+    return configs.PUBLISHED if folder is None else ModelConfig.read(folder / CONFIG_FILE)
+
+
 def _compare_sizes(encoder: TextTokenizer, options: IndexTTS2Options, config: ModelConfig) -> None:
     """Warn if the tokenizer is larger than the checkpoint, if the checkpoint is present."""
     checkpoint = options.gpt_checkpoint
     if checkpoint is None and options.models is not None:
-        checkpoint = options.models / (config.gpt_checkpoint or "gpt.pth")
+        checkpoint = options.models / (config.gpt_checkpoint or GPT_FILE)
     if checkpoint is not None and checkpoint.is_file():
         warn_of_larger(encoder.model_path, encoder.vocab_size, checkpoint, config.number_text_tokens)
 

@@ -7,19 +7,17 @@ never read. campplus.py loads the speaker network; `recipes.networks` maps tenso
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from hfprep.models.conditioner import EmotionConditioner
 from hfprep.models.downsampled_codec import DownsampledCodec
 from hfprep.models.semantic_config import SemanticEncoderConfig
-from hfprep.models.semantic_encoder import SemanticEncoder
 from hfprep.models.tensor_files import read_torch_file
+from hfprep.recipes.finding import GPT_FILE
 from hfprep.recipes.indextts25.campplus import PUBLISHED, campplus_shapes
-from hfprep.recipes.indextts25.config import CAMPPLUS_FILE, CODEC_FILE, GPT_FILE, STATISTICS_FILE, Config
+from hfprep.recipes.indextts25.config import CAMPPLUS_FILE, CODEC_FILE, Config
 from hfprep.recipes.networks import (
     CODEC_IGNORED,
     CODEC_PREFIXES,
@@ -27,12 +25,10 @@ from hfprep.recipes.networks import (
     codec_shapes,
     emotion_branch,
     emotion_names,
+    encoder_shapes,
     semantic_codec,
-    semantic_shapes,
 )
 from hfprep.recipes.tensors import Shapes, check_tensors, fill, shapes_of
-
-SEMANTIC_FILE = "w2v-bert-2.0/model.safetensors"
 
 _DOWN = "down."
 
@@ -43,13 +39,8 @@ def load_codec(path: Path, config: Config) -> DownsampledCodec:
     Raises CheckpointError that lists what is missing, unexpected or of another shape.
     """
     tensors = read_torch_file(path)
-    check_tensors(
-        tensors,
-        downsampled_codec_shapes(config),
-        path=path,
-        needed=(_DOWN, *CODEC_PREFIXES),
-        ignored=CODEC_IGNORED,
-    )
+    shapes = downsampled_codec_shapes(config)
+    check_tensors(tensors, shapes, path=path, needed=(_DOWN, *CODEC_PREFIXES), ignored=CODEC_IGNORED)
     codec = semantic_codec(tensors, config.semantic_codec)
     with torch.device("meta"):
         whole = DownsampledCodec(codec)
@@ -63,7 +54,7 @@ def load_emotion(path: Path, config: Config, *, semantic_size: int) -> EmotionCo
     Raises CheckpointError that lists what is missing, unexpected or of another shape.
     """
     tensors = read_torch_file(path)
-    emotion = emotion_branch(tensors, config.emotion, semantic_size=semantic_size, model_dim=config.model_dim)
+    emotion = emotion_branch(tensors, config, semantic_size=semantic_size)
     names = emotion_names(emotion)
     check_tensors(tensors, shapes_of(emotion, names), path=path, needed=EMOTION_PREFIXES)
     fill(emotion, {ours: tensors[theirs] for ours, theirs in names.items()})
@@ -79,13 +70,10 @@ def downsampled_codec_shapes(config: Config) -> Shapes:
 
 def expected_shapes(config: Config, semantic_config: SemanticEncoderConfig) -> dict[str, Shapes]:
     """The shapes of all required tensors, CAM++ at its published widths: {file in a models folder: {name: shape}}."""
-    size = semantic_config.hidden_size
-    nothing: Mapping[str, Tensor] = {}
-    emotion = emotion_branch(nothing, config.emotion, semantic_size=size, model_dim=config.model_dim)
+    emotion = emotion_branch({}, config, semantic_size=semantic_config.hidden_size)
     return {
         GPT_FILE: shapes_of(emotion, emotion_names(emotion)),
         CODEC_FILE: downsampled_codec_shapes(config),
         CAMPPLUS_FILE: campplus_shapes(PUBLISHED),
-        SEMANTIC_FILE: semantic_shapes(SemanticEncoder(semantic_config)),
-        STATISTICS_FILE: {"mean": (size,), "var": (size,)},
+        **encoder_shapes(semantic_config),
     }

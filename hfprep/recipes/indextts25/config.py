@@ -9,15 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hfprep.models.configs import ConditionConfig, SemanticCodecConfig
 from hfprep.models.tensor_shapes import read_shapes
-from hfprep.recipes.config_file import Section, codec_config, condition_config, read_config
+from hfprep.recipes.config_file import GptConfig, gpt_config, read_config
 from hfprep.recipes.indextts25.vocabulary import NUM_TOKENS
 
-CONDITION_TYPE = "conformer_perceiver"
-GPT_FILE = "gpt.pth"
 CODEC_FILE = "codec.pth"
-STATISTICS_FILE = "wav2vec2bert_stats.pt"
 VOCABULARY_FILE = "multilingual_zh_ja_yue_char_del.tiktoken"
 CAMPPLUS_FILE = "campplus_cn_common.bin"
 
@@ -29,22 +25,13 @@ _CODEC_CONSTANTS = {"downsample_scale": 2, "num_quantizers": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(GptConfig):
     """The validated parts of config.yaml that features depend on.
 
-    `max_mel_tokens` and `max_text_tokens` are the GPT's code and text positions; `number_text_tokens` bounds the
-    vocabulary. `w2v_stat` and `gpt_checkpoint` are file names as in the config; the files may not exist.
+    `w2v_stat` is a file name as in the config. It and that of the checkpoint may not exist.
     """
 
-    path: Path
-    model_dim: int
-    max_mel_tokens: int
-    max_text_tokens: int
-    number_text_tokens: int
-    emotion: ConditionConfig
-    semantic_codec: SemanticCodecConfig
     w2v_stat: str | None = None
-    gpt_checkpoint: str | None = None
 
     @classmethod
     def read(cls, path: str | Path) -> Config:
@@ -53,19 +40,12 @@ class Config:
         Raises ConfigError with the file, the key, its value and what is allowed.
         """
         root = read_config(Path(path))
-        gpt = root.section("gpt")
-        gpt.require("condition_type", CONDITION_TYPE)
-        return cls(
-            path=root.path,
-            model_dim=gpt.count("model_dim"),
-            max_mel_tokens=gpt.count("max_mel_tokens"),
-            max_text_tokens=gpt.count("max_text_tokens"),
-            number_text_tokens=gpt.count("number_text_tokens"),
-            emotion=condition_config(gpt.section("emo_condition_module")),
-            semantic_codec=_codec_config(root.section("semantic_codec")),
-            w2v_stat=root.text("w2v_stat") if root.has("w2v_stat") else None,
-            gpt_checkpoint=root.text("gpt_checkpoint") if root.has("gpt_checkpoint") else None,
-        )
+        codec = root.section("semantic_codec")
+        for key, only in _CODEC_CONSTANTS.items():
+            value = codec.values.get(key)
+            if value not in (None, only):
+                raise codec.error(key, f"is {value!r}; hfprep supports {only} only ({only} or absent)")
+        return cls(**gpt_config(root), w2v_stat=root.text("w2v_stat") if root.has("w2v_stat") else None)
 
 
 def names_indextts25(path: Path) -> bool:
@@ -86,11 +66,3 @@ def named_file(folder: Path, named: str | None, fallback: str) -> Path:
         if candidate.is_file():
             return candidate
     return folder / fallback
-
-
-def _codec_config(section: Section) -> SemanticCodecConfig:
-    for key, only in _CODEC_CONSTANTS.items():
-        value = section.values.get(key)
-        if value not in (None, only):
-            raise section.error(key, f"is {value!r}; hfprep supports {only} only ({only} or absent)")
-    return codec_config(section)

@@ -9,26 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from hfprep.recipes import finding
 from hfprep.recipes.finding import (
     CACHE_FOLDER,
     CONFIG_FILE,
+    GPT_FILE,
+    STATISTICS_FILE,
     Missing,
-    SemanticFiles,
     find_file,
     find_semantic_model,
     given_path,
     models_folder,
 )
 from hfprep.recipes.indextts25 import glossary
-from hfprep.recipes.indextts25.config import (
-    CAMPPLUS_FILE,
-    CODEC_FILE,
-    GPT_FILE,
-    STATISTICS_FILE,
-    VOCABULARY_FILE,
-    Config,
-    named_file,
-)
+from hfprep.recipes.indextts25.config import CAMPPLUS_FILE, CODEC_FILE, VOCABULARY_FILE, Config, named_file
 from hfprep.recipes.indextts25.options import IndexTTS25Options
 
 REPOSITORY = "IndexTeam/IndexTTS-2.5"
@@ -37,13 +31,10 @@ CAMPPLUS_PLACES = (CAMPPLUS_FILE, f"{CACHE_FOLDER}/{CAMPPLUS_FILE}")  # in a mod
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFiles(SemanticFiles):
+class ModelFiles(finding.ModelFiles):
     """The local path of every model file. All exist; only the glossary is optional."""
 
-    config: Path
-    gpt_checkpoint: Path
     vocabulary: Path
-    semantic_codec: Path
     campplus: Path
     glossary: Path | None
 

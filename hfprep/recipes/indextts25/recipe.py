@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING
 from hfprep.errors import ConfigError
 from hfprep.io.digest import digest
 from hfprep.recipes.base import Download, Outline, resampling
-from hfprep.recipes.finding import CONFIG_FILE, SEMANTIC_FOLDER, SEMANTIC_MODEL
-from hfprep.recipes.indextts import SemanticModelSet, semantic_files, semantic_settings
+from hfprep.recipes.finding import CONFIG_FILE, GPT_FILE, SEMANTIC_DOWNLOAD, STATISTICS_FILE
+from hfprep.recipes.indextts import SemanticAudio, SemanticModelSet, semantic_files, semantic_settings
 from hfprep.recipes.indextts25 import glossary
 from hfprep.recipes.indextts25.config import (
     CAMPPLUS_FILE,
     CODEC_FILE,
-    GPT_FILE,
-    STATISTICS_FILE,
     VOCABULARY_FILE,
     Config,
     is_indextts25,
@@ -30,7 +28,6 @@ from hfprep.recipes.indextts25.locate import CAMPPLUS, CAMPPLUS_PLACES, REPOSITO
 from hfprep.recipes.indextts25.options import IndexTTS25Options
 from hfprep.recipes.indextts25.schema import CODES, EMOTION, NAME, PUBLISHED, SPEAKER, TEXT, schema_of
 from hfprep.recipes.indextts25.text import TextEncoder
-from hfprep.recipes.semantic_audio import SemanticAudio
 from hfprep.schema import Schema
 
 if TYPE_CHECKING:
@@ -41,9 +38,7 @@ if TYPE_CHECKING:
 VOCABULARY_SUFFIX = ".tiktoken"
 DOWNLOADS = (
     Download(REPOSITORY, (CONFIG_FILE, GPT_FILE, CODEC_FILE, STATISTICS_FILE, VOCABULARY_FILE)),
-    Download(
-        SEMANTIC_MODEL, ("config.json", "preprocessor_config.json", "model.safetensors"), 2_320_000_000, SEMANTIC_FOLDER
-    ),
+    SEMANTIC_DOWNLOAD,
     Download(CAMPPLUS, (CAMPPLUS_FILE,)),
 )
 

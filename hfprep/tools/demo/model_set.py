@@ -6,6 +6,7 @@ meaningless.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +19,12 @@ from hfprep.models.input_features import FEATURE_DIM, PREPROCESSOR_VALUES, extra
 from hfprep.models.masking import FrameMask
 from hfprep.models.semantic_config import NUM_LAYERS, SemanticEncoderConfig
 from hfprep.models.semantic_encoder import SemanticEncoder
-from hfprep.recipes.indextts2.checkpoints import (
-    CODEC_FILE,
-    GPT_FILE,
-    SEMANTIC_FILE,
-    expected_shapes,
-)
+from hfprep.recipes.config_file import GptConfig
+from hfprep.recipes.finding import CONFIG_FILE, GPT_FILE, SEMANTIC_FILE, SEMANTIC_FOLDER, STATISTICS_FILE
+from hfprep.recipes.indextts2.checkpoints import expected_shapes
 from hfprep.recipes.indextts2.config import ModelConfig
+from hfprep.recipes.indextts2.locate import CODEC_FILE
+from hfprep.recipes.indextts2.options import TOKENIZER_FILE
 from hfprep.recipes.networks import load_semantic_encoder, semantic_shapes
 from hfprep.tools.demo.random_weights import Shapes, write_safetensors, write_torch_file
 from hfprep.tools.demo.tokenizer import VOCABULARY_SIZE, train_tokenizer
@@ -32,12 +32,7 @@ from hfprep.tools.demo.voice import SPEAKERS, speak
 
 Size = Literal["small", "published"]
 
-CONFIG_FILE = "config.yaml"
-STATISTICS_FILE = "wav2vec2bert_stats.pt"
-TOKENIZER_FILE = "bpe.model"
-SEMANTIC_FOLDER = "w2v-bert-2.0"
-MARK_FILE = "RANDOM.json"
-README_FILE = "README.md"
+MARK_FILE, README_FILE = "RANDOM.json", "README.md"
 VERSION = 2  # raise it when the numbers made from a seed change
 
 CALIBRATION_SECONDS = 3.0
@@ -89,48 +84,56 @@ def make_model_set(folder: str | Path, *, seed: int = 0, size: Size = "small") -
     The published size takes a minute and 3.8 GB on disk. Its files are as long as the published ones, 5.9 GB, except
     that the codec's decoder has only one block; the GPT's own weights are zeros. Raises ValueError for another size.
     """
+    return make_marked(Path(folder), {"random": True, "seed": seed, "size": size, "version": VERSION}, _write_files)
+
+
+def make_marked(folder: Path, mark: dict[str, Any], write: Callable[[Path, Size, int], None]) -> Path:
+    """Write a model set with `write(folder, size, seed)`, and its mark; keeps a set that has this mark."""
+    seed, size = mark["seed"], mark["size"]
     if size not in SIZES:
         raise ValueError(f"size is {size!r}; it must be one of {', '.join(SIZES)}")
-    folder = Path(folder)
-    mark = {"random": True, "seed": seed, "size": size, "version": VERSION}
-    if read_mark(folder) == mark:
+    if _read_mark(folder) == mark:
         return folder
-    (folder / CODEC_FILE).parent.mkdir(parents=True, exist_ok=True)
-    (folder / SEMANTIC_FILE).parent.mkdir(parents=True, exist_ok=True)
+    (folder / SEMANTIC_FOLDER).mkdir(parents=True, exist_ok=True)
     (folder / MARK_FILE).unlink(missing_ok=True)
     (folder / README_FILE).write_text(README.format(seed=seed, size=size), encoding="utf-8")
-    (folder / TOKENIZER_FILE).write_bytes(train_tokenizer())
-    config = _write_config(folder, size)
-    semantic_config = write_semantic(folder, size, seed=seed)
-    needed = expected_shapes(config, semantic_config)
-    gpt = unneeded_gpt(
-        width=config.model_dim, num_tokens=config.number_text_tokens, num_codes=config.semantic_codec.codebook_size,
-        code_positions=config.max_mel_tokens, text_positions=config.max_text_tokens, layers=SIZES[size].layers,
-    )  # fmt: skip
-    holes = gpt.keys() if size == "published" else ()  # 2 GB that take no disk space
-    write_torch_file(folder / GPT_FILE, {**needed[GPT_FILE], **gpt}, seed=seed, holes=holes)
-    write_safetensors(folder / CODEC_FILE, {**needed[CODEC_FILE], **_unneeded_codec(needed[CODEC_FILE])}, seed=seed)
+    write(folder, size, seed)
     (folder / MARK_FILE).write_text(json.dumps(mark) + "\n", encoding="utf-8")
     return folder
 
 
-def read_mark(folder: Path) -> Any:
+def _write_files(folder: Path, size: Size, seed: int) -> None:
+    (folder / CODEC_FILE).parent.mkdir(exist_ok=True)
+    (folder / TOKENIZER_FILE).write_bytes(train_tokenizer())
+    write_config(folder, config_values(SIZES[size]))
+    config = ModelConfig.read(folder / CONFIG_FILE)
+    needed = expected_shapes(config, write_semantic(folder, size, seed=seed))
+    write_gpt(folder, needed[GPT_FILE], unneeded_gpt(config, size), size, seed)
+    write_safetensors(folder / CODEC_FILE, {**needed[CODEC_FILE], **_unneeded_codec(needed[CODEC_FILE])}, seed=seed)
+
+
+def write_gpt(folder: Path, needed: Shapes, unneeded: Shapes, size: Size, seed: int) -> None:
+    """Write gpt.pth."""
+    holes = unneeded.keys() if size == "published" else ()  # 2 GB that take no disk space
+    write_torch_file(folder / GPT_FILE, {**needed, **unneeded}, seed=seed, holes=holes)
+
+
+def _read_mark(folder: Path) -> Any:
     try:
         return json.loads((folder / MARK_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
 
-def _write_config(folder: Path, size: Size) -> ModelConfig:
-    text = yaml.safe_dump(config_values(SIZES[size]), sort_keys=False)
+def write_config(folder: Path, values: dict[str, Any]) -> None:
+    """Write a config.yaml that says that the models are random."""
+    text = yaml.safe_dump(values, sort_keys=False)
     (folder / CONFIG_FILE).write_text(f"# RANDOM models: every number in this folder was drawn at random.\n{text}")
-    return ModelConfig.read(folder / CONFIG_FILE)
 
 
 def write_semantic(folder: Path, size: Size, *, seed: int) -> SemanticEncoderConfig:
     """Write the semantic encoder's folder and the statistics of its output; returns its config."""
     semantic = folder / SEMANTIC_FOLDER
-    semantic.mkdir(parents=True, exist_ok=True)
     _write_json(semantic / "config.json", _semantic_values(SIZES[size]))
     # The published file pads with 1, but padded frames are masked.
     _write_json(semantic / "preprocessor_config.json", {**PREPROCESSOR_VALUES, "padding_value": 1, "random": True})
@@ -209,14 +212,13 @@ def _semantic_values(widths: Widths) -> dict[str, Any]:
     }
 
 
-def unneeded_gpt(
-    *, width: int, num_tokens: int, num_codes: int, code_positions: int, text_positions: int, layers: int
-) -> Shapes:
+def unneeded_gpt(config: GptConfig, size: Size) -> Shapes:
     """The tensors of the GPT, which hfprep does not need."""
-    text, codes = num_tokens + 1, num_codes + 2
+    width = config.model_dim
+    text, codes = config.number_text_tokens + 1, config.semantic_codec.codebook_size + 2
     shapes: dict[str, tuple[int, ...]] = {
-        "mel_pos_embedding.emb.weight": (code_positions + 3, width),
-        "text_pos_embedding.emb.weight": (text_positions + 2, width),
+        "mel_pos_embedding.emb.weight": (config.max_mel_tokens + 3, width),
+        "text_pos_embedding.emb.weight": (config.max_text_tokens + 2, width),
         "speed_emb.weight": (2, width),
         "text_embedding.weight": (text, width),
         "mel_embedding.weight": (codes, width),
@@ -226,7 +228,7 @@ def unneeded_gpt(
         "mel_head.bias": (codes,),
     }
     norms = ["gpt.ln_f", "final_norm"]
-    for layer in (f"gpt.h.{number}" for number in range(layers)):
+    for layer in (f"gpt.h.{number}" for number in range(SIZES[size].layers)):
         norms += [f"{layer}.ln_1", f"{layer}.ln_2"]
         products = (("attn.c_attn", 1, 3), ("attn.c_proj", 1, 1), ("mlp.c_fc", 1, 4), ("mlp.c_proj", 4, 1))
         for name, inner, outer in products:
