@@ -16,8 +16,8 @@ from hfprep.formats.pair_files import make_pairs, pair_files, pair_problems, ren
 from hfprep.formats.pairs import PairOptions
 from hfprep.io.object_storage import url_of
 from hfprep.store.first_version import first_schema
+from hfprep.tools.verify.checking import verify_pairs
 from hfprep.tools.verify.faults import FaultKind, Findings
-from hfprep.tools.verify.pairs import verify_pairs
 from tests.sample_sets import DIM, make_output
 
 IDS = tuple(f"s{number % 2}_{number:03d}" for number in range(36))

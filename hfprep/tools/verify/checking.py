@@ -17,7 +17,7 @@ import numpy as np
 from hfprep.errors import ConfigError, HfprepError
 from hfprep.formats.arrow import is_arrow_set
 from hfprep.formats.formats import kept_in, open_set
-from hfprep.formats.pair_files import renew_pairs
+from hfprep.formats.pair_files import pair_files, pair_problems, renew_pairs
 from hfprep.formats.samples import SampleSet, Split
 from hfprep.formats.webdataset import is_webdataset
 from hfprep.io.lock import OutputLock
@@ -33,8 +33,7 @@ from hfprep.tools.verify.faults import Fault, FaultKind, Findings
 from hfprep.tools.verify.listing import Listing
 from hfprep.tools.verify.npy import verify_npy
 from hfprep.tools.verify.options import VerifyOptions
-from hfprep.tools.verify.pairs import verify_pairs
-from hfprep.tools.verify.parity import Parity, Stored
+from hfprep.tools.verify.parity import Compared, Stored
 from hfprep.tools.verify.repair import repair_npy
 
 INNER_EXPORTS = FORMATS[1:]  # `build --format` writes each to a folder with its name
@@ -52,7 +51,7 @@ class Verdict:
     compared: Comparisons = Comparisons()
 
     @property
-    def parity(self) -> Parity | None:
+    def parity(self) -> Compared | None:
         """The result of `--parity`."""
         return self.compared.parity
 
@@ -93,6 +92,19 @@ def verify(options: VerifyOptions) -> Verdict:
     return Verdict("npy", samples, findings.faults + faults, findings.notes + notes, repairs, compared)
 
 
+def verify_pairs(output: Path, findings: Findings) -> None:
+    """Check the pair files of an npy output against the records of their utterances; an invalid file is one fault."""
+    for name in pair_files(output):
+        problems = pair_problems(output, name)
+        first = next(problems, None)
+        if first is None:
+            continue
+        others = sum(1 for _ in problems)
+        more = f", and {others} other pairs are wrong" if others else ""
+        message = f"{first.message}{more}; make the pairs again: python -m hfprep pairs {output}"
+        findings.add(FaultKind.PAIRS_DISAGREE, f"{name}:{first.line}", message, sample_id=first.id)
+
+
 @contextlib.contextmanager
 def _undisturbed(output: OutputFolder, must_write: bool) -> Iterator[None]:
     """Hold the output's lock, so that no build changes it; a read-only folder needs no lock."""
@@ -106,20 +118,14 @@ def _undisturbed(output: OutputFolder, must_write: bool) -> Iterator[None]:
 def _verify_exported(options: VerifyOptions) -> Verdict:
     root = options.output_dir
     source = open_set(root)
-    check = _check_export(source, options)
-    findings = check.findings
+    check = ExportedCheck(source, choose_workers(options.workers))
+    findings = check.run()
     if source.root != root:
         _check_progress(root, check)
     records, stored = _exported_records(check.readable, {fault.id for fault in findings.faults})
     compared = compare(options, source.schema, records, stored, findings, _stats_of_set(source))
     repairs = _repair_exported(root, source, check, findings) if options.repair and findings.faults else []
     return Verdict(source.format, len(check.split_of), findings.faults, findings.notes, repairs, compared)
-
-
-def _check_export(source: SampleSet, options: VerifyOptions) -> ExportedCheck:
-    check = ExportedCheck(source, choose_workers(options.workers))
-    check.run()
-    return check
 
 
 def _verify_inner_exports(options: VerifyOptions, listing: Listing) -> tuple[list[Fault], list[str]]:
@@ -136,10 +142,11 @@ def _verify_inner_exports(options: VerifyOptions, listing: Listing) -> tuple[lis
         if not (is_arrow_set(folder) or is_webdataset(folder)):
             faults.append(Fault(FaultKind.FILE_INVALID, None, name, "is not a finished export; run the build again"))
             continue
-        check = _check_export(open_set(folder), options)
-        faults += [dataclasses.replace(fault, file=f"{name}/{fault.file}") for fault in check.findings.faults]
-        notes += [f"{name}: {note}" for note in check.findings.notes]
-        if not check.findings.faults and check.split_of.keys() != listing.split_of.keys():
+        check = ExportedCheck(open_set(folder), choose_workers(options.workers))
+        found = check.run()
+        faults += [dataclasses.replace(fault, file=f"{name}/{fault.file}") for fault in found.faults]
+        notes += [f"{name}: {note}" for note in found.notes]
+        if not found.faults and check.split_of.keys() != listing.split_of.keys():
             notes.append(f"{name} has other samples than the manifests: build with --format npy,{name} to update it")
     return faults, notes
 

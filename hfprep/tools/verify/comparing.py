@@ -18,8 +18,8 @@ from hfprep.store.layout import OutputFolder
 from hfprep.tools.verify.described import state_value
 from hfprep.tools.verify.faults import Findings
 from hfprep.tools.verify.options import VerifyOptions
-from hfprep.tools.verify.parity import Parity, Stored, check_models, compare_alone, draw, with_segments
-from hfprep.tools.verify.reference import ReferenceResult, compare_with_reference
+from hfprep.tools.verify.parity import Compared, Output, Stored, check_models, compare_alone, draw, with_segments
+from hfprep.tools.verify.reference import compare_with_reference
 
 MODEL_OPTIONS = {item.name: item.default for item in dataclasses.fields(ModelOptions)}
 
@@ -28,8 +28,8 @@ MODEL_OPTIONS = {item.name: item.default for item in dataclasses.fields(ModelOpt
 class Comparisons:
     """The results of computing samples again; None if not requested."""
 
-    parity: Parity | None = None
-    reference: ReferenceResult | None = None
+    parity: Compared | None = None
+    reference: Compared | None = None
 
 
 def compare(
@@ -58,22 +58,18 @@ def compare(
     inputs = find_inputs(config, OutputFolder(options.output_dir))
     check_models(inputs, stats)
     via = via_rate(stats.get("settings", {}).get("audio_sr", TARGET_SAMPLING_RATE), inputs.models.audio)
-    finder, folder = AudioFinder(manifest, last.get("audio_root")), last.get("folder")
+    finder = AudioFinder(manifest, last.get("audio_root"))
+    output = Output(stored, findings, inputs, via, finder, last.get("folder"))
     parity = reference = None
 
     def drawn(count: int) -> list[dict[str, Any]]:
         return with_segments(options.output_dir, draw(records(), count, options.seed))
 
     if options.parity:
-        parity = compare_alone(
-            drawn(options.parity), stored, findings, inputs=inputs, device=options.device,
-            precision=stats.get("precision", PLAIN), audio_sr=via, finder=finder, folder=folder,
-        )  # fmt: skip
+        precision = stats.get("precision", PLAIN)
+        parity = compare_alone(drawn(options.parity), output, device=options.device, precision=precision)
     if options.reference:
-        reference = compare_with_reference(
-            drawn(options.reference), stored, findings, inputs=inputs, audio_sr=via,
-            finder=finder, folder=folder,
-        )  # fmt: skip
+        reference = compare_with_reference(drawn(options.reference), output)
     return Comparisons(parity, reference)
 
 

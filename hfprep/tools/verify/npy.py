@@ -21,10 +21,9 @@ from hfprep.store.layout import PRIVATE, PROGRESS, REJECTED, STATS, TRAIN, VAL, 
 from hfprep.store.state import SampleState
 from hfprep.store.statistics import perplexity
 from hfprep.tools.verify.arrays import Problem, check_array, read_npy
-from hfprep.tools.verify.described import STATE_FILE
+from hfprep.tools.verify.described import STATE_FILE, StateReader
 from hfprep.tools.verify.faults import OF_ARTIFACT, FaultKind, Findings
 from hfprep.tools.verify.listing import Listing
-from hfprep.tools.verify.state_reader import StateReader
 
 READ_BYTES = 1 << 28
 HOURS_TOLERANCE = 2e-6  # stats.json rounds to 6 decimals

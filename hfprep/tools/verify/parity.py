@@ -7,6 +7,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from hfprep.pipeline.engines.spec import ExtractorSpec
 from hfprep.pipeline.filters import SampleOptions
 from hfprep.pipeline.inputs import Inputs
 from hfprep.pipeline.intake import Task
-from hfprep.schema import Features, Rejection, Schema, Segment, Utterance, artifact_path
+from hfprep.schema import Features, Rejection, Segment, Utterance, artifact_path
 from hfprep.tools.verify.faults import FaultKind, Findings
 
 MAX_RELATIVE_L2 = 1e-4
@@ -30,13 +31,40 @@ Stored = Callable[[str], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True, slots=True)
-class Parity:
-    """The result: compared samples and codes, differing codes, the largest relative difference."""
+class Compared:
+    """The result: compared samples and codes, differing codes, the largest relative difference of vectors."""
 
     samples: int
     codes: int
     codes_differing: int
-    largest_difference: float
+    largest_difference: float = 0.0
+
+    @property
+    def agreement(self) -> float:
+        """The fraction of equal codes."""
+        return 1 - self.codes_differing / self.codes if self.codes else 1.0
+
+
+@dataclass(frozen=True)
+class Output:
+    """The output that samples are compared with, and what computes them again.
+
+    `stored` returns a sample's arrays by its id; `via` is the intermediate sampling rate (Hz). Relative audio paths are
+    looked up in `folder`, the working directory of the build, first. Faults are added to `findings`.
+    """
+
+    stored: Stored
+    findings: Findings
+    inputs: Inputs
+    via: int | None
+    finder: AudioFinder
+    folder: str | None
+
+    def audio_of(self, record: dict[str, Any]) -> str:
+        """The path of a record's audio."""
+        audio: str = record["audio_path"]
+        beside = os.path.join(self.folder, audio) if self.folder else audio
+        return beside if os.path.exists(beside) else self.finder.find(audio)
 
 
 def draw(records: Iterable[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
@@ -62,59 +90,42 @@ def check_models(inputs: Inputs, stats: dict[str, Any]) -> None:
         )
 
 
-def compare_alone(
-    records: Sequence[dict[str, Any]],
-    stored: Stored,
-    findings: Findings,
-    *,
-    inputs: Inputs,
-    device: str,
-    precision: str,
-    audio_sr: int | None,
-    finder: AudioFinder,
-    folder: str | None = None,
-) -> Parity:
-    """Compute each record's sample alone and compare with `stored(id)`; faults are added to `findings`.
-
-    `folder` is the working directory of the build: relative audio paths are looked up there first.
-    """
-    schema = inputs.schema
+def compare_alone(records: Sequence[dict[str, Any]], output: Output, *, device: str, precision: str) -> Compared:
+    """Compute each record's sample alone and compare it with the stored one."""
+    schema = output.inputs.schema
     spec = ExtractorSpec(
-        model_set=inputs.models,
+        model_set=output.inputs.models,
         staging=None,
-        seen=inputs.seen,
+        seen=output.inputs.seen,
         need=schema.all_groups,
         device=device,
         precision=precision,
         batch_size=1,
         workers=choose_workers(0),
-        samples=SampleOptions(via_sampling_rate=audio_sr),
+        samples=SampleOptions(via_sampling_rate=output.via),
     )
-    extractor = spec.open()
     by_line = dict(enumerate(records))
-    tasks = [Task.of(schema, _utterance(line, record, finder, folder)) for line, record in by_line.items()]
+    tasks = [Task.of(schema, _utterance(line, record, output)) for line, record in by_line.items()]
     codes = differing = samples = 0
     largest = 0.0
-    try:
+    with closing(spec.open()) as extractor:
         for result in extractor.extract(tasks):
             for task, outcome in result.outcomes:
                 samples += 1
-                found = _compare(schema, by_line[task.utterance.line], outcome, stored, findings)
+                found = _compare(by_line[task.utterance.line], outcome, output)
                 codes, differing = codes + found[0], differing + found[1]
                 largest = max(largest, found[2])
-    finally:
-        extractor.close()
-    return Parity(samples, codes, differing, largest)
+    return Compared(samples, codes, differing, largest)
 
 
-def _utterance(line: int, record: dict[str, Any], finder: AudioFinder, folder: str | None) -> Utterance:
+def _utterance(line: int, record: dict[str, Any], output: Output) -> Utterance:
     segment = record.get(SEGMENT)
     return Utterance(
         line,
         record["id"],
         record["text"],
         record["audio_path"],
-        audio_of(record, finder, folder),
+        output.audio_of(record),
         language=record["language"],
         duration=None if segment is None else segment.seconds,
         offset=None if segment is None else segment.offset,
@@ -131,26 +142,17 @@ def with_segments(root: Path, records: Sequence[dict[str, Any]]) -> list[dict[st
     return found
 
 
-def audio_of(record: dict[str, Any], finder: AudioFinder, folder: str | None) -> str:
-    """The path of a record's audio; `folder` is the working directory of the build."""
-    audio: str = record["audio_path"]
-    beside = os.path.join(folder, audio) if folder else audio
-    return beside if os.path.exists(beside) else finder.find(audio)
-
-
-def _compare(
-    schema: Schema, record: dict[str, Any], outcome: Features | Rejection, stored: Stored, findings: Findings
-) -> tuple[int, int, float]:
+def _compare(record: dict[str, Any], outcome: Features | Rejection, output: Output) -> tuple[int, int, float]:
     """The numbers of compared and differing codes, and the largest relative difference of the vectors."""
-    sample_id = record["id"]
+    sample_id, findings = record["id"], output.findings
     if isinstance(outcome, Rejection):
         message = f"could not be computed again: {outcome.reason.value}: {outcome.message}"
         findings.add(FaultKind.PARITY, record["audio_path"], message, sample_id=sample_id)
         return 0, 0, 0.0
     codes, flips, largest = 0, 0, 0.0
-    before = stored(sample_id)
+    before = output.stored(sample_id)
     for name, now in outcome.arrays.items():
-        then, kind = before[name], schema.by_name[name].kind
+        then, kind = before[name], output.inputs.schema.by_name[name].kind
         codes += now.size if kind == "codes" else 0
         problem = None
         if then.shape != now.shape:
