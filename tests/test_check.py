@@ -31,7 +31,7 @@ from hfprep.recipes.options import ModelOptions
 from hfprep.recipes.registry import recipe
 from hfprep.schema import Utterance
 from hfprep.tools.check import estimates, scan
-from hfprep.tools.check.estimates import Work, estimate
+from hfprep.tools.check.estimates import estimate
 from hfprep.tools.check.inspecting import samples_of_header
 from hfprep.tools.check.options import CheckOptions
 from hfprep.tools.check.scan import check
@@ -303,11 +303,10 @@ def test_the_time_is_cpu_time_by_frames(models: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(time, "process_time", lambda: float(next(now)))
     model_set = recipe("indextts-2").find(ModelOptions(models=models), fetch=False)
     spec = ExtractorSpec(model_set=model_set, staging=None, need=model_set.schema.all_groups, device="cpu")
-    work = Work(num_frames=10_000, drawn=clips)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        found = estimate(work, spec)
+        found = estimate(10_000, clips, spec)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

@@ -52,9 +52,8 @@ app = typer.Typer(cls=InOrder, no_args_is_help=True, help=ABOUT, pretty_exceptio
 # Default paths without --models, as in the older scripts.
 USUAL_FILES = {"config": Path("checkpoints/config.yaml"), "gpt_checkpoint": Path("checkpoints/gpt.pth")}
 formats.register(app)
-for command in (check, verify, report, merge, download, doctor):
+for command in (check, verify, report, merge, extend_checkpoint, download, doctor):
     app.command()(command)
-app.command("extend-checkpoint")(extend_checkpoint)
 app.add_typer(tokenizer, name="tokenizer")
 
 

@@ -1,6 +1,5 @@
 """Commands for finished outputs: format conversions, pairs, new text ids, the Hub."""
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
@@ -224,15 +223,6 @@ def _say_counts(counts: dict[str, int], where: Path) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the program."""
-    commands: dict[str, Callable[..., None]] = {
-        "export-npy": export_npy,
-        "export-arrow": export_arrow,
-        "export-webdataset": export_webdataset,
-        "export-npz": export_npz,
-        "export-manifests": export_manifests,
-        "pairs": pairs,
-        "retokenize": retokenize,
-        "push": push,
-    }
-    for name, command in commands.items():
-        app.command(name)(command)
+    exports = (export_npy, export_arrow, export_webdataset, export_npz, export_manifests)
+    for command in (*exports, pairs, retokenize, push):
+        app.command()(command)

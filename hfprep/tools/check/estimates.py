@@ -8,7 +8,7 @@ Writing the features is not included.
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
@@ -30,14 +30,6 @@ LONG_FRAMES = 1500  # longer clips are computed only if there are no others
 # Assumed, not measured: the imports of the program and its worker.
 IMPORT_SECONDS = 6.0
 BUSY = 0.5  # load per core of other programs from which the machine counts as busy
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """The work of a build: the total number of model frames, and a random sample of rows with their frames."""
-
-    num_frames: int
-    drawn: Sequence[tuple[Utterance, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,26 +61,32 @@ def load_of_others() -> float:
     return os.getloadavg()[0] / (os.cpu_count() or 1)
 
 
-def estimate(work: Work, spec: ExtractorSpec, load: float = 0.0) -> Estimate:
-    """Open the extractor of a build and compute some of the clips. Raises the errors of `ExtractorSpec.open`."""
+def estimate(
+    num_frames: int, drawn: Sequence[tuple[Utterance, int]], spec: ExtractorSpec, load: float = 0.0
+) -> Estimate:
+    """Open the extractor of a build and compute some of the clips, which `drawn` has at random with their frames.
+
+    `num_frames` is the total of the build. Raises the errors of `ExtractorSpec.open`.
+    """
     device, threads = torch.device(spec.device), torch.get_num_threads()
     on_cpu = device.type == "cpu"
-    clock = _Clock(on_cpu=on_cpu)
-    drawn = sorted(work.drawn, key=lambda pair: pair[1] > LONG_FRAMES)
+    clock = time.process_time if on_cpu else time.perf_counter
+    begun = clock()
+    drawn = sorted(drawn, key=lambda pair: pair[1] > LONG_FRAMES)
     with torch_threads_kept(), ExitStack() as stack:
         if on_cpu:
             torch.set_num_threads(1)  # before the threads that load samples start
         extractor = stack.enter_context(closing(spec.open()))
-        starting = clock.seconds()
-        for num_frames in FRAMES[device.type]:
-            rows = list(_first(drawn, num_frames))
+        starting = clock() - begun
+        for enough in FRAMES[device.type]:
+            rows = list(_first(drawn, enough))
             # The first pass includes reading grammars and weights, and compiling kernels.
             first, seconds = (_compute(extractor, spec, rows, clock) for _ in range(2))
             starting += max(0.0, first - seconds)
             if seconds > QUICK_SECONDS:
                 break
     frames = sum(frames for _, frames in rows)
-    working = seconds / (threads if on_cpu else 1) / frames * work.num_frames
+    working = seconds / (threads if on_cpu else 1) / frames * num_frames
     return Estimate(str(device), spec.precision, IMPORT_SECONDS + starting, working, len(rows), load)
 
 
@@ -97,18 +95,6 @@ def precision_to_time(models: ModelSet, device: torch.device, precision: str) ->
     if precision != AUTO:
         return precision
     return next((name for name in candidates(device) if name in models.precisions), PLAIN)
-
-
-class _Clock:
-    """Seconds since the last call: CPU time of this process, or wall-clock time for a GPU."""
-
-    def __init__(self, *, on_cpu: bool) -> None:
-        self._now = time.process_time if on_cpu else time.perf_counter
-        self._before = self._now()
-
-    def seconds(self) -> float:
-        before, self._before = self._before, self._now()
-        return self._before - before
 
 
 def _first(drawn: Sequence[tuple[Utterance, int]], num_frames: int) -> Iterator[tuple[Utterance, int]]:
@@ -121,9 +107,13 @@ def _first(drawn: Sequence[tuple[Utterance, int]], num_frames: int) -> Iterator[
 
 
 def _compute(
-    extractor: FeatureExtractor, spec: ExtractorSpec, rows: Sequence[tuple[Utterance, int]], clock: _Clock
+    extractor: FeatureExtractor,
+    spec: ExtractorSpec,
+    rows: Sequence[tuple[Utterance, int]],
+    clock: Callable[[], float],
 ) -> float:
-    clock.seconds()
+    """The seconds that computing the rows takes."""
+    begun = clock()
     for _ in extractor.extract([Task.of(extractor.schema, row, spec.need) for row, _ in rows]):
         pass
-    return clock.seconds()
+    return clock() - begun

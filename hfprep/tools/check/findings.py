@@ -12,12 +12,11 @@ from hfprep.inputs.text.scripts import DoubtfulGrammar
 from hfprep.schema import Rejection, Schema, Utterance
 from hfprep.store.layout import npy_size
 from hfprep.tools.check.inspecting import Inspection
-from hfprep.tools.check.outliers import Pace
+from hfprep.tools.check.outliers import NONE_GIVEN, Pace
 
 EXAMPLES = 3
 DISK_BLOCK = 4096
 ROW_BYTES = 1200  # a manifest record, its line in the progress file and its row in the state
-NONE_GIVEN = "(none)"
 DENSE = 0.5  # text ids per character; above that long sentences may not fit into the model's positions
 
 

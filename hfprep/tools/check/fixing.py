@@ -8,7 +8,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +19,7 @@ from hfprep.inputs.manifest.field_map import AUDIO, LINE, FieldMap
 from hfprep.inputs.manifest.rows import AudioFinder, RawRow, parse_object
 from hfprep.io import atomic
 from hfprep.io.json_text import json_text
+from hfprep.io.object_storage import is_url
 from hfprep.schema import Utterance
 
 TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
@@ -77,12 +78,9 @@ class FixedManifest:
     def _write_table(self, delimiter: str) -> None:
         columns = list(self._columns)
         self._stream.write(self._table_line(columns, delimiter))
-        for row in self._kept():
-            self._stream.write(self._table_line([_cell(row.get(name)) for name in columns], delimiter))
-
-    def _kept(self) -> Iterator[dict[str, Any]]:
         self._rows.seek(0)
-        return map(json.loads, self._rows)
+        for row in map(json.loads, self._rows):
+            self._stream.write(self._table_line([_cell(row.get(name)) for name in columns], delimiter))
 
     def _table_line(self, values: list[str], delimiter: str) -> bytes:
         if delimiter == "\t":
@@ -109,8 +107,6 @@ def _cell(value: Any) -> str:
 
 
 def _moved(path: str) -> str:
-    from hfprep.io.object_storage import is_url
-
     return path if is_url(path) else os.path.abspath(path)
 
 

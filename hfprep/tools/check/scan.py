@@ -29,7 +29,7 @@ from hfprep.pipeline.stores import Stores
 from hfprep.recipes.base import Outline, Recipe, via_rate
 from hfprep.recipes.registry import choose_recipe, outline
 from hfprep.schema import Rejection, Utterance
-from hfprep.tools.check.estimates import Estimate, Work, estimate, load_of_others, precision_to_time
+from hfprep.tools.check.estimates import Estimate, estimate, load_of_others, precision_to_time
 from hfprep.tools.check.findings import Preflight
 from hfprep.tools.check.fixing import FixedManifest
 from hfprep.tools.check.inspecting import Inspection, Inspector, InspectorSettings, inspect_in_process, start_process
@@ -40,6 +40,7 @@ FEW_ROWS = 2000  # for fewer rows, starting processes does not pay off
 WAITING_CHUNKS = 4  # per worker
 DRAWN_ROWS = 128  # a random sample, some of which are computed to estimate the time of a build
 
+Line = tuple[int, RawRow, Utterance | Rejection]
 Outcome = tuple[int, RawRow, Utterance | None, Inspection | Rejection]
 
 
@@ -88,7 +89,7 @@ def check(options: CheckOptions, progress: Callable[[int], None] = lambda _: Non
     if not findings.accepted:
         return CheckResult(findings, rejected)
     try:
-        expected = estimate(Work(findings.num_frames, drawn.rows), _extractor(chosen, options), load)
+        expected = estimate(findings.num_frames, drawn.rows, _extractor(chosen, options), load)
     except HfprepError as error:
         return CheckResult(findings, rejected, problem=str(error))
     return CheckResult(findings, rejected, expected)
@@ -161,12 +162,10 @@ def _outcomes(
     yield from _in_order(pool, inspect, chain(first, lines), chunk_rows, WAITING_CHUNKS * workers, progress)
 
 
-def _lines(options: CheckOptions, findings: Preflight) -> Iterator[tuple[int, RawRow, Utterance | Rejection]]:
+def _lines(options: CheckOptions, findings: Preflight) -> Iterator[Line]:
     """Every line up to the cap, parsed. Duplicate ids are rejected, as in a build."""
-    source, finder = (
-        open_source(options.manifest, FieldMap.parse(options.map)),
-        AudioFinder(options.manifest, options.audio_root),
-    )
+    source = open_source(options.manifest, FieldMap.parse(options.map))
+    finder = AudioFinder(options.manifest, options.audio_root)
     first_lines: dict[str, int] = {}
     taken, stores = 0, Stores(options.named_stores)
     for number, raw in source.lines():
@@ -209,14 +208,12 @@ class _Counter:
 def _in_order(
     pool: Executor,
     inspect: Callable[[list[Utterance]], list[Inspection | Rejection]],
-    lines: Iterator[tuple[int, RawRow, Utterance | Rejection]],
+    lines: Iterator[Line],
     chunk_rows: int,
     max_waiting: int,
     progress: Callable[[int], None],
 ) -> Iterator[Outcome]:
-    waiting: deque[tuple[list[tuple[int, RawRow, Utterance | Rejection]], Future[list[Inspection | Rejection]]]] = (
-        deque()
-    )
+    waiting: deque[tuple[list[Line], Future[list[Inspection | Rejection]]]] = deque()
     counter = _Counter(progress)
     while True:
         while len(waiting) < max_waiting and (chunk := list(islice(lines, chunk_rows))):

@@ -3,7 +3,6 @@
 The page sets the colours of text, axes and background, for light and dark mode.
 """
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -292,9 +291,3 @@ def _scatter(
     tap = TapTool(callback=SHOW_ROW.clone(), renderers=[drawn])
     chart.add_tools(HoverTool(tooltips=tips, renderers=[drawn]), tap)
     return drawn
-
-
-def thinned(count: int, most: int = 3000) -> list[int]:
-    """At most `most` evenly spaced positions of `count`."""
-    step = max(1, math.ceil(count / most))
-    return list(range(0, count, step))

@@ -6,7 +6,7 @@ Takes an output in any format; returns `Collected`. Counts are of all samples un
 import json
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,8 @@ REJECTED_EACH = 25
 IO_THREADS = 8
 # Common names of files and folders, which do not identify a data set.
 GENERIC_NAMES = {"manifest", "metadata", "data", "train", "dataset", "audio", "manifests"}
+
+Locate = Callable[[str], str | None]  # from a record's audio to the URL of its file, None if it is not found
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +192,7 @@ def _choose(lengths: Lengths, generator: random.Random) -> list[int]:
 
 
 def _points(
-    schema: Schema, splits: dict[str, Split], lengths: Lengths, chosen: list[int], locate: "_Locate | None"
+    schema: Schema, splits: dict[str, Split], lengths: Lengths, chosen: list[int], locate: Locate | None
 ) -> Points:
     names, vectors = list(splits), schema.of_kind("vector")
 
@@ -264,21 +266,14 @@ def _rejected(root: Path, stats: dict[str, Any]) -> tuple[dict[str, int], list[d
     return dict(counts.most_common()), rows
 
 
-class _Locate:
-    """Finds a record's audio; returns a file URL, or None if it is not found."""
+def _audio_finder(root: Path) -> Locate:
+    paths = read_state_value(root, "paths") or {}
+    finder = AudioFinder(Path(paths.get("manifest") or root / "manifest.jsonl"), paths.get("audio_root"))
+    folder = Path(paths.get("folder") or "")
 
-    def __init__(self, finder: AudioFinder, folder: Path | None) -> None:
-        self.finder = finder
-        self.folder = folder
-
-    def __call__(self, audio: str) -> str | None:
-        beside = self.folder / audio if self.folder is not None else Path(audio)
-        path = beside if beside.is_file() else Path(self.finder.find(audio))
+    def locate(audio: str) -> str | None:
+        beside = folder / audio
+        path = beside if beside.is_file() else Path(finder.find(audio))
         return path.absolute().as_uri() if path.is_file() else None
 
-
-def _audio_finder(root: Path) -> _Locate:
-    paths = read_state_value(root, "paths") or {}
-    folder = paths.get("folder")
-    manifest = Path(paths.get("manifest") or root / "manifest.jsonl")
-    return _Locate(AudioFinder(manifest, paths.get("audio_root")), Path(folder) if folder else None)
+    return locate

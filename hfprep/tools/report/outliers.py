@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hfprep.tools.report.collect import Collected
+from hfprep.tools.report.collect import Collected, first_of
 
 EACH = 6
 FEWEST = 20  # samples needed to know what is usual
@@ -40,13 +40,10 @@ def outliers(found: Collected) -> list[Outlier]:
 
 def _pace(found: Collected) -> np.ndarray | None:
     """Codes per token of the drawn samples."""
-    if found.lengths.pace is None:
+    tokens, codes = first_of(found.schema, "tokens"), first_of(found.schema, "codes")
+    if tokens is None or codes is None:
         return None
-    tokens, codes = (
-        next(column.lengths[-1] for column in found.schema.of_kind(kind) if column.lengths)
-        for kind in ("tokens", "codes")
-    )
-    return np.array([row[codes] / max(1, row[tokens]) for row in found.points.rows])
+    return np.array([row[codes.lengths[-1]] / max(1, row[tokens.lengths[-1]]) for row in found.points.rows])
 
 
 def _far(values: np.ndarray, low: str, high: str, form: str) -> Iterator[Outlier]:

@@ -8,7 +8,8 @@ from bokeh.models import ColumnDataSource, HoverTool
 from bokeh.models.annotations import LegendItem
 from bokeh.plotting import figure
 
-from hfprep.tools.report.charts import add_legend, histogram, new_figure, thinned
+from hfprep.tools.report.charts import add_legend, histogram, new_figure
+from hfprep.tools.report.collect import MOST_POINTS
 from hfprep.tools.report.colours import BEYOND, INK
 
 
@@ -50,12 +51,9 @@ def _throughput(batches: Sequence[dict[str, Any]]) -> figure:
 def _batches(batches: Sequence[dict[str, Any]], padding: Sequence[float]) -> figure:
     chart = new_figure("Batches", "seconds of building", "samples per batch")
     items = []
-    for label, split, colour, marker in (
-        ("whole", False, INK, "circle"),
-        ("out of memory", True, BEYOND, "diamond"),
-    ):
+    for label, split, colour, marker in (("whole", False, INK, "circle"), ("out of memory", True, BEYOND, "diamond")):
         numbers = [at for at, row in enumerate(batches) if bool(row.get("out_of_memory_events")) is split]
-        shown = [numbers[at] for at in thinned(len(numbers))]
+        shown = numbers[:: max(1, -(-len(numbers) // MOST_POINTS))]
         if not shown:
             continue
         source = ColumnDataSource({

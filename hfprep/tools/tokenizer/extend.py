@@ -52,14 +52,6 @@ class ExtendOptions:
 
 
 @dataclass(frozen=True)
-class HeldText:
-    """A text in one of the base's languages: its name, and the prepared text for SentencePiece."""
-
-    name: str
-    prepared: str
-
-
-@dataclass(frozen=True)
 class ChangedText:
     """A text that the extended tokenizer segments differently from the base: its pieces before and after."""
 
@@ -140,21 +132,21 @@ def _count_ids(words: Mapping[str, int], model: bytes) -> int:
     return sum(len(processor.encode(word, out_type=int)) * times for word, times in words.items())
 
 
-def _held_texts(options: ExtendOptions, tokenizer: TextTokenizer) -> Iterator[HeldText]:
-    """Some sentences in the base's languages, then the texts of the manifests in `unchanged`."""
+def _held_texts(options: ExtendOptions, tokenizer: TextTokenizer) -> Iterator[tuple[str, str]]:
+    """Names and prepared texts of some sentences in the base's languages, and of the manifests in `unchanged`."""
     for language in BASE_LANGUAGES:
         for sentence in SENTENCES[language]:
-            yield HeldText(f"{language}: {sentence}", tokenizer.prepare(sentence, language).tokenizer_input)
+            yield f"{language}: {sentence}", tokenizer.prepare(sentence, language).tokenizer_input
     for text in ManifestTexts(options.unchanged, tokenizer, field_map=options.map):
-        yield HeldText(text.id, text.stages.tokenizer_input)
+        yield text.id, text.stages.tokenizer_input
 
 
-def _compare(texts: Iterable[HeldText], before: Any, after: Any) -> tuple[int, list[ChangedText]]:
+def _compare(texts: Iterable[tuple[str, str]], before: Any, after: Any) -> tuple[int, list[ChangedText]]:
     """The number of texts, and those that the two models segment differently."""
     held, changed = 0, []
-    for text in texts:
+    for name, text in texts:
         held += 1
-        if before.encode(text.prepared, out_type=int) != after.encode(text.prepared, out_type=int):
-            pieces = [tuple(model.encode(text.prepared, out_type=str)) for model in (before, after)]
-            changed.append(ChangedText(text.name, *pieces))
+        if before.encode(text, out_type=int) != after.encode(text, out_type=int):
+            pieces = [tuple(model.encode(text, out_type=str)) for model in (before, after)]
+            changed.append(ChangedText(name, *pieces))
     return held, changed
