@@ -11,7 +11,7 @@ from torch import Tensor
 from torchaudio.compliance import kaldi
 
 from hfprep.inputs.audio.decode import load_waveform
-from hfprep.models.fbank import batch_fbank, num_fbank_frames
+from hfprep.models.batch_input_features import batch_fbank, num_fbank_frames
 
 TESTS = Path(__file__).resolve().parent
 GOLDEN = [folder for folder in (TESTS / "golden25-small", TESTS.parent.parent / "shared/golden25") if folder.is_dir()]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from hfprep.models.configs import NUM_LATENTS, ConditionConfig
-from hfprep.models.conformer import POSITION_ROWS, Conformer
+from hfprep.models.configs import NUM_LATENTS, POSITION_ROWS, ConditionConfig
+from hfprep.models.conformer import Conformer
 from hfprep.models.masking import FrameMask
 from hfprep.models.perceiver import Perceiver
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 NUM_LATENTS = 32  # queries of the Perceiver, and rows of `condition`
+POSITION_ROWS = 5000  # of the Conformer's position table
 
 
 @dataclass(frozen=True, kw_only=True)

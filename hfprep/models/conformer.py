@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hfprep.models.configs import ConditionConfig
+from hfprep.models.configs import POSITION_ROWS, ConditionConfig
 from hfprep.models.masking import FrameMask, KeyMask, TimeMask
 from hfprep.models.operators import (
     DepthwiseConvolution,
@@ -30,8 +30,6 @@ from hfprep.models.operators import (
 from hfprep.models.precision import attend
 
 KERNEL_SIZE = 15
-POSITION_ROWS = 5000
-
 
 # Frames and channels of the subsampling convolution's output per piece: 134 MB on a CPU with up to seven threads, 535
 # MB on a GPU.

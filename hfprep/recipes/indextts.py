@@ -6,6 +6,7 @@ The input is a clip's input features, or its samples, from which a GPU computes 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hfprep.models.configs import POSITION_ROWS
 from hfprep.models.input_features import SAMPLING_RATE, check_waveform, extract_input_features, num_input_frames
+from hfprep.models.tensor_shapes import read_shapes
 from hfprep.recipes.base import PRECISIONS, resampling
 from hfprep.recipes.finding import ModelFiles
 
@@ -21,7 +24,16 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+MIN_FRAMES = 3  # of 20 ms, which the emotion branch needs; the other networks need fewer
+MAX_FRAMES = 2 * POSITION_ROWS  # (frames - 1) // 2 must stay below the number of rows
+TEXT_EMBEDDING = "text_embedding.weight"
+TEXT_ROWS = (TEXT_EMBEDDING, "text_head.weight", "text_head.bias")
+"""The tensors of gpt.pth with a row per text id, plus one row."""
+LANGUAGE_EMBEDDING = "lang_embedding.weight"
+"""IndexTTS-2.5 only: a row per language, plus one."""
 _SEMANTIC = ("semantic_model", "w2v_stat")  # prefixes of its files' names
+
+log = logging.getLogger(__name__)
 
 
 def semantic_files(located: ModelFiles) -> dict[str, Path]:
@@ -85,3 +97,18 @@ def semantic_inputs(inputs: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
 
     frames = [num_input_frames(count) for count in lengths.tolist()]
     return batch_input_features(inputs, lengths), torch.tensor(frames)
+
+
+def warn_of_larger(tokenizer: Path, size: int, checkpoint: Path, configured: int) -> None:
+    """Warn if a tokenizer has more pieces than the checkpoint has rows. Features do not depend on these rows.
+
+    `configured` is the number in config.yaml, used for a checkpoint without a text embedding.
+    """
+    embedding = read_shapes(checkpoint).get(TEXT_EMBEDDING)
+    known = embedding[0] - 1 if embedding else configured
+    if size > known:
+        log.warning(
+            "the tokenizer %s has %d pieces, but the checkpoint %s has rows for %d: features are unaffected, but "
+            "the trainer will have to grow text_embedding and text_head (or use `extend-checkpoint`)",
+            tokenizer, size, checkpoint, known,
+        )  # fmt: skip

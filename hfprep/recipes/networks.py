@@ -15,8 +15,7 @@ from torch.nn import functional as F
 
 from hfprep.errors import CheckpointError
 from hfprep.models.conditioner import EmotionConditioner
-from hfprep.models.configs import SemanticCodecConfig
-from hfprep.models.conformer import POSITION_ROWS
+from hfprep.models.configs import POSITION_ROWS, SemanticCodecConfig
 from hfprep.models.perceiver import Perceiver
 from hfprep.models.semantic_codec import SemanticCodec
 from hfprep.models.semantic_config import NUM_LAYERS, SemanticEncoderConfig

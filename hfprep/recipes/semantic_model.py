@@ -11,26 +11,41 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor, nn
 
+from hfprep.models.conformer import Conformer
 from hfprep.models.masking import packs
 from hfprep.models.precision import lower_weights
 from hfprep.models.semantic_encoder import SemanticEncoder
 from hfprep.models.streams import Streams, join_parts
+from hfprep.recipes.indextts import MIN_FRAMES
 
 if TYPE_CHECKING:
     from hfprep.models.kernels.encoder import FusedSemanticEncoder
 
 
 class SemanticModel(nn.Module):
-    """A semantic encoder and the networks after it. Cancelled streams stop at the layers and at modules in `ends`."""
+    """A semantic encoder and the networks after it, of which `conformers` limit the length of a clip.
+
+    Cancelled streams stop at the layers, at the conformers and at modules in `ends`.
+    """
 
     pads_from = 0
+    min_frames = MIN_FRAMES
 
-    def __init__(self, semantic_encoder: SemanticEncoder, *, precision: str, ends: Iterable[nn.Module]) -> None:
+    def __init__(
+        self,
+        semantic_encoder: SemanticEncoder,
+        *,
+        precision: str,
+        conformers: Sequence[Conformer],
+        ends: Iterable[nn.Module],
+    ) -> None:
         super().__init__()
         self.semantic_encoder: SemanticEncoder | FusedSemanticEncoder = semantic_encoder
         self.precision = precision
         self.streams = Streams()
-        for module in (*semantic_encoder.layers, *ends):
+        # T' = (T - 1) // 2 must stay below the number of rows of the position table.
+        self.max_frames = 2 * min(conformer.position_table.shape[1] for conformer in conformers)
+        for module in (*semantic_encoder.layers, *conformers, *ends):
             self.streams.cancellable_at(module)
 
     @property

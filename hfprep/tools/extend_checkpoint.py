@@ -23,9 +23,9 @@ from hfprep.inputs.text.language import canonical_language
 from hfprep.io import atomic
 from hfprep.models.tensor_files import load_torch_file, state_dict_of
 from hfprep.recipes.finding import CONFIG_FILE, GPT_FILE
+from hfprep.recipes.indextts import LANGUAGE_EMBEDDING, TEXT_EMBEDDING, TEXT_ROWS
 from hfprep.recipes.indextts2.options import TOKENIZER_FILE
 from hfprep.recipes.indextts25.vocabulary import COMMON_LANGUAGE, LANGUAGES, language_id
-from hfprep.recipes.text_rows import LANGUAGE_EMBEDDING, TEXT_EMBEDDING, TEXT_ROWS
 from hfprep.tools.tokenizer.vocabulary import Vocabulary
 
 VOCABULARY_KEY = "number_text_tokens"

@@ -90,7 +90,7 @@ def _baseline25(models: Path, device: torch.device) -> Baseline:
 def _places() -> Places:
     from hfprep.inputs.text.tokenizer import TextTokenizer
     from hfprep.models import batch_input_features
-    from hfprep.recipes import semantic_audio
+    from hfprep.recipes import indextts
     from hfprep.recipes.indextts2.feature_model import FeatureModel
 
     return Places(
@@ -102,7 +102,7 @@ def _places() -> Places:
             "emotion_conditioner": "conditioners",
         },
         text=(TextTokenizer, "encode"),
-        beside=((semantic_audio, "extract_input_features"),),
+        beside=((indextts, "extract_input_features"),),
         features=((batch_input_features, "batch_input_features"),),
     )
 

@@ -106,14 +106,8 @@ class CodecRecipe:
 
     def outline(self, options: CodecOptions) -> Outline:
         models = self.find(options, fetch=False)
-        return Outline(
-            schema=models.schema,
-            audio=models.audio,
-            num_codes=models.num_codes,
-            text_encoder=models.text_encoder(),
-            min_frames=MIN_FRAMES,
-            max_frames=max_frames(models.config),
-        )
+        longest = max_frames(models.config)
+        return Outline(models.schema, models.audio, models.num_codes, models.text_encoder(), MIN_FRAMES, longest)
 
 
 RECIPE = CodecRecipe()

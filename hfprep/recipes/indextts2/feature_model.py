@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from hfprep.models.kernels.codec import FusedSemanticCodec
     from hfprep.models.kernels.conditioner import FusedConditioner
 
-MIN_FRAMES = 3
 AUDIO_GROUPS = frozenset({CODES, LATENTS})
 
 
@@ -49,16 +48,12 @@ class FeatureModel(SemanticModel):
         precision: str = "fp32",
     ) -> None:
         conformers = (conditioner.conformer, emotion_conditioner.conformer)
-        super().__init__(semantic_encoder, precision=precision, ends=(*semantic_codec.blocks, *conformers))
+        super().__init__(semantic_encoder, precision=precision, conformers=conformers, ends=semantic_codec.blocks)
         self.semantic_codec: SemanticCodec | FusedSemanticCodec = semantic_codec
         self.conditioner: Conditioner | FusedConditioner = conditioner
         self.emotion_conditioner: EmotionConditioner | FusedConditioner = emotion_conditioner
         emotion_conditioner.conformer.subsampling.scratch = conditioner.conformer.subsampling.scratch  # never at once
         self.config = config
-        self.min_frames = MIN_FRAMES
-        rows = min(branch.conformer.position_table.shape[1] for branch in (conditioner, emotion_conditioner))
-        # T' = (T - 1) // 2 must stay below the number of rows of the position table.
-        self.max_frames = 2 * rows
         self.eval().requires_grad_(False)
 
     @classmethod

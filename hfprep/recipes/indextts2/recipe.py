@@ -13,15 +13,23 @@ import numpy as np
 
 from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.io.digest import digest
+from hfprep.models.input_features import check_preprocessor
 from hfprep.recipes.base import Download, Outline
 from hfprep.recipes.finding import CONFIG_FILE, GPT_FILE, SEMANTIC_DOWNLOAD, STATISTICS_FILE, ModelFiles, models_folder
-from hfprep.recipes.indextts import SemanticAudio, SemanticModelSet, semantic_files, semantic_settings
+from hfprep.recipes.indextts import (
+    MAX_FRAMES,
+    MIN_FRAMES,
+    SemanticAudio,
+    SemanticModelSet,
+    semantic_files,
+    semantic_settings,
+    warn_of_larger,
+)
 from hfprep.recipes.indextts2 import config as configs
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.locate import CODEC_FILE, SEMANTIC_CODEC, locate
 from hfprep.recipes.indextts2.options import TOKENIZER_FILE, IndexTTS2Options
 from hfprep.recipes.indextts2.schema import CODES, LATENTS, NAME, PUBLISHED, TEXT, schema_of
-from hfprep.recipes.text_rows import warn_of_larger
 from hfprep.schema import Schema
 
 if TYPE_CHECKING:
@@ -70,8 +78,6 @@ class IndexTTS2Models(SemanticModelSet):
         }
 
     def check(self) -> None:
-        from hfprep.models.input_features import check_preprocessor
-
         check_preprocessor(self.located.preprocessor_config)
         size, known = self.text_encoder().vocab_size, self.config.number_text_tokens
         warn_of_larger(self.tokenizer, size, self.located.gpt_checkpoint, known)
@@ -130,22 +136,12 @@ class IndexTTS2:
         return DOWNLOADS
 
     def outline(self, options: IndexTTS2Options) -> Outline:
-        from hfprep.models.conformer import POSITION_ROWS  # these import torch
-        from hfprep.recipes.indextts2.feature_model import MIN_FRAMES
-
         config = _config(options)
         named = options.tokenizer is not None or options.models is not None
         encoder = TextTokenizer(options.tokenizer_path) if named else None
         if encoder is not None:
             _compare_sizes(encoder, options, config)
-        return Outline(
-            schema=schema_of(config),
-            audio=SemanticAudio(),
-            num_codes=int,
-            text_encoder=encoder,
-            min_frames=MIN_FRAMES,
-            max_frames=2 * POSITION_ROWS,
-        )
+        return Outline(schema_of(config), SemanticAudio(), int, encoder, MIN_FRAMES, MAX_FRAMES)
 
 
 def _config(options: IndexTTS2Options) -> ModelConfig:

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from hfprep.models.batch_input_features import batch_input_features
+from hfprep.models.batch_input_features import batch_fbank, batch_input_features, num_fbank_frames
 from hfprep.models.campplus import Campplus
 from hfprep.models.conditioner import EmotionConditioner
 from hfprep.models.downsampled_codec import DownsampledCodec
-from hfprep.models.fbank import batch_fbank, num_fbank_frames
 from hfprep.models.input_features import SAMPLING_RATE, extract_input_features, num_input_frames
 from hfprep.models.masking import FrameMask
 from hfprep.models.precision import computing, require
@@ -35,8 +34,6 @@ from hfprep.recipes.semantic_model import SemanticModel
 if TYPE_CHECKING:
     from hfprep.models.kernels.conditioner import FusedEmotionConditioner
     from hfprep.recipes.indextts25.locate import ModelFiles
-
-MIN_FRAMES = 3  # of 20 ms, required by the emotion branch; the speaker vector needs fewer
 
 AUDIO_GROUPS = frozenset({CODES, SPEAKER, EMOTION})
 
@@ -60,15 +57,12 @@ class FeatureModel(SemanticModel):
         reference_seconds: float = 0.0,
     ) -> None:
         assert isinstance(codec.codec, SemanticCodec)
-        ends = (*codec.codec.blocks, *speaker.blocks, emotion.conformer)
-        super().__init__(semantic_encoder, precision=precision, ends=ends)
+        ends = (*codec.codec.blocks, *speaker.blocks)
+        super().__init__(semantic_encoder, precision=precision, conformers=(emotion.conformer,), ends=ends)
         self.codec = codec
         self.speaker = speaker
         self.emotion: EmotionConditioner | FusedEmotionConditioner = emotion
         self.reference_samples = round(reference_seconds * SAMPLING_RATE)
-        self.min_frames = MIN_FRAMES
-        # T' = (T - 1) // 2 must stay below the number of rows of the position table.
-        self.max_frames = 2 * emotion.conformer.position_table.shape[1]
         self.eval().requires_grad_(False)
 
     @classmethod

@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING
 
 from hfprep.errors import ConfigError
 from hfprep.io.digest import digest
+from hfprep.models.input_features import check_preprocessor
 from hfprep.recipes.base import Download, Outline, resampling
 from hfprep.recipes.finding import CONFIG_FILE, GPT_FILE, SEMANTIC_DOWNLOAD, STATISTICS_FILE
-from hfprep.recipes.indextts import SemanticAudio, SemanticModelSet, semantic_files, semantic_settings
+from hfprep.recipes.indextts import (
+    MAX_FRAMES,
+    MIN_FRAMES,
+    SemanticAudio,
+    SemanticModelSet,
+    semantic_files,
+    semantic_settings,
+)
 from hfprep.recipes.indextts25 import glossary
 from hfprep.recipes.indextts25.config import (
     CAMPPLUS_FILE,
@@ -87,8 +95,6 @@ class IndexTTS25Models(SemanticModelSet):
         }
 
     def check(self) -> None:
-        from hfprep.models.input_features import check_preprocessor
-
         check_preprocessor(self.located.preprocessor_config)
         size, known = self.text_encoder().vocab_size, self.config.number_text_tokens
         if size > known:
@@ -158,9 +164,6 @@ class IndexTTS25:
         return DOWNLOADS
 
     def outline(self, options: IndexTTS25Options) -> Outline:
-        from hfprep.models.conformer import POSITION_ROWS  # these import torch
-        from hfprep.recipes.indextts25.feature_model import MIN_FRAMES
-
         folder = options.models
         config = options.config or (folder / CONFIG_FILE if folder else None)
         vocabulary = options.tokenizer or (folder / VOCABULARY_FILE if folder else None)
@@ -169,14 +172,7 @@ class IndexTTS25:
         encoder = None
         if vocabulary is not None:
             encoder = TextEncoder(vocabulary, glossary=terms if terms and terms.is_file() else None)
-        return Outline(
-            schema=schema,
-            audio=SemanticAudio(samples_only=True),
-            num_codes=num_codes,
-            text_encoder=encoder,
-            min_frames=MIN_FRAMES,
-            max_frames=2 * POSITION_ROWS,
-        )
+        return Outline(schema, SemanticAudio(samples_only=True), num_codes, encoder, MIN_FRAMES, MAX_FRAMES)
 
     @staticmethod
     def _looks_like_it(options: IndexTTS25Options) -> bool:
