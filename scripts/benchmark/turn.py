@@ -163,18 +163,13 @@ def timed_build(places: Any, watch: Any, loaded: Callable[[], None], *, on_gpu: 
     )
     with contextlib.ExitStack() as stack:
         for owner, name, stage in steps:
-            stack.enter_context(mock.patch.object(owner, name, _timed(watch, stage, getattr(owner, name))))
+            stack.enter_context(mock.patch.object(owner, name, watch.timed(stage, getattr(owner, name))))
         for owner, name in places.features:
             watched = watch.watched("features", getattr(owner, name))
             stack.enter_context(mock.patch.object(owner, name, watched))
         stack.enter_context(mock.patch.object(places.model, "load", load_watched))
         stack.enter_context(mock.patch.object(Trial, "run", run_unwatched))
         yield
-
-
-def _timed(watch: Any, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    timed: Callable[..., Any] = watch.timed(stage, function)
-    return timed
 
 
 if __name__ == "__main__":
