@@ -10,7 +10,6 @@ import os
 import socket
 import threading
 import time
-from types import TracebackType
 from typing import Any
 
 from hfprep.errors import StoreError
@@ -56,9 +55,7 @@ class Lease:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._closing.set()
         self._thread.join()
         try:

@@ -11,7 +11,6 @@ import os
 import socket
 import time
 from pathlib import Path
-from types import TracebackType
 
 from hfprep.errors import StoreError
 from hfprep.io.atomic import NO_LINK, explained, refuse_link
@@ -89,9 +88,7 @@ class OutputLock:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, holder.encode() + b"\n", 0)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from hfprep.errors import ConfigError, Reason, RejectedSample
-from hfprep.inputs.manifest.columns import BYTES, PATH, UNREADABLE, Columns, Unreadable, cell_values, clip_name
+from hfprep.inputs.manifest.columns import BYTES, UNREADABLE, Columns, Unreadable, cell_values, clip_name, clip_paths
 from hfprep.inputs.manifest.field_map import FieldMap
 from hfprep.inputs.manifest.guarded import GuardedTables, Position, Step
 from hfprep.inputs.manifest.splits import chosen_split
@@ -85,9 +85,7 @@ class ArrowFiles(GuardedTables):
         audio.validate()  # lengths of buffers; the ranges in them are compared with the file below
         encoded, paths = audio, [None] * len(audio)
         if pa.types.is_struct(audio.type):
-            encoded = audio.field(BYTES)
-            if audio.type.get_field_index(PATH) >= 0:
-                paths = cell_values(audio.field(PATH))
+            encoded, paths = audio.field(BYTES), clip_paths(audio)
         starts, lengths = _ranges(encoded, mapped)
         name = path if self.folder is None else os.path.relpath(path, self.folder)
         there = encoded.is_valid().to_pylist()

@@ -28,8 +28,7 @@ class ClipFolder:
 
     def lines(self) -> Iterator[tuple[int, RawRow]]:
         """Number and row of each audio file."""
-        names = sorted(name for name in os.listdir(self.folder) if name.lower().endswith(AUDIO_SUFFIXES))
-        for number, name in enumerate(names, start=1):
+        for number, name in enumerate(_audio_names(self.folder), start=1):
             yield number, self.fields.applied(number, self._row, name)
 
     def _row(self, name: str) -> dict[str, Any]:
@@ -57,8 +56,11 @@ class ClipFolder:
 
 def holds_pairs(folder: Path) -> bool:
     """Whether a folder looks like one: at least one of the first audio files has its text beside it."""
-    names = sorted(name for name in os.listdir(folder) if name.lower().endswith(AUDIO_SUFFIXES))
-    return any(_text_of(folder, name.rpartition(".")[0]).is_file() for name in names[:LOOKED_AT])
+    return any(_text_of(folder, name.rpartition(".")[0]).is_file() for name in _audio_names(folder)[:LOOKED_AT])
+
+
+def _audio_names(folder: Path) -> list[str]:
+    return sorted(name for name in os.listdir(folder) if name.lower().endswith(AUDIO_SUFFIXES))
 
 
 def _text_of(folder: Path, stem: str) -> Path:

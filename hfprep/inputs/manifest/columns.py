@@ -104,6 +104,13 @@ def cell_values(column: Any) -> list[Any]:
         return [_cell_value(column, index) for index in range(len(column))]
 
 
+def clip_paths(column: Any) -> list[Any]:
+    """The paths in an audio column; a row with a clip does not need a readable one."""
+    if not pa.types.is_struct(column.type):
+        return cell_values(column)
+    return cell_values(column.field(PATH)) if column.type.get_field_index(PATH) >= 0 else [None] * len(column)
+
+
 def _cell_value(column: Any, index: int) -> Any:
     try:
         cell = column.slice(index, 1)

@@ -57,15 +57,11 @@ class Guarded(ABC):
 
 
 class GuardedTables(Guarded):
-    """A source of rows whose `steps` run in another process."""
+    """A source of rows whose `steps`, rows and the position before each part is read, run in another process."""
 
     where: str
     paths: tuple[Any, ...]
     fields: FieldMap
-
-    @abstractmethod
-    def steps(self, start: Position) -> Iterator[Step]:
-        """Rows from a position on, and the position before each part is read."""
 
     def lines(self) -> Iterator[tuple[int, Row]]:
         """Number and content of each row. Raises ConfigError if the tables cannot be read at all."""
@@ -174,10 +170,9 @@ def serve() -> None:
             for step in work.steps(start):
                 answers.write(json.dumps(_message(step)).encode() + b"\n")
             answers.write(b'{"end": true}\n')
-        except ConfigError as error:
-            answers.write(json.dumps({"config_error": str(error)}).encode() + b"\n")
         except HfprepError as error:
-            answers.write(json.dumps({"store_error": str(error)}).encode() + b"\n")
+            kind = "config_error" if isinstance(error, ConfigError) else "store_error"
+            answers.write(json.dumps({kind: str(error)}).encode() + b"\n")
 
 
 def _message(step: Step) -> dict[str, Any]:

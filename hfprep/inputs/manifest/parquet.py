@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hfprep.errors import ConfigError, Reason, RejectedSample, StoreError
-from hfprep.inputs.manifest.columns import BYTES, PATH, UNREADABLE, Columns, cell_values, clip_name
+from hfprep.inputs.manifest.columns import BYTES, PATH, UNREADABLE, Columns, clip_name, clip_paths
 from hfprep.inputs.manifest.field_map import FieldMap
 from hfprep.inputs.manifest.guarded import MAX_ROWS, GuardedTables, Position, Row, Step
 from hfprep.io.object_storage import open_stream, url_of
@@ -133,7 +133,7 @@ class _Group:
         paths: list[Any] = [None] * len(batch)
         if audio in batch.schema.names:
             column = batch.column(batch.schema.names.index(audio))
-            paths = _paths(column, len(batch))
+            paths = clip_paths(column)
         shown = self.source.shown(self.path)
         return [
             str(ParquetCell(shown, clip_name(path), audio, row)) if held else path
@@ -152,15 +152,6 @@ class _Group:
             return iter(())
         batches = self.file.iter_batches(CLIPS_AT_A_TIME, row_groups=[self.group], columns=[f"{audio}.{BYTES}"])
         return (held for batch in batches for held in batch.column(0).field(BYTES).is_valid().to_pylist())
-
-
-def _paths(column: Any, count: int) -> list[Any]:
-    """The paths in an audio column; a row with a clip does not need a readable one."""
-    if pa.types.is_struct(column.type):
-        if column.type.get_field_index(PATH) < 0:
-            return [None] * count
-        column = column.field(PATH)
-    return cell_values(column)
 
 
 def _num_rows(file: Any, group: int) -> int:

@@ -13,15 +13,7 @@ from hfprep.inputs.text.protected import TONED_PINYIN
 
 ENGLISH, CHINESE, JAPANESE, AMHARIC = "en", "zh", "ja", "am"
 
-_ALIASES = {
-    "en": ENGLISH,
-    "zh": CHINESE,
-    "cn": CHINESE,
-    "ja": JAPANESE,
-    "jp": JAPANESE,
-    "am": AMHARIC,
-    "amh": AMHARIC,
-}
+_ALIASES = {"en": ENGLISH, "zh": CHINESE, "cn": CHINESE, "ja": JAPANESE, "jp": JAPANESE, "am": AMHARIC, "amh": AMHARIC}
 
 # Ethiopic: the basic block (punctuation included), its supplement, extended and extended-A.
 _ETHIOPIC = re.compile("[\u1200-\u139f\u2d80-\u2ddf\uab00-\uab2f]")

@@ -190,25 +190,11 @@ zu zul zulu
 """
 # Further codes of the published front ends: alternatives for Chinese, Japanese and Amharic (IndexTTS-2), and codes of
 # IndexTTS-2.5 from Whisper, for languages of China, and for mixed Chinese and English.
-_OF_FRONT_ENDS = (
-    "cn",
-    "jp",
-    "amh",
-    "jw",
-    "haw",
-    "yue",
-    "minnan",
-    "wuyu",
-    "dialect",
-    "common",
-    "zhen",
-    "zh/en",
-    "en/zh",
-)
+_OF_FRONT_ENDS = "cn jp amh jw haw yue minnan wuyu dialect common zhen zh/en en/zh"
 
 
 def _read() -> tuple[frozenset[str], dict[str, str]]:
-    codes = set(_OF_FRONT_ENDS)
+    codes = set(_OF_FRONT_ENDS.split())
     meanings: dict[str, str] = {}
     for line in _CODES.strip().splitlines():
         code, longer, names = line.split(" ", 2)

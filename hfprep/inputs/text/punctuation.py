@@ -14,16 +14,7 @@ COMMON: dict[str, str] = (
     | dict.fromkeys('“”"‘’（）()《》【】[]「」', "'")
 )
 CHINESE: dict[str, str] = {"$": "."} | COMMON
-AMHARIC: dict[str, str] = {
-    "።": ".",
-    "፣": ",",
-    "፤": ";",
-    "፥": ":",
-    "፦": ":",
-    "፧": "?",
-    "፨": "!",
-    "፡": " ",
-} | COMMON
+AMHARIC: dict[str, str] = dict(zip("።፣፤፥፦፧፨፡", ".,;::?! ", strict=True)) | COMMON
 
 
 class PunctuationMap:

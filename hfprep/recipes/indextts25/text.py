@@ -67,16 +67,9 @@ class TextEncoder:
 
     def fingerprint(self) -> str:
         """Everything that the ids depend on, apart from the text and its language."""
-        return ", ".join(
-            (
-                f"rules {TEXT_VERSION}",
-                self._grammars.fingerprint(),
-                japanese.versions(),
-                f"Unicode {unicodedata.unidata_version}",
-                f"vocabulary {self.vocabulary.sha256}",
-                f"glossary {self.glossary.sha256}",
-            )
-        )
+        rules = f"rules {TEXT_VERSION}, {self._grammars.fingerprint()}, {japanese.versions()}"
+        files = f"vocabulary {self.vocabulary.sha256}, glossary {self.glossary.sha256}"
+        return f"{rules}, Unicode {unicodedata.unidata_version}, {files}"
 
     def encode(self, text: str, language: str | None = None) -> np.ndarray:
         """The model's ids of a text, int32 (text_len,), without start and stop tokens.
