@@ -18,7 +18,7 @@ from hfprep.cli import formats
 from hfprep.cli.check import check
 from hfprep.cli.doctor import doctor, download
 from hfprep.cli.extend_checkpoint import extend_checkpoint
-from hfprep.cli.many import run_many
+from hfprep.cli.many import run_many, shared_workers
 from hfprep.cli.merge import merge
 from hfprep.cli.options import NO_DEFAULT, RunFile, options_of, read_options
 from hfprep.cli.options import write_options as keep_options
@@ -160,17 +160,11 @@ def _this_python() -> str:
 
 def run_build(config: BuildConfig) -> int:
     """Run a build and print its summary; returns the exit status."""
-    from hfprep.pipeline.engines.pool import WorkerPool
-
-    with WorkerPool() as pool:
-        if config.engine == "local":
-            pool.prepare(1)  # its imports run in parallel to those of this process
+    with shared_workers(config.engine) as shared:
         from hfprep.cli.summary import summary_table
-        from hfprep.pipeline.building import Shared
         from hfprep.pipeline.building import build as build_features
-        from hfprep.pipeline.engines.choice import Workers
 
-        summary = build_features(config, shared=Shared(workers=Workers(pool)))
+        summary = build_features(config, shared=shared)
 
     show(summary_table(summary))
     if summary.interrupted_by is not None:

@@ -132,9 +132,8 @@ def _shares(what: str, shares: "dict[str, Share]") -> "Table":
 
 def _texts(found: "Preflight") -> "Table":
     table = _table("Texts, normalised and tokenized", "language", "text", "normalised", "pieces")
-    for language, examples in sorted(found.texts.items(), key=lambda item: -found.languages[item[0]].samples)[
-        :MOST_ROWS
-    ]:
+    ranked = sorted(found.texts.items(), key=lambda item: -found.languages[item[0]].samples)
+    for language, examples in ranked[:MOST_ROWS]:
         for example in examples:
             cells = (example.text, example.normalized, " ".join(example.pieces))
             table.add_row(language, *(text[:TEXT_WIDTH] + ("…" if len(text) > TEXT_WIDTH else "") for text in cells))
@@ -145,16 +144,11 @@ def _text_rules(found: "Preflight") -> list[str]:
     """Results of text normalisation that are rarely intended."""
     lines = []
     for doubtful, number in found.doubtful.most_common():
-        grammar = {"en": "English", "zh": "Chinese"}[doubtful.language]
         example = found.doubtful_examples.get(doubtful)
-        shown = (
-            f", such as {example.id}: {example.text[:TEXT_WIDTH]!r} -> {example.normalized[:TEXT_WIDTH]!r}"
-            if example
-            else ""
-        )
-        lines.append(
-            f"{count(number, 'sample')} without a language treated as {grammar} by script ({doubtful.script}){shown}"
-        )
+        shown = ""
+        if example:
+            shown = f", such as {example.id}: {example.text[:TEXT_WIDTH]!r} -> {example.normalized[:TEXT_WIDTH]!r}"
+        lines.append(f"{count(number, 'sample')} {doubtful}{shown}")
     if found.doubtful:
         lines.append(
             "  The published front end does the same; set `language` in the manifest, or --language, to change it."

@@ -1,6 +1,7 @@
 """`build --dataset ... --dataset ...`: builds several data sets in one run, with one table and exit status."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -10,22 +11,17 @@ from hfprep.io.words import duration
 from hfprep.pipeline.config import BuildConfig
 
 if TYPE_CHECKING:  # it loads torch
+    from hfprep.pipeline.building import Shared
     from hfprep.pipeline.building_many import DataSetResult, ManySummary
     from hfprep.pipeline.summary import Summary
 
 
 def run_many(configs: Sequence[BuildConfig]) -> int:
     """Build the data sets and print one summary; returns the exit status."""
-    from hfprep.pipeline.engines.pool import WorkerPool
-
-    with WorkerPool() as pool:
-        if configs[0].engine == "local":
-            pool.prepare(1)  # its imports run in parallel to those of this process
-        from hfprep.pipeline.building import Shared
+    with shared_workers(configs[0].engine) as shared:
         from hfprep.pipeline.building_many import build_many
-        from hfprep.pipeline.engines.choice import Workers
 
-        found = build_many(configs, shared=Shared(workers=Workers(pool)))
+        found = build_many(configs, shared=shared)
     show(many_table(found))
     for item in found.data_sets:
         if item.error is not None:
@@ -36,6 +32,20 @@ def run_many(configs: Sequence[BuildConfig]) -> int:
         say("Interrupted. Run the same command again to continue.")
         return 128 + found.interrupted_by
     return int(any(_failed(item) for item in found.data_sets))
+
+
+@contextlib.contextmanager
+def shared_workers(engine: str) -> "Iterator[Shared]":
+    """Workers for builds, whose imports run in parallel to those of this process."""
+    from hfprep.pipeline.engines.pool import WorkerPool
+
+    with WorkerPool() as pool:
+        if engine == "local":
+            pool.prepare(1)
+        from hfprep.pipeline.building import Shared
+        from hfprep.pipeline.engines.choice import Workers
+
+        yield Shared(workers=Workers(pool))
 
 
 def _failed(item: "DataSetResult") -> bool:

@@ -57,10 +57,7 @@ class DownsampledCodec(nn.Module):
 
 def halved(mask: FrameMask, device: torch.device) -> FrameMask:
     """The mask of the codes: a code is real if the middle frame of its window is."""
-    lengths = num_codes(mask.lengths)
-    if mask.packed:
-        return FrameMask.of_packed(lengths, device)
-    return FrameMask.from_lengths(lengths, (mask.num_frames + 1) // 2, device)
+    return mask.resized(num_codes(mask.lengths), (mask.num_frames + 1) // 2, device)
 
 
 def num_codes(num_frames: Tensor) -> Tensor:

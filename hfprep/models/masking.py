@@ -78,10 +78,13 @@ class FrameMask:
 
     def subsampled(self, device: torch.device) -> FrameMask:
         """The mask after the stride-2 convolution, mask[:, 2::2]: a frame is real if its last input is."""
-        lengths = (self.lengths - 1) // 2
+        return self.resized((self.lengths - 1) // 2, (self.num_frames - 1) // 2, device)
+
+    def resized(self, lengths: Tensor, num_frames: int, device: torch.device) -> FrameMask:
+        """The mask of the same clips with other lengths, padded to `num_frames` frames if this batch is padded."""
         if self.packed:
             return FrameMask.of_packed(lengths, device)
-        return FrameMask.from_lengths(lengths, (self.num_frames - 1) // 2, device)
+        return FrameMask.from_lengths(lengths, num_frames, device)
 
 
 class TimeMask(nn.Module):

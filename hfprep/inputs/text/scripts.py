@@ -23,6 +23,9 @@ class DoubtfulGrammar:
     language: str
     script: str
 
+    def __str__(self) -> str:
+        return f"without a language treated as {LANGUAGE_NAMES[self.language]} by script ({self.script})"
+
 
 def doubtful_grammar(text: str) -> DoubtfulGrammar | None:
     """Why the grammar of a text without a language is doubtful; None if its script fits or it gets no grammar."""

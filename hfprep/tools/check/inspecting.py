@@ -21,8 +21,8 @@ from hfprep.pipeline.intake import Clip, Loaded, SampleLimits, Task, check_secon
 from hfprep.pipeline.stores import Stores
 from hfprep.recipes.base import AudioInput, TextEncoder
 from hfprep.schema import Rejection, Schema, Segment, Utterance
+from hfprep.tools.tokenizer.model_file import SPACE_PIECE
 
-SPACE_PIECE = "\u2581"  # SentencePiece's mark for a space
 NOTHING = np.empty(0, np.float32)  # the samples of an inspected clip are not kept
 TEXTS_EACH = 3  # texts with stages per language, and per doubtful grammar
 

@@ -23,8 +23,8 @@ from bokeh.models.annotations import Legend, LegendItem
 from bokeh.plotting import figure
 
 from hfprep.io.words import duration
-from hfprep.tools.report.collect import NONE_GIVEN, Collected, Group, first_of
-from hfprep.tools.report.colours import BEYOND, INK, labels_shown, looks
+from hfprep.tools.report.collect import Collected, Group, first_of
+from hfprep.tools.report.colours import BEYOND, INK, NONE_GIVEN, labels_shown, looks
 
 BARS = 20
 BINS = 60

@@ -23,7 +23,8 @@ from hfprep.io.object_storage import check_local
 from hfprep.schema import Column, Schema
 from hfprep.store.layout import PRIVATE, REJECTED
 from hfprep.store.timeline import read_timeline
-from hfprep.tools.report.texts import NONE_GIVEN, TEXT_WIDTH, Texts, look_at_texts, tokenizer_of
+from hfprep.tools.report.colours import NONE_GIVEN
+from hfprep.tools.report.texts import TEXT_WIDTH, Texts, look_at_texts, tokenizer_of
 
 MOST_POINTS = 3000
 MOST_CODES = 20_000  # samples whose codes are counted

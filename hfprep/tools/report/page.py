@@ -19,7 +19,8 @@ from hfprep.io.words import count, duration
 from hfprep.schema import Schema
 from hfprep.store.statistics import perplexity
 from hfprep.tools.report import charts
-from hfprep.tools.report.collect import MOST_POINTS, NONE_GIVEN, Collected
+from hfprep.tools.report.collect import MOST_POINTS, Collected
+from hfprep.tools.report.colours import NONE_GIVEN
 from hfprep.tools.report.outliers import outliers
 from hfprep.tools.report.timeline_charts import timeline_charts
 
@@ -59,11 +60,8 @@ def render(found: Collected) -> str:
 def _sections(found: Collected) -> Iterable[tuple[str, str, list[figure], str]]:
     """Title, note, charts and other content of each section."""
     lengths, points = found.lengths, len(found.points.rows)
-    part = (
-        ""
-        if points == len(lengths)
-        else f"{points:,} of {len(lengths):,} samples, chosen at random, with the extremes."
-    )
+    part = f"{points:,} of {len(lengths):,} samples, chosen at random, with the extremes."
+    part = "" if points == len(lengths) else part
     yield "Overview", "", [charts.group_bars(kind, groups) for kind, groups in found.groups.items()], ""
     everything = f"All {len(lengths):,} samples"
     note = f"{everything}; the scatter: {part}" if part else f"{everything}."
@@ -172,9 +170,7 @@ def _texts_note(found: Collected) -> str:
     looked_at = count(found.texts.looked_at, "text was checked", "texts were checked")
     parts = [f"{looked_at}; below are examples for each language, normalised and tokenized."]
     for doubtful, number in found.texts.doubtful.most_common():
-        grammar = {"en": "English", "zh": "Chinese"}[doubtful.language]
-        without = count(number, "sample")
-        parts.append(f"{without} without a language treated as {grammar} by script ({doubtful.script}).")
+        parts.append(f"{count(number, 'sample')} {doubtful}.")
     for language, number in found.texts.digits_left.most_common():
         parts.append(f"{count(number, 'sample')} in {language} with digits after normalisation.")
     return " ".join(parts)

@@ -17,12 +17,12 @@ from hfprep.recipes.base import TextEncoder
 from hfprep.recipes.options import ModelOptions
 from hfprep.recipes.registry import outline, recipe
 from hfprep.schema import Schema
+from hfprep.tools.report.colours import NONE_GIVEN
+from hfprep.tools.tokenizer.model_file import SPACE_PIECE
 
 TEXT_WIDTH = 160
 TEXTS_EACH = 3  # examples per language
 MOST_IN_ROWS = 500  # samples with normalised text and pieces in the page
-SPACE_PIECE = "\u2581"  # SentencePiece's mark for a space
-NONE_GIVEN = "(none)"
 
 Tokenize = Callable[[str, str | None], Tokenized]
 
