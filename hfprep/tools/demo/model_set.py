@@ -7,7 +7,7 @@ meaningless.
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,14 +15,15 @@ import numpy as np
 import torch
 import yaml
 
+from hfprep.models.configs import ConditionConfig, SemanticCodecConfig
 from hfprep.models.input_features import FEATURE_DIM, PREPROCESSOR_VALUES, extract_input_features
 from hfprep.models.masking import FrameMask
 from hfprep.models.semantic_config import NUM_LAYERS, SemanticEncoderConfig
 from hfprep.models.semantic_encoder import SemanticEncoder
-from hfprep.recipes.config_file import GptConfig
+from hfprep.recipes.config_file import CONDITION_TYPE, INPUT_LAYER, GptConfig
 from hfprep.recipes.finding import CONFIG_FILE, GPT_FILE, SEMANTIC_FILE, SEMANTIC_FOLDER, STATISTICS_FILE
 from hfprep.recipes.indextts2.checkpoints import expected_shapes
-from hfprep.recipes.indextts2.config import ModelConfig
+from hfprep.recipes.indextts2.config import PUBLISHED, ModelConfig
 from hfprep.recipes.indextts2.locate import CODEC_FILE
 from hfprep.recipes.indextts2.options import TOKENIZER_FILE
 from hfprep.recipes.networks import load_semantic_encoder, semantic_shapes
@@ -44,38 +45,41 @@ checkpoints, so that programs can be tried and measured. Features computed with 
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Widths:
-    """The numbers that differ between the two sizes; a branch is (output_size, linear_units, heads, blocks)."""
+@dataclass(frozen=True)
+class Sizes:
+    """The configs of a size, and what only the other parts of its files depend on: the layers and heads of the GPT."""
 
-    model_dim: int
-    heads: int
+    config: ModelConfig
+    semantic: SemanticEncoderConfig
+    num_semantic_layers: int
     layers: int
-    max_mel_tokens: int
-    max_text_tokens: int
-    text_tokens: int
-    condition: tuple[int, int, int, int]
-    emotion: tuple[int, int, int, int]
-    codebook_size: int
-    codec: tuple[int, int, int]
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    num_layers: int
+    heads: int
 
 
-SIZES: dict[str, Widths] = {
-    "small": Widths(
-        model_dim=48, heads=4, layers=1, max_mel_tokens=600, max_text_tokens=200, text_tokens=VOCABULARY_SIZE,
-        condition=(32, 64, 4, 2), emotion=(24, 48, 2, 1), codebook_size=256, codec=(32, 64, 2),
-        hidden_size=48, intermediate_size=96, num_heads=4, num_layers=NUM_LAYERS + 1,
+_SMALL = ModelConfig(
+    path=Path(CONFIG_FILE),
+    model_dim=48,
+    max_mel_tokens=600,
+    max_text_tokens=200,
+    number_text_tokens=VOCABULARY_SIZE,
+    condition=ConditionConfig(output_size=32, linear_units=64, attention_heads=4, num_blocks=2, perceiver_mult=2),
+    emotion=ConditionConfig(output_size=24, linear_units=48, attention_heads=2, num_blocks=1, perceiver_mult=2),
+    semantic_codec=SemanticCodecConfig(
+        codebook_size=256,
+        hidden_size=48,
+        codebook_dim=8,
+        vocos_dim=32,
+        vocos_intermediate_dim=64,
+        vocos_num_layers=2,
     ),
-    "published": Widths(
-        model_dim=1280, heads=20, layers=24, max_mel_tokens=1815, max_text_tokens=600, text_tokens=12_000,
-        condition=(512, 2048, 8, 6), emotion=(512, 1024, 4, 4), codebook_size=8192, codec=(384, 2048, 12),
-        hidden_size=1024, intermediate_size=4096, num_heads=16, num_layers=24,
-    ),
-}  # fmt: skip
+    w2v_stat=STATISTICS_FILE,
+    gpt_checkpoint=GPT_FILE,
+)
+_SMALL_ENCODER = SemanticEncoderConfig(hidden_size=48, intermediate_size=96, num_attention_heads=4)
+SIZES = {
+    "small": Sizes(_SMALL, _SMALL_ENCODER, NUM_LAYERS + 1, layers=1, heads=4),
+    "published": Sizes(PUBLISHED, SemanticEncoderConfig(), 24, layers=24, heads=20),
+}
 
 
 def make_model_set(folder: str | Path, *, seed: int = 0, size: Size = "small") -> Path:
@@ -105,7 +109,7 @@ def make_marked(folder: Path, mark: dict[str, Any], write: Callable[[Path, Size,
 def _write_files(folder: Path, size: Size, seed: int) -> None:
     (folder / CODEC_FILE).parent.mkdir(exist_ok=True)
     (folder / TOKENIZER_FILE).write_bytes(train_tokenizer())
-    write_config(folder, config_values(SIZES[size]))
+    write_config(folder, config_values(size))
     config = ModelConfig.read(folder / CONFIG_FILE)
     needed = expected_shapes(config, write_semantic(folder, size, seed=seed))
     write_gpt(folder, needed[GPT_FILE], unneeded_gpt(config, size), size, seed)
@@ -134,81 +138,59 @@ def write_config(folder: Path, values: dict[str, Any]) -> None:
 def write_semantic(folder: Path, size: Size, *, seed: int) -> SemanticEncoderConfig:
     """Write the semantic encoder's folder and the statistics of its output; returns its config."""
     semantic = folder / SEMANTIC_FOLDER
-    _write_json(semantic / "config.json", _semantic_values(SIZES[size]))
+    _write_json(semantic / "config.json", _semantic_values(size))
     # The published file pads with 1, but padded frames are masked.
     _write_json(semantic / "preprocessor_config.json", {**PREPROCESSOR_VALUES, "padding_value": 1, "random": True})
     config = SemanticEncoderConfig.read(semantic / "config.json")
     needed = semantic_shapes(SemanticEncoder(config))
-    shapes = {**needed, **_unneeded_layers(needed, SIZES[size].num_layers)}
+    shapes = {**needed, **_unneeded_layers(needed, SIZES[size].num_semantic_layers)}
     write_safetensors(folder / SEMANTIC_FILE, shapes, seed=seed)
     write_statistics(folder, config)
     return config
 
 
-def config_values(widths: Widths) -> dict[str, Any]:
-    def branch(output_size: int, linear_units: int, heads: int, blocks: int) -> dict[str, Any]:
-        return {
-            "output_size": output_size,
-            "linear_units": linear_units,
-            "attention_heads": heads,
-            "num_blocks": blocks,
-            "input_layer": "conv2d2",
-            "perceiver_mult": 2,
-        }
-
-    codec_dim, codec_intermediate, codec_layers = widths.codec
+def config_values(size: Size) -> dict[str, Any]:
+    """The content of config.yaml; that of IndexTTS-2.5 differs in a few values."""
+    config, codebook_size = SIZES[size].config, SIZES[size].config.semantic_codec.codebook_size
+    branches = {"condition_module": config.condition, "emo_condition_module": config.emotion}
     return {
         "random": True,
         "gpt": {
-            "model_dim": widths.model_dim,
-            "heads": widths.heads,
-            "layers": widths.layers,
-            "max_mel_tokens": widths.max_mel_tokens,
-            "max_text_tokens": widths.max_text_tokens,
-            "number_text_tokens": widths.text_tokens,
-            "number_mel_codes": widths.codebook_size + 2,
-            "start_mel_token": widths.codebook_size,
-            "stop_mel_token": widths.codebook_size + 1,
+            "model_dim": config.model_dim,
+            "heads": SIZES[size].heads,
+            "layers": SIZES[size].layers,
+            "max_mel_tokens": config.max_mel_tokens,
+            "max_text_tokens": config.max_text_tokens,
+            "number_text_tokens": config.number_text_tokens,
+            "number_mel_codes": codebook_size + 2,
+            "start_mel_token": codebook_size,
+            "stop_mel_token": codebook_size + 1,
             "start_text_token": 0,
             "stop_text_token": 1,
-            "condition_type": "conformer_perceiver",
-            "condition_module": branch(*widths.condition),
-            "emo_condition_module": branch(*widths.emotion),
+            "condition_type": CONDITION_TYPE,
+            **{name: asdict(branch) | {"input_layer": INPUT_LAYER} for name, branch in branches.items()},
         },
-        "semantic_codec": {
-            "codebook_size": widths.codebook_size,
-            "hidden_size": widths.hidden_size,
-            "codebook_dim": 8,
-            "vocos_dim": codec_dim,
-            "vocos_intermediate_dim": codec_intermediate,
-            "vocos_num_layers": codec_layers,
-        },
-        "gpt_checkpoint": GPT_FILE,
-        "w2v_stat": STATISTICS_FILE,
+        "semantic_codec": asdict(config.semantic_codec),
+        "gpt_checkpoint": config.gpt_checkpoint,
+        "w2v_stat": config.w2v_stat,
         "version": 2.0,
     }
 
 
-def _semantic_values(widths: Widths) -> dict[str, Any]:
+def _semantic_values(size: Size) -> dict[str, Any]:
     return {
         "architectures": ["Wav2Vec2BertModel"],
         "model_type": "wav2vec2-bert",
         "random": True,
         "add_adapter": False,
-        "conv_depthwise_kernel_size": 31,
         "feature_projection_input_dim": FEATURE_DIM,
         "hidden_act": "swish",
-        "hidden_size": widths.hidden_size,
-        "intermediate_size": widths.intermediate_size,
-        "layer_norm_eps": 1e-05,
-        "left_max_position_embeddings": 64,
         "max_source_positions": 5000,
-        "num_attention_heads": widths.num_heads,
-        "num_hidden_layers": widths.num_layers,
-        "output_hidden_size": widths.hidden_size,
+        "num_hidden_layers": SIZES[size].num_semantic_layers,
+        "output_hidden_size": SIZES[size].semantic.hidden_size,
         "position_embeddings_type": "relative_key",
-        "right_max_position_embeddings": 8,
         "use_intermediate_ffn_before_adapter": False,
+        **asdict(SIZES[size].semantic),
     }
 
 

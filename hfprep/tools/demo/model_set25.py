@@ -16,7 +16,6 @@ from hfprep.recipes.indextts25.checkpoints import expected_shapes
 from hfprep.recipes.indextts25.config import CAMPPLUS_FILE, CODEC_FILE, VOCABULARY_FILE, Config
 from hfprep.recipes.indextts25.vocabulary import LANGUAGES, special_tokens
 from hfprep.tools.demo.model_set import (
-    SIZES,
     Size,
     config_values,
     make_marked,
@@ -52,7 +51,7 @@ def make_model_set25(folder: str | Path, *, seed: int = 0, size: Size = "small")
 
 def _write_files(folder: Path, size: Size, seed: int) -> None:
     num_tokens = _write_vocabulary(folder / VOCABULARY_FILE)
-    values = config_values(SIZES[size])
+    values = config_values(size)
     values["gpt"] |= {"number_text_tokens": num_tokens, "max_text_tokens": MAX_TEXT_TOKENS}
     write_config(folder, values | {"version": 2.5})
     config = Config.read(folder / CONFIG_FILE)
