@@ -186,10 +186,7 @@ class Convolution(nn.Module):
         self.time_mask(gated, mask)
         for clip, to in mask.every_clip(gated, convolved):
             self.depthwise(clip, to)
-        add_by_rows(x, self._project, convolved)
-
-    def _project(self, rows: Tensor) -> Tensor:
-        return self.pointwise_out(F.silu(self.norm(rows), inplace=True))
+        add_by_rows(x, lambda rows: self.pointwise_out(F.silu(self.norm(rows), inplace=True)), convolved)
 
 
 class FeedForward(nn.Module):

@@ -148,13 +148,10 @@ class CausalConvolution(nn.Module):
     def add_to(self, hidden: Tensor, mask: FrameMask, buffer: Tensor) -> None:
         """Add to `hidden` (B, T, D) the convolution of its frames; `buffer` (3, B, T, D) is overwritten."""
         gated, convolved, _ = buffer
-        write_by_rows([gated], lambda rows: [self._gate(rows)], hidden)
+        write_by_rows([gated], lambda rows: [F.glu(self.pointwise_conv1(self.layer_norm(rows)), dim=-1)], hidden)
         for clip, to in mask.every_clip(gated, convolved):
             self.depthwise_conv(clip, to)
         add_by_rows(hidden, self._project, convolved)
-
-    def _gate(self, rows: Tensor) -> Tensor:
-        return F.glu(self.pointwise_conv1(self.layer_norm(rows)), dim=-1)
 
     def _project(self, rows: Tensor) -> Tensor:
         return self.pointwise_conv2(F.silu(self.depthwise_layer_norm(rows), inplace=True))

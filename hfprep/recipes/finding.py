@@ -212,7 +212,8 @@ def from_hub(
             return cached
     except LocalEntryNotFoundError:
         pass  # not cached, or incomplete: download it
-    what, command = f"{repository} (hub)", f"hf download {repository} {_command_patterns(patterns)}"
+    needed = " ".join(pattern for pattern in patterns if pattern not in (_INDEX, _SHARDS))
+    what, command = f"{repository} (hub)", f"hf download {repository} {needed}"
     if folder is not None:
         what = f"{what}, which {folder} lacks"
         command = f"python -m hfprep download {folder}, or into the hub's cache: {command}"
@@ -223,17 +224,9 @@ def from_hub(
     try:
         fetched = Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(patterns)))
     except Exception as exc:  # noqa: BLE001 - errors of whichever HTTP library is in use come through
-        missing.add(
-            what,
-            f"it is not cached and could not be fetched ({first_line(exc)}); get it with: {command}",
-        )
+        missing.add(what, f"it is not cached and could not be fetched ({first_line(exc)}); get it with: {command}")
         return None
     if not complete(fetched):
         missing.add(what, f"the repository does not have {', '.join(patterns)}")
         return None
     return fetched
-
-
-def _command_patterns(patterns: tuple[str, ...]) -> str:
-    names = [pattern for pattern in patterns if pattern not in (_INDEX, _SHARDS)]
-    return " ".join(names)

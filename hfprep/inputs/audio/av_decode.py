@@ -191,14 +191,11 @@ class AvSound:
             raise self.clip.unreadable(f"its audio ends {unread} bytes before the file does; are several files joined?")
         if self.num_frames is None:
             return
-        is_lossless = self._stream.codec_context.codec.lossless and self._counts_samples
+        counts_samples = self._stream.time_base == Fraction(1, self.sampling_rate)
+        is_lossless = self._stream.codec_context.codec.lossless and counts_samples
         tolerance = 0 if self._name in EXACT and is_lossless else round(TOLERANCE_SECONDS * self.sampling_rate)
         if decoded < self.num_frames - tolerance:
             raise self.clip.unreadable(f"cut off: only {decoded} of {self.num_frames} samples could be decoded")
-
-    @property
-    def _counts_samples(self) -> bool:
-        return bool(self._stream.time_base == Fraction(1, self.sampling_rate))
 
     def _frames_from(self, start: int) -> Iterator[Any]:
         """Decoded frames in order, from one at or before sample `start`."""

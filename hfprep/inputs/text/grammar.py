@@ -68,17 +68,13 @@ class _Transducer:
         self._run: Any = None
 
     def __call__(self, text: str) -> str:
-        if self._run is None:
-            self._load()
-        result: str = self._run(text)
-        return result
-
-    def _load(self) -> None:
-        import kaldifst
-
         with self._lock:
             if self._run is None:
+                import kaldifst
+
                 self._run = kaldifst.TextNormalizer(str(self.path))
+        result: str = self._run(text)
+        return result
 
 
 class _Grammar:

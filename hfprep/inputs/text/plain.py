@@ -76,7 +76,7 @@ class PlainEnglish:
         if _ASKED.search(chunk):
             return self._ask(chunk)
         return tuple(
-            _word(match[0]) if match["letters"] else _mark(match[0].replace('"', '\\"'))
+            Token("w", (("v", match[0]),)) if match["letters"] else _mark(match[0].replace('"', '\\"'))
             for match in _ENGLISH_TOKEN.finditer(chunk)
         )
 
@@ -85,10 +85,6 @@ class PlainEnglish:
             return tuple(self._grammar.tag(chunk))
         except GrammarFailed:
             return None
-
-
-def _word(letters: str) -> Token:
-    return Token("w", (("v", letters),))
 
 
 def _mark(marks: str) -> Token:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hfprep.errors import ConfigError, HfprepError
+from hfprep.errors import ConfigError
 from hfprep.formats.arrow import is_arrow_set
 from hfprep.formats.formats import kept_in, open_set
 from hfprep.formats.pair_files import pair_files, pair_problems, renew_pairs
@@ -81,8 +81,11 @@ def verify(options: VerifyOptions) -> Verdict:
         def records() -> Iterator[dict[str, Any]]:
             return (record for _, record in listing.records() if record["id"] not in broken)
 
-        stats, stored = stats_of(root), _npy_arrays(output)
-        compared = compare(options, output.schema, records, stored, findings, stats)
+        def stored(sample_id: str) -> dict[str, np.ndarray]:
+            arrays = {name: read_npy(output.artifact(name, sample_id))[0] for name in output.schema.by_name}
+            return {name: array for name, array in arrays.items() if array is not None}
+
+        compared = compare(options, output.schema, records, stored, findings, stats_of(root))
         faults, notes = _verify_inner_exports(options, listing)
         repairs = []
         if options.repair and (findings.faults or faults):
@@ -123,7 +126,7 @@ def _verify_exported(options: VerifyOptions) -> Verdict:
     if source.root != root:
         _check_progress(root, check)
     records, stored = _exported_records(check.readable, {fault.id for fault in findings.faults})
-    compared = compare(options, source.schema, records, stored, findings, _stats_of_set(source))
+    compared = compare(options, source.schema, records, stored, findings, check.stats)
     repairs = _repair_exported(root, source, check, findings) if options.repair and findings.faults else []
     return Verdict(source.format, len(check.split_of), findings.faults, findings.notes, repairs, compared)
 
@@ -197,17 +200,3 @@ def _repair_exported(root: Path, source: SampleSet, check: ExportedCheck, findin
     if source.root != root:
         return [*moved, "run the build again: it recomputes only the samples of these shards"]
     return [*moved, "export the set again from the build's output, which replaces this folder"]
-
-
-def _npy_arrays(output: NpyOutput) -> Stored:
-    def stored(sample_id: str) -> dict[str, np.ndarray]:
-        arrays = {name: read_npy(output.artifact(name, sample_id))[0] for name in output.schema.by_name}
-        return {name: array for name, array in arrays.items() if array is not None}
-
-    return stored
-
-
-def _stats_of_set(source: SampleSet) -> dict[str, Any]:
-    with contextlib.suppress(HfprepError, OSError, ValueError, TypeError):
-        return source.origin.stats or {}
-    return {}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hfprep.errors import ConfigError
-from hfprep.schema import Column, Schema
+from hfprep.schema import Schema
 from hfprep.store.first_version import first_schema, migrate
 from hfprep.store.layout import PRIVATE, STATS
 from hfprep.store.state import SampleState, parse_sample
@@ -76,12 +76,8 @@ def _usual_width(root: Path) -> int:
         for path in islice((root / column.name).rglob("*.npy"), WIDTHS_SAMPLED):
             array, _ = read_npy(path)
             if array is not None and array.ndim == column.ndim:
-                widths[array.shape[_width_axis(column)]] += 1
+                widths[array.shape[column.dims.index(0)]] += 1
     return widths.most_common(1)[0][0] if widths else 0
-
-
-def _width_axis(column: Column) -> int:
-    return column.dims.index(0)
 
 
 class StateReader:

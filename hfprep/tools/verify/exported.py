@@ -36,10 +36,12 @@ class ExportedCheck:
     broken_files: set[str] = field(default_factory=set)
     readable: list[Split] = field(default_factory=list)
     index: dict[str, Any] | None = None
+    stats: dict[str, Any] = field(default_factory=dict)  # of the build that the set was made from
 
     def run(self) -> Findings:
         """Check every shard and every sample."""
-        stats, self.index = self._stats(), self._index()
+        stats = self.stats = self._stats()
+        self.index = self._index()
         for name in SPLITS:
             self.counts[name] = 0
             for file, split in self._shards(name):

@@ -39,20 +39,8 @@ class FaultKind(StrEnum):
 
 
 # Faults of an array, which are repaired by computing that array again.
-OF_ARTIFACT = frozenset(
-    {
-        FaultKind.ARTIFACT_MISSING,
-        FaultKind.ARTIFACT_UNREADABLE,
-        FaultKind.ARTIFACT_DTYPE,
-        FaultKind.ARTIFACT_SHAPE,
-        FaultKind.ARTIFACT_LENGTH,
-        FaultKind.ARTIFACT_SIZE,
-        FaultKind.NOT_FINITE,
-        FaultKind.ALL_ZERO,
-        FaultKind.OUT_OF_RANGE,
-        FaultKind.PARITY,
-    }
-)
+OF_ARTIFACT = {kind for kind in FaultKind if kind.startswith("artifact_")}
+OF_ARTIFACT |= {FaultKind.NOT_FINITE, FaultKind.ALL_ZERO, FaultKind.OUT_OF_RANGE, FaultKind.PARITY}
 
 
 @dataclass(frozen=True, slots=True)

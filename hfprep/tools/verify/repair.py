@@ -12,10 +12,10 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from hfprep.io import atomic
-from hfprep.store.layout import PROGRESS, REJECTED, STATS, NpyOutput, json_line
+from hfprep.store.layout import PROGRESS, NpyOutput, json_line
 from hfprep.store.state import State
 from hfprep.tools.verify.described import STATE_FILE
-from hfprep.tools.verify.faults import OF_ARTIFACT, Fault, FaultKind, Findings
+from hfprep.tools.verify.faults import OF_ARTIFACT, FaultKind, Findings
 from hfprep.tools.verify.listing import MANIFESTS, Listing
 
 # Faults of files that every build rewrites from the state.
@@ -52,7 +52,7 @@ def repair_npy(
         elif fault.kind == FaultKind.UNLISTED_FILE:
             broken.move(fault.file)
         elif fault.kind == FaultKind.FILE_INVALID:
-            broken.move(_file_of(fault))
+            broken.move(fault.file.partition(":")[0])  # without a line number
     _forget(output, needs)
     if needs or any(findings.of(*OF_LISTING)):
         _list_intact(output, listing, set(needs), broken)
@@ -65,14 +65,6 @@ def repair_npy(
     if STATE_FILE in broken.moved:
         actions.append("the record of finished samples is gone: build with --skip-existing to adopt the intact files")
     return actions
-
-
-def _file_of(fault: Fault) -> str:
-    """The file of a fault without a line number."""
-    for name in (STATE_FILE, STATS, REJECTED):
-        if fault.file == name or fault.file.startswith(f"{name}:"):
-            return name
-    return fault.file
 
 
 def _forget(output: NpyOutput, needs: dict[str, frozenset[str]]) -> None:
