@@ -38,7 +38,7 @@ def show(verdict: "Verdict", output_dir: Path) -> None:
             f"parity: {count(found.samples, 'sample')} computed again alone: {found.codes_differing} of {found.codes} "
             f"codes differ; the largest relative difference of a vector is {found.largest_difference:.1e}"
         )
-    reference = verdict.compared.reference
+    reference = verdict.reference
     if reference is not None:
         say(
             f"reference: {count(reference.samples, 'sample')} computed with the published library: "

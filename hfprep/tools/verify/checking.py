@@ -26,7 +26,7 @@ from hfprep.pipeline.config import FORMATS
 from hfprep.pipeline.devices import choose_workers
 from hfprep.store.layout import PRIVATE, PROGRESS, NpyOutput, OutputFolder
 from hfprep.tools.verify.arrays import read_npy
-from hfprep.tools.verify.comparing import Comparisons, compare
+from hfprep.tools.verify.comparing import compare
 from hfprep.tools.verify.described import npy_schema, stats_of
 from hfprep.tools.verify.exported import ExportedCheck
 from hfprep.tools.verify.faults import Fault, FaultKind, Findings
@@ -48,12 +48,8 @@ class Verdict:
     faults: list[Fault]
     notes: list[str] = field(default_factory=list)
     repairs: list[str] = field(default_factory=list)
-    compared: Comparisons = Comparisons()
-
-    @property
-    def parity(self) -> Compared | None:
-        """The result of `--parity`."""
-        return self.compared.parity
+    parity: Compared | None = None
+    reference: Compared | None = None
 
 
 def verify(options: VerifyOptions) -> Verdict:
@@ -92,7 +88,7 @@ def verify(options: VerifyOptions) -> Verdict:
             repairs = repair_npy(output, findings, listing, {fault.file.partition("/")[0] for fault in faults})
             repairs += renew_pairs(root)
     samples = len(listing.split_of)
-    return Verdict("npy", samples, findings.faults + faults, findings.notes + notes, repairs, compared)
+    return Verdict("npy", samples, findings.faults + faults, findings.notes + notes, repairs, *compared)
 
 
 def verify_pairs(output: Path, findings: Findings) -> None:
@@ -128,7 +124,7 @@ def _verify_exported(options: VerifyOptions) -> Verdict:
     records, stored = _exported_records(check.readable, {fault.id for fault in findings.faults})
     compared = compare(options, source.schema, records, stored, findings, check.stats)
     repairs = _repair_exported(root, source, check, findings) if options.repair and findings.faults else []
-    return Verdict(source.format, len(check.split_of), findings.faults, findings.notes, repairs, compared)
+    return Verdict(source.format, len(check.split_of), findings.faults, findings.notes, repairs, *compared)
 
 
 def _verify_inner_exports(options: VerifyOptions, listing: Listing) -> tuple[list[Fault], list[str]]:

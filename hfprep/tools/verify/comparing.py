@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,6 @@ from hfprep.tools.verify.reference import compare_with_reference
 MODEL_OPTIONS = {item.name: item.default for item in dataclasses.fields(ModelOptions)}
 
 
-@dataclass(frozen=True)
-class Comparisons:
-    """The results of computing samples again; None if not requested."""
-
-    parity: Compared | None = None
-    reference: Compared | None = None
-
-
 def compare(
     options: VerifyOptions,
     schema: Schema,
@@ -39,13 +30,14 @@ def compare(
     stored: Stored,
     findings: Findings,
     stats: dict[str, Any],
-) -> Comparisons:
+) -> tuple[Compared | None, Compared | None]:
     """Compute a random sample of `records` again and compare; faults are added to `findings`.
 
-    Raises ConfigError if the models are missing, or differ from those that the output was made with.
+    Returns the results of `--parity` and `--reference`; None if not requested. Raises ConfigError if the models are
+    missing, or differ from those that the output was made with.
     """
     if not options.parity and not options.reference:
-        return Comparisons()
+        return None, None
     last = state_value(options.output_dir, "paths") or {}
     given = _model_options(options, last)
     if not any(value is not None and MODEL_OPTIONS[name] is None for name, value in given.items()):
@@ -70,7 +62,7 @@ def compare(
         parity = compare_alone(drawn(options.parity), output, device=options.device, precision=precision)
     if options.reference:
         reference = compare_with_reference(drawn(options.reference), output)
-    return Comparisons(parity, reference)
+    return parity, reference
 
 
 def _model_options(options: VerifyOptions, last: dict[str, Any]) -> dict[str, Any]:
