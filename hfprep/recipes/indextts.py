@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-MIN_FRAMES = 3  # of 20 ms, which the emotion branch needs; the other networks need fewer
+MIN_FRAMES = 3  # of 20 ms, of which a Conformer makes one; the other networks need fewer
 MAX_FRAMES = 2 * POSITION_ROWS  # (frames - 1) // 2 must stay below the number of rows
 TEXT_EMBEDDING = "text_embedding.weight"
 TEXT_ROWS = (TEXT_EMBEDDING, "text_head.weight", "text_head.bias")
