@@ -20,7 +20,10 @@ GOLDEN = [folder for folder in (TESTS / "golden25-small", TESTS.parent.parent / 
 FILE = "checkpoints/campplus_cn_common.bin"
 # Around the ends of segments (100 steps, 200 frames) and of odd and even lengths, from the shortest.
 LENGTHS = [3, 4, 57, 200, 201, 199, 402, 130]
-EXACT = 1e-5
+# Batches are compared in double precision, where only a fault makes a difference: float32 rounds by 1e-5, otherwise in
+# every batch size and on every processor.
+EXACT = 1e-12
+FAULT = 2e-4
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -39,6 +42,12 @@ def network() -> Campplus:
     return load_campplus(GOLDEN[0] / FILE).eval().requires_grad_(False)
 
 
+@pytest.fixture
+def precise() -> Campplus:
+    """The network in double precision."""
+    return load_campplus(GOLDEN[0] / FILE).eval().requires_grad_(False).double()
+
+
 @pytest.fixture(params=[True, False], ids=["packed", "padded"])
 def packing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Clips one after another, as on a CPU, and padded batches, as on a GPU."""
@@ -49,7 +58,7 @@ def packing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture(scope="module")
 def clips() -> list[Tensor]:
     generator = torch.Generator().manual_seed(3)
-    return [3 * torch.randn(length, 80, generator=generator) for length in LENGTHS]
+    return [3 * torch.randn(length, 80, generator=generator, dtype=torch.float64) for length in LENGTHS]
 
 
 def vectors(network: Campplus, clips: list[Tensor], extra: int = 0) -> list[dict[str, Tensor]]:
@@ -60,7 +69,7 @@ def vectors(network: Campplus, clips: list[Tensor], extra: int = 0) -> list[dict
     steps: list[Tensor] = []
     hook = network.statistics.register_forward_pre_hook(lambda _m, inputs: steps.extend(inputs[0].clone()))
     lengths = torch.tensor([len(clip) for clip in clips])
-    batch = 30 * torch.randn(len(clips), int(lengths.max()) + extra, 80)
+    batch = 30 * torch.randn(len(clips), int(lengths.max()) + extra, 80, dtype=clips[0].dtype)
     for row, clip in zip(batch, clips, strict=True):
         row[: len(clip)] = clip
     before = batch.clone()
@@ -77,7 +86,8 @@ def vectors(network: Campplus, clips: list[Tensor], extra: int = 0) -> list[dict
 
 
 @pytest.fixture(scope="module")
-def singles(network: Campplus, clips: list[Tensor]) -> list[dict[str, Tensor]]:
+def singles(clips: list[Tensor]) -> list[dict[str, Tensor]]:
+    network = load_campplus(GOLDEN[0] / FILE).eval().requires_grad_(False).double()
     return [vectors(network, [clip])[0] for clip in clips]
 
 
@@ -113,25 +123,25 @@ def test_equals_the_plain_network_in_double_precision(network: Campplus, frames:
 @pytest.mark.parametrize("size", [1, 3, 8])
 @pytest.mark.parametrize("extra", [0, 1, 300])
 def test_batched_equals_single(
-    network: Campplus, clips: list[Tensor], singles: list[dict[str, Tensor]], size: int, extra: int, packing: bool
+    precise: Campplus, clips: list[Tensor], singles: list[dict[str, Tensor]], size: int, extra: int, packing: bool
 ) -> None:
     batched = [
         found
         for first in range(0, len(clips), size)
-        for found in vectors(network, clips[first : first + size], extra=extra)
+        for found in vectors(precise, clips[first : first + size], extra=extra)
     ]
     assert worst(batched, singles) < EXACT
 
 
 def test_a_large_batch_is_computed_in_pieces(
-    network: Campplus, clips: list[Tensor], singles: list[dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
+    precise: Campplus, clips: list[Tensor], singles: list[dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Campplus, "packs", False)
     monkeypatch.setattr(module, "FRAMES_PER_PIECE", 3 * max(LENGTHS))
     sizes: list[int] = []
-    hook = network.head.register_forward_pre_hook(lambda _m, inputs: sizes.append(len(inputs[0])))
+    hook = precise.head.register_forward_pre_hook(lambda _m, inputs: sizes.append(len(inputs[0])))
     try:
-        assert worst(vectors(network, clips), singles) < EXACT
+        assert worst(vectors(precise, clips), singles) < EXACT
     finally:
         hook.remove()
     assert sizes == [3, 3, 2]
@@ -139,10 +149,10 @@ def test_a_large_batch_is_computed_in_pieces(
 
 @pytest.mark.parametrize("tile", [16, 32, 1024])
 def test_windows_of_the_head_change_nothing(
-    network: Campplus, clips: list[Tensor], singles: list[dict[str, Tensor]], tile: int, monkeypatch: pytest.MonkeyPatch
+    precise: Campplus, clips: list[Tensor], singles: list[dict[str, Tensor]], tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "TILE", tile)
-    assert worst(vectors(network, clips[2:7]), singles[2:7]) < EXACT
+    assert worst(vectors(precise, clips[2:7]), singles[2:7]) < EXACT
 
 
 def mask_sites() -> list[str]:
@@ -157,16 +167,16 @@ class NoTimeMask(nn.Module):
 
 @pytest.mark.parametrize("site", mask_sites())
 def test_every_mask_is_needed(
-    network: Campplus,
+    precise: Campplus,
     clips: list[Tensor],
     singles: list[dict[str, Tensor]],
     site: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Campplus, "packs", False)
-    owner, name = network.get_submodule(site.rpartition(".")[0]), site.rpartition(".")[2]
+    owner, name = precise.get_submodule(site.rpartition(".")[0]), site.rpartition(".")[2]
     monkeypatch.setitem(owner._modules, name, NoTimeMask())
-    assert worst(vectors(network, clips[1:5], extra=40), singles[1:5]) > 20 * EXACT
+    assert worst(vectors(precise, clips[1:5], extra=40), singles[1:5]) > FAULT
 
 
 def test_there_is_a_mask_at_every_convolution_and_every_mean() -> None:
