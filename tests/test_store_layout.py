@@ -3,7 +3,7 @@
 import hashlib
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from hfprep.store.layout import (
     is_validation,
     npy_size,
 )
-from hfprep.store.listing import Listing, ListingOptions
+from hfprep.store.listing import Listing, ListingOptions, entry_of
 from hfprep.store.state import State
 from tests.sample_schemas import speech_schema
 
@@ -216,7 +216,7 @@ def test_no_interrupted_change_of_ratio_ever_puts_an_id_in_both(output: NpyOutpu
         with Listing(output, state, ListingOptions(val_ratio=ratio)) as listing:
             for item, sample in zip(rows, state.samples(item.utterance.id for item in rows), strict=True):
                 assert sample is not None
-                listing.add(item.utterance, sample)
+                listing.add(entry_of(output.schema, item.utterance, sample))
 
     relist(0.5)
     for ratio in RATIOS:
@@ -242,3 +242,55 @@ def test_no_interrupted_change_of_ratio_ever_puts_an_id_in_both(output: NpyOutpu
     assert (len(train) + len(val), train & val) == (60, set())
     assert val == {item.utterance.id for item in rows if is_validation(item.utterance.id, 0.5)}
     assert (output.root / PROGRESS).read_text().split() == [item.utterance.id for item in rows]
+
+
+def listed_again(output: NpyOutput, state: State, rows: list[PlannedRow], new: set[str]) -> Listing:
+    """List some rows, publish the others, and list all of them again without the state of those that were listed."""
+    known = list(zip(rows, state.samples(item.utterance.id for item in rows), strict=True))
+    with Listing(output, state, ListingOptions(val_ratio=0.5)) as first:
+        for item, sample in known:
+            if sample is not None:
+                first.add(entry_of(SCHEMA, item.utterance, sample))
+    publish(output, state, *(item for item in reversed(rows) if item.utterance.id in new))
+    with Listing(output, state, ListingOptions(val_ratio=0.5), first.listed) as again:
+        for item in rows:
+            if item.utterance.id in new:
+                sample = state.sample(item.utterance.id)
+                assert sample is not None
+                again.add(entry_of(SCHEMA, item.utterance, sample))
+            else:
+                again.keep([item.utterance.id])
+    return again
+
+
+def test_samples_are_listed_again_between_new_ones(output: NpyOutput, state: State) -> None:
+    rows = [row(f"id-{number}", line=number) for number in range(40)]
+    new = {f"id-{number}" for number in (0, 1, 13, 20, 39)}
+    publish(output, state, *(item for item in rows if item.utterance.id not in new))
+    again = listed_again(output, state, rows, new)
+    names = (TRAIN, VAL, PROGRESS)
+    found = [(output.root / name).read_bytes() for name in names]
+    with Listing(output, state, ListingOptions(val_ratio=0.5)) as whole:
+        for item, sample in zip(rows, state.samples(item.utterance.id for item in rows), strict=True):
+            assert sample is not None
+            whole.add(entry_of(SCHEMA, item.utterance, sample))
+    assert [(output.root / name).read_bytes() for name in names] == found
+    assert (again.listed, again.listed.train + again.listed.val) == (whole.listed, 40)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data.replace(b': "id-', b': "it-', 1)])
+def test_a_manifest_that_was_changed_meanwhile_is_not_listed_again(
+    output: NpyOutput, state: State, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes]
+) -> None:
+    rows = [row(f"id-{number}", line=number) for number in range(9)]
+    publish(output, state, *rows)
+    train = output.root / TRAIN
+    close = Publisher.close
+
+    def changed(publisher: Publisher) -> None:
+        close(publisher)
+        train.write_bytes(damage(train.read_bytes()))
+
+    monkeypatch.setattr(Publisher, "close", changed)
+    with pytest.raises(StoreError, match="changed by another program"):
+        listed_again(output, state, rows, set())

@@ -82,7 +82,8 @@ def test_a_transaction_is_kept_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_rejections_and_ids_seen_are_of_this_run_alone(tmp_path: Path) -> None:
     first = State(tmp_path / "state.sqlite", tmp_path / "scan-1.sqlite")
-    assert [first.first_line(name, line) for line, name in enumerate(("a", "b", "a", "b"), 1)] == [1, 2, 1, 2]
+    assert first.first_lines([("a", 1), ("b", 2)]) == [1, 2]
+    assert first.first_lines([("c", 3), ("a", 4), ("d", 5), ("d", 6)]) == [3, 1, 5, 5]
     first.reject(Rejection(9, "a", Reason.DUPLICATE_ID, "again"))
     first.reject(Rejection(2, None, Reason.INVALID_JSON, "what"))
     first.reject(Rejection(2, "x", Reason.INVALID_JSON, "said better"))
@@ -91,7 +92,7 @@ def test_rejections_and_ids_seen_are_of_this_run_alone(tmp_path: Path) -> None:
     first.close()
     second = State(tmp_path / "state.sqlite", tmp_path / "scan-2.sqlite")
     assert list(second.rejections()) == []
-    assert second.first_line("a", 9) == 9
+    assert second.first_lines([("a", 9)]) == [9]
 
 
 def test_values_are_kept_as_json(state: State) -> None:

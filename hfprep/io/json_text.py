@@ -6,6 +6,8 @@ from typing import Any
 
 def is_encodable(text: str) -> bool:
     """Whether a text can be encoded as UTF-8: a lone surrogate cannot."""
+    if text.isascii():
+        return True
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -46,13 +46,15 @@ class RemoteStatus:
 
 def is_url(text: str) -> bool:
     """Whether a string names a file in object storage."""
+    if "://" not in text:
+        return False
     found = _URL.match(text)
     return found is not None and found["scheme"].lower() in STORES and CHAIN not in file_of(text)
 
 
 def refusal(text: str) -> str | None:
     """Why a string that looks like a URL cannot be read; None if it can, or is not a URL."""
-    found = _ANY_URL.match(text)
+    found = _ANY_URL.match(text) if "://" in text else None
     if found is None or is_url(text):
         return None
     if found["scheme"].lower() in STORES:

@@ -46,7 +46,7 @@ from hfprep.recipes.base import frames_in
 from hfprep.schema import Column, Rejection
 from hfprep.store.fingerprints import Fingerprinter, differences, with_numerics
 from hfprep.store.layout import PROGRESS, REJECTED, STATS, NpyOutput, json_line
-from hfprep.store.listing import Listed, Listing, ListingOptions
+from hfprep.store.listing import Listed, Listing, ListingOptions, entry_of
 from hfprep.store.remote import Mirror, open_folder
 from hfprep.store.state import State
 from hfprep.store.statistics import package_versions, write_stats
@@ -55,8 +55,6 @@ from hfprep.store.timeline import Timeline
 log = logging.getLogger(__name__)
 
 SECONDS_PER_HOUR = 3600.0
-
-
 NAMED_FILES = ("tokenizer", "gpt_checkpoint")  # files whose paths are in stats.json
 
 
@@ -240,10 +238,10 @@ class _Run:
         last = self.state.get("settings")
         return [] if last is None else [last, *(self.state.get("settings_begun") or [])]
 
-    def listing(self) -> Listing:
+    def listing(self, repeated: Listed | None = None) -> Listing:
         """A new listing of manifests and progress file; its counts become this run's."""
         options = ListingOptions(val_ratio=self.config.val_ratio, manifests=self.kept.manifests)
-        listing = Listing(self.output, self.state, options)
+        listing = Listing(self.output, self.state, options, repeated)
         self.listed = listing.listed
         return listing
 
@@ -252,13 +250,17 @@ class _Run:
         self.kept.close()
 
     def list_finished(self, plan: Plan) -> None:
-        """Rewrite manifests and progress file to list exactly what is finished."""
-        with self.listing() as listing:
-            for rows in plan.chunks():
-                known = self.state.samples(row.utterance.id for row in rows)
-                for row, sample in zip(rows, known, strict=True):
+        """Rewrite manifests and progress file to list exactly what is finished: what was, and what is now."""
+        with self.listing(self.listed) as listing:
+            for ids, pending in plan.pending_chunks():
+                known, place = self.state.samples(ids[position] for position in pending), 0
+                for (position, row), sample in zip(pending.items(), known, strict=True):
+                    listing.keep(ids[place:position])
+                    place = position + 1
                     if sample is not None and not sample.missing(row.fingerprints):
-                        listing.add(row.utterance, sample)
+                        entry = entry_of(self.output.schema, row.utterance, sample, record=self.kept.manifests)
+                        listing.add(entry)
+                listing.keep(ids[place:])
 
     def list_rejected(self) -> None:
         """Rewrite rejected.jsonl to list exactly this run's rejections, by line."""

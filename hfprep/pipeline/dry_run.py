@@ -31,11 +31,11 @@ from hfprep.pipeline.plan import Plan, PlanCounts
 from hfprep.pipeline.planning import Planner
 from hfprep.pipeline.precision_choice import without_measuring
 from hfprep.recipes.base import frames_in
-from hfprep.schema import Utterance
 from hfprep.store.fingerprints import Fingerprinter
 from hfprep.store.layout import NpyOutput, OutputFolder, npy_size
+from hfprep.store.listing import Entry
 from hfprep.store.remote import fetch_state
-from hfprep.store.state import SampleState, State, copy_state
+from hfprep.store.state import State, copy_state
 
 BLOCK_BYTES = 4096  # allocation unit of common file systems
 TEXTS_TRIED = 64
@@ -88,8 +88,8 @@ class _Sample:
 class _NoListing:
     """A listing that ignores the samples."""
 
-    def add(self, utterance: Utterance, sample: SampleState) -> None:
-        del utterance, sample
+    def add(self, entry: Entry) -> None:
+        del entry
 
 
 def preview(config: BuildConfig) -> Preview:

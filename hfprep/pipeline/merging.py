@@ -31,7 +31,7 @@ from hfprep.io.object_storage import check_local
 from hfprep.pipeline.logs import log_to_file
 from hfprep.pipeline.parts import SUMMED, FinishedPart, read_part
 from hfprep.store.layout import PROGRESS, REJECTED, STATS, NpyOutput, PlannedRow, Publisher, Staged
-from hfprep.store.listing import Listed, Listing, ListingOptions
+from hfprep.store.listing import Listed, Listing, ListingOptions, entry_of
 from hfprep.store.state import SampleState, State
 from hfprep.store.statistics import codebook_use, write_stats
 
@@ -242,7 +242,7 @@ class _Merge:
                 known = self.state.samples(row.planned.utterance.id for row in chunk)
                 for row, sample in zip(chunk, known, strict=True):
                     if sample is not None and not sample.missing(row.planned.fingerprints):
-                        listing.add(row.planned.utterance, sample)
+                        listing.add(entry_of(self.output.schema, row.planned.utterance, sample))
             return listing.listed
 
     def rejected_lines(self) -> Iterator[bytes]:

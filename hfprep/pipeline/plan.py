@@ -117,6 +117,14 @@ class Plan:
             for batch in batches:
                 yield [planned_row(row) for row in batch.to_pylist()]
 
+    def pending_chunks(self) -> Iterator[tuple[list[str], dict[int, PlannedRow]]]:
+        """The ids of all valid rows in order, in chunks, and the pending rows of each chunk by position in it."""
+        with pa.OSFile(str(self.path)) as source, pa.ipc.open_stream(source) as batches:
+            for batch in batches:
+                positions = pc.list_value_length(batch.column("need")).to_numpy(zero_copy_only=False).nonzero()[0]
+                rows = map(planned_row, batch.take(pa.array(positions)).to_pylist())
+                yield batch.column("id").to_pylist(), dict(zip(positions.tolist(), rows, strict=True))
+
     def pending_positions(self) -> list[int]:
         """Positions of rows with groups still to be computed."""
         import pyarrow.compute as pc  # slow to import, and workers need only the rows

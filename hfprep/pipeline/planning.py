@@ -2,57 +2,59 @@
 
 Reads every line once, in order, and writes the valid rows with their fingerprints and the groups to compute to one
 Arrow file, which all later steps use. Opens no audio, except headers if artifacts are adopted.
+
+The lines are examined in chunks, those of a long manifest in other processes (see `examining`). This module decides
+what depends on other lines, duplicate ids and the cap on samples, and changes the state and the listing.
 """
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
 import logging
-import operator
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
 import pyarrow as pa
 
 from hfprep.errors import Reason, RejectedSample, StopRequested, StoreError
 from hfprep.inputs.manifest.field_map import FieldMap
 from hfprep.inputs.manifest.opening import open_source
-from hfprep.inputs.manifest.rows import AudioFinder, NoLookup, duplicate_id, parse_line
+from hfprep.inputs.manifest.rows import RawRow, duplicate_id
 from hfprep.inputs.text.scripts import DoubtfulGrammar
 from hfprep.io.atomic import explained
-from hfprep.io.chunks import chunks_of
-from hfprep.io.references import parse_reference
 from hfprep.pipeline.collector import no_garbage_collection
 from hfprep.pipeline.config import Part
+from hfprep.pipeline.examining import (
+    NOT_FINISHED,
+    SHOWN_CHANGES,
+    Examined,
+    Examiner,
+    ExaminerSettings,
+    Lines,
+    Row,
+    Verdict,
+)
+from hfprep.pipeline.examining_processes import examine_in_processes
 from hfprep.pipeline.filters import RowFilters
-from hfprep.pipeline.inspection import Adoptable, Inspected, Inspector, identify_audio
-from hfprep.pipeline.intake import check_length
-from hfprep.pipeline.plan import UTTERANCE_FIELDS, Plan, PlanCounts, rows_schema
-from hfprep.pipeline.stores import Stores
-from hfprep.schema import Rejection, Utterance
-from hfprep.store.fingerprints import AudioIdentity, Fingerprinter, source_of
+from hfprep.pipeline.plan import Plan, PlanCounts, rows_schema
+from hfprep.schema import Rejection
+from hfprep.store.fingerprints import Fingerprinter
 from hfprep.store.layout import REJECTED, NpyOutput
+from hfprep.store.listing import Entry
 from hfprep.store.names import NameRules
-from hfprep.store.state import Finished, SampleState, State
+from hfprep.store.state import State
 
 log = logging.getLogger(__name__)
 
-Item = TypeVar("Item")
-
 CHUNK_ROWS = 4096
-NOT_FINISHED = RejectedSample(
-    Reason.COMPUTE_FAILED, "its audio features are not finished, and none are computed here; run `build` first"
-)
-SHOWN_CHANGES = 5
-INSPECTED_TOGETHER = 256  # rows that one thread looks up at a time
-PATH_FIELD = UTTERANCE_FIELDS.index("path")
-_fields_of = operator.attrgetter(*UTTERANCE_FIELDS)
+CHUNK_BYTES = 1 << 24  # of lines; a chunk ends after the line that exceeds it
+CHUNKS_HERE = 8  # at the start, which are examined without other processes: starting one takes as long as a few chunks
+MAX_PROCESSES = 4  # more would wait for this one
 
 
 def no_doubt(text: str, language: str | None) -> DoubtfulGrammar | None:
@@ -91,7 +93,7 @@ class PlanOptions:
 class Lister(Protocol):
     """Receives every complete sample, in the manifest's order."""
 
-    def add(self, utterance: Utterance, sample: SampleState) -> None: ...
+    def add(self, entry: Entry) -> None: ...
 
 
 class Planner:
@@ -112,17 +114,9 @@ class Planner:
         self.fingerprinter = fingerprinter
         self.options = options
         self.listing = listing
-        self.inspector = Inspector(
-            output=output,
-            hash_audio=options.hash_audio,
-            adopt=options.skip_existing,
-            artifacts=artifacts,
-            num_codes=options.num_codes,
-            stores=Stores(options.named_stores),
-        )
+        self.artifacts = artifacts
         self.counts = PlanCounts()
-        self.schema = output.schema
-        self._rows = rows_schema(self.schema.group_names)
+        self._taken = 0  # rows that count towards --max-samples
 
     def plan(self, manifest: Path, *, stop: Callable[[], bool] = lambda: False) -> Plan:
         """Scan the manifest; rejections go to the state, complete samples to the listing.
@@ -133,139 +127,160 @@ class Planner:
         with ExitStack() as stack:
             stack.enter_context(explained(path))
             stack.enter_context(no_garbage_collection())
-            pool = stack.enter_context(ThreadPoolExecutor(self.options.workers))
             sink = stack.enter_context(pa.OSFile(str(path), "wb"))
-            writer = stack.enter_context(pa.ipc.new_stream(sink, self._rows))
-            for chunk, inspected in self._inspected(manifest, pool):
+            writer = stack.enter_context(pa.ipc.new_stream(sink, rows_schema(self.output.schema.group_names)))
+            for examined in stack.enter_context(closing(self._examined(manifest))):
                 if stop():
                     raise StopRequested
-                writer.write_batch(self._plan_chunk(chunk, inspected))
+                planned = self._merge(examined)
+                if planned.num_rows:
+                    writer.write_batch(planned)
         return Plan(path, self.counts)
 
-    def _valid_rows(self, manifest: Path) -> Iterator[Utterance]:
-        """Valid rows with a new id, up to the cap; all others are rejected or counted."""
-        source = open_source(manifest, self.options.fields)
-        here, elsewhere = AudioFinder(manifest, self.options.audio_root), NoLookup(manifest)
-        counts, part = self.counts, self.options.part
-        names = NameRules.of(self.output.work, self.output.root) if self.inspector.artifacts else NameRules()
-        taken = 0
-        for number, raw in source.lines():
-            mine = part is None or part.holds(number)
+    @functools.cached_property
+    def _names(self) -> NameRules:
+        return NameRules.of(self.output.work, self.output.root) if self.artifacts else NameRules()
+
+    def _settings(self, manifest: Path) -> ExaminerSettings:
+        options = self.options
+        return ExaminerSettings(
+            manifest=manifest,
+            audio_root=options.audio_root,
+            language=options.language,
+            part=options.part,
+            capped=options.max_samples is not None,
+            root=self.output.root,
+            schema=self.output.schema,
+            state=self.state.path,
+            names=self._names,
+            fingerprinter=self.fingerprinter,
+            artifacts=self.artifacts,
+            adopt=options.skip_existing,
+            with_audio=options.with_audio,
+            hash_audio=options.hash_audio,
+            drop_overlong=options.drop_overlong,
+            filters=options.filters,
+            num_codes=options.num_codes,
+            named_stores=options.named_stores,
+            workers=options.workers,
+        )
+
+    def _examined(self, manifest: Path) -> Generator[Examined, None, None]:
+        """The results of all chunks of lines, in order."""
+        settings, chunks = self._settings(manifest), self._chunks(manifest)
+        with closing(Examiner(settings)) as examiner:
+            # The length of a chunk depends on the chunk before with a cap, and `num_codes` is only used to adopt.
+            alone = settings.capped or settings.adopt
+            yield from map(examiner.examine, itertools.islice(chunks, None if alone else CHUNKS_HERE))
+            settings = dataclasses.replace(settings, num_codes=int)
+            count = min(self.options.workers, MAX_PROCESSES)
+            yield from examine_in_processes(settings, chunks, count, examiner)
+
+    def _chunks(self, manifest: Path) -> Iterator[Lines]:
+        """The lines up to the cap in chunks, none of which can exceed the cap; the others are counted."""
+        counts, part, cap = self.counts, self.options.part, self.options.max_samples
+        lines = open_source(manifest, self.options.fields).lines()
+        while most := CHUNK_ROWS if cap is None else min(CHUNK_ROWS, cap - self._taken):
+            chunk = _some(lines, most)
+            counts.lines_read += len(chunk) if part is None else sum(part.holds(number) for number, _ in chunk)
+            if not chunk:
+                return
+            yield chunk
+        for number, _ in lines:
+            mine = self._mine(number)
             counts.lines_read += mine
-            if taken == self.options.max_samples:
-                counts.capped += mine
-                continue
-            # Lines of other parts are read too: duplicate ids and --max-samples refer to the whole manifest.
-            finder = here if mine or self.options.max_samples is not None else elsewhere
-            row = parse_line(number, raw, finder, self.options.language)
-            if isinstance(row, Utterance):
-                row = self._with_new_id(row, names)
-            if isinstance(row, Utterance) and self.options.max_samples is not None:
-                row = self._with_audio(row)
-            if isinstance(row, Rejection):
-                if mine:
-                    self._reject(row)
-                continue
-            taken += 1
-            if mine:
-                yield row
+            counts.capped += mine
 
-    def _with_audio(self, row: Utterance) -> Utterance | Rejection:
-        """The row, if its audio exists: others do not count towards --max-samples."""
-        try:
-            identify_audio(row.path, by_content=False, stores=self.inspector.stores)
-        except RejectedSample as error:
-            return Rejection(row.line, row.id, error.reason, error.message)
-        return row
+    def _mine(self, line: int) -> bool:
+        """Whether a line is in the part that is built."""
+        return self.options.part is None or self.options.part.holds(line)
 
-    def _with_new_id(self, row: Utterance, names: NameRules) -> Utterance | Rejection:
-        """The row, if its id is new and the output's file system accepts it as a new name."""
-        try:
-            names.check(row.id)
-        except RejectedSample as error:
-            return Rejection(row.line, row.id, error.reason, error.message)
-        first = self.state.first_line(row.id, row.line)
-        if first != row.line:
-            return duplicate_id(row, first)
-        if names.folds:
-            first = self.state.first_line(f"\0{names.key(row.id)}", row.line)  # ids cannot contain this character
-            if first != row.line:
-                message = f"id {row.id!r} has the same file name in the output as the id on line {first}; rename one"
-                return Rejection(row.line, row.id, Reason.DUPLICATE_ID, message)
-        return row
-
-    def _reject(self, rejection: Rejection) -> None:
-        self.state.reject(rejection)
-        self.counts.rejected += 1
-
-    def _inspected(
-        self, manifest: Path, pool: ThreadPoolExecutor
-    ) -> Iterator[tuple[list[Utterance], Iterator[list[Inspected | RejectedSample]]]]:
-        """Chunks of valid rows with their inspection, which runs while the chunk before is processed."""
-        waiting = None
-        for chunk in chunks_of(self._valid_rows(manifest), CHUNK_ROWS):
-            ids = [utterance.id for utterance in chunk]
-            known = zip(chunk, self.state.samples(ids), strict=True)
-            looking = (chunk, pool.map(self.inspector.inspect, chunks_of(known, INSPECTED_TOGETHER)))
-            if waiting is not None:
-                yield waiting
-            waiting = looking
-        if waiting is not None:
-            yield waiting
-
-    def _plan_chunk(
-        self, chunk: Sequence[Utterance], inspected: Iterator[list[Inspected | RejectedSample]]
-    ) -> pa.RecordBatch:
-        """The chunk's rows whose audio exists, as Arrow; changes of the state are made in one transaction."""
-        rows = []
+    def _merge(self, examined: Examined) -> pa.RecordBatch:
+        """The rows of the plan in a chunk; changes of the state are made in one transaction."""
+        list(self.state.samples(examined.damaged))  # removes them
+        duplicates = self._duplicates([row for row in examined.rows if isinstance(row, tuple)])
+        kept: list[bool] = []
         with self.state.transaction():
-            for utterance, found in zip(chunk, itertools.chain.from_iterable(inspected), strict=True):
-                try:
-                    rows.append(self._decide(utterance, found))
-                except RejectedSample as error:
-                    self._reject(Rejection(utterance.line, utterance.id, error.reason, error.message))
+            for row in examined.rows:
+                rejection = row if isinstance(row, Rejection) else self._decide(row, duplicates, kept)
+                if rejection is not None and self._mine(rejection.line):
+                    self.state.reject(rejection)
+                    self.counts.rejected += 1
             if self.options.refuse_changes and self.counts.changed:
                 self._refuse()
-        columns = zip(*rows, strict=True) if rows else [[] for _ in self._rows]
-        arrays = [pa.array(values, item.type) for values, item in zip(columns, self._rows, strict=True)]
-        return pa.record_batch(arrays, schema=self._rows)
+        planned = examined.planned if all(kept) else examined.planned.filter(pa.array(kept, pa.bool_()))
+        self._count_doubtful(planned)
+        return planned
 
-    def _decide(self, utterance: Utterance, found: Inspected | RejectedSample) -> tuple[Any, ...]:
-        """One row of the plan; lists complete samples, records adopted and missing artifacts in the state."""
-        if isinstance(found, RejectedSample):
-            raise found
-        identity, sample = found.identity, found.known
-        fingerprints = self.fingerprinter.of(utterance, identity)
-        need = self.schema.all_groups
-        if sample is not None:
-            need = self._missing(utterance, sample, found, fingerprints)
-        elif found.adopted is not None:
-            need = self._adopt(utterance, found.adopted, fingerprints, source_of(utterance, identity))
-            sample = self.state.sample(utterance.id)
-        if need & self.schema.audio_groups and not self.options.with_audio:
-            raise self._earlier_rejections.get(utterance.id) or NOT_FINISHED
-        counts = self.counts
-        if sample is not None:
-            if not need & self.schema.audio_groups:
-                self.options.filters.check(sample.seconds, utterance.text)
-            if self.options.drop_overlong:
-                self._check_lengths(sample, self.schema.all_groups - need)
-            if not need:
-                self.listing.add(utterance, sample)
+    def _duplicates(self, rows: list[Row]) -> dict[int, Rejection]:
+        """Rejections, by line, of rows whose id, or its file, is that of an earlier line."""
+        found = {}
+        firsts = self.state.first_lines([(sample_id, line) for line, sample_id, _, _ in rows])
+        for (line, sample_id, _, _), first in zip(rows, firsts, strict=True):
+            if first != line:
+                found[line] = duplicate_id(line, sample_id, first)
+        if self._names.folds:
+            keys = [(f"\0{self._names.key(row[1])}", row[0]) for row in rows]  # ids cannot contain this character
+            for (line, sample_id, _, _), first in zip(rows, self.state.first_lines(keys), strict=True):
+                if first != line and line not in found:
+                    message = f"id {sample_id!r} has the same file name in the output as the id on line {first}"
+                    found[line] = Rejection(line, sample_id, Reason.DUPLICATE_ID, f"{message}; rename one")
+        return found
+
+    def _decide(self, row: Row, duplicates: Mapping[int, Rejection], kept: list[bool]) -> Rejection | None:
+        """Count a row, and list it if it is complete; returns its rejection, if it has one.
+
+        Adds to `kept` whether the row stays in the plan, if the examiner has put it there.
+        """
+        line, sample_id, verdict, entry = row
+        rejection, counts = duplicates.get(line), self.counts
+        self._taken += rejection is None and not verdict.absent
+        if not self._mine(line):
+            return None
+        if verdict.rejected is None:
+            kept.append(rejection is None)
+        if rejection is not None:
+            return rejection
+        if verdict.finish or verdict.begin or verdict.changed:
+            self._record(sample_id, verdict)
+        if verdict.rejected is not None:
+            return self._rejection(line, sample_id, verdict.rejected)
+        if entry is not None:
+            self.listing.add(entry)
         counts.rows += 1
-        doubtful = self.options.doubt(utterance.text, utterance.language)
-        if doubtful is not None:
-            counts.doubtful[doubtful] += 1
-            counts.doubtful_line = counts.doubtful_line or utterance.line
-        if need:
-            counts.need |= need
+        counts.adopted += verdict.adopted
+        counts.repaired += verdict.repaired
+        if verdict.need:
+            counts.need |= verdict.need
             counts.pending += 1
-            counts.known += sample is not None
+            counts.known += verdict.known
         else:
             counts.reused += 1
-        fields = list(_fields_of(utterance))
-        fields[PATH_FIELD] = os.fsencode(utterance.path)
-        return (*fields, fingerprints, identity.size, identity.mtime_ns, identity.sha256, sorted(need))
+        return None
+
+    def _record(self, sample_id: str, verdict: Verdict) -> None:
+        """Tell the state about adopted artifacts, and about artifacts that are missing; note changes."""
+        if verdict.finish is not None:
+            groups, seconds, source = verdict.finish
+            self.state.finish(sample_id, groups, seconds=seconds, source=source)
+        if verdict.begin:
+            self.state.begin([(sample_id, verdict.begin)])
+        self.counts.changed += verdict.changed
+        if verdict.change is not None and len(self.counts.changes) < SHOWN_CHANGES:
+            self.counts.changes.append(verdict.change)
+
+    def _rejection(self, line: int, sample_id: str, error: RejectedSample) -> Rejection:
+        if error.message == NOT_FINISHED.message:
+            error = self._earlier_rejections.get(sample_id, error)
+        return Rejection(line, sample_id, error.reason, error.message)
+
+    def _count_doubtful(self, planned: pa.RecordBatch) -> None:
+        columns = (planned.column(name).to_pylist() for name in ("line", "text", "language"))
+        for line, text, language in zip(*columns, strict=True):
+            doubtful = self.options.doubt(text, language)
+            if doubtful is not None:
+                self.counts.doubtful[doubtful] += 1
+                self.counts.doubtful_line = self.counts.doubtful_line or line
 
     @functools.cached_property
     def _earlier_rejections(self) -> dict[str, RejectedSample]:
@@ -276,76 +291,21 @@ class Planner:
                 found[record["id"]] = RejectedSample(Reason(record["reason"]), str(record["message"]))
         return found
 
-    def _missing(
-        self, utterance: Utterance, sample: SampleState, found: Inspected, fingerprints: Mapping[str, str]
-    ) -> frozenset[str]:
-        """The groups of a known sample that have to be computed."""
-        missing, audio = sample.missing(fingerprints), self.schema.audio_groups
-        if found.identity.sha256 and not missing & audio:
-            self._keep_source(utterance, sample, found.identity)
-        if not missing and not found.incomplete:
-            return missing
-        stale = missing & sample.finished
-        if stale & audio:
-            same = self._seen_otherwise(utterance, sample, found.identity, fingerprints) & stale
-            stale, missing = stale - same, missing - same
-        if stale:
-            self._note_change(utterance, sample, source_of(utterance, found.identity))
-        if found.incomplete:
-            self.state.begin([(utterance.id, found.incomplete)])
-        return missing | found.incomplete
-
-    def _keep_source(self, utterance: Utterance, sample: SampleState, identity: AudioIdentity) -> None:
-        """Record the current mtime of unchanged content, for runs without --hash-audio."""
-        source = source_of(utterance, identity)
-        if sample.source != source:
-            self.state.finish(utterance.id, {}, source=source)
-
-    def _seen_otherwise(
-        self, utterance: Utterance, sample: SampleState, identity: AudioIdentity, fingerprints: Mapping[str, str]
-    ) -> frozenset[str]:
-        """The groups that are up to date, but were fingerprinted before --hash-audio was switched on or off."""
-        source = json.loads(sample.source or "{}")
-        earlier = identity.known_by(source)
-        # Two clips inside one file share its mtime and may have the same length, and only differ by their position.
-        if earlier is None or (parse_reference(utterance.audio) and source.get("audio") != utterance.audio):
-            return frozenset()
-        same = self.schema.audio_groups - sample.missing(self.fingerprinter.of(utterance, earlier))
-        if same:
-            groups = {name: Finished(fingerprints[name], sample.groups[name].lengths) for name in same}
-            self.state.finish(utterance.id, groups, source=source_of(utterance, identity))
-        return same
-
-    def _check_lengths(self, sample: SampleState, fresh: Iterable[str]) -> None:
-        """Raise RejectedSample for a finished sample that --drop-overlong would have rejected."""
-        for group in fresh:
-            for name, length in sample.groups[group].lengths.items():
-                check_length(self.schema, name, length)
-
-    def _adopt(
-        self, utterance: Utterance, found: Adoptable, fingerprints: Mapping[str, str], source: str
-    ) -> frozenset[str]:
-        groups = {name: Finished(fingerprints[name], lengths) for name, lengths in found.groups.items()}
-        if groups:
-            self.state.finish(utterance.id, groups, seconds=found.seconds, source=source)
-        need = self.schema.all_groups - groups.keys()
-        self.counts.adopted += not need
-        self.counts.repaired += found.padded
-        return need
-
-    def _note_change(self, utterance: Utterance, known: SampleState, source: str) -> None:
-        self.counts.changed += 1
-        if len(self.counts.changes) < SHOWN_CHANGES:
-            before, now = json.loads(known.source or "{}"), json.loads(source)
-            differing = [
-                f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in now if before.get(key) != now[key]
-            ]
-            if differing:
-                self.counts.changes.append(f"line {utterance.line}, id {utterance.id!r}: {'; '.join(differing)}")
-
     def _refuse(self) -> None:
         lines = "\n  ".join([*self.options.settings_changes, *self.counts.changes])
         raise StoreError(
             f"what finished samples depend on has changed, and --on-change is refuse:\n  {lines}\n"
             "run with --on-change recompute to redo them, or with another --output-dir"
         )
+
+
+def _some(lines: Iterator[tuple[int, RawRow]], most: int) -> Lines:
+    """The next lines: up to `most`, and fewer if they are long."""
+    chunk, size = [], 0
+    for number, raw in itertools.islice(lines, most):
+        chunk.append((number, raw))
+        if isinstance(raw, bytes):
+            size += len(raw)
+            if size > CHUNK_BYTES:
+                break
+    return chunk

@@ -51,14 +51,24 @@ def split_bucket(sample_id: str) -> int:
     return int.from_bytes(hashlib.sha1(sample_id.encode()).digest()) % SPLIT_BUCKETS
 
 
+def in_validation(bucket: int, val_ratio: float) -> bool:
+    """Whether ids with this number belong to the validation split."""
+    return bucket / SPLIT_BUCKETS < val_ratio
+
+
 def is_validation(sample_id: str, val_ratio: float) -> bool:
     """Whether an id belongs to the validation split, by its SHA-1."""
-    return split_bucket(sample_id) / SPLIT_BUCKETS < val_ratio
+    return in_validation(split_bucket(sample_id), val_ratio)
 
 
 def json_line(record: Mapping[str, Any]) -> bytes:
     """A record as one line of UTF-8 JSON."""
     return _ENCODER.encode(record).encode() + b"\n"
+
+
+def record_start(sample_id: str) -> bytes:
+    """How the line of a sample's manifest record begins."""
+    return b'{"id": ' + _ENCODER.encode(sample_id).encode() + b","
 
 
 @functools.lru_cache(maxsize=65536)

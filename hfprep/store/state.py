@@ -50,6 +50,9 @@ INSERT INTO samples (id, finished, seconds, source) VALUES (?, ?, ?, ?) ON CONFL
     seconds = coalesce(excluded.seconds, seconds), source = coalesce(excluded.source, source)
 """
 SELECTED_TOGETHER = 512
+# Damaged text is detected when it is parsed.
+_read_text = functools.partial(str, encoding="utf-8", errors="replace")
+BUSY_SECONDS = 600.0  # that one connection waits for another; reads and commits take milliseconds on a working disk
 
 
 class Finished(NamedTuple):
@@ -84,27 +87,60 @@ class SampleState(NamedTuple):
     def missing(self, wanted: Mapping[str, str]) -> frozenset[str]:
         """The groups whose stored fingerprint is not the wanted one."""
         groups = self.groups
-        return frozenset(
-            name for name, fingerprint in wanted.items() if name not in groups or groups[name][0] != fingerprint
-        )
+        missing = [name for name, wish in wanted.items() if name not in groups or groups[name][0] != wish]
+        return frozenset(missing)
 
 
 def parse_sample(finished: str, seconds: float | None, source: str | None) -> SampleState:
     """A sample's state from its row in the database; raises ValueError if that is damaged."""
+    groups = {}
     try:
-        groups = {name: Finished(*group) for name, group in json.loads(finished).items()}
-        lengths = [length for group in groups.values() for length in group.lengths.values()]
-        whole = all(type(length) is int and length >= 0 for length in lengths)
-        whole = whole and all(isinstance(group.fingerprint, str) for group in groups.values())
+        for name, (fingerprint, lengths) in json.loads(finished).items():
+            if not isinstance(fingerprint, str):
+                raise ValueError("a fingerprint is no text")
+            for length in lengths.values():
+                if type(length) is not int or length < 0:
+                    raise ValueError("a length is no natural number")
+            groups[name] = Finished(fingerprint, lengths)
     except (TypeError, AttributeError, RecursionError) as error:
         raise ValueError(str(error)) from error
-    if not whole or not isinstance(seconds, float | int | None) or not _may_be_json(source):
+    if not isinstance(seconds, float | int | None) or not _may_be_json(source):
         raise ValueError("a value has the wrong type")
     return SampleState(groups, seconds, source)
 
 
 def _may_be_json(source: Any) -> bool:
     return source is None or (isinstance(source, str) and source.startswith("{") and source.endswith("}"))
+
+
+class SampleReader:
+    """Reads the samples of a state that another connection may write to. Use from one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _explained(path):
+            self._db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)
+            self._db.text_factory = _read_text
+
+    def close(self) -> None:
+        self._db.close()
+
+    def samples(self, sample_ids: Iterable[str]) -> tuple[list[SampleState | None], list[str]]:
+        """The committed state of each of these samples, in order, and the ids whose rows are damaged: they have None.
+
+        `State.samples` removes damaged rows.
+        """
+        found: list[SampleState | None] = []
+        damaged = []
+        for block in chunks_of(sample_ids, SELECTED_TOGETHER):
+            known = {}
+            for sample_id, *values in _selected(self._db, self.path, block):
+                try:
+                    known[sample_id] = parse_sample(*values)
+                except ValueError:
+                    damaged.append(sample_id)
+            found += map(known.get, block)
+        return found, damaged
 
 
 class State:
@@ -116,7 +152,7 @@ class State:
 
     def __init__(self, path: Path, scan: Path | None = None) -> None:
         self.path = path
-        with self._explained():
+        with _explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 self._db = _open(path)
@@ -149,22 +185,9 @@ class State:
         self._scan.close()
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            raise self._failure(error) from error
-
-    def _failure(self, error: Exception) -> StoreError:
-        advice = "check that its disk has free space and is writable, then run the same command again"
-        if "malformed" in str(error) or "not a database" in str(error):
-            advice = "move it away and run the same command again (with --skip-existing to adopt what is on disk)"
-        return StoreError(f"the state in {self.path} cannot be used: {error}; {advice}")
-
-    @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """Commit all changes made inside together, or none of them."""
-        with self._explained():
+        with _explained(self.path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -179,17 +202,17 @@ class State:
 
     def query(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         """The rows that a statement returns; for other modules' tables."""
-        with self._explained():
+        with _explained(self.path):
             return self._db.execute(statement, values).fetchall()
 
     def query_many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
         """Execute a statement once for each row of values."""
-        with self._explained():
+        with _explained(self.path):
             self._db.executemany(statement, rows)
 
     def get(self, key: str) -> Any:
         """A value stored under `key`, None if there is none."""
-        with self._explained():
+        with _explained(self.path):
             row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         try:
             return None if row is None else json.loads(row[0])
@@ -201,7 +224,7 @@ class State:
         """Store a JSON value under `key`; writes nothing if it is unchanged."""
         if self.get(key) == value:
             return
-        with self._explained():
+        with _explained(self.path):
             self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
 
     def sample(self, sample_id: str) -> SampleState | None:
@@ -211,9 +234,7 @@ class State:
     def samples(self, sample_ids: Iterable[str]) -> Iterator[SampleState | None]:
         """The stored state of each of these samples, in order."""
         for block in chunks_of(sample_ids, SELECTED_TOGETHER):
-            with self._explained():
-                rows = self._db.execute(_SELECT_SAMPLES, (json.dumps(block),)).fetchall()
-            known = {row[0]: self._parsed(*row) for row in rows}
+            known = {row[0]: self._parsed(*row) for row in _selected(self._db, self.path, block)}
             yield from map(known.get, block)
 
     def _parsed(self, sample_id: str, *values: Any) -> SampleState | None:
@@ -222,45 +243,45 @@ class State:
             return parse_sample(*values)
         except ValueError as error:
             log.warning("%s: the row of sample %r is damaged (%s); it is computed again", self.path, sample_id, error)
-            with self._explained():
+            with _explained(self.path):
                 self._db.execute("DELETE FROM samples WHERE id = ?", (sample_id,))
             return None
 
     def is_empty(self) -> bool:
         """Whether there are no samples."""
-        with self._explained():
+        with _explained(self.path):
             return self._db.execute("SELECT 1 FROM samples LIMIT 1").fetchone() is None
 
-    def first_line(self, sample_id: str, line: int) -> int:
-        """The line that an id was first seen on in this scan: `line` itself if it is new."""
-        try:
-            if self._scan.execute("INSERT OR IGNORE INTO scanned VALUES (?, ?)", (sample_id, line)).rowcount == 1:
-                return line
-            return int(self._scan.execute("SELECT line FROM scanned WHERE id = ?", (sample_id,)).fetchone()[0])
-        except sqlite3.Error as error:
-            raise self._failure(error) from error
+    def first_lines(self, ids: Sequence[tuple[str, int]]) -> list[int]:
+        """The line that each id was first seen on in this scan, given with its own line: that one, if the id is new."""
+        with _explained(self.path):
+            new = self._scan.executemany("INSERT OR IGNORE INTO scanned VALUES (?, ?)", ids).rowcount
+            if new == len(ids):
+                return [line for _, line in ids]
+            select = "SELECT line FROM scanned WHERE id = ?"
+            return [self._scan.execute(select, (sample_id,)).fetchone()[0] for sample_id, _ in ids]
 
     def reject(self, rejection: Rejection) -> None:
         """Store a rejection, at most one per line."""
         row = (rejection.line, rejection.id, rejection.reason.value, rejection.message)
-        with self._explained():
+        with _explained(self.path):
             self._scan.execute("INSERT OR REPLACE INTO rejected VALUES (?, ?, ?, ?)", row)
 
     def rejections(self) -> Iterator[Rejection]:
         """All rejections, by line."""
-        with self._explained():
+        with _explained(self.path):
             for line, sample_id, reason, message in self._scan.execute("SELECT * FROM rejected ORDER BY line"):
                 yield Rejection(line, sample_id, Reason(reason), message)
 
     def rejection_counts(self) -> dict[str, int]:
         """How many lines were rejected for each reason."""
-        with self._explained():
+        with _explained(self.path):
             return dict(self._scan.execute("SELECT reason, count(*) FROM rejected GROUP BY reason ORDER BY reason"))
 
     def begin(self, samples: Iterable[tuple[str, Iterable[str]]]) -> None:
         """Record that these groups are about to be overwritten: until `finish` they do not count as finished."""
         rows = [(sample_id, json.dumps(dict.fromkeys(groups))) for sample_id, groups in samples]
-        with self._explained():
+        with _explained(self.path):
             self._db.executemany("INSERT OR IGNORE INTO samples (id) VALUES (?)", ((row[0],) for row in rows))
             self._db.executemany("UPDATE samples SET finished = json_patch(finished, ?2) WHERE id = ?1", rows)
 
@@ -273,7 +294,7 @@ class State:
         source: str | None = None,
     ) -> None:
         """Record that the columns of these groups are on disk; other groups, and None values, do not change."""
-        with self._explained():
+        with _explained(self.path):
             self._db.execute(_FINISH, (sample_id, json.dumps(groups), seconds, source))
 
 
@@ -293,10 +314,27 @@ def copy_state(source: Path, target: Path) -> None:
         ) from error
 
 
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn an error of the database at `path` into a StoreError that says what to do."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        advice = "check that its disk has free space and is writable, then run the same command again"
+        if "malformed" in str(error) or "not a database" in str(error):
+            advice = "move it away and run the same command again (with --skip-existing to adopt what is on disk)"
+        raise StoreError(f"the state in {path} cannot be used: {error}; {advice}") from error
+
+
+def _selected(db: sqlite3.Connection, path: Path, ids: Sequence[str]) -> list[tuple[Any, ...]]:
+    """The rows of these samples that exist."""
+    with _explained(path):
+        return db.execute(_SELECT_SAMPLES, (json.dumps(ids),)).fetchall()
+
+
 def _open(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    # Damaged text is detected when it is parsed.
-    db.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
+    db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    db.text_factory = _read_text
     try:
         db.execute("PRAGMA journal_mode=TRUNCATE")
         db.execute("PRAGMA synchronous=FULL")

@@ -5,6 +5,7 @@ strings. Knows nothing about the rules of a language, or where hints come from.
 """
 
 import difflib
+import functools
 import re
 
 from hfprep.errors import ConfigError
@@ -12,6 +13,8 @@ from hfprep.inputs.text.language_codes import KNOWN_CODES, MEANINGS
 from hfprep.inputs.text.protected import TONED_PINYIN
 
 ENGLISH, CHINESE, JAPANESE, AMHARIC = "en", "zh", "ja", "am"
+
+REMEMBERED = 256  # hints: all rows of a manifest have the same few
 
 _ALIASES = {"en": ENGLISH, "zh": CHINESE, "cn": CHINESE, "ja": JAPANESE, "jp": JAPANESE, "am": AMHARIC, "amh": AMHARIC}
 
@@ -34,6 +37,7 @@ def canonical_language(hint: str | None) -> str | None:
     return _ALIASES.get(primary, code)
 
 
+@functools.lru_cache(maxsize=REMEMBERED)
 def read_hint(hint: str) -> str:
     """Return a hint unchanged if its code is known, otherwise the code of the language it names.
 

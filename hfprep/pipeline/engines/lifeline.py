@@ -4,6 +4,7 @@ The driver holds the write end of a pipe, and every worker reads from the other 
 reason, the read returns and the worker exits. Light to import, because a worker does this first.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -30,11 +31,9 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def start(lifeline: str, connection: str, search_path: str) -> None:
-    """The entry point of a worker process: tie it to the driver, use the driver's module path, then work."""
+def start(lifeline: str, connection: str, search_path: str, module: str) -> None:
+    """The entry point of a worker process: tie it to the driver, use the driver's module path, then run `module`."""
     ignore_signals()
     hold(int(lifeline))
     sys.path[:] = json.loads(search_path)
-    from hfprep.pipeline.engines.worker import main
-
-    main(int(connection))
+    importlib.import_module(module).main(int(connection))

@@ -23,7 +23,7 @@ WORKER_CODE = """
 import sys
 sys.path.insert(0, sys.argv.pop())
 from hfprep.pipeline.engines.lifeline import start
-start(*sys.argv[1:])
+start(*sys.argv[1:], "hfprep.pipeline.engines.worker")
 """
 PACKAGE_PARENT = Path(__file__).resolve().parents[3]
 

@@ -175,7 +175,7 @@ def _lines(options: CheckOptions, findings: Preflight) -> Iterator[Line]:
             continue
         row = parse_line(number, raw, finder, options.language)
         if isinstance(row, Utterance) and row.id in first_lines:
-            row = duplicate_id(row, first_lines[row.id])
+            row = duplicate_id(number, row.id, first_lines[row.id])
         elif isinstance(row, Utterance):
             first_lines[row.id] = number
             taken += options.max_samples is None or _has_audio(row, stores)
