@@ -121,7 +121,7 @@ class Plan:
         """The ids of all valid rows in order, in chunks, and the pending rows of each chunk by position in it."""
         with pa.OSFile(str(self.path)) as source, pa.ipc.open_stream(source) as batches:
             for batch in batches:
-                positions = pc.list_value_length(batch.column("need")).to_numpy(zero_copy_only=False).nonzero()[0]
+                positions = np.flatnonzero(np.diff(batch.column("need").offsets.to_numpy()))
                 rows = map(planned_row, batch.take(pa.array(positions)).to_pylist())
                 yield batch.column("id").to_pylist(), dict(zip(positions.tolist(), rows, strict=True))
 
