@@ -37,7 +37,7 @@ class WorkerProcess:
     connection: Connection
 
     def tell(self, message: Any) -> None:
-        """Send a message. It never blocks: messages are far smaller than the buffer, and few are unread."""
+        """Send a message; waits only for a message that is larger than the buffer, which a build's are not."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead, which reading will report
             self.connection.send(message)
 
