@@ -16,7 +16,8 @@ from hfprep.io.npy_format import npy_bytes
 from hfprep.pipeline import examining_processes, planning
 from hfprep.pipeline.config import Part
 from hfprep.pipeline.engines.pool import WorkerPool, WorkerProcess
-from hfprep.pipeline.planning import Planner, PlanOptions
+from hfprep.pipeline.plan import PlanOptions
+from hfprep.pipeline.planning import Planner
 from hfprep.schema import Utterance
 from hfprep.store.fingerprints import AudioIdentity, Fingerprinter, source_of
 from hfprep.store.layout import NpyOutput

@@ -29,11 +29,12 @@ from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.devices import choose_workers
 from hfprep.pipeline.engines.choice import ENGINES, Job, Workers
 from hfprep.pipeline.engines.spec import BatchCost
+from hfprep.pipeline.filters import SampleOptions
 from hfprep.pipeline.inputs import Inputs, find_inputs
 from hfprep.pipeline.logs import log_shown, log_to_file
 from hfprep.pipeline.parts import part_facts, withdraw_part, write_part
-from hfprep.pipeline.plan import Plan, PlanCounts
-from hfprep.pipeline.planning import Planner, PlanOptions, no_doubt
+from hfprep.pipeline.plan import Plan, PlanCounts, PlanOptions, no_doubt
+from hfprep.pipeline.planning import Planner
 from hfprep.pipeline.precision_choice import decide, measured
 from hfprep.pipeline.progress import BuildProgress, Tally
 from hfprep.pipeline.provenance import check_recipe, given_paths, options_in_force
@@ -42,7 +43,7 @@ from hfprep.pipeline.signals import StopSignals, stop_on_signals
 from hfprep.pipeline.summary import Summary
 from hfprep.pipeline.underway import pending_work, work_of
 from hfprep.pipeline.validation import with_split
-from hfprep.recipes.base import frames_in
+from hfprep.recipes.base import frames_in, via_rate
 from hfprep.schema import Column, Rejection
 from hfprep.store.fingerprints import Fingerprinter, differences, with_numerics
 from hfprep.store.layout import PROGRESS, REJECTED, STATS, NpyOutput, json_line
@@ -143,14 +144,12 @@ def plan_options(
         part=config.part,
         fields=config.field_map,
         audio_root=config.audio_root,
-        named_stores=config.named_stores,
+        samples=SampleOptions.of(config, via_rate(config.resample_via, inputs.models.audio)),
         skip_existing=config.skip_existing,
         with_audio=with_audio,
         hash_audio=config.hash_audio,
         refuse_changes=config.on_change == "refuse",
         workers=choose_workers(config.workers),
-        drop_overlong=config.drop_overlong,
-        filters=config.filters,
         num_codes=lambda seconds: inputs.models.num_codes(frames_in(inputs.models, seconds)),
         doubt=no_doubt if inputs.text_encoder is None else inputs.text_encoder.doubt,
     )

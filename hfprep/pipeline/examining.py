@@ -10,7 +10,7 @@ import itertools
 import json
 import operator
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,9 @@ from hfprep.errors import Reason, RejectedSample
 from hfprep.inputs.manifest.rows import AudioFinder, NoLookup, RawRow, parse_line
 from hfprep.io.chunks import chunks_of
 from hfprep.io.references import parse_reference
-from hfprep.pipeline.config import Part
-from hfprep.pipeline.filters import RowFilters
 from hfprep.pipeline.inspection import Adoptable, Inspected, Inspector, identify_audio
 from hfprep.pipeline.intake import check_length
-from hfprep.pipeline.plan import UTTERANCE_FIELDS, rows_schema
+from hfprep.pipeline.plan import UTTERANCE_FIELDS, PlanOptions, rows_schema
 from hfprep.pipeline.stores import Stores
 from hfprep.schema import Rejection, Schema, Utterance
 from hfprep.store.fingerprints import AudioIdentity, Fingerprinter, source_of
@@ -49,31 +47,19 @@ Lines = Sequence[tuple[int, RawRow]]  # number and content
 
 @dataclass(frozen=True, kw_only=True)
 class ExaminerSettings:
-    """What an `Examiner` needs; picklable. The other fields are as in `PlanOptions`.
+    """What an `Examiner` needs; picklable if the options are. `state` is the database, `root` the output's folder.
 
-    Without `artifacts`, features of finished samples are not looked up, and their records are not made. With `capped`
-    rows of other parts are looked up, too.
+    Without `artifacts`, features of finished samples are not looked up, and their records are not made.
     """
 
     manifest: Path
-    audio_root: Path | None
-    language: str | None
-    part: Part | None
-    capped: bool
+    options: PlanOptions
     root: Path
     schema: Schema
     state: Path
     names: NameRules
     fingerprinter: Fingerprinter
     artifacts: bool
-    adopt: bool
-    with_audio: bool
-    hash_audio: bool
-    drop_overlong: bool
-    filters: RowFilters
-    num_codes: Callable[[float], int]
-    named_stores: frozenset[str]
-    workers: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,21 +105,22 @@ class Examiner:
     """Examines chunks of lines, one after another. Close it at the end."""
 
     def __init__(self, settings: ExaminerSettings) -> None:
-        self.settings = settings
+        options = settings.options
+        self.settings, self.options = settings, options
         self.schema = settings.schema
-        self._here = AudioFinder(settings.manifest, settings.audio_root)
+        self._here = AudioFinder(settings.manifest, options.audio_root)
         self._elsewhere = NoLookup(settings.manifest)
-        self._stores = Stores(settings.named_stores)
+        self._stores = Stores(options.samples.named_stores)
         self._inspector = Inspector(
             output=NpyOutput(settings.root, settings.schema),
-            hash_audio=settings.hash_audio,
-            adopt=settings.adopt,
+            hash_audio=options.hash_audio,
+            adopt=options.skip_existing,
             artifacts=settings.artifacts,
-            num_codes=settings.num_codes,
+            num_codes=options.num_codes,
             stores=self._stores,
         )
         self._reader = SampleReader(settings.state)
-        self._pool = ThreadPoolExecutor(settings.workers)
+        self._pool = ThreadPoolExecutor(options.workers)
         self._columns = rows_schema(self.schema.group_names)
         self._complete = Verdict(known=True)
         self._new = Verdict(need=self.schema.all_groups)
@@ -151,8 +138,8 @@ class Examiner:
         for number, raw in lines:
             row = self._parsed(number, raw)
             if isinstance(row, Utterance):
-                absent = self._absence(row) if self.settings.capped else None
-                if absent is None and self._holds(number):
+                absent = self._absence(row) if self.options.capped else None
+                if absent is None and self.options.holds(number):
                     mine.append((len(rows), row))
                 verdict = ELSEWHERE if absent is None else Verdict(rejected=absent, absent=True)
                 rows.append((number, row.id, verdict, None))
@@ -169,14 +156,12 @@ class Examiner:
                 planned.append(fields)
         return Examined(rows, self._batch(planned), damaged)
 
-    def _holds(self, number: int) -> bool:
-        return self.settings.part is None or self.settings.part.holds(number)
-
     def _parsed(self, number: int, raw: RawRow) -> Utterance | Rejection:
         """The row, if it is valid and the output's file system accepts its id as a new name."""
-        # Lines of other parts are read too: duplicate ids and --max-samples refer to the whole manifest.
-        finder = self._here if self.settings.capped or self._holds(number) else self._elsewhere
-        row = parse_line(number, raw, finder, self.settings.language)
+        # Lines of other parts are read too: duplicate ids and --max-samples refer to the whole manifest. With a cap
+        # their audio is looked up, too.
+        finder = self._here if self.options.capped or self.options.holds(number) else self._elsewhere
+        row = parse_line(number, raw, finder, self.options.language)
         if isinstance(row, Utterance):
             try:
                 self.settings.names.check(row.id)
@@ -225,14 +210,14 @@ class Examiner:
 
     def _check(self, utterance: Utterance, sample: SampleState | None, need: frozenset[str]) -> None:
         """Raise RejectedSample for a row that the options do not accept."""
-        settings, audio_groups = self.settings, self.schema.audio_groups
-        if not settings.with_audio and need & audio_groups:
+        options, audio_groups = self.options, self.schema.audio_groups
+        if not options.with_audio and need & audio_groups:
             raise NOT_FINISHED
         if sample is None:
             return
         if not need & audio_groups:
-            settings.filters.check(sample.seconds, utterance.text)
-        if settings.drop_overlong:
+            options.samples.filters.check(sample.seconds, utterance.text)
+        if options.samples.drop_overlong:
             for group in self.schema.all_groups - need:
                 for name, length in sample.groups[group].lengths.items():
                     check_length(self.schema, name, length)

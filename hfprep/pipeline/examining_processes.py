@@ -13,17 +13,12 @@ from contextlib import closing
 from multiprocessing.connection import Connection
 
 from hfprep.errors import HfprepError
-from hfprep.pipeline.engines.pool import WorkerPool, WorkerProcess
+from hfprep.pipeline.engines.pool import WorkerPool, WorkerProcess, code_of
 from hfprep.pipeline.examining import Examined, Examiner, ExaminerSettings, Lines
 
 log = logging.getLogger(__name__)
 
-CODE = """
-import sys
-sys.path.insert(0, sys.argv.pop())
-from hfprep.pipeline.engines.lifeline import start
-start(*sys.argv[1:], "hfprep.pipeline.examining_processes")
-"""
+CODE = code_of("hfprep.pipeline.examining_processes")
 
 
 def examine_in_processes(

@@ -1,9 +1,9 @@
-"""The plan: the valid rows of a manifest, stored in an Arrow file."""
+"""The plan: the valid rows of a manifest, stored in an Arrow file; and the options that it depends on."""
 
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from hfprep.inputs.manifest.field_map import FieldMap
 from hfprep.inputs.text.scripts import DoubtfulGrammar
 from hfprep.io.words import count
+from hfprep.pipeline.config import Part
+from hfprep.pipeline.filters import SampleOptions
 from hfprep.schema import Utterance
 from hfprep.store.fingerprints import AudioIdentity
 from hfprep.store.layout import PlannedRow
@@ -41,6 +44,46 @@ def rows_schema(groups: Sequence[str]) -> pa.Schema:
             ("need", pa.list_(pa.string())),
         ]
     )
+
+
+def no_doubt(text: str, language: str | None) -> DoubtfulGrammar | None:
+    """The `doubt` of `PlanOptions` without a tokenizer."""
+    del text, language
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """Options that decide which rows are used and what is reused.
+
+    `doubt` returns why the grammar of a text without a language is doubtful. Without `with_audio` no audio is read, and
+    samples whose audio features are not finished are rejected. `samples` also rejects finished samples.
+    `num_codes(seconds)` is used to detect artifacts with padding, which are not adopted.
+    """
+
+    language: str | None = None
+    max_samples: int | None = None
+    part: Part | None = None
+    fields: FieldMap = field(default_factory=FieldMap)
+    audio_root: Path | None = None
+    samples: SampleOptions = field(default_factory=SampleOptions)
+    skip_existing: bool = False
+    with_audio: bool = True
+    hash_audio: bool = False
+    refuse_changes: bool = False
+    workers: int = 1
+    settings_changes: tuple[str, ...] = ()
+    num_codes: Callable[[float], int] = int
+    doubt: Callable[[str, str | None], DoubtfulGrammar | None] = no_doubt
+
+    @property
+    def capped(self) -> bool:
+        """Whether there is a cap on samples."""
+        return self.max_samples is not None
+
+    def holds(self, line: int) -> bool:
+        """Whether a line is in the part that is built."""
+        return self.part is None or self.part.holds(line)
 
 
 @dataclass

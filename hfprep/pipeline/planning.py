@@ -15,20 +15,16 @@ import json
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
 
 from hfprep.errors import Reason, RejectedSample, StopRequested, StoreError
-from hfprep.inputs.manifest.field_map import FieldMap
 from hfprep.inputs.manifest.opening import open_source
 from hfprep.inputs.manifest.rows import RawRow, duplicate_id
-from hfprep.inputs.text.scripts import DoubtfulGrammar
 from hfprep.io.atomic import explained
 from hfprep.pipeline.collector import no_garbage_collection
-from hfprep.pipeline.config import Part
 from hfprep.pipeline.examining import (
     NOT_FINISHED,
     SHOWN_CHANGES,
@@ -40,8 +36,7 @@ from hfprep.pipeline.examining import (
     Verdict,
 )
 from hfprep.pipeline.examining_processes import examine_in_processes
-from hfprep.pipeline.filters import RowFilters
-from hfprep.pipeline.plan import Plan, PlanCounts, rows_schema
+from hfprep.pipeline.plan import Plan, PlanCounts, PlanOptions, no_doubt, rows_schema
 from hfprep.schema import Rejection
 from hfprep.store.fingerprints import Fingerprinter
 from hfprep.store.layout import REJECTED, NpyOutput
@@ -55,39 +50,6 @@ CHUNK_ROWS = 4096
 CHUNK_BYTES = 1 << 24  # of lines; a chunk ends after the line that exceeds it
 CHUNKS_HERE = 8  # at the start, which are examined without other processes: starting one takes as long as a few chunks
 MAX_PROCESSES = 4  # more would wait for this one
-
-
-def no_doubt(text: str, language: str | None) -> DoubtfulGrammar | None:
-    """The `doubt` of `PlanOptions` without a tokenizer."""
-    del text, language
-    return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanOptions:
-    """Options that decide which rows are used and what is reused.
-
-    `doubt` returns why the grammar of a text without a language is doubtful. Without `with_audio` no audio is read, and
-    samples whose audio features are not finished are rejected. `drop_overlong` and `filters` also reject finished
-    samples. `num_codes(seconds)` is used to detect artifacts with padding, which are not adopted.
-    """
-
-    language: str | None = None
-    max_samples: int | None = None
-    part: Part | None = None
-    fields: FieldMap = field(default_factory=FieldMap)
-    audio_root: Path | None = None
-    named_stores: frozenset[str] = frozenset()
-    skip_existing: bool = False
-    with_audio: bool = True
-    hash_audio: bool = False
-    refuse_changes: bool = False
-    workers: int = 1
-    settings_changes: tuple[str, ...] = ()
-    drop_overlong: bool = False
-    filters: RowFilters = field(default_factory=RowFilters)
-    num_codes: Callable[[float], int] = int
-    doubt: Callable[[str, str | None], DoubtfulGrammar | None] = no_doubt
 
 
 class Lister(Protocol):
@@ -142,27 +104,15 @@ class Planner:
         return NameRules.of(self.output.work, self.output.root) if self.artifacts else NameRules()
 
     def _settings(self, manifest: Path) -> ExaminerSettings:
-        options = self.options
         return ExaminerSettings(
             manifest=manifest,
-            audio_root=options.audio_root,
-            language=options.language,
-            part=options.part,
-            capped=options.max_samples is not None,
+            options=self.options,
             root=self.output.root,
             schema=self.output.schema,
             state=self.state.path,
             names=self._names,
             fingerprinter=self.fingerprinter,
             artifacts=self.artifacts,
-            adopt=options.skip_existing,
-            with_audio=options.with_audio,
-            hash_audio=options.hash_audio,
-            drop_overlong=options.drop_overlong,
-            filters=options.filters,
-            num_codes=options.num_codes,
-            named_stores=options.named_stores,
-            workers=options.workers,
         )
 
     def _examined(self, manifest: Path) -> Generator[Examined, None, None]:
@@ -170,30 +120,27 @@ class Planner:
         settings, chunks = self._settings(manifest), self._chunks(manifest)
         with closing(Examiner(settings)) as examiner:
             # The length of a chunk depends on the chunk before with a cap, and `num_codes` is only used to adopt.
-            alone = settings.capped or settings.adopt
+            alone = self.options.capped or self.options.skip_existing
             yield from map(examiner.examine, itertools.islice(chunks, None if alone else CHUNKS_HERE))
-            settings = dataclasses.replace(settings, num_codes=int)
+            picklable = dataclasses.replace(self.options, num_codes=int, doubt=no_doubt)
+            settings = dataclasses.replace(settings, options=picklable)
             count = min(self.options.workers, MAX_PROCESSES)
             yield from examine_in_processes(settings, chunks, count, examiner)
 
     def _chunks(self, manifest: Path) -> Iterator[Lines]:
         """The lines up to the cap in chunks, none of which can exceed the cap; the others are counted."""
-        counts, part, cap = self.counts, self.options.part, self.options.max_samples
+        counts, cap = self.counts, self.options.max_samples
         lines = open_source(manifest, self.options.fields).lines()
         while most := CHUNK_ROWS if cap is None else min(CHUNK_ROWS, cap - self._taken):
             chunk = _some(lines, most)
-            counts.lines_read += len(chunk) if part is None else sum(part.holds(number) for number, _ in chunk)
+            counts.lines_read += sum(self.options.holds(number) for number, _ in chunk)
             if not chunk:
                 return
             yield chunk
         for number, _ in lines:
-            mine = self._mine(number)
+            mine = self.options.holds(number)
             counts.lines_read += mine
             counts.capped += mine
-
-    def _mine(self, line: int) -> bool:
-        """Whether a line is in the part that is built."""
-        return self.options.part is None or self.options.part.holds(line)
 
     def _merge(self, examined: Examined) -> pa.RecordBatch:
         """The rows of the plan in a chunk; changes of the state are made in one transaction."""
@@ -203,7 +150,7 @@ class Planner:
         with self.state.transaction():
             for row in examined.rows:
                 rejection = row if isinstance(row, Rejection) else self._decide(row, duplicates, kept)
-                if rejection is not None and self._mine(rejection.line):
+                if rejection is not None and self.options.holds(rejection.line):
                     self.state.reject(rejection)
                     self.counts.rejected += 1
             if self.options.refuse_changes and self.counts.changed:
@@ -213,7 +160,7 @@ class Planner:
         return planned
 
     def _duplicates(self, rows: list[Row]) -> dict[int, Rejection]:
-        """Rejections, by line, of rows whose id, or its file, is that of an earlier line."""
+        """The rejections, by line, of rows that repeat an earlier line's id, or its file name in the output."""
         found = {}
         firsts = self.state.first_lines([(sample_id, line) for line, sample_id, _, _ in rows])
         for (line, sample_id, _, _), first in zip(rows, firsts, strict=True):
@@ -235,7 +182,7 @@ class Planner:
         line, sample_id, verdict, entry = row
         rejection, counts = duplicates.get(line), self.counts
         self._taken += rejection is None and not verdict.absent
-        if not self._mine(line):
+        if not self.options.holds(line):
             return None
         if verdict.rejected is None:
             kept.append(rejection is None)

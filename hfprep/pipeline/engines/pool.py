@@ -18,13 +18,19 @@ from typing import IO, Any
 
 log = logging.getLogger(__name__)
 
-# Not `-m`: the messages' classes must have the same module name on both sides.
-WORKER_CODE = """
+
+def code_of(module: str) -> str:
+    """The program of a process that runs `main` of this module."""
+    # Not `-m`: the messages' classes must have the same module name on both sides.
+    return f"""
 import sys
 sys.path.insert(0, sys.argv.pop())
 from hfprep.pipeline.engines.lifeline import start
-start(*sys.argv[1:], "hfprep.pipeline.engines.worker")
+start(*sys.argv[1:], {module!r})
 """
+
+
+WORKER_CODE = code_of("hfprep.pipeline.engines.worker")
 PACKAGE_PARENT = Path(__file__).resolve().parents[3]
 
 
