@@ -3,6 +3,7 @@
 Builds in this process, counting what is really computed and comparing the inodes of what must stay untouched.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -23,6 +24,7 @@ import hfprep
 from hfprep.errors import CheckpointError
 from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.io import atomic, file_hashes
+from hfprep.pipeline import codebook
 from hfprep.pipeline.building import Shared, build
 from hfprep.pipeline.observing import observing
 from hfprep.pipeline.summary import Summary
@@ -196,6 +198,25 @@ def test_a_rerun_reads_no_artifact(kind: str, tmp_path: Path, golden_small: Path
     assert (summary.accepted, summary.reused, summary.tally.done, summary.repaired) == (4, 4, 0, 0)
     assert json.loads((place.output / "stats.json").read_bytes())["codebook"] == stats["codebook"]
     assert not any(any(path.read_bytes()) for path in artifacts)
+
+
+@pytest.mark.parametrize("kind", ["npy", "arrow", "webdataset"])
+def test_an_output_without_code_counts_has_its_codes_read_once(kind: str, tmp_path: Path, golden_small: Path) -> None:
+    """Version 0.1.0 stored no counts, and a killed run leaves none."""
+    place = Place(tmp_path / "data", golden_small)
+    place.build(format=kind)
+
+    def stats() -> Any:
+        return json.loads((place.output / "stats.json").read_bytes())["codebook"]
+
+    counted = stats()
+    with contextlib.closing(sqlite3.connect(place.output / ".hfprep" / "state.sqlite")) as state, state:
+        assert state.execute("DELETE FROM meta WHERE key = ?", (codebook.KEY,)).rowcount == 1
+    assert (place.build(format=kind).tally.done, stats()) == (0, counted)
+    for path in place.output.rglob("*"):
+        if path.suffix in (".npy", ".arrow", ".tar") and path.name != "places.npy":
+            path.write_bytes(bytes(path.stat().st_size))  # whoever read codes again would count zeros, or fail
+    assert (place.build(format=kind).tally.done, stats()) == (0, counted)
 
 
 @pytest.mark.parametrize(
