@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,10 +37,10 @@ from hfprep.formats.samples import (
 )
 from hfprep.io import atomic
 from hfprep.io.chunks import chunks_of
-from hfprep.io.npy_format import npy_bytes, parse_npy
+from hfprep.io.npy_format import parse_npy
 from hfprep.schema import Column, Schema
 from hfprep.store.first_version import first_schema, width_column
-from hfprep.store.layout import IO_THREADS, PRIVATE, PROGRESS, STATS, TRAIN, VAL
+from hfprep.store.layout import IO_THREADS, PRIVATE, PROGRESS, STATS, TRAIN, VAL, write_arrays
 from hfprep.store.statistics import write_stats
 
 MANIFESTS = {"train": TRAIN, "validation": VAL}
@@ -355,16 +355,11 @@ def _write_chunk(folder: Path, schema: Schema, chunk: Sequence[Sample], pool: Th
     jobs = []
     for sample in chunk:
         safe_id(sample.entry.id, folder)
+        files = []
         for name, values in sample.arrays.items():
             path = artifact_file(folder, sample.entry.record[f"{name}_path"], sample.entry.id)
-            jobs.append((path, values.astype(schema.by_name[name].numpy_dtype, copy=False)))
-    for parent in {path.parent for path, _ in jobs}:
+            files.append((path, values.astype(schema.by_name[name].numpy_dtype, copy=False)))
+        jobs.append(files)
+    for parent in {path.parent for files in jobs for path, _ in files}:
         parent.mkdir(parents=True, exist_ok=True)
-    list(pool.map(lambda job: _write_array(*job), jobs))
-
-
-def _write_array(path: Path, values: np.ndarray) -> None:
-    with atomic.explained(path), open(path, "xb") as stream:
-        stream.write(npy_bytes(values))
-        stream.flush()
-        atomic.sync_file(stream.fileno(), path)
+    list(pool.map(partial(write_arrays, only_new=True), jobs))

@@ -13,7 +13,7 @@ import numpy as np
 from hfprep.formats.shard_output import ShardOutput
 from hfprep.io import atomic
 from hfprep.io.chunks import chunks_of
-from hfprep.store.layout import IO_THREADS, NpyOutput, put_in_place, write_array
+from hfprep.store.layout import IO_THREADS, NpyOutput, put_in_place, write_arrays
 from hfprep.store.shard_index import UNLISTED, Shard
 
 SAMPLES_TOGETHER = 64
@@ -42,16 +42,18 @@ def _unpack_shard(store: ShardOutput, shard: Shard, pool: ThreadPoolExecutor) ->
     count, output = 0, store.output
     numbers = itertools.count()
     for block in chunks_of(store.index.members(shard.serial), SAMPLES_TOGETHER):
-        jobs: list[tuple[Path, Path, np.ndarray]] = []
+        jobs: list[list[tuple[Path, np.ndarray]]] = []
+        moves: list[tuple[Path, Path]] = []
         for (sample_id, place), sample in zip(block, store.state.samples(item[0] for item in block), strict=True):
-            if sample is None:
+            if sample is None or not (need := place.holds(sample) & output.incomplete(sample_id, sample)):
                 continue
-            need = place.holds(sample) & output.incomplete(sample_id, sample)
-            for name, array in store.stored.arrays(sample_id, sample, place, need).items() if need else ():
-                jobs.append((output.work / f"{next(numbers)}-{name}", output.artifact(name, sample_id), array))
-            count += bool(need)
-        list(pool.map(lambda job: write_array(job[0], job[2]), jobs))
-        put_in_place(output.root, [(temporary, final) for temporary, final, _ in jobs], set())
+            arrays = store.stored.arrays(sample_id, sample, place, need)
+            files = {name: output.work / f"{next(numbers)}-{name}" for name in arrays}
+            jobs.append([(files[name], array) for name, array in arrays.items()])
+            moves += [(path, output.artifact(name, sample_id)) for name, path in files.items()]
+            count += 1
+        list(pool.map(write_arrays, jobs))
+        put_in_place(output.root, moves, set())
     return count
 
 

@@ -34,9 +34,19 @@ class Header:
 
 
 def npy_bytes(array: np.ndarray) -> bytes:
-    """An array in the .npy format, version 1.0."""
+    """An array in the .npy format, version 1.0; raises ValueError if it contains Python objects."""
+    values = np.ascontiguousarray(array).reshape(array.shape)  # it makes an array of one value one-dimensional
+    return b"".join((_prefix(values.dtype, values.shape), values.data))
+
+
+@functools.lru_cache(maxsize=4096)
+def _prefix(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """What comes before the values of an array, as numpy writes it; raises ValueError for Python objects."""
+    if dtype.hasobject:
+        raise ValueError(f"an array of dtype {dtype} contains Python objects, which are not written")
     stream = io.BytesIO()
-    np.lib.format.write_array(stream, np.asarray(array, order="C"), version=(1, 0), allow_pickle=False)
+    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, description)
     return stream.getvalue()
 
 

@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -233,15 +234,14 @@ class Stage:
 
     def write(self, computed: Sequence[tuple[PlannedRow, Features]]) -> list[Staged]:
         """Write and sync all arrays of these samples; raises StoreError."""
-        jobs: list[tuple[Path, np.ndarray]] = []
-        staged = []
+        jobs, staged = [], []
         for row, features in computed:
             arrays = features.arrays
             files = {name: self.folder / f"{next(self._numbers)}-{name}" for name in arrays}
-            jobs += [(files[name], array) for name, array in arrays.items()]
+            jobs.append([(files[name], array) for name, array in arrays.items()])
             shapes = {name: array.shape for name, array in arrays.items()}
             staged.append(Staged(row, {name: str(path) for name, path in files.items()}, shapes, features.seconds))
-        list(self._pool.map(lambda job: write_array(*job), jobs))
+        list(self._pool.map(write_arrays, jobs))
         return staged
 
 
@@ -359,11 +359,18 @@ def _make_folder(root: Path, folder: Path) -> str | None:
     return None
 
 
-def write_array(path: Path, array: np.ndarray) -> None:
-    """Write an array as .npy and sync the file, not its folder. Raises StoreError."""
-    with atomic.explained(path), open(path, "wb") as stream:
-        atomic.observe("before-write", path)
-        stream.write(npy_bytes(array))
-        stream.flush()
-        atomic.observe("after-write", path)
-        atomic.sync_file(stream.fileno(), path)
+def write_arrays(files: Sequence[tuple[Path, np.ndarray]], *, only_new: bool = False) -> None:
+    """Write a few arrays as .npy and sync the files, not their folders. Raises StoreError.
+
+    With `only_new`, also if a file exists. All are written before the first is synced, which takes less time.
+    """
+    with atomic.explained(files[0][0].parent), ExitStack() as stack:
+        streams = []
+        for path, array in files:
+            stream = stack.enter_context(open(path, "xb" if only_new else "wb", buffering=0))
+            atomic.observe("before-write", path)
+            atomic.write_all(stream.fileno(), npy_bytes(array))
+            atomic.observe("after-write", path)
+            streams.append(stream)
+        for (path, _), stream in zip(files, streams, strict=True):
+            atomic.sync_file(stream.fileno(), path)
