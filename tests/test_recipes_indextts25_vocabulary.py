@@ -1,11 +1,15 @@
 """The ranks file, the special tokens, the languages' numbers."""
 
+import base64
 from pathlib import Path
 
 import pytest
+import tiktoken
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hfprep.errors import ConfigError
-from hfprep.recipes.indextts25.vocabulary import NUM_TOKENS, Vocabulary, language_id, special_tokens
+from hfprep.recipes.indextts25.vocabulary import NUM_TOKENS, PATTERN, Vocabulary, language_id, special_tokens
 
 FILE = "checkpoints/multilingual_zh_ja_yue_char_del.tiktoken"
 
@@ -27,6 +31,39 @@ def test_size_and_places_of_the_special_tokens(vocabulary: Vocabulary) -> None:
 
 def test_pieces(vocabulary: Vocabulary) -> None:
     assert vocabulary.pieces([58838, 7627, 0, 238]) == ["<|en|>", " hello", "!", "\ufffd"]
+
+
+BITS = [
+    *special_tokens()[:20],
+    "<|0.02|>",
+    "<|",
+    "|>",
+    "|",
+    "<",
+    ">",
+    "en",
+    " the",
+    "0.02",
+    "/Speech",
+    "\u00e9",
+    "\u4e2d",
+    "\n",
+]
+
+
+@pytest.fixture(scope="module")
+def published(vocabulary: Vocabulary) -> tiktoken.Encoding:
+    lines = map(bytes.split, vocabulary.path.read_bytes().splitlines())
+    ranks = {b"" if token == b"=" else base64.b64decode(token): int(rank) for token, rank in lines}
+    special = {token: len(ranks) + place for place, token in enumerate(special_tokens())}
+    return tiktoken.Encoding("published", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
+
+
+@given(st.lists(st.sampled_from(BITS), max_size=12).map("".join))
+def test_special_tokens_are_found_as_tiktoken_finds_them(
+    vocabulary: Vocabulary, published: tiktoken.Encoding, text: str
+) -> None:
+    assert vocabulary.encode(text) == published.encode(text, allowed_special="all")
 
 
 def test_language_numbers() -> None:
