@@ -6,6 +6,7 @@
 import json
 import os
 import signal
+import struct
 import sys
 import time
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class Orders:
     seconds_a_row: float = 0.0
     log_lines: int = 0
     payload: str = ""
+    cut_off: bool = False  # whether they die while they are sending a message
     in_hand: bool = False  # whether rows are noted as they are begun
     begun: str = ""  # a folder in which each row that is begun leaves a file; every batch is then awaited
 
@@ -94,6 +96,8 @@ def _compute(channel: Connection, orders: Orders, unit: int, row: int, folder: s
     if orders.in_hand:
         np.array([line], np.int64).tofile(Path(folder) / "in-hand")
     if line in orders.poison:
+        if orders.cut_off:
+            os.write(channel.fileno(), struct.pack("!i", 1000) + b"the first of them")
         os.kill(os.getpid(), signal.SIGKILL)
     for fatal_line, mark in orders.die_once_at:
         if line == fatal_line and not Path(mark).exists():

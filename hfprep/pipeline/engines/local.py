@@ -22,6 +22,7 @@ from hfprep.schema import Features, Rejection
 from hfprep.store.layout import PlannedRow
 
 POLL_SECONDS = 0.5
+GONE = (EOFError, OSError)  # of a process that has ended; OSError if it was sending a message
 
 
 def choose_num_processes(num_processes: int, device: str = "auto") -> int:
@@ -79,7 +80,7 @@ class LocalCrew:
             worker = self._at_work[connection]
             try:
                 message = connection.recv()
-            except (EOFError, ConnectionResetError):
+            except GONE:
                 message = self._read_death(worker)
             if isinstance(message, Closed):
                 self._closed.add(worker)
@@ -146,7 +147,7 @@ def trial_in_worker(trial: Trial, pool: WorkerPool) -> TrialResult:
     try:
         while isinstance(message := worker.connection.recv(), LogLine):
             logging.getLogger(message.name).log(message.level, "%s", message.text)
-    except (EOFError, ConnectionResetError):
+    except GONE:
         return TrialResult({}, problem=f"the process computing in this precision died (status {worker.end()})")
     if isinstance(message, Failed):
         worker.end()
