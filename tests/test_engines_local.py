@@ -127,6 +127,14 @@ def test_poisonous_samples_are_found_and_rejected_and_nothing_else(tmp_path: Pat
     assert {type(found) for found in taken.rejections} == {Rejection}
 
 
+def test_a_dead_worker_may_be_told_something() -> None:
+    """When two die at the same time, both deaths are read before the first is handled, which may assign work."""
+    with WorkerPool(FAKE_CODE) as pool:
+        worker = pool.take(0)
+        worker.end()
+        worker.tell("anything")
+
+
 def test_a_worker_may_die_while_it_sends_a_message(tmp_path: Path) -> None:
     taken = Taken()
     driver_of(Orders(poison=(3,), cut_off=True, in_hand=True), taken, tmp_path).run(never)

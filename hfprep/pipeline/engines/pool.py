@@ -44,7 +44,7 @@ class WorkerProcess:
 
     def tell(self, message: Any) -> None:
         """Send a message; waits only for a message that is larger than the buffer, which a build's are not."""
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead, which reading will report
+        with contextlib.suppress(OSError):  # dead, which reading reports or has just reported
             self.connection.send(message)
 
     def end(self) -> int:
