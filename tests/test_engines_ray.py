@@ -30,6 +30,7 @@ import hfprep
 from hfprep.errors import CheckpointError, ConfigError, Reason
 from hfprep.formats.feature_stores import NpyStaging
 from hfprep.pipeline.engines import choice, work_units
+from hfprep.pipeline.engines.driver import Died
 from hfprep.pipeline.engines.messages import Failed
 from hfprep.pipeline.engines.spec import ExtractorSpec, Models
 from hfprep.pipeline.features import FeatureExtractor
@@ -318,6 +319,40 @@ def test_a_cluster_started_here_cannot_be_reached_from_elsewhere(tmp_path: Path)
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, timeout=200)
     assert found.stdout.split()[-1].startswith("127."), found.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ray.exceptions.ActorDiedError(),
+        ray.exceptions.ActorUnavailableError("no answer", b"x" * 16),
+        ray.exceptions.ObjectLostError("00" * 28, None, ""),
+        ray.exceptions.OutOfMemoryError("the node is low on memory"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_message_that_cannot_be_fetched_is_the_end_of_its_worker(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray says in several ways that a node or a process is gone; the worker is ended where it is not."""
+
+    def fails(_: object) -> None:
+        raise error
+
+    call, ended = SimpleNamespace(remote=lambda *_: object()), list[Any]()
+    actor = SimpleNamespace(tell=call, next_message=call)
+    kind = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: actor))
+    monkeypatch.setattr(ray, "remote", lambda _: kind)
+    monkeypatch.setattr(ray, "wait", lambda requests, **_: (requests, []))
+    monkeypatch.setattr(ray, "get", fails)
+    monkeypatch.setattr(ray, "kill", ended.append)
+    staging: Any = SimpleNamespace(open=lambda _: None)
+    spec: Any = SimpleNamespace(staging=staging)
+    plan: Any = None
+    crew = ray_engine.RayCrew(spec, plan, tmp_path, ray_engine.RayOptions())
+    worker = crew.start(0, prove=False)
+    assert crew.wait() == [(worker, Died(f"node ?: {type(error).__name__}"))]
+    assert ended == [actor]
 
 
 def test_a_node_that_does_not_see_the_audio_ends_the_run(golden_small: Path, tmp_path: Path) -> None:
