@@ -35,6 +35,7 @@ class Orders:
     log_lines: int = 0
     payload: str = ""
     cut_off: bool = False  # whether they die while they are sending a message
+    lingers: bool = False  # whether they only close the connection instead
     in_hand: bool = False  # whether rows are noted as they are begun
     begun: str = ""  # a folder in which each row that is begun leaves a file; every batch is then awaited
 
@@ -98,6 +99,9 @@ def _compute(channel: Connection, orders: Orders, unit: int, row: int, folder: s
     if line in orders.poison:
         if orders.cut_off:
             os.write(channel.fileno(), struct.pack("!i", 1000) + b"the first of them")
+        if orders.lingers:
+            channel.close()
+            time.sleep(100)
         os.kill(os.getpid(), signal.SIGKILL)
     for fatal_line, mark in orders.die_once_at:
         if line == fatal_line and not Path(mark).exists():

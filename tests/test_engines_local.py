@@ -142,6 +142,16 @@ def test_a_worker_may_die_while_it_sends_a_message(tmp_path: Path) -> None:
     assert [found.id for found in taken.rejections] == ["row2"]
 
 
+def test_a_worker_that_closes_its_connection_and_does_not_exit_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "EXIT_SECONDS", 0.1)
+    taken = Taken()
+    driver_of(Orders(poison=(3,), lingers=True, in_hand=True), taken, tmp_path).run(never)
+    assert sorted(taken.lines) == [line for line in range(1, 13) if line != 3]
+    assert [found.id for found in taken.rejections] == ["row2"]
+
+
 def test_what_a_worker_had_in_hand_saves_the_search(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     taken = Taken()
     driver_of(Orders(poison=(700,), in_hand=True), taken, tmp_path, rows=1000, unit=1000, num=1).run(never)

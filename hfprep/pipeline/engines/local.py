@@ -22,6 +22,7 @@ from hfprep.schema import Features, Rejection
 from hfprep.store.layout import PlannedRow
 
 POLL_SECONDS = 0.5
+EXIT_SECONDS = 10.0  # that a worker without a connection may take to exit: a thread of it may wait for a disk
 GONE = (EOFError, OSError)  # of a process that has ended; OSError if it was sending a message
 
 
@@ -108,8 +109,7 @@ class LocalCrew:
 
     def _read_death(self, worker: WorkerProcess) -> Died:
         del self._at_work[worker.connection]
-        worker.connection.close()
-        folder, status = self._folder_of(worker), worker.process.wait()
+        folder, status = self._folder_of(worker), worker.end(EXIT_SECONDS)
         lines = in_hand(folder)
         shutil.rmtree(folder, ignore_errors=True)
         return Died(f"signal {-status}" if status < 0 else f"status {status}", lines)

@@ -47,9 +47,12 @@ class WorkerProcess:
         with contextlib.suppress(OSError):  # dead, which reading reports or has just reported
             self.connection.send(message)
 
-    def end(self) -> int:
-        """End the process, if it has not ended by itself; returns its exit status."""
+    def end(self, patience: float = 0.0) -> int:
+        """End the process, unless it ends by itself within `patience` seconds; returns its exit status."""
         self.connection.close()
+        if patience:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(patience)
         self.process.kill()
         return self.process.wait()
 
