@@ -1,5 +1,6 @@
 """Cutting pending rows into units, and finding the sample that kills its workers."""
 
+import random
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -134,6 +135,27 @@ def test_a_poisonous_sample_costs_few_workers_where_it_is_known_what_they_had_in
         assert sorted(done) == [line for line in range(1, count + 1) if line != poison]
         assert [culprit.line for culprit in culprits] == [poison]
         assert deaths <= 3 + (0 if hand <= 8 else 5)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_two_workers_that_die_of_everything_find_a_culprit_every_few_deaths(seed: int) -> None:
+    """Whichever of them dies first: no suspect waits until further ones have been found."""
+    order, deaths, culprits = random.Random(seed), 0, 0
+    queue = WorkQueue([WorkUnit(0, range(100)), WorkUnit(1, range(100, 200))], read)
+    workers: list[list[WorkUnit]] = [[], []]
+    in_turn = order.random()
+    while culprits < 5:
+        units = workers[deaths % 2 if order.random() < in_turn else order.randrange(2)]
+        if not units:
+            while len(queue) and len(units) < 2 and not (units and (units[-1].alone or queue.next_alone())):
+                units.append(queue.take())
+            continue
+        hand, only = {min(units[0].left)}, len(units) == 1
+        for unit in reversed(units):
+            culprits += queue.give_back(unit, hand, only=only) is not None
+        units.clear()
+        deaths += 1
+    assert deaths <= 17  # three for each culprit, and two for the next suspect
 
 
 def test_a_unit_that_had_not_been_begun_is_blamed_for_nothing() -> None:

@@ -64,7 +64,8 @@ class WorkQueue:
 
     A unit whose worker died is queued again. If it is known which samples the worker had in hand, these are tried
     separately from the rest; otherwise three deaths in a row without any outcome split the unit. A single sample that
-    still kills its workers is returned as the culprit.
+    still kills its workers is returned as the culprit. Units that are `alone` come first: otherwise workers that die
+    whatever they get would make new suspects faster than culprits are found.
     """
 
     def __init__(
@@ -73,19 +74,20 @@ class WorkQueue:
         read: Callable[[Sequence[int] | np.ndarray], Iterable[tuple[int, str, int]]],
     ) -> None:
         self._waiting = deque(units)
+        self._alone: deque[WorkUnit] = deque()
         self._read = read
         self._next_number = len(self._waiting)
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._alone) + len(self._waiting)
 
     def next_alone(self) -> bool:
         """Whether the next unit is for a worker without other units."""
-        return bool(self._waiting) and self._waiting[0].alone
+        return bool(self._alone)
 
     def take(self) -> WorkUnit:
         """The next unit, with its rows read: waiting units only have positions."""
-        unit = self._waiting.popleft()
+        unit = (self._alone or self._waiting).popleft()
         if not unit.left:
             unit.left = {line: (sample_id, position) for line, sample_id, position in self._read(unit.rows)}
         unit.progressed = False
@@ -100,19 +102,17 @@ class WorkQueue:
         if not unit.left:
             return None
         if in_hand is None and not only:
-            unit.alone = True
-            self._waiting.appendleft(unit)
+            self._try_alone(unit)
             return None
         suspects = {line: item for line, item in unit.left.items() if in_hand is None or line in in_hand}
         if not suspects:  # not started
-            self._waiting.appendleft(unit)
+            self._put(unit)
             return None
         unit.deaths = 1 if unit.progressed else unit.deaths + 1
         if len(unit.left) == 1:
             return self._one_left(unit)
         if in_hand is None and unit.deaths < DEATHS_PER_UNIT:
-            unit.alone = True
-            self._waiting.appendleft(unit)
+            self._try_alone(unit)
             return None
         others = {line: item for line, item in unit.left.items() if line not in suspects}
         if others:
@@ -124,9 +124,15 @@ class WorkQueue:
         ((line, (sample_id, _)),) = unit.left.items()
         if unit.deaths >= DEATHS_PER_UNIT:
             return Culprit(line, sample_id, unit.deaths)
-        unit.alone = True
-        self._waiting.appendleft(unit)
+        self._try_alone(unit)
         return None
+
+    def _try_alone(self, unit: WorkUnit) -> None:
+        unit.alone = True
+        self._put(unit)
+
+    def _put(self, unit: WorkUnit) -> None:
+        (self._alone if unit.alone else self._waiting).appendleft(unit)
 
     def _split(self, suspects: Left, *, whole: bool) -> None:
         """Queue suspects one by one, or in halves if they are many; `whole`: they have not been tried together."""
@@ -145,5 +151,5 @@ class WorkQueue:
         """Queue rows as a new unit, in front; a single row is the culprit after `DEATHS_ALONE` deaths."""
         deaths = 0 if not alone else DEATHS_PER_UNIT - (DEATHS_ALONE if len(left) == 1 else 1)
         rows = [position for _, position in left.values()]
-        self._waiting.appendleft(WorkUnit(self._next_number, rows, left, deaths, alone=alone))
+        self._put(WorkUnit(self._next_number, rows, left, deaths, alone=alone))
         self._next_number += 1
