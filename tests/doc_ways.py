@@ -110,7 +110,7 @@ def array_of_jobs(body: str, place: Place) -> None:
     running = [started(job, place.folder, {"SLURM_ARRAY_TASK_ID": str(number)}) for number in range(JOBS)]
     for process in running:
         finish(process)
-    assert f"of {JOBS} parts" in shell("\n".join(line for line in lines if line not in job), place.folder)
+    assert f"from {JOBS} parts" in shell("\n".join(line for line in lines if line not in job), place.folder)
 
 
 def cluster(body: str, place: Place) -> None:
@@ -195,13 +195,13 @@ def server(body: str, place: Place) -> None:
 
 
 def checkout(body: str, place: Place) -> None:
-    """In a copy of the checkout whose environment is up to date, and whose tests are one file."""
+    """In a copy of the checkout whose environment is up to date, with one file of tests and what conftest.py needs."""
     root = place.beside / "checkout"
     (root / "tests").mkdir(parents=True)
     for name in ("hfprep", "scripts", "requirements.lock", "requirements-dev.lock", "pyproject.toml", "README.md"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, root / name)
-    for name in ("conftest.py", "test_text_punctuation.py"):
+    for name in ("conftest.py", "engines.py", "test_text_punctuation.py"):
         shutil.copy(ROOT / "tests" / name, root / "tests" / name)
     venv = root / ".venv"
     venv.mkdir()
