@@ -195,14 +195,14 @@ def server(body: str, place: Place) -> None:
 
 
 def checkout(body: str, place: Place) -> None:
-    """In a copy of the checkout whose environment is up to date, with one file of tests and what conftest.py needs."""
+    """In a copy of the checkout whose environment is up to date, with one file of tests and the data of gpu-check."""
     root = place.beside / "checkout"
     (root / "tests").mkdir(parents=True)
-    for name in ("hfprep", "scripts", "requirements.lock", "requirements-dev.lock", "pyproject.toml", "README.md"):
+    kept = ("conftest.py", "engines.py", "test_text_punctuation.py", "golden-small", "golden25-small")
+    files = ("hfprep", "scripts", "requirements.lock", "requirements-dev.lock", "pyproject.toml", "README.md")
+    for name in (*files, *(f"tests/{name}" for name in kept)):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, root / name)
-    for name in ("conftest.py", "engines.py", "test_text_punctuation.py"):
-        shutil.copy(ROOT / "tests" / name, root / "tests" / name)
     venv = root / ".venv"
     venv.mkdir()
     for item in Path(sys.prefix).iterdir():
