@@ -34,21 +34,9 @@ def test_pieces(vocabulary: Vocabulary) -> None:
 
 
 BITS = [
-    *special_tokens()[:20],
-    "<|0.02|>",
-    "<|",
-    "|>",
-    "|",
-    "<",
-    ">",
-    "en",
-    " the",
-    "0.02",
-    "/Speech",
-    "\u00e9",
-    "\u4e2d",
+    *special_tokens()[:20], "<|0.02|>", "<|", "|>", "|", "<", ">", "en", " the", "0.02", "/Speech", "\u00e9", "\u4e2d",
     "\n",
-]
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

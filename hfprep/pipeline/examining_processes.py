@@ -55,8 +55,8 @@ def _received(chunk: Lines, process: WorkerProcess | None, examiner: Examiner) -
     if process is None:
         return examiner.examine(chunk), None
     try:
-        found = process.connection.recv()
-    except (EOFError, OSError):
+        found = process.receive()
+    except EOFError:
         message = "a process that reads the manifest ended with status %d; this one reads its lines"
         log.warning(message, process.end())
         return examiner.examine(chunk), None

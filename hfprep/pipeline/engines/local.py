@@ -23,7 +23,6 @@ from hfprep.store.layout import PlannedRow
 
 POLL_SECONDS = 0.5
 EXIT_SECONDS = 10.0  # that a worker without a connection may take to exit: a thread of it may wait for a disk
-GONE = (EOFError, OSError)  # of a process that has ended; OSError if it was sending a message
 
 
 def choose_num_processes(num_processes: int, device: str = "auto") -> int:
@@ -80,8 +79,8 @@ class LocalCrew:
             assert isinstance(connection, Connection)
             worker = self._at_work[connection]
             try:
-                message = connection.recv()
-            except GONE:
+                message = worker.receive()
+            except EOFError:
                 message = self._read_death(worker)
             if isinstance(message, Closed):
                 self._closed.add(worker)
@@ -145,10 +144,11 @@ def trial_in_worker(trial: Trial, pool: WorkerPool) -> TrialResult:
     worker = pool.take(0)
     worker.tell(dataclasses.replace(trial, device=worker_device(trial.device, 0)))
     try:
-        while isinstance(message := worker.connection.recv(), LogLine):
+        while isinstance(message := worker.receive(), LogLine):
             logging.getLogger(message.name).log(message.level, "%s", message.text)
-    except GONE:
-        return TrialResult({}, problem=f"the process computing in this precision died (status {worker.end()})")
+    except EOFError:
+        status = worker.end(EXIT_SECONDS)
+        return TrialResult({}, problem=f"the process computing in this precision died (status {status})")
     if isinstance(message, Failed):
         worker.end()
         raise message.error

@@ -47,12 +47,18 @@ class WorkerProcess:
         with contextlib.suppress(OSError):  # dead, which reading reports or has just reported
             self.connection.send(message)
 
+    def receive(self) -> Any:
+        """Wait for its next message; raises EOFError if it has ended, also in the middle of a message."""
+        try:
+            return self.connection.recv()
+        except OSError as error:
+            raise EOFError(f"worker {self.rank}: {error}") from error
+
     def end(self, patience: float = 0.0) -> int:
         """End the process, unless it ends by itself within `patience` seconds; returns its exit status."""
         self.connection.close()
-        if patience:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(patience)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(patience)
         self.process.kill()
         return self.process.wait()
 

@@ -148,7 +148,7 @@ class RayCrew:
             try:
                 handle.node, message = ray.get(request)
             except ray.exceptions.RayError as error:  # the actor died, or its message was lost with its node
-                ray.kill(handle.actor)  # it may only be out of reach, and would keep its device
+                self.close(handle)  # it may only be out of reach, and would keep its device
                 found.append((handle, Died(f"node {handle.node}: {type(error).__name__}")))
                 continue
             if isinstance(message, Failed):
