@@ -41,8 +41,7 @@ VARIANCE_FLOOR = 1e-7
 
 SAFE_PEAK = 1e30  # 400 samples of this, doubled by the pre-emphasis, times 2^15 sum up to 3e37: within float32
 
-BLOCK_FRAMES = 512  # mel frames of which power spectra (1 MB) are held at a time
-CACHED_FRAMES = 64  # of these, worked on at a time: their float64 frames and spectra (0.8 MB) stay in a core's cache
+BLOCK_FRAMES = 256  # mel frames that are worked on at a time
 MEL_GROUP = 16  # mel bins per matrix product: the filters are narrow, so each group sees a fraction of the spectrum
 
 PREPROCESSOR_VALUES = {
@@ -120,12 +119,8 @@ def _log_mel(waveform: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):  # the caller checks the result
         for start in range(0, num_frames, BLOCK_FRAMES):
             end = min(start + BLOCK_FRAMES, num_frames)
-            power = _buffers.power[: end - start]
-            for first in range(start, end, CACHED_FRAMES):
-                last = min(first + CACHED_FRAMES, end)
-                samples = waveform[first * HOP_LENGTH : (last - 1) * HOP_LENGTH + WINDOW_LENGTH]
-                _buffers.power_spectra(samples, out=power[first - start : last - start])
-            energies = _mel_energies(power)
+            samples = waveform[start * HOP_LENGTH : (end - 1) * HOP_LENGTH + WINDOW_LENGTH]
+            energies = _mel_energies(_buffers.power_spectra(samples))
             np.maximum(energies, MEL_FLOOR, out=energies)
             log_mel[:, start:end] = np.log(energies, out=energies).T
     return log_mel
@@ -135,18 +130,17 @@ class _Buffers(threading.local):
     """Arrays for intermediate results, which each thread keeps: what is made for each clip leaves a core's cache."""
 
     def __init__(self) -> None:
-        num_samples = (CACHED_FRAMES - 1) * HOP_LENGTH + WINDOW_LENGTH
-        self.power = np.empty((BLOCK_FRAMES, NUM_FREQUENCY_BINS))
-        self._scaled = np.zeros(num_samples)
+        self._scaled = np.zeros((BLOCK_FRAMES - 1) * HOP_LENGTH + WINDOW_LENGTH)
         self._frames = np.lib.stride_tricks.sliding_window_view(self._scaled, WINDOW_LENGTH)[::HOP_LENGTH]  # a view
-        self._centred = np.empty((CACHED_FRAMES, WINDOW_LENGTH))
-        self._windowed = np.zeros((CACHED_FRAMES, FFT_LENGTH))  # zero beyond the window
-        self._spectra = np.empty((CACHED_FRAMES, NUM_FREQUENCY_BINS), np.complex128)
-        self._rounded = np.empty((CACHED_FRAMES, NUM_FREQUENCY_BINS), np.complex64)
+        self._centred = np.empty((BLOCK_FRAMES, WINDOW_LENGTH))
+        self._windowed = np.zeros((BLOCK_FRAMES, FFT_LENGTH))  # zero beyond the window
+        self._spectra = np.empty((BLOCK_FRAMES, NUM_FREQUENCY_BINS), np.complex128)
+        self._rounded = np.empty((BLOCK_FRAMES, NUM_FREQUENCY_BINS), np.complex64)
+        self._power = np.empty((BLOCK_FRAMES, NUM_FREQUENCY_BINS))
 
-    def power_spectra(self, samples: np.ndarray, *, out: np.ndarray) -> None:
-        """Power spectra, float64 (num_frames, 257), of the frames in samples, float32; at most CACHED_FRAMES."""
-        count = len(out)
+    def power_spectra(self, samples: np.ndarray) -> np.ndarray:
+        """Power spectra, float64 (num_frames, 257), of the frames in samples, float32; at most BLOCK_FRAMES."""
+        count = 1 + (len(samples) - WINDOW_LENGTH) // HOP_LENGTH
         np.multiply(samples, PCM_SCALE, out=self._scaled[: len(samples)], dtype=np.float32)
         frames, centred, padded = self._frames[:count], self._centred[:count], self._windowed[:count]
         np.subtract(frames, frames.mean(axis=1, keepdims=True), out=centred)
@@ -156,10 +150,10 @@ class _Buffers(threading.local):
         np.multiply(centred[:, 0], 1 - PREEMPHASIS, out=windowed[:, 0])
         windowed *= povey_window()
         # The library stores the spectrum as complex64 before it squares; the rounding is kept so that its numbers are.
-        rounded = self._rounded[:count]
+        rounded, power = self._rounded[:count], self._power[:count]
         rounded[...] = np.fft.rfft(padded, out=self._spectra[:count])
-        np.abs(rounded, dtype=np.float64, out=out)
-        np.square(out, out=out)
+        np.abs(rounded, dtype=np.float64, out=power)
+        return np.square(power, out=power)
 
 
 _buffers = _Buffers()
