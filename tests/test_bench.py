@@ -340,14 +340,14 @@ def test_impossible_comparisons_are_refused(options: dict[str, Any]) -> None:
 
 
 def test_beside_a_gpu_what_processes_load_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*_: Any) -> None:
-        return None
+    def load(*_: Any) -> Any:
+        return []
 
     monkeypatch.setattr(IntakeProcesses, "load", load)
     watch = Stopwatch(torch.device("cpu"))
     with timed_build(INDEXTTS2.places(), watch, lambda: None, on_gpu=True):
         IntakeProcesses.load("self", "task", "settings")  # type: ignore[arg-type]
-    assert IntakeProcesses.load is load
+    assert vars(IntakeProcesses)["load"] is load
     assert set(watch.seconds()) == {"decode"}
 
 

@@ -223,7 +223,7 @@ def test_a_sample_at_which_processes_crash_is_rejected(
     processes = IntakeProcesses(TextTokenizer(MODEL), 1)
     intake = Intake(TextTokenizer(MODEL), SETTINGS)
     task = deadly(tasks[2], tmp_path, crashes)
-    found = processes.load(task, SETTINGS)
+    found = processes.load([task], SETTINGS)[0]
     if crashes == 1:
         assert plain(found) == plain(intake.load(tasks[2]))
     else:
@@ -231,8 +231,22 @@ def test_a_sample_at_which_processes_crash_is_rejected(
         assert found[1].reason is Reason.AUDIO_UNREADABLE
         assert "the process crashed twice (SIGABRT)" in found[1].message
         assert tasks[2].utterance.path in found[1].message
-    assert isinstance(processes.load(tasks[3], SETTINGS), Loaded)
+    assert isinstance(processes.load([tasks[3]], SETTINGS)[0], Loaded)
     assert len(started) == crashes + 1
+    processes.close()
+
+
+def test_a_crash_costs_no_other_sample_of_a_group(started: list[int], tasks: list[Task], tmp_path: Path) -> None:
+    """The group's process and the two that then try the sample alone crash."""
+    processes = IntakeProcesses(TextTokenizer(MODEL), 1)
+    intake = Intake(TextTokenizer(MODEL), SETTINGS, processes)
+    expected = [plain(Intake(TextTokenizer(MODEL), SETTINGS).load(task)) for task in tasks]
+    found = intake.load_all([*tasks[:2], deadly(tasks[2], tmp_path, 3), *tasks[3:]])
+    rejected = found.pop(2)
+    assert isinstance(rejected, tuple)
+    assert "the process crashed twice (SIGABRT)" in rejected[1].message
+    assert [plain(item) for item in found] == [*expected[:2], *expected[3:]]
+    assert len(started) == 4
     processes.close()
 
 
@@ -254,7 +268,7 @@ def test_what_a_decoder_says_comes_with_the_file_s_name(
     for place in np.random.default_rng(0).integers(1_000, len(damaged) - 10, 20):
         damaged[place] ^= 0x55
     path.write_bytes(damaged)
-    assert isinstance(processes.load(task_of(1, "x", path), SETTINGS), Loaded)
+    assert isinstance(processes.load([task_of(1, "x", path)], SETTINGS)[0], Loaded)
     (seconds,) = processes.expected_seconds([(str(path), None)]) or ()
     assert seconds == pytest.approx(3, abs=0.1)
     assert caplog.messages
@@ -270,7 +284,7 @@ def test_lengths_are_unknown_where_a_process_crashes(
     processes = IntakeProcesses(TextTokenizer(MODEL), 1)
     task = deadly(tasks[1], tmp_path, 2, ending)
     assert Intake(TextTokenizer(MODEL), SETTINGS, processes).expected_seconds([task]) == [expected]
-    assert isinstance(processes.load(tasks[3], SETTINGS), Loaded)
+    assert isinstance(processes.load([tasks[3]], SETTINGS)[0], Loaded)
     assert len(started) == 2
     processes.close()
 
@@ -279,9 +293,9 @@ def test_an_interrupt_is_left_to_whoever_asks(
     started: list[int], processes: IntakeProcesses, tasks: list[Task]
 ) -> None:
     """It goes to a group of processes, in which these are not."""
-    processes.load(tasks[2], SETTINGS)
+    processes.load([tasks[2]], SETTINGS)
     assert os.getpgid(started[0]) != os.getpgid(0)
-    assert isinstance(processes.load(tasks[2], SETTINGS), Loaded)
+    assert isinstance(processes.load([tasks[2]], SETTINGS)[0], Loaded)
     assert len(started) == 1
 
 
@@ -316,13 +330,13 @@ def test_where_no_process_can_be_started_samples_are_loaded_here(
 
 def test_other_threads_go_on_while_a_text_is_read(processes: IntakeProcesses, tasks: list[Task]) -> None:
     """Of a grammar in this process they would see nothing for as long as it takes."""
-    processes.load(tasks[0], SETTINGS)  # the process is there and has its grammar
+    processes.load([tasks[0]], SETTINGS)  # the process is there and has its grammar
     longest, last, done = 0.0, time.perf_counter(), threading.Event()
     text = "It cost $4.50 on May 5, 2021, and $5.60 the day after. " * 4
     long = Task.of(SCHEMA, replace(tasks[0].utterance, text=text), SCHEMA.text_groups)
 
     def read() -> None:
-        processes.load(long, SETTINGS)
+        processes.load([long], SETTINGS)
         done.set()
 
     thread = threading.Thread(target=read)

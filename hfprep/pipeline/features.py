@@ -30,7 +30,7 @@ from hfprep.pipeline.intake_processes import IntakeProcesses
 from hfprep.pipeline.observing import observe
 from hfprep.pipeline.prefetch import prefetch
 from hfprep.pipeline.underway import Watch
-from hfprep.pipeline.windows import Feed, Place, in_loading_order
+from hfprep.pipeline.windows import Feed, Place, in_loading_order, loaded_together
 from hfprep.recipes.base import Model, ModelSet, TextEncoder
 from hfprep.schema import Features, Rejection, Utterance
 
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 PREFETCH_BYTES = 1 << 30
 DECODE_BYTES_PER_SECOND = 16000 * 4 * 12  # waveform, float64 frames and spectrum, while input features are computed
-LOADING_PER_WORKER = 4
+LOADING_PER_WORKER = 2  # groups of clips
 TEXT_ONLY_BYTES = 1 << 14
 TEXT_ONLY_BATCH = 256
 
@@ -185,15 +185,15 @@ class FeatureExtractor:
         """Results for places until there are no more for now."""
         queue = _Queue()
         loaded = prefetch(
-            places,
-            lambda place: (place, self.intake.load(place.task)),
-            cost_bytes=lambda place: TEXT_ONLY_BYTES + int(place.seconds * DECODE_BYTES_PER_SECOND),
-            size_bytes=lambda found: _held_bytes(found[1]),
+            loaded_together(places),
+            lambda some: list(zip(some, self.intake.load_all([place.task for place in some]), strict=True)),
+            cost_bytes=lambda some: sum(_expected_bytes(place) for place in some),
+            size_bytes=lambda found: sum(_held_bytes(item) for _, item in found),
             pool=self._pool,
             max_bytes=self.settings.prefetch_bytes,
             max_loading=LOADING_PER_WORKER * self.settings.workers,
         )
-        for batch in self._batches(self._usable(loaded, queue.refused)):
+        for batch in self._batches(self._usable(itertools.chain.from_iterable(loaded), queue.refused)):
             queue.todo.append(batch)
             yield from self._work(queue, in_flight=int(self.looks_ahead))
         yield from self._work(queue, in_flight=0)
@@ -374,6 +374,11 @@ class FeatureExtractor:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _expected_bytes(place: Place) -> int:
+    """Bytes of memory to load a place."""
+    return TEXT_ONLY_BYTES + int(place.seconds * DECODE_BYTES_PER_SECOND)
 
 
 def _held_bytes(item: Loaded | tuple[Task, Rejection]) -> int:

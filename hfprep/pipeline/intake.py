@@ -239,9 +239,21 @@ class Intake:
 
     def load(self, task: Task) -> Loaded | tuple[Task, Rejection]:
         """The sample, or why it cannot be used. Raises StoreError as `load_sample` does."""
+        return self.load_all([task])[0]
+
+    def load_all(self, tasks: Sequence[Task]) -> list[Loaded | tuple[Task, Rejection]]:
+        """As `load`, for tasks that one process loads one after another."""
+        if self.processes is None:
+            return [self._load_here(task) for task in tasks]
+        utterances = [task.utterance for task in tasks]
+        observe("load begins", utterances)
+        found = self.processes.load(tasks, self.settings)
+        observe("load ended", utterances)
+        return [sample or self._load_here(task) for task, sample in zip(tasks, found, strict=True)]
+
+    def _load_here(self, task: Task) -> Loaded | tuple[Task, Rejection]:
         observe("load begins", (task.utterance,))
-        found = None if self.processes is None else self.processes.load(task, self.settings)
-        found = found or load_sample(task, self.tokenizer, self.read_audio, self.settings.limits)
+        found = load_sample(task, self.tokenizer, self.read_audio, self.settings.limits)
         observe("load ended", (task.utterance,))
         return found
 

@@ -23,6 +23,7 @@ import torch
 
 from hfprep.errors import Reason
 from hfprep.io.record import record
+from hfprep.io.words import count
 from hfprep.pipeline.collector import imports_frozen
 from hfprep.pipeline.intake import Intake, IntakeSettings, Loaded, Task, expected_seconds, reject
 from hfprep.recipes.base import TextEncoder
@@ -31,6 +32,7 @@ from hfprep.schema import Rejection
 log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
+Sample = Loaded | tuple[Task, Rejection]
 
 TRIES = 2
 CRASHES = [-number for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)]
@@ -70,24 +72,28 @@ class IntakeProcesses:
         for _ in range(count):
             self._idle.put(None)
 
-    def load(self, task: Task, settings: IntakeSettings) -> Loaded | tuple[Task, Rejection] | None:
-        """Load a task as an `Intake` with these settings does; None if the caller has to load it.
+    def load(self, tasks: Sequence[Task], settings: IntakeSettings) -> list[Sample | None]:
+        """Load tasks in one process as an `Intake` with these settings does; None for those the caller has to load.
 
         A sample that crashes two processes, one after another, is rejected: it would crash this process, too.
         """
+        what = tasks[0].utterance.id if len(tasks) == 1 else count(len(tasks), "sample")
         status = 0
-        for _ in range(TRIES):
+        for _ in range(TRIES if len(tasks) == 1 else 1):
             if self._changed:
-                return None
+                return [None] * len(tasks)
             try:
-                return self._with_process(lambda process: process.load(task, settings), task.utterance.id)
+                return self._with_process(lambda process: process.load(tasks, settings), what)
             except _ProcessError as error:
                 status = error.status
             if status not in CRASHES:
-                return None
+                return [None] * len(tasks)
+        if len(tasks) > 1:
+            return [sample for task in tasks for sample in self.load([task], settings)]
+        (task,) = tasks
         reason = Reason.AUDIO_UNREADABLE if task.with_audio else Reason.TEXT_FAILED
         how = signal.Signals(-status).name
-        return task, reject(task, reason, f"while reading {task.utterance.path}: the process crashed twice ({how})")
+        return [(task, reject(task, reason, f"while reading {task.utterance.path}: the process crashed twice ({how})"))]
 
     def expected_seconds(self, clips: Sequence[tuple[str, int | None]]) -> Sequence[float | None] | None:
         """`expected_seconds` of these paths and sizes; None if the caller has to compute it.
@@ -154,13 +160,13 @@ class _Process:
         answer: list[float | None] = self._answer()
         return answer
 
-    def load(self, task: Task, settings: IntakeSettings) -> Loaded | tuple[Task, Rejection] | None:
+    def load(self, tasks: Sequence[Task], settings: IntakeSettings) -> list[Sample | None]:
         """Its answer; raises OSError or EOFError if it has died."""
         if settings is not self._settings:
             self._connection.send(settings)
             self._settings = settings
-        self._connection.send(task)
-        answer: Loaded | tuple[Task, Rejection] | None = self._answer()
+        self._connection.send(tuple(tasks))
+        answer: list[Sample | None] = self._answer()
         return answer
 
     def _answer(self) -> Any:
@@ -196,8 +202,11 @@ def _version(tokenizer: TextEncoder | None) -> str | None:
 
 
 def _serve(client: Connection, tokenizer: TextEncoder | None) -> None:
-    """Answer requests until the connection closes: to a task with a sample, a rejection, or None (the client has to
-    load it); to a list of clips with their expected lengths."""  # fmt: skip
+    """Answer requests until the connection closes.
+
+    To a tuple of tasks with a sample, a rejection or None (the client has to load it) for each; to a list of clips with
+    their expected lengths.
+    """
     os.setsid()  # signals may go to the client's whole process group, but only the client handles them
     torch.set_num_threads(1)
     record.setLevel(logging.INFO)
@@ -213,7 +222,7 @@ def _serve(client: Connection, tokenizer: TextEncoder | None) -> None:
             elif isinstance(request, list):
                 client.send([expected_seconds(path, num_bytes) for path, num_bytes in request])
             else:
-                client.send(_answer(intake, request))
+                client.send([_answer(intake, task) for task in request])
 
 
 class _RecordForwarder(logging.Handler):
@@ -228,7 +237,7 @@ class _RecordForwarder(logging.Handler):
             self._client.send(record.getMessage())
 
 
-def _answer(intake: Intake | None, task: Task) -> Loaded | tuple[Task, Rejection] | None:
+def _answer(intake: Intake | None, task: Task) -> Sample | None:
     try:
         return None if intake is None else intake.load(task)
     except Exception:  # noqa: BLE001 - the client loads it itself and gets the same error

@@ -1,10 +1,11 @@
 """The loading order of rows: longest first within a window, so that batches have clips of similar length.
 
-A window is a set of rows that are sorted by length together. Provides `in_loading_order`. While one window is loaded,
-the headers of the next are read, so that the device does not wait in between.
+A window is a set of rows that are sorted by length together. Provides `in_loading_order` and
+`loaded_together`. While one window is loaded, the headers of the next are read, so that the device does not wait in
+between.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from hfprep.io.chunks import chunks_of
 from hfprep.pipeline.intake import Task
 
 HEADERS_AT_ONCE = 32
+TOGETHER = 8  # clips that one thread loads at a time: it is woken for all of them only once
+SECONDS_TOGETHER = 40.0  # at most, so that other threads do not wait for it
 
 # Returns the next window, or None: with `wait` if there is no other, without it if there is none yet.
 Feed = Callable[[bool], Sequence[Task] | None]
@@ -74,3 +77,26 @@ def in_loading_order(
             tasks = feed(False)
             following = None if tasks is None else Window(number, tasks, expected_seconds, pool)
         window = following
+
+
+def loaded_together(places: Iterable[Place | None]) -> Iterator[list[Place] | None]:
+    """Groups of successive places for one thread to load; None where there is no place at the moment."""
+    group: list[Place] = []
+    for place in places:
+        if place is not None and group and _fits(place, group):
+            group.append(place)
+            continue
+        if group:
+            yield group
+        group = [] if place is None else [place]
+        if place is None:
+            yield None
+    if group:
+        yield group
+
+
+def _fits(place: Place, group: Sequence[Place]) -> bool:
+    """Whether a place can be loaded together with others; a clip of unknown length, which may be long, cannot."""
+    if any(other.task.with_audio and not other.seconds for other in (place, group[-1])):
+        return False
+    return len(group) < TOGETHER and sum(other.seconds for other in group) + place.seconds <= SECONDS_TOGETHER
