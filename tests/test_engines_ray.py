@@ -29,6 +29,8 @@ import pytest
 import hfprep
 from hfprep.errors import CheckpointError, ConfigError, Reason
 from hfprep.formats.feature_stores import NpyStaging
+from hfprep.formats.formats import open_set
+from hfprep.formats.samples import SPLITS
 from hfprep.pipeline.engines import choice, work_units
 from hfprep.pipeline.engines.driver import Died
 from hfprep.pipeline.engines.messages import Failed
@@ -38,7 +40,7 @@ from hfprep.pipeline.intake import Task
 from hfprep.pipeline.observing import add_observer
 from hfprep.pipeline.plan import MappedRows
 from hfprep.schema import Rejection, Utterance
-from hfprep.store.layout import Publisher, Staged
+from hfprep.store.layout import PROGRESS, Publisher, Staged
 from hfprep.tools.demo.dataset import DemoDataset, make_dataset
 from tests.s3_server import s3_server
 
@@ -145,6 +147,12 @@ def command(demo: DemoDataset, models: Path, output: Path, *arguments: str) -> l
         sys.executable, "-m", "hfprep", "build", "--manifest", str(demo.manifest), "--output-dir", str(output),
         "--models", str(models / "checkpoints"), "--val-ratio", "0.3", "--batch-size", "1", *arguments,
     ]  # fmt: skip
+
+
+def samples_of(output: Path, split: str) -> list[tuple[dict[str, Any], dict[str, bytes]]]:
+    """Records and arrays of a split, whatever the output's format."""
+    samples = open_set(output).split(split).samples()
+    return [(x.entry.record, {name: array.tobytes() for name, array in x.arrays.items()}) for x in samples]
 
 
 def tree(output: Path) -> dict[str, bytes]:
@@ -277,12 +285,13 @@ def test_a_driver_that_is_slow_holds_its_workers_back(
     """What is computed and not yet published is bounded, however much there is to do."""
     log, publish, published, ahead = troubled(None), Publisher.publish, 0, []
 
-    def slowly(self: Publisher, staged: Sequence[Staged], rejections: Sequence[Rejection]) -> None:
+    def slowly(self: Publisher, staged: Sequence[Staged], rejections: Sequence[Rejection]) -> list[Staged]:
         nonlocal published
         time.sleep(0.4)
-        publish(self, staged, rejections)
+        placed = publish(self, staged, rejections)
         published += 1
         ahead.append(log.stat().st_size - published)
+        return placed
 
     monkeypatch.setattr(Publisher, "publish", slowly)
     models = golden_small / "checkpoints"
@@ -499,18 +508,22 @@ def test_two_nodes_from_s3_to_s3(demo: DemoDataset, golden_small: Path, whole: P
                 *command(demo, golden_small, Path("unused"))[:4], "--manifest", server.url("in/manifest.jsonl"),
                 "--output-dir", server.url("out"), "--work-dir", str(tmp_path / "here"), "--val-ratio", "0.3",
                 "--models", str(golden_small / "checkpoints"), "--engine", "ray", "--ray-address", cluster.address,
-                "--num-processes", "2", "--batch-size", "1",
+                "--num-processes", "2", "--batch-size", "1", "--format", "arrow",
             ],
             env=cluster.environment, cwd=REPOSITORY,
         )  # fmt: skip
         assert driver.wait(timeout=300) == 0
-        there, here = server.tree("out"), tree(whole)
-    assert there.keys() == here.keys()
-    for name in here.keys() - {"rejected.jsonl", "stats.json"}:  # messages name the files, which are elsewhere
-        assert there[name] == here[name], name
-    counts = [json.loads(files["stats.json"]) for files in (there, here)]
+        there = server.download("out", tmp_path / "copy")
+    for split in SPLITS:
+        assert samples_of(there, split) == samples_of(whole, split)
+    assert (there / PROGRESS).read_bytes() == (whole / PROGRESS).read_bytes()
+    counts = [json.loads((folder / "stats.json").read_bytes()) for folder in (there, whole)]
     counts[1]["rejected"]["audio_missing"] += 1  # there are no folders in object storage
     counts[1]["rejected"]["audio_unreadable"] -= 1
-    assert counts[0] == counts[1]
-    lines = [[json.loads(line)["line"] for line in files["rejected.jsonl"].splitlines()] for files in (there, here)]
-    assert lines[0] == lines[1]
+    for name in ("total", "accepted", "rejected", "hours", "codebook"):
+        assert counts[0][name] == counts[1][name], name
+    lines = [
+        [json.loads(line)["line"] for line in (folder / "rejected.jsonl").read_bytes().splitlines()]
+        for folder in (there, whole)
+    ]
+    assert lines[0] == lines[1]  # messages name the files, which are elsewhere
