@@ -1,16 +1,18 @@
 """Which samples one thread loads at a time."""
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from hfprep.pipeline.intake import Task
-from hfprep.pipeline.windows import SECONDS_TOGETHER, TOGETHER, Place, loaded_together
+from hfprep.pipeline.windows import SECONDS_TOGETHER, TOGETHER, Place, in_loading_order, loaded_together
 from hfprep.schema import Utterance
 
 
 def place(seconds: float, *, with_audio: bool = True) -> Place:
-    utterance = Utterance(line=1, id="a", text="a", audio="a.wav", path="/a.wav")
+    utterance = Utterance(line=1, id="a", text="a", audio="a.wav", path="/a.wav", duration=seconds or None)
     return Place(Task(utterance, frozenset(), with_audio), 0, seconds)
 
 
@@ -25,25 +27,27 @@ LONG = SECONDS_TOGETHER * 0.4
         ([place(10 * SECONDS_TOGETHER), place(1.0)], [1, 1]),
         ([place(2.0), place(0.0), place(0.0), place(2.0), place(2.0)], [1, 1, 1, 2]),  # those of unknown length alone
         ([place(0.0, with_audio=False)] * 3, [3]),  # without audio there is nothing unknown
-        ([place(1.0), None, None, place(1.0), place(1.0), None], [1, None, None, 2, None]),
         ([], []),
     ],
 )
-def test_groups(places: Sequence[Place | None], groups: Sequence[int | None]) -> None:
+def test_groups(places: Sequence[Place], groups: Sequence[int]) -> None:
     found = list(loaded_together(places))
-    assert [None if group is None else len(group) for group in found] == groups
-    assert [item for group in found if group is not None for item in group] == [item for item in places if item]
+    assert [len(group) for group in found] == groups
+    assert [item for group in found for item in group] == places
 
 
-def test_a_group_is_there_before_the_places_that_do_not_exist_yet_are_asked_for() -> None:
-    asked = []
+def test_a_group_is_there_before_the_headers_of_the_next_window_are() -> None:
+    may_read = threading.Event()
 
-    def places() -> Iterator[Place | None]:
-        for number in range(4):
-            asked.append(number)
-            yield None if number == 1 else place(1.0)
+    def expected_seconds(tasks: Sequence[Task]) -> list[float]:
+        assert may_read.wait(10)
+        return [1.0] * len(tasks)
 
-    groups = loaded_together(places())
-    assert next(groups) is not None
-    assert asked == [0, 1]  # what was there is loaded as soon as there is no more
-    assert next(groups) is None
+    known, unknown = [[place(seconds).task for seconds in lengths] for lengths in ((1.0, 2.0), (0.0, 0.0))]
+    windows = iter([unknown, None, None])
+    with ThreadPoolExecutor(1) as pool:
+        groups = in_loading_order(known, lambda _wait: next(windows), expected_seconds, pool)
+        assert [item.task for item in next(groups) or ()] == known[::-1]
+        may_read.set()
+        assert [item.task for item in next(groups) or ()] == unknown
+        assert next(groups) is None

@@ -30,7 +30,7 @@ from hfprep.pipeline.intake_processes import IntakeProcesses
 from hfprep.pipeline.observing import observe
 from hfprep.pipeline.prefetch import prefetch
 from hfprep.pipeline.underway import Watch
-from hfprep.pipeline.windows import Feed, Place, in_loading_order, loaded_together
+from hfprep.pipeline.windows import Feed, Place, in_loading_order
 from hfprep.recipes.base import Model, ModelSet, TextEncoder
 from hfprep.schema import Features, Rejection, Utterance
 
@@ -169,25 +169,25 @@ class FeatureExtractor:
         `feed(wait)` returns the next window, or None: with `wait` if there is no more, else if there is none yet.
         """
         while (first := feed(True)) is not None:
-            places = in_loading_order(first, feed, self.intake.expected_seconds, self._pool)
-            yield from self._run(self._noted(places))
+            groups = in_loading_order(first, feed, self.intake.expected_seconds, self._pool)
+            yield from self._run(self._noted(groups))
 
-    def _noted(self, places: Iterator[Place | None]) -> Iterator[Place | None]:
-        """Pass on the places; the last and shortest one of a window is kept as a control."""
-        for place in places:
-            if place is not None:
-                if place.group[1] and self.model is None:
+    def _noted(self, groups: Iterator[list[Place] | None]) -> Iterator[list[Place] | None]:
+        """Pass on the groups; the last and shortest place of a window is kept as a control."""
+        for group in groups:
+            if group is not None:
+                if self.model is None and any(place.group[1] for place in group):
                     raise ValueError("model is None, but audio features are needed; give a FeatureModel")
-                self._controls["shortest"] = place.task
-            yield place
+                self._controls["shortest"] = group[-1].task
+            yield group
 
-    def _run(self, places: Iterator[Place | None]) -> Iterator[BatchResult]:
+    def _run(self, groups: Iterator[list[Place] | None]) -> Iterator[BatchResult]:
         """Results for places until there are no more for now."""
         queue = _Queue()
         loaded = prefetch(
-            loaded_together(places),
-            lambda some: list(zip(some, self.intake.load_all([place.task for place in some]), strict=True)),
-            cost_bytes=lambda some: sum(_expected_bytes(place) for place in some),
+            groups,
+            lambda group: list(zip(group, self.intake.load_all([place.task for place in group]), strict=True)),
+            cost_bytes=lambda group: sum(map(_expected_bytes, group)),
             size_bytes=lambda found: sum(_held_bytes(item) for _, item in found),
             pool=self._pool,
             max_bytes=self.settings.prefetch_bytes,

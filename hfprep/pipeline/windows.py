@@ -1,8 +1,7 @@
 """The loading order of rows: longest first within a window, so that batches have clips of similar length.
 
-A window is a set of rows that are sorted by length together. Provides `in_loading_order` and
-`loaded_together`. While one window is loaded, the headers of the next are read, so that the device does not wait in
-between.
+A window is a set of rows that are sorted by length together. Provides `in_loading_order`. While one window is loaded,
+the headers of the next are read, so that the device does not wait in between.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -60,10 +59,10 @@ class Window:
 
 def in_loading_order(
     first: Sequence[Task], feed: Feed, expected_seconds: ExpectedSeconds, pool: ThreadPoolExecutor
-) -> Iterator[Place | None]:
-    """The tasks of `first` and of all further windows that `feed` returns; None while it has none.
+) -> Iterator[list[Place] | None]:
+    """The tasks of `first` and of all further windows that `feed` returns, in groups; None while it has none.
 
-    The next window is requested as soon as one begins.
+    A group is for one thread to load. The next window is requested as soon as one begins.
     """
     number = 0
     window = Window(number, first, expected_seconds, pool)
@@ -71,7 +70,7 @@ def in_loading_order(
         number += 1
         tasks = feed(False)
         following = None if tasks is None else Window(number, tasks, expected_seconds, pool)
-        yield from window.places()
+        yield from loaded_together(window.places())
         while following is None:
             yield None
             tasks = feed(False)
@@ -79,24 +78,19 @@ def in_loading_order(
         window = following
 
 
-def loaded_together(places: Iterable[Place | None]) -> Iterator[list[Place] | None]:
-    """Groups of successive places for one thread to load; None where there is no place at the moment."""
+def loaded_together(places: Iterable[Place]) -> Iterator[list[Place]]:
+    """Groups of successive places for one thread to load; a clip of unknown length, which may be long, is alone."""
     group: list[Place] = []
     for place in places:
-        if place is not None and group and _fits(place, group):
-            group.append(place)
-            continue
-        if group:
+        if group and not _fits(place, group):
             yield group
-        group = [] if place is None else [place]
-        if place is None:
-            yield None
+            group = []
+        group.append(place)
     if group:
         yield group
 
 
 def _fits(place: Place, group: Sequence[Place]) -> bool:
-    """Whether a place can be loaded together with others; a clip of unknown length, which may be long, cannot."""
     if any(other.task.with_audio and not other.seconds for other in (place, group[-1])):
         return False
     return len(group) < TOGETHER and sum(other.seconds for other in group) + place.seconds <= SECONDS_TOGETHER
