@@ -126,7 +126,12 @@ if GOLDEN:
         )  # fmt: skip
         hfprep.build(config)
         export_npy(open_set(tmp_path / "out"), tmp_path / "back")
-        assert public_files(tmp_path / "back") == public_files(built(golden, batch_size=1))
+        found, expected = public_files(tmp_path / "back"), public_files(built(golden, batch_size=1))
+        said = [json.loads(files.pop("stats.json")) for files in (found, expected)]
+        assert found == expected
+        settings = [stats.pop("settings") for stats in said]
+        assert said[0] == said[1]
+        assert settings[0] == settings[1] | {"format": format_name, "max_shard_size": "200KB"}
 
 
 def models_of(golden: Path, folder: Path) -> Path:
