@@ -280,8 +280,12 @@ def test_audio_that_goes_while_the_run_goes_on(trials: Trials, how: str, tmp_pat
     output = trials.fresh()
     options: list[object] = ["build", "--manifest", manifest, "--models", GOLDEN / "checkpoints", "--batch-size", 1]
     options += ["--output-dir", output, "--workers", 1]
-    slow = "import hfprep.pipeline.features\nhfprep.pipeline.features.PREFETCH_BYTES = 1\nhfprep.pipeline.features.ExtractorSettings.__init__.__kwdefaults__['prefetch_bytes'] = 1\n"  # noqa: E501
-    ended = trials.server.run(options, None, patches={"go": slow + AUDIO_GOES.format(folder=str(tmp_path))})
+    one_at_a_time = (
+        "import hfprep.pipeline.features, hfprep.pipeline.windows\n"
+        "hfprep.pipeline.features.ExtractorSettings.__init__.__kwdefaults__['prefetch_bytes'] = 1\n"
+        "hfprep.pipeline.windows.TOGETHER = 1\n"
+    )
+    ended = trials.server.run(options, None, patches={"go": one_at_a_time + AUDIO_GOES.format(folder=str(tmp_path))})
     assert ended.status == 0, ended.stderr
     assert listed(output) == {"synth0", "synth1", "synth7"}
     (rejected,) = [json.loads(line) for line in (output / "rejected.jsonl").read_text().splitlines()]
