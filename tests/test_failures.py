@@ -281,9 +281,8 @@ def test_audio_that_goes_while_the_run_goes_on(trials: Trials, how: str, tmp_pat
     options: list[object] = ["build", "--manifest", manifest, "--models", GOLDEN / "checkpoints", "--batch-size", 1]
     options += ["--output-dir", output, "--workers", 1]
     one_at_a_time = (
-        "import hfprep.pipeline.features, hfprep.pipeline.windows\n"
+        "import hfprep.pipeline.features\n"
         "hfprep.pipeline.features.ExtractorSettings.__init__.__kwdefaults__['prefetch_bytes'] = 1\n"
-        "hfprep.pipeline.windows.TOGETHER = 1\n"
     )
     ended = trials.server.run(options, None, patches={"go": one_at_a_time + AUDIO_GOES.format(folder=str(tmp_path))})
     assert ended.status == 0, ended.stderr

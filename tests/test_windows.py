@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from hfprep.pipeline.intake import Task
-from hfprep.pipeline.windows import SECONDS_TOGETHER, TOGETHER, Place, in_loading_order, loaded_together
+from hfprep.pipeline.windows import SECONDS_TOGETHER, Place, in_loading_order, loaded_together
 from hfprep.schema import Utterance
 
 
@@ -16,11 +16,12 @@ def place(seconds: float, *, with_audio: bool = True) -> Place:
     return Place(Task(utterance, frozenset(), with_audio), 0, seconds)
 
 
+TOGETHER = 8
 LONG = SECONDS_TOGETHER * 0.4
 
 
 @pytest.mark.parametrize(
-    ("places", "groups"),
+    ("places", "lengths"),
     [
         ([place(1.0)] * (2 * TOGETHER + 1), [TOGETHER, TOGETHER, 1]),
         ([place(LONG)] * 5, [2, 2, 1]),  # together not longer than allowed
@@ -30,13 +31,14 @@ LONG = SECONDS_TOGETHER * 0.4
         ([], []),
     ],
 )
-def test_groups(places: Sequence[Place], groups: Sequence[int]) -> None:
-    found = list(loaded_together(places))
-    assert [len(group) for group in found] == groups
-    assert [item for group in found for item in group] == places
+def test_chunks(places: Sequence[Place], lengths: Sequence[int]) -> None:
+    found = list(loaded_together(places, TOGETHER))
+    assert [len(chunk) for chunk in found] == lengths
+    assert [item for chunk in found for item in chunk] == places
+    assert [[item] for item in places] == list(loaded_together(places, 1))
 
 
-def test_a_group_is_there_before_the_headers_of_the_next_window_are() -> None:
+def test_a_chunk_is_there_before_the_headers_of_the_next_window_are() -> None:
     may_read = threading.Event()
 
     def expected_seconds(tasks: Sequence[Task]) -> list[float]:
@@ -46,8 +48,8 @@ def test_a_group_is_there_before_the_headers_of_the_next_window_are() -> None:
     known, unknown = [[place(seconds).task for seconds in lengths] for lengths in ((1.0, 2.0), (0.0, 0.0))]
     windows = iter([unknown, None, None])
     with ThreadPoolExecutor(1) as pool:
-        groups = in_loading_order(known, lambda _wait: next(windows), expected_seconds, pool)
-        assert [item.task for item in next(groups) or ()] == known[::-1]
+        chunks = in_loading_order(known, lambda _wait: next(windows), expected_seconds, pool, TOGETHER)
+        assert [item.task for item in next(chunks) or ()] == known[::-1]
         may_read.set()
-        assert [item.task for item in next(groups) or ()] == unknown
-        assert next(groups) is None
+        assert [item.task for item in next(chunks) or ()] == unknown
+        assert next(chunks) is None

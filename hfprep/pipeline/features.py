@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 PREFETCH_BYTES = 1 << 30
 DECODE_BYTES_PER_SECOND = 16000 * 4 * 12  # waveform, float64 frames and spectrum, while input features are computed
-LOADING_PER_WORKER = 2  # groups of clips
+LOADING_PER_WORKER = 4  # clips, or two chunks of them
 TEXT_ONLY_BYTES = 1 << 14
 TEXT_ONLY_BATCH = 256
 
@@ -169,29 +169,29 @@ class FeatureExtractor:
         `feed(wait)` returns the next window, or None: with `wait` if there is no more, else if there is none yet.
         """
         while (first := feed(True)) is not None:
-            groups = in_loading_order(first, feed, self.intake.expected_seconds, self._pool)
-            yield from self._run(self._noted(groups))
+            chunks = in_loading_order(first, feed, self.intake.expected_seconds, self._pool, self.intake.together)
+            yield from self._run(self._noted(chunks))
 
-    def _noted(self, groups: Iterator[list[Place] | None]) -> Iterator[list[Place] | None]:
-        """Pass on the groups; the last and shortest place of a window is kept as a control."""
-        for group in groups:
-            if group is not None:
-                if self.model is None and any(place.group[1] for place in group):
+    def _noted(self, chunks: Iterator[list[Place] | None]) -> Iterator[list[Place] | None]:
+        """Pass on the chunks; the last and shortest place of a window is kept as a control."""
+        for chunk in chunks:
+            if chunk is not None:
+                if self.model is None and any(place.task.with_audio for place in chunk):
                     raise ValueError("model is None, but audio features are needed; give a FeatureModel")
-                self._controls["shortest"] = group[-1].task
-            yield group
+                self._controls["shortest"] = chunk[-1].task
+            yield chunk
 
-    def _run(self, groups: Iterator[list[Place] | None]) -> Iterator[BatchResult]:
+    def _run(self, chunks: Iterator[list[Place] | None]) -> Iterator[BatchResult]:
         """Results for places until there are no more for now."""
         queue = _Queue()
         loaded = prefetch(
-            groups,
-            lambda group: list(zip(group, self.intake.load_all([place.task for place in group]), strict=True)),
-            cost_bytes=lambda group: sum(map(_expected_bytes, group)),
+            chunks,
+            lambda chunk: list(zip(chunk, self.intake.load_all([place.task for place in chunk]), strict=True)),
+            cost_bytes=lambda chunk: sum(map(_expected_bytes, chunk)),
             size_bytes=lambda found: sum(_held_bytes(item) for _, item in found),
             pool=self._pool,
             max_bytes=self.settings.prefetch_bytes,
-            max_loading=LOADING_PER_WORKER * self.settings.workers,
+            max_loading=max(2, LOADING_PER_WORKER // self.intake.together) * self.settings.workers,
         )
         for batch in self._batches(self._usable(itertools.chain.from_iterable(loaded), queue.refused)):
             queue.todo.append(batch)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 GUESSED_BYTES_PER_SECOND = 16_000  # between wav and mp3; a wrong guess costs padding or memory, not correctness
 SURE_SECONDS = 5.0  # from this length on, an inexact length is good enough to reject a clip as too long
+LOADED_TOGETHER = 8  # samples that a process loads at a time
 HEADER_SLACK_SECONDS = 0.5  # maximum error of the length in a header
 
 CheckFrames = Callable[[int], None]
@@ -236,6 +237,11 @@ class Intake:
 
     def __post_init__(self) -> None:
         self._stores = Stores(self.settings.limits.options.named_stores)
+
+    @property
+    def together(self) -> int:
+        """How many samples to load in one call: several in a process, or threads would be woken for every one."""
+        return 1 if self.processes is None else LOADED_TOGETHER
 
     def load(self, task: Task) -> Loaded | tuple[Task, Rejection]:
         """The sample, or why it cannot be used. Raises StoreError as `load_sample` does."""

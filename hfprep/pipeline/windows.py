@@ -12,8 +12,7 @@ from hfprep.io.chunks import chunks_of
 from hfprep.pipeline.intake import Task
 
 HEADERS_AT_ONCE = 32
-TOGETHER = 8  # clips that one thread loads at a time: it is woken for all of them only once
-SECONDS_TOGETHER = 40.0  # at most, so that other threads do not wait for it
+SECONDS_TOGETHER = 40.0  # of audio in a chunk, at most, so that nobody waits for the thread that loads it
 
 # Returns the next window, or None: with `wait` if there is no other, without it if there is none yet.
 Feed = Callable[[bool], Sequence[Task] | None]
@@ -58,11 +57,11 @@ class Window:
 
 
 def in_loading_order(
-    first: Sequence[Task], feed: Feed, expected_seconds: ExpectedSeconds, pool: ThreadPoolExecutor
+    first: Sequence[Task], feed: Feed, expected_seconds: ExpectedSeconds, pool: ThreadPoolExecutor, together: int = 1
 ) -> Iterator[list[Place] | None]:
-    """The tasks of `first` and of all further windows that `feed` returns, in groups; None while it has none.
+    """The tasks of `first` and of all further windows that `feed` returns, in chunks; None while it has none.
 
-    A group is for one thread to load. The next window is requested as soon as one begins.
+    A chunk has up to `together` tasks, for one thread to load. The next window is requested as soon as one begins.
     """
     number = 0
     window = Window(number, first, expected_seconds, pool)
@@ -70,7 +69,7 @@ def in_loading_order(
         number += 1
         tasks = feed(False)
         following = None if tasks is None else Window(number, tasks, expected_seconds, pool)
-        yield from loaded_together(window.places())
+        yield from loaded_together(window.places(), together)
         while following is None:
             yield None
             tasks = feed(False)
@@ -78,19 +77,19 @@ def in_loading_order(
         window = following
 
 
-def loaded_together(places: Iterable[Place]) -> Iterator[list[Place]]:
-    """Groups of successive places for one thread to load; a clip of unknown length, which may be long, is alone."""
-    group: list[Place] = []
+def loaded_together(places: Iterable[Place], together: int) -> Iterator[list[Place]]:
+    """Chunks of up to `together` successive places; a clip of unknown length, which may be long, is alone."""
+    chunk: list[Place] = []
     for place in places:
-        if group and not _fits(place, group):
-            yield group
-            group = []
-        group.append(place)
-    if group:
-        yield group
+        if chunk and not (len(chunk) < together and _fits(place, chunk)):
+            yield chunk
+            chunk = []
+        chunk.append(place)
+    if chunk:
+        yield chunk
 
 
-def _fits(place: Place, group: Sequence[Place]) -> bool:
-    if any(other.task.with_audio and not other.seconds for other in (place, group[-1])):
+def _fits(place: Place, chunk: Sequence[Place]) -> bool:
+    if any(other.task.with_audio and not other.seconds for other in (place, chunk[-1])):
         return False
-    return len(group) < TOGETHER and sum(other.seconds for other in group) + place.seconds <= SECONDS_TOGETHER
+    return sum(other.seconds for other in chunk) + place.seconds <= SECONDS_TOGETHER
