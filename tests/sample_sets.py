@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hfprep.formats.extra_fields import write_extra_fields
+from hfprep.formats.formats import open_set
 from hfprep.io.npy_format import npy_bytes
 from hfprep.schema import Utterance, manifest_record, metadata_of
 from hfprep.store.first_version import first_schema
@@ -95,3 +96,9 @@ def public_files(root: Path) -> dict[str, bytes]:
         for name, path in files.items()
         if not name.startswith((".hfprep/", ".preprocessing")) and name != "rejected.jsonl"
     }
+
+
+def samples_of(output: Path, split: str) -> list[tuple[dict[str, Any], dict[str, bytes]]]:
+    """Records and arrays of a split, whatever the output's format."""
+    samples = open_set(output).split(split).samples()
+    return [(x.entry.record, {name: array.tobytes() for name, array in x.arrays.items()}) for x in samples]

@@ -29,7 +29,6 @@ import pytest
 import hfprep
 from hfprep.errors import CheckpointError, ConfigError, Reason
 from hfprep.formats.feature_stores import NpyStaging
-from hfprep.formats.formats import open_set
 from hfprep.formats.samples import SPLITS
 from hfprep.pipeline.engines import choice, work_units
 from hfprep.pipeline.engines.driver import Died
@@ -43,6 +42,7 @@ from hfprep.schema import Rejection, Utterance
 from hfprep.store.layout import PROGRESS, Publisher, Staged
 from hfprep.tools.demo.dataset import DemoDataset, make_dataset
 from tests.s3_server import s3_server
+from tests.sample_sets import samples_of
 
 ray = pytest.importorskip("ray", reason="the extra hfprep[ray] is not installed")
 ray_engine = importlib.import_module("hfprep.pipeline.engines.ray")  # with Ray there, its not loading is a failure
@@ -147,12 +147,6 @@ def command(demo: DemoDataset, models: Path, output: Path, *arguments: str) -> l
         sys.executable, "-m", "hfprep", "build", "--manifest", str(demo.manifest), "--output-dir", str(output),
         "--models", str(models / "checkpoints"), "--val-ratio", "0.3", "--batch-size", "1", *arguments,
     ]  # fmt: skip
-
-
-def samples_of(output: Path, split: str) -> list[tuple[dict[str, Any], dict[str, bytes]]]:
-    """Records and arrays of a split, whatever the output's format."""
-    samples = open_set(output).split(split).samples()
-    return [(x.entry.record, {name: array.tobytes() for name, array in x.arrays.items()}) for x in samples]
 
 
 def tree(output: Path) -> dict[str, bytes]:

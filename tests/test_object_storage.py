@@ -31,6 +31,7 @@ from hfprep.store import remote
 from hfprep.store.fingerprints import AudioIdentity
 from tests.crash_child import CrashServer
 from tests.s3_server import S3Server, s3_server
+from tests.sample_sets import samples_of
 
 GOLDEN = Path(__file__).resolve().parent / "golden-small"
 ROWS = [json.loads(line) for line in (GOLDEN / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -81,13 +82,7 @@ def build(server: S3Server, output: str, tmp_path: Path) -> Build:
 
 def says(folder: Path) -> dict[str, Any]:
     """What an output says, whatever its format: samples and numbers of each split in order, and what is listed."""
-    found: dict[str, Any] = {}
-    for split in SPLITS:
-        samples = open_set(folder).split(split).samples()
-        found[split] = [
-            (sample.entry.record, {name: array.tobytes() for name, array in sample.arrays.items()})
-            for sample in samples
-        ]
+    found: dict[str, Any] = {split: samples_of(folder, split) for split in SPLITS}
     for name in ("rejected.jsonl", ".preprocessing_progress.txt"):
         found[name] = (folder / name).read_bytes()
     stats = json.loads((folder / "stats.json").read_bytes())
