@@ -15,6 +15,8 @@ import numpy as np
 
 from hfprep.errors import Reason
 
+MAX_LENGTH = 2**31 - 1  # of an array's dimension: more than any sample has, and an index in every format
+MAX_SECONDS = 1e8  # three years: longer than any recording, and sums stay finite
 Kind = Literal["tokens", "codes", "vector"]
 Source = Literal["text", "audio"]
 
@@ -121,6 +123,14 @@ class Schema:
     def lengths(self) -> tuple[str, ...]:
         """Names of all lengths, in the order of the columns."""
         return tuple(dict.fromkeys(name for column in self.columns for name in column.lengths))
+
+    @functools.cached_property
+    def group_lengths(self) -> dict[str, frozenset[str]]:
+        """Names of the lengths of each group's columns."""
+        return {
+            group: frozenset(name for column in self.columns_of([group]) for name in column.lengths)
+            for group in self.group_names
+        }
 
     def columns_of(self, groups: Iterable[str]) -> tuple[Column, ...]:
         """The columns of these groups, in order."""

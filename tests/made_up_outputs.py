@@ -42,7 +42,7 @@ def write_made_up(root: Path) -> Path:
     npy = NpyOutput(root, MADE_UP)
     lines: dict[str, list[bytes]] = {TRAIN: [], VAL: []}
     npy.private.mkdir(parents=True)
-    state = State(npy.private / "state.sqlite")
+    state = State(npy.state_file, MADE_UP)
     counts = np.zeros(16, np.int64)
     with state.transaction():
         for number, sample_id in enumerate(IDS):

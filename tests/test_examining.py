@@ -77,7 +77,7 @@ def finished(tmp_path: Path, manifest: Path) -> NpyOutput:
     """An output in which rows are finished, some of them with a changed text, a missing file or a damaged state."""
     output = NpyOutput(tmp_path / "out", SCHEMA)
     output.reset_work()
-    state, finder = State(output.private / "state.sqlite"), AudioFinder(manifest)
+    state, finder = State(output.state_file, SCHEMA), AudioFinder(manifest)
     for number, line in enumerate(manifest.read_bytes().splitlines(), 1):
         row = parse_line(number, line, finder, None)
         if number % 3 and isinstance(row, Utterance) and number not in (23, 45, 59):
@@ -111,7 +111,7 @@ def planned(
     place.private, place.work = folder, folder / "work"
     place.work.mkdir(parents=True)
     (folder / "state.sqlite").write_bytes((output.private / "state.sqlite").read_bytes())
-    state, listing = State(folder / "state.sqlite"), Listed()
+    state, listing = State(folder / "state.sqlite", SCHEMA), Listed()
     try:
         planner = Planner(place, state, FINGERPRINTER, PlanOptions(**{"workers": 2} | options), listing)
         plan = planner.plan(manifest, stop=stop)

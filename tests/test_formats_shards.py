@@ -111,7 +111,7 @@ class Output:
         """As a build does it; whether it came to its end."""
         output = NpyOutput(self.root, MADE_UP)
         output.reset_work()
-        state = State(output.private / "state.sqlite")
+        state = State(output.state_file, output.schema)
         size = shard_bytes or SHARD_BYTES[self.format]
         kept = open_store(output, state, (formats or self.format).split(","), size)
         try:

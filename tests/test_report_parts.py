@@ -135,7 +135,7 @@ def test_one_outlier_does_not_flatten_a_map() -> None:
 )  # fmt: skip
 def test_a_data_set_is_called_by_its_name(tmp_path: Path, manifest: str | None, name: str) -> None:
     root = write_made_up(tmp_path / "features")
-    state = State(root / ".hfprep" / "state.sqlite", tmp_path / "scan.sqlite")
+    state = State(root / ".hfprep" / "state.sqlite", SCHEMA, tmp_path / "scan.sqlite")
     state.put("paths", {"manifest": manifest})
     state.close()
     assert collect(root).name == name

@@ -11,7 +11,7 @@ import pytest
 
 from hfprep.errors import Reason, StoreError
 from hfprep.io import atomic
-from hfprep.io.npy_format import npy_bytes
+from hfprep.io.npy_format import npy_bytes, npy_size
 from hfprep.pipeline.breaker import Unproven
 from hfprep.pipeline.intake import Loaded, Task
 from hfprep.schema import Features, Rejection, Segment, Utterance
@@ -26,7 +26,6 @@ from hfprep.store.layout import (
     Publisher,
     Stage,
     is_validation,
-    npy_size,
 )
 from hfprep.store.listing import Listing, ListingOptions, entry_of
 from hfprep.store.state import State
@@ -68,7 +67,7 @@ def output(tmp_path: Path) -> NpyOutput:
 
 @pytest.fixture
 def state(output: NpyOutput) -> Iterator[State]:
-    database = State(output.private / "state.sqlite")
+    database = State(output.state_file, SCHEMA)
     yield database
     database.close()
 
@@ -178,6 +177,7 @@ def test_artifacts_that_are_not_whole_are_noticed(
 def test_sizes_of_arrays_are_those_of_numpy() -> None:
     for dtype, shape in (("int32", (0,)), ("int32", (12345,)), ("float32", (32, 1280)), ("float32", (1280,))):
         assert npy_size(dtype, shape) == len(npy_bytes(np.zeros(shape, dtype)))
+    assert npy_size("float32", (10**13, 4)) == 128 + 16 * 10**13  # as a damaged state may claim: no such array is made
 
 
 def test_the_split_goes_by_the_sha1_of_the_id() -> None:

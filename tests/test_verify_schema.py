@@ -76,7 +76,7 @@ def test_an_array_that_is_not_as_the_schema_says(name: str, output: Path) -> Non
     damage(output)
     verdict = verify(VerifyOptions(output_dir=output, repair=True))
     assert {(fault.kind, fault.id) for fault in verdict.faults} == {(kind, IDS[0])}
-    state = State(output / ".hfprep" / "state.sqlite")
+    state = State(output / ".hfprep" / "state.sqlite", MADE_UP)
     wanted = dict.fromkeys(MADE_UP.group_names, f"{0:032x}")
     known = list(state.samples(IDS))
     state.close()

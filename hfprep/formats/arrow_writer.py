@@ -88,11 +88,10 @@ class Survey:
         return dataclasses.asdict(self)
 
     @classmethod
-    def parse(cls, record: Mapping[str, Any] | None) -> "Survey":
-        """The inverse of `record`; a survey without extra columns for None."""
-        if record is None:
-            return cls()
-        return cls(record["exact_lines"], record["exact_extras"], [ExtraColumn(**item) for item in record["extra"]])
+    def parse(cls, record: Mapping[str, Any]) -> "Survey":
+        """The inverse of `record`. Raises KeyError, TypeError or ValueError for anything else."""
+        extra = [ExtraColumn.parse(item) for item in record["extra"]]
+        return cls(bool(record["exact_lines"]), bool(record["exact_extras"]), extra)
 
     def values(self, entry: Entry) -> dict[str, Any]:
         """The values of the typed columns for a row's other fields."""

@@ -58,7 +58,7 @@ def export_formats(root: Path, state: State, formats: Iterable[str], max_shard_b
     """
     present = f"{source or _digest(root)}:{max_shard_bytes}"
     for name in formats:
-        done: dict[str, Any] = state.get(EXPORTED) or {}
+        done: dict[str, Any] = state.get(EXPORTED, dict) or {}
         if name not in SHARD_FORMATS or (done.get(name) == present and (root / name).is_dir()):
             continue
         log.info("writing %s", root / name)

@@ -17,6 +17,7 @@ from hfprep.store.layout import PRIVATE, json_line
 
 EXTRA_FIELDS = "extra.jsonl"
 INT64 = 2**63
+COLUMN_TYPES = ("bool", "int64", "float64", "string")
 
 
 def extra_path(root: Path) -> Path:
@@ -83,6 +84,13 @@ class ExtraColumn:
     field: str
     name: str
     dtype: str
+
+    @classmethod
+    def parse(cls, record: Mapping[str, Any]) -> "ExtraColumn":
+        """The column of a stored record. Raises KeyError, TypeError or ValueError for anything else."""
+        if record["dtype"] not in COLUMN_TYPES:
+            raise ValueError(f"{record['dtype']!r} is no type of a column")
+        return cls(str(record["field"]), str(record["name"]), record["dtype"])
 
     def value(self, extra: Mapping[str, Any]) -> Any:
         """The column's value for a row's fields. Values of another type become JSON text."""

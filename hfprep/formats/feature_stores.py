@@ -166,9 +166,9 @@ class ShardStore(ShardOutput):
 
     def _order(self) -> str | None:
         """A digest of the places of all samples if the set is already compacted for this plan, else None."""
-        known = self.state.get(SETTLED) or {}
+        known = self.state.get(SETTLED, lambda value: (str(value["mark"]), str(value["order"])))
         complete = (self.folder / self.shards.marker).is_file()
-        return known["order"] if complete and known.get("mark") == self._mark() else None
+        return known[1] if known is not None and complete and known[0] == self._mark() else None
 
     def _listed(self) -> Compaction:
         """The compaction of the shards for the plan."""

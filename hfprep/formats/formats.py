@@ -4,11 +4,12 @@ from pathlib import Path
 
 from hfprep.errors import StoreError
 from hfprep.formats.arrow import ArrowSet, is_arrow_set
-from hfprep.formats.npy import NpySet, is_npy_output, read_state_value
+from hfprep.formats.npy import NpySet, is_npy_output
 from hfprep.formats.samples import SampleSet
 from hfprep.formats.webdataset import WebDatasetSet, is_webdataset
 from hfprep.io.object_storage import check_local
-from hfprep.store.layout import PRIVATE
+from hfprep.store.layout import PRIVATE, STATE_FILE
+from hfprep.store.state import read_value
 
 SHARD_FORMATS = ("arrow", "webdataset")
 KEPT_FORMAT = "packed_format"  # state key: the format of an output without npy (under its original name)
@@ -18,7 +19,7 @@ def kept_in(path: Path) -> Path | None:
     """The folder of the shards of a build's output; None if it is in the npy layout."""
     if is_npy_output(path) or not (path / PRIVATE).is_dir():
         return None
-    kept = read_state_value(path, KEPT_FORMAT)
+    kept = read_value(path / STATE_FILE, KEPT_FORMAT)
     folders = [path / name for name in SHARD_FORMATS if kept in (name, None)]
     return next((folder for folder in folders if is_arrow_set(folder) or is_webdataset(folder)), None)
 

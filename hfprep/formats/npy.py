@@ -6,7 +6,6 @@ that a set was made from.
 
 import json
 import os
-import sqlite3
 import stat
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,8 +38,10 @@ from hfprep.io import atomic
 from hfprep.io.chunks import chunks_of
 from hfprep.io.npy_format import parse_npy
 from hfprep.schema import Column, Schema
+from hfprep.store.fingerprints import parse_settings
 from hfprep.store.first_version import first_schema, width_column
-from hfprep.store.layout import IO_THREADS, PRIVATE, PROGRESS, STATS, TRAIN, VAL, write_arrays
+from hfprep.store.layout import IO_THREADS, PROGRESS, STATE_FILE, STATS, TRAIN, VAL, write_arrays
+from hfprep.store.state import read_value
 from hfprep.store.statistics import write_stats
 
 MANIFESTS = {"train": TRAIN, "validation": VAL}
@@ -236,7 +237,7 @@ def npy_origin(root: Path) -> Origin:
         stats = json.loads((root / STATS).read_bytes())
     except FileNotFoundError:
         stats = None
-    fingerprints = read_state_value(root, "settings") or {}
+    fingerprints = read_value(root / STATE_FILE, "settings", parse_settings) or {}
     return Origin(stats, fingerprints, schema=parse_schema((stats or {}).get("schema")))
 
 
@@ -254,22 +255,6 @@ def _width_in(manifests: Iterable[Path], column: str) -> int:
                 record = parse_entry(line).record
                 return len(load_array(manifest.parent, record[f"{column}_path"], str(record.get("id"))))
     return 0
-
-
-def read_state_value(root: Path, key: str) -> Any:
-    """A value in the build's state, None if there is none. Does not write to disk."""
-    path = root / PRIVATE / "state.sqlite"
-    if not path.is_file():
-        return None
-    try:
-        database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-        try:
-            row = database.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        finally:
-            database.close()
-    except sqlite3.Error as error:
-        raise StoreError(f"the state in {path} cannot be read: {error}") from error
-    return None if row is None else json.loads(row[0])
 
 
 def is_npy_output(path: Path) -> bool:

@@ -35,7 +35,7 @@ SURVEY = "packed_survey"  # state key (its original name): the survey that the c
 DESCRIBED = "packed_set"  # state key: a digest of the content that the files beside the shards describe
 _ELSEWHERE = """
 SELECT id FROM samples LEFT JOIN places USING (id)
-WHERE samples.finished != '{}' AND (places.id IS NULL OR places.stale != '[]')
+WHERE samples.finished != '{}' AND typeof(samples.id) = 'text' AND (places.id IS NULL OR places.stale != '[]')
 """
 FIRST_LAYOUT = "0.1.0"  # of shards that the current version would write differently
 SUFFIXES = {"arrow": ".arrow", "webdataset": ".tar"}
@@ -65,7 +65,7 @@ class ShardOutput:
         self.index = ShardIndex(state)
         self.folder = output.root / name
         self._withdrawn = False
-        self.use(Survey.parse(state.get(SURVEY)))
+        self.use(state.get(SURVEY, Survey.parse) or Survey())
 
     @property
     def private(self) -> Path:
@@ -120,7 +120,7 @@ class ShardOutput:
                 return (Entry({}, None, value.as_py()) for value in column)
 
             survey = Survey.of(self.output.schema, entries, written=False)
-            known = Survey.parse(self.state.get(SURVEY))
+            known = self.state.get(SURVEY, Survey.parse) or Survey()
             if sorted(map(repr, known.extra)) == sorted(map(repr, survey.extra)):
                 survey.extra = known.extra  # a different order is not a different layout
                 survey.exact_extras = any(survey.exact_extra(entry) for entry in entries())
@@ -179,6 +179,7 @@ class ShardOutput:
 
     def recover(self) -> None:
         """Bring the state in line with the disk: cut off torn tails, and forget missing shards."""
+        self.index.remove_damaged()
         places = {(self.folder_of(shard.split) / shard.name).parent for shard in self.index.shards()}
         for folder in (self.private, self.folder, *sorted(places)):
             atomic.refuse_link(folder)  # a link's target would be written to, and other shards in it deleted

@@ -39,6 +39,13 @@ def npy_bytes(array: np.ndarray) -> bytes:
     return b"".join((_prefix(values.dtype, values.shape), values.data))
 
 
+@functools.lru_cache(maxsize=65536)
+def npy_size(dtype: str, shape: tuple[int, ...]) -> int:
+    """Size in bytes of an array of that dtype and shape in the .npy format; of any shape, without making the array."""
+    described = np.dtype(dtype)
+    return len(_prefix(described, shape)) + math.prod(shape) * described.itemsize
+
+
 @functools.lru_cache(maxsize=4096)
 def _prefix(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     """What comes before the values of an array, as numpy writes it; raises ValueError for Python objects."""

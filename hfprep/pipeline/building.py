@@ -37,7 +37,7 @@ from hfprep.pipeline.plan import Plan, PlanCounts, PlanOptions, no_doubt
 from hfprep.pipeline.planning import Planner
 from hfprep.pipeline.precision_choice import decide, measured
 from hfprep.pipeline.progress import BuildProgress, Tally
-from hfprep.pipeline.provenance import check_recipe, given_paths, options_in_force
+from hfprep.pipeline.provenance import check_recipe, earlier_settings, given_paths, options_in_force
 from hfprep.pipeline.remarks import close_remarks, warn_of_doubtful
 from hfprep.pipeline.signals import StopSignals, stop_on_signals
 from hfprep.pipeline.summary import Summary
@@ -105,7 +105,7 @@ def _build(config: BuildConfig, shared: Shared | None, shown: BuildProgress, wit
         stack.enter_context(imports_frozen())  # after the imports of the recipe
         output = NpyOutput(folder.root, inputs.schema)
         mirror = stack.enter_context(Mirror(folder)) if folder.url is not None else None
-        state = State(output.private / "state.sqlite", output.work / "scan.sqlite")
+        state = State(output.state_file, inputs.schema, output.work / "scan.sqlite")
         stack.callback(state.close)
         check_recipe(state, inputs.schema)
         shown.stage("preparing")
@@ -190,7 +190,7 @@ class _Run:
     def plan(self, stop: StopSignals) -> Plan:
         """Compare the manifest with what is finished, and list exactly that."""
         config, settings = self.config, self.settings()
-        earlier = self.earlier_settings()
+        earlier = earlier_settings(self.state)
         changed = differences(settings, earlier)
         for line in changed:
             log.warning("changed since finished samples were computed: %s", line)
@@ -231,11 +231,6 @@ class _Run:
     def fingerprinter(self) -> Fingerprinter:
         """Computes the fingerprints of this run."""
         return Fingerprinter(self.inputs.schema, self.inputs.settings(self.config))
-
-    def earlier_settings(self) -> list[dict[str, dict[str, str]]]:
-        """All settings that samples may have been computed with: of the last complete run, and of interrupted ones."""
-        last = self.state.get("settings")
-        return [] if last is None else [last, *(self.state.get("settings_begun") or [])]
 
     def listing(self, repeated: Listed | None = None) -> Listing:
         """A new listing of manifests and progress file; its counts become this run's."""
@@ -331,7 +326,7 @@ class _Run:
         """Update every requested format to what is finished."""
         root, formats, size = self.output.root, self.config.formats, self.config.max_shard_bytes
         if self.settled:
-            shown = self.kept.publish(Origin(json.loads((root / STATS).read_bytes()), self.state.get("settings")))
+            shown = self.kept.publish(Origin(json.loads((root / STATS).read_bytes()), self.settings()))
             export_formats(root, self.state, set(formats) - {self.kept.name}, size, shown)
 
     def summary(self, interrupted_by: int | None) -> Summary:

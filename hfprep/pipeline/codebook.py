@@ -6,7 +6,7 @@ run only adds samples. If samples changed or were removed, or a run was killed, 
 
 import base64
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from hfprep.io.chunks import chunks_of
 from hfprep.schema import Features, Schema
 from hfprep.store.state import State
 from hfprep.store.statistics import codebook_summary
+from hfprep.store.values import whole_number
 
 KEY = "code_counts"  # in the state
 SAMPLES_TOGETHER = 256
@@ -40,10 +41,10 @@ class CodebookUse:
         self.column = columns[0] if columns and columns[0].size else None
         self.counts = np.zeros(self.column.size if self.column and self.column.size else 0, np.int64)
         self._samples: int | None = 0
-        saved: Mapping[str, Any] | None = state.get(KEY)
-        if saved is not None and saved["size"] == len(self.counts):
-            self.counts += np.frombuffer(zlib.decompress(base64.b64decode(saved["counts"])), np.int64)
-            self._samples = saved["samples"]
+        saved: tuple[int, np.ndarray] | None = state.get(KEY, _parse)
+        if saved is not None and len(saved[1]) == len(self.counts):
+            self._samples, counts = saved
+            self.counts += counts
 
     def begin(self, *, reused: int, changed: bool) -> None:
         """Call before rows are computed: drops saved counts that are not exactly those of the reused samples."""
@@ -71,3 +72,12 @@ class CodebookUse:
         packed = base64.b64encode(zlib.compress(self.counts.tobytes(), 1)).decode()
         self._state.put(KEY, {"size": len(self.counts), "samples": count, "counts": packed})
         return codebook_summary(self.counts)
+
+
+def _parse(saved: Any) -> tuple[int, np.ndarray]:
+    """The number of counted samples, and the count of each code, int64 (codebook size,), as `summary` stores them."""
+    try:
+        counts = zlib.decompress(base64.b64decode(saved["counts"]))
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
+    return whole_number(saved["samples"]), np.frombuffer(counts, np.int64)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from hfprep.errors import ConfigError, RejectedSample
 from hfprep.io.chunks import chunks_of
+from hfprep.io.npy_format import npy_size
 from hfprep.io.object_storage import url_of
 from hfprep.pipeline.batching import BatchLimits, FrameBudget, batches, padded_frames
 from hfprep.pipeline.building import plan_options
@@ -32,7 +33,7 @@ from hfprep.pipeline.planning import Planner
 from hfprep.pipeline.precision_choice import without_measuring
 from hfprep.recipes.base import frames_in
 from hfprep.store.fingerprints import Fingerprinter
-from hfprep.store.layout import NpyOutput, OutputFolder, npy_size
+from hfprep.store.layout import NpyOutput, OutputFolder
 from hfprep.store.listing import Entry
 from hfprep.store.remote import fetch_state
 from hfprep.store.state import State, copy_state
@@ -99,7 +100,7 @@ def preview(config: BuildConfig) -> Preview:
         url = url_of(config.output_dir)
         folder = OutputFolder(config.output_dir)
         folder.url = url
-        known = folder.private / "state.sqlite"
+        known = folder.state_file
         hashes = folder.private / "sha256.json"
         folder.private, folder.work = private, private / "work"
         folder.work.mkdir()
@@ -112,7 +113,7 @@ def preview(config: BuildConfig) -> Preview:
         inputs = find_inputs(config, folder)
         output = NpyOutput(folder.root, inputs.schema)
         output.private, output.work = folder.private, folder.work
-        state = State(private / known.name)
+        state = State(private / known.name, inputs.schema)
         stack.callback(state.close)
         config = without_measuring(config, inputs, state)
         options = plan_options(config, inputs)

@@ -119,7 +119,7 @@ class Examiner:
             num_codes=options.num_codes,
             stores=self._stores,
         )
-        self._reader = SampleReader(settings.state)
+        self._reader = SampleReader(settings.state, settings.schema)
         self._pool = ThreadPoolExecutor(options.workers)
         self._columns = rows_schema(self.schema.group_names)
         self._complete = Verdict(known=True)
@@ -255,7 +255,7 @@ class Examiner:
 
     def _seen_otherwise(self, utterance: Utterance, sample: SampleState, identity: AudioIdentity) -> frozenset[str]:
         """The groups that are up to date, but were fingerprinted before --hash-audio was switched on or off."""
-        source = json.loads(sample.source or "{}")
+        source = sample.computed_from
         earlier = identity.known_by(source)
         # Two clips inside one file share its mtime and may have the same length, and only differ by their position.
         if earlier is None or (parse_reference(utterance.audio) and source.get("audio") != utterance.audio):
@@ -275,6 +275,6 @@ class Examiner:
 
 def _difference(utterance: Utterance, known: SampleState, source: str) -> str | None:
     """What has changed in a row or its file since its sample was computed, None if neither has."""
-    before, now = json.loads(known.source or "{}"), json.loads(source)
+    before, now = known.computed_from, json.loads(source)
     differing = [f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in now if before.get(key) != now[key]]
     return f"line {utterance.line}, id {utterance.id!r}: {'; '.join(differing)}" if differing else None

@@ -74,9 +74,9 @@ def merge(folders: Sequence[Path], output_dir: Path, *, copy: bool = False) -> M
         stack.enter_context(log_to_file(output.private / "build.log", as_json=False))
         output.reset_work()
         stack.callback(output.remove_work)
-        state = State(output.private / "state.sqlite", output.work / "scan.sqlite")
+        state = State(output.state_file, output.schema, output.work / "scan.sqlite")
         stack.callback(state.close)
-        sources = [State(part.output.private / "state.sqlite") for part in parts]
+        sources = [State(part.output.state_file, part.output.schema) for part in parts]
         for source in sources:
             stack.callback(source.close)
         joint = _Merge(parts, sources, output, state, copy)

@@ -23,10 +23,12 @@ from hfprep.pipeline.filters import SampleOptions
 from hfprep.pipeline.inputs import Inputs
 from hfprep.pipeline.intake import expected_seconds
 from hfprep.pipeline.precision_trial import Trial, TrialResult
+from hfprep.pipeline.provenance import earlier_settings
 from hfprep.recipes.base import frames_in, via_rate
 from hfprep.schema import Rejection, Utterance
 from hfprep.store.fingerprints import with_numerics
 from hfprep.store.state import State
+from hfprep.store.values import whole_number
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +108,7 @@ def choose(found: dict[str, dict[str, float]], bound: float) -> str:
 
 def measured(state: State, precision: str) -> dict[str, Any] | None:
     """The measurement by which this precision was chosen, for stats.json; None if there is none."""
-    found = state.get(KEY)
+    found = state.get(KEY, _parse)
     if found is None or found["precision"] != precision:
         return None
     return {name: found[name] for name in ("frames", "bound", "modes")}
@@ -121,14 +123,24 @@ def _models_of(config: BuildConfig, inputs: Inputs) -> dict[str, str]:
 def _earlier(config: BuildConfig, inputs: Inputs, state: State) -> str | None:
     """The precision that was chosen earlier for the same models, so that a rerun uses the same."""
     models = _models_of(config, inputs)
-    found = state.get(KEY)
+    found = state.get(KEY, _parse)
     if found is not None and found["models"] == models and config.precision in (found["asked"], found["precision"]):
         precision: str = found["precision"]
         return precision
-    begun = [state.get("settings") or {}, *(state.get("settings_begun") or [])]
-    codes: dict[str, str] = begun[-1].get(_codes_group(inputs), {})
+    codes = [{}, *earlier_settings(state)][-1].get(_codes_group(inputs), {})
     same = models == {name: value for name, value in codes.items() if name != "precision"}
-    return codes["precision"] if same and config.precision == AUTO else None
+    return codes.get("precision") if same and config.precision == AUTO else None
+
+
+def _parse(kept: Any) -> dict[str, Any]:
+    """A stored measurement. Raises an error for anything else."""
+    modes = {
+        str(mode): {name: float(result[name]) for name in ("agreement", "frames_per_second")}
+        for mode, result in kept["modes"].items()
+    }
+    words = {name: str(kept[name]) for name in ("precision", "asked")}
+    numbers = {"frames": whole_number(kept["frames"]), "bound": float(kept["bound"])}
+    return {**words, "models": dict(kept["models"]), **numbers, "modes": modes}
 
 
 def _codes_group(inputs: Inputs) -> str:

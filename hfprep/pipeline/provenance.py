@@ -9,6 +9,7 @@ from hfprep.io.object_storage import url_of
 from hfprep.pipeline.config import BuildConfig
 from hfprep.recipes.options import ModelOptions
 from hfprep.schema import Schema
+from hfprep.store.fingerprints import parse_settings
 from hfprep.store.state import State
 
 SCHEMA = "schema"  # in the state
@@ -47,22 +48,34 @@ def given_paths(config: BuildConfig) -> dict[str, str | None]:
     return found
 
 
+def earlier_settings(state: State) -> list[dict[str, dict[str, str]]]:
+    """All settings that samples may have been computed with: of the last complete run, and of interrupted ones."""
+    last = state.get("settings", parse_settings)
+    begun = state.get("settings_begun", lambda values: [parse_settings(value) for value in values])
+    return [] if last is None else [last, *(begun or [])]
+
+
 def check_recipe(state: State, schema: Schema) -> None:
     """Raise ConfigError if the output has samples of another recipe, or with other columns."""
-    before = state.get(SCHEMA)
-    if before is not None and before["recipe"] != schema.recipe:
-        raise ConfigError(
-            f"--output-dir contains samples of the recipe {before['recipe']!r}, but these models are for "
-            f"{schema.recipe!r}; give another folder"
-        )
+    before = state.get(SCHEMA, lambda record: _outline(Schema.parse(record)))
     if before is not None:
-        held, wanted = [{column.name: column.dtype for column in x.columns} for x in (Schema.parse(before), schema)]
+        (recipe, held), (_, wanted) = before, _outline(schema)
+        if recipe != schema.recipe:
+            raise ConfigError(
+                f"--output-dir contains samples of the recipe {recipe!r}, but these models are for "
+                f"{schema.recipe!r}; give another folder"
+            )
         if held != wanted:
             raise ConfigError(
                 f"--output-dir contains samples with {_columns(held)}, but with these options they would have "
                 f"{_columns(wanted)}; give another folder"
             )
     state.put(SCHEMA, schema.record())
+
+
+def _outline(schema: Schema) -> tuple[str, dict[str, str]]:
+    """The recipe of a schema, and the dtypes of its columns."""
+    return schema.recipe, {column.name: column.dtype for column in schema.columns}
 
 
 def _columns(dtypes: dict[str, str]) -> str:

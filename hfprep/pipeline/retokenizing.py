@@ -13,17 +13,17 @@ from typing import Any
 
 from hfprep.errors import ConfigError, StoreError
 from hfprep.formats.folders import atomic_folder
-from hfprep.formats.npy import is_npy_output, read_state_value
+from hfprep.formats.npy import is_npy_output
 from hfprep.io.atomic import check_writable
 from hfprep.io.object_storage import any_url, check_local
 from hfprep.pipeline.building import build
 from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.provenance import ELSEWHERE
 from hfprep.pipeline.summary import Summary
-from hfprep.store.layout import PRIVATE, STATS
-from hfprep.store.state import copy_state
+from hfprep.store.layout import PRIVATE, STATE, STATE_FILE, STATS
+from hfprep.store.state import copy_state, read_value
+from hfprep.store.values import parse_paths
 
-STATE = "state.sqlite"
 NOT_COPIED = {"lock", "build.log", STATE, "work"}
 
 
@@ -42,7 +42,7 @@ def retokenize(output: Path, tokenizer: Path, *, output_dir: Path | None = None,
         check_writable(output, "give a folder for the result: --output-dir DIR")
         return build(config, with_audio=False)
     check_local(output_dir, written=True)
-    if (output_dir / PRIVATE / STATE).is_file():  # an earlier run, complete or not
+    if (output_dir / STATE_FILE).is_file():  # an earlier run, complete or not
         earlier = last_config(output_dir)
         if earlier.manifest != config.manifest:
             raise StoreError(f"--output-dir {str(output_dir)!r} contains features of {earlier.manifest}; use another")
@@ -56,7 +56,7 @@ def last_config(output: Path) -> BuildConfig:
     check_local(output)
     if not is_npy_output(output):
         raise ConfigError(f"{str(output)!r} is not an output of `build` in the npy layout")
-    paths, settings = read_state_value(output, "paths"), {}
+    paths, settings = read_value(output / STATE_FILE, "paths", parse_paths), {}
     if not paths:
         raise ConfigError(
             f"{str(output)!r} does not record what it was built from; run `build` on its manifest with the new "
@@ -87,7 +87,7 @@ def copy_output(source: Path, target: Path) -> None:
             for name in files:
                 if not (inside and name in NOT_COPIED):
                     _link(Path(path, name), place / name)
-        copy_state(source / PRIVATE / STATE, folder / PRIVATE / STATE)
+        copy_state(source / STATE_FILE, folder / STATE_FILE)
 
 
 def _link(source: Path, target: Path) -> None:

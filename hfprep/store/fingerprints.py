@@ -72,6 +72,8 @@ class AudioIdentity(PickledAsTuple):
         if (self.size, self.mtime_ns) != (earlier.get("size"), earlier.get("mtime_ns")):
             return None
         sha256 = earlier.get("sha256")
+        if not isinstance(sha256, str | None):
+            return None
         return None if bool(sha256) == bool(self.sha256) else AudioIdentity(self.size, self.mtime_ns, sha256)
 
 
@@ -116,6 +118,11 @@ def source_of(utterance: Utterance, audio: AudioIdentity) -> str:
 
 
 Settings = Mapping[str, Mapping[str, str]]  # by group: what the features depend on besides row and audio
+
+
+def parse_settings(value: Any) -> dict[str, dict[str, str]]:
+    """Settings by group, as they were stored. Raises AttributeError or TypeError for anything else."""
+    return {group: {name: str(setting) for name, setting in values.items()} for group, values in value.items()}
 
 
 def with_numerics(schema: Schema, settings: Settings) -> dict[str, dict[str, str]]:

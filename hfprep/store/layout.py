@@ -6,7 +6,6 @@ appended. After a kill at any point the state never claims more than is on disk,
 """
 
 import contextlib
-import functools
 import hashlib
 import itertools
 import json
@@ -23,7 +22,7 @@ import numpy as np
 
 from hfprep.errors import StoreError
 from hfprep.io import atomic
-from hfprep.io.npy_format import HEADER_BYTES, npy_bytes, npy_header, parse_npy
+from hfprep.io.npy_format import HEADER_BYTES, npy_bytes, npy_header, npy_size, parse_npy
 from hfprep.schema import (
     Features,
     PickledAsTuple,
@@ -41,6 +40,8 @@ from hfprep.store.state import Finished, SampleState, State
 TRAIN, VAL = "train_manifest.jsonl", "val_manifest.jsonl"
 PROGRESS, REJECTED, STATS = ".preprocessing_progress.txt", "rejected.jsonl", "stats.json"
 PRIVATE = ".hfprep"
+STATE = "state.sqlite"  # in the private folder
+STATE_FILE = f"{PRIVATE}/{STATE}"
 SPLIT_BUCKETS = 1_000_000
 IO_THREADS = 8
 READING_THREADS = 4
@@ -70,12 +71,6 @@ def json_line(record: Mapping[str, Any]) -> bytes:
 def record_start(sample_id: str) -> bytes:
     """How the line of a sample's manifest record begins."""
     return b'{"id": ' + _ENCODER.encode(sample_id).encode() + b","
-
-
-@functools.lru_cache(maxsize=65536)
-def npy_size(dtype: str, shape: tuple[int, ...]) -> int:
-    """Size in bytes of a complete artifact of that dtype and shape."""
-    return len(npy_bytes(np.empty(shape, dtype)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +119,11 @@ class OutputFolder:
         self.root = root
         self.private = root / PRIVATE
         self.work = self.private / "work"
+
+    @property
+    def state_file(self) -> Path:
+        """The database of finished samples (see `State`)."""
+        return self.private / STATE
 
     def reset_work(self) -> None:
         """Make an empty folder for working data; what a killed run left there is removed."""

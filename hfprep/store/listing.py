@@ -29,6 +29,7 @@ from hfprep.store.layout import (
     split_bucket,
 )
 from hfprep.store.state import SampleState, State
+from hfprep.store.values import ratio
 
 STAYING = atomic.TEMPORARY[1]
 NANOSECONDS = 1e9  # in a second
@@ -105,7 +106,7 @@ class Listing:
         self._stack = contextlib.ExitStack()
         # Splits are nested: an id that is not in validation at the largest ratio used so far is in no validation
         # file. Files with an unknown ratio may contain any id.
-        known = state.get("largest_val_ratio")
+        known = state.get("largest_val_ratio", ratio)
         earlier = known if known is not None else 1.0 if (output.root / VAL).exists() else options.val_ratio
         self._largest_ratio = max(earlier, options.val_ratio)
         self._moving = earlier != options.val_ratio

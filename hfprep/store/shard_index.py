@@ -5,13 +5,17 @@ what is recorded here is a torn tail. Knows nothing about the content of a shard
 """
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hfprep.errors import StoreError
 from hfprep.io.chunks import chunks_of
 from hfprep.store.state import SELECTED_TOGETHER, SampleState, State
+from hfprep.store.values import whole_number
+
+log = logging.getLogger(__name__)
 
 SHARDS = "shards"
 NUMBERS = "shard_numbers"  # key in the state: the next unused shard number of each split
@@ -21,6 +25,22 @@ _PLACE = "shard, row, start, size, entry, stale"
 _SELECT_PLACES = f"SELECT id, {_PLACE} FROM places WHERE id IN (SELECT value FROM json_each(?))"
 _PUT_SHARD = f"INSERT OR REPLACE INTO shard_files ({_SHARD}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _PUT_PLACE = "INSERT OR REPLACE INTO places (id, shard, row, start, size, entry) VALUES (?, ?, ?, ?, ?, ?)"
+_DAMAGED_SHARD = """
+typeof(split) != 'text' OR typeof(name) != 'text' OR typeof(layout) != 'text' OR typeof(sha256) != 'text'
+OR NOT (sha256 = '' OR length(sha256) = 64 AND sha256 NOT GLOB '*[^0-9a-f]*')
+OR typeof(number) != 'integer' OR typeof(samples) != 'integer' OR typeof(used) != 'integer'
+OR typeof(num_bytes) != 'integer' OR min(number, samples, used, num_bytes) < 0
+"""
+# A shard that is not listed has no samples, and a place is inside its shard.
+_DAMAGED_PLACE = """
+typeof(id) != 'text' OR typeof(entry) != 'blob' OR typeof(row) != 'integer' OR typeof(start) != 'integer'
+OR typeof(size) != 'integer' OR min(row, start, size) < 0
+OR NOT EXISTS (SELECT 1 FROM shard_files WHERE serial = shard AND row < samples AND start + size <= used)
+OR stale != '[]' AND (
+    typeof(stale) != 'text' OR NOT json_valid(stale) OR json_type(stale) != 'array'
+    OR EXISTS (SELECT 1 FROM json_each(stale) WHERE type != 'text')
+)
+"""
 
 
 @dataclass(slots=True)
@@ -70,11 +90,25 @@ class Place(NamedTuple):
         return sample.finished if self.stale == "[]" else sample.finished - set(json.loads(self.stale))
 
 
+def _numbers(value: Any) -> dict[str, int]:
+    """The next number of each split, as it was stored. Raises AttributeError or TypeError for anything else."""
+    return {split: whole_number(number) for split, number in value.items()}
+
+
 class ShardIndex:
     """The shards of one output. Use from one thread at a time."""
 
     def __init__(self, state: State) -> None:
         self.state = state
+
+    def remove_damaged(self) -> None:
+        """Remove rows that cannot be right, so that their samples count as stored nowhere."""
+        with self.state.transaction():
+            found = self.state.query(f"DELETE FROM shard_files WHERE {_DAMAGED_SHARD} RETURNING serial")
+            found += self.state.query(f"DELETE FROM places WHERE {_DAMAGED_PLACE} RETURNING id")
+        if found:
+            log.warning("%s: %d rows about shards are damaged; what they describe is computed again",
+                        self.state.path, len(found))  # fmt: skip
 
     def shards(self, split: str | None = None) -> list[Shard]:
         """All shards, or those of a split, by their numbers."""
@@ -94,7 +128,7 @@ class ShardIndex:
             "SELECT coalesce(max(serial), 0) + 1, coalesce(max(CASE WHEN split = ? THEN number END), -1) + 1 "
             "FROM shard_files", split,
         )[0]  # fmt: skip
-        used = self.state.get(NUMBERS) or {}
+        used = self.state.get(NUMBERS, _numbers) or {}
         number = max(number, used.get(split, 0))
         self.state.put(NUMBERS, used | {split: number + 1})
         return Shard(serial, split, number, "")

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 from hfprep.errors import Reason, StoreError
 from hfprep.io.atomic import observe
 from hfprep.io.chunks import chunks_of
-from hfprep.schema import Rejection
+from hfprep.schema import MAX_LENGTH, MAX_SECONDS, Rejection, Schema
 from hfprep.store.first_version import migrate
+from hfprep.store.values import Parse, as_stored, whole_number
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,13 @@ class SampleState(NamedTuple):
         return frozenset(self.groups)
 
     @property
+    def computed_from(self) -> dict[str, Any]:
+        """`source` as an object (see `source_of`); empty if it is unknown or damaged."""
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
+            return dict(json.loads(self.source or "{}"))
+        return {}
+
+    @property
     def lengths(self) -> dict[str, int]:
         """The lengths of the columns of all finished groups."""
         return {name: length for group in self.groups.values() for name, length in group.lengths.items()}
@@ -91,33 +99,40 @@ class SampleState(NamedTuple):
         return frozenset(missing)
 
 
-def parse_sample(finished: str, seconds: float | None, source: str | None) -> SampleState:
-    """A sample's state from its row in the database; raises ValueError if that is damaged."""
+def parse_sample(schema: Schema, finished: str, seconds: float | None, source: str | None) -> SampleState:
+    """A sample's state from its row in the database; raises ValueError if that is damaged.
+
+    Groups that the schema does not have are left out.
+    """
     groups = {}
     try:
         for name, (fingerprint, lengths) in json.loads(finished).items():
+            expected = schema.group_lengths.get(name)
+            if expected is None:
+                continue
             if not isinstance(fingerprint, str):
                 raise ValueError("a fingerprint is no text")
+            if lengths.keys() != expected:
+                raise ValueError(f"the lengths of {name} are not those of its columns")
             for length in lengths.values():
-                if type(length) is not int or length < 0:
-                    raise ValueError("a length is no natural number")
+                if type(length) is not int or not 0 <= length <= MAX_LENGTH:
+                    raise ValueError("a length is no natural number, or too large")
             groups[name] = Finished(fingerprint, lengths)
     except (TypeError, AttributeError, RecursionError) as error:
         raise ValueError(str(error)) from error
-    if not isinstance(seconds, float | int | None) or not _may_be_json(source):
-        raise ValueError("a value has the wrong type")
+    if source is not None and not (isinstance(source, str) and source.startswith("{") and source.endswith("}")):
+        raise ValueError("its source is no JSON object")
+    if seconds is not None and not (isinstance(seconds, float | int) and 0 <= seconds <= MAX_SECONDS):
+        raise ValueError("its length in seconds is no number, or out of range")
     return SampleState(groups, seconds, source)
-
-
-def _may_be_json(source: Any) -> bool:
-    return source is None or (isinstance(source, str) and source.startswith("{") and source.endswith("}"))
 
 
 class SampleReader:
     """Reads the samples of a state that another connection may write to. Use from one thread at a time."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, schema: Schema) -> None:
         self.path = path
+        self.schema = schema
         with _explained(path):
             self._db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)
             self._db.text_factory = _read_text
@@ -136,7 +151,7 @@ class SampleReader:
             known = {}
             for sample_id, *values in _selected(self._db, self.path, block):
                 try:
-                    known[sample_id] = parse_sample(*values)
+                    known[sample_id] = parse_sample(self.schema, *values)
                 except ValueError:
                     damaged.append(sample_id)
             found += map(known.get, block)
@@ -144,14 +159,15 @@ class SampleReader:
 
 
 class State:
-    """The database of one output directory. Use from one thread at a time.
+    """The database of one output directory, for samples of one schema. Use from one thread at a time.
 
     Data of this run only (ids seen, rejections) is kept in a separate temporary database, the new file `scan`; None
     keeps it in memory.
     """
 
-    def __init__(self, path: Path, scan: Path | None = None) -> None:
+    def __init__(self, path: Path, schema: Schema, scan: Path | None = None) -> None:
         self.path = path
+        self.schema = schema
         with _explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -167,7 +183,7 @@ class State:
             self._scan.execute("PRAGMA journal_mode=OFF")
             self._scan.executescript(_SCAN_SCHEMA)
             self._scan.execute("BEGIN")  # never committed: not needed after this process
-        version = self.get("version")
+        version = self.get("version", whole_number)
         if version is None:
             self.put("version", STATE_VERSION)
         elif version == 1:
@@ -210,15 +226,10 @@ class State:
         with _explained(self.path):
             self._db.executemany(statement, rows)
 
-    def get(self, key: str) -> Any:
-        """A value stored under `key`, None if there is none."""
+    def get(self, key: str, parse: Parse = as_stored) -> Any:
+        """What `parse` makes of the value stored under `key`; None if there is none, or if it is damaged."""
         with _explained(self.path):
-            row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        try:
-            return None if row is None else json.loads(row[0])
-        except (ValueError, TypeError, RecursionError) as error:
-            log.warning("%s: the value of %r is damaged (%s) and counts as missing", self.path, key, error)
-            return None
+            return _value(self._db, self.path, key, parse)
 
     def put(self, key: str, value: Any) -> None:
         """Store a JSON value under `key`; writes nothing if it is unchanged."""
@@ -240,7 +251,7 @@ class State:
     def _parsed(self, sample_id: str, *values: Any) -> SampleState | None:
         """A sample's state; None if its row is damaged, which is then removed."""
         try:
-            return parse_sample(*values)
+            return parse_sample(self.schema, *values)
         except ValueError as error:
             log.warning("%s: the row of sample %r is damaged (%s); it is computed again", self.path, sample_id, error)
             with _explained(self.path):
@@ -298,6 +309,17 @@ class State:
             self._db.execute(_FINISH, (sample_id, json.dumps(groups), seconds, source))
 
 
+def read_value(path: Path, key: str, parse: Parse = as_stored) -> Any:
+    """A value of the state at `path`, as `State.get` returns it, without writing to disk; None if there is no file."""
+    if not path.is_file():
+        return None
+    with (
+        _explained(path),
+        contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database,
+    ):
+        return _value(database, path, key, parse)
+
+
 def copy_state(source: Path, target: Path) -> None:
     """A consistent copy of a database that may be open elsewhere. Raises StoreError."""
     try:
@@ -330,6 +352,16 @@ def _selected(db: sqlite3.Connection, path: Path, ids: Sequence[str]) -> list[tu
     """The rows of these samples that exist."""
     with _explained(path):
         return db.execute(_SELECT_SAMPLES, (json.dumps(ids),)).fetchall()
+
+
+def _value(db: sqlite3.Connection, path: Path, key: str, parse: Parse) -> Any:
+    """See `State.get`."""
+    row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    try:
+        return None if row is None else parse(json.loads(row[0]))
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        log.warning("%s: the value of %r is damaged (%r) and counts as missing", path, key, error)
+        return None
 
 
 def _open(path: Path) -> sqlite3.Connection:

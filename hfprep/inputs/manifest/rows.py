@@ -18,14 +18,13 @@ from hfprep.inputs.text.language import read_hint
 from hfprep.io.json_text import is_encodable, json_text
 from hfprep.io.object_storage import is_url, joined, open_stream, refusal, url_of
 from hfprep.io.references import moved, parse_reference
-from hfprep.schema import Rejection, Utterance
+from hfprep.schema import MAX_SECONDS, Rejection, Utterance
 
 MAX_NAME_BYTES = 255  # one path component, on every common Linux file system
 MAX_ID_FOLDERS = 64
 MAX_LINE_BYTES = 1 << 24
 MAX_CACHED_FOLDERS = 1024
 MAX_ID_BYTES = 3000  # leaves room for the output directory within PATH_MAX (4096)
-MAX_SECONDS = 1e8  # three years: longer than any recording, and sums stay finite
 KNOWN_FIELDS = frozenset({"id", "text", "audio", "speaker", "language", "duration"})
 _NPY_SUFFIX_BYTES = len(".npy")
 UTF8_MARK = b"\xef\xbb\xbf"

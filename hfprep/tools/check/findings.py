@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from hfprep.errors import Reason
 from hfprep.inputs.text.scripts import DoubtfulGrammar
+from hfprep.io.npy_format import npy_size
 from hfprep.schema import Rejection, Schema, Utterance
-from hfprep.store.layout import npy_size
 from hfprep.tools.check.inspecting import Inspection
 from hfprep.tools.check.outliers import NONE_GIVEN, Pace
 

@@ -16,13 +16,14 @@ import numpy as np
 
 from hfprep.errors import ConfigError, StoreError
 from hfprep.formats.formats import open_set
-from hfprep.formats.npy import read_state_value
 from hfprep.formats.samples import SPLITS, Split
 from hfprep.inputs.manifest.rows import AudioFinder
 from hfprep.io.object_storage import check_local
 from hfprep.schema import Column, Schema
-from hfprep.store.layout import PRIVATE, REJECTED
+from hfprep.store.layout import PRIVATE, REJECTED, STATE_FILE
+from hfprep.store.state import read_value
 from hfprep.store.timeline import read_timeline
+from hfprep.store.values import parse_paths
 from hfprep.tools.report.colours import NONE_GIVEN
 from hfprep.tools.report.texts import TEXT_WIDTH, Texts, look_at_texts, tokenizer_of
 
@@ -127,7 +128,7 @@ def collect(root: Path, *, with_audio: bool = False, seed: int = 0) -> Collected
 
 def name_of(root: Path) -> str:
     """A name for a data set: that of its manifest, of the manifest's folders, or else of the output."""
-    manifest = (read_state_value(root, "paths") or {}).get("manifest")
+    manifest = (read_value(root / STATE_FILE, "paths", parse_paths) or {}).get("manifest")
     places = [] if not manifest else [Path(manifest).stem, *(folder.name for folder in Path(manifest).parents[:2])]
     return next((name for name in places if name and name.lower() not in GENERIC_NAMES), root.resolve().name)
 
@@ -268,7 +269,7 @@ def _rejected(root: Path, stats: dict[str, Any]) -> tuple[dict[str, int], list[d
 
 
 def _audio_finder(root: Path) -> Locate:
-    paths = read_state_value(root, "paths") or {}
+    paths = read_value(root / STATE_FILE, "paths", parse_paths) or {}
     finder = AudioFinder(Path(paths.get("manifest") or root / "manifest.jsonl"), paths.get("audio_root"))
     folder = Path(paths.get("folder") or "")
 

@@ -13,8 +13,9 @@ from hfprep.pipeline.inputs import find_inputs
 from hfprep.recipes.base import via_rate
 from hfprep.recipes.options import ModelOptions
 from hfprep.schema import Schema
-from hfprep.store.layout import OutputFolder
-from hfprep.tools.verify.described import state_value
+from hfprep.store.layout import STATE_FILE, OutputFolder
+from hfprep.store.state import read_value
+from hfprep.store.values import parse_paths
 from hfprep.tools.verify.faults import Findings
 from hfprep.tools.verify.options import VerifyOptions
 from hfprep.tools.verify.parity import Compared, Output, Stored, check_models, compare_alone, draw, with_segments
@@ -38,7 +39,7 @@ def compare(
     """
     if not options.parity and not options.reference:
         return None, None
-    last = state_value(options.output_dir, "paths") or {}
+    last = read_value(options.output_dir / STATE_FILE, "paths", parse_paths) or {}
     given = _model_options(options, last)
     if not any(value is not None and MODEL_OPTIONS[name] is None for name, value in given.items()):
         flag = "--parity" if options.parity else "--reference"

@@ -12,14 +12,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from hfprep.errors import ConfigError
+from hfprep.errors import ConfigError, StoreError
 from hfprep.schema import Schema
 from hfprep.store.first_version import first_schema, migrate
-from hfprep.store.layout import PRIVATE, STATS
-from hfprep.store.state import SampleState, parse_sample
+from hfprep.store.layout import PRIVATE, STATE_FILE, STATS
+from hfprep.store.state import SampleState, parse_sample, read_value
 from hfprep.tools.verify.arrays import read_npy
 
-STATE_FILE = f"{PRIVATE}/state.sqlite"
 WIDTHS_SAMPLED = 101
 _SELECT = "SELECT finished, seconds, source FROM samples WHERE id = ?"
 
@@ -29,10 +28,12 @@ def npy_schema(root: Path) -> Schema:
 
     Raises ConfigError if this is not an output, or the files with its schema are missing.
     """
-    for record in (stats_of(root).get("schema"), state_value(root, "schema")):
-        with contextlib.suppress(KeyError, TypeError, ValueError):
-            if record is not None:
-                return Schema.parse(record)
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        return Schema.parse(stats_of(root)["schema"])
+    with contextlib.suppress(StoreError):
+        kept: Schema | None = read_value(root / STATE_FILE, "schema", Schema.parse)
+        if kept is not None:
+            return kept
     if not any((root / name).exists() for name in (PRIVATE, STATS, *first_schema(0).by_name)):
         if any(root.glob("*_manifest.jsonl")):
             raise ConfigError(
@@ -41,16 +42,6 @@ def npy_schema(root: Path) -> Schema:
             )
         raise ConfigError(f"{str(root)!r} contains no features: no manifests, arrays or export")
     return _of_first_version(root)
-
-
-def state_value(root: Path, key: str) -> Any:
-    """A value in the build's state, None if it cannot be read."""
-    path = root / STATE_FILE
-    with contextlib.suppress(sqlite3.Error, ValueError):
-        if path.is_file():
-            with contextlib.closing(StateReader(path)) as state:
-                return state.get(key)
-    return None
 
 
 def stats_of(root: Path) -> dict[str, Any]:
@@ -83,13 +74,14 @@ def _usual_width(root: Path) -> int:
 class StateReader:
     """Reads the database at `path`. Raises sqlite3.DatabaseError on opening if SQLite's check finds damage."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, schema: Schema) -> None:
+        self.schema = schema
         self._db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
         try:
             found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
             if found != "ok":
                 raise sqlite3.DatabaseError(str(found))
-            if self.get("version") == 1:
+            if read_value(path, "version") == 1:
                 self._db = _migrated(self._db)
             self.sample("")
         except BaseException:
@@ -99,16 +91,11 @@ class StateReader:
     def close(self) -> None:
         self._db.close()
 
-    def get(self, key: str) -> Any:
-        """The value under `key`, None if there is none."""
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
-
     def sample(self, sample_id: str) -> SampleState | None:
         """The state of a sample; nothing counts as finished in a damaged row."""
         row = self._db.execute(_SELECT, (sample_id,)).fetchone()
         try:
-            return None if row is None else parse_sample(*row)
+            return None if row is None else parse_sample(self.schema, *row)
         except ValueError:
             return SampleState({})
 

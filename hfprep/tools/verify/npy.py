@@ -15,13 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from hfprep.errors import StoreError
 from hfprep.pipeline.prefetch import prefetch
 from hfprep.schema import Schema, artifact_path
-from hfprep.store.layout import PRIVATE, PROGRESS, REJECTED, STATS, TRAIN, VAL, NpyOutput
-from hfprep.store.state import SampleState
+from hfprep.store.layout import PRIVATE, PROGRESS, REJECTED, STATE_FILE, STATS, TRAIN, VAL, NpyOutput
+from hfprep.store.state import SampleState, read_value
 from hfprep.store.statistics import perplexity
+from hfprep.store.values import ratio
 from hfprep.tools.verify.arrays import Problem, check_array, read_npy
-from hfprep.tools.verify.described import STATE_FILE, StateReader
+from hfprep.tools.verify.described import StateReader
 from hfprep.tools.verify.faults import OF_ARTIFACT, FaultKind, Findings
 from hfprep.tools.verify.listing import Listing
 
@@ -41,15 +43,15 @@ class Checked:
 
 def open_state(output: NpyOutput, findings: Findings) -> StateReader | None:
     """The state of an output; None, with a fault or a note, if it is missing or damaged."""
-    path = output.private / "state.sqlite"
+    path = output.state_file
     if not path.is_file():
         findings.note(
             f"{STATE_FILE} is missing: a build would not know what is finished (--skip-existing adopts the files)"
         )
         return None
     try:
-        return StateReader(path)
-    except sqlite3.Error as error:
+        return StateReader(path, output.schema)
+    except (sqlite3.Error, StoreError) as error:
         findings.add(FaultKind.FILE_INVALID, STATE_FILE, f"the database is damaged: {error}")
         return None
 
@@ -62,7 +64,7 @@ def verify_npy(output: NpyOutput, *, workers: int) -> tuple[Findings, Listing]:
         state = open_state(output, findings)
         if state is not None:
             stack.callback(state.close)
-        listing.read(None if state is None else state.get("val_ratio"))
+        listing.read(None if state is None else read_value(output.state_file, "val_ratio", ratio))
         _check_samples(output, listing, state, workers=workers)
         _check_folders(output, listing, state)
     return findings, listing

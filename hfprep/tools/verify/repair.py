@@ -12,9 +12,8 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from hfprep.io import atomic
-from hfprep.store.layout import PROGRESS, NpyOutput, json_line
+from hfprep.store.layout import PROGRESS, STATE_FILE, NpyOutput, json_line
 from hfprep.store.state import State
-from hfprep.tools.verify.described import STATE_FILE
 from hfprep.tools.verify.faults import OF_ARTIFACT, FaultKind, Findings
 from hfprep.tools.verify.listing import MANIFESTS, Listing
 
@@ -68,10 +67,10 @@ def repair_npy(
 
 
 def _forget(output: NpyOutput, needs: dict[str, frozenset[str]]) -> None:
-    path = output.private / "state.sqlite"
+    path = output.state_file
     if not needs or not path.is_file():
         return
-    state = State(path)
+    state = State(path, output.schema)
     try:
         with state.transaction():
             state.begin(needs.items())
