@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
@@ -198,16 +198,32 @@ class Schema:
     @classmethod
     def parse(cls, record: Mapping[str, Any]) -> Schema:
         """The schema from a JSON object made by `record`. Raises KeyError, TypeError or ValueError if it is invalid."""
-        return cls(
+        schema = cls(
             recipe=str(record["recipe"]),
             columns=tuple(Column(**{**item, "dims": tuple(item["dims"])}) for item in record["columns"]),
             groups=tuple(Group(**item) for item in record["groups"]),
             frame_rate=float(record["frame_rate"]),
-            code_rate=record["code_rate"],
-            limits=dict(record["limits"]),
-            fixed=dict(record["fixed"]),
+            code_rate=None if record["code_rate"] is None else float(record["code_rate"]),
+            limits={str(name): int(limit) for name, limit in dict(record["limits"]).items()},
+            fixed={str(name): int(length) for name, length in dict(record["fixed"]).items()},
             record_fields=tuple(RecordField(**item) for item in record["record_fields"]),
         )
+        for column in schema.columns:
+            texts = (column.name, column.dtype, column.about)
+            numbers = (column.pad, column.size or 0, *(dim for dim in column.dims if not isinstance(dim, str)))
+            if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
+                raise TypeError(f"the column {column.name!r} is not described by texts and numbers")
+            if column.numpy_dtype.kind not in "biuf" or column.kind not in get_args(Kind):
+                raise ValueError(f"the column {column.name!r} has the unknown dtype {column.dtype!r} or kind")
+            if column.group not in schema.group_names:
+                raise ValueError(f"the column {column.name!r} is of the unknown group {column.group!r}")
+        for group in schema.groups:
+            if not isinstance(group.name, str) or group.source not in get_args(Source):
+                raise ValueError(f"the group {group.name!r} is computed from {group.source!r}")
+        for item in schema.record_fields:
+            if not isinstance(item.name, str) or item.source not in METADATA or not isinstance(item.values, Mapping):
+                raise ValueError(f"the field {item.name!r} of records is derived from {item.source!r}")
+        return schema
 
 
 class PickledAsTuple:

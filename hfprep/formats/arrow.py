@@ -6,7 +6,7 @@ still has the columns.
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from hfprep.formats.samples import (
     entry_from,
     parse_exact,
 )
+from hfprep.io.json_file import DAMAGED, read_json
 from hfprep.schema import Column, Schema
 
 TITLE = "Training features made by hfprep."
@@ -36,6 +37,7 @@ MADE_BY = "made by hfprep"  # in the titles of all versions
 FORMAT_NAME = "hfprep-arrow"  # in the index
 EXACT_LINE, EXACT_EXTRA = "manifest_line", "extra_json"
 DICT_FILE, INFO_FILE, STATE_FILE = "dataset_dict.json", "dataset_info.json", "state.json"
+ADVICE = "make or fetch the set again"  # about damaged files
 ROW = "row"  # a sample's place: the position of its row in its split
 
 
@@ -47,11 +49,23 @@ def describe(origin: Origin, columns: list[ExtraColumn]) -> str:
 
 def read_description(path: Path) -> dict[str, Any] | None:
     """The provenance in a data set's info file; None if the file is missing or not from hfprep."""
-    try:
-        title, _, rest = str(json.loads(path.read_bytes()).get("description")).partition("\n")
+
+    def parse(info: Any) -> dict[str, Any] | None:
+        title, _, rest = str(info.get("description")).partition("\n")
         return dict(json.loads(rest)) if MADE_BY in title else None
-    except (OSError, ValueError):
+
+    try:
+        return read_json(path, parse, ADVICE)
+    except (OSError, StoreError):
         return None
+
+
+def extra_columns_of(description: Mapping[str, Any]) -> list[ExtraColumn]:
+    """The columns for other fields in a set's provenance; raises StoreError if they are damaged."""
+    try:
+        return [ExtraColumn.parse(item) for item in description.get("extra_columns", ())]
+    except DAMAGED as error:
+        raise StoreError(f"the set's description of its other fields is damaged ({error!r}); {ADVICE}") from error
 
 
 def is_arrow_set(path: Path) -> bool:
@@ -61,16 +75,27 @@ def is_arrow_set(path: Path) -> bool:
 
 def is_own_export(path: Path) -> bool:
     """Whether a folder is a saved DatasetDict that hfprep wrote."""
-    return is_arrow_set(path) and any(read_description(path / name / INFO_FILE) for name in _split_names(path))
+    try:
+        return is_arrow_set(path) and any(read_description(path / name / INFO_FILE) for name in _split_names(path))
+    except (OSError, StoreError):
+        return False
 
 
 def _split_names(root: Path) -> list[str]:
-    return list(json.loads((root / DICT_FILE).read_bytes())["splits"])
+    return read_json(root / DICT_FILE, lambda found: _texts(found["splits"]), ADVICE)
 
 
 def split_files(root: Path) -> list[str]:
-    """File names of a split's shards from its state.json; raises OSError, ValueError or KeyError."""
-    return [item["filename"] for item in json.loads((root / STATE_FILE).read_bytes())["_data_files"]]
+    """File names of a split's shards from its state.json; raises OSError or StoreError."""
+    return read_json(root / STATE_FILE, lambda found: _texts(item["filename"] for item in found["_data_files"]), ADVICE)
+
+
+def _texts(values: Iterable[Any]) -> list[str]:
+    """These values; raises TypeError if there is none, or if one is not a text."""
+    found = list(values)
+    if not found or not all(isinstance(value, str) for value in found):
+        raise TypeError(f"{str(found)[:80]} must be texts")
+    return found
 
 
 class ListColumn:
@@ -299,7 +324,7 @@ class ArrowSet(SampleSet):
         names = _split_names(self.root)
         if name not in names:
             raise StoreError(f"{self.root} has no split {name!r}; it has {', '.join(names) or 'none'}")
-        columns = [ExtraColumn(**item) for item in self._description.get("extra_columns", ())]
+        columns = extra_columns_of(self._description)
         rows = ArrowRows(self.root / name, None if file is None else [file])
         places = Places.of(self.root, self._index, name) if file is None and self._index else None
         return ArrowSplit(self.schema, rows, columns, places)

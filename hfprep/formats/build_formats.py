@@ -18,8 +18,9 @@ from hfprep.formats.samples import NO_EXTRA, SampleSet
 from hfprep.formats.shards import ShardOptions
 from hfprep.formats.webdataset_writer import WebDatasetOptions, export_webdataset
 from hfprep.io.file_hashes import sha256_file
-from hfprep.store.layout import STATS, TRAIN, VAL
+from hfprep.store.layout import TRAIN, VAL
 from hfprep.store.state import State
+from hfprep.store.statistics import read_stats
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def export_formats(root: Path, state: State, formats: Iterable[str], max_shard_b
 
 def _digest(root: Path) -> str:
     """A digest of what an export contains besides the arrays."""
-    stats = json.loads((root / STATS).read_bytes())
+    stats = read_stats(root) or {}
     files = [root / TRAIN, root / VAL, extra_path(root)]
     parts = [sha256_file(path) if path.is_file() else "" for path in files]
     parts.append(json.dumps([stats.get(name) for name in ("sha256", "versions")], sort_keys=True))

@@ -4,7 +4,6 @@ It is written last, so a folder with an index is complete. The places of the sam
 order, train before validation.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ import numpy as np
 
 from hfprep.errors import StoreError
 from hfprep.io import atomic
+from hfprep.io.json_file import read_json
 from hfprep.store import shard_index
 
 INDEX = "index.json"
@@ -27,15 +27,36 @@ Shard = dict[str, Any]  # as in the index: name, samples, bytes, sha256
 def read_index(root: Path, format_name: str) -> dict[str, Any] | None:
     """The index of a folder of shards; None if there is none of that format."""
     try:
-        index = json.loads((root / INDEX).read_bytes())
-    except (OSError, ValueError):
+        return read_json(root / INDEX, lambda index: _parse(index, format_name), "make or fetch the set again")
+    except (OSError, StoreError):
         return None
-    return index if isinstance(index, dict) and index.get("format") == format_name else None
+
+
+def _parse(index: Any, format_name: str) -> dict[str, Any]:
+    """The index, if it has the form that `write_index` gives it. Raises an error if not."""
+    found = dict(index)
+    if found["format"] != format_name:
+        raise ValueError(f"its format is {found['format']!r}")
+    for described in found["splits"].values():
+        _check_types(described, samples=int, shards=list)
+        for shard in described["shards"]:
+            _check_types(shard, name=str, samples=int, bytes=int, sha256=str)
+    if "places" in found:
+        _check_types(found["places"], file=str, columns=list)
+        if not all(isinstance(column, str) for column in found["places"]["columns"]):
+            raise TypeError("the columns of its places are no texts")
+    return found
+
+
+def _check_types(record: Mapping[str, Any], **types: type) -> None:
+    for name, kind in types.items():
+        if type(record[name]) is not kind or (kind is int and record[name] < 0):
+            raise TypeError(f"{name} is {str(record[name])[:80]}")
 
 
 def shards_in(index: Mapping[str, Any], split: str) -> list[Shard]:
     """The shards of a split, in the order that its places refer to."""
-    return list(index.get("splits", {}).get(split, {}).get("shards", ()))
+    return list(index["splits"].get(split, {}).get("shards", ()))
 
 
 def write_index(

@@ -42,7 +42,7 @@ from hfprep.store.fingerprints import parse_settings
 from hfprep.store.first_version import first_schema, width_column
 from hfprep.store.layout import IO_THREADS, PROGRESS, STATE_FILE, STATS, TRAIN, VAL, write_arrays
 from hfprep.store.state import read_value
-from hfprep.store.statistics import write_stats
+from hfprep.store.statistics import read_stats, write_stats
 
 MANIFESTS = {"train": TRAIN, "validation": VAL}
 CHUNK_SAMPLES = 256
@@ -233,10 +233,7 @@ class NpySet(SampleSet):
 
 def npy_origin(root: Path) -> Origin:
     """The origin of an output, from stats.json and the state."""
-    try:
-        stats = json.loads((root / STATS).read_bytes())
-    except FileNotFoundError:
-        stats = None
+    stats = read_stats(root)
     fingerprints = read_value(root / STATE_FILE, "settings", parse_settings) or {}
     return Origin(stats, fingerprints, schema=parse_schema((stats or {}).get("schema")))
 

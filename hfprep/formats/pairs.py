@@ -4,7 +4,6 @@ Writes train_pairs.jsonl and val_pairs.jsonl into an npy output or a folder of .
 choice depends only on the ids, the options and the seed. Keeps a few bytes per record in memory, not the records.
 """
 
-import json
 import random
 import re
 import sys
@@ -20,10 +19,12 @@ from hfprep.formats.npy import MANIFESTS, LineFile, is_npy_output
 from hfprep.formats.npz import UTTERANCES, export_npz, is_npz_export
 from hfprep.formats.pair_choice import cross_lingual_pairs, speaker_pairs
 from hfprep.formats.pair_records import npz_pair_record, pair_record, pair_schema
-from hfprep.formats.samples import parse_entry
+from hfprep.formats.samples import length_in, parse_entry, parse_schema
 from hfprep.io.atomic import check_writable, write_lines
+from hfprep.io.json_file import DAMAGED
 from hfprep.store.first_version import first_schema
-from hfprep.store.layout import REJECTED, STATS, json_line
+from hfprep.store.layout import REJECTED, json_line
+from hfprep.store.statistics import read_stats
 
 PAIR_MANIFESTS = {"train": "train_pairs.jsonl", "validation": "val_pairs.jsonl"}
 ELSEWHERE = "pairs can be made in another folder: hfprep {} {} DIR, then hfprep pairs DIR"
@@ -149,7 +150,7 @@ def write_pairs(output: Path, options: PairOptions | None = None) -> dict[str, P
             f"--speaker-from is {options.speaker_from!r}, but the records of .npz files have no audio path; it must "
             "be id:EXPRESSION, or put `speaker` into the source manifest, then build and export again"
         )
-    stats = _stats(output)
+    stats = read_stats(output) or {}
     limits = _Limits.of(options, stats)
     manifests = {name: output / manifest for name, manifest in (UTTERANCES if npz else MANIFESTS).items()}
     apart = npz and not options.cross_lingual
@@ -227,15 +228,6 @@ def _check_pairs(
             )
 
 
-def _stats(output: Path) -> dict[str, Any]:
-    """The content of stats.json; empty if it cannot be read."""
-    try:
-        stats = json.loads((output / STATS).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return stats if isinstance(stats, dict) else {}
-
-
 @dataclass(frozen=True)
 class _Limits:
     """The most text ids and codes of an utterance in pairs; None if the samples do not have the length."""
@@ -245,18 +237,18 @@ class _Limits:
 
     @classmethod
     def of(cls, options: PairOptions, stats: dict[str, Any]) -> "_Limits":
-        said = (stats.get("schema") or {}).get("limits") or first_schema(0).limits
+        said = (parse_schema(stats.get("schema")) or first_schema(0)).limits
         return cls(options.max_text_len or said.get("text_len"), options.max_code_len or said.get("code_len"))
 
     def exceeded(self, record: dict[str, Any]) -> bool:
         """Whether an utterance exceeds a limit."""
         limits = {"text_len": self.text_len, "code_len": self.code_len}
-        return any(record.get(name, 0) > most for name, most in limits.items() if most is not None)
+        return any(length_in(record, name, 0) > most for name, most in limits.items() if most is not None)
 
 
 def _long_enough(record: dict[str, Any], options: PairOptions) -> bool:
     minima = {"text_len": options.min_text_len, "code_len": options.min_code_len}
-    return all(record[name] >= least for name, least in minima.items() if name in record)
+    return all(length_in(record, name, least) >= least for name, least in minima.items())
 
 
 class _Speakers:
@@ -278,15 +270,18 @@ class _Speakers:
         for index in range(len(lines)):
             try:
                 record = parse_entry(lines.line(index)).record
-            except ValueError as error:
-                raise StoreError(f"{manifest}, line {index + 1}: {error}; run the build again to repair it") from None
-            speaker, language = speaker_of(record), str(record.get("language") or record.get("lang") or "").lower()
+                sample_id, speaker = record["id"], speaker_of(record)
+                overlong, long_enough = limits.exceeded(record), _long_enough(record, options)
+            except DAMAGED as error:
+                message = f"{manifest}, line {index + 1}: {error}; run the build again to repair it"
+                raise StoreError(message) from None
+            language = str(record.get("language") or record.get("lang") or "").lower()
             speakers.languages.append(sys.intern(language))
             if not speaker:
-                missing.append(record["id"])
-            elif limits.exceeded(record):
+                missing.append(sample_id)
+            elif overlong:
                 speakers.overlong += 1
-            elif _long_enough(record, options):
+            elif long_enough:
                 speakers.members.setdefault((str(speaker), language if apart else ""), []).append(index)
         if missing:
             raise StoreError(

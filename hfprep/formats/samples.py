@@ -16,9 +16,12 @@ import numpy as np
 
 from hfprep.errors import RejectedSample, StoreError
 from hfprep.inputs.manifest.rows import check_id
-from hfprep.schema import Column, Schema, manifest_record
+from hfprep.io.json_file import DAMAGED
+from hfprep.schema import MAX_LENGTH, Column, Schema, manifest_record
+from hfprep.store.fingerprints import parse_settings
 from hfprep.store.first_version import first_schema, width_column
 from hfprep.store.layout import json_line
+from hfprep.store.statistics import parse_stats
 
 SPLITS = ("train", "validation")
 DTYPES = ("float32", "float16")
@@ -28,7 +31,20 @@ LABELS = ("id", "language")
 
 def lengths_of(schema: Schema, record: Mapping[str, Any]) -> dict[str, int]:
     """The lengths in a record; raises KeyError, TypeError or ValueError if one is missing."""
-    return {name: int(record[name]) for name in schema.lengths}
+    return {name: length_in(record, name) for name in schema.lengths}
+
+
+def length_in(record: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    """A length in a record, or `default` if there is one and no such length.
+
+    Raises KeyError, TypeError or ValueError for anything else.
+    """
+    if name not in record and default is not None:
+        return default
+    length = record[name]
+    if type(length) is not int or not 0 <= length <= MAX_LENGTH:
+        raise ValueError(f"{name} is {str(length)[:80]}; it must be a whole number")
+    return length
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +106,16 @@ class Origin:
     @classmethod
     def parse(cls, record: Mapping[str, Any]) -> "Origin":
         """The inverse of `record`; raises StoreError if the schema cannot be read."""
-        stats = record.get("stats")
-        return cls(
-            stats,
-            record.get("fingerprints") or {},
-            record.get("latents_dtype", "float32"),
-            parse_schema(record.get("schema") or (stats or {}).get("schema")),
-        )
+        stats, fingerprints = record.get("stats"), record.get("fingerprints")
+        try:
+            return cls(
+                None if stats is None else parse_stats(stats),
+                parse_settings(fingerprints or {}),
+                str(record.get("latents_dtype", "float32")),
+                parse_schema(record.get("schema") or (stats or {}).get("schema")),
+            )
+        except DAMAGED as error:
+            raise StoreError(f"the set's description cannot be read ({error!r}); make or fetch it again") from error
 
 
 def parse_schema(record: Any) -> Schema | None:
@@ -105,7 +124,7 @@ def parse_schema(record: Any) -> Schema | None:
         return None
     try:
         return Schema.parse(record)
-    except (KeyError, TypeError, ValueError) as error:
+    except DAMAGED as error:
         message = f"the set's description of its columns cannot be read ({error!r}); perhaps hfprep is too old"
         raise StoreError(message) from error
 
@@ -150,7 +169,7 @@ class Split(ABC):
 
     def lengths(self, name: str) -> np.ndarray:
         """A length in the records, such as code_len, of every sample: int64 (samples,)."""
-        return np.fromiter((int(entry.record[name]) for entry in self.entries()), np.int64, len(self))
+        return np.fromiter((length_in(entry.record, name) for entry in self.entries()), np.int64, len(self))
 
 
 class SampleSet(ABC):

@@ -185,6 +185,8 @@ class WebDatasetSplit(Split):
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         shard, start, size = self._table[index, :3].tolist()
+        if not 0 <= shard < len(self._files):
+            raise StoreError(f"sample {index} is in shard {shard} of {len(self._files)}; make or fetch the set again")
         return self._files[shard], start, size
 
     def entry(self, index: int) -> Entry:

@@ -1,15 +1,15 @@
 """Support for `--skip-existing`: checks how existing codes were made, and collects worker folders of older scripts."""
 
 import contextlib
-import json
 import logging
 import os
 from pathlib import Path
 
-from hfprep.errors import ConfigError
+from hfprep.errors import ConfigError, StoreError
 from hfprep.io.atomic import explained
 from hfprep.pipeline.config import BuildConfig
-from hfprep.store.layout import STATS, NpyOutput
+from hfprep.store.layout import NpyOutput
+from hfprep.store.statistics import read_stats
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +65,7 @@ def _move(source: Path, target: Path) -> int:
 
 def _recorded_chain(root: Path) -> int | None:
     """`audio_sr` in the stats.json of an hfprep build; None if there is none."""
-    try:
-        found = json.loads((root / STATS).read_bytes())["settings"]["audio_sr"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return found if isinstance(found, int) else None
+    with contextlib.suppress(OSError, StoreError):
+        found = (read_stats(root) or {}).get("settings", {}).get("audio_sr")
+        return found if isinstance(found, int) else None
+    return None

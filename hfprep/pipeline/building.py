@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -50,7 +49,7 @@ from hfprep.store.layout import PROGRESS, REJECTED, STATS, NpyOutput, json_line
 from hfprep.store.listing import Listed, Listing, ListingOptions, entry_of
 from hfprep.store.remote import Mirror, open_folder
 from hfprep.store.state import State
-from hfprep.store.statistics import package_versions, write_stats
+from hfprep.store.statistics import package_versions, read_stats, write_stats
 from hfprep.store.timeline import Timeline
 
 log = logging.getLogger(__name__)
@@ -326,7 +325,7 @@ class _Run:
         """Update every requested format to what is finished."""
         root, formats, size = self.output.root, self.config.formats, self.config.max_shard_bytes
         if self.settled:
-            shown = self.kept.publish(Origin(json.loads((root / STATS).read_bytes()), self.settings()))
+            shown = self.kept.publish(Origin(read_stats(root), self.settings()))
             export_formats(root, self.state, set(formats) - {self.kept.name}, size, shown)
 
     def summary(self, interrupted_by: int | None) -> Summary:

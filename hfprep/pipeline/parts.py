@@ -19,6 +19,7 @@ from hfprep.inputs.manifest.columns import UNREADABLE
 from hfprep.inputs.manifest.opening import rows_sha256
 from hfprep.inputs.manifest.rows import check_id
 from hfprep.io import atomic
+from hfprep.io.json_file import DAMAGED
 from hfprep.io.object_storage import check_local
 from hfprep.pipeline.config import BuildConfig, Part
 from hfprep.pipeline.inputs import Inputs
@@ -26,6 +27,7 @@ from hfprep.pipeline.plan import planned_row
 from hfprep.schema import Schema
 from hfprep.store.fingerprints import with_numerics
 from hfprep.store.layout import REJECTED, STATS, NpyOutput, OutputFolder, PlannedRow
+from hfprep.store.statistics import parse_stats
 
 PART_FORMAT = 2
 RECORD, ROWS = "part.json", "part-rows.arrow"
@@ -94,19 +96,21 @@ class FinishedPart:
             with open(path, "rb") as stream:
                 for line in stream:
                     yield int(json.loads(line)["line"]), line
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, *DAMAGED) as error:
             raise StoreError(f"{path} cannot be read: {error!r}; run the part's `build --shard` again") from error
 
     def stats(self) -> dict[str, Any]:
         """The content of the part's stats.json. Raises StoreError if it is damaged."""
         path = self.output.root / STATS
         try:
-            found = json.loads(path.read_bytes())
+            found = parse_stats(json.loads(path.read_bytes()))
             if not {"versions", "rejected", *SUMMED} <= found.keys():
                 raise ValueError("an entry is missing")
-        except (OSError, ValueError, AttributeError) as error:
+            if not all(isinstance(found[name], float | int) for name in SUMMED):
+                raise TypeError("a count is no number")
+        except (OSError, *DAMAGED) as error:
             raise StoreError(f"{path} cannot be read: {error}; run the part's `build --shard` again") from error
-        return dict(found)
+        return found
 
 
 def part_facts(config: BuildConfig, inputs: Inputs) -> PartFacts:
@@ -159,6 +163,6 @@ def read_part(folder: Path) -> FinishedPart:
             raise ConfigError(f"{str(folder)!r} is not the output directory of a build with --shard") from None
         message = "contains no finished part; run its `build --shard` again until it is complete"
         raise ConfigError(f"{str(folder)!r} {message}") from None
-    except (ValueError, TypeError, KeyError, OSError) as error:
+    except (OSError, *DAMAGED) as error:
         raise StoreError(f"{path} cannot be read: {error}; run the part's `build --shard` again") from error
     return FinishedPart(output, facts)

@@ -5,7 +5,6 @@ artifacts by hard links.
 """
 
 import dataclasses
-import json
 import os
 import shutil
 from pathlib import Path
@@ -20,8 +19,9 @@ from hfprep.pipeline.building import build
 from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.provenance import ELSEWHERE
 from hfprep.pipeline.summary import Summary
-from hfprep.store.layout import PRIVATE, STATE, STATE_FILE, STATS
+from hfprep.store.layout import PRIVATE, STATE, STATE_FILE
 from hfprep.store.state import copy_state, read_value
+from hfprep.store.statistics import read_stats
 from hfprep.store.values import parse_paths
 
 NOT_COPIED = {"lock", "build.log", STATE, "work"}
@@ -62,14 +62,14 @@ def last_config(output: Path) -> BuildConfig:
             f"{str(output)!r} does not record what it was built from; run `build` on its manifest with the new "
             "--tokenizer and --skip-existing, which keeps the audio features"
         )
-    if (output / STATS).is_file():
-        stats = json.loads((output / STATS).read_bytes())
+    stats = read_stats(output)
+    if stats is not None:
         settings = stats.get("settings", {}) | {"precision": stats.get("precision", "fp32")}
     known = {item.name for item in dataclasses.fields(BuildConfig)} - ELSEWHERE
     options = {name: value for name, value in (settings | paths).items() if name in known and value is not None}
     try:
         return BuildConfig(**options | {"output_dir": output})
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         raise StoreError(f"the build options in {str(output)!r} are damaged: {error}; run `build` again") from error
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from hfprep.errors import Reason, StoreError
 from hfprep.io.atomic import observe
 from hfprep.io.chunks import chunks_of
+from hfprep.io.json_file import DAMAGED
 from hfprep.schema import MAX_LENGTH, MAX_SECONDS, Rejection, Schema
 from hfprep.store.first_version import migrate
 from hfprep.store.values import Parse, as_stored, whole_number
@@ -359,7 +360,7 @@ def _value(db: sqlite3.Connection, path: Path, key: str, parse: Parse) -> Any:
     row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
     try:
         return None if row is None else parse(json.loads(row[0]))
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+    except DAMAGED as error:
         log.warning("%s: the value of %r is damaged (%r) and counts as missing", path, key, error)
         return None
 

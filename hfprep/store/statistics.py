@@ -1,4 +1,4 @@
-"""stats.json: package versions, codebook use, and writing it."""
+"""stats.json: package versions, codebook use, reading and writing it."""
 
 import importlib.metadata
 import math
@@ -12,7 +12,8 @@ import numpy as np
 
 from hfprep.io.atomic import write_json
 from hfprep.io.chunks import chunks_of
-from hfprep.store.layout import READING_THREADS, NpyOutput
+from hfprep.io.json_file import read_json
+from hfprep.store.layout import READING_THREADS, STATS, NpyOutput
 
 BLOCK = 256  # files read together
 PACKAGES = (
@@ -69,6 +70,25 @@ def perplexity(counts: np.ndarray) -> float:
     """Perplexity of frequencies, int64 (codebook rows,): exp of their entropy."""
     shares = counts[counts > 0] / max(1, counts.sum())
     return round(math.exp(-float((shares * np.log(shares)).sum())), 3)
+
+
+def parse_stats(value: Any) -> dict[str, Any]:
+    """The content of a stats.json, in which the parts that are objects are objects. Raises TypeError or ValueError."""
+    stats = dict(value)
+    for name in ("settings", "sha256", "codebook", "rejected", "versions", "schema"):
+        if not isinstance(stats.get(name, {}), dict):
+            raise TypeError(f"{name} is not an object")
+    if not isinstance(stats.get("settings", {}).get("val_ratio"), float | int | None):
+        raise TypeError("val_ratio is not a number")
+    return stats
+
+
+def read_stats(root: Path) -> dict[str, Any] | None:
+    """The stats.json of an output, None if there is none; raises StoreError if it is damaged."""
+    try:
+        return read_json(root / STATS, parse_stats, "run the build again, which writes it")
+    except FileNotFoundError:
+        return None
 
 
 def write_stats(path: Path, stats: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Parsers of the values in the state's table `meta`, which may be damaged.
 
-A parser returns what its users need, and raises ValueError, TypeError, LookupError, AttributeError or ArithmeticError
-for anything else; then the value counts as absent.
+A parser returns what its users need, and raises one of `DAMAGED` (see `json_file`) for anything else; then the value
+counts as absent.
 """
 
 from collections.abc import Callable

@@ -16,8 +16,9 @@ import numpy as np
 
 from hfprep.errors import ConfigError, StoreError
 from hfprep.formats.formats import open_set
-from hfprep.formats.samples import SPLITS, Split
+from hfprep.formats.samples import SPLITS, Split, lengths_of
 from hfprep.inputs.manifest.rows import AudioFinder
+from hfprep.io.json_file import DAMAGED
 from hfprep.io.object_storage import check_local
 from hfprep.schema import Column, Schema
 from hfprep.store.layout import PRIVATE, REJECTED, STATE_FILE
@@ -151,6 +152,20 @@ def _seconds_of(schema: Schema, record: Mapping[str, Any]) -> float:
     return record[column.lengths[-1]] / schema.code_rate if column is not None and schema.code_rate else 0.0
 
 
+def _checked_seconds(schema: Schema, record: Mapping[str, Any]) -> float:
+    """A sample's duration; raises StoreError if a field that the report shows is damaged."""
+    try:
+        lengths_of(schema, record)
+        for name in ("id", "text", "audio_path", "speaker", "language"):
+            if not isinstance(record[name], str) and (name not in ("speaker", "language") or record[name] is not None):
+                raise TypeError(f"{name} is {str(record[name])[:80]}")
+        return _seconds_of(schema, record)
+    except DAMAGED as error:
+        raise StoreError(
+            f"the record of the sample {str(record.get('id'))[:80]!r} is damaged ({error}); run the build again"
+        ) from error
+
+
 def _lengths(schema: Schema, splits: dict[str, Split]) -> tuple[Lengths, dict[str, dict[str, Group]]]:
     names = varying(schema)
     columns: dict[str, list[Any]] = {name: [] for name in ("seconds", "split", "position", *names)}
@@ -158,7 +173,7 @@ def _lengths(schema: Schema, splits: dict[str, Split]) -> tuple[Lengths, dict[st
     for number, (name, split) in enumerate(splits.items()):
         for position, entry in enumerate(split.entries()):
             record = entry.record
-            seconds = _seconds_of(schema, record)
+            seconds = _checked_seconds(schema, record)
             values = (seconds, number, position, *(record[length] for length in names))
             for column, value in zip(columns.values(), values, strict=True):
                 column.append(value)

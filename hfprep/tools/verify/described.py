@@ -4,7 +4,6 @@ Provides `StateReader`, which reads the state without changing anything: it take
 """
 
 import contextlib
-import json
 import sqlite3
 from collections import Counter
 from dataclasses import replace
@@ -13,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from hfprep.errors import ConfigError, StoreError
+from hfprep.io.json_file import DAMAGED
 from hfprep.schema import Schema
 from hfprep.store.first_version import first_schema, migrate
 from hfprep.store.layout import PRIVATE, STATE_FILE, STATS
 from hfprep.store.state import SampleState, parse_sample, read_value
+from hfprep.store.statistics import read_stats
 from hfprep.tools.verify.arrays import read_npy
 
 WIDTHS_SAMPLED = 101
@@ -28,7 +29,7 @@ def npy_schema(root: Path) -> Schema:
 
     Raises ConfigError if this is not an output, or the files with its schema are missing.
     """
-    with contextlib.suppress(KeyError, TypeError, ValueError):
+    with contextlib.suppress(*DAMAGED):
         return Schema.parse(stats_of(root)["schema"])
     with contextlib.suppress(StoreError):
         kept: Schema | None = read_value(root / STATE_FILE, "schema", Schema.parse)
@@ -46,8 +47,8 @@ def npy_schema(root: Path) -> Schema:
 
 def stats_of(root: Path) -> dict[str, Any]:
     """stats.json of an output; empty if it cannot be read."""
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        return dict(json.loads((root / STATS).read_bytes()))
+    with contextlib.suppress(OSError, StoreError):
+        return read_stats(root) or {}
     return {}
 
 

@@ -229,6 +229,8 @@ def _stats_problem(stats: Any) -> str | None:
     for name in ("rejected", "settings", "sha256", "codebook"):
         if not isinstance(stats.get(name), dict):
             return f"{name} is {stats.get(name)!r}; it must be an object"
+    if not isinstance(stats.get("hours", 0.0), float | int):
+        return f"hours is {stats['hours']!r}; it must be a number"
     if not all(is_count(value) for value in stats["rejected"].values()):
         return f"rejected is {stats['rejected']!r}; it must contain counts"
     return None
@@ -242,7 +244,7 @@ def _rejection_problem(raw: bytes, last: int) -> tuple[str | None, int, str]:
         return f"the line is not JSON: {error}", last, ""
     if not isinstance(row, dict) or set(row) != {"line", "id", "reason", "message"} or not is_count(row["line"]):
         return "the line must be an object with line, id, reason and message", last, ""
-    if row["reason"] not in set(Reason):
+    if row["reason"] not in list(Reason):
         return f"the reason {row['reason']!r} is unknown", last, ""
     if row["line"] <= last:
         return f"manifest line {row['line']} comes after line {last}; line numbers must increase", last, ""
