@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -157,6 +157,8 @@ class Schema:
 
     def shape(self, column: Column, lengths: Mapping[str, int]) -> tuple[int, ...]:
         """The shape of a column of a sample with these lengths."""
+        if not column.lengths:
+            return column.dims  # type: ignore[return-value]  # numbers only
         return tuple([dim if isinstance(dim, int) else lengths[dim] for dim in column.dims])  # faster than a generator
 
     def problem(self, name: str, array: np.ndarray, lengths: Mapping[str, int], *, half: bool = False) -> str | None:
@@ -248,8 +250,7 @@ class Segment(PickledAsTuple):
     seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Utterance(PickledAsTuple):
+class Utterance(NamedTuple):
     """One valid manifest row.
 
     `audio` is the manifest's value, `path` the file that was found for it. `language` is the hint that applies (the

@@ -142,7 +142,7 @@ def deadly(task: Task, folder: Path, times: int, ending: str = "os.abort()") -> 
     """The task with a path at which so many processes end."""
     path = Deadly(task.utterance.path)
     path.ending, path.marks = ending, tuple(str(folder / f"mark-{number}") for number in range(times))
-    return replace(task, utterance=replace(task.utterance, path=path))
+    return replace(task, utterance=task.utterance._replace(path=path))
 
 
 def alive(number: int) -> bool:
@@ -255,7 +255,7 @@ def test_expected_lengths_are_those_of_the_headers(processes: IntakeProcesses, t
     assert there == Intake(TextTokenizer(MODEL), SETTINGS).expected_seconds(tasks)
     assert there[:3] == [900 / 24_000, 20_000 / 16_000, 40_000 / 24_000]
     assert there[8:10] == [0.0, 0.0]  # damaged and missing: for loading to say
-    stored = replace(tasks[1], utterance=replace(tasks[1].utterance, path="s3://there/clip.wav"), audio_bytes=32_000)
+    stored = replace(tasks[1], utterance=tasks[1].utterance._replace(path="s3://there/clip.wav"), audio_bytes=32_000)
     assert Intake(TextTokenizer(MODEL), SETTINGS, processes).expected_seconds([stored]) == [2.0]  # a guess
 
 
@@ -333,7 +333,7 @@ def test_other_threads_go_on_while_a_text_is_read(processes: IntakeProcesses, ta
     processes.load([tasks[0]], SETTINGS)  # the process is there and has its grammar
     longest, last, done = 0.0, time.perf_counter(), threading.Event()
     text = "It cost $4.50 on May 5, 2021, and $5.60 the day after. " * 4
-    long = Task.of(SCHEMA, replace(tasks[0].utterance, text=text), SCHEMA.text_groups)
+    long = Task.of(SCHEMA, tasks[0].utterance._replace(text=text), SCHEMA.text_groups)
 
     def read() -> None:
         processes.load([long], SETTINGS)

@@ -8,7 +8,6 @@ planner merges in the manifest's order. Knows nothing about duplicate ids and th
 import dataclasses
 import itertools
 import json
-import operator
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -41,7 +40,6 @@ SHOWN_CHANGES = 5
 INSPECTED_TOGETHER = 256  # rows that one thread looks up at a time
 SLOW_LOOKUP = 200e-6  # seconds per row; a local disk takes about 30 microseconds
 PATH_FIELD = UTTERANCE_FIELDS.index("path")
-_fields_of = operator.attrgetter(*UTTERANCE_FIELDS)
 
 Finish = tuple[dict[str, Finished], float | None, str]  # groups, seconds, source
 Lines = Sequence[tuple[int, RawRow]]  # number and content
@@ -218,7 +216,7 @@ class Examiner:
         entry = None
         if sample is not None and not verdict.need:
             entry = entry_of(self.schema, utterance, sample, record=self.settings.artifacts)
-        fields = list(_fields_of(utterance))
+        fields: list[Any] = list(utterance)
         fields[PATH_FIELD] = os.fsencode(utterance.path)
         file = (identity.size, identity.mtime_ns, identity.sha256)
         return verdict, entry, (*fields, fingerprints, *file, sorted(verdict.need))

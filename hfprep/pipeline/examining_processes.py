@@ -5,6 +5,7 @@ only: its chunk is examined here.
 """
 
 import gc
+import itertools
 import logging
 import sys
 from collections import deque
@@ -18,6 +19,7 @@ from hfprep.pipeline.examining import Examined, Examiner, ExaminerSettings, Line
 
 log = logging.getLogger(__name__)
 
+CHUNKS_PER_COLLECTION = 16  # there is almost no garbage in cycles
 CODE = code_of("hfprep.pipeline.examining_processes")
 
 
@@ -84,6 +86,7 @@ def main(descriptor: int) -> None:
     gc.disable()
     try:
         with closing(Examiner(connection.recv())) as examiner:
+            chunks = itertools.count(1)
             while True:
                 chunk = connection.recv()
                 try:
@@ -91,6 +94,7 @@ def main(descriptor: int) -> None:
                 except HfprepError as error:
                     connection.send(error)
                 del chunk
-                gc.collect()
+                if next(chunks) % CHUNKS_PER_COLLECTION == 0:
+                    gc.collect()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         sys.exit(1)  # the planner needs no more

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pyarrow import fs
 
@@ -48,8 +49,7 @@ def identify_audio(
         raise RejectedSample(Reason.AUDIO_UNREADABLE, what) from error
 
 
-@dataclass(frozen=True, slots=True)
-class Inspected:
+class Inspected(NamedTuple):
     """One row: its audio, its state, finished groups with missing or incomplete artifacts, and what may be adopted."""
 
     identity: AudioIdentity

@@ -9,23 +9,21 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from hfprep.errors import Reason, RejectedSample
 from hfprep.inputs.audio.containers import check_range, check_regular, open_regular, opened
 from hfprep.io.digest import DIGEST_BYTES, digest
 from hfprep.io.object_storage import is_url, status
 from hfprep.io.references import ByteRange, parse_reference
-from hfprep.schema import PickledAsTuple, Schema, Utterance
+from hfprep.schema import Schema, Utterance
 
 MAX_HASHED_BYTES = 1 << 36  # a sparse file can be too large to ever be read
 HASHED_AT_A_TIME = 1 << 20
 HASHES_REMEMBERED = 64
 
 
-@dataclass(frozen=True, slots=True)
-class AudioIdentity(PickledAsTuple):
+class AudioIdentity(NamedTuple):
     """Identifies the content of an audio file: by size and mtime, or with `--hash-audio` by hash.
 
     A clip inside another file is identified by its length and that file's mtime; its position is part of its path. In

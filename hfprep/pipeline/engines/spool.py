@@ -100,4 +100,4 @@ def _cell_of(row: PlannedRow) -> ParquetCell | None:
 
 
 def _at(row: PlannedRow, place: ByteRange) -> PlannedRow:
-    return dataclasses.replace(row, utterance=dataclasses.replace(row.utterance, path=str(place)))
+    return dataclasses.replace(row, utterance=row.utterance._replace(path=str(place)))
