@@ -214,7 +214,7 @@ class Schema:
             texts = (column.name, column.dtype, column.about)
             numbers = (column.pad, column.size or 0, *(dim for dim in column.dims if not isinstance(dim, str)))
             if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
-                raise TypeError(f"the column {column.name!r} is not described by texts and numbers")
+                raise TypeError(f"the column {column.name!r} is not described by text and numbers")
             if column.numpy_dtype.kind not in "biuf" or column.kind not in get_args(Kind):
                 raise ValueError(f"the column {column.name!r} has the unknown dtype {column.dtype!r} or kind")
             if column.group not in schema.group_names:

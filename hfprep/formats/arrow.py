@@ -91,10 +91,10 @@ def split_files(root: Path) -> list[str]:
 
 
 def _texts(values: Iterable[Any]) -> list[str]:
-    """These values; raises TypeError if there is none, or if one is not a text."""
+    """These values; raises TypeError if there are none, or if one is not text."""
     found = list(values)
     if not found or not all(isinstance(value, str) for value in found):
-        raise TypeError(f"{str(found)[:80]} must be texts")
+        raise TypeError(f"{str(found)[:80]} must be text")
     return found
 
 

@@ -89,7 +89,7 @@ class ExtraColumn:
     def parse(cls, record: Mapping[str, Any]) -> "ExtraColumn":
         """The column of a stored record. Raises KeyError, TypeError or ValueError for anything else."""
         if record["dtype"] not in COLUMN_TYPES:
-            raise ValueError(f"{record['dtype']!r} is no type of a column")
+            raise ValueError(f"{record['dtype']!r} is not the type of a column")
         return cls(str(record["field"]), str(record["name"]), record["dtype"])
 
     def value(self, extra: Mapping[str, Any]) -> Any:

@@ -44,7 +44,7 @@ def _parse(index: Any, format_name: str) -> dict[str, Any]:
     if "places" in found:
         _check_types(found["places"], file=str, columns=list)
         if not all(isinstance(column, str) for column in found["places"]["columns"]):
-            raise TypeError("the columns of its places are no texts")
+            raise TypeError("the columns of its places are not text")
     return found
 
 

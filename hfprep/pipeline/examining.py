@@ -156,9 +156,10 @@ class Examiner:
         return Examined(rows, self._batch(planned), damaged)
 
     def _inspected(self, rows: Iterable[Known]) -> Iterator[Inspected | RejectedSample]:
-        """What is found out about these rows. Threads look files up where that takes long, as on a remote disk.
+        """The inspections of these rows, in order.
 
-        Elsewhere they would only wait for Python's lock.
+        If looking files up is slow, as on a network file system, threads do the rest; otherwise they would only compete
+        for the GIL.
         """
         blocks = chunks_of(rows, INSPECTED_TOGETHER)
         for block in blocks:

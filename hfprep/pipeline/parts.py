@@ -107,7 +107,7 @@ class FinishedPart:
             if not {"versions", "rejected", *SUMMED} <= found.keys():
                 raise ValueError("an entry is missing")
             if not all(isinstance(found[name], float | int) for name in SUMMED):
-                raise TypeError("a count is no number")
+                raise TypeError("a count is not a number")
         except (OSError, *DAMAGED) as error:
             raise StoreError(f"{path} cannot be read: {error}; run the part's `build --shard` again") from error
         return found

@@ -104,11 +104,13 @@ class ShardIndex:
     def remove_damaged(self) -> None:
         """Remove rows that cannot be right, so that their samples count as stored nowhere."""
         with self.state.transaction():
-            found = self.state.query(f"DELETE FROM shard_files WHERE {_DAMAGED_SHARD} RETURNING serial")
-            found += self.state.query(f"DELETE FROM places WHERE {_DAMAGED_PLACE} RETURNING id")
-        if found:
-            log.warning("%s: %d rows about shards are damaged; what they describe is computed again",
-                        self.state.path, len(found))  # fmt: skip
+            removed = 0
+            for table, damaged in (("shard_files", _DAMAGED_SHARD), ("places", _DAMAGED_PLACE)):
+                self.state.query(f"DELETE FROM {table} WHERE {damaged}")
+                removed += self.state.query("SELECT changes()")[0][0]
+        if removed:
+            log.warning("%s: %d rows about shards are damaged; the samples they describe are computed again",
+                        self.state.path, removed)  # fmt: skip
 
     def shards(self, split: str | None = None) -> list[Shard]:
         """All shards, or those of a split, by their numbers."""

@@ -112,19 +112,19 @@ def parse_sample(schema: Schema, finished: str, seconds: float | None, source: s
             if expected is None:
                 continue
             if not isinstance(fingerprint, str):
-                raise ValueError("a fingerprint is no text")
+                raise ValueError("a fingerprint is not text")
             if lengths.keys() != expected:
                 raise ValueError(f"the lengths of {name} are not those of its columns")
             for length in lengths.values():
                 if type(length) is not int or not 0 <= length <= MAX_LENGTH:
-                    raise ValueError("a length is no natural number, or too large")
+                    raise ValueError("a length is not a whole number, or too large")
             groups[name] = Finished(fingerprint, lengths)
     except (TypeError, AttributeError, RecursionError) as error:
         raise ValueError(str(error)) from error
     if source is not None and not (isinstance(source, str) and source.startswith("{") and source.endswith("}")):
-        raise ValueError("its source is no JSON object")
+        raise ValueError("its source is not a JSON object")
     if seconds is not None and not (isinstance(seconds, float | int) and 0 <= seconds <= MAX_SECONDS):
-        raise ValueError("its length in seconds is no number, or out of range")
+        raise ValueError("its length in seconds is not a number, or out of range")
     return SampleState(groups, seconds, source)
 
 

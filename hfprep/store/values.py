@@ -18,7 +18,7 @@ def as_stored(value: Any) -> Any:
 def whole_number(value: Any) -> int:
     """The `parse` of a whole number."""
     if type(value) is not int:
-        raise TypeError(f"{value!r} is no whole number")
+        raise TypeError(f"{value!r} is not a whole number")
     return value
 
 
@@ -36,5 +36,5 @@ def parse_paths(value: Any) -> dict[str, Any]:
     if not all(isinstance(path, str | float | int | None) for path in paths.values()):
         raise TypeError("a path is neither text nor a number")
     if not all(isinstance(paths.get(name), str | None) for name in ("manifest", "folder", "audio_root")):
-        raise TypeError("a path is no text")
+        raise TypeError("a path is not text")
     return paths
