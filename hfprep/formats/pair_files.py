@@ -4,6 +4,7 @@ Writing pairs records their names, options and the SHA-256 of the manifests in `
 an output calls `renew_pairs` at the end.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from hfprep.formats.pairs import PAIR_MANIFESTS, PairCounts, PairOptions, path_w
 from hfprep.formats.samples import parse_entry
 from hfprep.io.atomic import write_json
 from hfprep.io.file_hashes import sha256_file
+from hfprep.io.json_file import DAMAGED, read_json
 from hfprep.schema import Schema
 from hfprep.store.layout import PRIVATE
 
@@ -63,10 +65,17 @@ def make_pairs(output: Path, options: PairOptions) -> dict[str, PairCounts]:
 def known_pairs(output: Path) -> list[PairSet]:
     """The recorded pair sets; empty if there is no record or it cannot be read."""
     try:
-        sets = json.loads((output / PRIVATE / RECORD).read_bytes())["sets"]
-        return [PairSet(PairOptions(**made["options"]), made["manifests"]) for made in sets]
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_json(output / PRIVATE / RECORD, _parse_sets, "make the pairs again")
+    except (OSError, HfprepError):
         return []
+
+
+def _parse_sets(record: Any) -> list[PairSet]:
+    """The recorded pair sets. Raises an error for anything else."""
+    sets = [PairSet(PairOptions(**made["options"]), dict(made["manifests"])) for made in record["sets"]]
+    if not all(isinstance(name, str) for made in sets for name in made.files.values()):
+        raise TypeError("the name of a file is not text")
+    return sets
 
 
 def pair_files(output: Path) -> dict[str, str]:
@@ -123,10 +132,10 @@ def pair_problems(output: Path, name: str) -> Iterator[PairProblem]:
         try:
             pair = json.loads(lines.line(index))
             pair_id, message = pair["id"], records.problem(pair, writer)
-        except (ValueError, KeyError, TypeError) as error:
+        except DAMAGED as error:
             pair_id, message = None, f"is not a pair ({error!r})"
         if message is not None:
-            yield PairProblem(name, index + 1, pair_id, message)
+            yield PairProblem(name, index + 1, pair_id if isinstance(pair_id, str) else None, message)
 
 
 def manifest_hashes(output: Path) -> dict[str, str]:
@@ -141,7 +150,15 @@ class _Records:
         self._name = manifest.name
         self._schema = schema
         self._lines = LineFile(manifest)
-        self._places = {self._record(index)["id"]: index for index in range(len(self._lines))}
+        self._places = dict(self._readable())
+
+    def _readable(self) -> Iterator[tuple[str, int]]:
+        """The id and number of each line that has an id; the others are in no valid pair."""
+        for index in range(len(self._lines)):
+            with contextlib.suppress(*DAMAGED):
+                sample_id = self._record(index)["id"]
+                if isinstance(sample_id, str):
+                    yield sample_id, index
 
     def problem(self, pair: dict[str, Any], writer: PathWriter | None) -> str | None:
         """What is wrong with a pair; None if it equals the pair that its records give."""

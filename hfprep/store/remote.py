@@ -24,6 +24,7 @@ from typing import Any
 
 from hfprep.errors import StoreError
 from hfprep.io import atomic
+from hfprep.io.json_file import read_json
 from hfprep.io.lease import Lease
 from hfprep.io.object_storage import check_local, download, file_names, read, remove, upload, url_of, write
 from hfprep.store.layout import PRIVATE, OutputFolder
@@ -185,16 +186,22 @@ class Mirror:
         """The folder's identity: its output's URL, its id, and the snapshots that the store may have from it."""
         path = self.folder.private / RECORD
         try:
-            record: dict[str, Any] = json.loads(path.read_bytes())
+            record = read_json(path, _parse_record, "remove its folder, the rest is in the store")
         except FileNotFoundError:
             if {item.name for item in self.folder.root.iterdir()} > {PRIVATE}:
                 raise StoreError(f"{self.folder.root} contains other files; use another --work-dir") from None
             return {"url": self.url, "folder": uuid.uuid4().hex, "snapshots": []}
-        except ValueError as error:
-            raise StoreError(f"{path} is damaged ({error}); remove its folder, the rest is in the store") from error
         if record["url"] != self.url:
             raise StoreError(f"{self.folder.root} belongs to {record['url']}; use another --work-dir")
         return record
 
     def _write_record(self, record: dict[str, Any]) -> None:
         atomic.write_bytes(self.folder.private / RECORD, json.dumps(record).encode() + b"\n")
+
+
+def _parse_record(record: Any) -> dict[str, Any]:
+    """A folder's identity, as it was stored. Raises KeyError or TypeError for anything else."""
+    found = {name: record[name] for name in ("url", "folder", "snapshots")}
+    if not all(isinstance(text, str) for text in (found["url"], found["folder"], *found["snapshots"])):
+        raise TypeError("an entry is not text")
+    return found

@@ -57,6 +57,6 @@ def read_timeline(private: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except ValueError:
             continue
-        if isinstance(row, dict) and isinstance(row.get("time"), int | float):
+        if isinstance(row, dict) and "time" in row and all(isinstance(value, int | float) for value in row.values()):
             found.append(row)
     return found
