@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import pytest
 from hfprep.errors import StopRequested, StoreError
 from hfprep.inputs.manifest.rows import AudioFinder, parse_line
 from hfprep.io.npy_format import npy_bytes
-from hfprep.pipeline import examining_processes, planning
+from hfprep.pipeline import examining, examining_processes, planning
 from hfprep.pipeline.config import Part
 from hfprep.pipeline.engines.pool import WorkerPool, WorkerProcess
+from hfprep.pipeline.inspection import Inspector
 from hfprep.pipeline.plan import PlanOptions
 from hfprep.pipeline.planning import Planner
 from hfprep.schema import Utterance
@@ -123,6 +125,27 @@ def planned(
         }
     finally:
         state.close()
+
+
+@pytest.mark.parametrize("seconds", [pytest.param(1e9, id="fast"), pytest.param(-1.0, id="slow")])
+def test_threads_look_files_up_where_that_is_slow(
+    finished: NpyOutput, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """From the second block of the first chunk on, and they find the same."""
+    expected = planned(finished, manifest, tmp_path / "one block")
+    monkeypatch.setattr(planning, "CHUNKS_HERE", None)
+    monkeypatch.setattr(examining, "INSPECTED_TOGETHER", 2)
+    monkeypatch.setattr(examining, "SLOW_LOOKUP", seconds)
+    here, inspect = list[bool](), Inspector.inspect
+
+    def noted(inspector: Inspector, rows: Any) -> Any:
+        here.append(threading.current_thread() is threading.main_thread())
+        return inspect(inspector, rows)
+
+    monkeypatch.setattr(Inspector, "inspect", noted)
+    assert planned(finished, manifest, tmp_path / "many blocks") == expected
+    assert len(here) > 2
+    assert here == [True, *([seconds > 0] * (len(here) - 1))]
 
 
 @pytest.mark.parametrize("options", [{}, {"workers": 3}, {"part": Part(1, 3)}, {"hash_audio": True}])

@@ -125,6 +125,7 @@ class Examiner:
         self._complete = Verdict(known=True)
         self._new = Verdict(need=self.schema.all_groups)
         self._shown = 0  # changes that were described
+        self._slow = False  # whether looking files up takes long here
 
     def close(self) -> None:
         """End the threads, and close the database."""
@@ -158,17 +159,16 @@ class Examiner:
     def _inspected(self, rows: Iterable[Known]) -> Iterator[Inspected | RejectedSample]:
         """The inspections of these rows, in order.
 
-        If looking files up is slow, as on a network file system, threads do the rest; otherwise they would only compete
-        for the GIL.
+        Once looking files up has been slow, as on a network file system, threads do it; until then they would only
+        compete for the GIL.
         """
         blocks = chunks_of(rows, INSPECTED_TOGETHER)
-        for block in blocks:
+        while not self._slow and (block := next(blocks, None)):
             started = time.perf_counter()
             found = self._inspector.inspect(block)
-            slow = time.perf_counter() - started > SLOW_LOOKUP * len(block)
+            self._slow = time.perf_counter() - started > SLOW_LOOKUP * len(block)
             yield from found
-            if slow:
-                yield from itertools.chain.from_iterable(self._pool.map(self._inspector.inspect, blocks))
+        yield from itertools.chain.from_iterable(self._pool.map(self._inspector.inspect, blocks))
 
     def _parsed(self, number: int, raw: RawRow) -> Utterance | Rejection:
         """The row, if it is valid and the output's file system accepts its id as a new name."""
