@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from hfprep.errors import StoreError
 from hfprep.formats.extra_fields import ExtraColumn, rebuilt
-from hfprep.formats.index import Places, read_index
+from hfprep.formats.index import ADVICE, Places, read_index
 from hfprep.formats.samples import (
     LABELS,
     Entry,
@@ -37,7 +37,6 @@ MADE_BY = "made by hfprep"  # in the titles of all versions
 FORMAT_NAME = "hfprep-arrow"  # in the index
 EXACT_LINE, EXACT_EXTRA = "manifest_line", "extra_json"
 DICT_FILE, INFO_FILE, STATE_FILE = "dataset_dict.json", "dataset_info.json", "state.json"
-ADVICE = "make or fetch the set again"  # about damaged files
 ROW = "row"  # a sample's place: the position of its row in its split
 
 

@@ -20,6 +20,7 @@ from hfprep.store import shard_index
 INDEX = "index.json"
 INDEX_VERSION = 1
 PLACES = "places.npy"
+ADVICE = "make or fetch the set again"  # about damaged files
 
 Shard = dict[str, Any]  # as in the index: name, samples, bytes, sha256
 
@@ -27,7 +28,7 @@ Shard = dict[str, Any]  # as in the index: name, samples, bytes, sha256
 def read_index(root: Path, format_name: str) -> dict[str, Any] | None:
     """The index of a folder of shards; None if there is none of that format."""
     try:
-        return read_json(root / INDEX, lambda index: _parse(index, format_name), "make or fetch the set again")
+        return read_json(root / INDEX, lambda index: _parse(index, format_name), ADVICE)
     except (OSError, StoreError):
         return None
 
@@ -125,7 +126,7 @@ class Places:
         try:
             table = np.load(self.path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise StoreError(f"{self.path} cannot be read: {error}; make or fetch the set again") from error
+            raise StoreError(f"{self.path} cannot be read: {error}; {ADVICE}") from error
         rows = np.asarray(table)[self.start : self.start + self.samples]  # np.memmap is slow for single rows
         if table.dtype != np.int64 or rows.shape != (self.samples, len(self.columns)):
             raise StoreError(
