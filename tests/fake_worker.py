@@ -51,7 +51,7 @@ def start(lifeline: str, connection: str, search_path: str) -> None:
 
 
 def _build(channel: Connection, setup: Any) -> None:
-    from hfprep.pipeline.engines.messages import Assignment, Closed, Failed, Finished, LogLine, Opened, Stop, Taken
+    from hfprep.pipeline.engines.messages import Assignment, Closed, Failed, LogLine, Opened, Stop, Taken
 
     orders: Orders = setup.spec
     if orders.exit_at_start is not None:
@@ -81,7 +81,6 @@ def _build(channel: Connection, setup: Any) -> None:
             if any(isinstance(message, Stop) for message in waiting):
                 channel.send(Closed())
                 return
-        channel.send(Finished(assignment.unit))
     channel.send(Closed())
 
 

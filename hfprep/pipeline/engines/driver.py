@@ -16,14 +16,13 @@ from hfprep.pipeline.engines.messages import (
     Batch,
     Closed,
     Failed,
-    Finished,
     LogLine,
     Opened,
     Stop,
     Taken,
     Underway,
 )
-from hfprep.pipeline.engines.spec import NO_COST, Sink, Watcher, no_watcher
+from hfprep.pipeline.engines.spec import NO_COST, Sink, Watcher
 from hfprep.pipeline.engines.work_units import WorkQueue, WorkUnit
 from hfprep.schema import Features, Rejection
 from hfprep.store.layout import PlannedRow
@@ -87,7 +86,7 @@ class Driver:
     queue: WorkQueue
     sink: Sink
     num_workers: int
-    watch: Watcher = no_watcher
+    watch: Watcher
     has_control: bool = False
     breaker: Breaker = field(default_factory=Breaker)
     workers: dict[Any, _Worker] = field(default_factory=dict)
@@ -103,7 +102,8 @@ class Driver:
             while self.busy(stopping):
                 if stop() and not stopping:
                     stopping = True
-                    self.dismiss()
+                    for worker in self.workers.values():
+                        self.crew.tell(worker.key, Stop())
                 for key, message in self.crew.wait():
                     self.serve(self.workers[key], message, stopping)
             if stopping:
@@ -162,23 +162,15 @@ class Driver:
             if worker.ready:
                 self.assign(worker)
 
-    def dismiss(self) -> None:
-        """Ask workers to stop after the batch in flight."""
-        for worker in self.workers.values():
-            self.crew.tell(worker.key, Stop())
-
     def serve(self, worker: _Worker, message: Any, stopping: bool) -> None:
         """Handle a message of a worker, or its death."""
         match message:
             case Batch():
-                self.take(worker, message)
+                self.take(worker, message, stopping)
             case Opened(works):
                 worker.ready, self.failed_starts = True, 0
                 if works:
                     self.accept(self.breaker.take(computed=1, rejections=[]))
-                self.assign(worker, stopping)
-            case Finished(number):
-                worker.units = [unit for unit in worker.units if unit.number != number]
                 self.assign(worker, stopping)
             case Closed():
                 worker.units = []  # asked to stop: the rest is left for the next run
@@ -199,8 +191,8 @@ class Driver:
         prefix = f"worker {worker.rank}: " if self.num_workers > 1 else ""
         logging.getLogger(line.name).log(line.level, "%s%s", prefix, line.text)
 
-    def take(self, worker: _Worker, batch: Batch) -> None:
-        """Publish a batch, except samples that another worker has reported before."""
+    def take(self, worker: _Worker, batch: Batch, stopping: bool) -> None:
+        """Publish a batch, except samples that another worker has reported before; goes on after a unit's last one."""
         unit = next(unit for unit in worker.units if unit.number == batch.unit)
         lines = [row.utterance.line for row, _ in batch.computed] + [item.row.utterance.line for item in batch.staged]
         new = set(unit.report([*lines, *(item.line for item in batch.rejections)]))
@@ -215,6 +207,9 @@ class Driver:
             self.crew.tell(worker.key, Taken())
         if staged:
             self.deaths, self.last_error = 0, ""
+        if not unit.left:
+            worker.units.remove(unit)
+            self.assign(worker, stopping)
 
     def accept(self, rejections: Sequence[Rejection]) -> None:
         """Publish final rejections."""

@@ -51,8 +51,7 @@ def run_inline(
 
         try:
             for found in worker.work(lambda _wait: units.popleft() if units else None):
-                if isinstance(found, Computed):
-                    writer.submit(lambda found=found: take(found))  # type: ignore[misc]
+                writer.submit(lambda found=found: take(found))  # type: ignore[misc]
                 if stop():
                     raise StopRequested
         finally:

@@ -95,13 +95,6 @@ class Underway:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """Everything of a work unit has been reported."""
-
-    unit: int
-
-
-@dataclass(frozen=True, slots=True)
 class Closed:
     """The worker has left its build and waits for another."""
 

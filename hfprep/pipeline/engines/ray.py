@@ -220,7 +220,7 @@ def run_ray(
         with contextlib.ExitStack() as stack:
             stack.callback(crew.end)
             queue = queue_of(plan, options.num_workers)
-            Driver(crew, queue, sink, options.num_workers, has_control=control is not None).run(stop)
+            Driver(crew, queue, sink, options.num_workers, lambda *_: None, has_control=control is not None).run(stop)
     finally:
         if started:
             ray.shutdown()

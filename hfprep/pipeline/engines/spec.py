@@ -7,7 +7,7 @@ process. Knows nothing about manifests or the output layout.
 import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hfprep.io.file_hashes import FileIdentity, check_not_overwritten, check_unchanged
 from hfprep.pipeline.batching import BatchLimits
-from hfprep.pipeline.codebook import Counted, count_codes
+from hfprep.pipeline.codebook import Counted
 from hfprep.pipeline.devices import choose_device, device_memory
 from hfprep.pipeline.engines.messages import Underway
 from hfprep.pipeline.failures import DeviceError
 from hfprep.pipeline.filters import SampleOptions
 from hfprep.pipeline.intake import Task
 from hfprep.recipes.base import Model, ModelSet
-from hfprep.schema import Features, Rejection, Schema
+from hfprep.schema import Features, Rejection
 from hfprep.store.layout import PlannedRow
 
 if TYPE_CHECKING:  # the driver, which only sends a spec, does not need these
     import torch
 
-    from hfprep.pipeline.features import BatchResult, FeatureExtractor
+    from hfprep.pipeline.features import FeatureExtractor
 
 log = logging.getLogger(__name__)
 
@@ -71,21 +71,10 @@ class Staging(Protocol):
         """Open a stage in a folder of one process."""
 
 
-class Sink(Protocol):
-    """Publishes a batch, in the process that has locked the output directory."""
-
-    def __call__(self, staged: list[Any], rejections: list[Rejection], cost: BatchCost) -> None: ...
-
-
-class Watcher(Protocol):
-    """Is told each worker's progress within its batch; None once the batch has ended in any way."""
-
-    def __call__(self, worker: int, news: Underway | None) -> None: ...
-
-
-def no_watcher(worker: int, news: Underway | None) -> None:
-    """A `Watcher` that does nothing."""
-    del worker, news
+# Publishes a batch (staged samples, rejections, cost), in the process that has locked the output directory.
+Sink = Callable[[list[Any], list[Rejection], BatchCost], None]
+# Is told each worker's progress within its batch; None once the batch has ended in any way.
+Watcher = Callable[[int, Underway | None], None]
 
 
 class Models:
@@ -198,13 +187,3 @@ class ExtractorSpec:
         return FeatureExtractor(
             self.model_set, tokenizer, model, settings, fallback=fallback, processes=processes, control=control
         )
-
-
-def cost_of(
-    result: "BatchResult", computed: Sequence[Features], schema: Schema, out_of_memory_events: int
-) -> BatchCost:
-    """The cost of a computed batch."""
-    frames, padded = result.num_frames, result.padded_frames
-    seconds = sum(features.seconds or 0.0 for features in computed)
-    codes = count_codes(schema, computed)
-    return BatchCost(len(result.outcomes), frames, padded, seconds, out_of_memory_events, codes)

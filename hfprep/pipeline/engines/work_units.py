@@ -18,7 +18,7 @@ FEW_SUSPECTS = 8  # up to this many are tried one by one
 Left = dict[int, tuple[str, int]]  # id and position of rows that have no outcome yet, by manifest line
 
 
-@dataclass
+@dataclass(eq=False)
 class WorkUnit:
     """Rows that are assigned together.
 

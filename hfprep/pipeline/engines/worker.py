@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from hfprep.errors import HfprepError, StopRequested
 from hfprep.pipeline.background import BackgroundWriter
+from hfprep.pipeline.codebook import count_codes
 from hfprep.pipeline.collector import imports_frozen
 from hfprep.pipeline.engines.in_hand import InHand
 from hfprep.pipeline.engines.messages import (
@@ -32,7 +33,6 @@ from hfprep.pipeline.engines.messages import (
     Channel,
     Closed,
     Failed,
-    Finished,
     LogLine,
     Opened,
     Stop,
@@ -40,7 +40,7 @@ from hfprep.pipeline.engines.messages import (
     Underway,
     WorkerSetup,
 )
-from hfprep.pipeline.engines.spec import NO_COST, BatchCost, Models, cost_of
+from hfprep.pipeline.engines.spec import NO_COST, BatchCost, Models
 from hfprep.pipeline.engines.spool import Spooled, spooled, with_original_path
 from hfprep.pipeline.failures import DeviceError
 from hfprep.pipeline.features import BatchResult
@@ -90,7 +90,6 @@ class Worker:
         self._models, self._seen = models, setup.spec.seen
         self._plan = None if setup.plan is None else MappedRows(setup.plan)
         self._rows: dict[int, _Row] = {}
-        self._left: Counter[int] = Counter()
         self._counted = 0
         self._spool = ExitStack()
         self._folder = setup.folder
@@ -102,7 +101,7 @@ class Worker:
         self.extractor.close()
         self._spool.close()
 
-    def work(self, next_unit: NextUnit) -> Iterator[Computed | Finished]:
+    def work(self, next_unit: NextUnit) -> Iterator[Computed]:
         """Compute units from `next_unit(wait)`; while one is computed, the next one is loaded.
 
         `next_unit` returns None if there is no more unit (with `wait`) or none yet (without).
@@ -122,7 +121,6 @@ class Worker:
                 if assignment is None:
                     return None
                 rows = self._read(assignment)
-                self._left[assignment.unit] = len(rows)
                 parts = zip(itertools.repeat(assignment.unit), self._spooled(rows))
             unit, spooled_rows = part
             for planned, used in spooled_rows.pairs:
@@ -157,8 +155,8 @@ class Worker:
             self._folder = Path(self._spool.enter_context(tempfile.TemporaryDirectory(prefix="hfprep-")))
         return spooled(rows, self._folder, self.extractor.schema.audio_groups)
 
-    def _sorted(self, result: BatchResult) -> Iterator[Computed | Finished]:
-        """A result by work unit, with the rows as they were assigned, and the units that it finishes."""
+    def _sorted(self, result: BatchResult) -> Iterator[Computed]:
+        """A result by work unit, with the rows as they were assigned."""
         found: dict[int, Computed] = {}
         for task, outcome in result.outcomes:
             row = self._rows.pop(task.utterance.line)
@@ -168,17 +166,19 @@ class Worker:
             else:
                 batch.rejections.append(with_original_path(outcome, row.planned.utterance.path, task.utterance.path))
             row.spooled.release_one()
-        for unit, batch in found.items():
+        for batch in found.values():
+            features = [item for _, item in batch.computed]
             events = self.extractor.out_of_memory_events - self._counted
             self._counted += events
-            features = [item for _, item in batch.computed]
-            cost = cost_of(result, features, self.extractor.schema, events)
-            rows = len(batch.computed) + len(batch.rejections)
-            yield dataclasses.replace(batch, cost=dataclasses.replace(cost, rows=rows))
-            self._left[unit] -= rows
-            if not self._left[unit]:
-                del self._left[unit]
-                yield Finished(unit)
+            cost = BatchCost(
+                rows=len(features) + len(batch.rejections),
+                num_frames=result.num_frames,
+                padded_frames=result.padded_frames,
+                audio_seconds=sum(item.seconds or 0.0 for item in features),
+                out_of_memory_events=events,
+                codes=count_codes(self.extractor.schema, features),
+            )
+            yield dataclasses.replace(batch, cost=cost)
 
 
 class _Outbox:
@@ -294,10 +294,7 @@ def _work(worker: Worker, setup: WorkerSetup, channel: Channel, outbox: _Outbox)
             stage = stack.enter_context(contextlib.closing(setup.spec.staging.open(setup.folder)))
             stack.enter_context(observing(InHand(setup.folder)))
 
-        def report(found: Computed | Finished) -> None:
-            if isinstance(found, Finished):
-                outbox.send(found)
-                return
+        def report(found: Computed) -> None:
             staged = [] if stage is None else stage.write(found.computed)
             arrays = found.computed if stage is None else []
             outbox.send(Batch(found.unit, found.rejections, found.cost, staged, arrays, awaited))
@@ -305,8 +302,6 @@ def _work(worker: Worker, setup: WorkerSetup, channel: Channel, outbox: _Outbox)
         with contextlib.suppress(StopRequested):
             for found in worker.work(inbox.next_unit):
                 writer.submit(lambda found=found: report(found))  # type: ignore[misc]
-                if isinstance(found, Finished):
-                    continue
                 if awaited:
                     inbox.wait_until_taken()
                 inbox.look()
