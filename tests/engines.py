@@ -16,14 +16,14 @@ class _InlineWhereOne:
     def __init__(self) -> None:
         self._many, self._one = choice.LocalEngine(), choice.InlineEngine()
 
-    def prepare(self, config: BuildConfig, workers: choice.Workers) -> None:
+    def prepare(self, config: BuildConfig, shared: choice.Shared) -> None:
         """Start nothing."""
 
-    def trial(self, trial: Trial, workers: choice.Workers) -> TrialResult:
-        return self._one.trial(trial, workers)
+    def trial(self, trial: Trial, shared: choice.Shared) -> TrialResult:
+        return self._one.trial(trial, shared)
 
-    def run(self, job: choice.Job, workers: choice.Workers) -> None:
-        (self._many if job.config.num_processes > 1 else self._one).run(job, workers)
+    def run(self, job: choice.Job, shared: choice.Shared) -> None:
+        (self._many if job.config.num_processes > 1 else self._one).run(job, shared)
 
 
 def one_worker_inline(set_item: SetItem) -> None:

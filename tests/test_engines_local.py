@@ -470,7 +470,7 @@ def test_a_worker_on_a_cpu_computes_nothing_until_the_last_batch_is_published(
     (tmp_path / "work").mkdir()
     thread = threading.Thread(target=worker.serve, args=[there])
     thread.start()
-    here.send(WorkerSetup(spec=spec, device="cpu", plan=plan, folder=tmp_path / "work"))
+    here.send(WorkerSetup(spec=spec, plan=plan, folder=tmp_path / "work"))
     messages = []
 
     def next_batch() -> Any:

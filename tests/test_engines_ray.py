@@ -213,9 +213,7 @@ class TroubledSpec(ExtractorSpec):
     log: str
     deadly: str | None = None
 
-    def open(
-        self, device: str | None = None, *, models: Models | None = None, control: Task | None = None
-    ) -> FeatureExtractor:
+    def open(self, *, models: Models | None = None, control: Task | None = None) -> FeatureExtractor:
         log, deadly = self.log, self.deadly
 
         def note(moment: str, utterances: Sequence[Utterance]) -> None:
@@ -226,7 +224,7 @@ class TroubledSpec(ExtractorSpec):
                     file.write("x")
 
         add_observer(note)
-        return super().open(device, models=models, control=control)
+        return super().open(models=models, control=control)
 
 
 @pytest.fixture
@@ -352,7 +350,7 @@ def test_a_message_that_cannot_be_fetched_is_the_end_of_its_worker(
     staging: Any = SimpleNamespace(open=lambda _: None)
     spec: Any = SimpleNamespace(staging=staging)
     plan: Any = None
-    crew = ray_engine.RayCrew(spec, plan, tmp_path, ray_engine.RayOptions())
+    crew = ray_engine.RayCrew(spec, plan, tmp_path, num_cpus=1, num_gpus=0.0)
     worker = crew.start(0, prove=False)
     assert crew.wait() == [(worker, Died(f"node ?: {type(error).__name__}"))]
     assert ended == [actor]
@@ -366,7 +364,7 @@ def test_a_node_that_does_not_see_the_audio_ends_the_run(golden_small: Path, tmp
         stream.write(rows)
     spec: Any = SimpleNamespace(staging=NpyStaging())
     plan: Any = SimpleNamespace(rows=MappedRows(tmp_path / "plan"))
-    crew = ray_engine.RayCrew(spec, plan, golden_small, ray_engine.RayOptions())
+    crew = ray_engine.RayCrew(spec, plan, golden_small, num_cpus=1, num_gpus=0.0)
     worker = ray_engine._Handle(None, None, "far")
     with pytest.raises(ConfigError, match="exists here, but not on node far"):
         crew.check(worker, Rejection(3, "a", Reason.AUDIO_MISSING, "no such file"))
@@ -394,10 +392,7 @@ def test_a_node_without_the_models_says_so() -> None:
 def test_what_was_left_open_is_taken_from_the_cluster(
     share: float | None, workers: int, resources: dict[str, float], expected: tuple[float, int]
 ) -> None:
-    options = ray_engine.with_cluster_defaults(
-        ray_engine.RayOptions(num_workers=workers, num_gpus_per_worker=share), resources
-    )
-    assert (options.num_gpus_per_worker, options.num_workers) == expected
+    assert ray_engine.workers_for(share, workers, 1, resources) == expected
 
 
 # On two nodes

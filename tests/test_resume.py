@@ -25,7 +25,8 @@ from hfprep.errors import CheckpointError
 from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.io import atomic, file_hashes
 from hfprep.pipeline import codebook
-from hfprep.pipeline.building import Shared, build
+from hfprep.pipeline.building import build
+from hfprep.pipeline.engines.choice import Shared
 from hfprep.pipeline.observing import observing
 from hfprep.pipeline.summary import Summary
 from hfprep.recipes.indextts2.feature_model import FeatureModel

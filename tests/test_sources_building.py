@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import hfprep
-from hfprep.pipeline.building import Shared, build
+from hfprep.pipeline.building import build
 from hfprep.pipeline.engines import spool
+from hfprep.pipeline.engines.choice import Shared
 from hfprep.tools.check.scan import CheckOptions, check
 
 Build = Callable[..., hfprep.Summary]

@@ -11,8 +11,8 @@ from hfprep.io.words import duration
 from hfprep.pipeline.config import BuildConfig
 
 if TYPE_CHECKING:  # it loads torch
-    from hfprep.pipeline.building import Shared
     from hfprep.pipeline.building_many import DataSetResult, ManySummary
+    from hfprep.pipeline.engines.choice import Shared
     from hfprep.pipeline.summary import Summary
 
 
@@ -42,10 +42,9 @@ def shared_workers(engine: str) -> "Iterator[Shared]":
     with WorkerPool() as pool:
         if engine == "local":
             pool.prepare(1)
-        from hfprep.pipeline.building import Shared
-        from hfprep.pipeline.engines.choice import Workers
+        from hfprep.pipeline.engines.choice import Shared
 
-        yield Shared(workers=Workers(pool))
+        yield Shared(pool=pool)
 
 
 def _failed(item: "DataSetResult") -> bool:

@@ -6,7 +6,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,17 +16,19 @@ import numpy as np
 from hfprep.errors import ConfigError, StopRequested
 from hfprep.formats.build_formats import export_formats, forget_exports, keep_extra_fields
 from hfprep.formats.feature_stores import open_store
+from hfprep.formats.pair_files import renew_pairs
 from hfprep.formats.remote_shards import open_remote
 from hfprep.formats.samples import Origin
+from hfprep.inputs.text.scripts import LANGUAGE_NAMES
 from hfprep.io.atomic import write_lines
 from hfprep.io.lock import OutputLock
 from hfprep.io.object_storage import url_of
 from hfprep.pipeline.adopting import adopt_workers, check_chain
-from hfprep.pipeline.codebook import CodebookUse
+from hfprep.pipeline.codebook import CodebookUse, listed_ids
 from hfprep.pipeline.collector import imports_frozen
 from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.devices import choose_workers
-from hfprep.pipeline.engines.choice import ENGINES, Job, Workers
+from hfprep.pipeline.engines.choice import ENGINES, Job, Shared
 from hfprep.pipeline.engines.spec import BatchCost
 from hfprep.pipeline.filters import SampleOptions
 from hfprep.pipeline.inputs import Inputs, find_inputs
@@ -37,15 +39,14 @@ from hfprep.pipeline.planning import Planner
 from hfprep.pipeline.precision_choice import decide, measured
 from hfprep.pipeline.progress import BuildProgress, Tally
 from hfprep.pipeline.provenance import check_recipe, earlier_settings, given_paths, options_in_force
-from hfprep.pipeline.remarks import close_remarks, warn_of_doubtful
 from hfprep.pipeline.signals import StopSignals, stop_on_signals
 from hfprep.pipeline.summary import Summary
 from hfprep.pipeline.underway import pending_work, work_of
 from hfprep.pipeline.validation import with_split
 from hfprep.recipes.base import frames_in, via_rate
 from hfprep.schema import Column, Rejection
-from hfprep.store.fingerprints import Fingerprinter, differences, with_numerics
-from hfprep.store.layout import PROGRESS, REJECTED, STATS, NpyOutput, json_line
+from hfprep.store.fingerprints import Fingerprinter, differences
+from hfprep.store.layout import REJECTED, STATS, NpyOutput, json_line
 from hfprep.store.listing import Listed, Listing, ListingOptions, entry_of
 from hfprep.store.remote import Mirror, open_folder
 from hfprep.store.state import State
@@ -56,17 +57,6 @@ log = logging.getLogger(__name__)
 
 SECONDS_PER_HOUR = 3600.0
 NAMED_FILES = ("tokenizer", "gpt_checkpoint")  # files whose paths are in stats.json
-
-
-@dataclass
-class Shared:
-    """What the builds of one run share: the models, found by the first build, and the workers that load them.
-
-    Its creator closes the workers (`with shared.workers:`).
-    """
-
-    inputs: Inputs | None = None
-    workers: Workers = field(default_factory=Workers)
 
 
 def build(
@@ -89,11 +79,8 @@ def _build(config: BuildConfig, shared: Shared | None, shown: BuildProgress, wit
     folder = open_folder(config.output_dir, config.work_dir)
     engine = ENGINES[config.engine]
     with ExitStack() as stack:
-        if shared is None:
-            shared = Shared()
-            stack.enter_context(shared.workers)
-        workers = shared.workers
-        engine.prepare(config, workers)
+        shared = shared or stack.enter_context(Shared())
+        engine.prepare(config, shared)
         stack.enter_context(OutputLock(folder.private / "lock"))
         stack.enter_context(log_to_file(folder.private / "build.log", as_json=config.log_json))
         stop = stack.enter_context(stop_on_signals())
@@ -108,9 +95,9 @@ def _build(config: BuildConfig, shared: Shared | None, shown: BuildProgress, wit
         stack.callback(state.close)
         check_recipe(state, inputs.schema)
         shown.stage("preparing")
-        config = decide(with_split(config), inputs, state, lambda trial: engine.trial(trial, workers))
-        run = _Run(config, output, state, inputs, workers, started, mirror, shown, with_audio)
-        stack.callback(run.close)
+        config = decide(with_split(config), inputs, state, lambda trial: engine.trial(trial, shared))
+        run = _Run(config, output, state, inputs, shared, started, mirror, shown, with_audio)
+        stack.callback(run.kept.close)
         try:
             plan = run.plan(stop)
         except StopRequested:
@@ -125,7 +112,9 @@ def _build(config: BuildConfig, shared: Shared | None, shown: BuildProgress, wit
         if not summary.pending:
             shown.stage("exporting")
             run.export()
-            close_remarks(summary, config.val_ratio, output, remote=mirror is not None)
+            warn_of_empty_split(summary, config.val_ratio)
+            for line in [] if mirror is not None else renew_pairs(output.root):
+                log.warning("pairs: %s", line)
             if config.part is not None:
                 write_part(output, plan.path, part_facts(config, inputs))
         run.kept.end()
@@ -154,41 +143,61 @@ def plan_options(
     )
 
 
+def warn_of_doubtful(counts: PlanCounts) -> None:
+    """Warn about texts whose grammar is chosen by their script."""
+    if not counts.doubtful:
+        return
+    kinds = (
+        f"{LANGUAGE_NAMES[item.language]} for {item.script}: {count}" for item, count in counts.doubtful.most_common()
+    )
+    log.warning(
+        "%d of %d rows have no language, so their grammar is chosen by script (%s; the first is line %d). This is what "
+        "the published front end does, but rarely intended: set the language, in the manifest or with --language",
+        counts.doubtful.total(), counts.rows, ", ".join(kinds), counts.doubtful_line,
+    )  # fmt: skip
+
+
+def warn_of_empty_split(summary: Summary, val_ratio: float) -> None:
+    """Warn if a split has no sample; trainers fail on an empty file."""
+    if summary.accepted and not summary.val and val_ratio:
+        log.warning(
+            "the validation split is empty: too few samples (%d) for --val-ratio %g; use --val-count N",
+            summary.accepted, val_ratio,
+        )  # fmt: skip
+    if summary.accepted and not summary.train:
+        log.warning("the train split is empty: all %d samples are in validation (--val-ratio %g)",
+                    summary.accepted, val_ratio)  # fmt: skip
+
+
+@dataclass
 class _Run:
     """The steps of one build, called by `build`."""
 
-    def __init__(
-        self,
-        config: BuildConfig,
-        output: NpyOutput,
-        state: State,
-        inputs: Inputs,
-        workers: Workers,
-        started: float,
-        mirror: Mirror | None,
-        progress: BuildProgress,
-        with_audio: bool,
-    ) -> None:
-        self.config = config
-        self.with_audio = with_audio
-        self.output = output
-        self.state = state
-        self.inputs = inputs
-        self.workers = workers
-        self.started = started
-        self.progress = progress
-        places = (output, state, config.formats, config.max_shard_bytes)
-        self.kept = open_store(*places) if mirror is None else open_remote(*places, mirror)
-        self.settled = False
-        self.codebook = CodebookUse(state, inputs.schema)
-        self.tally = Tally()
-        self.counts = PlanCounts()
-        self.listed = Listed()
-        self.out_of_memory_events = 0
+    config: BuildConfig
+    output: NpyOutput
+    state: State
+    inputs: Inputs
+    shared: Shared
+    started: float
+    mirror: Mirror | None
+    progress: BuildProgress
+    with_audio: bool
+    settled: bool = False
+    out_of_memory_events: int = 0
+    tally: Tally = field(default_factory=Tally)
+    counts: PlanCounts = field(default_factory=PlanCounts)
+    listed: Listed = field(default_factory=Listed)
+
+    def __post_init__(self) -> None:
+        places = (self.output, self.state, self.config.formats, self.config.max_shard_bytes)
+        self.kept = open_store(*places) if self.mirror is None else open_remote(*places, self.mirror)
+        self.codebook = CodebookUse(self.state, self.inputs.schema)
+        self.fingerprinter = Fingerprinter(self.inputs.schema, self.inputs.settings(self.config))
+        self.settings = self.fingerprinter.settings
 
     def plan(self, stop: StopSignals) -> Plan:
         """Compare the manifest with what is finished, and list exactly that."""
-        config, settings = self.config, self.settings()
+        config, settings = self.config, self.settings
         earlier = earlier_settings(self.state)
         changed = differences(settings, earlier)
         for line in changed:
@@ -204,7 +213,7 @@ class _Run:
                 )
         options = plan_options(config, self.inputs, changed, with_audio=self.with_audio)
         with self.listing() as listing:
-            planner = Planner(self.output, self.state, self.fingerprinter(), options, listing,
+            planner = Planner(self.output, self.state, self.fingerprinter, options, listing,
                               artifacts=self.kept.manifests)  # fmt: skip
             counts = self.counts = planner.counts
             self.progress.stage(lambda: f"reading the manifest: {counts.lines_read:,} lines")
@@ -223,24 +232,12 @@ class _Run:
         self.list_rejected()
         return plan
 
-    def settings(self) -> dict[str, dict[str, str]]:
-        """What features depend on besides rows and audio, in this run."""
-        return with_numerics(self.inputs.schema, self.inputs.settings(self.config))
-
-    def fingerprinter(self) -> Fingerprinter:
-        """Computes the fingerprints of this run."""
-        return Fingerprinter(self.inputs.schema, self.inputs.settings(self.config))
-
     def listing(self, repeated: Listed | None = None) -> Listing:
         """A new listing of manifests and progress file; its counts become this run's."""
         options = ListingOptions(val_ratio=self.config.val_ratio, manifests=self.kept.manifests)
         listing = Listing(self.output, self.state, options, repeated)
         self.listed = listing.listed
         return listing
-
-    def close(self) -> None:
-        """Close the store."""
-        self.kept.close()
 
     def list_finished(self, plan: Plan) -> None:
         """Rewrite manifests and progress file to list exactly what is finished: what was, and what is now."""
@@ -302,7 +299,7 @@ class _Run:
                     work=self.output.work,
                     stop=lambda: stop.signal is not None,
                 )
-                ENGINES[self.config.engine].run(job, self.workers)
+                ENGINES[self.config.engine].run(job, self.shared)
             except StopRequested:
                 log.warning("stopped; everything computed is on disk")
             finally:
@@ -316,7 +313,7 @@ class _Run:
         summary = self.summary(stop.signal)
         if not summary.pending:
             self.settled = self.kept.finish(plan, lambda: stop.signal is not None)
-            self.state.put("settings", self.settings())
+            self.state.put("settings", self.settings)
             self.state.put("settings_begun", [])
         write_stats(self.output.root / STATS, self.stats(summary))
         return summary
@@ -325,7 +322,7 @@ class _Run:
         """Update every requested format to what is finished."""
         root, formats, size = self.output.root, self.config.formats, self.config.max_shard_bytes
         if self.settled:
-            shown = self.kept.publish(Origin(read_stats(root), self.settings()))
+            shown = self.kept.publish(Origin(read_stats(root), self.settings))
             export_formats(root, self.state, set(formats) - {self.kept.name}, size, shown)
 
     def summary(self, interrupted_by: int | None) -> Summary:
@@ -375,7 +372,7 @@ class _Run:
             "rejected": summary.rejected,
             "capped": summary.capped,
             "pending": summary.pending,
-            "codebook": self.codebook.summary(self.listed_ids(), summary.accepted, self.read_codes),
+            "codebook": self.codebook.summary(listed_ids(self.output), summary.accepted, self.read_codes),
             "overlong": summary.overlong,
             "out_of_memory_events": summary.out_of_memory_events,
             "settings": options_in_force(config),
@@ -384,8 +381,3 @@ class _Run:
     def read_codes(self, column: Column, ids: Sequence[str]) -> np.ndarray:
         """The concatenated codes of some samples."""
         return np.concatenate([codes.reshape(-1) for codes in self.kept.read(column.name, ids)])
-
-    def listed_ids(self) -> Iterator[str]:
-        """Ids of the complete samples, in source order."""
-        with open(self.output.root / PROGRESS, encoding="utf-8", newline="\n") as lines:
-            yield from (line.rstrip("\n") for line in lines)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from hfprep.errors import ConfigError, StoreError
 from hfprep.inputs.manifest.opening import open_source
-from hfprep.pipeline.building import Shared, build
+from hfprep.pipeline.building import build
 from hfprep.pipeline.config import BuildConfig, flag
 from hfprep.pipeline.data_sets import refuse_duplicates
+from hfprep.pipeline.engines.choice import Shared
 from hfprep.pipeline.logs import log_shown
 from hfprep.pipeline.signals import stop_on_signals
 from hfprep.pipeline.summary import Summary
@@ -58,9 +59,7 @@ def build_many(configs: Sequence[BuildConfig], *, shared: Shared | None = None, 
     results: list[DataSetResult] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(log_shown(shown=progress))
-        if shared is None:
-            shared = Shared()
-            stack.enter_context(shared.workers)
+        shared = shared or stack.enter_context(Shared())
         between_builds = stack.enter_context(stop_on_signals())
         signal: int | None = None
         for config in configs:

@@ -6,13 +6,14 @@ run only adds samples. If samples changed or were removed, or a run was killed, 
 
 import base64
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from hfprep.io.chunks import chunks_of
 from hfprep.schema import Features, Schema
+from hfprep.store.layout import PROGRESS, NpyOutput
 from hfprep.store.state import State
 from hfprep.store.statistics import codebook_summary
 from hfprep.store.values import whole_number
@@ -30,6 +31,12 @@ def count_codes(schema: Schema, features: Iterable[Features]) -> Counted | None:
         return None
     values, counts = np.unique(np.concatenate(arrays), return_counts=True)
     return values.astype(np.int64), counts
+
+
+def listed_ids(output: NpyOutput) -> Iterator[str]:
+    """Ids of an output's complete samples, in source order."""
+    with open(output.root / PROGRESS, encoding="utf-8", newline="\n") as lines:
+        yield from (line.rstrip("\n") for line in lines)
 
 
 class CodebookUse:

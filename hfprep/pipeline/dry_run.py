@@ -25,7 +25,7 @@ from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.devices import choose_device, choose_workers, device_memory
 from hfprep.pipeline.engines.choice import tenants
 from hfprep.pipeline.engines.local import choose_num_processes, worker_device
-from hfprep.pipeline.engines.rows import units_of
+from hfprep.pipeline.engines.work_units import cut
 from hfprep.pipeline.inputs import Inputs, find_inputs
 from hfprep.pipeline.intake import expected_seconds
 from hfprep.pipeline.plan import Plan, PlanCounts
@@ -147,7 +147,7 @@ class _Estimate:
     def preview(self, root: Path, counts: PlanCounts, rejected: dict[str, int]) -> Preview:
         """Go through the work units as the engine would assign them."""
         with ThreadPoolExecutor(choose_workers(self.config.workers)) as pool:
-            for unit in units_of(self.plan, self.num_processes):
+            for unit in cut(self.plan.pending_positions(), self.num_processes):
                 rows = self.plan.rows.take(unit.rows, ["duration", "path", "need", "audio_bytes"]).to_pydict()
                 columns = zip(
                     rows["duration"], map(os.fsdecode, rows["path"]), rows["need"], rows["audio_bytes"], strict=True

@@ -167,13 +167,30 @@ class Plan:
                 rows = map(planned_row, batch.take(pa.array(positions)).to_pylist())
                 yield batch.column("id").to_pylist(), dict(zip(positions.tolist(), rows, strict=True))
 
-    def pending_positions(self) -> list[int]:
-        """Positions of rows with groups still to be computed."""
+    def pending_positions(self) -> np.ndarray:
+        """Positions of rows with groups still to be computed, int64 (rows,)."""
+        return np.flatnonzero(self._needed())
+
+    def ids(self, positions: Sequence[int] | np.ndarray) -> Iterator[tuple[int, str, int]]:
+        """Line, id and position of the rows at these positions."""
+        rows = self.rows.take(positions, ["line", "id"])
+        return zip(rows["line"].to_pylist(), rows["id"].to_pylist(), map(int, positions), strict=True)
+
+    def control(self) -> PlannedRow | None:
+        """The finished row with the smallest audio file; None if no row is finished."""
+        finished = np.flatnonzero(self._needed() == 0)
+        if not len(finished):
+            return None
+        sizes = self.table["audio_bytes"].to_numpy(zero_copy_only=False)[finished].astype(np.float64)
+        smallest = finished[np.argmin(np.nan_to_num(sizes, nan=np.inf))]
+        return planned_row(self.rows.take([smallest]).to_pylist()[0])
+
+    def _needed(self) -> np.ndarray:
+        """The number of groups still to be computed of each row."""
         import pyarrow.compute as pc  # slow to import, and workers need only the rows
 
-        needed = pc.list_value_length(self.table.column("need"))
-        positions: list[int] = needed.to_numpy().nonzero()[0].tolist()
-        return positions
+        needed: np.ndarray = pc.list_value_length(self.table["need"]).to_numpy()
+        return needed
 
 
 def planned_row(row: dict[str, Any]) -> PlannedRow:

@@ -192,8 +192,7 @@ def _measure(
     found: dict[str, dict[str, float]] = {}
     plain: dict[int, np.ndarray] = {}
     for mode in (PLAIN, *modes):
-        trial = Trial(spec=dataclasses.replace(spec, precision=mode), device=config.device, clips=clips)
-        result = run(trial)
+        result = run(Trial(spec=dataclasses.replace(spec, precision=mode), clips=clips))
         if not result.codes:
             log.warning("precision %s could not be measured: %s", mode, result.problem or "no clip could be used")
             if mode == PLAIN:

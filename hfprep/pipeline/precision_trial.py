@@ -34,7 +34,6 @@ class Trial:
     """Clips to compute, and how to open the extractor."""
 
     spec: "ExtractorSpec"
-    device: str
     clips: tuple[Utterance, ...]
 
     def run(self) -> TrialResult:
@@ -42,7 +41,7 @@ class Trial:
         import torch
 
         try:
-            extractor = self.spec.open(self.device)
+            extractor = self.spec.open()
         except DeviceError as error:
             return TrialResult({}, problem=str(error))
         try:

@@ -21,9 +21,10 @@ import torch
 import typer
 
 from hfprep.models.precision import candidates
-from hfprep.pipeline.building import Shared, build
+from hfprep.pipeline.building import build
 from hfprep.pipeline.config import PLAIN, BuildConfig
 from hfprep.pipeline.devices import choose_device
+from hfprep.pipeline.engines.choice import Shared
 from hfprep.pipeline.summary import Summary
 from hfprep.recipes.registry import recipe
 from scripts.benchmark.config import RECIPES, BenchConfig
@@ -80,8 +81,7 @@ def golden(check: Check, family: str, figures: dict[str, Any]) -> None:
     folder = TESTS / GOLDEN[family]
     for precision in check.precisions:
         output = check.folder / f"golden-{family}-{precision}"
-        shared = Shared()
-        with shared.workers:
+        with Shared() as shared:
             summary = check.build(
                 manifest=folder / "manifest.jsonl",
                 output_dir=output,
@@ -123,14 +123,13 @@ def out_of_memory(check: Check, family: str, figures: dict[str, Any]) -> None:
     folder = TESTS / GOLDEN[family]
     peak = 0
     for name in ("whole", "limited"):
-        shared = Shared()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(check.device)
         if name == "limited":
             total = torch.cuda.get_device_properties(check.device).total_memory
             torch.cuda.set_per_process_memory_fraction(MEMORY_SHARE * peak / total, check.device)
         try:
-            with shared.workers:
+            with Shared() as shared:
                 summary = check.build(
                     manifest=folder / "manifest.jsonl",
                     output_dir=check.folder / f"memory-{family}-{name}",
@@ -180,8 +179,7 @@ def end_to_end(check: Check, family: str, figures: dict[str, Any]) -> None:
     folder = FAMILIES[family].make_models(check.folder / f"{family}-{size}", size=size)
     manifest, seconds = make_manifest(check.folder / "end", check.end_clips, SECONDS)
     precision = "exact" if "exact" in check.precisions else PLAIN
-    shared = Shared()
-    with shared.workers:
+    with Shared() as shared:
         for name in END_FORMATS:
             summary = check.build(
                 manifest=manifest,

@@ -124,9 +124,9 @@ def _processor() -> str:
 
 def run_host_turn(job: HostJob) -> dict[str, Any]:
     """Do a job here and measure it, from when the libraries that its driver needs are imported."""
-    from hfprep.pipeline.building import Shared, build
+    from hfprep.pipeline.building import build
     from hfprep.pipeline.config import BuildConfig
-    from hfprep.pipeline.engines.choice import ENGINES
+    from hfprep.pipeline.engines.choice import ENGINES, Shared
     from hfprep.pipeline.inputs import find_inputs
     from hfprep.recipes.registry import recipe
     from hfprep.store.layout import OutputFolder
@@ -150,8 +150,7 @@ def run_host_turn(job: HostJob) -> dict[str, Any]:
         else:
             if job.as_for_gpu:
                 ENGINES["local"] = AsForGpu()
-            shared = Shared(inputs=inputs)
-            with shared.workers:
+            with Shared(inputs=inputs) as shared:
                 count = build(config, shared=shared).accepted
     seconds = time.perf_counter() - started
     everything -= unawaited.seconds

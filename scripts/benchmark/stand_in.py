@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hfprep.pipeline.engines.choice import Job, LocalEngine, Workers
+from hfprep.pipeline.engines.choice import Job, LocalEngine, Shared
 from hfprep.pipeline.engines.spec import ExtractorSpec
 from hfprep.pipeline.inputs import Inputs
 from hfprep.recipes.base import AudioInput, ModelSet, TextEncoder
@@ -98,8 +98,8 @@ class AsForGpu(LocalEngine):
     """Samples are loaded by processes, the model gets a batch before the results of the previous one are read, and
     computes its input features itself. Only page-locked memory is not used."""  # fmt: skip
 
-    def run(self, job: Job, workers: Workers) -> None:
-        super().run(_JobAsForGpu(**vars(job)), workers)
+    def run(self, job: Job, shared: Shared) -> None:
+        super().run(_JobAsForGpu(**vars(job)), shared)
 
 
 def stand_in(inputs: Inputs, published: Schema) -> Inputs:

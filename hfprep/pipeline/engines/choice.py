@@ -1,6 +1,6 @@
 """The engines: workers on this machine, on a Ray cluster, or one in the calling process.
 
-Provides `ENGINES`, `Workers` and `Job`. An engine takes a job and the workers that are kept between builds.
+Provides `ENGINES`, `Shared` and `Job`. An engine takes a job and what is kept between builds.
 """
 
 import dataclasses
@@ -8,14 +8,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.devices import choose_workers, gpu_count
-from hfprep.pipeline.engines.local import choose_num_processes, run_local, threads_per_process, trial_in_worker
+from hfprep.pipeline.engines.driver import Crew, Driver
+from hfprep.pipeline.engines.local import LocalCrew, choose_num_processes, threads_per_process, trial_in_worker
 from hfprep.pipeline.engines.pool import WorkerPool
 from hfprep.pipeline.engines.spec import ExtractorSpec, Models, Sink, Staging, Watcher
+from hfprep.pipeline.engines.work_units import WorkQueue, cut
 from hfprep.pipeline.filters import SampleOptions
 from hfprep.pipeline.inputs import Inputs
 from hfprep.pipeline.plan import Plan
@@ -26,18 +27,20 @@ MANY_TEXTS = 5000  # from here on, processes that tokenize save more time than t
 
 
 @dataclass
-class Workers:
-    """What is kept between the builds of a run: worker processes, and models in this process. A context manager."""
+class Shared:
+    """What the builds of one run share. A context manager that ends the worker processes.
 
+    `inputs` are the models, found by the first build; `models` are those loaded in this process.
+    """
+
+    inputs: Inputs | None = None
     pool: WorkerPool = field(default_factory=WorkerPool)
     models: Models = field(default_factory=Models)
 
-    def __enter__(self) -> "Workers":
+    def __enter__(self) -> "Shared":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.pool.close()
 
 
@@ -79,45 +82,44 @@ class Job:
             and self.plan.counts.pending >= MANY_TEXTS,
         )
 
+    def drive(self, crew: Crew, num_workers: int, *, has_control: bool) -> None:
+        """Compute the rows with the workers of a crew; `has_control`: they know a sample that was computed before.
+
+        Raises StopRequested once `stop()` is true, a worker's ConfigError, CheckpointError or StoreError,
+        SystematicFailureError if samples fail one after another for the same cause, HfprepError if workers keep dying,
+        and errors of the sink.
+        """
+        queue = WorkQueue(cut(self.plan.pending_positions(), num_workers), self.plan.ids)
+        Driver(crew, queue, self.sink, num_workers, self.watch, has_control=has_control).run(self.stop)
+
 
 class Engine(Protocol):
     """Runs the computation on some workers."""
 
-    def prepare(self, config: BuildConfig, workers: Workers) -> None:
+    def prepare(self, config: BuildConfig, shared: Shared) -> None:
         """Start slow preparations that do not depend on the plan."""
 
-    def trial(self, trial: Trial, workers: Workers) -> TrialResult:
+    def trial(self, trial: Trial, shared: Shared) -> TrialResult:
         """Compute some clips in one precision."""
 
-    def run(self, job: Job, workers: Workers) -> None:
-        """Compute the rows of a job.
-
-        Raises StopRequested once its `stop()` is true, SystematicFailureError if samples fail one after another for the
-        same cause, and errors of the sink.
-        """
+    def run(self, job: Job, shared: Shared) -> None:
+        """Compute the rows of a job. Raises as `Job.drive`."""
 
 
 class LocalEngine:
     """Supervised worker processes on this machine."""
 
-    def prepare(self, config: BuildConfig, workers: Workers) -> None:
-        workers.pool.prepare(choose_num_processes(config.num_processes, config.device))
+    def prepare(self, config: BuildConfig, shared: Shared) -> None:
+        shared.pool.prepare(choose_num_processes(config.num_processes, config.device))
 
-    def trial(self, trial: Trial, workers: Workers) -> TrialResult:
-        return trial_in_worker(trial, workers.pool)
+    def trial(self, trial: Trial, shared: Shared) -> TrialResult:
+        return trial_in_worker(trial, shared.pool)
 
-    def run(self, job: Job, workers: Workers) -> None:
+    def run(self, job: Job, shared: Shared) -> None:
         count = choose_num_processes(job.config.num_processes, job.config.device)
-        run_local(
-            job.spec(count),
-            job.plan,
-            job.sink,
-            watch=job.watch,
-            pool=workers.pool,
-            work=job.work,
-            num_processes=count,
-            stop=job.stop,
-        )
+        control = job.plan.control()
+        crew = LocalCrew(shared.pool, job.spec(count), job.plan.path, job.work, control)
+        job.drive(crew, count, has_control=control is not None)
 
 
 @dataclass(frozen=True)
@@ -130,49 +132,33 @@ class InlineEngine:
 
     own_process: bool = False
 
-    def prepare(self, config: BuildConfig, workers: Workers) -> None:
+    def prepare(self, config: BuildConfig, shared: Shared) -> None:
         pass
 
-    def trial(self, trial: Trial, workers: Workers) -> TrialResult:
-        del workers
+    def trial(self, trial: Trial, shared: Shared) -> TrialResult:
+        del shared
         return trial.run()
 
-    def run(self, job: Job, workers: Workers) -> None:
+    def run(self, job: Job, shared: Shared) -> None:
         from hfprep.pipeline.engines.inline import run_inline  # imports torch
 
-        spec = dataclasses.replace(job.spec(1), own_process=self.own_process)
-        run_inline(spec, job.plan, job.sink, watch=job.watch, models=workers.models, work=job.work, stop=job.stop)
+        run_inline(job, dataclasses.replace(job.spec(1), own_process=self.own_process), shared.models)
 
 
 class RayEngine:
-    """Workers on a cluster; each has --workers CPUs (default: one)."""
+    """Workers on a cluster."""
 
-    def prepare(self, config: BuildConfig, workers: Workers) -> None:
+    def prepare(self, config: BuildConfig, shared: Shared) -> None:
         pass
 
-    def trial(self, trial: Trial, workers: Workers) -> TrialResult:
+    def trial(self, trial: Trial, shared: Shared) -> TrialResult:
         raise NotImplementedError  # not used: each machine would choose its own precision
 
-    def run(self, job: Job, workers: Workers) -> None:
-        del workers
-        from hfprep.pipeline.engines.ray import RayOptions, run_ray
+    def run(self, job: Job, shared: Shared) -> None:
+        del shared
+        from hfprep.pipeline.engines.ray import run_ray
 
-        config = job.config
-        cpus = config.workers or 1
-        share = config.num_gpus_per_worker
-        spec = dataclasses.replace(
-            job.spec(1),
-            workers=cpus,
-            threads=cpus,
-            tenants=int(1 / share) if share else 1,
-        )
-        options = RayOptions(
-            address=config.ray_address,
-            num_workers=config.num_processes,
-            num_gpus_per_worker=share,
-            num_cpus_per_worker=cpus,
-        )
-        run_ray(spec, job.plan, job.sink, work=job.work / "ray", options=options, stop=job.stop)
+        run_ray(job)
 
 
 ENGINES: dict[str, Engine] = {"local": LocalEngine(), "inline": InlineEngine(), "ray": RayEngine()}

@@ -3,20 +3,18 @@
 import dataclasses
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from hfprep.pipeline.devices import cpu_count, gpu_count
-from hfprep.pipeline.engines.driver import Died, Driver
+from hfprep.pipeline.engines.driver import Died
 from hfprep.pipeline.engines.in_hand import in_hand
 from hfprep.pipeline.engines.messages import Assignment, Closed, Failed, LogLine, WorkerSetup
 from hfprep.pipeline.engines.pool import WorkerPool, WorkerProcess
-from hfprep.pipeline.engines.rows import control_of, queue_of
-from hfprep.pipeline.engines.spec import ExtractorSpec, Sink, Watcher
+from hfprep.pipeline.engines.spec import ExtractorSpec
 from hfprep.pipeline.engines.work_units import WorkUnit
-from hfprep.pipeline.plan import Plan
 from hfprep.pipeline.precision_trial import Trial, TrialResult
 from hfprep.schema import Features, Rejection
 from hfprep.store.layout import PlannedRow
@@ -60,8 +58,7 @@ class LocalCrew:
         self._at_work[worker.connection] = worker
         worker.tell(
             WorkerSetup(
-                spec=self._spec,
-                device=worker_device(self._spec.device, rank),
+                spec=dataclasses.replace(self._spec, device=worker_device(self._spec.device, rank)),
                 plan=self._plan,
                 folder=self._folder_of(worker),
                 control=self._control,
@@ -117,32 +114,11 @@ class LocalCrew:
         return self._folder / f"worker_{worker.rank:02d}" / str(worker.process.pid)
 
 
-def run_local(
-    spec: ExtractorSpec,
-    plan: Plan,
-    sink: Sink,
-    *,
-    watch: Watcher,
-    pool: WorkerPool,
-    work: Path,
-    num_processes: int,
-    stop: Callable[[], bool] = lambda: False,
-) -> None:
-    """Compute the pending rows of a plan with `num_processes` workers of a pool.
-
-    Raises StopRequested once `stop()` is true, a worker's ConfigError, CheckpointError or StoreError, HfprepError if
-    workers keep dying, and errors of the sink.
-    """
-    control = control_of(plan)
-    crew = LocalCrew(pool, spec, plan.path, work, control)
-    queue = queue_of(plan, num_processes)
-    Driver(crew, queue, sink, num_processes, watch=watch, has_control=control is not None).run(stop)
-
-
 def trial_in_worker(trial: Trial, pool: WorkerPool) -> TrialResult:
     """Compute some clips in one precision with a worker of the pool. Raises ConfigError and CheckpointError."""
     worker = pool.take(0)
-    worker.tell(dataclasses.replace(trial, device=worker_device(trial.device, 0)))
+    spec = dataclasses.replace(trial.spec, device=worker_device(trial.spec.device, 0))
+    worker.tell(dataclasses.replace(trial, spec=spec))
     try:
         while isinstance(message := worker.receive(), LogLine):
             logging.getLogger(message.name).log(message.level, "%s", message.text)

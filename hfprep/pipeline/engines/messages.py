@@ -37,7 +37,6 @@ class WorkerSetup:
     """
 
     spec: "ExtractorSpec"
-    device: str | None
     plan: Path | None
     folder: Path | None
     control: "PlannedRow | None" = None

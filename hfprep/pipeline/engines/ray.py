@@ -12,18 +12,19 @@ import queue
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from hfprep.errors import ConfigError, HfprepError, Reason
 from hfprep.io.object_storage import is_url
 from hfprep.io.references import file_of
-from hfprep.pipeline.engines.driver import Died, Driver
+from hfprep.pipeline.engines.driver import Died
 from hfprep.pipeline.engines.messages import Assignment, Failed, WorkerSetup
-from hfprep.pipeline.engines.rows import as_stream, control_of, queue_of
-from hfprep.pipeline.engines.spec import ExtractorSpec, Sink
+from hfprep.pipeline.engines.spec import ExtractorSpec
 from hfprep.pipeline.engines.work_units import WorkUnit
 from hfprep.pipeline.engines.worker import serve
 from hfprep.pipeline.plan import Plan
@@ -37,24 +38,14 @@ try:
 except ImportError as error:
     raise ConfigError("--engine ray needs Ray: pip install 'hfprep[ray]'") from error
 
+if TYPE_CHECKING:
+    from hfprep.pipeline.engines.choice import Job
+
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 MAX_MESSAGES = 2  # of a worker that the driver has not fetched, which limits how far it computes ahead
 LOCAL = "127.0.0.2"  # a loopback address that Ray does not replace with one that other machines can reach
-
-
-@dataclass(frozen=True, kw_only=True)
-class RayOptions:
-    """Address of the cluster (None: start one here) and resources of each worker.
-
-    `num_workers` 0 is as many as the cluster has resources for.
-    """
-
-    address: str | None = None
-    num_workers: int = 0
-    num_gpus_per_worker: float | None = None
-    num_cpus_per_worker: int = 1
 
 
 class _Queues:
@@ -112,7 +103,14 @@ class RayCrew:
     """Actors of a cluster that compute one build."""
 
     def __init__(
-        self, spec: ExtractorSpec, plan: Plan, folder: Path, options: RayOptions, control: PlannedRow | None = None
+        self,
+        spec: ExtractorSpec,
+        plan: Plan,
+        folder: Path,
+        control: PlannedRow | None = None,
+        *,
+        num_cpus: int,
+        num_gpus: float,
     ) -> None:
         self._spec = spec
         self._plan = plan
@@ -121,8 +119,8 @@ class RayCrew:
         assert spec.staging is not None
         self._stage = spec.staging.open(folder)
         self._new_actor = ray.remote(Actor).options(
-            num_cpus=options.num_cpus_per_worker,
-            num_gpus=options.num_gpus_per_worker,
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
             max_restarts=0,  # the driver starts another one
             max_concurrency=2,  # `tell` is called while `next_message` waits
         )
@@ -130,9 +128,7 @@ class RayCrew:
     def start(self, rank: int, *, prove: bool) -> _Handle:
         del rank  # the cluster gives it a device
         actor: Any = self._new_actor.remote(os.getcwd())
-        actor.tell.remote(
-            WorkerSetup(spec=self._spec, device=None, plan=None, folder=None, control=self._control, prove=prove)
-        )
+        actor.tell.remote(WorkerSetup(spec=self._spec, plan=None, folder=None, control=self._control, prove=prove))
         handle = _Handle(actor, actor.next_message.remote())
         self._at_work[handle.request] = handle
         return handle
@@ -159,7 +155,11 @@ class RayCrew:
         return found
 
     def assignment(self, unit: WorkUnit) -> Assignment:
-        return Assignment(unit.number, as_stream(self._plan, [position for _, position in unit.left.values()]))
+        rows = self._plan.rows.take([position for _, position in unit.left.values()])
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, rows.schema) as stream:
+            stream.write_table(rows)
+        return Assignment(unit.number, bytes(sink.getvalue()))
 
     def staged(self, computed: Sequence[tuple[PlannedRow, Features]]) -> list[Any]:
         return self._stage.write(computed)
@@ -195,32 +195,30 @@ class RayCrew:
         return Failed(kind(f"on node {node}: {failed.error} ({hint})"), failed.fatal)
 
 
-def run_ray(
-    spec: ExtractorSpec,
-    plan: Plan,
-    sink: Sink,
-    *,
-    work: Path,
-    options: RayOptions,
-    stop: Callable[[], bool] = lambda: False,
-) -> None:
-    """Compute the pending rows of a plan on a Ray cluster.
+def run_ray(job: "Job") -> None:
+    """Compute the pending rows of a job on a Ray cluster; each worker has --workers CPUs (default: one).
 
-    Raises StopRequested once `stop()` is true, ConfigError, CheckpointError or StoreError of any worker, HfprepError if
-    workers keep dying, and errors of the sink.
+    Raises as `Job.drive`.
     """
+    config = job.config
     started = not ray.is_initialized()
     if started:
-        _join(options.address)
+        _join(config.ray_address)
     try:
-        spec = dataclasses.replace(spec, model_set=absolute(spec.model_set))
-        options = with_cluster_defaults(options, ray.cluster_resources())
-        control = control_of(plan)
-        crew = RayCrew(spec, plan, work, options, control)
+        cpus = config.workers or 1
+        share, count = workers_for(config.num_gpus_per_worker, config.num_processes, cpus, ray.cluster_resources())
+        spec = dataclasses.replace(
+            job.spec(1),
+            model_set=absolute(job.inputs.models),
+            workers=cpus,
+            threads=cpus,
+            tenants=int(1 / share) if share else 1,
+        )
+        control = job.plan.control()
+        crew = RayCrew(spec, job.plan, job.work / "ray", control, num_cpus=cpus, num_gpus=share)
         with contextlib.ExitStack() as stack:
             stack.callback(crew.end)
-            queue = queue_of(plan, options.num_workers)
-            Driver(crew, queue, sink, options.num_workers, lambda *_: None, has_control=control is not None).run(stop)
+            job.drive(crew, count, has_control=control is not None)
     finally:
         if started:
             ray.shutdown()
@@ -237,11 +235,13 @@ def _join(address: str | None) -> None:
         raise ConfigError(f"{problem}; check that it runs, and that RAY_AUTH_TOKEN is its token, if any") from error
 
 
-def with_cluster_defaults(options: RayOptions, resources: dict[str, float]) -> RayOptions:
-    """The options with defaults from the cluster's resources: a GPU per worker if there are any, one CPU kept free."""
+def workers_for(share: float | None, num_workers: int, num_cpus: int, resources: dict[str, float]) -> tuple[float, int]:
+    """GPUs per worker and number of workers; None and 0 are chosen by the cluster's resources.
+
+    Then a worker has a GPU if there are any, and one CPU is kept free.
+    """
     gpus, cpus = resources.get("GPU", 0.0), resources.get("CPU", 1.0)
-    share = options.num_gpus_per_worker
     if share is None:
         share = 1.0 if gpus else 0.0
-    room = int(gpus / share) if share else int((cpus - 1) / options.num_cpus_per_worker)
-    return dataclasses.replace(options, num_gpus_per_worker=share, num_workers=options.num_workers or max(1, room))
+    room = int(gpus / share) if share else int((cpus - 1) / num_cpus)
+    return share, num_workers or max(1, room)

@@ -145,9 +145,7 @@ class ExtractorSpec:
     own_process: bool = True
     as_for_gpu: bool = False
 
-    def open(
-        self, device: str | None = None, *, models: Models | None = None, control: Task | None = None
-    ) -> "FeatureExtractor":
+    def open(self, *, models: Models | None = None, control: Task | None = None) -> "FeatureExtractor":
         """Load the tokenizer and, if audio features are needed, the models (from `models` if loaded already).
 
         Raises ConfigError or CheckpointError.
@@ -160,7 +158,7 @@ class ExtractorSpec:
         models = models or Models()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        place = choose_device(device or self.device)
+        place = choose_device(self.device)
         settings = ExtractorSettings(
             samples=self.samples,
             workers=self.workers,

@@ -81,7 +81,6 @@ class Worker:
     def __init__(self, setup: WorkerSetup, models: Models, *, tell: Callable[[Underway], None] | None = None) -> None:
         control, schema = setup.control, setup.spec.model_set.schema
         self.extractor = setup.spec.open(
-            setup.device,
             models=models,
             control=None if control is None else Task.of(schema, control.utterance, setup.spec.need),
         )
