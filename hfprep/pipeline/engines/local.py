@@ -10,11 +10,11 @@ from typing import Any
 
 from hfprep.pipeline.devices import cpu_count, gpu_count
 from hfprep.pipeline.engines.driver import Died
-from hfprep.pipeline.engines.in_hand import in_hand
 from hfprep.pipeline.engines.messages import Assignment, Closed, Failed, LogLine, WorkerSetup
 from hfprep.pipeline.engines.pool import WorkerPool, WorkerProcess
 from hfprep.pipeline.engines.spec import ExtractorSpec
 from hfprep.pipeline.engines.work_units import WorkUnit
+from hfprep.pipeline.observing import in_hand
 from hfprep.pipeline.precision_trial import Trial, TrialResult
 from hfprep.schema import Features, Rejection
 from hfprep.store.layout import PlannedRow

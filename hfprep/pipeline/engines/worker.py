@@ -26,7 +26,6 @@ from hfprep.errors import HfprepError, StopRequested
 from hfprep.pipeline.background import BackgroundWriter
 from hfprep.pipeline.codebook import count_codes
 from hfprep.pipeline.collector import imports_frozen
-from hfprep.pipeline.engines.in_hand import InHand
 from hfprep.pipeline.engines.messages import (
     Assignment,
     Batch,
@@ -45,7 +44,7 @@ from hfprep.pipeline.engines.spool import Spooled, spooled, with_original_path
 from hfprep.pipeline.failures import DeviceError
 from hfprep.pipeline.features import BatchResult
 from hfprep.pipeline.intake import Task
-from hfprep.pipeline.observing import observing
+from hfprep.pipeline.observing import InHand, observing
 from hfprep.pipeline.plan import MappedRows, planned_row
 from hfprep.pipeline.precision_trial import Trial
 from hfprep.pipeline.underway import Watch, work_of
