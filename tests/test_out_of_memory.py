@@ -31,8 +31,8 @@ from hfprep.pipeline.batching import BatchLimits
 from hfprep.pipeline.breaker import SystematicFailureError, Unproven
 from hfprep.pipeline.failures import DeviceError
 from hfprep.pipeline.features import ExtractorSettings, FeatureExtractor
+from hfprep.pipeline.forwarding import Download
 from hfprep.pipeline.intake import Clip, Task
-from hfprep.pipeline.transfers import Download
 from hfprep.recipes.indextts2.feature_model import FeatureModel
 from hfprep.recipes.indextts2.options import IndexTTS2Options
 from hfprep.recipes.indextts2.recipe import RECIPE
