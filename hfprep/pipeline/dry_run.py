@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 from hfprep.errors import ConfigError, RejectedSample
@@ -28,7 +28,7 @@ from hfprep.pipeline.engines.local import choose_num_processes, worker_device
 from hfprep.pipeline.engines.work_units import cut
 from hfprep.pipeline.inputs import Inputs, find_inputs
 from hfprep.pipeline.intake import expected_seconds
-from hfprep.pipeline.plan import Plan, PlanCounts
+from hfprep.pipeline.plan import Plan
 from hfprep.pipeline.planning import Planner
 from hfprep.pipeline.precision_choice import without_measuring
 from hfprep.recipes.base import frames_in
@@ -124,7 +124,7 @@ def preview(config: BuildConfig) -> Preview:
         plan = planner.plan(config.manifest)
         if not plan.counts.lines_read and config.part is None:
             raise ConfigError(f"--manifest {str(config.manifest)!r} is empty; give one JSON object per line")
-        return _Estimate(config, inputs, plan).preview(output.root, plan.counts, state.rejection_counts())
+        return _Estimate(config, inputs, plan).preview(output.root, state.rejection_counts())
 
 
 class _Estimate:
@@ -144,8 +144,9 @@ class _Estimate:
         self.shard_seconds: list[float] = []
         self.shard_samples: list[int] = []
 
-    def preview(self, root: Path, counts: PlanCounts, rejected: dict[str, int]) -> Preview:
+    def preview(self, root: Path, rejected: dict[str, int]) -> Preview:
         """Go through the work units as the engine would assign them."""
+        counts = self.plan.counts
         with ThreadPoolExecutor(choose_workers(self.config.workers)) as pool:
             for unit in cut(self.plan.pending_positions(), self.num_processes):
                 rows = self.plan.rows.take(unit.rows, ["duration", "path", "need", "audio_bytes"]).to_pydict()
@@ -173,14 +174,11 @@ class _Estimate:
     def measure(self, row: tuple[float | None, str, list[str], int]) -> _Sample:
         """A pending sample's cost, by the duration in its row, or else its file's header (in object storage, size)."""
         duration, path, names, num_bytes = row
-        need = frozenset(names)
+        need, readable = frozenset(names), True
         if duration is None and need & self.inputs.schema.audio_groups:
             duration = expected_seconds(path, num_bytes)
-            return self.sample(duration or 0.0, need, readable=duration is not None)
-        return self.sample(duration or 0.0, need, readable=True)
-
-    def sample(self, seconds: float, need: frozenset[str], *, readable: bool) -> _Sample:
-        """The cost of a sample of that length."""
+            readable = duration is not None
+        seconds = duration or 0.0
         return _Sample(seconds, frames_in(self.inputs.models, seconds), need, readable)
 
     def add(self, samples: Sequence[_Sample]) -> None:
@@ -215,8 +213,7 @@ class _Estimate:
         if encoder is None:
             return 0
         count = len(self.plan.rows)
-        step = max(1, count // TEXTS_TRIED)
-        chosen = list(islice(range(0, count, step), TEXTS_TRIED))
+        chosen = range(0, count, max(1, count // TEXTS_TRIED))[:TEXTS_TRIED]
         rows = self.plan.rows.take(chosen, ["text", "language"]).to_pydict()
         lengths = []
         for text, language in zip(rows["text"], rows["language"], strict=True):

@@ -12,7 +12,8 @@ import itertools
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,9 +29,10 @@ from hfprep.io import atomic
 from hfprep.io.chunks import chunks_of
 from hfprep.io.lock import OutputLock
 from hfprep.io.object_storage import check_local
+from hfprep.pipeline.codebook import listed_ids
 from hfprep.pipeline.logs import log_to_file
 from hfprep.pipeline.parts import SUMMED, FinishedPart, read_part
-from hfprep.store.layout import PROGRESS, REJECTED, STATS, NpyOutput, PlannedRow, Publisher, Staged
+from hfprep.store.layout import REJECTED, STATS, NpyOutput, PlannedRow, Publisher, Staged
 from hfprep.store.listing import Listed, Listing, ListingOptions, entry_of
 from hfprep.store.state import SampleState, State
 from hfprep.store.statistics import codebook_use, write_stats
@@ -79,8 +81,7 @@ def merge(folders: Sequence[Path], output_dir: Path, *, copy: bool = False) -> M
         sources = [State(part.output.state_file, part.output.schema) for part in parts]
         for source in sources:
             stack.callback(source.close)
-        joint = _Merge(parts, sources, output, state, copy)
-        return joint.run()
+        return _Merge(parts, sources, output, state, copy).run()
 
 
 def check_parts(parts: Sequence[FinishedPart], output_dir: Path) -> None:
@@ -139,7 +140,7 @@ class _Merge:
         forget_exports(self.state)
         for key in ("settings", "paths"):
             self.state.put(key, self.sources[0].get(key))
-        self.list_finished(self.chunks())  # manifests of a killed merge may end in an incomplete line
+        self.list_finished()  # manifests of a killed merge may end in an incomplete line
         val_ratio = facts.settings["val_ratio"]
         with (
             contextlib.closing(Publisher(self.output, self.state, val_ratio)) as publisher,
@@ -149,7 +150,7 @@ class _Merge:
                 staged = self.stage(chunk, pool)
                 if len(publisher.publish(staged, [])) < len(staged):
                     raise StoreError(f"the file system of {self.output.root} does not accept all ids as file names")
-        listed = self.list_finished(self.chunks())
+        listed = self.list_finished()
         atomic.write_lines(self.output.root / REJECTED, self.rejected_lines())
         extra = ((row.utterance.id, row.utterance.extra) for row, _ in self.rows())
         write_extra_fields(self.output.root, extra)
@@ -185,12 +186,13 @@ class _Merge:
         known = self.state.samples(row.planned.utterance.id for row in chunk)
         wanted = []
         for row, sample in zip(chunk, known, strict=True):
-            utterance = row.planned.utterance
-            finished = sample is not None and not sample.missing(row.planned.fingerprints)
-            if finished and sample is not None and not self.output.incomplete(utterance.id, sample):
-                self.reused += 1
-                continue
-            wanted.append(row)
+            if (
+                sample is None
+                or sample.missing(row.planned.fingerprints)
+                or self.output.incomplete(row.planned.utterance.id, sample)
+            ):
+                wanted.append(row)
+        self.reused += len(chunk) - len(wanted)
         brought = list(pool.map(self.stage_sample, wanted))
         self.linked += sum(linked for _, linked in brought)
         self.copied += sum(len(staged.files) - linked for staged, linked in brought)
@@ -233,12 +235,12 @@ class _Merge:
             atomic.sync_file(writing.fileno(), target)
         return False
 
-    def list_finished(self, chunks: Iterable[Sequence[_Row]]) -> Listed:
+    def list_finished(self) -> Listed:
         """Rewrite manifests and progress file to list exactly what is complete."""
         facts = self.parts[0].facts
         options = ListingOptions(val_ratio=facts.settings["val_ratio"])
         with Listing(self.output, self.state, options) as listing:
-            for chunk in chunks:
+            for chunk in self.chunks():
                 known = self.state.samples(row.planned.utterance.id for row in chunk)
                 for row, sample in zip(chunk, known, strict=True):
                     if sample is not None and not sample.missing(row.planned.fingerprints):
@@ -247,7 +249,6 @@ class _Merge:
 
     def rejected_lines(self) -> Iterator[bytes]:
         """The lines of all parts' rejected.jsonl, by manifest line."""
-
         lines = (part.rejected_lines() for part in self.parts)
         return map(itemgetter(1), heapq.merge(*lines, key=itemgetter(0)))
 
@@ -257,22 +258,18 @@ class _Merge:
         for part, other in zip(self.parts, found, strict=True):
             if other["versions"] != found[0]["versions"]:
                 log.warning("%s was made with other versions: %s", part.output.root, other["versions"])
-        rejected: dict[str, int] = {}
+        rejected = Counter[str]()
         for stats in found:
-            for reason, count in stats["rejected"].items():
-                rejected[reason] = rejected.get(reason, 0) + count
-        with open(self.output.root / PROGRESS, encoding="utf-8", newline="\n") as ids:
-            codebook = codebook_use(self.output, (line.rstrip("\n") for line in ids))
+            rejected.update(stats["rejected"])
         total = listed.train + listed.val
-        counted = {"total": total, "accepted": total, "train": listed.train, "val": listed.val}
-        return (
-            found[0]
-            | counted
-            | {name: sum(stats[name] for stats in found) for name in SUMMED}
-            | {
-                "hours": round(listed.seconds / SECONDS_PER_HOUR, 6),
-                "overlong": listed.overlong_by_group(self.output.schema),
-            }
-            | {"codebook": codebook}
-            | {"rejected": dict(sorted(rejected.items()))}
-        )
+        return found[0] | {
+            "total": total,
+            "accepted": total,
+            "train": listed.train,
+            "val": listed.val,
+            **{name: sum(stats[name] for stats in found) for name in SUMMED},
+            "hours": round(listed.seconds / SECONDS_PER_HOUR, 6),
+            "overlong": listed.overlong_by_group(self.output.schema),
+            "codebook": codebook_use(self.output, listed_ids(self.output)),
+            "rejected": dict(sorted(rejected.items())),
+        }
