@@ -12,8 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 from rich.progress import BarColumn, Progress, ProgressColumn, Task
 from rich.table import Column
@@ -63,9 +62,7 @@ class BuildProgress:
             self._display = _display(self)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stage = None
         if self._display is not None:
             self._display.close()
@@ -170,8 +167,12 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}"
 
 
-class _Display(Protocol):
+class _Display:
     """Where progress is shown."""
+
+    def __init__(self, progress: BuildProgress) -> None:
+        self._progress = progress
+        self._updated = time.monotonic()
 
     def update(self) -> None:
         """Show the current progress."""
@@ -184,9 +185,7 @@ def _display(progress: BuildProgress) -> _Display:
     """The display for the current environment."""
     if console().is_terminal and not console().is_dumb_terminal:
         return _Bar(progress)
-    if in_notebook():
-        return _NotebookBar(progress)
-    return _Lines(progress)
+    return _NotebookBar(progress) if in_notebook() else _Lines(progress)
 
 
 class _StatusColumn(ProgressColumn):
@@ -202,11 +201,11 @@ class _StatusColumn(ProgressColumn):
         return Text(self._progress.line())
 
 
-class _Bar:
-    """A bar at the bottom of a terminal, drawn ten times a second; it remains visible if samples were computed."""
+class _Bar(_Display):
+    """A bar at the bottom of a terminal, which Rich draws ten times a second; it remains if samples were computed."""
 
     def __init__(self, progress: BuildProgress) -> None:
-        self._progress = progress
+        super().__init__(progress)
         bar = BarColumn(bar_width=None, table_column=Column(ratio=1))  # as wide as the rest of the line
         self._live = Progress(bar, _StatusColumn(progress), console=console(), expand=True)
         self._live.add_task("", total=None)
@@ -216,31 +215,24 @@ class _Bar:
             stack.enter_context(above_the_bar(stderr))
             self._open = stack.pop_all()
 
-    def update(self) -> None:
-        """Nothing to do: Rich redraws it."""
-
     def close(self) -> None:
         self._live.live.transient = not self._progress.total  # remove a bar that only showed stages
         self._open.close()
 
 
-class _NotebookBar:
+class _NotebookBar(_Display):
     """A bar in the output of a notebook's cell."""
 
     def __init__(self, progress: BuildProgress) -> None:
-        self._progress = progress
+        super().__init__(progress)
         self._ipython: Any = importlib.import_module("IPython.display")  # installed: this runs in a notebook
         self._handle = self._ipython.display(self._bar(), display_id=True)
-        self._updated = time.monotonic()
 
     def update(self) -> None:
         if time.monotonic() - self._updated >= SECONDS_BETWEEN_UPDATES:
-            self._show()
+            self.close()
 
     def close(self) -> None:
-        self._show()
-
-    def _show(self) -> None:
         self._updated = time.monotonic()
         self._handle.update(self._bar())
 
@@ -250,17 +242,10 @@ class _NotebookBar:
         return self._ipython.HTML(f"<progress{value}></progress> {html.escape(self._progress.line())}")
 
 
-class _Lines:
+class _Lines(_Display):
     """A log line from time to time."""
 
-    def __init__(self, progress: BuildProgress) -> None:
-        self._progress = progress
-        self._last = time.monotonic()
-
     def update(self) -> None:
-        if self._progress.share is not None and time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
-            self._last = time.monotonic()
+        if self._progress.share is not None and time.monotonic() - self._updated >= SECONDS_BETWEEN_LINES:
+            self._updated = time.monotonic()
             log.info("%s", self._progress.line())
-
-    def close(self) -> None:
-        """Nothing to do: the result is logged anyway."""
