@@ -4,6 +4,7 @@ A window is a set of rows that are sorted by length together. Provides `in_loadi
 the headers of the next are read, so that the device does not wait in between.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -63,17 +64,18 @@ def in_loading_order(
 
     A chunk has up to `together` tasks, for one thread to load. The next window is requested as soon as one begins.
     """
-    number = 0
-    window = Window(number, first, expected_seconds, pool)
-    while True:
-        number += 1
+
+    def opened(number: int) -> Window | None:
         tasks = feed(False)
-        following = None if tasks is None else Window(number, tasks, expected_seconds, pool)
+        return None if tasks is None else Window(number, tasks, expected_seconds, pool)
+
+    window = Window(0, first, expected_seconds, pool)
+    for number in itertools.count(1):
+        following = opened(number)
         yield from loaded_together(window.places(), together)
         while following is None:
             yield None
-            tasks = feed(False)
-            following = None if tasks is None else Window(number, tasks, expected_seconds, pool)
+            following = opened(number)
         window = following
 
 
