@@ -4,6 +4,7 @@ Besides its features, a part keeps in its private folder its rows with their lin
 models and settings. This module writes, withdraws and reads them; knows nothing about joining.
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -69,6 +70,16 @@ class PartFacts:
         return lines
 
 
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise StoreError if a file of a part cannot be read, or is damaged."""
+    try:
+        yield
+    except (OSError, RejectedSample, *UNREADABLE, *DAMAGED) as error:
+        what = f"{path} cannot be read: {type(error).__name__}: {error}"
+        raise StoreError(f"{what}; run the part's `build --shard` again") from error
+
+
 @dataclass(frozen=True)
 class FinishedPart:
     """The output directory of a complete part."""
@@ -79,37 +90,29 @@ class FinishedPart:
     def rows(self) -> Iterator[PlannedRow]:
         """The part's rows in source order, including rejected ones. Raises StoreError if they are damaged."""
         path = self.output.private / ROWS
-        try:
-            with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as batches:
-                for batch in batches:
-                    batch.validate(full=True)
-                    for row in map(planned_row, batch.to_pylist()):
-                        check_id(row.utterance.id)  # it names files, and the part may not be trusted
-                        yield row
-        except (OSError, RejectedSample, *UNREADABLE) as error:
-            raise StoreError(f"{path} cannot be read: {error}; run the part's `build --shard` again") from error
+        with _reading(path), pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as batches:
+            for batch in batches:
+                batch.validate(full=True)
+                for row in map(planned_row, batch.to_pylist()):
+                    check_id(row.utterance.id)  # it names files, and the part may not be trusted
+                    yield row
 
     def rejected_lines(self) -> Iterator[tuple[int, bytes]]:
         """The manifest's line number and the JSON line of each rejection. Raises StoreError if they are damaged."""
         path = self.output.root / REJECTED
-        try:
-            with open(path, "rb") as stream:
-                for line in stream:
-                    yield int(json.loads(line)["line"]), line
-        except (OSError, *DAMAGED) as error:
-            raise StoreError(f"{path} cannot be read: {error!r}; run the part's `build --shard` again") from error
+        with _reading(path), open(path, "rb") as stream:
+            for line in stream:
+                yield int(json.loads(line)["line"]), line
 
     def stats(self) -> dict[str, Any]:
         """The content of the part's stats.json. Raises StoreError if it is damaged."""
         path = self.output.root / STATS
-        try:
+        with _reading(path):
             found = parse_stats(json.loads(path.read_bytes()))
             if not {"versions", "rejected", *SUMMED} <= found.keys():
                 raise ValueError("an entry is missing")
             if not all(isinstance(found[name], float | int) for name in SUMMED):
                 raise TypeError("a count is not a number")
-        except (OSError, *DAMAGED) as error:
-            raise StoreError(f"{path} cannot be read: {error}; run the part's `build --shard` again") from error
         return found
 
 
@@ -149,7 +152,7 @@ def read_part(folder: Path) -> FinishedPart:
     check_local(folder)
     private = OutputFolder(folder).private
     path = private / RECORD
-    try:
+    with _reading(path), contextlib.suppress(FileNotFoundError):
         record = json.loads(path.read_bytes())
         if record.pop("format") != PART_FORMAT:
             raise StoreError(
@@ -157,12 +160,7 @@ def read_part(folder: Path) -> FinishedPart:
                 "what is finished"
             )
         facts = PartFacts(**record | {"part": Part.parse(record["part"])})
-        output = NpyOutput(folder, Schema.parse(facts.schema))
-    except FileNotFoundError:
-        if not private.is_dir():
-            raise ConfigError(f"{str(folder)!r} is not the output directory of a build with --shard") from None
-        message = "contains no finished part; run its `build --shard` again until it is complete"
-        raise ConfigError(f"{str(folder)!r} {message}") from None
-    except (OSError, *DAMAGED) as error:
-        raise StoreError(f"{path} cannot be read: {error}; run the part's `build --shard` again") from error
-    return FinishedPart(output, facts)
+        return FinishedPart(NpyOutput(folder, Schema.parse(facts.schema)), facts)
+    lacks = "contains no finished part; run its `build --shard` again until it is complete"
+    what = lacks if private.is_dir() else "is not the output directory of a build with --shard"
+    raise ConfigError(f"{str(folder)!r} {what}")
