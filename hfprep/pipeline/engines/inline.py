@@ -5,16 +5,17 @@ A sample that crashes the process ends the build.
 
 import contextlib
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hfprep.errors import StopRequested
 from hfprep.pipeline.background import BackgroundWriter
 from hfprep.pipeline.breaker import Breaker
 from hfprep.pipeline.devices import torch_threads_kept
-from hfprep.pipeline.engines.messages import Assignment, WorkerSetup
+from hfprep.pipeline.engines.messages import Assignment, Batch, WorkerSetup
 from hfprep.pipeline.engines.spec import NO_COST, ExtractorSpec, Models
 from hfprep.pipeline.engines.work_units import cut
-from hfprep.pipeline.engines.worker import Computed, Worker
+from hfprep.pipeline.engines.worker import Worker
 
 if TYPE_CHECKING:
     from hfprep.pipeline.engines.choice import Job
@@ -36,14 +37,14 @@ def run_inline(job: "Job", spec: ExtractorSpec, models: Models) -> None:
         stage = stack.enter_context(contextlib.closing(job.staging.open(folder)))
         writer = stack.enter_context(contextlib.closing(BackgroundWriter(overlap=worker.extractor.looks_ahead)))
 
-        def take(found: Computed) -> None:
-            final = breaker.take(computed=len(found.computed), rejections=found.rejections)
+        def take(batch: Batch) -> None:
+            final = breaker.take(computed=len(batch.computed), rejections=batch.rejections)
             job.watch(0, None)
-            job.sink(stage.write(found.computed), final, found.cost)
+            job.sink(stage.write(batch.computed), final, batch.cost)
 
         try:
-            for found in worker.work(lambda _wait: units.popleft() if units else None):
-                writer.submit(lambda found=found: take(found))  # type: ignore[misc]
+            for batch in worker.work(lambda _wait: units.popleft() if units else None):
+                writer.submit(partial(take, batch))
                 if job.stop():
                     raise StopRequested
         finally:

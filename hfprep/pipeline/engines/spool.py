@@ -14,7 +14,6 @@ import pyarrow as pa
 from hfprep.errors import RejectedSample
 from hfprep.inputs.audio.containers import ParquetColumn
 from hfprep.io.references import ByteRange, ParquetCell, parse_reference
-from hfprep.schema import Rejection
 from hfprep.store.layout import PlannedRow
 
 MAX_SPOOL_BYTES = 1 << 29
@@ -56,19 +55,15 @@ def spooled(rows: Sequence[PlannedRow], folder: Path, audio_groups: frozenset[st
             with open(spool, "wb") as file:
                 while waiting and (not pairs or file.tell() < MAX_SPOOL_BYTES):
                     row, cell = waiting.pop()
-                    clip, used = None if cell is None else columns.read(cell), row
-                    if cell is not None and clip is not None:
-                        used = _at(row, ByteRange(str(spool), cell.name, file.tell(), len(clip)))
+                    used = row
+                    if cell is not None and (clip := columns.read(cell)) is not None:
+                        place = ByteRange(str(spool), cell.name, file.tell(), len(clip))
+                        used = dataclasses.replace(row, utterance=row.utterance._replace(path=str(place)))
                         file.write(clip)
                     pairs.append((row, used))
             yield Spooled(pairs, spool)
     finally:
         columns.close()
-
-
-def with_original_path(rejection: Rejection, path: str, used: str) -> Rejection:
-    """A rejection of a clip that was read as `used`, with its original path in the message."""
-    return dataclasses.replace(rejection, message=rejection.message.replace(used, path))
 
 
 class _Columns:
@@ -97,7 +92,3 @@ class _Columns:
 def _cell_of(row: PlannedRow) -> ParquetCell | None:
     reference = parse_reference(row.utterance.path)
     return reference if isinstance(reference, ParquetCell) else None
-
-
-def _at(row: PlannedRow, place: ByteRange) -> PlannedRow:
-    return dataclasses.replace(row, utterance=row.utterance._replace(path=str(place)))

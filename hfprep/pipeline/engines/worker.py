@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from hfprep.pipeline.engines.messages import (
     WorkerSetup,
 )
 from hfprep.pipeline.engines.spec import NO_COST, BatchCost, Models
-from hfprep.pipeline.engines.spool import Spooled, spooled, with_original_path
+from hfprep.pipeline.engines.spool import Spooled, spooled
 from hfprep.pipeline.failures import DeviceError
 from hfprep.pipeline.features import BatchResult
 from hfprep.pipeline.intake import Task
@@ -49,20 +50,10 @@ from hfprep.pipeline.plan import MappedRows, planned_row
 from hfprep.pipeline.precision_trial import Trial
 from hfprep.pipeline.underway import Watch, work_of
 from hfprep.recipes.base import Layered
-from hfprep.schema import Features, Rejection
+from hfprep.schema import Features
 from hfprep.store.layout import PlannedRow
 
 NextUnit = Callable[[bool], Assignment | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Computed:
-    """A batch of a work unit: computed samples, rejections, and its cost."""
-
-    unit: int
-    computed: list[tuple[PlannedRow, Features]]
-    rejections: list[Rejection]
-    cost: BatchCost = NO_COST
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +90,7 @@ class Worker:
         self.extractor.close()
         self._spool.close()
 
-    def work(self, next_unit: NextUnit) -> Iterator[Computed]:
+    def work(self, next_unit: NextUnit) -> Iterator[Batch]:
         """Compute units from `next_unit(wait)`; while one is computed, the next one is loaded.
 
         `next_unit` returns None if there is no more unit (with `wait`) or none yet (without).
@@ -153,16 +144,17 @@ class Worker:
             self._folder = Path(self._spool.enter_context(tempfile.TemporaryDirectory(prefix="hfprep-")))
         return spooled(rows, self._folder, self.extractor.schema.audio_groups)
 
-    def _sorted(self, result: BatchResult) -> Iterator[Computed]:
-        """A result by work unit, with the rows as they were assigned."""
-        found: dict[int, Computed] = {}
+    def _sorted(self, result: BatchResult) -> Iterator[Batch]:
+        """A result by work unit, with the rows as they were assigned, not yet staged."""
+        found: dict[int, Batch] = {}
         for task, outcome in result.outcomes:
             row = self._rows.pop(task.utterance.line)
-            batch = found.setdefault(row.unit, Computed(row.unit, [], []))
+            batch = found.setdefault(row.unit, Batch(row.unit, [], NO_COST))
             if isinstance(outcome, Features):
                 batch.computed.append((row.planned, outcome))
             else:
-                batch.rejections.append(with_original_path(outcome, row.planned.utterance.path, task.utterance.path))
+                message = outcome.message.replace(task.utterance.path, row.planned.utterance.path)  # not the spool's
+                batch.rejections.append(dataclasses.replace(outcome, message=message))
             row.spooled.release_one()
         for batch in found.values():
             features = [item for _, item in batch.computed]
@@ -292,14 +284,14 @@ def _work(worker: Worker, setup: WorkerSetup, channel: Channel, outbox: _Outbox)
             stage = stack.enter_context(contextlib.closing(setup.spec.staging.open(setup.folder)))
             stack.enter_context(observing(InHand(setup.folder)))
 
-        def report(found: Computed) -> None:
-            staged = [] if stage is None else stage.write(found.computed)
-            arrays = found.computed if stage is None else []
-            outbox.send(Batch(found.unit, found.rejections, found.cost, staged, arrays, awaited))
+        def report(batch: Batch) -> None:
+            if stage is not None:
+                batch = dataclasses.replace(batch, staged=stage.write(batch.computed), computed=[])
+            outbox.send(dataclasses.replace(batch, awaited=awaited))
 
         with contextlib.suppress(StopRequested):
-            for found in worker.work(inbox.next_unit):
-                writer.submit(lambda found=found: report(found))  # type: ignore[misc]
+            for batch in worker.work(inbox.next_unit):
+                writer.submit(partial(report, batch))
                 if awaited:
                     inbox.wait_until_taken()
                 inbox.look()
