@@ -37,7 +37,7 @@ from hfprep.pipeline.parts import part_facts, withdraw_part, write_part
 from hfprep.pipeline.plan import Plan, PlanCounts, PlanOptions, no_doubt
 from hfprep.pipeline.planning import Planner
 from hfprep.pipeline.precision_choice import decide, measured
-from hfprep.pipeline.progress import BuildProgress, Tally
+from hfprep.pipeline.progress import BuildProgress
 from hfprep.pipeline.provenance import check_recipe, earlier_settings, given_paths, options_in_force
 from hfprep.pipeline.signals import StopSignals, stop_on_signals
 from hfprep.pipeline.summary import Summary
@@ -184,7 +184,6 @@ class _Run:
     with_audio: bool
     settled: bool = False
     out_of_memory_events: int = 0
-    tally: Tally = field(default_factory=Tally)
     counts: PlanCounts = field(default_factory=PlanCounts)
     listed: Listed = field(default_factory=Listed)
 
@@ -268,10 +267,7 @@ class _Run:
             contextlib.closing(self.kept.publisher()) as publisher,
             Timeline(self.output.private) as timeline,
         ):
-            self.tally = progress.tally
-
-            counts = plan.counts
-            self.codebook.begin(reused=counts.reused, changed=bool(counts.known))
+            self.codebook.begin(reused=plan.counts.reused, changed=bool(plan.counts.known))
 
             def sink(staged: list[Any], rejections: list[Rejection], cost: BatchCost) -> None:
                 placed = publisher.publish(staged, rejections)
@@ -307,7 +303,7 @@ class _Run:
 
     def finish(self, plan: Plan, stop: StopSignals) -> Summary:
         """Replace the running lists with the final ones and write stats.json."""
-        if self.tally.done or self.tally.rejected:
+        if self.progress.finished:
             self.list_finished(plan)
             self.list_rejected()
         summary = self.summary(stop.signal)
@@ -347,7 +343,7 @@ class _Run:
             out_of_memory_events=self.out_of_memory_events,
             overlong=listed.overlong_by_group(self.inputs.schema),
             elapsed_seconds=time.monotonic() - self.started,
-            tally=self.tally,
+            tally=self.progress.tally,
             interrupted_by=interrupted_by,
             url=url_of(self.config.output_dir),
         )

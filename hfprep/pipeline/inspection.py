@@ -55,7 +55,7 @@ class Inspected(NamedTuple):
     identity: AudioIdentity
     known: SampleState | None
     incomplete: frozenset[str]
-    adopted: "Adoptable | None" = None
+    adopted: "Adoptable | None"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,13 @@ class Inspector:
                 identity = remote.get(utterance.path) or self._identify(utterance, files)
                 if isinstance(identity, RejectedSample):
                     raise identity
-                found.append(self._inspect(utterance, known, identity, files))
+                incomplete, adopted = frozenset[str](), None
+                if known is not None and self.artifacts:
+                    sizes = None if files is None else [file.size for file in files[1:]]
+                    incomplete = self.output.incomplete(utterance.id, known, sizes)
+                elif known is None and self.adopt:
+                    adopted = self._adoptable(utterance)
+                found.append(Inspected(identity, known, incomplete, adopted))
             except RejectedSample as error:
                 found.append(error)
         return found
@@ -141,19 +147,6 @@ class Inspector:
             return itertools.repeat(None, len(rows))
         per_row = 1 + len(self.output.schema.columns) * self.artifacts
         return (None if known is None else tuple(itertools.islice(infos, per_row)) for _, known in rows)
-
-    def _inspect(
-        self,
-        utterance: Utterance,
-        known: SampleState | None,
-        identity: AudioIdentity,
-        files: Sequence[fs.FileInfo] | None,
-    ) -> Inspected:
-        if known is not None:
-            sizes = None if files is None else [file.size for file in files[1:]]
-            incomplete = self.output.incomplete(utterance.id, known, sizes) if self.artifacts else frozenset()
-            return Inspected(identity, known, incomplete)
-        return Inspected(identity, None, frozenset(), self._adoptable(utterance) if self.adopt else None)
 
     def _adoptable(self, utterance: Utterance) -> Adoptable | None:
         """The groups on disk that can be adopted; audio groups only if the codes match the audio's length."""

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hfprep.pipeline.intake import Loaded, Task
+from hfprep.pipeline.intake import GUESSED_BYTES_PER_SECOND, Loaded, Task
 from hfprep.pipeline.plan import Plan
 from hfprep.recipes.base import Layered
 from hfprep.store.layout import PlannedRow
 
-BYTES_PER_SECOND = 16_000  # between wav and mp3
 TEXT_WORK = 0.01  # of a row whose audio is not read
 SECONDS_BETWEEN_NEWS = 0.5
 
@@ -29,7 +28,7 @@ def work_of(row: PlannedRow, audio_groups: frozenset[str]) -> float:
     if not row.need & audio_groups:
         return TEXT_WORK
     duration = row.utterance.duration
-    return row.audio.size / BYTES_PER_SECOND if duration is None else duration
+    return row.audio.size / GUESSED_BYTES_PER_SECOND if duration is None else duration
 
 
 def pending_work(plan: Plan, audio_groups: frozenset[str]) -> float:
@@ -42,7 +41,7 @@ def pending_work(plan: Plan, audio_groups: frozenset[str]) -> float:
         wanted = pc.is_in(need.flatten(), pa.array(sorted(audio_groups), pa.string()))
         with_audio = np.zeros(len(need), bool)
         with_audio[pc.list_parent_indices(need).filter(wanted).to_numpy()] = True
-        sizes = pc.divide(pc.cast(batch.column("audio_bytes"), pa.float64()), float(BYTES_PER_SECOND))
+        sizes = pc.divide(pc.cast(batch.column("audio_bytes"), pa.float64()), float(GUESSED_BYTES_PER_SECOND))
         work = pc.coalesce(batch.column("duration"), sizes, 0.0).to_numpy(zero_copy_only=False)
         pending = pc.list_value_length(need).to_numpy() > 0
         total += float(work[with_audio].sum()) + TEXT_WORK * int((pending & ~with_audio).sum())
