@@ -14,37 +14,37 @@ import datasets
 
 from hfprep.errors import ConfigError
 from hfprep.io.file_hashes import FileIdentity
-from hfprep.pipeline.batching import BatchLimits
-from hfprep.pipeline.devices import choose_device, choose_workers, device_memory, torch_threads_kept
-from hfprep.pipeline.engines.spec import Models
-from hfprep.pipeline.features import ExtractorSettings, FeatureExtractor
+from hfprep.pipeline.devices import choose_workers, torch_threads_kept
+from hfprep.pipeline.engines.spec import ExtractorSpec
 from hfprep.recipes.options import ModelOptions
 from hfprep.recipes.registry import choose_recipe
 from hfprep.schema import Schema
 
 
-class DatasetExtractor(FeatureExtractor):
+class DatasetExtractor:
     """A batched function for `datasets.Dataset.map`. Picklable: a copy loads the models again."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         given = dict(options)
-        device, precision = choose_device(given.pop("device")), given.pop("precision")
-        batch_size, workers, recipe = given.pop("batch_size"), given.pop("workers"), given.pop("recipe")
+        recipe, workers = given.pop("recipe"), choose_workers(given.pop("workers"))
+        spec_options = {name: given.pop(name) for name in ("device", "precision", "batch_size")}
         files = ModelOptions(**{name: _path(name, value) for name, value in given.items()})
         models = choose_recipe(recipe, files).find(files)
         models.check()
-        seen = {path: FileIdentity.of(path) for path in models.files.values()}
-        settings = ExtractorSettings(
-            workers=choose_workers(workers),
-            limits=BatchLimits.choose(batch_size, device_memory(device, 1), models.schema.frame_rate),
-        )
-        loaded = Models()
-        fallback = None if device.type == "cpu" else lambda: loaded.load(models, seen, choose_device("cpu"))
-        model = loaded.load(models, seen, device, precision)
-        super().__init__(models, models.text_encoder(), model, settings, fallback=fallback)
+        seen = {name: FileIdentity.of(path) for name, path in sorted(models.files.items())}
+        self.schema = models.schema
+        self._extractor = ExtractorSpec(
+            model_set=models,
+            staging=None,
+            need=models.schema.all_groups,
+            seen={models.files[name]: identity for name, identity in seen.items()},
+            workers=workers,
+            own_process=False,
+            **spec_options,
+        ).open()
         self._options = options
         # `datasets` names its cache by a hash of the pickled function: of options and file identities, not of weights.
-        self._identity = tuple((name, FileIdentity.of(path)) for name, path in sorted(models.files.items()))
+        self._identity = tuple(seen.items())
 
     def __reduce__(self) -> tuple[Callable[..., "DatasetExtractor"], tuple[Any, ...]]:
         return _again, (self._options, self._identity)
@@ -52,7 +52,11 @@ class DatasetExtractor(FeatureExtractor):
     def __call__(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """See `FeatureExtractor`."""
         with torch_threads_kept():
-            return super().__call__(columns)
+            return self._extractor(columns)
+
+    def close(self) -> None:
+        """Stop the loading threads."""
+        self._extractor.close()
 
     def features(self, columns: datasets.Features) -> datasets.Features:
         """The columns of a Dataset after `map`: the existing ones, those of the recipe, and `rejected`."""
