@@ -26,7 +26,7 @@ from hfprep.inputs.audio.decode import guess_seconds, load_waveform, read_header
 from hfprep.pipeline.inspection import identify_audio
 from hfprep.pipeline.intake import SampleLimits, Task, check_seconds, expected_seconds, load_sample
 from hfprep.recipes.indextts import SemanticAudio
-from hfprep.schema import Utterance
+from hfprep.schema import Rejection, Utterance
 from tests.av_files import encode, tone
 from tests.sample_schemas import speech_schema
 
@@ -164,8 +164,8 @@ def reason_to_refuse(path: Path) -> tuple[Reason, float]:
     found = load_sample(Task(row, SCHEMA.audio_groups, True), None, intake.read_audio, LIMITS)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert isinstance(found, tuple), found
-    return found[1].reason, peak
+    assert isinstance(found, Rejection), found
+    return found.reason, peak
 
 
 @pytest.mark.parametrize(

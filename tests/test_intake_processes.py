@@ -149,7 +149,7 @@ def alive(number: int) -> bool:
     return Path(f"/proc/{number}").exists()
 
 
-def plain(found: Loaded | tuple[Task, Rejection] | None) -> object:
+def plain(found: Loaded | Rejection | None) -> object:
     """Something to compare."""
     if not isinstance(found, Loaded):
         return found
@@ -168,7 +168,7 @@ def test_samples_and_rejections_are_the_same_from_many_threads(
     settings = replace(SETTINGS, on_gpu=waveforms)
     here = Intake(TextTokenizer(MODEL), settings)
     expected = [plain(here.load(task)) for task in tasks]
-    reasons = [found[1].reason for found in expected if isinstance(found, tuple) and isinstance(found[1], Rejection)]
+    reasons = [found.reason for found in expected if isinstance(found, Rejection)]
     assert {Reason.AUDIO_MISSING, Reason.AUDIO_UNREADABLE, Reason.AUDIO_TOO_SHORT, Reason.AUDIO_TOO_LONG} < {*reasons}
     assert len(reasons) < len(tasks) - 3
     monkeypatch.setattr("hfprep.pipeline.intake.load_sample", lambda *_: pytest.fail("loaded in this process"))
@@ -227,10 +227,10 @@ def test_a_sample_at_which_processes_crash_is_rejected(
     if crashes == 1:
         assert plain(found) == plain(intake.load(tasks[2]))
     else:
-        assert isinstance(found, tuple)
-        assert found[1].reason is Reason.AUDIO_UNREADABLE
-        assert "the process crashed twice (SIGABRT)" in found[1].message
-        assert tasks[2].utterance.path in found[1].message
+        assert isinstance(found, Rejection)
+        assert found.reason is Reason.AUDIO_UNREADABLE
+        assert "the process crashed twice (SIGABRT)" in found.message
+        assert tasks[2].utterance.path in found.message
     assert isinstance(processes.load([tasks[3]], SETTINGS)[0], Loaded)
     assert len(started) == crashes + 1
     processes.close()
@@ -243,8 +243,8 @@ def test_a_crash_costs_no_other_sample_of_a_group(started: list[int], tasks: lis
     expected = [plain(Intake(TextTokenizer(MODEL), SETTINGS).load(task)) for task in tasks]
     found = intake.load_all([*tasks[:2], deadly(tasks[2], tmp_path, 3), *tasks[3:]])
     rejected = found.pop(2)
-    assert isinstance(rejected, tuple)
-    assert "the process crashed twice (SIGABRT)" in rejected[1].message
+    assert isinstance(rejected, Rejection)
+    assert "the process crashed twice (SIGABRT)" in rejected.message
     assert [plain(item) for item in found] == [*expected[:2], *expected[3:]]
     assert len(started) == 4
     processes.close()

@@ -209,21 +209,20 @@ class FeatureExtractor:
             )
 
     def _usable(
-        self, loaded: Iterator[tuple[Place, Loaded | tuple[Task, Rejection]]], refused: list[Outcome]
+        self, loaded: Iterator[tuple[Place, Loaded | Rejection]], refused: list[Outcome]
     ) -> Iterator[tuple[Place, Loaded]]:
         """Samples that were loaded; rejected ones go to `refused`, after a second try if they ran out of memory."""
         for place, item in loaded:
-            if isinstance(item, tuple) and item[1].reason is Reason.OUT_OF_MEMORY:
-                log.warning("%s; trying again", item[1].message)
+            if isinstance(item, Rejection) and item.reason is Reason.OUT_OF_MEMORY:
+                log.warning("%s; trying again", item.message)
                 self._free_memory()
                 item = self.intake.load(place.task)
-            if not isinstance(item, tuple):
+            if isinstance(item, Loaded):
                 yield place, item
                 continue
-            task, rejection = item
-            if isinstance(rejection, Unproven) and (self._any_computed or self.works(task)):
-                rejection = rejection.proven()
-            refused.append((task, rejection))
+            if isinstance(item, Unproven) and (self._any_computed or self.works(place.task)):
+                item = item.proven()
+            refused.append((place.task, item))
 
     def _work(self, queue: _Queue, *, in_flight: int) -> Iterator[BatchResult]:
         """Launch waiting batches and collect results until no more than `in_flight` batches are on the device."""
@@ -339,7 +338,7 @@ class FeatureExtractor:
             if task is None or (suspect is not None and task.utterance.id == suspect.utterance.id):
                 continue
             item = self.intake.load(task)
-            if isinstance(item, tuple):
+            if isinstance(item, Rejection):
                 continue
             try:
                 if not item.with_audio or (self.model and isinstance(self._alone(item, self.model), Features)):
@@ -381,7 +380,7 @@ def _expected_bytes(place: Place) -> int:
     return TEXT_ONLY_BYTES + int(place.seconds * DECODE_BYTES_PER_SECOND)
 
 
-def _held_bytes(item: Loaded | tuple[Task, Rejection]) -> int:
+def _held_bytes(item: Loaded | Rejection) -> int:
     """Bytes of memory that a loaded item holds."""
-    audio = None if isinstance(item, tuple) else item.audio
+    audio = None if isinstance(item, Rejection) else item.audio
     return TEXT_ONLY_BYTES + (0 if audio is None else audio.nbytes)

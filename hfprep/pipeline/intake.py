@@ -160,7 +160,7 @@ def check_length(schema: Schema, name: str, length: int) -> None:
 
 def load_sample(
     task: Task, tokenizer: TextEncoder | None, read_audio: ReadAudio, limits: SampleLimits
-) -> Loaded | tuple[Task, Rejection]:
+) -> Loaded | Rejection:
     """Load a sample, or return why it cannot be used; the only place that decides this.
 
     `read_audio(path, check_frames, segment)` calls `check_frames` as soon as it knows the number of frames of the
@@ -182,15 +182,15 @@ def load_sample(
             return Loaded(task, text_ids, None, None)
         return Loaded(task, text_ids, clip.audio, clip.seconds, clip.num_frames)
     except RejectedSample as error:
-        return task, reject(task, error.reason, error.message)
+        return reject(task, error.reason, error.message)
     except HfprepError:  # such as an unreachable store: not the sample's fault
         raise
     except Exception as error:  # noqa: BLE001 - an unexpected error must not end the run; it becomes a rejection
         failure = Failure.of(error)
         message = f"while reading {what}: {failure.message}"
         if failure.out_of_memory:
-            return task, reject(task, Reason.OUT_OF_MEMORY, message)
-        return task, Unproven(utterance.line, utterance.id, reason, message, failure.kind)
+            return reject(task, Reason.OUT_OF_MEMORY, message)
+        return Unproven(utterance.line, utterance.id, reason, message, failure.kind)
 
 
 def read_clip(
@@ -243,11 +243,11 @@ class Intake:
         """How many samples to load in one call: several in a process, or threads would be woken for every one."""
         return 1 if self.processes is None else LOADED_TOGETHER
 
-    def load(self, task: Task) -> Loaded | tuple[Task, Rejection]:
+    def load(self, task: Task) -> Loaded | Rejection:
         """The sample, or why it cannot be used. Raises StoreError as `load_sample` does."""
         return self.load_all([task])[0]
 
-    def load_all(self, tasks: Sequence[Task]) -> list[Loaded | tuple[Task, Rejection]]:
+    def load_all(self, tasks: Sequence[Task]) -> list[Loaded | Rejection]:
         """As `load`, for tasks that one process loads one after another."""
         if self.processes is None:
             return [self._load_here(task) for task in tasks]
@@ -257,7 +257,7 @@ class Intake:
         observe("load ended", utterances)
         return [sample or self._load_here(task) for task, sample in zip(tasks, found, strict=True)]
 
-    def _load_here(self, task: Task) -> Loaded | tuple[Task, Rejection]:
+    def _load_here(self, task: Task) -> Loaded | Rejection:
         observe("load begins", (task.utterance,))
         found = load_sample(task, self.tokenizer, self.read_audio, self.settings.limits)
         observe("load ended", (task.utterance,))

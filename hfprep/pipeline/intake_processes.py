@@ -32,7 +32,7 @@ from hfprep.schema import Rejection
 log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
-Sample = Loaded | tuple[Task, Rejection]
+Sample = Loaded | Rejection
 
 TRIES = 2
 CRASHES = [-number for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)]
@@ -93,7 +93,7 @@ class IntakeProcesses:
         (task,) = tasks
         reason = Reason.AUDIO_UNREADABLE if task.with_audio else Reason.TEXT_FAILED
         how = signal.Signals(-status).name
-        return [(task, reject(task, reason, f"while reading {task.utterance.path}: the process crashed twice ({how})"))]
+        return [reject(task, reason, f"while reading {task.utterance.path}: the process crashed twice ({how})")]
 
     def expected_seconds(self, clips: Sequence[tuple[str, int | None]]) -> Sequence[float | None] | None:
         """`expected_seconds` of these paths and sizes; None if the caller has to compute it.

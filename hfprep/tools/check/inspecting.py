@@ -17,7 +17,7 @@ from hfprep.inputs.audio.decode import goes_through, load_waveform, read_header
 from hfprep.inputs.text.scripts import DoubtfulGrammar, doubtful_grammar, has_digits
 from hfprep.inputs.text.tokenizer import Tokenized
 from hfprep.pipeline.inspection import identify_audio
-from hfprep.pipeline.intake import Clip, Loaded, SampleLimits, Task, check_seconds, load_sample, reject
+from hfprep.pipeline.intake import Clip, SampleLimits, Task, check_seconds, load_sample, reject
 from hfprep.pipeline.stores import Stores
 from hfprep.recipes.base import AudioInput, TextEncoder
 from hfprep.schema import Rejection, Schema, Segment, Utterance
@@ -106,8 +106,8 @@ class Inspector:
             self.settings.audio, self.settings.limits.options.via_sampling_rate, self.settings.decode
         )
         loaded = load_sample(task, text, lambda *about: self.stores.ask(about[0], lambda: header.read(*about)), limits)
-        if not isinstance(loaded, Loaded):
-            return loaded[1]
+        if isinstance(loaded, Rejection):
+            return loaded
         tokenized = text.last if text is not None else None
         num_tokens = None if loaded.text_ids is None else len(loaded.text_ids)
         return Inspection(
