@@ -37,7 +37,7 @@ from hfprep.pipeline.engines.spec import ExtractorSpec, Models
 from hfprep.pipeline.features import FeatureExtractor
 from hfprep.pipeline.intake import Task
 from hfprep.pipeline.observing import add_observer
-from hfprep.pipeline.plan import MappedRows
+from hfprep.pipeline.plan import Plan
 from hfprep.schema import Rejection, Utterance
 from hfprep.store.layout import PROGRESS, Publisher, Staged
 from hfprep.tools.demo.dataset import DemoDataset, make_dataset
@@ -363,8 +363,7 @@ def test_a_node_that_does_not_see_the_audio_ends_the_run(golden_small: Path, tmp
     with pa.ipc.new_stream(tmp_path / "plan", rows.schema) as stream:
         stream.write(rows)
     spec: Any = SimpleNamespace(staging=NpyStaging())
-    plan: Any = SimpleNamespace(rows=MappedRows(tmp_path / "plan"))
-    crew = ray_engine.RayCrew(spec, plan, golden_small, num_cpus=1, num_gpus=0.0)
+    crew = ray_engine.RayCrew(spec, Plan(tmp_path / "plan"), golden_small, num_cpus=1, num_gpus=0.0)
     worker = ray_engine._Handle(None, None, "far")
     with pytest.raises(ConfigError, match="exists here, but not on node far"):
         crew.check(worker, Rejection(3, "a", Reason.AUDIO_MISSING, "no such file"))

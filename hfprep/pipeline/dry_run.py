@@ -149,7 +149,7 @@ class _Estimate:
         counts = self.plan.counts
         with ThreadPoolExecutor(choose_workers(self.config.workers)) as pool:
             for unit in cut(self.plan.pending_positions(), self.num_processes):
-                rows = self.plan.rows.take(unit.rows, ["duration", "path", "need", "audio_bytes"]).to_pydict()
+                rows = self.plan.take(unit.rows, ["duration", "path", "need", "audio_bytes"]).to_pydict()
                 columns = zip(
                     rows["duration"], map(os.fsdecode, rows["path"]), rows["need"], rows["audio_bytes"], strict=True
                 )
@@ -212,9 +212,9 @@ class _Estimate:
         encoder = self.inputs.text_encoder
         if encoder is None:
             return 0
-        count = len(self.plan.rows)
+        count = self.plan.table.num_rows
         chosen = range(0, count, max(1, count // TEXTS_TRIED))[:TEXTS_TRIED]
-        rows = self.plan.rows.take(chosen, ["text", "language"]).to_pydict()
+        rows = self.plan.take(chosen, ["text", "language"]).to_pydict()
         lengths = []
         for text, language in zip(rows["text"], rows["language"], strict=True):
             try:

@@ -114,15 +114,17 @@ class PlanCounts:
         return f"{count(self.lines_read, 'line')}: {', '.join([f'{self.pending:,} to compute', *others])}"
 
 
-class MappedRows:
-    """The rows of a plan's file by position, memory-mapped: only what is requested is read."""
+class Plan:
+    """The valid rows of a manifest in a file, in source order; memory-mapped: only what is requested is read.
 
-    def __init__(self, path: Path) -> None:
+    `counts` are those of the manifest's scan.
+    """
+
+    def __init__(self, path: Path, counts: PlanCounts | None = None) -> None:
+        self.path = path
+        self.counts = counts or PlanCounts()
         with pa.ipc.open_stream(pa.memory_map(str(path))) as stream:
             self.table = pa.Table.from_batches(list(stream), stream.schema)
-
-    def __len__(self) -> int:
-        return int(self.table.num_rows)
 
     def take(self, positions: Sequence[int] | np.ndarray, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows at these positions, in their order, with these columns (None: all)."""
@@ -139,33 +141,22 @@ class MappedRows:
             found.append(batch.slice(int(wanted[run[0]] - (end - len(batch))), len(run)))
         return pa.Table.from_batches(found, table.schema)
 
-
-class Plan:
-    """The valid rows of a manifest on disk, in source order."""
-
-    def __init__(self, path: Path, counts: PlanCounts) -> None:
-        self.path = path
-        self.rows = MappedRows(path)
-        self.counts = counts
-
-    @property
-    def table(self) -> pa.Table:
-        """All rows."""
-        return self.rows.table
-
     def chunks(self) -> Iterator[list[PlannedRow]]:
-        """All valid rows in order, in chunks; read, not mapped, so that memory does not accumulate."""
-        with pa.OSFile(str(self.path)) as source, pa.ipc.open_stream(source) as batches:
-            for batch in batches:
-                yield [planned_row(row) for row in batch.to_pylist()]
+        """All valid rows in order, in chunks."""
+        for batch in self._batches():
+            yield [planned_row(row) for row in batch.to_pylist()]
 
     def pending_chunks(self) -> Iterator[tuple[list[str], dict[int, PlannedRow]]]:
         """The ids of all valid rows in order, in chunks, and the pending rows of each chunk by position in it."""
+        for batch in self._batches():
+            positions = np.flatnonzero(np.diff(batch.column("need").offsets.to_numpy()))
+            rows = map(planned_row, batch.take(pa.array(positions)).to_pylist())
+            yield batch.column("id").to_pylist(), dict(zip(positions.tolist(), rows, strict=True))
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        """The file's batches; read, not mapped, so that memory does not accumulate."""
         with pa.OSFile(str(self.path)) as source, pa.ipc.open_stream(source) as batches:
-            for batch in batches:
-                positions = np.flatnonzero(np.diff(batch.column("need").offsets.to_numpy()))
-                rows = map(planned_row, batch.take(pa.array(positions)).to_pylist())
-                yield batch.column("id").to_pylist(), dict(zip(positions.tolist(), rows, strict=True))
+            yield from batches
 
     def pending_positions(self) -> np.ndarray:
         """Positions of rows with groups still to be computed, int64 (rows,)."""
@@ -173,7 +164,7 @@ class Plan:
 
     def ids(self, positions: Sequence[int] | np.ndarray) -> Iterator[tuple[int, str, int]]:
         """Line, id and position of the rows at these positions."""
-        rows = self.rows.take(positions, ["line", "id"])
+        rows = self.take(positions, ["line", "id"])
         return zip(rows["line"].to_pylist(), rows["id"].to_pylist(), map(int, positions), strict=True)
 
     def control(self) -> PlannedRow | None:
@@ -183,7 +174,7 @@ class Plan:
             return None
         sizes = self.table["audio_bytes"].to_numpy(zero_copy_only=False)[finished].astype(np.float64)
         smallest = finished[np.argmin(np.nan_to_num(sizes, nan=np.inf))]
-        return planned_row(self.rows.take([smallest]).to_pylist()[0])
+        return planned_row(self.take([smallest]).to_pylist()[0])
 
     def _needed(self) -> np.ndarray:
         """The number of groups still to be computed of each row."""

@@ -155,7 +155,7 @@ class RayCrew:
         return found
 
     def assignment(self, unit: WorkUnit) -> Assignment:
-        rows = self._plan.rows.take([position for _, position in unit.left.values()])
+        rows = self._plan.take([position for _, position in unit.left.values()])
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, rows.schema) as stream:
             stream.write_table(rows)
@@ -184,9 +184,8 @@ class RayCrew:
         self._stage.close()
 
     def _path_of(self, line: int) -> str:
-        rows = self._plan.rows
-        position = rows.table.column("line").to_numpy().searchsorted(line)  # lines are sorted
-        return os.fsdecode(rows.take([int(position)], ["path"]).column("path")[0].as_py())
+        position = self._plan.table["line"].to_numpy().searchsorted(line)  # lines are sorted
+        return os.fsdecode(self._plan.take([int(position)], ["path"])["path"][0].as_py())
 
     @staticmethod
     def _explained(failed: Failed, node: str) -> Failed:

@@ -46,7 +46,7 @@ from hfprep.pipeline.failures import DeviceError
 from hfprep.pipeline.features import BatchResult
 from hfprep.pipeline.intake import Task
 from hfprep.pipeline.observing import InHand, observing
-from hfprep.pipeline.plan import MappedRows, planned_row
+from hfprep.pipeline.plan import Plan, planned_row
 from hfprep.pipeline.precision_trial import Trial
 from hfprep.pipeline.underway import Watch, work_of
 from hfprep.recipes.base import Layered
@@ -77,7 +77,7 @@ class Worker:
         if tell is not None:
             self._watch(tell)
         self._models, self._seen = models, setup.spec.seen
-        self._plan = None if setup.plan is None else MappedRows(setup.plan)
+        self._plan = None if setup.plan is None else Plan(setup.plan)
         self._rows: dict[int, _Row] = {}
         self._counted = 0
         self._spool = ExitStack()
