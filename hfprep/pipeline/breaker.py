@@ -48,9 +48,8 @@ class Breaker:
             self._any_computed = True
             return final + self._release()
         last = self._held[-MAX_IN_A_ROW:]
-        if len(last) == MAX_IN_A_ROW and len({item.kind for item in last}) == 1:
-            raise self._error()
-        if len(self._held) >= MAX_HELD:
+        alike = len(last) == MAX_IN_A_ROW and len({item.kind for item in last}) == 1
+        if alike or len(self._held) >= MAX_HELD:
             raise self._error()
         return final
 

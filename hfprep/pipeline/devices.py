@@ -54,17 +54,15 @@ def device_memory(device: "torch.device", tenants: int = 1) -> int | None:
 
 def cpu_count(root: Path = Path("/")) -> int:
     """CPU cores that this process may use: those it may run on, or fewer if its control group has a quota."""
-    quotas = _quotas(root)
-    return max(1, min([len(os.sched_getaffinity(0)), *(math.ceil(quota) for quota in quotas)]))
+    return max(1, min([len(os.sched_getaffinity(0)), *map(math.ceil, _quotas(root))]))
 
 
-def _quotas(root: Path) -> list[float]:
+def _quotas(root: Path) -> Iterator[float]:
     """The CPU quotas, in cores, of this process's control groups and their parents (version 1 or 2)."""
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return []
-    found = []
+        return
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
@@ -72,9 +70,8 @@ def _quotas(root: Path) -> list[float]:
         mount = root / "sys/fs/cgroup" / controllers
         own = mount / path.lstrip("/")
         for folder in (own, *own.parents):
-            if folder.is_relative_to(mount):
-                found.append(_quota(folder))
-    return [quota for quota in found if quota is not None]
+            if folder.is_relative_to(mount) and (quota := _quota(folder)) is not None:
+                yield quota
 
 
 def _quota(folder: Path) -> float | None:

@@ -31,21 +31,16 @@ def options_in_force(config: BuildConfig) -> dict[str, Any]:
 
 def given_paths(config: BuildConfig) -> dict[str, str | None]:
     """The inputs of this build as absolute paths, so that a verification finds them."""
-    found: dict[str, str | None] = {
-        "manifest": url_of(config.manifest) or str(config.manifest.absolute()),
-        "folder": str(Path.cwd()),
-    }
+    found: dict[str, Any] = {"manifest": config.manifest, "folder": Path.cwd()}
     if config.audio_root is not None:
-        found["audio_root"] = url_of(config.audio_root) or str(config.audio_root.absolute())
+        found["audio_root"] = config.audio_root
     for item in dataclasses.fields(ModelOptions):
         value = getattr(config, item.name)
-        if isinstance(value, Path):
-            found[item.name] = url_of(value) or str(value.absolute())
-        elif isinstance(value, str) and Path(value).exists():  # a path or a hub id
-            found[item.name] = str(Path(value).absolute())
-        else:
-            found[item.name] = value
-    return found
+        found[item.name] = Path(value) if isinstance(value, str) and Path(value).exists() else value  # or a hub id
+    return {
+        name: url_of(value) or str(value.absolute()) if isinstance(value, Path) else value
+        for name, value in found.items()
+    }
 
 
 def earlier_settings(state: State) -> list[dict[str, dict[str, str]]]:

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.devices import choose_workers, gpu_count
@@ -93,7 +92,7 @@ class Job:
         Driver(crew, queue, self.sink, num_workers, self.watch, has_control=has_control).run(self.stop)
 
 
-class Engine(Protocol):
+class Engine:
     """Runs the computation on some workers."""
 
     def prepare(self, config: BuildConfig, shared: Shared) -> None:
@@ -101,12 +100,14 @@ class Engine(Protocol):
 
     def trial(self, trial: Trial, shared: Shared) -> TrialResult:
         """Compute some clips in one precision."""
+        raise NotImplementedError
 
     def run(self, job: Job, shared: Shared) -> None:
         """Compute the rows of a job. Raises as `Job.drive`."""
+        raise NotImplementedError
 
 
-class LocalEngine:
+class LocalEngine(Engine):
     """Supervised worker processes on this machine."""
 
     def prepare(self, config: BuildConfig, shared: Shared) -> None:
@@ -123,7 +124,7 @@ class LocalEngine:
 
 
 @dataclass(frozen=True)
-class InlineEngine:
+class InlineEngine(Engine):
     """A worker in this process.
 
     `own_process` says that the main module can be imported without side effects (`if __name__ == "__main__"`), so that
@@ -131,9 +132,6 @@ class InlineEngine:
     """
 
     own_process: bool = False
-
-    def prepare(self, config: BuildConfig, shared: Shared) -> None:
-        pass
 
     def trial(self, trial: Trial, shared: Shared) -> TrialResult:
         del shared
@@ -145,14 +143,8 @@ class InlineEngine:
         run_inline(job, dataclasses.replace(job.spec(1), own_process=self.own_process), shared.models)
 
 
-class RayEngine:
-    """Workers on a cluster."""
-
-    def prepare(self, config: BuildConfig, shared: Shared) -> None:
-        pass
-
-    def trial(self, trial: Trial, shared: Shared) -> TrialResult:
-        raise NotImplementedError  # not used: each machine would choose its own precision
+class RayEngine(Engine):
+    """Workers on a cluster. No trials: each machine would choose its own precision."""
 
     def run(self, job: Job, shared: Shared) -> None:
         del shared
