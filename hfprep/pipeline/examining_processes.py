@@ -30,53 +30,43 @@ def examine_in_processes(
 
     `examiner` takes the place of a process that has died. Raises StoreError as it does.
     """
-    waiting: deque[tuple[Lines, WorkerProcess | None]] = deque()  # each process has one chunk, whose result it sends
+    waiting: deque[tuple[Lines, WorkerProcess]] = deque()  # each process has one chunk, whose result it sends
     with WorkerPool(CODE) as pool:
         try:
             for chunk in chunks:
+                found = None
                 if len(waiting) < count:
-                    process: WorkerProcess | None = pool.take(len(waiting))
-                    _tell(process, settings, chunk)
-                    waiting.append((chunk, process))
-                    continue
-                found, process = _received(*waiting[0], examiner)
-                _tell(process, chunk)
-                waiting.popleft()
+                    process = pool.take(len(waiting))
+                    process.tell(settings)
+                else:
+                    found, process = _received(*waiting[0], examiner), waiting[0][1]
+                    waiting.popleft()
+                process.tell(chunk)
                 waiting.append((chunk, process))
-                yield found
+                if found is not None:
+                    yield found
             while waiting:
-                yield _received(*waiting[0], examiner)[0]
-                _end(waiting.popleft()[1])
+                yield _received(*waiting[0], examiner)
+                waiting.popleft()[1].end()
         finally:
             for _, process in waiting:
-                _end(process)
+                process.end()
 
 
-def _received(chunk: Lines, process: WorkerProcess | None, examiner: Examiner) -> tuple[Examined, WorkerProcess | None]:
-    """The result for a chunk, and the process that examined it: None if it has died."""
-    if process is None:
-        return examiner.examine(chunk), None
+def _received(chunk: Lines, process: WorkerProcess, examiner: Examiner) -> Examined:
+    """The result for a chunk, which is examined here if its process has died."""
+    if process.connection.closed:  # ended before
+        return examiner.examine(chunk)
     try:
         found = process.receive()
     except EOFError:
         message = "a process that reads the manifest ended with status %d; this one reads its lines"
         log.warning(message, process.end())
-        return examiner.examine(chunk), None
+        return examiner.examine(chunk)
     if isinstance(found, HfprepError):
         raise found
     assert isinstance(found, Examined)
-    return found, process
-
-
-def _tell(process: WorkerProcess | None, *messages: object) -> None:
-    if process is not None:
-        for message in messages:
-            process.tell(message)
-
-
-def _end(process: WorkerProcess | None) -> None:
-    if process is not None:
-        process.end()
+    return found
 
 
 def main(descriptor: int) -> None:
