@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -120,19 +120,19 @@ class _Row:
     sample: SampleState
 
 
+@dataclass
 class _Merge:
     """The steps of one merge."""
 
-    def __init__(
-        self, parts: Sequence[FinishedPart], sources: Sequence[State], output: NpyOutput, state: State, copy: bool
-    ) -> None:
-        self.parts = parts
-        self.sources = sources
-        self.output = output
-        self.state = state
-        self.copy = copy
-        self.numbers = itertools.count()
-        self.linked = self.copied = self.reused = 0
+    parts: Sequence[FinishedPart]
+    sources: Sequence[State]
+    output: NpyOutput
+    state: State
+    copy: bool
+    numbers: Iterator[int] = field(default_factory=itertools.count)
+    linked: int = 0
+    copied: int = 0
+    reused: int = 0
 
     def run(self) -> MergeSummary:
         """Publish missing samples, then list everything in source order and write stats.json."""

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -39,29 +40,27 @@ def threads_per_process(num_processes: int) -> int:
     return max(1, cpu_count() // num_processes)
 
 
+@dataclass(eq=False)
 class LocalCrew:
-    """Workers of a pool that compute one build."""
+    """Workers of a pool that compute one build; `plan` is its file, `folder` is for working data."""
 
-    def __init__(
-        self, pool: WorkerPool, spec: ExtractorSpec, plan: Path, folder: Path, control: PlannedRow | None = None
-    ) -> None:
-        self._pool = pool
-        self._spec = spec
-        self._plan = plan
-        self._folder = folder
-        self._control = control
-        self._closed: set[WorkerProcess] = set()
-        self._at_work: dict[Connection, WorkerProcess] = {}
+    pool: WorkerPool
+    spec: ExtractorSpec
+    plan: Path
+    folder: Path
+    control: PlannedRow | None = None
+    _closed: set[WorkerProcess] = field(default_factory=set)
+    _at_work: dict[Connection, WorkerProcess] = field(default_factory=dict)
 
     def start(self, rank: int, *, prove: bool) -> WorkerProcess:
-        worker = self._pool.take(rank)
+        worker = self.pool.take(rank)
         self._at_work[worker.connection] = worker
         worker.tell(
             WorkerSetup(
-                spec=dataclasses.replace(self._spec, device=worker_device(self._spec.device, rank)),
-                plan=self._plan,
+                spec=dataclasses.replace(self.spec, device=worker_device(self.spec.device, rank)),
+                plan=self.plan,
                 folder=self._folder_of(worker),
-                control=self._control,
+                control=self.control,
                 prove=prove,
             )
         )
@@ -98,7 +97,7 @@ class LocalCrew:
         if self._at_work.pop(worker.connection, None) is None:
             return
         if worker in self._closed:
-            self._pool.give_back(worker)
+            self.pool.give_back(worker)
         else:
             worker.end()
         shutil.rmtree(self._folder_of(worker), ignore_errors=True)
@@ -111,7 +110,7 @@ class LocalCrew:
         return Died(f"signal {-status}" if status < 0 else f"status {status}", lines)
 
     def _folder_of(self, worker: WorkerProcess) -> Path:
-        return self._folder / f"worker_{worker.rank:02d}" / str(worker.process.pid)
+        return self.folder / f"worker_{worker.rank:02d}" / str(worker.process.pid)
 
 
 def trial_in_worker(trial: Trial, pool: WorkerPool) -> TrialResult:
