@@ -301,9 +301,7 @@ class FeatureExtractor:
             queue.todo.extendleft([item] for item in reversed(batch))
             return None
         task = batch[0].task
-        line, name = task.utterance.line, task.utterance.id
-        rejection = Unproven(line, name, Reason.COMPUTE_FAILED, failure.message, failure.kind)
-        return self._result(batch, [(task, rejection)])
+        return self._result(batch, [(task, reject(task, Reason.COMPUTE_FAILED, failure.message, failure.kind))])
 
     def _push_halves(self, queue: _Queue, batch: list[Loaded]) -> None:
         middle = len(batch) // 2
@@ -323,8 +321,7 @@ class FeatureExtractor:
         message = f"alone on the device: {failure.message}; on the CPU: {on_cpu.message}"
         if on_cpu.out_of_memory:
             return reject(item.task, Reason.OUT_OF_MEMORY, message)
-        utterance = item.task.utterance
-        return Unproven(utterance.line, utterance.id, Reason.COMPUTE_FAILED, message, on_cpu.kind)
+        return reject(item.task, Reason.COMPUTE_FAILED, message, on_cpu.kind)
 
     def _alone(self, item: Loaded, model: Model) -> Features | Rejection:
         download = forward([item], model, self.schema.audio_groups)

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from hfprep.errors import Reason
-from hfprep.pipeline.breaker import Unproven
-from hfprep.pipeline.intake import Loaded, Task
+from hfprep.pipeline.intake import Loaded, Task, reject
 from hfprep.recipes.base import Model, ModelSet
 from hfprep.schema import Features, Rejection, Schema
 
@@ -102,7 +101,7 @@ def outcome(schema: Schema, item: Loaded, computed: dict[str, np.ndarray]) -> Fe
         if not np.isfinite(value).all() or (column.kind == "codes" and (value < 0).any()):
             what = "come from" if column.kind == "codes" else "contains"
             message = f"{name} {what} NaN or infinite values"
-            return Unproven(task.utterance.line, task.utterance.id, Reason.COMPUTE_FAILED, message, NOT_FINITE)
+            return reject(task, Reason.COMPUTE_FAILED, message, NOT_FINITE)
     if item.text_ids is not None:
         wanted |= {column.name: item.text_ids for column in schema.of_kind("tokens")}
     return Features(wanted, item.seconds)

@@ -190,7 +190,7 @@ def load_sample(
         message = f"while reading {what}: {failure.message}"
         if failure.out_of_memory:
             return reject(task, Reason.OUT_OF_MEMORY, message)
-        return Unproven(utterance.line, utterance.id, reason, message, failure.kind)
+        return reject(task, reason, message, failure.kind)
 
 
 def read_clip(
@@ -213,9 +213,12 @@ def read_clip(
     return Clip(audio.prepare(waveform.samples, on_gpu=on_gpu), num_frames, waveform.seconds)
 
 
-def reject(task: Task, reason: Reason, message: str) -> Rejection:
-    """The rejection of a task's utterance."""
-    return Rejection(task.utterance.line, task.utterance.id, reason, message)
+def reject(task: Task, reason: Reason, message: str, kind: str | None = None) -> Rejection:
+    """The rejection of a task's utterance; for a failure of some `kind` it is `Unproven`."""
+    line, sample_id = task.utterance.line, task.utterance.id
+    if kind is None:
+        return Rejection(line, sample_id, reason, message)
+    return Unproven(line, sample_id, reason, message, kind)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
