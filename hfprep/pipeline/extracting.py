@@ -35,7 +35,6 @@ class DatasetExtractor:
         self.schema = models.schema
         self._extractor = ExtractorSpec(
             model_set=models,
-            staging=None,
             need=models.schema.all_groups,
             seen={models.files[name]: identity for name, identity in seen.items()},
             workers=workers,

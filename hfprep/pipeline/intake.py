@@ -193,26 +193,6 @@ def load_sample(
         return reject(task, reason, message, failure.kind)
 
 
-def read_clip(
-    path: str,
-    audio: AudioInput,
-    check_frames: CheckFrames = lambda _: None,
-    *,
-    segment: Segment | None = None,
-    via: int | None = None,
-    on_gpu: bool = False,
-) -> Clip:
-    """Read a file and prepare the model's input; `check_frames` is called with its number of frames first.
-
-    Raises RejectedSample as `load_waveform` and `AudioInput.prepare` do, and what `check_frames` raises.
-    """
-    check = check_seconds(check_frames, audio)
-    waveform = load_waveform(path, sampling_rate=audio.sampling_rate, via=via, segment=segment, check_seconds=check)
-    num_frames = audio.num_frames(len(waveform.samples))
-    check_frames(num_frames)
-    return Clip(audio.prepare(waveform.samples, on_gpu=on_gpu), num_frames, waveform.seconds)
-
-
 def reject(task: Task, reason: Reason, message: str, kind: str | None = None) -> Rejection:
     """The rejection of a task's utterance; for a failure of some `kind` it is `Unproven`."""
     line, sample_id = task.utterance.line, task.utterance.id
@@ -282,12 +262,20 @@ class Intake:
         return [(next(guesses) if seconds is None else seconds) or 0.0 for seconds in known]
 
     def read_audio(self, path: str, check_frames: CheckFrames, segment: Segment | None = None) -> Clip:
-        """The `read_audio` of `load_sample`."""
-        settings, via = self.settings, self.settings.limits.options.via_sampling_rate
-        return self._stores.ask(
-            path,
-            lambda: read_clip(path, settings.audio, check_frames, segment=segment, via=via, on_gpu=settings.on_gpu),
-        )
+        """The `read_audio` of `load_sample`: reads a file and prepares the model's input.
+
+        Raises RejectedSample as `load_waveform` and `AudioInput.prepare` do, and what `check_frames` raises.
+        """
+        audio, via = self.settings.audio, self.settings.limits.options.via_sampling_rate
+        rate, check = audio.sampling_rate, check_seconds(check_frames, audio)
+
+        def read() -> Clip:
+            found = load_waveform(path, sampling_rate=rate, via=via, segment=segment, check_seconds=check)
+            num_frames = audio.num_frames(len(found.samples))
+            check_frames(num_frames)
+            return Clip(audio.prepare(found.samples, on_gpu=self.settings.on_gpu), num_frames, found.seconds)
+
+        return self._stores.ask(path, read)
 
     def close(self) -> None:
         """End the processes."""

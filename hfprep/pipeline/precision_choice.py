@@ -179,7 +179,6 @@ def _measure(
     """
     spec = ExtractorSpec(
         model_set=inputs.models,
-        staging=None,
         need=frozenset({_codes_group(inputs)}),
         seen=inputs.seen,
         device=config.device,

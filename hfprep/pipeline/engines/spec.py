@@ -131,8 +131,8 @@ class ExtractorSpec:
     """
 
     model_set: ModelSet
-    staging: Staging | None
     need: frozenset[str]
+    staging: Staging | None = None
     seen: Mapping[Path, FileIdentity] = field(default_factory=dict)
     device: str = "auto"
     precision: str = "fp32"

@@ -109,22 +109,16 @@ class WorkQueue:
             self._put(unit)
             return None
         unit.deaths = 1 if unit.progressed else unit.deaths + 1
-        if len(unit.left) == 1:
-            return self._one_left(unit)
-        if in_hand is None and unit.deaths < DEATHS_PER_UNIT:
+        if len(unit.left) == 1 and unit.deaths >= DEATHS_PER_UNIT:
+            ((line, (sample_id, _)),) = unit.left.items()
+            return Culprit(line, sample_id, unit.deaths)
+        if len(unit.left) == 1 or (in_hand is None and unit.deaths < DEATHS_PER_UNIT):
             self._try_alone(unit)
             return None
         others = {line: item for line, item in unit.left.items() if line not in suspects}
         if others:
             self._push(others, alone=False)
         self._split(suspects, whole=bool(others))
-        return None
-
-    def _one_left(self, unit: WorkUnit) -> Culprit | None:
-        ((line, (sample_id, _)),) = unit.left.items()
-        if unit.deaths >= DEATHS_PER_UNIT:
-            return Culprit(line, sample_id, unit.deaths)
-        self._try_alone(unit)
         return None
 
     def _try_alone(self, unit: WorkUnit) -> None:
