@@ -14,7 +14,7 @@ from hfprep.models.semantic_encoder import relative_bias
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.feature_model import FeatureModel
 from hfprep.recipes.indextts2.locate import locate
-from hfprep.recipes.indextts2.options import IndexTTS2Options
+from hfprep.recipes.options import ModelOptions
 
 LENGTHS = [11, 4]
 
@@ -43,7 +43,7 @@ def fused() -> Iterator[Any]:
 
 
 def load(golden: Path, precision: str = "fp32") -> FeatureModel:
-    files = locate(IndexTTS2Options(models=golden / "checkpoints"))
+    files = locate(ModelOptions(models=golden / "checkpoints"))
     model = FeatureModel.load(files, ModelConfig.read(files.config))
     model.precision = precision
     return model if precision == "fp32" else model.fused()

@@ -20,6 +20,7 @@ SEMANTIC_MODEL = "facebook/w2v-bert-2.0"
 SEMANTIC_FOLDER = "w2v-bert-2.0"
 CACHE_FOLDER = "hf_cache"  # the published code's subfolder for models of other repositories
 CONFIG_FILE, GPT_FILE, STATISTICS_FILE = "config.yaml", "gpt.pth", "wav2vec2bert_stats.pt"
+TOKENIZER_FILE = "bpe.model"
 SEMANTIC_CONFIGS = ("config.json", "preprocessor_config.json")
 
 _WEIGHTS, _INDEX, _SHARDS = "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"

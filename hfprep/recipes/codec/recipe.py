@@ -14,9 +14,9 @@ from hfprep.errors import ConfigError
 from hfprep.recipes.base import Outline, resampling, via_rate
 from hfprep.recipes.codec.config import MIN_FRAMES, CodecAudio, CodecConfig, max_frames
 from hfprep.recipes.codec.locate import CodecFiles, locate, tokenizer_file
-from hfprep.recipes.codec.options import CodecOptions
 from hfprep.recipes.codec.schema import CODES, NAME, PUBLISHED, TEXT, schema_of
 from hfprep.recipes.codec.text import PlainText
+from hfprep.recipes.options import ModelOptions
 from hfprep.schema import Schema
 
 if TYPE_CHECKING:
@@ -92,10 +92,10 @@ class CodecRecipe:
     published = PUBLISHED
     optional = frozenset({TEXT})
 
-    def recognises(self, options: CodecOptions) -> bool:
+    def recognises(self, options: ModelOptions) -> bool:
         return options.codec_model is not None
 
-    def find(self, options: CodecOptions, *, fetch: bool = True) -> Codec:
+    def find(self, options: ModelOptions, *, fetch: bool = True) -> Codec:
         located = locate(options.codec_model, fetch=fetch)
         config = CodecConfig.read(located.config)
         wanted, least, most = options.num_codebooks, config.fewest_codebooks, config.num_codebooks
@@ -104,7 +104,7 @@ class CodecRecipe:
         tokenizer = None if options.tokenizer is None else tokenizer_file(options.tokenizer)
         return Codec(located, config, most if wanted is None else wanted, tokenizer)
 
-    def outline(self, options: CodecOptions) -> Outline:
+    def outline(self, options: ModelOptions) -> Outline:
         models = self.find(options, fetch=False)
         longest = max_frames(models.config)
         return Outline(models.schema, models.audio, models.num_codes, models.text_encoder(), MIN_FRAMES, longest)

@@ -18,13 +18,13 @@ from hfprep.recipes.finding import (
     remedy,
 )
 from hfprep.recipes.indextts2.config import ModelConfig
-from hfprep.recipes.indextts2.options import IndexTTS2Options
+from hfprep.recipes.options import ModelOptions
 
 SEMANTIC_CODEC = "amphion/MaskGCT"
 CODEC_FILE = "semantic_codec/model.safetensors"
 
 
-def locate(options: IndexTTS2Options, *, fetch: bool = True) -> ModelFiles:
+def locate(options: ModelOptions, *, fetch: bool = True) -> ModelFiles:
     """Find every model file. Models given by hub id, or not given, come from the hub's cache or the hub.
 
     If not `fetch`, files that are not on this machine count as missing.

@@ -11,11 +11,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hfprep.errors import ConfigError
 from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.io.digest import digest
 from hfprep.models.input_features import check_preprocessor
 from hfprep.recipes.base import Download, Outline
-from hfprep.recipes.finding import CONFIG_FILE, GPT_FILE, SEMANTIC_DOWNLOAD, STATISTICS_FILE, ModelFiles, models_folder
+from hfprep.recipes.finding import (
+    CONFIG_FILE,
+    GPT_FILE,
+    SEMANTIC_DOWNLOAD,
+    STATISTICS_FILE,
+    TOKENIZER_FILE,
+    ModelFiles,
+    models_folder,
+)
 from hfprep.recipes.indextts import (
     MAX_FRAMES,
     MIN_FRAMES,
@@ -28,8 +37,8 @@ from hfprep.recipes.indextts import (
 from hfprep.recipes.indextts2 import config as configs
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.locate import CODEC_FILE, SEMANTIC_CODEC, locate
-from hfprep.recipes.indextts2.options import TOKENIZER_FILE, IndexTTS2Options
 from hfprep.recipes.indextts2.schema import CODES, LATENTS, NAME, PUBLISHED, TEXT, schema_of
+from hfprep.recipes.options import ModelOptions
 from hfprep.schema import Schema
 
 if TYPE_CHECKING:
@@ -123,28 +132,37 @@ class IndexTTS2:
     name = NAME
     published = PUBLISHED
 
-    def recognises(self, options: IndexTTS2Options) -> bool:
+    def recognises(self, options: ModelOptions) -> bool:
         """Always true, as the last resort: its error messages then say what is missing."""
         del options
         return True
 
-    def find(self, options: IndexTTS2Options, *, fetch: bool = True) -> IndexTTS2Models:
+    def find(self, options: ModelOptions, *, fetch: bool = True) -> IndexTTS2Models:
         located = locate(options, fetch=fetch)
-        return IndexTTS2Models(located, options.tokenizer_path, ModelConfig.read(located.config))
+        return IndexTTS2Models(located, tokenizer_path(options), ModelConfig.read(located.config))
 
     def downloads(self) -> tuple[Download, ...]:
         return DOWNLOADS
 
-    def outline(self, options: IndexTTS2Options) -> Outline:
+    def outline(self, options: ModelOptions) -> Outline:
         config = _config(options)
         named = options.tokenizer is not None or options.models is not None
-        encoder = TextTokenizer(options.tokenizer_path) if named else None
+        encoder = TextTokenizer(tokenizer_path(options)) if named else None
         if encoder is not None:
             _compare_sizes(encoder, options, config)
         return Outline(schema_of(config), SemanticAudio(), int, encoder, MIN_FRAMES, MAX_FRAMES)
 
 
-def _config(options: IndexTTS2Options) -> ModelConfig:
+def tokenizer_path(options: ModelOptions) -> Path:
+    """The tokenizer's path: `tokenizer`, or else bpe.model in the folder `models`."""
+    if options.tokenizer is not None:
+        return options.tokenizer
+    if options.models is None:
+        raise ConfigError("--tokenizer is missing: give it, or a folder with all model files as --models DIR")
+    return options.models / TOKENIZER_FILE
+
+
+def _config(options: ModelOptions) -> ModelConfig:
     """The config.yaml in the options, or that of the published model if there is none."""
     if options.config is not None:
         return ModelConfig.read(options.config)
@@ -152,7 +170,7 @@ def _config(options: IndexTTS2Options) -> ModelConfig:
     return configs.PUBLISHED if folder is None else ModelConfig.read(folder / CONFIG_FILE)
 
 
-def _compare_sizes(encoder: TextTokenizer, options: IndexTTS2Options, config: ModelConfig) -> None:
+def _compare_sizes(encoder: TextTokenizer, options: ModelOptions, config: ModelConfig) -> None:
     """Warn if the tokenizer is larger than the checkpoint, if the checkpoint is present."""
     checkpoint = options.gpt_checkpoint
     if checkpoint is None and options.models is not None:

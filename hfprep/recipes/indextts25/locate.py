@@ -23,7 +23,7 @@ from hfprep.recipes.finding import (
 )
 from hfprep.recipes.indextts25 import glossary
 from hfprep.recipes.indextts25.config import CAMPPLUS_FILE, CODEC_FILE, VOCABULARY_FILE, Config, named_file
-from hfprep.recipes.indextts25.options import IndexTTS25Options
+from hfprep.recipes.options import ModelOptions
 
 REPOSITORY = "IndexTeam/IndexTTS-2.5"
 CAMPPLUS = "funasr/campplus"
@@ -39,7 +39,7 @@ class ModelFiles(finding.ModelFiles):
     glossary: Path | None
 
 
-def locate(options: IndexTTS25Options, *, fetch: bool = True) -> ModelFiles:
+def locate(options: ModelOptions, *, fetch: bool = True) -> ModelFiles:
     """Find every model file; if not `fetch`, files that are not on this machine count as missing.
 
     `models` is a folder with config.yaml, gpt.pth, codec.pth, the statistics, the vocabulary, and, in it or its

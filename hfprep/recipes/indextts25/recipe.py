@@ -33,9 +33,9 @@ from hfprep.recipes.indextts25.config import (
     names_indextts25,
 )
 from hfprep.recipes.indextts25.locate import CAMPPLUS, CAMPPLUS_PLACES, REPOSITORY, ModelFiles, locate
-from hfprep.recipes.indextts25.options import IndexTTS25Options
 from hfprep.recipes.indextts25.schema import CODES, EMOTION, NAME, PUBLISHED, SPEAKER, TEXT, schema_of
 from hfprep.recipes.indextts25.text import TextEncoder
+from hfprep.recipes.options import ModelOptions
 from hfprep.schema import Schema
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class IndexTTS25:
     name = NAME
     published = PUBLISHED
 
-    def recognises(self, options: IndexTTS25Options) -> bool:
+    def recognises(self, options: ModelOptions) -> bool:
         """By the vocabulary size in config.yaml, or else by the tensors of gpt.pth; never by the version."""
         folder = options.models
         config = options.config or (folder / CONFIG_FILE if folder else None)
@@ -151,7 +151,7 @@ class IndexTTS25:
             return False
         return is_indextts25(gpt)
 
-    def find(self, options: IndexTTS25Options, *, fetch: bool = True) -> IndexTTS25Models:
+    def find(self, options: ModelOptions, *, fetch: bool = True) -> IndexTTS25Models:
         if not 0 <= options.reference_seconds < float("inf"):
             raise ConfigError(
                 f"--reference-seconds is {options.reference_seconds!r}; it must be a number of seconds, or 0 for the "
@@ -163,7 +163,7 @@ class IndexTTS25:
     def downloads(self) -> tuple[Download, ...]:
         return DOWNLOADS
 
-    def outline(self, options: IndexTTS25Options) -> Outline:
+    def outline(self, options: ModelOptions) -> Outline:
         folder = options.models
         config = options.config or (folder / CONFIG_FILE if folder else None)
         vocabulary = options.tokenizer or (folder / VOCABULARY_FILE if folder else None)
@@ -175,12 +175,12 @@ class IndexTTS25:
         return Outline(schema, SemanticAudio(samples_only=True), num_codes, encoder, MIN_FRAMES, MAX_FRAMES)
 
     @staticmethod
-    def _looks_like_it(options: IndexTTS25Options) -> bool:
+    def _looks_like_it(options: ModelOptions) -> bool:
         vocabulary = options.tokenizer is not None and options.tokenizer.suffix == VOCABULARY_SUFFIX
         return vocabulary or (options.models is not None and (options.models / CODEC_FILE).is_file())
 
 
-def _speaker_network(options: IndexTTS25Options) -> Path | None:
+def _speaker_network(options: ModelOptions) -> Path | None:
     """The file of the speaker network, if it is present."""
     folder = options.models
     places = () if folder is None else [folder / place for place in CAMPPLUS_PLACES]
