@@ -17,9 +17,8 @@ from hfprep.errors import ConfigError
 from hfprep.models import operators
 from hfprep.models.batch_input_features import num_fbank_frames
 from hfprep.models.campplus import SEGMENT_STEPS
-from hfprep.models.configs import ConditionConfig, SemanticCodecConfig
+from hfprep.models.configs import ConditionConfig, SemanticCodecConfig, SemanticEncoderConfig
 from hfprep.models.input_features import num_input_frames
-from hfprep.models.semantic_config import SemanticEncoderConfig
 from hfprep.pipeline.intake_processes import IntakeProcesses
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.feature_model import FeatureModel

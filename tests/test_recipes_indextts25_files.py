@@ -13,8 +13,7 @@ import yaml
 from torch import Tensor
 
 from hfprep.errors import CheckpointError, ConfigError
-from hfprep.models.configs import ConditionConfig, SemanticCodecConfig
-from hfprep.models.semantic_config import SemanticEncoderConfig
+from hfprep.models.configs import ConditionConfig, SemanticCodecConfig, SemanticEncoderConfig
 from hfprep.recipes.indextts25.checkpoints import expected_shapes, load_codec, load_emotion
 from hfprep.recipes.indextts25.config import Config, is_indextts25, named_file, names_indextts25
 from hfprep.recipes.indextts25.locate import ModelFiles, locate

@@ -15,10 +15,9 @@ from torch.nn import functional as F
 
 from hfprep.errors import CheckpointError
 from hfprep.models.conditioner import EmotionConditioner
-from hfprep.models.configs import POSITION_ROWS, SemanticCodecConfig
+from hfprep.models.configs import NUM_LAYERS, POSITION_ROWS, SemanticCodecConfig, SemanticEncoderConfig
 from hfprep.models.perceiver import Perceiver
 from hfprep.models.semantic_codec import SemanticCodec
-from hfprep.models.semantic_config import NUM_LAYERS, SemanticEncoderConfig
 from hfprep.models.semantic_encoder import SemanticEncoder
 from hfprep.models.tensor_files import read_safetensors, read_torch_file
 from hfprep.recipes.config_file import GptConfig

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hfprep.errors import ConfigError
-from hfprep.models.semantic_config import NUM_LAYERS
+from hfprep.models.configs import NUM_LAYERS
 from hfprep.models.tensor_files import read_torch_file
 
 SAMPLING_RATE = 16000

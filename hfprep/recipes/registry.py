@@ -20,8 +20,7 @@ def recipe(name: str) -> Recipe:
     """The recipe of that name; raises ConfigError for an unknown one."""
     if name not in MODULES:
         raise ConfigError(f"--recipe is {name!r}; it must be {' or '.join(NAMES)}")
-    found: Recipe = importlib.import_module(MODULES[name]).RECIPE
-    return found
+    return importlib.import_module(MODULES[name]).RECIPE
 
 
 def choose_recipe(name: str | None, options: Any) -> Recipe:

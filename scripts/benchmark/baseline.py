@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertModel
 
 from hfprep.inputs.text.tokenizer import TextTokenizer
-from hfprep.models.semantic_config import NUM_LAYERS
+from hfprep.models.configs import NUM_LAYERS
 from hfprep.recipes.indextts2 import locate as indextts2
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts25 import locate as indextts25

@@ -110,8 +110,7 @@ class CodecModel:
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = self.codec.device
-        return device
+        return self.codec.device
 
     def __call__(
         self, inputs: Tensor, lengths: Tensor, groups: frozenset[str] = frozenset({CODES})

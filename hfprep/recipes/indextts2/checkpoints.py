@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from hfprep.models.conditioner import Conditioner, EmotionConditioner
-from hfprep.models.configs import NUM_LATENTS
+from hfprep.models.configs import NUM_LATENTS, SemanticEncoderConfig
 from hfprep.models.semantic_codec import SemanticCodec
-from hfprep.models.semantic_config import SemanticEncoderConfig
 from hfprep.models.tensor_files import read_safetensors, read_torch_file
 from hfprep.recipes.finding import GPT_FILE
 from hfprep.recipes.indextts2.config import ModelConfig

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from hfprep.models.conditioner import EmotionConditioner
+from hfprep.models.configs import SemanticEncoderConfig
 from hfprep.models.downsampled_codec import DownsampledCodec
-from hfprep.models.semantic_config import SemanticEncoderConfig
 from hfprep.models.tensor_files import read_torch_file
 from hfprep.recipes.finding import GPT_FILE
 from hfprep.recipes.indextts25.campplus import PUBLISHED, campplus_shapes

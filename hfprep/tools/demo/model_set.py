@@ -15,10 +15,9 @@ import numpy as np
 import torch
 import yaml
 
-from hfprep.models.configs import ConditionConfig, SemanticCodecConfig
+from hfprep.models.configs import NUM_LAYERS, ConditionConfig, SemanticCodecConfig, SemanticEncoderConfig
 from hfprep.models.input_features import FEATURE_DIM, PREPROCESSOR_VALUES, extract_input_features
 from hfprep.models.masking import FrameMask
-from hfprep.models.semantic_config import NUM_LAYERS, SemanticEncoderConfig
 from hfprep.models.semantic_encoder import SemanticEncoder
 from hfprep.recipes.config_file import CONDITION_TYPE, INPUT_LAYER, GptConfig
 from hfprep.recipes.finding import (
