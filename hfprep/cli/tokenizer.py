@@ -65,11 +65,11 @@ def compare(
 ) -> None:
     """Compare how tokenizers encode a manifest's texts, by language."""
     from hfprep.recipes.options import ModelOptions
-    from hfprep.recipes.registry import choose_recipe, outline
+    from hfprep.recipes.registry import choose_recipe
     from hfprep.tools.tokenizer.compare import compare as run
 
     options = ModelOptions(config=config)
-    limit = outline(choose_recipe(None, options), options).schema.max_length("tokens")
+    limit = choose_recipe(None, options).outline(options).schema.max_length("tokens")
     found = run(models, manifest, language=language, field_map=map_, limit=limit)
     for name, counts in sorted(found.languages.items()):
         show(_comparison_table(name, counts, found))

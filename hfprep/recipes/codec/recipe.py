@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hfprep.errors import ConfigError
-from hfprep.recipes.base import Outline, resampling, via_rate
+from hfprep.recipes.base import Outline, Recipe, resampling, via_rate
 from hfprep.recipes.codec.config import MIN_FRAMES, CodecAudio, CodecConfig, max_frames
 from hfprep.recipes.codec.locate import CodecFiles, locate, tokenizer_file
 from hfprep.recipes.codec.schema import CODES, NAME, PUBLISHED, TEXT, schema_of
@@ -85,12 +85,11 @@ class Codec:
         return encode_plainly(self.located.config.parent, self.config, self.num_codebooks)
 
 
-class CodecRecipe:
+class CodecRecipe(Recipe):
     """The recipe."""
 
     name = NAME
     published = PUBLISHED
-    optional = frozenset({TEXT})
 
     def recognises(self, options: ModelOptions) -> bool:
         return options.codec_model is not None

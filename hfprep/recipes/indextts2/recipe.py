@@ -15,7 +15,7 @@ from hfprep.errors import ConfigError
 from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.io.digest import digest
 from hfprep.models.input_features import check_preprocessor
-from hfprep.recipes.base import Download, Outline
+from hfprep.recipes.base import Download, Outline, Recipe
 from hfprep.recipes.finding import (
     CONFIG_FILE,
     GPT_FILE,
@@ -45,12 +45,6 @@ if TYPE_CHECKING:
     import torch
 
     from hfprep.recipes.indextts2.feature_model import FeatureModel
-
-DOWNLOADS = (
-    Download("IndexTeam/IndexTTS-2", (CONFIG_FILE, TOKENIZER_FILE, STATISTICS_FILE, GPT_FILE), 3_480_000_000),
-    SEMANTIC_DOWNLOAD,
-    Download(SEMANTIC_CODEC, (CODEC_FILE,), 177_000_000),
-)
 
 
 @dataclass(frozen=True)
@@ -126,11 +120,16 @@ class IndexTTS2Models(SemanticModelSet):
         return codes
 
 
-class IndexTTS2:
+class IndexTTS2(Recipe):
     """The recipe."""
 
     name = NAME
     published = PUBLISHED
+    downloads = (
+        Download("IndexTeam/IndexTTS-2", (CONFIG_FILE, TOKENIZER_FILE, STATISTICS_FILE, GPT_FILE), 3_480_000_000),
+        SEMANTIC_DOWNLOAD,
+        Download(SEMANTIC_CODEC, (CODEC_FILE,), 177_000_000),
+    )
 
     def recognises(self, options: ModelOptions) -> bool:
         """Always true, as the last resort: its error messages then say what is missing."""
@@ -140,9 +139,6 @@ class IndexTTS2:
     def find(self, options: ModelOptions, *, fetch: bool = True) -> IndexTTS2Models:
         located = locate(options, fetch=fetch)
         return IndexTTS2Models(located, tokenizer_path(options), ModelConfig.read(located.config))
-
-    def downloads(self) -> tuple[Download, ...]:
-        return DOWNLOADS
 
     def outline(self, options: ModelOptions) -> Outline:
         config = _config(options)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hfprep.errors import ConfigError
 from hfprep.io.digest import digest
 from hfprep.models.input_features import check_preprocessor
-from hfprep.recipes.base import Download, Outline, resampling
+from hfprep.recipes.base import Download, Outline, Recipe, resampling
 from hfprep.recipes.finding import CONFIG_FILE, GPT_FILE, SEMANTIC_DOWNLOAD, STATISTICS_FILE
 from hfprep.recipes.indextts import (
     MAX_FRAMES,
@@ -44,11 +44,6 @@ if TYPE_CHECKING:
     from hfprep.recipes.indextts25.feature_model import FeatureModel
 
 VOCABULARY_SUFFIX = ".tiktoken"
-DOWNLOADS = (
-    Download(REPOSITORY, (CONFIG_FILE, GPT_FILE, CODEC_FILE, STATISTICS_FILE, VOCABULARY_FILE)),
-    SEMANTIC_DOWNLOAD,
-    Download(CAMPPLUS, (CAMPPLUS_FILE,)),
-)
 
 
 def num_codes(num_frames: int) -> int:
@@ -126,11 +121,16 @@ class IndexTTS25Models(SemanticModelSet):
         )
 
 
-class IndexTTS25:
+class IndexTTS25(Recipe):
     """The recipe."""
 
     name = NAME
     published = PUBLISHED
+    downloads = (
+        Download(REPOSITORY, (CONFIG_FILE, GPT_FILE, CODEC_FILE, STATISTICS_FILE, VOCABULARY_FILE)),
+        SEMANTIC_DOWNLOAD,
+        Download(CAMPPLUS, (CAMPPLUS_FILE,)),
+    )
 
     def recognises(self, options: ModelOptions) -> bool:
         """By the vocabulary size in config.yaml, or else by the tensors of gpt.pth; never by the version."""
@@ -159,9 +159,6 @@ class IndexTTS25:
             )
         located = locate(options, fetch=fetch)
         return IndexTTS25Models(located, Config.read(located.config), options.reference_seconds)
-
-    def downloads(self) -> tuple[Download, ...]:
-        return DOWNLOADS
 
     def outline(self, options: ModelOptions) -> Outline:
         folder = options.models
