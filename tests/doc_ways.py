@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hfprep.recipes.indextts2.locate import locate
+from hfprep.recipes.indextts2.recipe import locate
 from hfprep.recipes.options import ModelOptions
 from tests.fake_hub import TOKEN, serve_hub
 from tests.fake_model_hub import hub_environment, serve_models

@@ -22,12 +22,12 @@ from hfprep.models.input_features import num_input_frames
 from hfprep.pipeline.intake_processes import IntakeProcesses
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.feature_model import FeatureModel
-from hfprep.recipes.indextts2.locate import locate
+from hfprep.recipes.indextts2.recipe import locate
 from hfprep.recipes.indextts25 import config as config25
 from hfprep.recipes.indextts25 import feature_model as model25
 from hfprep.recipes.indextts25.campplus import PUBLISHED as SPEAKER
 from hfprep.recipes.indextts25.campplus import campplus_config
-from hfprep.recipes.indextts25.locate import locate as locate25
+from hfprep.recipes.indextts25.recipe import locate as locate25
 from hfprep.recipes.options import ModelOptions
 from scripts.benchmark import plain_models
 from scripts.benchmark.__main__ import app

@@ -18,7 +18,7 @@ from hfprep.models.input_features import check_preprocessor, extract_input_featu
 from hfprep.recipes.indextts2.checkpoints import CONDITIONER_PREFIXES
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.feature_model import FeatureModel
-from hfprep.recipes.indextts2.locate import locate
+from hfprep.recipes.indextts2.recipe import locate
 from hfprep.recipes.networks import EMOTION_PREFIXES
 from hfprep.recipes.options import ModelOptions
 from hfprep.tools.demo import model_set

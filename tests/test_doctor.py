@@ -17,7 +17,7 @@ from hfprep.cli.app import app
 from hfprep.errors import StoreError
 from hfprep.io.words import size
 from hfprep.recipes.base import Download
-from hfprep.recipes.indextts2.locate import locate
+from hfprep.recipes.indextts2.recipe import locate
 from hfprep.recipes.options import ModelOptions
 from hfprep.recipes.registry import DEFAULT, downloads, recipe
 from hfprep.tools import doctor

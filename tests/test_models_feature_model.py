@@ -16,7 +16,7 @@ from hfprep.models.masking import FrameMask, KeyMask, TimeMask
 from hfprep.models.precision import computing
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.feature_model import FeatureModel
-from hfprep.recipes.indextts2.locate import locate
+from hfprep.recipes.indextts2.recipe import locate
 from hfprep.recipes.options import ModelOptions
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -13,7 +13,7 @@ from hfprep.models.masking import FrameMask, KeyMask, TimeMask
 from hfprep.models.semantic_encoder import relative_bias
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.feature_model import FeatureModel
-from hfprep.recipes.indextts2.locate import locate
+from hfprep.recipes.indextts2.recipe import locate
 from hfprep.recipes.options import ModelOptions
 
 LENGTHS = [11, 4]

@@ -12,7 +12,8 @@ import pytest
 from huggingface_hub import constants
 
 from hfprep.errors import CheckpointError, ConfigError
-from hfprep.recipes.indextts2.locate import ModelFiles, locate
+from hfprep.recipes.finding import ModelFiles
+from hfprep.recipes.indextts2.recipe import locate
 from hfprep.recipes.options import ModelOptions
 
 MODEL = "facebook/w2v-bert-2.0"
@@ -267,7 +268,7 @@ def test_an_index_cannot_point_outside(models: Path) -> None:
 
 def test_finding_files_needs_no_torch(models: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from hfprep.recipes.indextts2.locate import locate; "
+        "import sys; from pathlib import Path; from hfprep.recipes.indextts2.recipe import locate; "
         "from hfprep.recipes.options import ModelOptions; "
         "locate(ModelOptions(models=Path(sys.argv[1]))); "
         "print(sorted({'torch', 'transformers', 'datasets'} & sys.modules.keys()))"

@@ -16,7 +16,7 @@ from hfprep.models.operators import Scratch
 from hfprep.models.streams import Cancelled, Streams
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.feature_model import FeatureModel
-from hfprep.recipes.indextts2.locate import locate
+from hfprep.recipes.indextts2.recipe import locate
 from hfprep.recipes.options import ModelOptions
 
 GOLDEN = Path(__file__).resolve().parent / "golden-small"

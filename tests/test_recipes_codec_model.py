@@ -203,8 +203,8 @@ def test_a_hub_id_is_found_in_the_cache(tmp_path: Path, monkeypatch: pytest.Monk
     (place / "refs").mkdir()
     (place / "refs" / "main").write_text("0")
     found = RECIPE.find(ModelOptions(codec_model="somebody/codec"))
-    assert found.located.config == folder / "config.json"
-    assert [path.name for path in found.located.weights] == ["model.safetensors"]
+    assert found.files["codec/config.json"] == folder / "config.json"
+    assert [path.name for path in found.weights] == ["model.safetensors"]
 
 
 def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hfprep.errors import CheckpointError, ConfigError
 from hfprep.models.configs import ConditionConfig, SemanticCodecConfig, SemanticEncoderConfig
 from hfprep.recipes.indextts25.checkpoints import expected_shapes, load_codec, load_emotion
 from hfprep.recipes.indextts25.config import Config, is_indextts25, named_file, names_indextts25
-from hfprep.recipes.indextts25.locate import ModelFiles, locate
+from hfprep.recipes.indextts25.recipe import ModelFiles, locate
 from hfprep.recipes.options import ModelOptions
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"

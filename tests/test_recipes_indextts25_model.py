@@ -15,7 +15,7 @@ from hfprep.models.campplus import Campplus
 from hfprep.models.masking import FrameMask, KeyMask, TimeMask
 from hfprep.recipes.indextts25.config import Config
 from hfprep.recipes.indextts25.feature_model import FeatureModel
-from hfprep.recipes.indextts25.locate import locate
+from hfprep.recipes.indextts25.recipe import locate
 from hfprep.recipes.indextts25.schema import CODES, EMOTION, SPEAKER
 from hfprep.recipes.options import ModelOptions
 

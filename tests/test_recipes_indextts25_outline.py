@@ -11,8 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hfprep.cli.app import app
-from hfprep.recipes.indextts25.locate import locate
-from hfprep.recipes.indextts25.recipe import RECIPE
+from hfprep.recipes.indextts25.recipe import RECIPE, locate
 from hfprep.recipes.indextts25.schema import PUBLISHED
 from hfprep.recipes.options import ModelOptions
 from hfprep.tools import doctor

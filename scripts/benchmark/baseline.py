@@ -21,9 +21,9 @@ from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertModel
 
 from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.models.configs import NUM_LAYERS
-from hfprep.recipes.indextts2 import locate as indextts2
+from hfprep.recipes.indextts2 import recipe as indextts2
 from hfprep.recipes.indextts2.config import ModelConfig
-from hfprep.recipes.indextts25 import locate as indextts25
+from hfprep.recipes.indextts25 import recipe as indextts25
 from hfprep.recipes.indextts25.config import Config
 from hfprep.recipes.indextts25.text import TextEncoder
 from hfprep.recipes.options import ModelOptions

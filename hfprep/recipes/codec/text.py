@@ -17,7 +17,18 @@ import numpy as np
 from hfprep.errors import ConfigError, Reason, RejectedSample
 from hfprep.inputs.text.tokenizer import TextStages, Tokenized
 
-JSON_SUFFIX = ".json"
+TOKENIZER_JSON, SENTENCEPIECE_NAMES = "tokenizer.json", ("tokenizer.model", "bpe.model", "spm.model")
+
+
+def tokenizer_file(value: Path) -> Path:
+    """A tokenizer's file: `value` itself, or tokenizer.json or else a SentencePiece model in the folder `value`."""
+    if not value.is_dir():
+        return value
+    for name in (TOKENIZER_JSON, *SENTENCEPIECE_NAMES):
+        if (value / name).is_file():
+            return value / name
+    names = ", ".join((TOKENIZER_JSON, *SENTENCEPIECE_NAMES))
+    raise ConfigError(f"--tokenizer {str(value)!r} is a folder without a tokenizer; it must contain one of {names}")
 
 
 class PlainText:
@@ -29,7 +40,7 @@ class PlainText:
             raise ConfigError(f"tokenizer not found: {path}; give a SentencePiece model or a tokenizer.json")
         self.path = path
         self._sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        self._model = (_tokenizers if path.suffix == JSON_SUFFIX else _sentencepiece)(path)
+        self._model = (_tokenizers if path.suffix == ".json" else _sentencepiece)(path)
         self.vocab_size = self._model.size
 
     def __reduce__(self) -> tuple[type[PlainText], tuple[Path]]:

@@ -18,8 +18,7 @@ from hfprep.models.configs import NUM_LATENTS, SemanticEncoderConfig
 from hfprep.models.semantic_codec import SemanticCodec
 from hfprep.models.tensor_files import read_safetensors, read_torch_file
 from hfprep.recipes.finding import GPT_FILE
-from hfprep.recipes.indextts2.config import ModelConfig
-from hfprep.recipes.indextts2.locate import CODEC_FILE
+from hfprep.recipes.indextts2.config import CODEC_FILE, ModelConfig
 from hfprep.recipes.networks import (
     CODEC_IGNORED,
     CODEC_PREFIXES,

@@ -22,8 +22,13 @@ from hfprep.recipes.finding import (
     SEMANTIC_DOWNLOAD,
     STATISTICS_FILE,
     TOKENIZER_FILE,
+    Missing,
     ModelFiles,
+    find_file,
+    find_semantic_model,
+    given_path,
     models_folder,
+    remedy,
 )
 from hfprep.recipes.indextts import (
     MAX_FRAMES,
@@ -35,8 +40,7 @@ from hfprep.recipes.indextts import (
     warn_of_larger,
 )
 from hfprep.recipes.indextts2 import config as configs
-from hfprep.recipes.indextts2.config import ModelConfig
-from hfprep.recipes.indextts2.locate import CODEC_FILE, SEMANTIC_CODEC, locate
+from hfprep.recipes.indextts2.config import CODEC_FILE, SEMANTIC_CODEC, ModelConfig
 from hfprep.recipes.indextts2.schema import CODES, LATENTS, NAME, PUBLISHED, TEXT, schema_of
 from hfprep.recipes.options import ModelOptions
 from hfprep.schema import Schema
@@ -147,6 +151,43 @@ class IndexTTS2(Recipe):
         if encoder is not None:
             _compare_sizes(encoder, options, config)
         return Outline(schema_of(config), SemanticAudio(), int, encoder, MIN_FRAMES, MAX_FRAMES)
+
+
+def locate(options: ModelOptions, *, fetch: bool = True) -> ModelFiles:
+    """Find every model file. Models given by hub id, or not given, come from the hub's cache or the hub.
+
+    If not `fetch`, files that are not on this machine count as missing.
+
+    `models` is a folder with config.yaml, gpt.pth (or the name that the config gives), the statistics, w2v-bert-2.0/
+    and semantic_codec/model.safetensors; the other options override single files of it. `semantic_model` is a folder
+    or hub id, `semantic_codec` a file, a folder or a hub id. Raises ConfigError if a required option is missing or
+    config.yaml is not valid, and CheckpointError with a list of missing files and the commands that get them.
+    """
+    folder = models_folder(options.models)
+    config_path = given_path(options.config, folder, CONFIG_FILE, "--config")
+    model_config = ModelConfig.read(config_path)
+    missing = Missing(fetch)
+    gpt = given_path(options.gpt_checkpoint, folder, model_config.gpt_checkpoint or GPT_FILE, "--gpt-checkpoint")
+    if not gpt.is_file():
+        missing.add(str(gpt), f"the GPT checkpoint: {remedy(folder, '--gpt-checkpoint')}")
+    statistics = config_path.parent / model_config.w2v_stat
+    if not statistics.is_file():
+        beside = f"put the file beside {config_path}"
+        missing.add(str(statistics), f"the statistics that w2v_stat names: {remedy(folder, beside=beside)}")
+    semantic = find_semantic_model(options.semantic_model, folder, missing)
+    wanted = "the semantic codec: give a .safetensors file or a hub id with --semantic-codec"
+    codec = find_file(options.semantic_codec, folder, (CODEC_FILE,), SEMANTIC_CODEC, missing, wanted)
+    missing.raise_any()
+    assert semantic is not None  # otherwise raise_any has raised
+    assert codec is not None
+    return ModelFiles(
+        config=config_path,
+        gpt_checkpoint=gpt,
+        w2v_stat=statistics,
+        semantic_model=semantic[0],
+        semantic_weights=semantic[1],
+        semantic_codec=codec,
+    )
 
 
 def tokenizer_path(options: ModelOptions) -> Path:

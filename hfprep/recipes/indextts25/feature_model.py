@@ -33,7 +33,7 @@ from hfprep.recipes.semantic_model import SemanticModel
 
 if TYPE_CHECKING:
     from hfprep.models.kernels.conditioner import FusedEmotionConditioner
-    from hfprep.recipes.indextts25.locate import ModelFiles
+    from hfprep.recipes.indextts25.recipe import ModelFiles
 
 AUDIO_GROUPS = frozenset({CODES, SPEAKER, EMOTION})
 
