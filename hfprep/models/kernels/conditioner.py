@@ -73,7 +73,11 @@ class _Subsampling(nn.Module):
         for first in range(0, total, size):
             for number, product in enumerate(self.products):
                 rows = self._maps(x, bounds, frames, first, min(size, total - first), number * self.group)
-                _accumulate(out[first : first + size], product(rows))
+                branch, sums = product(rows), out[first : first + size]
+                if branch.scales is None:
+                    sums += branch.values
+                else:
+                    sums.addcmul_(branch.values, (branch.scales * branch.factor)[:, None])
         return out.mul_(self.root)
 
     def _bounds(self, x: Tensor, frames: int) -> Tensor:
@@ -92,13 +96,6 @@ class _Subsampling(nn.Module):
             CHANNELS=self.group, BLOCK=FREQUENCIES_PER_PROGRAM, FORM=self.form.parts, num_warps=4,
         )  # fmt: skip
         return rows
-
-
-def _accumulate(out: Tensor, branch: Branch) -> None:
-    if branch.scales is None:
-        out += branch.values
-    else:
-        out.addcmul_(branch.values, (branch.scales * branch.factor)[:, None])
 
 
 class _Attention(nn.Module):

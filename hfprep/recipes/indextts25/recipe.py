@@ -170,9 +170,7 @@ class IndexTTS25(Recipe):
         except ConfigError:
             return False
         gpt = options.gpt_checkpoint or (named_file(folder, named, GPT_FILE) if folder else None)
-        if gpt is None or not gpt.is_file():
-            return False
-        return is_indextts25(gpt)
+        return gpt is not None and gpt.is_file() and is_indextts25(gpt)
 
     def find(self, options: ModelOptions, *, fetch: bool = True) -> IndexTTS25Models:
         if not 0 <= options.reference_seconds < float("inf"):
