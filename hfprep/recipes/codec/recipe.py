@@ -37,6 +37,7 @@ class Codec:
     config: CodecConfig
     num_codebooks: int
     tokenizer: Path | None = None
+    precisions = ("fp32",)
 
     @cached_property
     def schema(self) -> Schema:
@@ -51,10 +52,6 @@ class Codec:
     @property
     def audio(self) -> CodecAudio:
         return CodecAudio(self.config)
-
-    @property
-    def precisions(self) -> tuple[str, ...]:
-        return ("fp32",)
 
     def packs(self, device: torch.device) -> bool:
         del device

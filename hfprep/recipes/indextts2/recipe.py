@@ -58,6 +58,7 @@ class IndexTTS2Models(SemanticModelSet):
     located: ModelFiles
     tokenizer: Path
     config: ModelConfig
+    audio = SemanticAudio()
 
     @cached_property
     def schema(self) -> Schema:
@@ -92,10 +93,6 @@ class IndexTTS2Models(SemanticModelSet):
     def text_encoder(self) -> TextTokenizer:
         return TextTokenizer(self.tokenizer)
 
-    @property
-    def audio(self) -> SemanticAudio:
-        return SemanticAudio()
-
     def num_codes(self, num_frames: int) -> int:
         return num_frames
 
@@ -105,23 +102,9 @@ class IndexTTS2Models(SemanticModelSet):
         return FeatureModel.load(self.located, self.config, device=device, precision=precision)
 
     def reference(self) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
-        import torch
+        from hfprep.recipes.indextts2.reference import library_codes
 
-        from hfprep.models.masking import FrameMask
-        from hfprep.recipes.indextts2.checkpoints import load_semantic_codec
-        from hfprep.recipes.reference import LibraryEncoder
-
-        encoder = LibraryEncoder(self.located.semantic_model, self.located.w2v_stat)
-        codec = load_semantic_codec(self.located.semantic_codec, self.config).eval()
-
-        def codes(samples: np.ndarray) -> Mapping[str, np.ndarray]:
-            semantic = encoder(samples)
-            lengths = torch.tensor([semantic.shape[1]])
-            with torch.inference_mode():
-                found = codec(semantic, FrameMask.from_lengths(lengths, semantic.shape[1], semantic.device))
-            return {"codes": found[0].to(torch.int32).numpy()}
-
-        return codes
+        return library_codes(self.located, self.config)
 
 
 class IndexTTS2(Recipe):

@@ -69,11 +69,6 @@ class ModelFiles(finding.ModelFiles):
     glossary: Path | None
 
 
-def num_codes(num_frames: int) -> int:
-    """The number of codes of a clip with `num_frames` frames."""
-    return (num_frames + 1) // 2
-
-
 @dataclass(frozen=True)
 class IndexTTS25Models(SemanticModelSet):
     """The files of an IndexTTS-2.5 model, found and checked."""
@@ -81,6 +76,7 @@ class IndexTTS25Models(SemanticModelSet):
     located: ModelFiles
     config: Config
     reference_seconds: float = 0.0
+    audio = SemanticAudio(samples_only=True)
 
     @cached_property
     def schema(self) -> Schema:
@@ -125,12 +121,9 @@ class IndexTTS25Models(SemanticModelSet):
     def text_encoder(self) -> TextEncoder:
         return TextEncoder(self.located.vocabulary, glossary=self.located.glossary)
 
-    @property
-    def audio(self) -> SemanticAudio:
-        return SemanticAudio(samples_only=True)
-
-    def num_codes(self, num_frames: int) -> int:
-        return num_codes(num_frames)
+    @staticmethod
+    def num_codes(num_frames: int) -> int:
+        return (num_frames + 1) // 2
 
     def load(self, device: torch.device, precision: str) -> FeatureModel:
         from hfprep.recipes.indextts25.feature_model import FeatureModel
@@ -190,7 +183,7 @@ class IndexTTS25(Recipe):
         encoder = None
         if vocabulary is not None:
             encoder = TextEncoder(vocabulary, glossary=terms if terms and terms.is_file() else None)
-        return Outline(schema, SemanticAudio(samples_only=True), num_codes, encoder, MIN_FRAMES, MAX_FRAMES)
+        return Outline(schema, IndexTTS25Models.audio, IndexTTS25Models.num_codes, encoder, MIN_FRAMES, MAX_FRAMES)
 
     @staticmethod
     def _looks_like_it(options: ModelOptions) -> bool:
