@@ -92,9 +92,8 @@ def given_path(value: str | Path | None, folder: Path | None, name: str, option:
     return folder / name
 
 
-def remedy(folder: Path | None, option: str = "", *, beside: str = "") -> str:
-    """How to get a missing file: download it, or give its path with `option`; `beside` replaces the second advice."""
-    otherwise = beside or f"give its path with {option}"
+def remedy(folder: Path | None, otherwise: str) -> str:
+    """How to get a missing file: download it, or the other advice."""
     return otherwise if folder is None else f"python -m hfprep download {folder}, or {otherwise}"
 
 

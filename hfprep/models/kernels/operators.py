@@ -20,7 +20,7 @@ import torch
 import triton
 from torch import Tensor, nn
 
-from hfprep.models.kernels import attention, kernels
+from hfprep.models.kernels import kernels
 
 LOG2E = math.log2(math.e)
 TOP_EXPONENT: int = kernels.TOP_EXPONENT.value  # approximate exponent of a weight's largest number after scaling
@@ -245,7 +245,7 @@ def attend(
     for tile in TILES[out.dtype == torch.float32]:
         rows = min(tile.rows, max(16, triton.next_power_of_2(frames)))
         try:
-            attention.attend[(-(-frames // rows), clips * num_heads)](
+            kernels.attend[(-(-frames // rows), clips * num_heads)](
                 *starts, lengths, out, num_heads, frames, extra, *strides, LOG2E / math.sqrt(width), LEFT=left,
                 RIGHT=right, SLOTS=products.width, D=width, DIMS=max(16, triton.next_power_of_2(width)), ROWS=rows,
                 BLOCK=tile.keys, RELATIVE=distances is not None, PLACED=placed is not None,

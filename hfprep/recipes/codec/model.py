@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from hfprep.errors import CheckpointError, ConfigError
 from hfprep.models.precision import computing
-from hfprep.recipes.codec.config import FAMILIES, MIN_FRAMES, CodecConfig, max_frames
+from hfprep.recipes.codec.config import FAMILIES, MIN_FRAMES, CodecConfig
 from hfprep.recipes.codec.schema import CODES
 
 PRECISION = "fp32"
@@ -96,7 +96,7 @@ class CodecModel:
         self.codec: Any = codec.eval().requires_grad_(False)
         self.config = config
         self.num_codebooks = num_codebooks
-        self.max_frames = max_frames(config)
+        self.max_frames = config.max_frames
         self.dtype: torch.dtype = getattr(torch, config.code_dtype)
         self.pads_from = self._pads_from()
 

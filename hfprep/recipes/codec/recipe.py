@@ -12,7 +12,7 @@ import numpy as np
 
 from hfprep.errors import ConfigError
 from hfprep.recipes.base import Outline, Recipe, resampling, via_rate
-from hfprep.recipes.codec.config import MIN_FRAMES, CodecAudio, CodecConfig, max_frames
+from hfprep.recipes.codec.config import MIN_FRAMES, CodecAudio, CodecConfig
 from hfprep.recipes.codec.schema import CODES, NAME, PUBLISHED, TEXT, schema_of
 from hfprep.recipes.codec.text import PlainText, tokenizer_file
 from hfprep.recipes.finding import Missing, find_model
@@ -110,7 +110,7 @@ class CodecRecipe(Recipe):
 
     def outline(self, options: ModelOptions) -> Outline:
         models = self.find(options, fetch=False)
-        longest = max_frames(models.config)
+        longest = models.config.max_frames
         return Outline(models.schema, models.audio, models.num_codes, models.text_encoder(), MIN_FRAMES, longest)
 
 

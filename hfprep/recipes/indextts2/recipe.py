@@ -152,11 +152,11 @@ def locate(options: ModelOptions, *, fetch: bool = True) -> ModelFiles:
     missing = Missing(fetch)
     gpt = given_path(options.gpt_checkpoint, folder, model_config.gpt_checkpoint or GPT_FILE, "--gpt-checkpoint")
     if not gpt.is_file():
-        missing.add(str(gpt), f"the GPT checkpoint: {remedy(folder, '--gpt-checkpoint')}")
+        missing.add(str(gpt), f"the GPT checkpoint: {remedy(folder, 'give its path with --gpt-checkpoint')}")
     statistics = config_path.parent / model_config.w2v_stat
     if not statistics.is_file():
-        beside = f"put the file beside {config_path}"
-        missing.add(str(statistics), f"the statistics that w2v_stat names: {remedy(folder, beside=beside)}")
+        advice = remedy(folder, f"put the file beside {config_path}")
+        missing.add(str(statistics), f"the statistics that w2v_stat names: {advice}")
     semantic = find_semantic_model(options.semantic_model, folder, missing)
     wanted = "the semantic codec: give a .safetensors file or a hub id with --semantic-codec"
     codec = find_file(options.semantic_codec, folder, (CODEC_FILE,), SEMANTIC_CODEC, missing, wanted)
