@@ -217,7 +217,7 @@ def test_attention_takes_the_next_tile_where_memory_is_short(fused: Any, monkeyp
     import triton
 
     tried = []
-    launch = fused.attention.attend
+    launch = fused.kernels.attend
 
     class Short:
         def __getitem__(self, grid: Any) -> Any:
@@ -232,7 +232,7 @@ def test_attention_takes_the_next_tile_where_memory_is_short(fused: Any, monkeyp
     columns = torch.randn(1, 20, 3 * 16)
     parts = [fused.Heads(columns, 16 * number, 16) for number in range(3)]
     wanted = fused.attend(*parts, torch.tensor([20]), num_heads=1)
-    monkeypatch.setattr(fused.attention, "attend", Short())
+    monkeypatch.setattr(fused.kernels, "attend", Short())
     assert torch.allclose(fused.attend(*parts, torch.tensor([20]), num_heads=1), wanted, atol=1e-6)
     assert tried == [tile.keys for tile in fused.TILES[1]]
 
