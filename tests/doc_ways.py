@@ -21,8 +21,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hfprep.recipes.indextts2.locate import locate
-from hfprep.recipes.indextts2.options import IndexTTS2Options
+from hfprep.recipes.indextts2.recipe import locate
+from hfprep.recipes.options import ModelOptions
 from tests.fake_hub import TOKEN, serve_hub
 from tests.fake_model_hub import hub_environment, serve_models
 
@@ -89,7 +89,7 @@ def download(body: str, place: Place) -> None:
     (place.folder / "checkpoints").unlink()
     with serve_models(place.folder / "demo" / "models-RANDOM") as hub:
         shell(body, place.folder, hub_environment(hub.url))
-    found = locate(IndexTTS2Options(models=place.folder / "checkpoints"))
+    found = locate(ModelOptions(models=place.folder / "checkpoints"))
     assert found.gpt_checkpoint.is_relative_to(place.folder / "checkpoints")
     assert hub.bodies["gpt.pth"] == 1
 

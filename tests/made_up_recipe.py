@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hfprep.errors import ConfigError, Reason, RejectedSample
+from hfprep.recipes.base import Recipe
 from hfprep.schema import Schema
 from tests.sample_schemas import MADE_UP
 
@@ -124,7 +125,7 @@ class MadeUpModels:
         return Layers(int(self.files["network"].read_text()))
 
 
-class MadeUp:
+class MadeUp(Recipe):
     """The recipe; `--models` names the folder with its two files."""
 
     name = MADE_UP.recipe

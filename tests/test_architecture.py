@@ -243,7 +243,7 @@ def test_help_loads_nothing_heavy() -> None:
 
 def test_a_driver_reads_the_manifest_without_waiting_for_torch() -> None:
     """What computes is in the workers."""
-    code = "import sys, hfprep.cli.summary, hfprep.pipeline.building; print(*sorted(sys.modules))"
+    code = "import sys, hfprep.cli.build, hfprep.pipeline.building; print(*sorted(sys.modules))"
     loaded = run_python("-c", code).stdout.split()
     assert "hfprep.pipeline.engines.local" in loaded
     assert not HEAVY.intersection(loaded)

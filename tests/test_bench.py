@@ -17,20 +17,18 @@ from hfprep.errors import ConfigError
 from hfprep.models import operators
 from hfprep.models.batch_input_features import num_fbank_frames
 from hfprep.models.campplus import SEGMENT_STEPS
-from hfprep.models.configs import ConditionConfig, SemanticCodecConfig
+from hfprep.models.configs import ConditionConfig, SemanticCodecConfig, SemanticEncoderConfig
 from hfprep.models.input_features import num_input_frames
-from hfprep.models.semantic_config import SemanticEncoderConfig
 from hfprep.pipeline.intake_processes import IntakeProcesses
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.feature_model import FeatureModel
-from hfprep.recipes.indextts2.locate import locate
-from hfprep.recipes.indextts2.options import IndexTTS2Options
+from hfprep.recipes.indextts2.recipe import locate
 from hfprep.recipes.indextts25 import config as config25
 from hfprep.recipes.indextts25 import feature_model as model25
 from hfprep.recipes.indextts25.campplus import PUBLISHED as SPEAKER
 from hfprep.recipes.indextts25.campplus import campplus_config
-from hfprep.recipes.indextts25.locate import locate as locate25
-from hfprep.recipes.indextts25.options import IndexTTS25Options
+from hfprep.recipes.indextts25.recipe import locate as locate25
+from hfprep.recipes.options import ModelOptions
 from scripts.benchmark import plain_models
 from scripts.benchmark.__main__ import app
 from scripts.benchmark.arithmetic import STAGES, STAGES25, needed_flops, needed_flops25
@@ -98,7 +96,7 @@ def once_a_call(branch: ConditionConfig, frames: int, width: int) -> int:
 @pytest.mark.parametrize("num_frames", [11, 64])
 @pytest.mark.usefixtures("nothing_more")
 def test_needed_operations_are_those_of_torch_s_counter(golden_small: Path, num_frames: int) -> None:
-    files = locate(IndexTTS2Options(models=golden_small / "checkpoints"))
+    files = locate(ModelOptions(models=golden_small / "checkpoints"))
     config, semantic = ModelConfig.read(files.config), SemanticEncoderConfig.read(files.semantic_config)
     model = FeatureModel.load(files, config)
     networks = INDEXTTS2.places().networks
@@ -114,7 +112,7 @@ def test_needed_operations_are_those_of_torch_s_counter(golden_small: Path, num_
 @pytest.mark.parametrize("num_samples", [3600, 20_561, 40_000])
 @pytest.mark.usefixtures("nothing_more")
 def test_needed_operations_of_2_5_are_those_of_torch_s_counter(golden25_small: Path, num_samples: int) -> None:
-    files = locate25(IndexTTS25Options(models=golden25_small / "checkpoints"))
+    files = locate25(ModelOptions(models=golden25_small / "checkpoints"))
     config, semantic = config25.Config.read(files.config), SemanticEncoderConfig.read(files.semantic_config)
     speaker = campplus_config(plain_models.read_tensors(files.campplus))
     model = model25.FeatureModel.load(files, config)

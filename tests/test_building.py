@@ -20,8 +20,8 @@ from hfprep.pipeline.batching import BatchLimits
 from hfprep.pipeline.features import ExtractorSettings, FeatureExtractor
 from hfprep.pipeline.intake_processes import IntakeProcesses
 from hfprep.recipes.indextts2.feature_model import FeatureModel
-from hfprep.recipes.indextts2.options import IndexTTS2Options
 from hfprep.recipes.indextts2.recipe import RECIPE
+from hfprep.recipes.options import ModelOptions
 
 COLUMNS = ("text_ids", "codes", "condition", "emo_vec")
 
@@ -169,7 +169,7 @@ def test_a_clip_that_does_not_fit_goes_to_the_cpu_as_a_waveform(
 ) -> None:
     output = build().output_dir
     on_the_device()
-    models = RECIPE.find(IndexTTS2Options(models=golden_small / "checkpoints"))
+    models = RECIPE.find(ModelOptions(models=golden_small / "checkpoints"))
     model = models.load(torch.device("cpu"), "fp32")
 
     class Full:

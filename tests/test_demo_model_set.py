@@ -18,9 +18,9 @@ from hfprep.models.input_features import check_preprocessor, extract_input_featu
 from hfprep.recipes.indextts2.checkpoints import CONDITIONER_PREFIXES
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.feature_model import FeatureModel
-from hfprep.recipes.indextts2.locate import locate
-from hfprep.recipes.indextts2.options import IndexTTS2Options
+from hfprep.recipes.indextts2.recipe import locate
 from hfprep.recipes.networks import EMOTION_PREFIXES
+from hfprep.recipes.options import ModelOptions
 from hfprep.tools.demo import model_set
 from hfprep.tools.demo.model_set import SIZES, make_model_set
 from hfprep.tools.demo.random_weights import random_pieces, write_safetensors, write_torch_file
@@ -176,7 +176,7 @@ def test_the_preprocessor_is_ours(models: Path) -> None:
 
 
 def test_features_and_codes_vary_with_the_sound(models: Path) -> None:
-    files = locate(IndexTTS2Options(models=models))
+    files = locate(ModelOptions(models=models))
     model = FeatureModel.load(files, ModelConfig.read(files.config))
     codes, conditions, emotions = [], [], []
     for number, speaker in enumerate(SPEAKERS):

@@ -17,8 +17,8 @@ from hfprep.cli.app import app
 from hfprep.errors import StoreError
 from hfprep.io.words import size
 from hfprep.recipes.base import Download
-from hfprep.recipes.indextts2.locate import locate
-from hfprep.recipes.indextts2.options import IndexTTS2Options
+from hfprep.recipes.indextts2.recipe import locate
+from hfprep.recipes.options import ModelOptions
 from hfprep.recipes.registry import DEFAULT, downloads, recipe
 from hfprep.tools import doctor
 from hfprep.tools import download as downloading
@@ -152,7 +152,7 @@ def test_download_fills_a_folder_that_a_build_takes(hub: Hub, tmp_path: Path, go
     result = run_download(hub, target)
     assert result.returncode == 0, result.stderr
     assert f"--models {target}" in result.stdout
-    found = locate(IndexTTS2Options(models=target))
+    found = locate(ModelOptions(models=target))
     assert found.gpt_checkpoint.read_bytes() == (golden_small / "checkpoints" / "gpt.pth").read_bytes()
     assert found.semantic_codec == target / "semantic_codec" / "model.safetensors"
     assert (target / "bpe.model").is_file()
@@ -172,9 +172,7 @@ def test_download_goes_on_with_what_is_missing(hub: Hub, tmp_path: Path) -> None
     hub.break_after.clear()
     assert run_download(hub, tmp_path).returncode == 0
     assert hub.bodies["gpt.pth"] == 1
-    assert locate(IndexTTS2Options(models=tmp_path)).semantic_weights == (
-        tmp_path / "w2v-bert-2.0" / "model.safetensors",
-    )
+    assert locate(ModelOptions(models=tmp_path)).semantic_weights == (tmp_path / "w2v-bert-2.0" / "model.safetensors",)
 
 
 def test_download_refuses_other_bytes_than_the_hub_s(hub: Hub, tmp_path: Path) -> None:

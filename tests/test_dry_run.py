@@ -88,9 +88,9 @@ def test_a_part_is_planned_alone(golden_small: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_prints_the_plan(golden_small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from hfprep.cli.plan import show_plan
+    from hfprep.cli.build import show_plan
 
-    assert show_plan(config_of(golden_small, tmp_path / "out", num_processes=2)) == 0
+    show_plan(config_of(golden_small, tmp_path / "out", num_processes=2))
     shown = capsys.readouterr().out
     for words in ("to compute", "8", "batches", "padding 0.0%", "process 1", "1 work unit, 4 samples"):
         assert words in shown

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hfprep.errors import CheckpointError
-from hfprep.models.semantic_config import SemanticEncoderConfig
+from hfprep.models.configs import SemanticEncoderConfig
 from hfprep.models.tensor_files import read_safetensors, read_torch_file
 from hfprep.models.tensor_shapes import read_shapes
 from hfprep.recipes import tensors as named_tensors

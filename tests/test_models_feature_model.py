@@ -16,8 +16,8 @@ from hfprep.models.masking import FrameMask, KeyMask, TimeMask
 from hfprep.models.precision import computing
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.feature_model import FeatureModel
-from hfprep.recipes.indextts2.locate import locate
-from hfprep.recipes.indextts2.options import IndexTTS2Options
+from hfprep.recipes.indextts2.recipe import locate
+from hfprep.recipes.options import ModelOptions
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GOLDEN = [
@@ -30,7 +30,7 @@ Numbers = dict[str, Tensor]
 
 
 def load(golden: Path) -> FeatureModel:
-    files = locate(IndexTTS2Options(models=golden / "checkpoints"))
+    files = locate(ModelOptions(models=golden / "checkpoints"))
     return FeatureModel.load(files, ModelConfig.read(files.config))
 
 
@@ -262,7 +262,7 @@ def test_refuses_batches_that_are_not_consistent(
 
 
 def test_refuses_a_semantic_model_of_another_width(tmp_path: Path) -> None:
-    files = locate(IndexTTS2Options(models=GOLDEN[0] / "checkpoints"))
+    files = locate(ModelOptions(models=GOLDEN[0] / "checkpoints"))
     text = files.config.read_text().replace("hidden_size: 32", "hidden_size: 48")
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(CheckpointError, match=r"encoder\.0\.embed\.weight"):
@@ -305,7 +305,7 @@ def test_a_model_goes_to_a_card_in_the_precision_that_was_asked_for(
 
     monkeypatch.setattr(FeatureModel, "to", note)
     monkeypatch.setattr("hfprep.recipes.indextts2.feature_model.require", lambda *_: None)
-    files = locate(IndexTTS2Options(models=golden_small / "checkpoints"))
+    files = locate(ModelOptions(models=golden_small / "checkpoints"))
     FeatureModel.load(files, ModelConfig.read(files.config), device="cuda", precision=precision)
     (share,) = moved
     assert share < 0.2  # norms, biases and positions

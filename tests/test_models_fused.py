@@ -13,8 +13,8 @@ from hfprep.models.masking import FrameMask, KeyMask, TimeMask
 from hfprep.models.semantic_encoder import relative_bias
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.feature_model import FeatureModel
-from hfprep.recipes.indextts2.locate import locate
-from hfprep.recipes.indextts2.options import IndexTTS2Options
+from hfprep.recipes.indextts2.recipe import locate
+from hfprep.recipes.options import ModelOptions
 
 LENGTHS = [11, 4]
 
@@ -43,7 +43,7 @@ def fused() -> Iterator[Any]:
 
 
 def load(golden: Path, precision: str = "fp32") -> FeatureModel:
-    files = locate(IndexTTS2Options(models=golden / "checkpoints"))
+    files = locate(ModelOptions(models=golden / "checkpoints"))
     model = FeatureModel.load(files, ModelConfig.read(files.config))
     model.precision = precision
     return model if precision == "fp32" else model.fused()
@@ -217,7 +217,7 @@ def test_attention_takes_the_next_tile_where_memory_is_short(fused: Any, monkeyp
     import triton
 
     tried = []
-    launch = fused.attention.attend
+    launch = fused.kernels.attend
 
     class Short:
         def __getitem__(self, grid: Any) -> Any:
@@ -232,7 +232,7 @@ def test_attention_takes_the_next_tile_where_memory_is_short(fused: Any, monkeyp
     columns = torch.randn(1, 20, 3 * 16)
     parts = [fused.Heads(columns, 16 * number, 16) for number in range(3)]
     wanted = fused.attend(*parts, torch.tensor([20]), num_heads=1)
-    monkeypatch.setattr(fused.attention, "attend", Short())
+    monkeypatch.setattr(fused.kernels, "attend", Short())
     assert torch.allclose(fused.attend(*parts, torch.tensor([20]), num_heads=1), wanted, atol=1e-6)
     assert tried == [tile.keys for tile in fused.TILES[1]]
 

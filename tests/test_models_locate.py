@@ -12,8 +12,9 @@ import pytest
 from huggingface_hub import constants
 
 from hfprep.errors import CheckpointError, ConfigError
-from hfprep.recipes.indextts2.locate import ModelFiles, locate
-from hfprep.recipes.indextts2.options import IndexTTS2Options
+from hfprep.recipes.finding import ModelFiles
+from hfprep.recipes.indextts2.recipe import locate
+from hfprep.recipes.options import ModelOptions
 
 MODEL = "facebook/w2v-bert-2.0"
 CODEC = "amphion/MaskGCT"
@@ -76,7 +77,7 @@ def semantic_files(folder: Path) -> dict[str, Path]:
 
 
 def test_a_models_folder_gives_everything(models: Path) -> None:
-    files = locate(IndexTTS2Options(models=models))
+    files = locate(ModelOptions(models=models))
     assert files == ModelFiles(
         config=models / "config.yaml",
         gpt_checkpoint=models / "gpt.pth",
@@ -93,7 +94,7 @@ def test_the_config_names_the_checkpoint_and_the_statistics(models: Path) -> Non
     (models / "config.yaml").write_text(text)
     (models / "gpt.pth").rename(models / "mine.pth")
     (models / "wav2vec2bert_stats.pt").rename(models / "s.pt")
-    files = locate(IndexTTS2Options(models=models))
+    files = locate(ModelOptions(models=models))
     assert (files.gpt_checkpoint.name, files.w2v_stat.name) == ("mine.pth", "s.pt")
 
 
@@ -101,7 +102,7 @@ def test_each_path_takes_the_place_of_the_folders(models: Path, tmp_path: Path) 
     other = tmp_path / "other"
     shutil.copytree(models, other)
     files = locate(
-        IndexTTS2Options(
+        ModelOptions(
             models=models,
             gpt_checkpoint=other / "gpt.pth",
             semantic_model=str(other / "w2v-bert-2.0"),
@@ -112,30 +113,30 @@ def test_each_path_takes_the_place_of_the_folders(models: Path, tmp_path: Path) 
     assert files.gpt_checkpoint.parent == files.semantic_model.parent == other
     assert files.semantic_codec == other / "semantic_codec/model.safetensors"
     assert (
-        locate(IndexTTS2Options(models=models, semantic_codec=str(other))).semantic_codec
+        locate(ModelOptions(models=models, semantic_codec=str(other))).semantic_codec
         == other / "semantic_codec/model.safetensors"
     )
 
 
 def test_single_paths_are_enough(models: Path) -> None:
     files = locate(
-        IndexTTS2Options(
+        ModelOptions(
             config=models / "config.yaml",
             gpt_checkpoint=models / "gpt.pth",
             semantic_model=str(models / "w2v-bert-2.0"),
             semantic_codec=str(models / "semantic_codec/model.safetensors"),
         )
     )
-    assert files == locate(IndexTTS2Options(models=models))
+    assert files == locate(ModelOptions(models=models))
 
 
 def test_options_that_are_not_given_are_named(models: Path) -> None:
     with pytest.raises(ConfigError, match="--config is not given"):
-        locate(IndexTTS2Options())
+        locate(ModelOptions())
     with pytest.raises(ConfigError, match="--gpt-checkpoint is not given"):
-        locate(IndexTTS2Options(config=models / "config.yaml"))
+        locate(ModelOptions(config=models / "config.yaml"))
     with pytest.raises(ConfigError, match=r"--models .*absent: the folder does not exist"):
-        locate(IndexTTS2Options(models=models / "absent"))
+        locate(ModelOptions(models=models / "absent"))
 
 
 def test_everything_that_is_missing_is_listed_at_once(models: Path, cache: Path) -> None:
@@ -144,7 +145,7 @@ def test_everything_that_is_missing_is_listed_at_once(models: Path, cache: Path)
     shutil.rmtree(models / "w2v-bert-2.0")
     shutil.rmtree(models / "semantic_codec")
     with pytest.raises(CheckpointError) as caught:
-        locate(IndexTTS2Options(models=models))
+        locate(ModelOptions(models=models))
     message = str(caught.value)
     assert str(models / "gpt.pth") in message
     assert str(models / "wav2vec2bert_stats.pt") in message
@@ -157,7 +158,7 @@ def test_an_incomplete_semantic_folder_is_not_replaced_by_the_hub(models: Path, 
     (models / "w2v-bert-2.0/model.safetensors").unlink()
     (models / "w2v-bert-2.0/preprocessor_config.json").unlink()
     with pytest.raises(CheckpointError) as caught:
-        locate(IndexTTS2Options(models=models))
+        locate(ModelOptions(models=models))
     assert str(models / "w2v-bert-2.0/model.safetensors") in str(caught.value)
     assert str(models / "w2v-bert-2.0/preprocessor_config.json") in str(caught.value)
 
@@ -169,7 +170,7 @@ def test_the_cache_is_used_without_the_network(models: Path, cache: Path, downlo
     )
     shutil.rmtree(models / "w2v-bert-2.0")
     shutil.rmtree(models / "semantic_codec")
-    files = locate(IndexTTS2Options(models=models))
+    files = locate(ModelOptions(models=models))
     assert files.semantic_model == semantic
     assert files.semantic_weights == (semantic / "model.safetensors",)
     assert files.semantic_codec == codec / "semantic_codec/model.safetensors"
@@ -178,7 +179,7 @@ def test_the_cache_is_used_without_the_network(models: Path, cache: Path, downlo
 
 def test_other_hub_ids_can_be_given(models: Path, cache: Path) -> None:
     semantic = put_in_cache(cache, "me/my-w2v", semantic_files(models))
-    assert locate(IndexTTS2Options(models=models, semantic_model="me/my-w2v")).semantic_model == semantic
+    assert locate(ModelOptions(models=models, semantic_model="me/my-w2v")).semantic_model == semantic
 
 
 def test_what_is_not_cached_is_fetched_and_only_that(
@@ -196,7 +197,7 @@ def test_what_is_not_cached_is_fetched_and_only_that(
             return str(fetched)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert locate(IndexTTS2Options(models=models)).semantic_model == fetched
+    assert locate(ModelOptions(models=models)).semantic_model == fetched
     assert [request["repository"] for request in downloads] == [MODEL]
     assert set(downloads[0]["allow_patterns"]) == {
         "config.json",
@@ -210,14 +211,14 @@ def test_what_is_not_cached_is_fetched_and_only_that(
 def test_no_network_is_said_with_the_command(models: Path, downloads: list[dict[str, Any]]) -> None:
     shutil.rmtree(models / "semantic_codec")
     with pytest.raises(CheckpointError, match=f"no route to the hub.*hf download {CODEC} semantic_codec/model"):
-        locate(IndexTTS2Options(models=models))
+        locate(ModelOptions(models=models))
     assert [request["allow_patterns"] for request in downloads] == [["semantic_codec/model.safetensors"]]
 
 
 def test_without_fetching_the_hub_is_not_asked(models: Path, downloads: list[dict[str, Any]]) -> None:
     shutil.rmtree(models / "semantic_codec")
     with pytest.raises(CheckpointError, match=f"the hub was not asked.*hf download {CODEC} semantic_codec/model"):
-        locate(IndexTTS2Options(models=models), fetch=False)
+        locate(ModelOptions(models=models), fetch=False)
     assert downloads == []
 
 
@@ -226,15 +227,15 @@ def test_an_incomplete_cache_is_not_taken_for_the_model(models: Path, cache: Pat
     files = {name: path for name, path in semantic_files(models).items() if name != "model.safetensors"}
     put_in_cache(cache, "me/half", files)
     with pytest.raises(CheckpointError, match=r"hf download me/half config\.json"):
-        locate(IndexTTS2Options(models=models, semantic_model="me/half"))
+        locate(ModelOptions(models=models, semantic_model="me/half"))
 
 
 @pytest.mark.parametrize("value", ["absent/folder/deep", "./me/my-w2v", "/absent", "~/w2v"])
 def test_a_path_that_is_not_there_is_no_hub_id(models: Path, downloads: list[dict[str, Any]], value: str) -> None:
     with pytest.raises(CheckpointError, match="--semantic-model"):
-        locate(IndexTTS2Options(models=models, semantic_model=value))
+        locate(ModelOptions(models=models, semantic_model=value))
     with pytest.raises(CheckpointError, match="--semantic-codec"):
-        locate(IndexTTS2Options(models=models, semantic_codec=value))
+        locate(ModelOptions(models=models, semantic_codec=value))
     assert downloads == []
 
 
@@ -248,9 +249,9 @@ def test_shards_are_found_by_their_index(models: Path) -> None:
     split_weights(folder, {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"})
     (folder / "model-1.safetensors").touch()
     with pytest.raises(CheckpointError, match=r"model-2\.safetensors"):
-        locate(IndexTTS2Options(models=models))
+        locate(ModelOptions(models=models))
     (folder / "model-2.safetensors").touch()
-    assert [path.name for path in locate(IndexTTS2Options(models=models)).semantic_weights] == [
+    assert [path.name for path in locate(ModelOptions(models=models)).semantic_weights] == [
         "model-1.safetensors",
         "model-2.safetensors",
     ]
@@ -259,17 +260,17 @@ def test_shards_are_found_by_their_index(models: Path) -> None:
 def test_an_index_cannot_point_outside(models: Path) -> None:
     split_weights(models / "w2v-bert-2.0", {"a": "../gpt.pth"})
     with pytest.raises(CheckpointError, match="outside"):
-        locate(IndexTTS2Options(models=models))
+        locate(ModelOptions(models=models))
     (models / "w2v-bert-2.0/model.safetensors.index.json").write_text("[]")
     with pytest.raises(CheckpointError, match="index"):
-        locate(IndexTTS2Options(models=models))
+        locate(ModelOptions(models=models))
 
 
 def test_finding_files_needs_no_torch(models: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from hfprep.recipes.indextts2.locate import locate; "
-        "from hfprep.recipes.indextts2.options import IndexTTS2Options; "
-        "locate(IndexTTS2Options(models=Path(sys.argv[1]))); "
+        "import sys; from pathlib import Path; from hfprep.recipes.indextts2.recipe import locate; "
+        "from hfprep.recipes.options import ModelOptions; "
+        "locate(ModelOptions(models=Path(sys.argv[1]))); "
         "print(sorted({'torch', 'transformers', 'datasets'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code, models], capture_output=True, text=True, check=True)

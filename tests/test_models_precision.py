@@ -17,8 +17,8 @@ from hfprep.models.masking import FrameMask
 from hfprep.models.precision import computing
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.feature_model import FeatureModel
-from hfprep.recipes.indextts2.locate import locate
-from hfprep.recipes.indextts2.options import IndexTTS2Options
+from hfprep.recipes.indextts2.recipe import locate
+from hfprep.recipes.options import ModelOptions
 
 CPU = torch.device("cpu")
 
@@ -97,7 +97,7 @@ def test_what_the_kernels_need_is_asked_for(
 
 
 def load(golden: Path, name: str = "fp32") -> FeatureModel:
-    files = locate(IndexTTS2Options(models=golden / "checkpoints"))
+    files = locate(ModelOptions(models=golden / "checkpoints"))
     return FeatureModel.load(files, ModelConfig.read(files.config), precision=name)
 
 

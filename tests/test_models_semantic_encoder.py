@@ -12,9 +12,9 @@ from transformers import Wav2Vec2BertConfig
 
 from hfprep.errors import CheckpointError
 from hfprep.models import semantic_encoder as module
+from hfprep.models.configs import SemanticEncoderConfig
 from hfprep.models.masking import FrameMask
 from hfprep.models.operators import Scratch
-from hfprep.models.semantic_config import SemanticEncoderConfig
 from hfprep.models.semantic_encoder import EncoderLayer, SemanticEncoder, relative_bias
 from hfprep.recipes.networks import load_semantic_encoder
 from scripts.benchmark import plain_models as reference

@@ -16,8 +16,8 @@ from hfprep.models.operators import Scratch
 from hfprep.models.streams import Cancelled, Streams
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.feature_model import FeatureModel
-from hfprep.recipes.indextts2.locate import locate
-from hfprep.recipes.indextts2.options import IndexTTS2Options
+from hfprep.recipes.indextts2.recipe import locate
+from hfprep.recipes.options import ModelOptions
 
 GOLDEN = Path(__file__).resolve().parent / "golden-small"
 LENGTHS = [29, 3, 88, 64, 4, 17, 101, 50]
@@ -65,7 +65,7 @@ def test_clips_are_spread_evenly_or_not_at_all(
 def test_features_are_those_of_one_stream_in_the_clips_order(
     wanted: set[str], any_batch_in_streams: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = locate(IndexTTS2Options(models=GOLDEN / "checkpoints"))
+    files = locate(ModelOptions(models=GOLDEN / "checkpoints"))
     model = FeatureModel.load(files, ModelConfig.read(files.config))
     threads: dict[str, int] = {}
 
@@ -125,7 +125,7 @@ def test_a_batch_that_failed_in_streams_can_be_computed_in_one(
     any_batch_in_streams: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As its halves are, where memory ran out."""
-    files = locate(IndexTTS2Options(models=GOLDEN / "checkpoints"))
+    files = locate(ModelOptions(models=GOLDEN / "checkpoints"))
     model = FeatureModel.load(files, ModelConfig.read(files.config))
     features, lengths = torch.randn(len(LENGTHS), max(LENGTHS), 160), torch.tensor(LENGTHS)
 

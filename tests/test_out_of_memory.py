@@ -34,8 +34,8 @@ from hfprep.pipeline.features import ExtractorSettings, FeatureExtractor
 from hfprep.pipeline.forwarding import Download
 from hfprep.pipeline.intake import Clip, Task
 from hfprep.recipes.indextts2.feature_model import FeatureModel
-from hfprep.recipes.indextts2.options import IndexTTS2Options
 from hfprep.recipes.indextts2.recipe import RECIPE
+from hfprep.recipes.options import ModelOptions
 from hfprep.schema import Features, Rejection, Utterance
 from tests.sample_schemas import speech_schema
 
@@ -443,7 +443,7 @@ def test_numbers_that_are_not_finite_reject_their_own_sample(quiet: dict[str, Fe
 
 def test_only_codes_that_are_computed_again_are_rejected_too(golden_small: Path) -> None:
     """A frame without finite hidden states has no code; it must not become one of those there are."""
-    models = RECIPE.find(IndexTTS2Options(models=golden_small / "checkpoints"))
+    models = RECIPE.find(ModelOptions(models=golden_small / "checkpoints"))
     model = models.load(torch.device("cpu"), "fp32")
     spoilt = model.semantic_encoder.register_forward_hook(lambda _m, _i, hidden: hidden.index_fill(1, FIFTH, np.nan))
     tokenizer: Any = SimpleNamespace(encode=None)

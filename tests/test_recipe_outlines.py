@@ -6,7 +6,7 @@ import pytest
 
 from hfprep.errors import ConfigError
 from hfprep.recipes.options import ModelOptions
-from hfprep.recipes.registry import NAMES, downloads, outline, recipe
+from hfprep.recipes.registry import NAMES, downloads, recipe
 
 PUBLISHED = [name for name in NAMES if name != "codec"]  # which has no models until --codec-model names one
 
@@ -14,7 +14,7 @@ PUBLISHED = [name for name in NAMES if name != "codec"]  # which has no models u
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_models_are_known_without_their_files(name: str) -> None:
     chosen = recipe(name)
-    known = outline(chosen, ModelOptions())
+    known = chosen.outline(ModelOptions())
     assert known.schema == chosen.published
     assert known.text_encoder is None
     assert 0 < known.min_frames < (known.max_frames or 0)
@@ -36,10 +36,10 @@ def test_downloads_name_every_file_once(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_folder_that_is_not_there_is_said(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
-        outline(recipe(name), ModelOptions(models=tmp_path / "none"))
+        recipe(name).outline(ModelOptions(models=tmp_path / "none"))
 
 
 def test_a_codec_has_to_be_named() -> None:
-    for ask in (lambda: outline(recipe("codec"), ModelOptions()), lambda: downloads(recipe("codec"))):
+    for ask in (lambda: recipe("codec").outline(ModelOptions()), lambda: downloads(recipe("codec"))):
         with pytest.raises(ConfigError, match="--codec-model"):
             ask()

@@ -13,8 +13,8 @@ from torch import Tensor
 from hfprep.errors import CheckpointError, ConfigError, Reason, RejectedSample
 from hfprep.recipes.base import Recipe
 from hfprep.recipes.codec.model import CodecModel
-from hfprep.recipes.codec.options import CodecOptions
 from hfprep.recipes.codec.recipe import RECIPE, Codec
+from hfprep.recipes.options import ModelOptions
 from hfprep.tools.demo.codec import CODEBOOK_SIZE, NUM_CODEBOOKS
 from tests.random_codecs import CODECS, random_codec, save_codec
 from tests.tokenizers import train_base
@@ -40,7 +40,7 @@ def model(folder: Path) -> CodecModel:
 
 
 def find(folder: Path, **options: Any) -> Codec:
-    return RECIPE.find(CodecOptions(codec_model=str(folder), **options))
+    return RECIPE.find(ModelOptions(codec_model=str(folder), **options))
 
 
 def plainly(family: str, samples: Tensor) -> Tensor:
@@ -178,11 +178,11 @@ def test_codecs_that_are_not_for_this_recipe(tmp_path: Path, kind: str, changes:
 
 def test_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--codec-model is missing"):
-        RECIPE.find(CodecOptions())
+        RECIPE.find(ModelOptions())
     with pytest.raises(CheckpointError, match="give a folder or a hub id with --codec-model"):
-        RECIPE.find(CodecOptions(codec_model="no such folder"))
+        RECIPE.find(ModelOptions(codec_model="no such folder"))
     with pytest.raises(CheckpointError, match="offline; get it with: hf download kyutai/mimi config"):
-        RECIPE.find(CodecOptions(codec_model="kyutai/mimi"))
+        RECIPE.find(ModelOptions(codec_model="kyutai/mimi"))
     folder = save_codec("mimi", tmp_path / "mimi")
     change_config(folder, codebook_size=32)
     with pytest.raises(CheckpointError, match="cannot load it"):
@@ -202,9 +202,9 @@ def test_a_hub_id_is_found_in_the_cache(tmp_path: Path, monkeypatch: pytest.Monk
     folder = save_codec("mimi", place / "snapshots" / "0")
     (place / "refs").mkdir()
     (place / "refs" / "main").write_text("0")
-    found = RECIPE.find(CodecOptions(codec_model="somebody/codec"))
-    assert found.located.config == folder / "config.json"
-    assert [path.name for path in found.located.weights] == ["model.safetensors"]
+    found = RECIPE.find(ModelOptions(codec_model="somebody/codec"))
+    assert found.files["codec/config.json"] == folder / "config.json"
+    assert [path.name for path in found.weights] == ["model.safetensors"]
 
 
 def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:

@@ -13,12 +13,11 @@ import yaml
 from torch import Tensor
 
 from hfprep.errors import CheckpointError, ConfigError
-from hfprep.models.configs import ConditionConfig, SemanticCodecConfig
-from hfprep.models.semantic_config import SemanticEncoderConfig
+from hfprep.models.configs import ConditionConfig, SemanticCodecConfig, SemanticEncoderConfig
 from hfprep.recipes.indextts25.checkpoints import expected_shapes, load_codec, load_emotion
 from hfprep.recipes.indextts25.config import Config, is_indextts25, named_file, names_indextts25
-from hfprep.recipes.indextts25.locate import ModelFiles, locate
-from hfprep.recipes.indextts25.options import IndexTTS25Options
+from hfprep.recipes.indextts25.recipe import ModelFiles, locate
+from hfprep.recipes.options import ModelOptions
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 PUBLISHED = Config(
@@ -142,7 +141,7 @@ def test_a_checkpoint_with_parts_of_both_is_not_taken_for_it(models: Path) -> No
 
 
 def test_finds_everything_in_a_models_folder(models: Path) -> None:
-    files = locate(IndexTTS25Options(models=models), fetch=False)
+    files = locate(ModelOptions(models=models), fetch=False)
     assert files == ModelFiles(
         config=models / "config.yaml",
         gpt_checkpoint=models / "gpt.pth",
@@ -155,16 +154,16 @@ def test_finds_everything_in_a_models_folder(models: Path) -> None:
         glossary=None,
     )
     (models / "glossary.yaml").write_text("")
-    assert locate(IndexTTS25Options(models=models), fetch=False).glossary == models / "glossary.yaml"
+    assert locate(ModelOptions(models=models), fetch=False).glossary == models / "glossary.yaml"
 
 
 def test_names_of_another_machine_are_looked_for_beside_the_config(models: Path) -> None:
     change(models / "config.yaml", None, gpt_checkpoint="/cubefs/a/checkpoint_5000.pth", w2v_stat="/cubefs/b/stats.pt")
-    files = locate(IndexTTS25Options(models=models), fetch=False)
+    files = locate(ModelOptions(models=models), fetch=False)
     assert (files.gpt_checkpoint.name, files.w2v_stat.name) == ("gpt.pth", "wav2vec2bert_stats.pt")
     (models / "checkpoint_5000.pth").symlink_to(models / "gpt.pth")
     (models / "stats.pt").symlink_to(models / "wav2vec2bert_stats.pt")
-    files = locate(IndexTTS25Options(models=models), fetch=False)
+    files = locate(ModelOptions(models=models), fetch=False)
     assert (files.gpt_checkpoint.name, files.w2v_stat.name) == ("checkpoint_5000.pth", "stats.pt")
 
 
@@ -181,7 +180,7 @@ def test_the_layout_of_the_published_code_with_a_cache_inside(models: Path) -> N
     (models / "hf_cache").mkdir()
     for name in ("w2v-bert-2.0", "campplus_cn_common.bin"):
         (models / name).rename(models / "hf_cache" / name)
-    files = locate(IndexTTS25Options(models=models), fetch=False)
+    files = locate(ModelOptions(models=models), fetch=False)
     assert files.campplus == models / "hf_cache/campplus_cn_common.bin"
     assert files.semantic_model == models / "hf_cache/w2v-bert-2.0"
 
@@ -199,7 +198,7 @@ def test_single_paths_take_the_place_of_the_folders(models: Path, tmp_path: Path
         moved[option] = tmp_path / f"my-{name}"
         os.rename(models / name, moved[option])
     os.rename(models / "wav2vec2bert_stats.pt", tmp_path / "wav2vec2bert_stats.pt")
-    files = locate(IndexTTS25Options(**moved), fetch=False)
+    files = locate(ModelOptions(**moved), fetch=False)
     assert files.vocabulary == moved.pop("tokenizer")
     assert {option: getattr(files, option) for option in moved} == moved
     assert files.w2v_stat == tmp_path / "wav2vec2bert_stats.pt"
@@ -210,7 +209,7 @@ def test_everything_that_is_missing_is_named_with_its_command(models: Path) -> N
         (models / name).unlink()
     (models / "multilingual_zh_ja_yue_char_del.tiktoken").unlink()
     with pytest.raises(CheckpointError) as error:
-        locate(IndexTTS25Options(models=models))
+        locate(ModelOptions(models=models))
     message = str(error.value)
     for repository, name in (
         ("IndexTeam/IndexTTS-2.5", "gpt.pth"),
@@ -226,14 +225,14 @@ def test_everything_that_is_missing_is_named_with_its_command(models: Path) -> N
 @pytest.mark.parametrize("value", ["nowhere/campplus.bin", "/nowhere"])
 def test_a_speaker_network_that_is_nowhere(models: Path, value: str) -> None:
     with pytest.raises(CheckpointError, match="give its file or a hub id with --campplus"):
-        locate(IndexTTS25Options(models=models, campplus=value))
+        locate(ModelOptions(models=models, campplus=value))
 
 
 def test_no_folder_and_no_option(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the folder does not exist"):
-        locate(IndexTTS25Options(models=tmp_path / "none"))
+        locate(ModelOptions(models=tmp_path / "none"))
     with pytest.raises(ConfigError, match="--config is not given"):
-        locate(IndexTTS25Options())
+        locate(ModelOptions())
 
 
 # what is in them

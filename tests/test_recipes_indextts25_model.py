@@ -15,9 +15,9 @@ from hfprep.models.campplus import Campplus
 from hfprep.models.masking import FrameMask, KeyMask, TimeMask
 from hfprep.recipes.indextts25.config import Config
 from hfprep.recipes.indextts25.feature_model import FeatureModel
-from hfprep.recipes.indextts25.locate import locate
-from hfprep.recipes.indextts25.options import IndexTTS25Options
+from hfprep.recipes.indextts25.recipe import locate
 from hfprep.recipes.indextts25.schema import CODES, EMOTION, SPEAKER
+from hfprep.recipes.options import ModelOptions
 
 TESTS = Path(__file__).resolve().parent
 GOLDEN = [folder for folder in (TESTS / "golden25-small", TESTS.parent.parent / "shared/golden25") if folder.is_dir()]
@@ -28,7 +28,7 @@ Numbers = dict[str, Tensor]
 
 
 def load(golden: Path, reference_seconds: float = 0.0) -> FeatureModel:
-    files = locate(IndexTTS25Options(models=golden / "checkpoints"), fetch=False)
+    files = locate(ModelOptions(models=golden / "checkpoints"), fetch=False)
     return FeatureModel.load(files, Config.read(files.config), reference_seconds=reference_seconds)
 
 
@@ -295,14 +295,14 @@ def test_a_model_goes_to_a_card_in_the_precision_that_was_asked_for(
 
     monkeypatch.setattr(FeatureModel, "to", note)
     monkeypatch.setattr("hfprep.recipes.indextts25.feature_model.require", lambda *_: None)
-    files = locate(IndexTTS25Options(models=GOLDEN[0] / "checkpoints"), fetch=False)
+    files = locate(ModelOptions(models=GOLDEN[0] / "checkpoints"), fetch=False)
     FeatureModel.load(files, Config.read(files.config), device="cuda", precision=precision)
     (share,) = moved
     assert share < 1  # norms, biases and positions, of which a small model has many
 
 
 def test_refuses_a_codec_of_another_width(tmp_path: Path) -> None:
-    files = locate(IndexTTS25Options(models=GOLDEN[0] / "checkpoints"), fetch=False)
+    files = locate(ModelOptions(models=GOLDEN[0] / "checkpoints"), fetch=False)
     (tmp_path / "config.yaml").write_text(files.config.read_text().replace("hidden_size: 12", "hidden_size: 16"))
     with pytest.raises(CheckpointError, match=r"down\.weight is \[12, 12, 3\], not \[16, 16, 3\]"):
         FeatureModel.load(files, Config.read(tmp_path / "config.yaml"))

@@ -11,9 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hfprep.cli.app import app
-from hfprep.recipes.indextts25.locate import locate
-from hfprep.recipes.indextts25.options import IndexTTS25Options
-from hfprep.recipes.indextts25.recipe import RECIPE
+from hfprep.recipes.indextts25.recipe import RECIPE, locate
 from hfprep.recipes.indextts25.schema import PUBLISHED
 from hfprep.recipes.options import ModelOptions
 from hfprep.tools import doctor
@@ -48,7 +46,7 @@ def test_download_fetches_what_a_build_needs_and_no_more(golden25_small: Path, t
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
         assert sum(hub.bodies.values()) == 9
-    located = locate(IndexTTS25Options(models=models), fetch=False)
+    located = locate(ModelOptions(models=models), fetch=False)
     for path in (located.campplus, located.semantic_codec, located.gpt_checkpoint, *located.semantic_weights):
         wanted = golden25_small / "checkpoints" / path.relative_to(models)
         assert path.read_bytes() == wanted.read_bytes()

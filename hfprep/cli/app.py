@@ -1,41 +1,31 @@
-"""The command line: arguments -> config -> one call, and exit codes.
+"""The command line: its commands, and exit codes.
 
 0: done. 1: an error, or rejected lines with --strict, or nothing accepted. 2: wrong usage. 130, 143: interrupted.
-The flags, their defaults and their help come from `BuildConfig`.
 """
 
-import dataclasses
-import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import typer.core
 
-from hfprep.cli import formats
+from hfprep.cli.build import build, log_to_stderr, run_build
 from hfprep.cli.check import check
 from hfprep.cli.doctor import doctor, download
-from hfprep.cli.extend_checkpoint import extend_checkpoint
-from hfprep.cli.many import run_many, shared_workers
-from hfprep.cli.merge import merge
-from hfprep.cli.options import NO_DEFAULT, RunFile, options_of, read_options
-from hfprep.cli.options import write_options as keep_options
-from hfprep.cli.output import keep_streams, say, show
-from hfprep.cli.report import report
-from hfprep.cli.tokenizer import tokenizer
-from hfprep.cli.verify import verify
+from hfprep.cli.finished import COMMANDS
+from hfprep.cli.output import keep_streams, say
+from hfprep.cli.tokenizer import extend_checkpoint, tokenizer
 from hfprep.errors import HfprepError
 from hfprep.pipeline.config import BuildConfig, flag
-from hfprep.pipeline.data_sets import ManyOptions, config_of_each
 from hfprep.tools.demo.model_sets import DEMOS
 
 ABOUT = "Turn recordings and transcripts into the features that speech models train on."
 ORDER = (
     "build", "check", "verify", "report", "pairs", "export-npy", "export-arrow", "export-webdataset",
     "export-npz", "export-manifests", "push", "merge", "retokenize", "tokenizer", "extend-checkpoint", "download",
-    "doctor", "demo",
+    "doctor", "demo", "bench",
 )  # fmt: skip
 
 
@@ -44,15 +34,11 @@ class InOrder(typer.core.TyperGroup):
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         """Names of all commands."""
-        names = super().list_commands(ctx)
-        return sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+        return sorted(super().list_commands(ctx), key=ORDER.index)
 
 
 app = typer.Typer(cls=InOrder, no_args_is_help=True, help=ABOUT, pretty_exceptions_enable=False)
-# Default paths without --models, as in the older scripts.
-USUAL_FILES = {"config": Path("checkpoints/config.yaml"), "gpt_checkpoint": Path("checkpoints/gpt.pth")}
-formats.register(app)
-for command in (check, verify, report, merge, extend_checkpoint, download, doctor):
+for command in (build, check, *COMMANDS, extend_checkpoint, download, doctor):
     app.command()(command)
 app.add_typer(tokenizer, name="tokenizer")
 
@@ -75,48 +61,6 @@ def every_command(
     del version
 
 
-@app.command()
-@options_of(BuildConfig, ManyOptions, RunFile)
-def build(context: typer.Context, options: Path | None, write_options: Path | None, **values: Any) -> None:
-    """Compute the features of a manifest, or of several; run the same command again to continue."""
-    if options is not None:
-        values = read_options(options, values, context)
-    if write_options is not None:
-        defaults = {item.name: item.default for kind in (BuildConfig, ManyOptions) for item in dataclasses.fields(kind)}
-        keep_options(write_options, values, defaults)
-    dataset, output_root = values.pop("dataset"), Path(values.pop("output_root"))
-    _log_to_stderr(as_json=values["log_json"])
-    values |= _usual_files(values)
-    if dataset:
-        configs = config_of_each(dataset, output_root, **values)
-    else:
-        if output_root != Path():
-            raise typer.BadParameter(
-                "it is only for --dataset; with --manifest, use --output-dir", param_hint="--output-root"
-            )
-        for name in NO_DEFAULT:
-            if values[name] is None:
-                raise typer.BadParameter(
-                    "it is missing (or use --dataset, for several data sets)", param_hint=flag(name)
-                )
-        configs = [BuildConfig(**values)]
-    if values["dry_run"]:
-        from hfprep.cli.plan import show_plan
-
-        raise typer.Exit(max([show_plan(config) for config in configs]))
-    raise typer.Exit(run_many(configs) if dataset else run_build(configs[0]))
-
-
-def _usual_files(options: dict[str, Any]) -> dict[str, Path]:
-    """The config and checkpoint in checkpoints/, if they exist and no others are given."""
-    if options["models"] is not None:
-        return {}
-    found = {name: path for name, path in USUAL_FILES.items() if options[name] is None and path.is_file()}
-    for name, path in found.items():
-        logging.getLogger("hfprep").info("%s is not given: using %s", flag(name), path)
-    return found
-
-
 @app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench() -> None:
     """Moved: scripts/bench in a checkout."""
@@ -135,7 +79,7 @@ def demo(
 
     if recipe not in DEMOS:
         raise typer.BadParameter(f"it is {recipe!r}; it must be {' or '.join(DEMOS)}", param_hint="--recipe")
-    _log_to_stderr(as_json=False)
+    log_to_stderr(as_json=False)
     data, models, output = folder / "data", folder / "models-RANDOM", folder / "features"
     given = make_models(recipe, models)
     made = make_dataset(data, num_samples=num_samples)
@@ -156,35 +100,6 @@ def _this_python() -> str:
     """The path of this Python, relative to the working directory if possible."""
     python, here = Path(sys.executable), Path.cwd()
     return str(python.relative_to(here)) if python.is_relative_to(here) else str(python)
-
-
-def run_build(config: BuildConfig) -> int:
-    """Run a build and print its summary; returns the exit status."""
-    with shared_workers(config.engine) as shared:
-        from hfprep.cli.summary import summary_table
-        from hfprep.pipeline.building import build as build_features
-
-        summary = build_features(config, shared=shared)
-
-    show(summary_table(summary))
-    if summary.interrupted_by is not None:
-        say(f"Interrupted with {summary.pending} lines left. Run the same command again to continue.")
-        return 128 + summary.interrupted_by
-    if not summary.accepted and (summary.lines_read or config.part is None):
-        say(f"No sample was accepted; see {summary.output_dir / 'rejected.jsonl'}.", error=True)
-        return 1
-    if config.strict and summary.rejected:
-        say(f"--strict: lines were rejected; see {summary.output_dir / 'rejected.jsonl'}.", error=True)
-        return 1
-    return 0
-
-
-def _log_to_stderr(*, as_json: bool) -> None:
-    from hfprep.pipeline.logs import log_handler
-
-    handler = log_handler(as_json=as_json)
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("hfprep").setLevel(logging.INFO)
 
 
 def main() -> None:

@@ -13,8 +13,6 @@ from hfprep.io.words import count, duration, size
 from hfprep.tools.check.options import CheckOptions
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from hfprep.schema import Schema
     from hfprep.tools.check.estimates import Estimate
     from hfprep.tools.check.findings import Preflight, Share
@@ -69,15 +67,11 @@ def show(found: "Preflight", expected: "Estimate | None", *, decoded: bool) -> N
         say(line)
 
 
-def _table(title: str, *columns: str) -> "Table":
-    table = PlainTable(title, title_style="bold")
-    for column in columns:
-        right = column in {"lines", "samples", "audio", "number"}
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
-    return table
+def _table(title: str, *columns: str) -> PlainTable:
+    return PlainTable(title, *columns, numbers={"lines", "samples", "audio", "number"}, title_style="bold")
 
 
-def _overview(found: "Preflight", expected: "Estimate | None") -> "Table":
+def _overview(found: "Preflight", expected: "Estimate | None") -> PlainTable:
     table = _table("Manifest", "what", "number", "details")
     table.add_row("lines", f"{found.lines_read:,}", f"{found.capped:,} beyond --max-samples" if found.capped else "")
     table.add_row("to accept", f"{found.accepted:,}", f"{duration(found.seconds.total)} of audio")
@@ -102,13 +96,13 @@ def _overview(found: "Preflight", expected: "Estimate | None") -> "Table":
     return table
 
 
-def _add_time(table: "Table", expected: "Estimate") -> None:
+def _add_time(table: PlainTable, expected: "Estimate") -> None:
     measured = f"{count(expected.timed, 'clip')} computed on {expected.device} in {expected.precision}"
     parts = f"{measured}; {duration(expected.starting_seconds)} of it for starting"
     table.add_row("time", f"about {duration(expected.seconds)}", parts)
     if expected.busy:
-        load = f"other programs use this machine (load per core: {expected.load:.1f}), so it takes longer now"
-        table.add_row("", "", load)
+        load = f"load per core: {expected.load:.1f}"
+        table.add_row("", "", f"other programs use this machine ({load}), so it takes longer now")
 
 
 def _plural(schema: "Schema", length: str) -> str:
@@ -118,7 +112,7 @@ def _plural(schema: "Schema", length: str) -> str:
     return next((words for words in found if words is not None), length)
 
 
-def _shares(what: str, shares: "dict[str, Share]") -> "Table":
+def _shares(what: str, shares: "dict[str, Share]") -> PlainTable:
     table = _table(f"By {what}", what, "samples", "audio")
     ranked = sorted(shares.items(), key=lambda item: -item[1].seconds)
     for name, share in ranked[:MOST_ROWS]:
@@ -130,7 +124,7 @@ def _shares(what: str, shares: "dict[str, Share]") -> "Table":
     return table
 
 
-def _texts(found: "Preflight") -> "Table":
+def _texts(found: "Preflight") -> PlainTable:
     table = _table("Texts, normalised and tokenized", "language", "text", "normalised", "pieces")
     ranked = sorted(found.texts.items(), key=lambda item: -found.languages[item[0]].samples)
     for language, examples in ranked[:MOST_ROWS]:
@@ -144,24 +138,20 @@ def _text_rules(found: "Preflight") -> list[str]:
     """Results of text normalisation that are rarely intended."""
     lines = []
     for doubtful, number in found.doubtful.most_common():
-        example = found.doubtful_examples.get(doubtful)
-        shown = ""
-        if example:
-            shown = f", such as {example.id}: {example.text[:TEXT_WIDTH]!r} -> {example.normalized[:TEXT_WIDTH]!r}"
-        lines.append(f"{count(number, 'sample')} {doubtful}{shown}")
+        line = f"{count(number, 'sample')} {doubtful}"
+        if example := found.doubtful_examples.get(doubtful):
+            line += f", such as {example.id}: {example.text[:TEXT_WIDTH]!r} -> {example.normalized[:TEXT_WIDTH]!r}"
+        lines.append(line)
     if found.doubtful:
-        lines.append(
-            "  The published front end does the same; set `language` in the manifest, or --language, to change it."
-        )
+        advice = "set `language` in the manifest, or --language, to change it"
+        lines.append(f"  The published front end does the same; {advice}.")
     for language, number in found.digits_left.most_common():
-        example_id = found.digit_examples[language]
-        lines.append(
-            f"{count(number, 'sample')} in {language} with digits left after normalisation, such as {example_id}"
-        )
+        left = f"in {language} with digits left after normalisation, such as {found.digit_examples[language]}"
+        lines.append(f"{count(number, 'sample')} {left}")
     return lines
 
 
-def _rejections(found: "Preflight") -> "Table":
+def _rejections(found: "Preflight") -> PlainTable:
     table = _table("A build would reject", "reason", "lines", "for example")
     for reason, number in found.rejected.most_common():
         examples = [f"line {item.line} ({item.id or 'no id'}): {item.message}" for item in found.rejections[reason]]

@@ -32,10 +32,7 @@ def doctor(
         Level.FINE: Text("ok", "green"),
     }
     findings = examine(folder=output_dir, models=models, recipe_name=recipe)
-    table = PlainTable(show_header=False)
-    table.add_column("level")
-    table.add_column("topic")
-    table.add_column("found", overflow="fold")
+    table = PlainTable(None, "level", "topic", "found", show_header=False)
     for finding, following in zip(findings, [*findings[1:], None], strict=True):
         table.add_row(words[finding.level], finding.topic, finding.found)
         if finding.remedy and (following is None or finding.remedy != following.remedy):

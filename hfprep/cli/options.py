@@ -15,6 +15,7 @@ from hfprep.recipes.base import option
 
 NO_DEFAULT = ("manifest", "output_dir")  # not required with --dataset
 ONE_RUN = ("dry_run",)  # not written to an options file
+KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 
 
 def options_of(
@@ -25,39 +26,31 @@ def options_of(
     `arguments` are positional arguments, with their names in the usage line. Without `with_context`, the command is
     called with the values only.
     """
-    by_place = arguments or {}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        placed, found = [], []
+        found = []
+        shown: Any
+        default: Any
         for config in configs:
             hints = get_type_hints(config)
             for item in dataclasses.fields(config):
-                panel, kind = item.metadata.get("panel"), inspect.Parameter.KEYWORD_ONLY
-                help_text = item.metadata["help"].replace("[", r"\[")  # square brackets are markup
-                if item.name in by_place:
-                    argument = typer.Argument(metavar=by_place[item.name], help=help_text)
-                    placed.append(
-                        inspect.Parameter(
-                            item.name, kind, annotation=operator.getitem(Annotated, (hints[item.name], argument))
-                        )
-                    )
-                    continue
-                shown = typer.Option(help=help_text, rich_help_panel=panel)
+                panel, help_text = item.metadata.get("panel"), item.metadata["help"].replace("[", r"\[")  # no markup
+                if arguments and item.name in arguments:
+                    shown = typer.Argument(metavar=arguments[item.name], help=help_text)
+                    default = inspect.Parameter.empty
+                else:
+                    shown = typer.Option(help=help_text, rich_help_panel=panel)
+                    default = None if item.name in NO_DEFAULT and with_context else item.default
                 annotation = operator.getitem(Annotated, (hints[item.name], shown))
-                default = None if item.name in NO_DEFAULT and with_context else item.default
-                found.append((panel, inspect.Parameter(item.name, kind, default=default, annotation=annotation)))
-        order = {panel: place for place, panel in enumerate(PANELS)}
-        found.sort(key=lambda pair: order.get(pair[0] or "", -1))  # a command's own panel comes first
-        context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-        parameters = [*([context] if with_context else []), *placed, *(parameter for _, parameter in found)]
-
-        def call(**values: Any) -> None:
-            command(**values)
-
-        call.__name__, call.__doc__ = command.__name__, command.__doc__
-        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return call
+                parameter = inspect.Parameter(item.name, KEYWORD_ONLY, default=default, annotation=annotation)
+                found.append((PANELS.index(panel) if panel in PANELS else -1, parameter))
+        found.sort(key=lambda pair: pair[0])  # a command's own panel comes first
+        parameters = [parameter for _, parameter in found]
+        if with_context:
+            parameters.insert(0, inspect.Parameter("context", KEYWORD_ONLY, annotation=typer.Context))
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return command
 
     return decorate
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Collection
 from typing import Any
 
 from rich.console import Console
@@ -32,11 +33,13 @@ def show(table: Table) -> None:
 class PlainTable(Table):
     """A table whose title and cells are plain text; a `Text` is used unchanged.
 
-    Long cells are wrapped, except numbers (right-justified): nothing is cut at 80 columns.
+    Long cells are wrapped, except in the columns `numbers`, which are right-justified: nothing is cut at 80 columns.
     """
 
-    def __init__(self, title: str | None = None, **options: Any) -> None:
+    def __init__(self, title: str | None = None, *columns: str, numbers: Collection[str] = (), **options: Any) -> None:
         super().__init__(title=None if title is None else cell(title), title_justify="left", **options)
+        for column in columns:
+            self.add_column(column, justify="right" if column in numbers else "left")
 
     def add_column(self, header: Any = "", *arguments: Any, **options: Any) -> None:
         """Add a column with its header."""

@@ -1,4 +1,4 @@
-"""`python -m hfprep tokenizer`: compares tokenizers on a manifest's texts, and extends one for a language."""
+"""`python -m hfprep tokenizer` and `extend-checkpoint`: a tokenizer and a checkpoint for another language."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,8 +8,6 @@ import typer
 from hfprep.cli.output import PlainTable, say, show
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from hfprep.tools.tokenizer.compare import Comparison, TextCounts
     from hfprep.tools.tokenizer.extend import Extended
 
@@ -67,11 +65,11 @@ def compare(
 ) -> None:
     """Compare how tokenizers encode a manifest's texts, by language."""
     from hfprep.recipes.options import ModelOptions
-    from hfprep.recipes.registry import choose_recipe, outline
+    from hfprep.recipes.registry import choose_recipe
     from hfprep.tools.tokenizer.compare import compare as run
 
     options = ModelOptions(config=config)
-    limit = outline(choose_recipe(None, options), options).schema.max_length("tokens")
+    limit = choose_recipe(None, options).outline(options).schema.max_length("tokens")
     found = run(models, manifest, language=language, field_map=map_, limit=limit)
     for name, counts in sorted(found.languages.items()):
         show(_comparison_table(name, counts, found))
@@ -80,6 +78,37 @@ def compare(
         say(f"{found.rejected.total()} of {found.read} lines were omitted: {reasons}")
     if not found.languages:
         raise typer.Exit(1)
+
+
+def extend_checkpoint(
+    gpt_checkpoint: Annotated[Path, typer.Option(help="gpt.pth of the checkpoint.")],
+    config: Annotated[Path, typer.Option(help="Its config.yaml.")],
+    output_dir: Annotated[Path, typer.Option(help="Folder for the new files; not the checkpoint's folder.")],
+    base: Annotated[Path | None, typer.Option(help="IndexTTS-2: the tokenizer of the checkpoint.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="IndexTTS-2: the extended one (`tokenizer extend`).")] = None,
+    language: Annotated[str | None, typer.Option(help="IndexTTS-2.5: the language without a trained row.")] = None,
+    like: Annotated[str | None, typer.Option(help="IndexTTS-2.5: the language whose row is copied.")] = None,
+) -> None:
+    """Add rows to a checkpoint for an extended tokenizer (IndexTTS-2) or a language (IndexTTS-2.5)."""
+    from hfprep.tools.extend_checkpoint import CheckpointOptions
+    from hfprep.tools.extend_checkpoint import extend_checkpoint as run
+
+    options = CheckpointOptions(
+        gpt_checkpoint=gpt_checkpoint,
+        config=config,
+        output_dir=output_dir,
+        base=base,
+        tokenizer=tokenizer,
+        language=language,
+        like=like,
+    )
+    found = run(options)
+    if language is None:
+        say(f"{found.text_ids} text ids (before: {found.text_ids_before}), {found.new_rows} rows initialised")
+    else:
+        say(f"the row of {language} is initialised from that of {like}")
+    for path in found.files:
+        say(path)
 
 
 def _extended_lines(found: "Extended", output: Path) -> list[str]:
@@ -101,13 +130,10 @@ def _extended_lines(found: "Extended", output: Path) -> list[str]:
     return lines
 
 
-def _comparison_table(language: str, counts: "list[TextCounts]", found: "Comparison") -> "Table":
+def _comparison_table(language: str, counts: "list[TextCounts]", found: "Comparison") -> PlainTable:
     first = counts[0]
     title = f"Language {language}: {first.texts} texts, {first.characters} characters"
-    table = PlainTable(title, title_style="bold")
-    table.add_column("")
-    for path in found.tokenizers:
-        table.add_column(path.name, overflow="fold")
+    table = PlainTable(title, "", *(path.name for path in found.tokenizers), title_style="bold")
     table.add_row("unknown characters", *(f"{count.unknown_rate:.2%}" for count in counts))
     if any(count.in_bytes for count in counts):
         table.add_row("characters in bytes", *(f"{count.in_bytes / (count.characters or 1):.2%}" for count in counts))

@@ -10,7 +10,6 @@ Shapes: C head channels, F frames (10 ms), T steps = (F + 1) // 2, S segments of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -249,8 +248,8 @@ class Campplus(nn.Module):
             clips = zip(fbank, lengths.tolist(), strict=True)
             return torch.cat([self._vectors(clip[None, :length], torch.tensor([length])) for clip, length in clips])
         size = max(1, FRAMES_PER_PIECE // fbank.shape[1])
-        pieces: Sequence[tuple[Tensor, Tensor]] = list(zip(fbank.split(size), lengths.split(size), strict=True))
-        return torch.cat([self._vectors(piece, of_piece) for piece, of_piece in pieces])
+        pieces = zip(fbank.split(size), lengths.split(size), strict=True)
+        return torch.cat([self._vectors(*piece) for piece in pieces])
 
     def _vectors(self, fbank: Tensor, lengths: Tensor) -> Tensor:
         frames = FrameMask.from_lengths(lengths, fbank.shape[1], fbank.device)

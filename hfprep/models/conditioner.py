@@ -38,8 +38,7 @@ class Conditioner(nn.Module):
 
     def forward(self, semantic: Tensor, mask: FrameMask) -> Tensor:
         encoded, mask = self.conformer(semantic, mask)
-        latents: Tensor = self.perceiver(encoded, mask)
-        return latents
+        return self.perceiver(encoded, mask)
 
 
 class EmotionConditioner(Conditioner):
@@ -61,5 +60,4 @@ class EmotionConditioner(Conditioner):
         self.out = nn.Linear(model_dim, model_dim)
 
     def forward(self, semantic: Tensor, mask: FrameMask) -> Tensor:
-        emo_vec: Tensor = self.out(self.project(super().forward(semantic, mask)[:, 0]))
-        return emo_vec
+        return self.out(self.project(super().forward(semantic, mask)[:, 0]))

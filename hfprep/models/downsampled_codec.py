@@ -51,8 +51,7 @@ class DownsampledCodec(nn.Module):
         # Mask a copy: the caller also passes the features to the emotion branch.
         x = semantic if mask.padding is None else self.time_mask(semantic.clone(), mask)
         # Padding is not zero after the convolution; the codec masks it.
-        codes: Tensor = self.codec(mask.over_clips(self.down, x), halved(mask, x.device))
-        return codes
+        return self.codec(mask.over_clips(self.down, x), halved(mask, x.device))
 
 
 def halved(mask: FrameMask, device: torch.device) -> FrameMask:

@@ -29,9 +29,8 @@ from torch.nn import functional as F
 
 from hfprep.errors import ConfigError
 
-# lowest compute capability (major, minor) with full-rate hardware support
-LEAST_CAPABILITY = {"exact": (8, 0), "tf32": (8, 0), "bf16": (8, 0), "fp16": (8, 0)}
-
+FASTER = ("exact", "tf32", "bf16", "fp16")  # on a GPU
+LEAST_CAPABILITY = (8, 0)  # lowest compute capability (major, minor) with full-rate hardware support for them
 LEAST_TORCH = (2, 8)  # torch.mm with out_dtype
 
 _mode: ContextVar[str] = ContextVar("hfprep-precision", default="fp32")
@@ -48,7 +47,7 @@ def candidates(device: torch.device) -> list[str]:
     """The precisions, other than fp32, that may be faster than fp32 on `device`."""
     if device.type == "cpu":
         return ["bf16"] if fast_bf16() else []
-    return [name for name in LEAST_CAPABILITY if not obstacle(name, device)]
+    return [name for name in FASTER if not obstacle(name, device)]
 
 
 def obstacle(name: str, device: torch.device) -> str | None:
@@ -57,9 +56,10 @@ def obstacle(name: str, device: torch.device) -> str | None:
         return None
     if device.type != "cuda":
         return f"{device} supports only fp32 and bf16"
-    found, least = torch.cuda.get_device_capability(device), LEAST_CAPABILITY[name]
-    if found < least:
-        return f"{device} has compute capability {found[0]}.{found[1]}; {least[0]}.{least[1]} or higher is needed"
+    found = torch.cuda.get_device_capability(device)
+    if found < LEAST_CAPABILITY:
+        capability, least = (".".join(map(str, version)) for version in (found, LEAST_CAPABILITY))
+        return f"{device} has compute capability {capability}; {least} or higher is needed"
     return lacking()
 
 

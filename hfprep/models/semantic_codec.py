@@ -112,5 +112,4 @@ class SemanticCodec(nn.Module):
         x = self.norm(mask.over_clips(self.embed, x))
         for block in self.blocks:
             x = block(x, mask)
-        codes: Tensor = self.quantizer(self.out(self.norm_final(x)))
-        return codes
+        return self.quantizer(self.out(self.norm_final(x)))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hfprep.models.configs import NUM_LAYERS, SemanticEncoderConfig
 from hfprep.models.input_features import FEATURE_DIM
 from hfprep.models.masking import FrameMask, KeyMask
 from hfprep.models.operators import (
@@ -28,7 +29,6 @@ from hfprep.models.operators import (
     write_by_rows,
 )
 from hfprep.models.precision import attend
-from hfprep.models.semantic_config import NUM_LAYERS, SemanticEncoderConfig
 
 # The fewest queries of a clip per attention call, unless it has fewer: torch's attention on a CPU uses blocks of 64
 # queries, but only 32 if there are fewer than 192.
@@ -199,8 +199,7 @@ class FeatureProjection(nn.Module):
         self.projection = nn.Linear(FEATURE_DIM, config.hidden_size)
 
     def forward(self, input_features: Tensor) -> Tensor:
-        hidden: Tensor = self.projection(self.layer_norm(input_features))
-        return hidden
+        return self.projection(self.layer_norm(input_features))
 
 
 class SemanticEncoder(nn.Module):

@@ -20,20 +20,10 @@ class _Shape(tuple[int, ...]):
     """A tensor's shape, in place of the tensor."""
 
 
-def _shape_of(storage: None, offset: int, size: tuple[int, ...], *others: object) -> _Shape:
-    del storage, offset, others
-    return _Shape(size)
-
-
-def _of_parameter(data: _Shape, *others: object) -> _Shape:
-    del others
-    return data
-
-
 _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): _shape_of,
-    ("torch._utils", "_rebuild_parameter"): _of_parameter,
+    ("torch._utils", "_rebuild_tensor_v2"): lambda _storage, _offset, size, *_: _Shape(size),
+    ("torch._utils", "_rebuild_parameter"): lambda shape, *_: shape,
 }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from hfprep.errors import CheckpointError, ConfigError
 from hfprep.io.file_hashes import FileHashes, FileIdentity
 from hfprep.pipeline.config import BuildConfig
-from hfprep.recipes.base import ModelSet, Published, Recipe, TextEncoder
+from hfprep.recipes.base import ModelSet, Recipe, TextEncoder
 from hfprep.recipes.options import ModelOptions
 from hfprep.recipes.registry import absent, choose_recipe, download_command
 from hfprep.schema import Schema
@@ -61,7 +61,7 @@ def _lacking(config: BuildConfig, chosen: Recipe) -> str:
     """Which files the models folder lacks, if all files should come from there; else ""."""
     given = [item for item in fields(ModelOptions) if getattr(config, item.name) != item.default]
     models = config.models
-    if models is None or not models.is_dir() or len(given) > 1 or not isinstance(chosen, Published):
+    if models is None or not models.is_dir() or len(given) > 1 or not chosen.downloads:
         return ""
     lacks = absent(models, chosen)
     return f"{models} lacks {', '.join(lacks)}; {download_command(models, chosen)} fetches them" if lacks else ""

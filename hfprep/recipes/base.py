@@ -161,22 +161,6 @@ def via_rate(audio_sr: int, audio: AudioInput) -> int | None:
     return None if audio_sr in (DIRECT_RATE, audio.sampling_rate) else audio_sr
 
 
-class Recipe(Protocol):
-    """A model family. `published` is the schema of its published models, for the documentation."""
-
-    name: str
-    published: Schema
-
-    def recognises(self, options: Any) -> bool:
-        """Whether the model files in these options belong to this family; reads no weights."""
-
-    def find(self, options: Any, *, fetch: bool = True) -> ModelSet:
-        """Find and check the files; if not `fetch`, only on this machine.
-
-        Raises ConfigError if an option is missing or wrong, and CheckpointError with a list of all missing files.
-        """
-
-
 @dataclass(frozen=True, slots=True)
 class Download:
     """Files of a hub repository, their approximate total size (0: unknown), and their folder below `--models`."""
@@ -203,6 +187,37 @@ class Outline:
     max_frames: int | None = None
 
 
+class Recipe:
+    """A model family.
+
+    `published` is the schema of its published models, for the documentation. `downloads` is everything that a build
+    needs, for download into one folder for `--models`; it is empty if users choose the models.
+    """
+
+    name: str
+    published: Schema
+    downloads: tuple[Download, ...] = ()
+
+    def recognises(self, options: Any) -> bool:
+        """Whether the model files in these options belong to this family; reads no weights."""
+        raise NotImplementedError
+
+    def find(self, options: Any, *, fetch: bool = True) -> ModelSet:
+        """Find and check the files; if not `fetch`, only on this machine.
+
+        Raises ConfigError if an option is missing or wrong, and CheckpointError with a list of all missing files.
+        """
+        raise NotImplementedError
+
+    def outline(self, options: Any) -> Outline:
+        """The requirements of the files in the options; families may know those of the published models without files.
+
+        Raises ConfigError or CheckpointError if a file is not valid.
+        """
+        models = self.find(options, fetch=False)
+        return Outline(models.schema, models.audio, models.num_codes, models.text_encoder())
+
+
 @runtime_checkable
 class Layered(Protocol):
     """A `Model` whose progress within a batch can be observed.
@@ -223,22 +238,3 @@ class Referenced(Protocol):
 
         Raises ConfigError if that code is not installed.
         """
-
-
-@runtime_checkable
-class Outlined(Protocol):
-    """A recipe that knows what its models require of a data set without loading them."""
-
-    def outline(self, options: Any) -> Outline:
-        """The requirements of the files in the options, or of the published models for files that are not given.
-
-        Raises ConfigError or CheckpointError if a file is not valid.
-        """
-
-
-@runtime_checkable
-class Published(Outlined, Protocol):
-    """A recipe whose models are on the hub, and known well enough to check data before they are downloaded."""
-
-    def downloads(self) -> tuple[Download, ...]:
-        """Everything that a build needs, for download into one folder for `--models`."""

@@ -7,7 +7,7 @@ Keys that hfprep does not use are ignored; unsupported values raise an error wit
 from __future__ import annotations
 
 import reprlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ CONDITION_TYPE, INPUT_LAYER = "conformer_perceiver", "conv2d2"
 MAX_CONFIG_BYTES = 1 << 18
 MAX_WIDTH = 1 << 20  # of a layer, vocabulary, codebook or position table
 MAX_LAYERS = 1000
+DEPTHS = ("num_blocks", "perceiver_mult", "vocos_num_layers")
 SHOWN_LETTERS = 60
 
 
@@ -63,6 +64,11 @@ class Section:
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise self.error(key, f"is {_shown(value)}; it must be a whole number from 1 to {most}")
         return value
+
+    def counts(self, config: type) -> dict[str, int]:
+        """An integer for each field of a dataclass."""
+        names = [field.name for field in fields(config)]
+        return {name: self.count(name, MAX_LAYERS if name in DEPTHS else MAX_WIDTH) for name in names}
 
     def text(self, key: str) -> str:
         """A file name."""
@@ -113,13 +119,7 @@ def gpt_config(root: Section) -> dict[str, Any]:
 def condition_config(section: Section) -> ConditionConfig:
     """A Conformer and Perceiver branch. Raises ConfigError with the key, its value and what is allowed."""
     section.require("input_layer", INPUT_LAYER)
-    config = ConditionConfig(
-        output_size=section.count("output_size"),
-        linear_units=section.count("linear_units"),
-        attention_heads=section.count("attention_heads"),
-        num_blocks=section.count("num_blocks", MAX_LAYERS),
-        perceiver_mult=section.count("perceiver_mult", MAX_LAYERS),
-    )
+    config = ConditionConfig(**section.counts(ConditionConfig))
     if config.output_size % config.attention_heads:
         raise section.error(
             "attention_heads", f"is {config.attention_heads}; it must divide output_size ({config.output_size})"
@@ -129,14 +129,7 @@ def condition_config(section: Section) -> ConditionConfig:
 
 def codec_config(section: Section) -> SemanticCodecConfig:
     """The widths of `semantic_codec`; raises as `condition_config` does."""
-    return SemanticCodecConfig(
-        codebook_size=section.count("codebook_size"),
-        hidden_size=section.count("hidden_size"),
-        codebook_dim=section.count("codebook_dim"),
-        vocos_dim=section.count("vocos_dim"),
-        vocos_intermediate_dim=section.count("vocos_intermediate_dim"),
-        vocos_num_layers=section.count("vocos_num_layers", MAX_LAYERS),
-    )
+    return SemanticCodecConfig(**section.counts(SemanticCodecConfig))
 
 
 def _shown(value: Any) -> str:

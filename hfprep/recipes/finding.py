@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ SEMANTIC_MODEL = "facebook/w2v-bert-2.0"
 SEMANTIC_FOLDER = "w2v-bert-2.0"
 CACHE_FOLDER = "hf_cache"  # the published code's subfolder for models of other repositories
 CONFIG_FILE, GPT_FILE, STATISTICS_FILE = "config.yaml", "gpt.pth", "wav2vec2bert_stats.pt"
+TOKENIZER_FILE = "bpe.model"
 SEMANTIC_CONFIGS = ("config.json", "preprocessor_config.json")
 
 _WEIGHTS, _INDEX, _SHARDS = "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"
@@ -91,9 +92,8 @@ def given_path(value: str | Path | None, folder: Path | None, name: str, option:
     return folder / name
 
 
-def remedy(folder: Path | None, option: str = "", *, beside: str = "") -> str:
-    """How to get a missing file: download it, or give its path with `option`; `beside` replaces the second advice."""
-    otherwise = beside or f"give its path with {option}"
+def remedy(folder: Path | None, otherwise: str) -> str:
+    """How to get a missing file: download it, or the other advice."""
     return otherwise if folder is None else f"python -m hfprep download {folder}, or {otherwise}"
 
 
@@ -101,39 +101,39 @@ def find_semantic_model(
     value: str | Path | None, folder: Path | None, missing: Missing
 ) -> tuple[Path, tuple[Path, ...]] | None:
     """The folder and weight files of the semantic model; None if it is missing."""
-    found = _semantic_folder(value, folder, missing)
-    if found is None:
-        return None
-    weights, absent = weight_files(found)
-    for path in absent:
-        missing.add(str(path), f"copy it from the hub repository {SEMANTIC_MODEL} (only safetensors files are read)")
-    return found, weights
-
-
-def _semantic_folder(value: str | Path | None, folder: Path | None, missing: Missing) -> Path | None:
     if value is None and folder is not None:
         places = (folder / SEMANTIC_FOLDER, folder / CACHE_FOLDER / SEMANTIC_FOLDER)
         value = next((place for place in places if place.is_dir()), None)
     lacking = folder if value is None else None
+    wanted = "the semantic model: give a folder or a hub id with --semantic-model"
+    copy = f"copy it from the hub repository {SEMANTIC_MODEL}"
     value = SEMANTIC_MODEL if value is None else value
-    local = Path(value)
-    if local.is_dir():
-        absent = [name for name in SEMANTIC_CONFIGS if not (local / name).is_file()]
-        for name in absent:
-            missing.add(str(local / name), f"copy it from the hub repository {SEMANTIC_MODEL}")
-        return local
-    if not is_hub_id(value):
-        missing.add(str(value), "the semantic model: give a folder or a hub id with --semantic-model")
+    return find_model(value, SEMANTIC_CONFIGS, missing, wanted=wanted, copy=copy, lacking=lacking)
+
+
+def find_model(
+    value: str | Path,
+    configs: tuple[str, ...],
+    missing: Missing,
+    *,
+    wanted: str,
+    copy: str,
+    lacking: Path | None = None,
+) -> tuple[Path, tuple[Path, ...]] | None:
+    """The folder of a model for transformers, with its `configs`, and its weight files; None if it is missing.
+
+    `value` is a folder or a hub id; `wanted` is the advice for a value that is neither, `copy` that for a missing file.
+    """
+    folder = _folder(value, (*configs, *WEIGHT_PATTERNS), missing, wanted, lacking)
+    if folder is None:
         return None
-    return from_hub(
-        str(value),
-        (*SEMANTIC_CONFIGS, *WEIGHT_PATTERNS),
-        lambda snapshot: (
-            all((snapshot / name).is_file() for name in SEMANTIC_CONFIGS) and bool(weight_files(snapshot)[0])
-        ),
-        missing,
-        lacking,
-    )
+    for name in configs:
+        if not (folder / name).is_file():
+            missing.add(str(folder / name), copy)
+    weights, absent = weight_files(folder)
+    for path in absent:
+        missing.add(str(path), f"{copy} (only safetensors files are read as weights)")
+    return folder, weights
 
 
 def find_file(
@@ -153,19 +153,29 @@ def find_file(
         value = next((path for place in places if (path := folder / place).is_file()), None)
     lacking = folder if value is None else None
     value = repository if value is None else value
-    local, name = Path(value), places[0]
-    if local.is_file():
-        return local
-    if local.is_dir():
-        found = next((path for path in (local / name, local / Path(name).name) if path.is_file()), None)
-        if found is None:
-            missing.add(str(local / name), f"copy it from the hub repository {repository}")
-        return found
-    if not is_hub_id(value):
-        missing.add(str(value), wanted)
+    if Path(value).is_file():
+        return Path(value)
+    name = places[0]
+    found = _folder(value, (name,), missing, wanted, lacking)
+    if found is None:
         return None
-    snapshot = from_hub(str(value), (name,), lambda found: (found / name).is_file(), missing, lacking)
-    return None if snapshot is None else snapshot / name
+    for path in (found / name, found / Path(name).name):
+        if path.is_file():
+            return path
+    missing.add(str(found / name), f"copy it from the hub repository {repository}")
+    return None
+
+
+def _folder(
+    value: str | Path, names: tuple[str, ...], missing: Missing, wanted: str, lacking: Path | None
+) -> Path | None:
+    """A folder, or the snapshot of a hub repository with the files `names`; None if it is missing."""
+    if Path(value).is_dir():
+        return Path(value)
+    if is_hub_id(value):
+        return from_hub(str(value), names, missing, lacking)
+    missing.add(str(value), wanted)
+    return None
 
 
 def is_hub_id(value: str | Path) -> bool:
@@ -189,13 +199,13 @@ def weight_files(folder: Path) -> tuple[tuple[Path, ...], list[Path]]:
     return (() if absent else tuple(folder / name for name in names)), absent
 
 
-def from_hub(
-    repository: str,
-    patterns: tuple[str, ...],
-    complete: Callable[[Path], bool],
-    missing: Missing,
-    folder: Path | None = None,
-) -> Path | None:
+def is_complete(folder: Path, names: Sequence[str]) -> bool:
+    """Whether a folder has the files `names`, of which `WEIGHT_PATTERNS` stand for all weight files."""
+    others = [name for name in names if name not in WEIGHT_PATTERNS]
+    return all((folder / name).is_file() for name in others) and (others == [*names] or bool(weight_files(folder)[0]))
+
+
+def from_hub(repository: str, patterns: tuple[str, ...], missing: Missing, folder: Path | None) -> Path | None:
     """The snapshot folder of a hub repository with the files of `patterns`; downloaded only if it is not cached.
 
     `folder` is the models folder in which it was missing, if any, for the message.
@@ -208,7 +218,7 @@ def from_hub(
         cached = Path(
             huggingface_hub.snapshot_download(repository, allow_patterns=list(patterns), local_files_only=True)
         )
-        if complete(cached):
+        if is_complete(cached, patterns):
             return cached
     except LocalEntryNotFoundError:
         pass  # not cached, or incomplete: download it
@@ -218,15 +228,15 @@ def from_hub(
         what = f"{what}, which {folder} lacks"
         command = f"python -m hfprep download {folder}, or into the hub's cache: {command}"
     if constants.HF_HUB_OFFLINE or not missing.fetch:
-        offline, not_asked = "it is not cached and the hub is set offline", "it is not cached and the hub was not asked"
-        missing.add(what, f"{offline if constants.HF_HUB_OFFLINE else not_asked}; get it with: {command}")
+        why = "is set offline" if constants.HF_HUB_OFFLINE else "was not asked"
+        missing.add(what, f"it is not cached and the hub {why}; get it with: {command}")
         return None
     try:
         fetched = Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(patterns)))
     except Exception as exc:  # noqa: BLE001 - errors of whichever HTTP library is in use come through
         missing.add(what, f"it is not cached and could not be fetched ({first_line(exc)}); get it with: {command}")
         return None
-    if not complete(fetched):
+    if not is_complete(fetched, patterns):
         missing.add(what, f"the repository does not have {', '.join(patterns)}")
         return None
     return fetched

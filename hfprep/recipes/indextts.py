@@ -50,9 +50,7 @@ def semantic_settings(sha256: Mapping[str, str], *, precision: str, audio_sr: in
 class SemanticModelSet:
     """The part of a model set that the semantic encoder determines."""
 
-    @property
-    def precisions(self) -> tuple[str, ...]:
-        return PRECISIONS
+    precisions = PRECISIONS
 
     def packs(self, device: torch.device) -> bool:
         from hfprep.models.masking import packs  # it imports torch
@@ -69,10 +67,7 @@ class SemanticAudio:
     """
 
     samples_only: bool = False
-
-    @property
-    def sampling_rate(self) -> int:
-        return SAMPLING_RATE
+    sampling_rate = SAMPLING_RATE
 
     def num_frames(self, num_samples: int) -> int:
         return num_input_frames(num_samples)

@@ -1,7 +1,7 @@
 """The networks that model families share, and their tensor names in the published files.
 
-Provides the semantic encoder, the codec's encoder and quantizer, the emotion branch, and the names of a Conformer and a
-Perceiver. Takes memory-mapped tensors, from any file.
+Provides the semantic encoder, the codec's encoder and quantizer, and the conditioning branches. Takes memory-mapped
+tensors, from any file.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hfprep.errors import CheckpointError
-from hfprep.models.conditioner import EmotionConditioner
-from hfprep.models.configs import POSITION_ROWS, SemanticCodecConfig
+from hfprep.models.conditioner import Conditioner, EmotionConditioner
+from hfprep.models.configs import NUM_LAYERS, POSITION_ROWS, SemanticCodecConfig, SemanticEncoderConfig
 from hfprep.models.perceiver import Perceiver
 from hfprep.models.semantic_codec import SemanticCodec
-from hfprep.models.semantic_config import NUM_LAYERS, SemanticEncoderConfig
 from hfprep.models.semantic_encoder import SemanticEncoder
 from hfprep.models.tensor_files import read_safetensors, read_torch_file
 from hfprep.recipes.config_file import GptConfig
 from hfprep.recipes.finding import SEMANTIC_FILE, STATISTICS_FILE
-from hfprep.recipes.tensors import Shapes, both, check_tensors, fill, shape_of, shapes_of, under
+from hfprep.recipes.tensors import Shapes, both, check_tensors, fill, named, shape_of, shapes_of, under
 
 SEMANTIC_PREFIXES = ("feature_projection.", *(f"encoder.layers.{layer}." for layer in range(NUM_LAYERS)))
 CODEC_PREFIXES = ("encoder.", "quantizer.")
@@ -39,16 +38,14 @@ def load_semantic_encoder(config_path: Path, weight_paths: Sequence[Path], stati
     """
     encoder = SemanticEncoder(SemanticEncoderConfig.read(config_path))
     tensors = read_safetensors(weight_paths)
-    shapes = semantic_shapes(encoder)
-    check_tensors(tensors, shapes, path=weight_paths[0], needed=SEMANTIC_PREFIXES)
+    check_tensors(tensors, semantic_shapes(encoder), path=weight_paths[0], needed=SEMANTIC_PREFIXES)
     statistics = read_torch_file(statistics_path)
     size = (encoder.mean.shape[0],)
     check_tensors(statistics, {"mean": size, "var": size}, path=statistics_path, needed=())
     if not bool((statistics["var"] > 0).all()):
         raise CheckpointError(f"{statistics_path}: var has values that are not above 0; it must contain variances")
-    filled = {ours: tensors[theirs] for ours, theirs in _semantic_names(encoder).items()}
-    filled.update(mean=statistics["mean"], std=statistics["var"].float().sqrt())
-    fill(encoder, filled)
+    found = named(tensors, _semantic_names(encoder))
+    fill(encoder, found | {"mean": statistics["mean"], "std": statistics["var"].float().sqrt()})
     return encoder
 
 
@@ -73,7 +70,7 @@ def semantic_codec(tensors: Mapping[str, Tensor], config: SemanticCodecConfig) -
     """The codec's encoder and quantizer, from tensors with `codec_shapes`; the weight norm is folded."""
     with torch.device("meta"):
         codec = SemanticCodec(config)
-    filled = {ours: tensors[theirs] for ours, theirs in _codec_names(config.vocos_num_layers).items()}
+    filled = named(tensors, _codec_names(config.vocos_num_layers))
     direction = tensors[f"{_QUANTIZER}in_project.weight_v"].float()[:, :, 0]
     length = tensors[f"{_QUANTIZER}in_project.weight_g"].float()[:, :, 0]
     filled["quantizer.weight"] = direction * (length / direction.norm(dim=1, keepdim=True))
@@ -108,6 +105,18 @@ def _codec_names(num_layers: int) -> dict[str, str]:
     return names
 
 
+def load_branches(tensors: Mapping[str, Tensor], *branches: Conditioner, path: Path, needed: tuple[str, ...]) -> None:
+    """Fill conditioning branches on the meta device from the tensors of the file `path`; raises as `check_tensors`."""
+    check_tensors(tensors, branch_shapes(*branches), path=path, needed=needed)
+    for branch in branches:
+        fill(branch, named(tensors, _branch_names(branch)))
+
+
+def branch_shapes(*branches: Conditioner) -> Shapes:
+    """Names and shapes of the tensors of conditioning branches."""
+    return {name: shape for branch in branches for name, shape in shapes_of(branch, _branch_names(branch)).items()}
+
+
 def emotion_branch(tensors: Mapping[str, Tensor], config: GptConfig, *, semantic_size: int) -> EmotionConditioner:
     """The emotion branch on the meta device; widths that are not in the config come from the tensors' shapes."""
     with torch.device("meta"):
@@ -125,16 +134,18 @@ def position_rows(tensors: Mapping[str, Tensor], prefix: str) -> int:
     return shape_of(tensors, f"{prefix}embed.pos_enc.pe", (1, POSITION_ROWS, 0))[1]
 
 
-def emotion_names(emotion: EmotionConditioner) -> dict[str, str]:
-    """{our name: name in the file} for the emotion branch."""
+def _branch_names(branch: Conditioner) -> dict[str, str]:
+    """{our name: name in the file} for a conditioning branch."""
+    emotion = isinstance(branch, EmotionConditioner)
+    prefix = "emo_" if emotion else ""
     return {
-        **under("conformer.", "emo_conditioning_encoder.", conformer_names(len(emotion.conformer.blocks))),
-        **under("perceiver.", "emo_perceiver_encoder.", perceiver_names(emotion.perceiver)),
-        **both({"project": "emovec_layer", "out": "emo_layer"}),
+        **under("conformer.", f"{prefix}conditioning_encoder.", _conformer_names(len(branch.conformer.blocks))),
+        **under("perceiver.", f"{prefix}perceiver_encoder.", _perceiver_names(branch.perceiver)),
+        **(both({"project": "emovec_layer", "out": "emo_layer"}) if emotion else {}),
     }
 
 
-def conformer_names(num_blocks: int) -> dict[str, str]:
+def _conformer_names(num_blocks: int) -> dict[str, str]:
     """{our name: name in the file} for a Conformer, without the branch's prefix."""
     block = both(
         {
@@ -170,7 +181,7 @@ def conformer_names(num_blocks: int) -> dict[str, str]:
     return names
 
 
-def perceiver_names(perceiver: Perceiver) -> dict[str, str]:
+def _perceiver_names(perceiver: Perceiver) -> dict[str, str]:
     """{our name: name in the file} for a Perceiver, without the branch's prefix."""
     layer = {
         "attention.query.weight": "0.to_q.weight",

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hfprep.errors import ConfigError
-from hfprep.recipes.base import Download, Outline, Outlined, Published, Recipe
+from hfprep.recipes.base import Download, Recipe
 
 MODULES = {
     "indextts-2": "hfprep.recipes.indextts2.recipe",
@@ -20,8 +20,7 @@ def recipe(name: str) -> Recipe:
     """The recipe of that name; raises ConfigError for an unknown one."""
     if name not in MODULES:
         raise ConfigError(f"--recipe is {name!r}; it must be {' or '.join(NAMES)}")
-    found: Recipe = importlib.import_module(MODULES[name]).RECIPE
-    return found
+    return importlib.import_module(MODULES[name]).RECIPE
 
 
 def choose_recipe(name: str | None, options: Any) -> Recipe:
@@ -31,21 +30,10 @@ def choose_recipe(name: str | None, options: Any) -> Recipe:
     return next((found for found in map(recipe, reversed(NAMES)) if found.recognises(options)), recipe(DEFAULT))
 
 
-def outline(chosen: Recipe, options: Any) -> Outline:
-    """What a recipe's models require of a data set; needs all model files if the recipe has no `outline`.
-
-    Raises ConfigError and CheckpointError as `Recipe.find` does.
-    """
-    if isinstance(chosen, Outlined):
-        return chosen.outline(options)
-    models = chosen.find(options, fetch=False)
-    return Outline(models.schema, models.audio, models.num_codes, models.text_encoder())
-
-
 def downloads(chosen: Recipe) -> tuple[Download, ...]:
     """A recipe's model files on the hub; raises ConfigError if it has none."""
-    if isinstance(chosen, Published):
-        return chosen.downloads()
+    if chosen.downloads:
+        return chosen.downloads
     raise ConfigError(
         f"--recipe {chosen.name} has no default models to download; give the ones you want to `build` "
         "(for codec, --codec-model takes a folder or a Hugging Face Hub id)"

@@ -75,6 +75,11 @@ def shape_of(tensors: Mapping[str, Tensor], name: str, default: tuple[int, ...])
     return tuple(tensor.shape) if tensor is not None and tensor.ndim == len(default) else default
 
 
+def named(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """A module's tensors, by our names."""
+    return {ours: tensors[theirs] for ours, theirs in names.items()}
+
+
 def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Set the parameters of a module on the meta device to these tensors, as float32."""
     # assign keeps the memory-mapped tensors; .float() copies only tensors of another floating-point type.

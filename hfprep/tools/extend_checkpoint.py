@@ -22,9 +22,8 @@ from hfprep.errors import CheckpointError, ConfigError, StoreError
 from hfprep.inputs.text.language import canonical_language
 from hfprep.io import atomic
 from hfprep.models.tensor_files import load_torch_file, state_dict_of
-from hfprep.recipes.finding import CONFIG_FILE, GPT_FILE
+from hfprep.recipes.finding import CONFIG_FILE, GPT_FILE, TOKENIZER_FILE
 from hfprep.recipes.indextts import LANGUAGE_EMBEDDING, TEXT_EMBEDDING, TEXT_ROWS
-from hfprep.recipes.indextts2.options import TOKENIZER_FILE
 from hfprep.recipes.indextts25.vocabulary import COMMON_LANGUAGE, LANGUAGES, language_id
 from hfprep.tools.tokenizer.vocabulary import Vocabulary
 

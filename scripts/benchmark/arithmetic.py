@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 from hfprep.models import campplus, conformer, downsampled_codec, perceiver, semantic_codec
 from hfprep.models.campplus import CampplusConfig
-from hfprep.models.configs import NUM_LATENTS, ConditionConfig, SemanticCodecConfig
+from hfprep.models.configs import NUM_LATENTS, NUM_LAYERS, ConditionConfig, SemanticCodecConfig, SemanticEncoderConfig
 from hfprep.models.input_features import FEATURE_DIM, HOP_LENGTH, WINDOW_LENGTH, num_input_frames
-from hfprep.models.semantic_config import NUM_LAYERS, SemanticEncoderConfig
 from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts25.config import Config
 

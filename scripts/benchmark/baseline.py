@@ -20,14 +20,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertModel
 
 from hfprep.inputs.text.tokenizer import TextTokenizer
-from hfprep.models.semantic_config import NUM_LAYERS
-from hfprep.recipes.indextts2 import locate as indextts2
+from hfprep.models.configs import NUM_LAYERS
+from hfprep.recipes.indextts2 import recipe as indextts2
 from hfprep.recipes.indextts2.config import ModelConfig
-from hfprep.recipes.indextts2.options import IndexTTS2Options
-from hfprep.recipes.indextts25 import locate as indextts25
+from hfprep.recipes.indextts25 import recipe as indextts25
 from hfprep.recipes.indextts25.config import Config
-from hfprep.recipes.indextts25.options import IndexTTS25Options
 from hfprep.recipes.indextts25.text import TextEncoder
+from hfprep.recipes.options import ModelOptions
 from scripts.benchmark import plain_models
 from scripts.benchmark.measuring import Stopwatch
 
@@ -70,7 +69,7 @@ class Baseline:
 
 def baseline(models: Path, device: torch.device) -> Baseline:
     """IndexTTS-2's: codes, and both conditioning branches."""
-    files = indextts2.locate(IndexTTS2Options(models=models))
+    files = indextts2.locate(ModelOptions(models=models))
     config = ModelConfig.read(files.config)
     codec = _on_device(plain_models.read_tensors(files.semantic_codec), device)
     gpt = _conditioners(files.gpt_checkpoint, device)
@@ -91,7 +90,7 @@ def baseline(models: Path, device: torch.device) -> Baseline:
 
 def baseline25(models: Path, device: torch.device) -> Baseline:
     """IndexTTS-2.5's: codes at half the rate, the speaker vector from mel energies, the emotion branch."""
-    files = indextts25.locate(IndexTTS25Options(models=models))
+    files = indextts25.locate(ModelOptions(models=models))
     config = Config.read(files.config)
     codec = _on_device(plain_models.read_tensors(files.semantic_codec)["model"], device)
     gpt = _conditioners(files.gpt_checkpoint, device)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfprep.models.semantic_config import SemanticEncoderConfig
+from hfprep.models.configs import SemanticEncoderConfig
 from hfprep.recipes.finding import SEMANTIC_FOLDER
 from hfprep.tools.demo.model_set import make_model_set
 from hfprep.tools.demo.model_set25 import SPEAKER, make_model_set25

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from hfprep.models.kernels.operators import (
     FLOAT,
-    Branch,
     Depthwise,
     Form,
     Norm,
@@ -38,10 +37,8 @@ class _Block(nn.Module):
         super().__init__()
         self.form = form
         self.time_mask = TimeMask()
-        depthwise = block.depthwise
-        self.depthwise = Depthwise(depthwise.weight, depthwise.bias, block.norm, left=depthwise.left, silu=False)
-        self.expand = Product(block.expand.weight, block.expand.bias, form)
-        self.contract = Product(block.contract.weight, block.contract.bias, form)
+        self.depthwise = Depthwise(block.depthwise, block.norm, silu=False)
+        self.expand, self.contract = Product.of(block.expand, form), Product.of(block.contract, form)
         self.register_buffer("gamma", block.gamma.detach())
 
     def forward(self, x: Tensor, mask: FrameMask) -> Tensor:
@@ -67,10 +64,8 @@ class _InputConvolution(nn.Module):
         padded = nn.functional.pad(x.where(real[:, :, None], 0.0), (0, 0, margin, margin))
         windows = padded.unfold(1, KERNEL_SIZE, 1).transpose(2, 3)  # (B, T, 7, D), a view
         clips = max(1, ROWS_PER_PIECE // mask.num_frames)
-        pieces = [
-            finished(self.product(in_form(piece.flatten(2).flatten(0, 1), self.form))) for piece in windows.split(clips)
-        ]
-        return torch.cat(pieces)
+        pieces = (piece.flatten(2).flatten(0, 1) for piece in windows.split(clips))
+        return torch.cat([finished(self.product(in_form(piece, self.form))) for piece in pieces])
 
 
 class FusedSemanticCodec(nn.Module):
@@ -82,13 +77,12 @@ class FusedSemanticCodec(nn.Module):
         self.embed = _InputConvolution(codec.embed, form)
         self.norm, self.norm_final = Norm(codec.norm), Norm(codec.norm_final)
         self.blocks = nn.ModuleList(_Block(block, form) for block in codec.blocks)
-        self.out = Product(codec.out.weight, codec.out.bias, form)
+        self.out = Product.of(codec.out, form)
         self.quantizer = codec.quantizer
 
     def forward(self, semantic: Tensor, mask: FrameMask) -> Tensor:
         x = normed(self.embed(semantic, mask), self.norm, FLOAT).values
         for block in self.blocks:
             x = block(x, mask)
-        out: Branch = self.out(normed(x, self.norm_final, self.form))
-        codes: Tensor = self.quantizer(finished(out).unflatten(0, (-1, mask.num_frames)))
-        return codes
+        out = finished(self.out(normed(x, self.norm_final, self.form)))
+        return self.quantizer(out.unflatten(0, (-1, mask.num_frames)))

@@ -33,7 +33,6 @@ from hfprep.models.kernels.operators import (
     new_rows,
     normed,
     or_any,
-    stacked,
 )
 from hfprep.models.masking import FrameMask, KeyMask, TimeMask
 
@@ -74,8 +73,11 @@ class _Subsampling(nn.Module):
         for first in range(0, total, size):
             for number, product in enumerate(self.products):
                 rows = self._maps(x, bounds, frames, first, min(size, total - first), number * self.group)
-                branch: Branch = product(rows)
-                _accumulate(out[first : first + size], branch)
+                branch, sums = product(rows), out[first : first + size]
+                if branch.scales is None:
+                    sums += branch.values
+                else:
+                    sums.addcmul_(branch.values, (branch.scales * branch.factor)[:, None])
         return out.mul_(self.root)
 
     def _bounds(self, x: Tensor, frames: int) -> Tensor:
@@ -96,13 +98,6 @@ class _Subsampling(nn.Module):
         return rows
 
 
-def _accumulate(out: Tensor, branch: Branch) -> None:
-    if branch.scales is None:
-        out += branch.values
-    else:
-        out.addcmul_(branch.values, (branch.scales * branch.factor)[:, None])
-
-
 class _Attention(nn.Module):
     """See `conformer.PositionalAttention`."""
 
@@ -118,10 +113,12 @@ class _Attention(nn.Module):
         self.width = heads.shape[1]
         self.register_buffer("key_bias", (difference @ heads)[:, 0].mul(LOG2E / math.sqrt(self.width)).contiguous())
         self.register_buffer("placed", placed.to(form.result).contiguous())
-        self.project = stacked([attention.query, attention.key, attention.value], form)
+        layers = (attention.query, attention.key, attention.value)
+        weight, bias = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+        self.project = Product(weight, bias, form)
         assert self.project.bias is not None
         self.project.bias[: len(attention.bias_u.flatten())] += attention.bias_u.flatten()
-        self.out = Product(attention.out.weight, attention.out.bias, form)
+        self.out = Product.of(attention.out, form)
         self.key_mask = KeyMask()
 
     def forward(self, rows: Rows, mask: FrameMask) -> Branch:
@@ -131,8 +128,7 @@ class _Attention(nn.Module):
             query, key, value, self.key_mask.lengths(mask), num_heads=self.num_heads, placed=self.placed,
             key_bias=self.key_bias,
         )  # fmt: skip
-        branch: Branch = self.out(in_form(attended, self.form))
-        return branch
+        return self.out(in_form(attended, self.form))
 
 
 class _Block(nn.Module):
@@ -145,13 +141,11 @@ class _Block(nn.Module):
         self.norm_feed_forward, self.norm_final = Norm(block.norm_feed_forward), Norm(block.norm_final)
         self.attention = _Attention(block.attention, positions, form)
         convolution, feed_forward = block.convolution, block.feed_forward
-        self.gate = Product(convolution.pointwise_in.weight[:, :, 0], convolution.pointwise_in.bias, form)
+        self.gate = Product.of(convolution.pointwise_in, form)
         self.time_mask = TimeMask()
-        depthwise = convolution.depthwise
-        self.depthwise = Depthwise(depthwise.weight, depthwise.bias, convolution.norm, left=depthwise.left, silu=True)
-        self.project = Product(convolution.pointwise_out.weight[:, :, 0], convolution.pointwise_out.bias, form)
-        self.expand = Product(feed_forward.expand.weight, feed_forward.expand.bias, form)
-        self.contract = Product(feed_forward.contract.weight, feed_forward.contract.bias, form)
+        self.depthwise = Depthwise(convolution.depthwise, convolution.norm, silu=True)
+        self.project = Product.of(convolution.pointwise_out, form)
+        self.expand, self.contract = Product.of(feed_forward.expand, form), Product.of(feed_forward.contract, form)
 
     def forward(self, x: Tensor, mask: FrameMask) -> Tensor:
         form = self.form
@@ -189,7 +183,7 @@ class _CrossAttention(nn.Module):
         super().__init__()
         self.num_heads = attention.num_heads
         self.query, self.key_value, self.out = attention.query, attention.key_value, attention.out
-        self.frames = Product(attention.key_value.weight, None, form)
+        self.frames = Product.of(attention.key_value, form)
         self.key_mask = KeyMask()
 
     def forward(self, latents: Tensor, context: Rows, mask: FrameMask) -> Tensor:
@@ -204,8 +198,7 @@ class _CrossAttention(nn.Module):
             Heads(query, 0, width), Heads(both, 0, width), Heads(both, size, width), self.key_mask.lengths(mask),
             num_heads=self.num_heads, extra=count,
         )  # fmt: skip
-        plain: Tensor = self.out(attended.float().unflatten(0, (-1, count)))
-        return plain
+        return self.out(attended.float().unflatten(0, (-1, count)))
 
 
 class _Perceiver(nn.Module):
@@ -216,7 +209,7 @@ class _Perceiver(nn.Module):
         self.form, self.frames_norm = form, norm
         self.latents, self.norm = perceiver.latents, perceiver.norm
         project = perceiver.project
-        self.project = None if isinstance(project, nn.Identity) else Product(project.weight, project.bias, form)
+        self.project = None if isinstance(project, nn.Identity) else Product.of(project, form)
         self.attentions = nn.ModuleList(_CrossAttention(layer.attention, form) for layer in perceiver.layers)
         self.feed_forwards = nn.ModuleList(layer.feed_forward for layer in perceiver.layers)
 
@@ -228,8 +221,7 @@ class _Perceiver(nn.Module):
         for attention, feed_forward in zip(self.attentions, self.feed_forwards, strict=True):
             latents = latents + attention(latents, context, mask)
             latents = latents + feed_forward(latents)
-        normalised: Tensor = self.norm(latents)
-        return normalised
+        return self.norm(latents)
 
 
 class FusedConditioner(nn.Module):
@@ -242,8 +234,7 @@ class FusedConditioner(nn.Module):
 
     def forward(self, semantic: Tensor, mask: FrameMask) -> Tensor:
         rows, mask = self.conformer(semantic, mask)
-        latents: Tensor = self.perceiver(rows, mask)
-        return latents
+        return self.perceiver(rows, mask)
 
 
 class FusedEmotionConditioner(FusedConditioner):
@@ -254,5 +245,4 @@ class FusedEmotionConditioner(FusedConditioner):
         self.project, self.out = plain.project, plain.out
 
     def forward(self, semantic: Tensor, mask: FrameMask) -> Tensor:
-        emo_vec: Tensor = self.out(self.project(super().forward(semantic, mask)[:, 0]))
-        return emo_vec
+        return self.out(self.project(super().forward(semantic, mask)[:, 0]))

@@ -50,25 +50,25 @@ class _Attention(nn.Module):
         biases = [part.bias for part in projections]
         biases += [(query.bias.view(self.num_heads, self.width) @ table.t()).flatten()]
         self.project = Product(torch.cat(weights), torch.cat(biases), form)
-        self.out = Product(attention.linear_out.weight, attention.linear_out.bias, form)
+        self.out = Product.of(attention.linear_out, form)
         self.key_mask = KeyMask()
 
     def forward(self, rows: Rows, mask: FrameMask, form: Form) -> Any:
         values = finished(self.project(rows)).unflatten(0, (-1, mask.num_frames))
         query, key, value = Heads.thirds(values, self.num_heads, self.width)
         products = Heads(values, 3 * self.num_heads * self.width, self.slots)
-        lengths = self.key_mask.lengths(mask)
         attended = attend(
-            query, key, value, lengths, num_heads=self.num_heads, distances=(products, self.left, self.right)
-        )
+            query, key, value, self.key_mask.lengths(mask), num_heads=self.num_heads,
+            distances=(products, self.left, self.right),
+        )  # fmt: skip
         return self.out(in_form(attended, form))
 
 
 class _FeedForward(nn.Module):
     def __init__(self, feed_forward: Any, form: Form) -> None:
         super().__init__()
-        inner, outer = feed_forward.intermediate_dense, feed_forward.output_dense
-        self.expand, self.contract = Product(inner.weight, inner.bias, form), Product(outer.weight, outer.bias, form)
+        self.expand = Product.of(feed_forward.intermediate_dense, form)
+        self.contract = Product.of(feed_forward.output_dense, form)
 
     def forward(self, rows: Rows, form: Form) -> Any:
         return self.contract(activated(self.expand(rows), "silu", form))
@@ -86,12 +86,9 @@ class _Layer(nn.Module):
         self.attention = _Attention(layer.self_attn, form)
         convolution = layer.conv_module
         self.convolution_norm = Norm(convolution.layer_norm)
-        self.gate = Product(convolution.pointwise_conv1.weight[:, :, 0], None, form)
-        depthwise = convolution.depthwise_conv
-        self.depthwise = Depthwise(
-            depthwise.weight, None, convolution.depthwise_layer_norm, left=depthwise.left, silu=True
-        )
-        self.project = Product(convolution.pointwise_conv2.weight[:, :, 0], None, form)
+        self.gate = Product.of(convolution.pointwise_conv1, form)
+        self.depthwise = Depthwise(convolution.depthwise_conv, convolution.depthwise_layer_norm, silu=True)
+        self.project = Product.of(convolution.pointwise_conv2, form)
 
     def forward(self, x: Tensor, mask: FrameMask) -> Tensor:
         form = self.form

@@ -13,15 +13,14 @@ truncate sums, and lose less while a sum is small. See Ootomo & Yokota 2022.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor, nn
 
-from hfprep.models.kernels import attention, kernels
+from hfprep.models.kernels import kernels
 
 LOG2E = math.log2(math.e)
 TOP_EXPONENT: int = kernels.TOP_EXPONENT.value  # approximate exponent of a weight's largest number after scaling
@@ -80,6 +79,11 @@ class Product(nn.Module):
         self.register_buffer("weight", weight.to(form.dtype))
         self.register_buffer("bias", None if bias is None else bias.to(form.result))
 
+    @classmethod
+    def of(cls, layer: Any, form: Form) -> Product:
+        """A linear layer or a convolution of kernel size 1."""
+        return cls(layer.weight.flatten(1), layer.bias, form)
+
     def forward(self, rows: Rows) -> Branch:
         """(rows, I) to (rows, O)."""
         if self.form.parts > 1:
@@ -91,15 +95,7 @@ def multiply(rows: Tensor, weight: Tensor) -> Tensor:
     """float16 (rows, I) times (O, I) transposed; sums and result are float32."""
     if rows.device.type == "cpu":
         return rows.float() @ weight.float().t()
-    product: Tensor = torch.mm(rows, weight.t(), out_dtype=torch.float32)
-    return product
-
-
-def stacked(linears: Sequence[nn.Linear], form: Form) -> Product:
-    """Several linear layers with the same input as one; their results are concatenated."""
-    return Product(
-        torch.cat([part.weight.detach() for part in linears]), torch.cat([part.bias.detach() for part in linears]), form
-    )
+    return torch.mm(rows, weight.t(), out_dtype=torch.float32)
 
 
 class Norm(nn.Module):
@@ -183,16 +179,16 @@ def finished(branch: Branch) -> Tensor:
 
 
 class Depthwise(nn.Module):
-    """A depthwise convolution over time with `left` frames of context before, a LayerNorm, and optionally SiLU."""
+    """An `operators.DepthwiseConvolution` over time, a LayerNorm, and optionally SiLU."""
 
     taps: Tensor
     bias: Tensor | None
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, norm: nn.LayerNorm, *, left: int, silu: bool) -> None:
+    def __init__(self, plain: Any, norm: nn.LayerNorm, *, silu: bool) -> None:
         super().__init__()
-        self.left, self.silu, self.norm = left, silu, Norm(norm)
-        self.register_buffer("taps", weight[:, 0].t().contiguous())  # (K, C)
-        self.register_buffer("bias", bias)
+        self.left, self.silu, self.norm = plain.left, silu, Norm(norm)
+        self.register_buffer("taps", plain.weight[:, 0].t().contiguous())  # (K, C)
+        self.register_buffer("bias", plain.bias)
 
     def forward(self, x: Tensor, lengths: Tensor, form: Form) -> Rows:
         """x (B, T, C), contiguous, to (B * T, C). Frames after a clip's length (B,) int32 are read as zeros."""
@@ -249,7 +245,7 @@ def attend(
     for tile in TILES[out.dtype == torch.float32]:
         rows = min(tile.rows, max(16, triton.next_power_of_2(frames)))
         try:
-            attention.attend[(-(-frames // rows), clips * num_heads)](
+            kernels.attend[(-(-frames // rows), clips * num_heads)](
                 *starts, lengths, out, num_heads, frames, extra, *strides, LOG2E / math.sqrt(width), LEFT=left,
                 RIGHT=right, SLOTS=products.width, D=width, DIMS=max(16, triton.next_power_of_2(width)), ROWS=rows,
                 BLOCK=tile.keys, RELATIVE=distances is not None, PLACED=placed is not None,

@@ -69,6 +69,11 @@ class CodecConfig:
         """Codes per codebook of a clip with `num_samples` samples; an incomplete last frame counts."""
         return math.ceil(num_samples / self.hop_length)
 
+    @property
+    def max_frames(self) -> int:
+        """The number of frames of the longest clip that is accepted."""
+        return int(MAX_SECONDS * self.code_rate)
+
     @classmethod
     def read(cls, path: Path) -> CodecConfig:
         """Read a config.json.
@@ -115,11 +120,6 @@ class CodecAudio:
         if not max(samples.max(), -samples.min()) < LOUDEST:
             raise RejectedSample(Reason.AUDIO_NOT_FINITE, "the samples are far beyond full scale: scale them to +-1.0")
         return samples
-
-
-def max_frames(config: CodecConfig) -> int:
-    """The number of frames of the longest clip that is accepted."""
-    return int(MAX_SECONDS * config.code_rate)
 
 
 def _family(path: Path) -> str:

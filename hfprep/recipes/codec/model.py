@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from hfprep.errors import CheckpointError, ConfigError
 from hfprep.models.precision import computing
-from hfprep.recipes.codec.config import FAMILIES, MIN_FRAMES, CodecConfig, max_frames
+from hfprep.recipes.codec.config import FAMILIES, MIN_FRAMES, CodecConfig
 from hfprep.recipes.codec.schema import CODES
 
 PRECISION = "fp32"
@@ -66,19 +66,23 @@ def encode_plainly(
 
     Returns a function from samples, float32 (num_samples,), to `codes` (codebooks, T).
     """
-    codec, argument = open_codec(folder).eval(), FAMILIES[config.family].codebooks_argument
+    codec = open_codec(folder).eval()
 
     def codes(samples: np.ndarray) -> Mapping[str, np.ndarray]:
         whole = np.pad(samples, (0, -len(samples) % config.hop_length))
-        inputs = torch.from_numpy(whole)[None, None]
         with torch.no_grad():
-            if argument is None:
-                found = codec.encode(inputs, bandwidth=config.bandwidth).audio_codes[0]
-            else:
-                found = codec.encode(inputs, **{argument: num_codebooks}).audio_codes
-        return {"codes": found[0, :num_codebooks].numpy()}
+            return {"codes": _encode(codec, torch.from_numpy(whole)[None], config, num_codebooks)[0].numpy()}
 
     return codes
+
+
+def _encode(codec: Any, samples: Tensor, config: CodecConfig, num_codebooks: int) -> Tensor:
+    """The library's codes (B, codebooks, T) of samples (B, T * hop_length)."""
+    argument = FAMILIES[config.family].codebooks_argument
+    wanted = {"bandwidth": config.bandwidth} if argument is None else {argument: num_codebooks}
+    codes = codec.encode(samples[:, None], **wanted).audio_codes
+    codes = codes[0] if codes.ndim == 4 else codes  # (num_chunks = 1, B, codebooks, T)
+    return codes[:, :num_codebooks]
 
 
 class CodecModel:
@@ -92,7 +96,7 @@ class CodecModel:
         self.codec: Any = codec.eval().requires_grad_(False)
         self.config = config
         self.num_codebooks = num_codebooks
-        self.max_frames = max_frames(config)
+        self.max_frames = config.max_frames
         self.dtype: torch.dtype = getattr(torch, config.code_dtype)
         self.pads_from = self._pads_from()
 
@@ -110,8 +114,7 @@ class CodecModel:
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = self.codec.device
-        return device
+        return self.codec.device
 
     def __call__(
         self, inputs: Tensor, lengths: Tensor, groups: frozenset[str] = frozenset({CODES})
@@ -137,12 +140,8 @@ class CodecModel:
 
     def _codes(self, samples: Tensor) -> Tensor:
         """Codes (B, codebooks, T) of samples (B, T * hop_length)."""
-        argument = FAMILIES[self.config.family].codebooks_argument
-        wanted = {"bandwidth": self.config.bandwidth} if argument is None else {argument: self.num_codebooks}
         with torch.inference_mode(), computing(PRECISION, samples.device):
-            codes: Tensor = self.codec.encode(samples[:, None], **wanted).audio_codes
-        codes = codes[0] if codes.ndim == 4 else codes  # (num_chunks = 1, B, codebooks, T)
-        return codes[:, : self.num_codebooks].to(self.dtype)
+            return _encode(self.codec, samples, self.config, self.num_codebooks).to(self.dtype)
 
     def _pads_from(self) -> int:
         """The smallest number of frames from which a clip has the same codes in a padded batch as alone."""

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hfprep.errors import ConfigError
-from hfprep.recipes.base import Outline, resampling, via_rate
-from hfprep.recipes.codec.config import MIN_FRAMES, CodecAudio, CodecConfig, max_frames
-from hfprep.recipes.codec.locate import CodecFiles, locate, tokenizer_file
-from hfprep.recipes.codec.options import CodecOptions
+from hfprep.recipes.base import Outline, Recipe, resampling, via_rate
+from hfprep.recipes.codec.config import MIN_FRAMES, CodecAudio, CodecConfig
 from hfprep.recipes.codec.schema import CODES, NAME, PUBLISHED, TEXT, schema_of
-from hfprep.recipes.codec.text import PlainText
+from hfprep.recipes.codec.text import PlainText, tokenizer_file
+from hfprep.recipes.finding import Missing, find_model
+from hfprep.recipes.options import ModelOptions
 from hfprep.schema import Schema
 
 if TYPE_CHECKING:
@@ -24,15 +24,20 @@ if TYPE_CHECKING:
 
     from hfprep.recipes.codec.model import CodecModel
 
+CONFIG = "config.json"
+COPY = "copy it from the codec's repository"
+
 
 @dataclass(frozen=True)
 class Codec:
     """The files of one codec, found and checked."""
 
-    located: CodecFiles
+    folder: Path
+    weights: tuple[Path, ...]
     config: CodecConfig
     num_codebooks: int
     tokenizer: Path | None = None
+    precisions = ("fp32",)
 
     @cached_property
     def schema(self) -> Schema:
@@ -41,17 +46,12 @@ class Codec:
 
     @cached_property
     def files(self) -> Mapping[str, Path]:
-        found = {"codec/config.json": self.located.config}
-        found |= {f"codec/{path.name}": path for path in self.located.weights}
+        found = {f"codec/{path.name}": path for path in (self.folder / CONFIG, *self.weights)}
         return found if self.tokenizer is None else found | {"tokenizer": self.tokenizer}
 
     @property
     def audio(self) -> CodecAudio:
         return CodecAudio(self.config)
-
-    @property
-    def precisions(self) -> tuple[str, ...]:
-        return ("fp32",)
 
     def packs(self, device: torch.device) -> bool:
         del device
@@ -76,37 +76,41 @@ class Codec:
     def load(self, device: torch.device, precision: str) -> CodecModel:
         from hfprep.recipes.codec.model import CodecModel
 
-        folder = self.located.config.parent
-        return CodecModel.load(folder, self.config, self.num_codebooks, device=device, precision=precision)
+        return CodecModel.load(self.folder, self.config, self.num_codebooks, device=device, precision=precision)
 
     def reference(self) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
         from hfprep.recipes.codec.model import encode_plainly
 
-        return encode_plainly(self.located.config.parent, self.config, self.num_codebooks)
+        return encode_plainly(self.folder, self.config, self.num_codebooks)
 
 
-class CodecRecipe:
+class CodecRecipe(Recipe):
     """The recipe."""
 
     name = NAME
     published = PUBLISHED
-    optional = frozenset({TEXT})
 
-    def recognises(self, options: CodecOptions) -> bool:
+    def recognises(self, options: ModelOptions) -> bool:
         return options.codec_model is not None
 
-    def find(self, options: CodecOptions, *, fetch: bool = True) -> Codec:
-        located = locate(options.codec_model, fetch=fetch)
-        config = CodecConfig.read(located.config)
+    def find(self, options: ModelOptions, *, fetch: bool = True) -> Codec:
+        if not options.codec_model:
+            raise ConfigError("--codec-model is missing; give the folder or hub id of a codec, such as kyutai/mimi")
+        missing = Missing(fetch)
+        asked = "the codec: give a folder or a hub id with --codec-model"
+        found = find_model(options.codec_model, (CONFIG,), missing, wanted=asked, copy=COPY)
+        missing.raise_any()
+        assert found is not None  # otherwise raise_any has raised
+        config = CodecConfig.read(found[0] / CONFIG)
         wanted, least, most = options.num_codebooks, config.fewest_codebooks, config.num_codebooks
         if wanted is not None and not least <= wanted <= most:
             raise ConfigError(f"--num-codebooks is {wanted}; for this codec it must be from {least} to {most}")
         tokenizer = None if options.tokenizer is None else tokenizer_file(options.tokenizer)
-        return Codec(located, config, most if wanted is None else wanted, tokenizer)
+        return Codec(*found, config, most if wanted is None else wanted, tokenizer)
 
-    def outline(self, options: CodecOptions) -> Outline:
+    def outline(self, options: ModelOptions) -> Outline:
         models = self.find(options, fetch=False)
-        longest = max_frames(models.config)
+        longest = models.config.max_frames
         return Outline(models.schema, models.audio, models.num_codes, models.text_encoder(), MIN_FRAMES, longest)
 
 

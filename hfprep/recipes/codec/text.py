@@ -15,9 +15,23 @@ from typing import Any
 import numpy as np
 
 from hfprep.errors import ConfigError, Reason, RejectedSample
+from hfprep.inputs.text.spoken import refuse_half_characters
 from hfprep.inputs.text.tokenizer import TextStages, Tokenized
 
-JSON_SUFFIX = ".json"
+TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model", "bpe.model", "spm.model")
+
+
+def tokenizer_file(value: Path) -> Path:
+    """A tokenizer's file: `value` itself, or tokenizer.json or else a SentencePiece model in the folder `value`."""
+    if not value.is_dir():
+        return value
+    for name in TOKENIZER_NAMES:
+        if (value / name).is_file():
+            return value / name
+    raise ConfigError(
+        f"--tokenizer {str(value)!r} is a folder without a tokenizer; it must contain one of "
+        f"{', '.join(TOKENIZER_NAMES)}"
+    )
 
 
 class PlainText:
@@ -29,7 +43,7 @@ class PlainText:
             raise ConfigError(f"tokenizer not found: {path}; give a SentencePiece model or a tokenizer.json")
         self.path = path
         self._sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        self._model = (_tokenizers if path.suffix == JSON_SUFFIX else _sentencepiece)(path)
+        self._model = (_tokenizers if path.suffix == ".json" else _sentencepiece)(path)
         self.vocab_size = self._model.size
 
     def __reduce__(self) -> tuple[type[PlainText], tuple[Path]]:
@@ -49,10 +63,7 @@ class PlainText:
         Raises RejectedSample: empty_text if there is no token, text_failed if the text cannot be encoded.
         """
         del language
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise RejectedSample(Reason.TEXT_FAILED, f"the text contains an incomplete character ({error})") from error
+        refuse_half_characters(text)
         ids = np.asarray(self._model.ids(text), np.int32)
         if not ids.size:
             raise RejectedSample(Reason.EMPTY_TEXT, f"the tokenizer has no token for the text {text[:60]!r}")

@@ -14,36 +14,32 @@ import torch
 from torch import Tensor
 
 from hfprep.models.conditioner import Conditioner, EmotionConditioner
-from hfprep.models.configs import NUM_LATENTS
+from hfprep.models.configs import NUM_LATENTS, SemanticEncoderConfig
 from hfprep.models.semantic_codec import SemanticCodec
-from hfprep.models.semantic_config import SemanticEncoderConfig
 from hfprep.models.tensor_files import read_safetensors, read_torch_file
 from hfprep.recipes.finding import GPT_FILE
-from hfprep.recipes.indextts2.config import ModelConfig
-from hfprep.recipes.indextts2.locate import CODEC_FILE
+from hfprep.recipes.indextts2.config import CODEC_FILE, ModelConfig
 from hfprep.recipes.networks import (
     CODEC_IGNORED,
     CODEC_PREFIXES,
     EMOTION_PREFIXES,
+    branch_shapes,
     codec_shapes,
-    conformer_names,
     emotion_branch,
-    emotion_names,
     encoder_shapes,
-    perceiver_names,
+    load_branches,
     position_rows,
     semantic_codec,
 )
-from hfprep.recipes.tensors import Shapes, check_tensors, fill, shape_of, shapes_of, under
+from hfprep.recipes.tensors import Shapes, check_tensors, shape_of
 
 CONDITIONER_PREFIXES = ("conditioning_encoder.", "perceiver_encoder.")
 
 
 def expected_shapes(config: ModelConfig, semantic_config: SemanticEncoderConfig) -> dict[str, Shapes]:
     """The shapes of all required tensors: {file in a models folder: {tensor name: shape}}."""
-    conditioner, emotion = _branches({}, config, semantic_size=semantic_config.hidden_size)
     return {
-        GPT_FILE: shapes_of(conditioner, _names(conditioner)) | shapes_of(emotion, emotion_names(emotion)),
+        GPT_FILE: branch_shapes(*_branches({}, config, semantic_size=semantic_config.hidden_size)),
         CODEC_FILE: codec_shapes(config.semantic_codec),
         **encoder_shapes(semantic_config),
     }
@@ -55,13 +51,9 @@ def load_conditioners(path: Path, config: ModelConfig, *, semantic_size: int) ->
     Raises CheckpointError that lists what is missing, unexpected or of another shape.
     """
     tensors = read_torch_file(path)
-    conditioner, emotion = _branches(tensors, config, semantic_size=semantic_size)
-    of_conditioner, of_emotion = _names(conditioner), emotion_names(emotion)
-    shapes = shapes_of(conditioner, of_conditioner) | shapes_of(emotion, of_emotion)
-    check_tensors(tensors, shapes, path=path, needed=CONDITIONER_PREFIXES + EMOTION_PREFIXES)
-    fill(conditioner, {ours: tensors[theirs] for ours, theirs in of_conditioner.items()})
-    fill(emotion, {ours: tensors[theirs] for ours, theirs in of_emotion.items()})
-    return conditioner, emotion
+    branches = _branches(tensors, config, semantic_size=semantic_size)
+    load_branches(tensors, *branches, path=path, needed=CONDITIONER_PREFIXES + EMOTION_PREFIXES)
+    return branches
 
 
 def load_semantic_codec(path: Path, config: ModelConfig) -> SemanticCodec:
@@ -70,8 +62,8 @@ def load_semantic_codec(path: Path, config: ModelConfig) -> SemanticCodec:
     Raises CheckpointError that lists what is missing, unexpected or of another shape.
     """
     tensors = read_safetensors([path])
-    shapes = codec_shapes(config.semantic_codec)
-    check_tensors(tensors, shapes, path=path, needed=CODEC_PREFIXES, ignored=CODEC_IGNORED)
+    wanted = codec_shapes(config.semantic_codec)
+    check_tensors(tensors, wanted, path=path, needed=CODEC_PREFIXES, ignored=CODEC_IGNORED)
     return semantic_codec(tensors, config.semantic_codec)
 
 
@@ -89,10 +81,3 @@ def _branches(
             position_rows=position_rows(tensors, CONDITIONER_PREFIXES[0]),
         )
     return conditioner, emotion_branch(tensors, config, semantic_size=semantic_size)
-
-
-def _names(conditioner: Conditioner) -> dict[str, str]:
-    return {
-        **under("conformer.", "conditioning_encoder.", conformer_names(len(conditioner.conformer.blocks))),
-        **under("perceiver.", "perceiver_encoder.", perceiver_names(conditioner.perceiver)),
-    }

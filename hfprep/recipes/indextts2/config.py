@@ -13,6 +13,9 @@ from hfprep.models.configs import ConditionConfig, SemanticCodecConfig
 from hfprep.recipes.config_file import GptConfig, condition_config, gpt_config, read_config
 from hfprep.recipes.finding import CONFIG_FILE, GPT_FILE, STATISTICS_FILE
 
+SEMANTIC_CODEC = "amphion/MaskGCT"
+CODEC_FILE = "semantic_codec/model.safetensors"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(GptConfig):

@@ -11,11 +11,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hfprep.errors import ConfigError
 from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.io.digest import digest
 from hfprep.models.input_features import check_preprocessor
-from hfprep.recipes.base import Download, Outline
-from hfprep.recipes.finding import CONFIG_FILE, GPT_FILE, SEMANTIC_DOWNLOAD, STATISTICS_FILE, ModelFiles, models_folder
+from hfprep.recipes.base import Download, Outline, Recipe
+from hfprep.recipes.finding import (
+    CONFIG_FILE,
+    GPT_FILE,
+    SEMANTIC_DOWNLOAD,
+    STATISTICS_FILE,
+    TOKENIZER_FILE,
+    Missing,
+    ModelFiles,
+    find_file,
+    find_semantic_model,
+    given_path,
+    models_folder,
+    remedy,
+)
 from hfprep.recipes.indextts import (
     MAX_FRAMES,
     MIN_FRAMES,
@@ -26,22 +40,15 @@ from hfprep.recipes.indextts import (
     warn_of_larger,
 )
 from hfprep.recipes.indextts2 import config as configs
-from hfprep.recipes.indextts2.config import ModelConfig
-from hfprep.recipes.indextts2.locate import CODEC_FILE, SEMANTIC_CODEC, locate
-from hfprep.recipes.indextts2.options import TOKENIZER_FILE, IndexTTS2Options
+from hfprep.recipes.indextts2.config import CODEC_FILE, SEMANTIC_CODEC, ModelConfig
 from hfprep.recipes.indextts2.schema import CODES, LATENTS, NAME, PUBLISHED, TEXT, schema_of
+from hfprep.recipes.options import ModelOptions
 from hfprep.schema import Schema
 
 if TYPE_CHECKING:
     import torch
 
     from hfprep.recipes.indextts2.feature_model import FeatureModel
-
-DOWNLOADS = (
-    Download("IndexTeam/IndexTTS-2", (CONFIG_FILE, TOKENIZER_FILE, STATISTICS_FILE, GPT_FILE), 3_480_000_000),
-    SEMANTIC_DOWNLOAD,
-    Download(SEMANTIC_CODEC, (CODEC_FILE,), 177_000_000),
-)
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,7 @@ class IndexTTS2Models(SemanticModelSet):
     located: ModelFiles
     tokenizer: Path
     config: ModelConfig
+    audio = SemanticAudio()
 
     @cached_property
     def schema(self) -> Schema:
@@ -85,10 +93,6 @@ class IndexTTS2Models(SemanticModelSet):
     def text_encoder(self) -> TextTokenizer:
         return TextTokenizer(self.tokenizer)
 
-    @property
-    def audio(self) -> SemanticAudio:
-        return SemanticAudio()
-
     def num_codes(self, num_frames: int) -> int:
         return num_frames
 
@@ -98,53 +102,87 @@ class IndexTTS2Models(SemanticModelSet):
         return FeatureModel.load(self.located, self.config, device=device, precision=precision)
 
     def reference(self) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
-        import torch
+        from hfprep.recipes.indextts2.reference import library_codes
 
-        from hfprep.models.masking import FrameMask
-        from hfprep.recipes.indextts2.checkpoints import load_semantic_codec
-        from hfprep.recipes.reference import LibraryEncoder
-
-        encoder = LibraryEncoder(self.located.semantic_model, self.located.w2v_stat)
-        codec = load_semantic_codec(self.located.semantic_codec, self.config).eval()
-
-        def codes(samples: np.ndarray) -> Mapping[str, np.ndarray]:
-            semantic = encoder(samples)
-            lengths = torch.tensor([semantic.shape[1]])
-            with torch.inference_mode():
-                found = codec(semantic, FrameMask.from_lengths(lengths, semantic.shape[1], semantic.device))
-            return {"codes": found[0].to(torch.int32).numpy()}
-
-        return codes
+        return library_codes(self.located, self.config)
 
 
-class IndexTTS2:
+class IndexTTS2(Recipe):
     """The recipe."""
 
     name = NAME
     published = PUBLISHED
+    downloads = (
+        Download("IndexTeam/IndexTTS-2", (CONFIG_FILE, TOKENIZER_FILE, STATISTICS_FILE, GPT_FILE), 3_480_000_000),
+        SEMANTIC_DOWNLOAD,
+        Download(SEMANTIC_CODEC, (CODEC_FILE,), 177_000_000),
+    )
 
-    def recognises(self, options: IndexTTS2Options) -> bool:
+    def recognises(self, options: ModelOptions) -> bool:
         """Always true, as the last resort: its error messages then say what is missing."""
         del options
         return True
 
-    def find(self, options: IndexTTS2Options, *, fetch: bool = True) -> IndexTTS2Models:
+    def find(self, options: ModelOptions, *, fetch: bool = True) -> IndexTTS2Models:
         located = locate(options, fetch=fetch)
-        return IndexTTS2Models(located, options.tokenizer_path, ModelConfig.read(located.config))
+        return IndexTTS2Models(located, tokenizer_path(options), ModelConfig.read(located.config))
 
-    def downloads(self) -> tuple[Download, ...]:
-        return DOWNLOADS
-
-    def outline(self, options: IndexTTS2Options) -> Outline:
+    def outline(self, options: ModelOptions) -> Outline:
         config = _config(options)
         named = options.tokenizer is not None or options.models is not None
-        encoder = TextTokenizer(options.tokenizer_path) if named else None
+        encoder = TextTokenizer(tokenizer_path(options)) if named else None
         if encoder is not None:
             _compare_sizes(encoder, options, config)
         return Outline(schema_of(config), SemanticAudio(), int, encoder, MIN_FRAMES, MAX_FRAMES)
 
 
-def _config(options: IndexTTS2Options) -> ModelConfig:
+def locate(options: ModelOptions, *, fetch: bool = True) -> ModelFiles:
+    """Find every model file. Models given by hub id, or not given, come from the hub's cache or the hub.
+
+    If not `fetch`, files that are not on this machine count as missing.
+
+    `models` is a folder with config.yaml, gpt.pth (or the name that the config gives), the statistics, w2v-bert-2.0/
+    and semantic_codec/model.safetensors; the other options override single files of it. `semantic_model` is a folder
+    or hub id, `semantic_codec` a file, a folder or a hub id. Raises ConfigError if a required option is missing or
+    config.yaml is not valid, and CheckpointError with a list of missing files and the commands that get them.
+    """
+    folder = models_folder(options.models)
+    config_path = given_path(options.config, folder, CONFIG_FILE, "--config")
+    model_config = ModelConfig.read(config_path)
+    missing = Missing(fetch)
+    gpt = given_path(options.gpt_checkpoint, folder, model_config.gpt_checkpoint or GPT_FILE, "--gpt-checkpoint")
+    if not gpt.is_file():
+        missing.add(str(gpt), f"the GPT checkpoint: {remedy(folder, 'give its path with --gpt-checkpoint')}")
+    statistics = config_path.parent / model_config.w2v_stat
+    if not statistics.is_file():
+        advice = remedy(folder, f"put the file beside {config_path}")
+        missing.add(str(statistics), f"the statistics that w2v_stat names: {advice}")
+    semantic = find_semantic_model(options.semantic_model, folder, missing)
+    wanted = "the semantic codec: give a .safetensors file or a hub id with --semantic-codec"
+    codec = find_file(options.semantic_codec, folder, (CODEC_FILE,), SEMANTIC_CODEC, missing, wanted)
+    missing.raise_any()
+    assert semantic is not None  # otherwise raise_any has raised
+    assert codec is not None
+    return ModelFiles(
+        config=config_path,
+        gpt_checkpoint=gpt,
+        w2v_stat=statistics,
+        semantic_model=semantic[0],
+        semantic_weights=semantic[1],
+        semantic_codec=codec,
+    )
+
+
+def tokenizer_path(options: ModelOptions) -> Path:
+    """The tokenizer's path: `tokenizer`, or else bpe.model in the folder `models`."""
+    if options.tokenizer is not None:
+        return options.tokenizer
+    if options.models is None:
+        raise ConfigError("--tokenizer is missing: give it, or a folder with all model files as --models DIR")
+    return options.models / TOKENIZER_FILE
+
+
+def _config(options: ModelOptions) -> ModelConfig:
     """The config.yaml in the options, or that of the published model if there is none."""
     if options.config is not None:
         return ModelConfig.read(options.config)
@@ -152,7 +190,7 @@ def _config(options: IndexTTS2Options) -> ModelConfig:
     return configs.PUBLISHED if folder is None else ModelConfig.read(folder / CONFIG_FILE)
 
 
-def _compare_sizes(encoder: TextTokenizer, options: IndexTTS2Options, config: ModelConfig) -> None:
+def _compare_sizes(encoder: TextTokenizer, options: ModelOptions, config: ModelConfig) -> None:
     """Warn if the tokenizer is larger than the checkpoint, if the checkpoint is present."""
     checkpoint = options.gpt_checkpoint
     if checkpoint is None and options.models is not None:

@@ -117,85 +117,75 @@ def _norm(name: str, channels: int, *, affine: bool = True) -> Shapes:
     return {f"{name}.{kind}": (channels,) for kind in kinds}
 
 
-class _Source:
-    """A file's tensors in double precision, with batch norms folded."""
+def _scale_and_shift(tensors: Mapping[str, Tensor], norm: str) -> tuple[Tensor, Tensor]:
+    """A batch norm as a scale and a shift per channel."""
+    scale = (tensors[f"{norm}.running_var"] + EPS).rsqrt()
+    if f"{norm}.weight" in tensors:
+        scale = scale * tensors[f"{norm}.weight"]
+    shift = -tensors[f"{norm}.running_mean"] * scale
+    return scale, shift + tensors[f"{norm}.bias"] if f"{norm}.bias" in tensors else shift
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = tensors
 
-    def __call__(self, name: str) -> Tensor:
-        return self._tensors[name].double()
+def _with_norm(tensors: Mapping[str, Tensor], convolution: str, norm: str) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution (without bias) and the batch norm after it.
 
-    def norm(self, name: str) -> tuple[Tensor, Tensor]:
-        """A batch norm as a scale and a shift per channel."""
-        scale = (self(f"{name}.running_var") + EPS).rsqrt()
-        if f"{name}.weight" in self._tensors:
-            scale = scale * self(f"{name}.weight")
-        shift = -self(f"{name}.running_mean") * scale
-        return scale, shift + self(f"{name}.bias") if f"{name}.bias" in self._tensors else shift
-
-    def folded(self, convolution: str, norm: str) -> tuple[Tensor, Tensor]:
-        """Weight and bias of a convolution (without bias) and the batch norm after it."""
-        weight = self(f"{convolution}.weight")
-        scale, shift = self.norm(norm)
-        return weight * scale.view(-1, *(1 for _ in weight.shape[1:])), shift
-
-    def folded_map(self, convolution: str, norm: str) -> tuple[Tensor, Tensor]:
-        """The same for 2D convolutions, transposed from (mel bins, frames) to hfprep's (frames, mel bins)."""
-        weight, bias = self.folded(convolution, norm)
-        return weight.transpose(2, 3), bias
+    2D convolutions are transposed from (mel bins, frames) to hfprep's (frames, mel bins).
+    """
+    weight = tensors[f"{convolution}.weight"]
+    scale, shift = _scale_and_shift(tensors, norm)
+    weight = weight * scale.view(-1, *(1 for _ in weight.shape[1:]))
+    return weight.transpose(2, 3) if weight.ndim == 4 else weight, shift
 
 
 def _folded(tensors: Mapping[str, Tensor], config: CampplusConfig) -> dict[str, Tensor]:
     """The parameters of `Campplus`, in double precision."""
-    source = _Source(tensors)
+    tensors = {name: tensor.double() for name, tensor in tensors.items()}
     found: dict[str, Tensor] = {}
 
     def put(name: str, pair: tuple[Tensor, Tensor], kinds: tuple[str, str] = ("weight", "bias")) -> None:
         found.update({f"{name}{kind}": tensor for kind, tensor in zip(kinds, pair, strict=True)})
 
-    put("head.first.", source.folded_map("head.conv1", "head.bn1"))
-    put("head.last.", source.folded_map("head.conv2", "head.bn2"))
+    put("head.first.", _with_norm(tensors, "head.conv1", "head.bn1"))
+    put("head.last.", _with_norm(tensors, "head.conv2", "head.bn2"))
     for place, name in enumerate(f"head.layer{layer}.{block}" for layer in (1, 2) for block in (0, 1)):
-        put(f"head.blocks.{place}.first.", source.folded_map(f"{name}.conv1", f"{name}.bn1"))
-        put(f"head.blocks.{place}.second.", source.folded_map(f"{name}.conv2", f"{name}.bn2"))
+        put(f"head.blocks.{place}.first.", _with_norm(tensors, f"{name}.conv1", f"{name}.bn1"))
+        put(f"head.blocks.{place}.second.", _with_norm(tensors, f"{name}.conv2", f"{name}.bn2"))
         if place % 2 == 0:
-            weight, bias = source.folded_map(f"{name}.shortcut.0", f"{name}.shortcut.1")
-            put(f"head.blocks.{place}.shortcut.", (weight, bias))
-    put("tdnn.", source.folded("xvector.tdnn.linear", "xvector.tdnn.nonlinear.batchnorm"))
+            put(f"head.blocks.{place}.shortcut.", _with_norm(tensors, f"{name}.shortcut.0", f"{name}.shortcut.1"))
+    put("tdnn.", _with_norm(tensors, "xvector.tdnn.linear", "xvector.tdnn.nonlinear.batchnorm"))
     for block in _BLOCKS:
         for layer in range(config.num_layers[block]):
             theirs = f"xvector.block{block + 1}.tdnnd{layer + 1}"
-            found |= {f"blocks.{block}.layers.{layer}.{o}": t for o, t in _dense_layer(source, theirs).items()}
+            found |= {f"blocks.{block}.layers.{layer}.{o}": t for o, t in _dense_layer(tensors, theirs).items()}
         transit = f"xvector.transit{block + 1}"
-        put(f"blocks.{block}.", source.norm(f"{transit}.nonlinear.batchnorm"), ("scale", "shift"))
-        put(f"blocks.{block}.transit.", _transit(source, transit, last=block == _BLOCKS[-1]))
-    weight, bias = source.folded("xvector.dense.linear", "xvector.dense.nonlinear.batchnorm")
+        put(f"blocks.{block}.", _scale_and_shift(tensors, f"{transit}.nonlinear.batchnorm"), ("scale", "shift"))
+        put(f"blocks.{block}.transit.", _transit(tensors, transit, last=block == _BLOCKS[-1]))
+    weight, bias = _with_norm(tensors, "xvector.dense.linear", "xvector.dense.nonlinear.batchnorm")
     put("out.", (weight[:, :, 0], bias))
     return found
 
 
-def _transit(source: _Source, name: str, *, last: bool) -> tuple[Tensor, Tensor]:
+def _transit(tensors: Mapping[str, Tensor], name: str, *, last: bool) -> tuple[Tensor, Tensor]:
     """The 1x1 convolution after a dense block; the last one includes the norm before the statistics pooling."""
     if last:
-        weight, bias = source.folded(f"{name}.linear", "xvector.out_nonlinear.batchnorm")
+        weight, bias = _with_norm(tensors, f"{name}.linear", "xvector.out_nonlinear.batchnorm")
         return weight[:, :, 0], bias
-    weight = source(f"{name}.linear.weight")[:, :, 0]
+    weight = tensors[f"{name}.linear.weight"][:, :, 0]
     return weight, weight.new_zeros(len(weight))
 
 
-def _dense_layer(source: _Source, name: str) -> dict[str, Tensor]:
-    scale, shift = source.norm(f"{name}.nonlinear1.batchnorm")
-    weight, bias = source.folded(f"{name}.linear1", f"{name}.nonlinear2.batchnorm")
+def _dense_layer(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    scale, shift = _scale_and_shift(tensors, f"{name}.nonlinear1.batchnorm")
+    weight, bias = _with_norm(tensors, f"{name}.linear1", f"{name}.nonlinear2.batchnorm")
     cam = f"{name}.cam_layer"
     return {
         "scale": scale,
         "shift": shift,
         "bottleneck.weight": weight[:, :, 0],
         "bottleneck.bias": bias,
-        "local_weight": source(f"{cam}.linear_local.weight").permute(2, 0, 1).flatten(0, 1),
-        "squeeze.weight": source(f"{cam}.linear1.weight")[:, :, 0],
-        "squeeze.bias": source(f"{cam}.linear1.bias"),
-        "gate.weight": source(f"{cam}.linear2.weight")[:, :, 0],
-        "gate.bias": source(f"{cam}.linear2.bias"),
+        "local_weight": tensors[f"{cam}.linear_local.weight"].permute(2, 0, 1).flatten(0, 1),
+        "squeeze.weight": tensors[f"{cam}.linear1.weight"][:, :, 0],
+        "squeeze.bias": tensors[f"{cam}.linear1.bias"],
+        "gate.weight": tensors[f"{cam}.linear2.weight"][:, :, 0],
+        "gate.bias": tensors[f"{cam}.linear2.bias"],
     }

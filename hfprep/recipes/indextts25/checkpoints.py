@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from hfprep.models.conditioner import EmotionConditioner
+from hfprep.models.configs import SemanticEncoderConfig
 from hfprep.models.downsampled_codec import DownsampledCodec
-from hfprep.models.semantic_config import SemanticEncoderConfig
 from hfprep.models.tensor_files import read_torch_file
 from hfprep.recipes.finding import GPT_FILE
 from hfprep.recipes.indextts25.campplus import PUBLISHED, campplus_shapes
@@ -22,13 +22,14 @@ from hfprep.recipes.networks import (
     CODEC_IGNORED,
     CODEC_PREFIXES,
     EMOTION_PREFIXES,
+    branch_shapes,
     codec_shapes,
     emotion_branch,
-    emotion_names,
     encoder_shapes,
+    load_branches,
     semantic_codec,
 )
-from hfprep.recipes.tensors import Shapes, check_tensors, fill, shapes_of
+from hfprep.recipes.tensors import Shapes, check_tensors, fill
 
 _DOWN = "down."
 
@@ -55,9 +56,7 @@ def load_emotion(path: Path, config: Config, *, semantic_size: int) -> EmotionCo
     """
     tensors = read_torch_file(path)
     emotion = emotion_branch(tensors, config, semantic_size=semantic_size)
-    names = emotion_names(emotion)
-    check_tensors(tensors, shapes_of(emotion, names), path=path, needed=EMOTION_PREFIXES)
-    fill(emotion, {ours: tensors[theirs] for ours, theirs in names.items()})
+    load_branches(tensors, emotion, path=path, needed=EMOTION_PREFIXES)
     return emotion
 
 
@@ -70,9 +69,8 @@ def downsampled_codec_shapes(config: Config) -> Shapes:
 
 def expected_shapes(config: Config, semantic_config: SemanticEncoderConfig) -> dict[str, Shapes]:
     """The shapes of all required tensors, CAM++ at its published widths: {file in a models folder: {name: shape}}."""
-    emotion = emotion_branch({}, config, semantic_size=semantic_config.hidden_size)
     return {
-        GPT_FILE: shapes_of(emotion, emotion_names(emotion)),
+        GPT_FILE: branch_shapes(emotion_branch({}, config, semantic_size=semantic_config.hidden_size)),
         CODEC_FILE: downsampled_codec_shapes(config),
         CAMPPLUS_FILE: campplus_shapes(PUBLISHED),
         **encoder_shapes(semantic_config),

@@ -33,7 +33,7 @@ from hfprep.recipes.semantic_model import SemanticModel
 
 if TYPE_CHECKING:
     from hfprep.models.kernels.conditioner import FusedEmotionConditioner
-    from hfprep.recipes.indextts25.locate import ModelFiles
+    from hfprep.recipes.indextts25.recipe import ModelFiles
 
 AUDIO_GROUPS = frozenset({CODES, SPEAKER, EMOTION})
 
@@ -186,8 +186,7 @@ class FeatureModel(SemanticModel):
     def _speaker(self, waveforms: Tensor, num_samples: Tensor) -> Tensor:
         def vectors(rows: Tensor, counts: Tensor) -> Tensor:
             fbank = batch_fbank(rows[:, : int(counts.max())], counts)
-            found: Tensor = self.speaker(fbank, num_fbank_frames(counts))
-            return found
+            return self.speaker(fbank, num_fbank_frames(counts))
 
         with computing("fp32", self.device):
             if not self.packs:

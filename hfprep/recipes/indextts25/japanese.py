@@ -17,7 +17,6 @@ from hfprep.errors import Reason, RejectedSample
 INSTALL = "pip install 'hfprep[ja]'"
 _PACKAGES = ("fugashi", "unidic-lite")
 _SPACES = re.compile("( +)")
-_WHITE_SPACE = re.compile(r"\s+")
 
 
 class JapaneseWords:
@@ -45,7 +44,7 @@ class JapaneseWords:
 
 
 def _bare(text: str) -> str:
-    return _WHITE_SPACE.sub("", text)
+    return "".join(text.split())
 
 
 def versions() -> str:

@@ -49,12 +49,12 @@ _CHINESE_MARKS = punctuation.PunctuationMap(punctuation.CHINESE)
 class TextEncoder:
     """Text to ids. Thread-safe, and picklable (a copy reopens the files)."""
 
-    def __init__(self, vocabulary: Path, *, glossary: Path | None = None, grammar_dir: Path | None = None) -> None:
+    def __init__(self, vocabulary: Path, *, glossary: Path | None = None) -> None:
         """Read the vocabulary and the glossary; raises ConfigError if one is missing or not valid."""
         self.vocabulary = Vocabulary(vocabulary)
         self.glossary = Glossary() if glossary is None else Glossary.read(glossary)
-        self._again = partial(TextEncoder, Path(vocabulary), glossary=glossary, grammar_dir=grammar_dir)
-        self._grammars = Grammars(grammar_dir)
+        self._again = partial(TextEncoder, Path(vocabulary), glossary=glossary)
+        self._grammars = Grammars()
         self._japanese = japanese.JapaneseWords()
 
     def __reduce__(self) -> tuple[Callable[[], TextEncoder], tuple[()]]:

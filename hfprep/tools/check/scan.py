@@ -27,7 +27,7 @@ from hfprep.pipeline.intake import SampleLimits
 from hfprep.pipeline.intake_processes import fork_server
 from hfprep.pipeline.stores import Stores
 from hfprep.recipes.base import Outline, Recipe, via_rate
-from hfprep.recipes.registry import choose_recipe, outline
+from hfprep.recipes.registry import choose_recipe
 from hfprep.schema import Rejection, Utterance
 from hfprep.tools.check.estimates import Estimate, estimate, load_of_others, precision_to_time
 from hfprep.tools.check.findings import Preflight
@@ -65,7 +65,7 @@ def check(options: CheckOptions, progress: Callable[[int], None] = lambda _: Non
     """
     load = load_of_others()
     chosen = choose_recipe(options.recipe, options)
-    known = outline(chosen, options)
+    known = chosen.outline(options)
     findings = Preflight(known.schema)
     rejected: dict[int, Reason] = {}
     drawn = _Drawn()

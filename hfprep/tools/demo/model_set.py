@@ -15,17 +15,21 @@ import numpy as np
 import torch
 import yaml
 
-from hfprep.models.configs import ConditionConfig, SemanticCodecConfig
+from hfprep.models.configs import NUM_LAYERS, ConditionConfig, SemanticCodecConfig, SemanticEncoderConfig
 from hfprep.models.input_features import FEATURE_DIM, PREPROCESSOR_VALUES, extract_input_features
 from hfprep.models.masking import FrameMask
-from hfprep.models.semantic_config import NUM_LAYERS, SemanticEncoderConfig
 from hfprep.models.semantic_encoder import SemanticEncoder
 from hfprep.recipes.config_file import CONDITION_TYPE, INPUT_LAYER, GptConfig
-from hfprep.recipes.finding import CONFIG_FILE, GPT_FILE, SEMANTIC_FILE, SEMANTIC_FOLDER, STATISTICS_FILE
+from hfprep.recipes.finding import (
+    CONFIG_FILE,
+    GPT_FILE,
+    SEMANTIC_FILE,
+    SEMANTIC_FOLDER,
+    STATISTICS_FILE,
+    TOKENIZER_FILE,
+)
 from hfprep.recipes.indextts2.checkpoints import expected_shapes
-from hfprep.recipes.indextts2.config import PUBLISHED, ModelConfig
-from hfprep.recipes.indextts2.locate import CODEC_FILE
-from hfprep.recipes.indextts2.options import TOKENIZER_FILE
+from hfprep.recipes.indextts2.config import CODEC_FILE, PUBLISHED, ModelConfig
 from hfprep.recipes.networks import load_semantic_encoder, semantic_shapes
 from hfprep.tools.demo.random_weights import Shapes, write_safetensors, write_torch_file
 from hfprep.tools.demo.tokenizer import VOCABULARY_SIZE, train_tokenizer

@@ -15,7 +15,7 @@ from hfprep.inputs.text.scripts import DoubtfulGrammar, has_digits
 from hfprep.inputs.text.tokenizer import Tokenized
 from hfprep.recipes.base import TextEncoder
 from hfprep.recipes.options import ModelOptions
-from hfprep.recipes.registry import outline, recipe
+from hfprep.recipes.registry import recipe
 from hfprep.schema import Schema
 from hfprep.tools.report.colours import NONE_GIVEN
 from hfprep.tools.tokenizer.model_file import SPACE_PIECE
@@ -94,5 +94,5 @@ def tokenizer_of(schema: Schema, stats: Mapping[str, Any]) -> TextEncoder | None
         return None
     codec = (stats.get("settings") or {}).get("codec_model")  # needed for the outline of the recipe codec
     with contextlib.suppress(HfprepError):
-        return outline(recipe(schema.recipe), ModelOptions(tokenizer=Path(path), codec_model=codec)).text_encoder
+        return recipe(schema.recipe).outline(ModelOptions(tokenizer=Path(path), codec_model=codec)).text_encoder
     return None

@@ -1,12 +1,18 @@
-"""Commands for finished outputs: format conversions, pairs, new text ids, the Hub."""
+"""Commands for finished outputs: checks, reports, merging, format conversions, pairs, new text ids, the Hub."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hfprep.cli.options import options_of
 from hfprep.cli.output import say
+from hfprep.io.words import count, size
+from hfprep.tools.verify.options import VerifyOptions
+
+if TYPE_CHECKING:
+    from hfprep.tools.verify.checking import Verdict
 
 Source = Annotated[Path, typer.Argument(help="A finished set: an output of build, a saved data set, or shards.")]
 ShardSize = Annotated[str, typer.Option(help="Maximum size of a shard, such as 500MB or 2GB.")]
@@ -23,6 +29,74 @@ CrossLingual = Annotated[
 Form = Annotated[
     str, typer.Option(help="auto (depends on OUT), arrays, or npz (export OUT to OUT/npz and write the pairs there).")
 ]
+
+
+@options_of(VerifyOptions, arguments={"output_dir": "OUT"}, with_context=False)
+def verify(**options: Any) -> None:
+    """Check every array, record and count of a finished output; prints a line per fault, with exit status 1."""
+    from hfprep.tools.verify.checking import verify as run
+
+    verdict = run(VerifyOptions(**options))
+    _show_verdict(verdict, options["output_dir"])
+    raise typer.Exit(1 if verdict.faults else 0)
+
+
+def _show_verdict(verdict: "Verdict", output_dir: Path) -> None:
+    """Print a line for each fault, then what was done, noted and compared."""
+    for fault in verdict.faults:
+        say(fault.line())
+    for action in verdict.repairs:
+        say(f"repair: {action}")
+    for note in verdict.notes:
+        say(f"note: {note}")
+    if (found := verdict.parity) is not None:
+        say(
+            f"parity: {count(found.samples, 'sample')} computed again alone: {found.codes_differing} of {found.codes} "
+            f"codes differ; the largest relative difference of a vector is {found.largest_difference:.1e}"
+        )
+    if (reference := verdict.reference) is not None:
+        say(
+            f"reference: {count(reference.samples, 'sample')} computed with the published library: "
+            f"{reference.codes_differing:,} of {reference.codes:,} codes differ ({reference.agreement:.2%} agree)"
+        )
+    samples, faults = count(verdict.samples, "sample"), count(len(verdict.faults), "fault")
+    say(f"{output_dir}: {verdict.format}, {samples}, {faults}")
+    if verdict.repairs:
+        say("Run the build command again: it computes only what was moved aside.")
+
+
+def report(
+    output_dir: Annotated[Path, typer.Argument(metavar="OUT", help="A build's output directory, or an export.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The file; default: OUT/report.html.")] = None,
+    audio: Annotated[
+        bool, typer.Option("--audio", help="Add players for the source audio; measure silence and clipping.")
+    ] = False,
+) -> None:
+    """Write a self-contained HTML file: hours, lengths, codebook, voices, rejections, batches, provenance."""
+    from hfprep.io.atomic import check_writable
+    from hfprep.tools.report.writing import write_report
+
+    if output is None:
+        check_writable(output_dir, "give the report's file: --output FILE")
+    target = output or output_dir / "report.html"
+    num_bytes = write_report(output_dir, target, with_audio=audio)
+    say(f"{target}: {num_bytes / 1e6:.1f} MB; open it in a browser")
+
+
+def merge(
+    parts: Annotated[list[Path], typer.Argument(metavar="PART...", help="Output directories of all the parts.")],
+    output_dir: Annotated[Path, typer.Option(help="Folder for the result; a rerun continues there.")],
+    copy: Annotated[bool, typer.Option("--copy", help="Copy files instead of making hard links.")] = False,
+) -> None:
+    """Join the outputs of `build --shard` into the output of one build; run it again to continue."""
+    from hfprep.pipeline.merging import merge as run
+
+    done = run(parts, output_dir, copy=copy)
+    say(
+        f"{done.output_dir}: {done.train + done.val} samples ({done.train} train, {done.val} val, {done.hours:.3f} h) "
+        f"from {done.parts} parts, {done.rejected} lines rejected; files: {done.linked} linked, {done.copied} copied; "
+        f"{done.reused} samples were already merged"
+    )
 
 
 def export_npy(
@@ -77,8 +151,9 @@ def export_webdataset(
     from hfprep.formats.webdataset_writer import export_webdataset as export
     from hfprep.io.sizes import parse_size
 
-    size = parse_size(max_shard_size)
-    options = WebDatasetOptions(max_shard_bytes=size, max_shard_samples=max_shard_samples, dtype=dtype)
+    options = WebDatasetOptions(
+        max_shard_bytes=parse_size(max_shard_size), max_shard_samples=max_shard_samples, dtype=dtype
+    )
     with _reading(out):
         _say_counts(export(open_set(out), shards, options), shards)
 
@@ -139,8 +214,8 @@ def pairs(
     )
     with _reading(out):
         folder = folder_for_pairs(out, form)
-        for split, count in make_pairs(folder, options).items():
-            say(f"{folder / options.names[split]}: {count.line()}")
+        for split, counts in make_pairs(folder, options).items():
+            say(f"{folder / options.names[split]}: {counts.line()}")
 
 
 def export_manifests(
@@ -155,8 +230,8 @@ def export_manifests(
 
     with _reading(out):
         found = export(out, folder, paths=paths, audio_root=audio_root, pairs=tuple(pair_files(out)))
-    for name, count in found.files.items():
-        say(f"{folder / name}: {count} lines")
+    for name, lines in found.files.items():
+        say(f"{folder / name}: {lines} lines")
     if found.missing:
         say(
             f"{len(found.missing)} audio paths were not changed, because the files do not exist: {found.missing[0]} "
@@ -193,7 +268,6 @@ def push(
     from hfprep.formats.hub import Parcel, PushOptions
     from hfprep.formats.hub import push as run
     from hfprep.io.sizes import parse_size
-    from hfprep.io.words import count, size
 
     def report(parcel: Parcel) -> None:
         splits = ", ".join(f"{number:,} {split}" for split, number in parcel.samples.items())
@@ -221,8 +295,7 @@ def _say_counts(counts: dict[str, int], where: Path) -> None:
     say(f"{where}: {counts['train']} train, {counts['validation']} validation")
 
 
-def register(app: typer.Typer) -> None:
-    """Add these commands to the program."""
-    exports = (export_npy, export_arrow, export_webdataset, export_npz, export_manifests)
-    for command in (*exports, pairs, retokenize, push):
-        app.command()(command)
+COMMANDS = (
+    verify, report, merge, export_npy, export_arrow, export_webdataset, export_npz, export_manifests, pairs, retokenize,
+    push,
+)  # fmt: skip
