@@ -20,9 +20,8 @@ from hfprep.errors import ConfigError, StoreError
 from hfprep.formats.arrow_writer import export_arrow
 from hfprep.formats.formats import open_set
 from hfprep.formats.npz import export_npz
-from hfprep.formats.pair_choice import cross_lingual_pairs, speaker_pairs
 from hfprep.formats.pair_files import make_pairs, pair_problems
-from hfprep.formats.pairs import PairOptions
+from hfprep.formats.pairs import PairOptions, cross_lingual_pairs, speaker_pairs
 
 SPEAKERS = {"synth3": "one", "synth4": "two", "synth5": "one", "synth6": "two"}
 COLUMNS = ("text_ids", "codes", "spk_emb", "emo_vec")

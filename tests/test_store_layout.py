@@ -27,7 +27,7 @@ from hfprep.store.layout import (
     Stage,
     is_validation,
 )
-from hfprep.store.listing import Listing, ListingOptions, entry_of
+from hfprep.store.listing import Listing, entry_of
 from hfprep.store.state import State
 from tests.sample_schemas import speech_schema
 
@@ -213,7 +213,7 @@ def test_no_interrupted_change_of_ratio_ever_puts_an_id_in_both(output: NpyOutpu
     publish(output, state, *rows)
 
     def relist(ratio: float) -> None:
-        with Listing(output, state, ListingOptions(val_ratio=ratio)) as listing:
+        with Listing(output, state, ratio) as listing:
             for item, sample in zip(rows, state.samples(item.utterance.id for item in rows), strict=True):
                 assert sample is not None
                 listing.add(entry_of(output.schema, item.utterance, sample))
@@ -247,12 +247,12 @@ def test_no_interrupted_change_of_ratio_ever_puts_an_id_in_both(output: NpyOutpu
 def listed_again(output: NpyOutput, state: State, rows: list[PlannedRow], new: set[str]) -> Listing:
     """List some rows, publish the others, and list all of them again without the state of those that were listed."""
     known = list(zip(rows, state.samples(item.utterance.id for item in rows), strict=True))
-    with Listing(output, state, ListingOptions(val_ratio=0.5)) as first:
+    with Listing(output, state, 0.5) as first:
         for item, sample in known:
             if sample is not None:
                 first.add(entry_of(SCHEMA, item.utterance, sample))
     publish(output, state, *(item for item in reversed(rows) if item.utterance.id in new))
-    with Listing(output, state, ListingOptions(val_ratio=0.5), first.listed) as again:
+    with Listing(output, state, 0.5, repeated=first.listed) as again:
         for item in rows:
             if item.utterance.id in new:
                 sample = state.sample(item.utterance.id)
@@ -270,7 +270,7 @@ def test_samples_are_listed_again_between_new_ones(output: NpyOutput, state: Sta
     again = listed_again(output, state, rows, new)
     names = (TRAIN, VAL, PROGRESS)
     found = [(output.root / name).read_bytes() for name in names]
-    with Listing(output, state, ListingOptions(val_ratio=0.5)) as whole:
+    with Listing(output, state, 0.5) as whole:
         for item, sample in zip(rows, state.samples(item.utterance.id for item in rows), strict=True):
             assert sample is not None
             whole.add(entry_of(SCHEMA, item.utterance, sample))

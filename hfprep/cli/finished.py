@@ -128,8 +128,8 @@ def export_arrow(
     """Write a finished set as a saved Arrow data set (datasets.load_from_disk)."""
     from hfprep.formats.arrow_writer import ArrowOptions
     from hfprep.formats.arrow_writer import export_arrow as export
-    from hfprep.formats.audio_files import audio_finder
     from hfprep.formats.formats import open_set
+    from hfprep.formats.manifest_paths import audio_finder
     from hfprep.io.sizes import parse_size
 
     find = audio_finder(out, audio_root) if with_audio else None

@@ -14,8 +14,8 @@ import numpy as np
 
 from hfprep.formats.samples import SPLITS, Entry, Sample
 from hfprep.formats.shards import Block, ShardFormat, SplitWriter
-from hfprep.schema import METADATA, Features, PickledAsTuple, manifest_record, metadata_of
-from hfprep.store.layout import PlannedRow, is_validation
+from hfprep.schema import METADATA, Features, PickledAsTuple, manifest_record
+from hfprep.store.layout import PlannedRow, finished_groups, is_validation, record_of
 from hfprep.store.shard_index import Place, Shard, ShardIndex
 from hfprep.store.state import Finished, State
 
@@ -50,8 +50,6 @@ class StoredRow:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A block of a split, and its samples."""
-
     split: str
     block: Block
     rows: Sequence[StoredRow]
@@ -63,9 +61,7 @@ def entry_digest(entry: Entry) -> bytes:
 
 
 def entry_for(shards: ShardFormat, row: PlannedRow, seconds: float | None, lengths: Mapping[str, int]) -> Entry:
-    """The entry of a complete sample of a plan."""
-    record = manifest_record(shards.schema, metadata_of(row.utterance, seconds), lengths)
-    return Entry(record, None, row.utterance.extra)
+    return Entry(record_of(shards.schema, row.utterance, seconds, lengths), None, row.utterance.extra)
 
 
 def bare_entry(shards: ShardFormat, sample_id: str, lengths: Mapping[str, int]) -> Entry:
@@ -75,7 +71,6 @@ def bare_entry(shards: ShardFormat, sample_id: str, lengths: Mapping[str, int]) 
 
 
 def split_of(sample_id: str, val_ratio: float) -> str:
-    """The split that a sample belongs to."""
     return SPLITS[is_validation(sample_id, val_ratio)]
 
 
@@ -102,8 +97,9 @@ class ShardStaging:
             if features.arrays.keys() == self.shards.schema.by_name.keys():
                 whole[split_of(row.utterance.id, self.val_ratio)].append((row, features))
             else:
-                groups = finished_groups(self.shards, row, features.arrays)
-                staged.append(StagedRow(row, groups, features.seconds, b"", arrays=features.arrays))
+                staged.append(
+                    StagedRow(row, self._groups(row, features), features.seconds, b"", arrays=features.arrays)
+                )
         for rows in whole.values():
             staged += self._encode(rows)
         return staged
@@ -116,24 +112,13 @@ class ShardStaging:
         ]
         blocks = [block for block in self.shards.encode(samples) for _ in range(block.samples)]
         return [
-            StagedRow(
-                row, finished_groups(self.shards, row, item.arrays), item.seconds, entry_digest(sample.entry), block
-            )
+            StagedRow(row, self._groups(row, item), item.seconds, entry_digest(sample.entry), block)
             for (row, item), sample, block in zip(rows, samples, blocks, strict=True)
         ]
 
-
-def finished_groups(shards: ShardFormat, row: PlannedRow, arrays: Mapping[str, np.ndarray]) -> dict[str, Finished]:
-    """The groups of these arrays, as the state stores them."""
-    schema = shards.schema
-    names = dict.fromkeys(schema.by_name[name].group for name in arrays)
-    return {
-        name: Finished(
-            row.fingerprints[name],
-            schema.lengths_of({item.name: arrays[item.name] for item in schema.columns_of([name])}),
-        )
-        for name in names
-    }
+    def _groups(self, row: PlannedRow, features: Features) -> dict[str, Finished]:
+        shapes = {name: array.shape for name, array in features.arrays.items()}
+        return finished_groups(self.shards.schema, row, shapes)
 
 
 class Appender:
@@ -150,8 +135,8 @@ class Appender:
         folder_of: Callable[[str], Path],
         *,
         before: Callable[[], None],
-        closed: Callable[[Sequence[Shard]], None] = lambda _: None,
-        continues_closed: bool = True,
+        closed: Callable[[Sequence[Shard]], None],
+        continues_closed: bool,
     ) -> None:
         self.index = index
         self.state: State = index.state
@@ -198,7 +183,7 @@ class Appender:
         for split in splits:
             if self.shards.empty_splits and not self.index.shards(split):
                 self._before()
-                self._writer(split).open_empty()
+                self._writer(split).opened()
         for shard in self.index.shards():
             if not shard.closed:
                 self._writer(shard.split)
@@ -241,13 +226,8 @@ class Appender:
 
     def _has_room(self, shard: Shard) -> bool:
         most = self.shards.max_samples
-        here = (self.folder_of(shard.split) / shard.name).is_file()
-        return (
-            here
-            and self._continues_closed
-            and shard.num_bytes < self.shards.options.max_shard_bytes
-            and shard.samples < (most or np.inf)
-        )
+        small = shard.num_bytes < self.shards.options.max_shard_bytes and (most is None or shard.samples < most)
+        return small and self._continues_closed and (self.folder_of(shard.split) / shard.name).is_file()
 
     def _put(self, writers: Sequence[SplitWriter]) -> None:
         for writer in writers:

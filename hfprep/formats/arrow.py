@@ -4,6 +4,7 @@ Shards are memory-mapped and rows read without copies. A set that `datasets` has
 still has the columns.
 """
 
+import dataclasses
 import json
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,7 +43,7 @@ ROW = "row"  # a sample's place: the position of its row in its split
 
 def describe(origin: Origin, columns: list[ExtraColumn]) -> str:
     """The description in the data set's info: a title, and the provenance as JSON on the second line."""
-    extra = [{"field": item.field, "name": item.name, "dtype": item.dtype} for item in columns]
+    extra = [dataclasses.asdict(item) for item in columns]
     return TITLE + "\n" + json.dumps(origin.record() | {"extra_columns": extra}, ensure_ascii=False)
 
 
@@ -148,7 +149,6 @@ class BatchColumns:
         return column[row].as_py()
 
     def array(self, column: Column, row: int) -> np.ndarray:
-        """A sample's array in a column of the schema."""
         found = self._lists.get(column.name)
         if found is None:
             found = self._lists[column.name] = ListColumn(self.batch.column(column.name), column.ndim)

@@ -32,16 +32,15 @@ from hfprep.formats.arrow import (
 from hfprep.formats.exporting import export, stored_dtype
 from hfprep.formats.extra_fields import ExtraColumn, ExtraColumns, rebuilt
 from hfprep.formats.index import write_index
-from hfprep.formats.nested_lists import list_array, list_feature
 from hfprep.formats.samples import SPLITS, Entry, Origin, Sample, SampleSet, stored_vectors
-from hfprep.formats.shards import Block, ShardFormat, ShardOptions, ShardReader, blocks_of
+from hfprep.formats.shards import Block, ReadSample, ShardFormat, ShardOptions, blocks_of
 from hfprep.inputs.audio.containers import read_clip
 from hfprep.inputs.audio.decode import read_header, segment_as_wav
 from hfprep.io import atomic
 from hfprep.io.digest import digest
 from hfprep.io.object_storage import is_url
 from hfprep.io.references import file_name_of, name_of
-from hfprep.schema import Schema, Segment
+from hfprep.schema import Column, Schema, Segment
 from hfprep.store.shard_index import Shard
 
 if TYPE_CHECKING:
@@ -83,13 +82,9 @@ class Survey:
         survey.exact_extras = bool(survey.extra) and any(survey.exact_extra(entry) for entry in entries())
         return survey
 
-    def record(self) -> dict[str, Any]:
-        """This survey as a JSON object."""
-        return dataclasses.asdict(self)
-
     @classmethod
     def parse(cls, record: Mapping[str, Any]) -> "Survey":
-        """The inverse of `record`. Raises KeyError, TypeError or ValueError for anything else."""
+        """The survey of a stored JSON object. Raises KeyError, TypeError or ValueError for anything else."""
         extra = [ExtraColumn.parse(item) for item in record["extra"]]
         return cls(bool(record["exact_lines"]), bool(record["exact_extras"]), extra)
 
@@ -130,7 +125,6 @@ class ArrowShards(ShardFormat):
 
     @cached_property
     def features(self) -> "datasets.Features":
-        """The columns of the data set."""
         import datasets  # takes a second, and workers do not need it
 
         schema, survey = self.schema, self.survey
@@ -151,7 +145,6 @@ class ArrowShards(ShardFormat):
 
     @property
     def arrow_schema(self) -> pa.Schema:
-        """The columns as an Arrow schema."""
         return self.features.arrow_schema
 
     @cached_property
@@ -199,8 +192,8 @@ class ArrowShards(ShardFormat):
                 arrays.append(pa.array(columns[item.name], item.type))
         return pa.record_batch(arrays, schema=self.storage)
 
-    def reader(self, path: Path) -> "ArrowReader":
-        return ArrowReader(path, self)
+    def reader(self, path: Path) -> ReadSample:
+        return ArrowReader(path, self).sample
 
     def earlier_places(self, path: Path) -> list[tuple[int, int]] | None:
         rows = ArrowRows(path.parent, [path.name])
@@ -227,7 +220,6 @@ class ArrowShards(ShardFormat):
         return counts
 
     def _describe_split(self, folder: Path, shards: Sequence[Shard], origin: Origin) -> None:
-        """Write a split's dataset_info.json and state.json."""
         import datasets
 
         size, count = sum(shard.num_bytes for shard in shards), sum(shard.samples for shard in shards)
@@ -256,7 +248,7 @@ class ArrowShards(ShardFormat):
         return is_own_export(folder)
 
 
-class ArrowReader(ShardReader):
+class ArrowReader:
     """Reads a shard; reopens a growing shard if a row is not there yet."""
 
     def __init__(self, path: Path, shards: ArrowShards) -> None:
@@ -293,3 +285,35 @@ def _audio(entry: Entry, find: Callable[[str], str]) -> dict[str, Any]:
             f"sample {entry.id!r}: its audio {audio} cannot be read: {getattr(error, 'strerror', None) or error}; "
             "give its folder with --audio-root, or leave out --with-audio"
         ) from error
+
+
+def list_feature(schema: Schema, column: Column, dtype: str) -> Any:
+    """The feature of a column whose values are stored in `dtype`: lists, of fixed size where all samples have the same.
+
+    Two fixed dimensions are an `Array2D`, which `datasets` returns as one array.
+    """
+    import datasets  # takes a second, and workers do not need it
+
+    sizes = [dim if isinstance(dim, int) else schema.fixed.get(dim) for dim in column.dims]
+    if len(sizes) == 2 and None not in sizes:
+        return datasets.Array2D((sizes[0], sizes[1]), dtype)
+    feature: Any = datasets.Value(dtype)
+    for size in reversed(sizes):
+        feature = datasets.List(feature) if size is None else datasets.List(feature, length=size)
+    return feature
+
+
+def list_array(values: Sequence[np.ndarray], dtype: pa.DataType) -> pa.Array:
+    """Arrays of samples, with as many dimensions as `dtype` has list levels, as an Arrow array of that type."""
+    flat = pa.array(np.concatenate([value.reshape(-1) for value in values]))
+    return _nested(flat, dtype, np.array([value.shape for value in values], np.int64))
+
+
+def _nested(flat: pa.Array, dtype: pa.DataType, shapes: np.ndarray) -> pa.Array:
+    """Wrap flat values into lists; shapes: int64 (arrays, dimensions), of the arrays at this level."""
+    sizes = shapes[:, 0]
+    inner = flat if shapes.shape[1] == 1 else _nested(flat, dtype.value_type, np.repeat(shapes[:, 1:], sizes, axis=0))
+    if isinstance(dtype, pa.FixedSizeListType):
+        return pa.FixedSizeListArray.from_arrays(inner, type=dtype)
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), inner, type=dtype)

@@ -24,8 +24,6 @@ FORMAT_TEXT = {
 
 @dataclass
 class _Totals:
-    """Totals over the records."""
-
     samples: dict[str, int] = field(default_factory=dict)
     hours: dict[str, float] = field(default_factory=dict)
     languages: Counter[str] = field(default_factory=Counter)
@@ -91,7 +89,6 @@ data = hfprep.load("{repo}", "train")
 
 
 def _columns(schema: Schema, data_format: str, dtype: str) -> str:
-    """A table of a sample's columns."""
     name, first = FORMAT_TEXT[data_format]
     lines = [f"| {name} | type | content |", "|---|---|---|", first]
     if data_format == "arrow":

@@ -9,7 +9,6 @@ than the features and a few shards, and a killed run continues where it stopped.
 import json
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from hfprep.formats.appending import Encoded, StoredRow, bare_entry, entry_diges
 from hfprep.formats.samples import SPLITS, Entry, Sample, parse_entry
 from hfprep.formats.shard_output import PlannedRows, ShardOutput
 from hfprep.io.chunks import chunks_of
-from hfprep.store.shard_index import UNLISTED, Place, Shard
+from hfprep.store.shard_index import UNLISTED, Place, Shard, held
 
 ROWS_TOGETHER = 64
 _LISTED = """
@@ -29,6 +28,7 @@ CREATE TABLE plan.listed (
 CREATE INDEX plan.listed_by_position ON listed (position)
 """
 ROWS_IN_ORDER = 4096
+_SELECT_LISTED = "SELECT id, split, entry, line, extra FROM listed WHERE id IN (SELECT value FROM json_each(?))"
 _CLEAN_ROWS = """
 SELECT count(*) FROM places JOIN listed USING (id)
 WHERE places.shard = ? AND listed.split = ? AND listed.entry = places.entry
@@ -42,18 +42,7 @@ FROM listed JOIN places USING (id) WHERE listed.position >= ? AND listed.positio
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """A sample in the plan: its split, the digest of its entry, and the entry itself if its shard has another."""
-
-    split: str
-    digest: bytes
-    entry: Entry | None
-
-
 class Compaction:
-    """Compacts the shards of an output for a plan."""
-
     def __init__(self, store: ShardOutput, val_ratio: float) -> None:
         self.store = store
         self.index = store.index
@@ -75,7 +64,7 @@ class Compaction:
                 for row, sample, place in zip(rows, self.state.samples(ids), self.index.places(ids), strict=True):
                     if sample is None or sample.missing(row.fingerprints):
                         continue  # rejected, or still to be computed
-                    if place is None or place.holds(sample) != sample.finished:
+                    if place is None or held(place, sample) != sample.finished:
                         raise StoreError(f"sample {row.utterance.id!r} is finished but in no shard; please report this")
                     entry = entry_for(self.store.shards, row, sample.seconds, sample.lengths)
                     digest = entry_digest(entry)
@@ -117,46 +106,36 @@ class Compaction:
         for members in chunks_of(self.index.members(shard.serial), ROWS_TOGETHER):
             store.appender.append(self._encoded(members))
         self.index.forget([shard.serial])
-        store.stored.forget(shard.serial)
         store.removed(shard)
 
     def _encoded(self, members: Sequence[tuple[str, Place]]) -> list[Encoded]:
-        """Rows of a shard as blocks for their current splits."""
-        listed = self._listed([sample_id for sample_id, _ in members])
+        ids = json.dumps([sample_id for sample_id, _ in members])
+        listed = {sample_id: known for sample_id, *known in self.state.query(_SELECT_LISTED, ids)}
         rows: dict[str, list[tuple[Sample, StoredRow]]] = {}
         for sample_id, place in members:
-            known = listed.get(sample_id)
-            if known is None:
-                sample, split, digest = self._unlisted(sample_id, place), UNLISTED, b""
-                if sample is None:
-                    continue
+            if sample_id in listed:
+                split, digest, line, extra = listed[sample_id]
+                sample = self.store.sample(place)
+                if line is not None:  # the shard has another entry
+                    sample = Sample(Entry(parse_entry(line).record, None, extra), sample.arrays)
             else:
-                sample, split, digest = self.store.stored.sample(place), known.split, known.digest
-                if known.entry is not None:
-                    sample = Sample(known.entry, sample.arrays)
+                unlisted, split, digest = self._unlisted(sample_id, place), UNLISTED, b""
+                if unlisted is None:
+                    continue
+                sample = unlisted
             rows.setdefault(split, []).append((sample, StoredRow(sample_id, digest, {})))
         return [item for split, found in rows.items() for item in encoded(self.store, split, found)]
 
     def _unlisted(self, sample_id: str, place: Place) -> Sample | None:
         """A sample that is kept in case its row is added again; None if no build can use it."""
         try:
-            arrays = self.store.stored.sample(place).arrays
+            arrays = self.store.sample(place).arrays
         except StoreError:  # of other models, or damaged
             return None
         state = self.state.sample(sample_id)
         if state is None or state.finished != self.store.shards.schema.all_groups:
             return None
         return Sample(bare_entry(self.store.shards, sample_id, state.lengths), arrays)
-
-    def _listed(self, ids: Sequence[str]) -> dict[str, Listed]:
-        found = self.state.query(
-            "SELECT id, split, entry, line, extra FROM listed WHERE id IN (SELECT value FROM json_each(?))",
-            json.dumps(ids),
-        )
-        return {
-            sample_id: Listed(split, digest, None if line is None else Entry(parse_entry(line).record, None, extra))
-            for sample_id, split, digest, line, extra in found
-        }
 
     def places(self) -> dict[str, np.ndarray]:
         """The places of each split's samples, in source order: int64 (samples, columns of the format)."""
@@ -184,7 +163,6 @@ class Compaction:
 
 
 def encoded(store: ShardOutput, split: str, rows: Sequence[tuple[Sample, StoredRow]]) -> list[Encoded]:
-    """Samples of one split as blocks."""
     found, taken = [], 0
     for block in store.shards.encode([sample for sample, _ in rows]):
         found.append(Encoded(split, block, [row for _, row in rows[taken : taken + block.samples]]))

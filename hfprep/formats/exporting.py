@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from hfprep.formats.folders import atomic_folder
-from hfprep.formats.samples import SPLITS, Origin, SampleSet, lengths_of
+from hfprep.formats.samples import SPLITS, SampleSet, lengths_of
 from hfprep.formats.shards import ShardFormat, ShardOptions, SplitWriter
 from hfprep.io.chunks import chunks_of
 from hfprep.store.shard_index import Shard
@@ -28,8 +28,7 @@ def export(source: SampleSet, target: Path, shards: ShardFormat) -> dict[str, in
 
     Replaces an earlier set of that format. Raises StoreError if `target` contains anything else.
     """
-    origin = source.origin
-    origin = Origin(origin.stats, origin.fingerprints, shards.options.dtype, origin.schema)
+    origin = dataclasses.replace(source.origin, latents_dtype=shards.options.dtype)
     splits: dict[str, list[Shard]] = {}
     places: dict[str, np.ndarray] = {}
     with atomic_folder(target, shards.replaceable) as folder:
@@ -58,7 +57,7 @@ def _export_split(source: SampleSet, folder: Path, name: str, shards: ShardForma
                 number = place.shard.number
                 table.extend(shards.place_of((place.row, place.start, place.size), number, first_row, lengths))
         if not splits and shards.empty_splits:
-            writer.open_empty()
+            writer.opened()
         writer.finish()
     finally:
         writer.close()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hfprep.formats.positioned import LineFile
 from hfprep.formats.samples import NO_EXTRA
 from hfprep.io.atomic import write_lines
 from hfprep.io.json_text import is_encodable, json_text
@@ -50,31 +51,18 @@ def read_extra_fields(root: Path, ids: Iterable[str]) -> Iterator[str]:
     if not path.is_file():
         yield from (NO_EXTRA for _ in ids)
         return
-    offsets: dict[str, int] | None = None
+    lines: LineFile | None = None
     with open(path, "rb") as stream:
         for sample_id in ids:
-            if offsets is None:
+            if lines is None:
                 row = next((row for line in stream if (row := json.loads(line))["id"] == sample_id), None)
                 if row is not None:
                     yield row["extra"]
                     continue
-                offsets = _offsets(path)  # not in this order, or from another manifest
-            position = offsets.get(sample_id)
-            if position is None:
-                yield NO_EXTRA
-                continue
-            stream.seek(position)
-            yield json.loads(stream.readline())["extra"]
-
-
-def _offsets(path: Path) -> dict[str, int]:
-    """The offset of each id's line."""
-    offsets, position = {}, 0
-    with open(path, "rb") as stream:
-        for line in stream:
-            offsets[json.loads(line)["id"]] = position
-            position += len(line)
-    return offsets
+                lines = LineFile(path)  # not in this order, or from another manifest
+                numbers = {json.loads(line)["id"]: number for number, line in enumerate(lines.lines())}
+            number = numbers.get(sample_id)
+            yield NO_EXTRA if number is None else json.loads(lines.line(number))["extra"]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ sample that it lists as finished is complete.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import logging
@@ -63,7 +64,7 @@ from hfprep.store.layout import (
     Stage,
     json_line,
 )
-from hfprep.store.shard_index import UNLISTED
+from hfprep.store.shard_index import UNLISTED, held
 from hfprep.store.state import SampleState, State
 
 log = logging.getLogger(__name__)
@@ -74,10 +75,7 @@ SETTLED = "settled"  # state key: what the shards were last compacted for, and t
 
 @dataclass(frozen=True)
 class NpyStaging:
-    """Opens a stage for artifacts of the npy layout."""
-
     def open(self, folder: Path) -> Stage:
-        """A stage in a folder for this process."""
         return Stage(folder)
 
 
@@ -99,7 +97,6 @@ class NpyStore:
         self.val_ratio = val_ratio
 
     def publisher(self) -> Publisher:
-        """What makes batches final."""
         return Publisher(self.output, self.state, self.val_ratio)
 
     def finish(self, plan: PlannedRows, stop: Callable[[], bool]) -> bool:
@@ -108,7 +105,6 @@ class NpyStore:
         return True
 
     def read(self, column: str, ids: Sequence[str]) -> list[np.ndarray]:
-        """A column of these samples."""
         with ThreadPoolExecutor(READING_THREADS) as pool:
             return list(pool.map(lambda sample_id: self.output.read(column, sample_id), ids))
 
@@ -135,6 +131,13 @@ class ShardStore(ShardOutput):
         self._plan: PlannedRows | None = None
         self._compaction: Compaction | None = None
 
+    def take_place(self, known: str | None) -> None:
+        """Use the output's folder, and bring the state in line with it; `known` is the format of an earlier build."""
+        if known is None:
+            self.check_place()  # only now: later, the folder may have leftovers of a killed run
+        self.state.put(KEPT_FORMAT, self.name)
+        self.recover()
+
     def begin(self, plan: PlannedRows, val_ratio: float) -> None:
         """Choose the columns, and move samples from artifacts of the npy layout into shards."""
         self.val_ratio, self._plan = val_ratio, plan
@@ -150,11 +153,9 @@ class ShardStore(ShardOutput):
 
     @property
     def staging(self) -> ShardStaging:
-        """How workers serialise features."""
         return ShardStaging(self.shards, self.val_ratio)
 
     def publisher(self) -> "ShardPublisher":
-        """What makes batches final."""
         return ShardPublisher(self)
 
     def finish(self, plan: PlannedRows, stop: Callable[[], bool]) -> bool:
@@ -171,7 +172,6 @@ class ShardStore(ShardOutput):
         return known[1] if known is not None and complete and known[0] == self._mark() else None
 
     def _listed(self) -> Compaction:
-        """The compaction of the shards for the plan."""
         if self._compaction is None:
             assert self._plan is not None
             self._compaction = Compaction(self, self.val_ratio)
@@ -179,7 +179,6 @@ class ShardStore(ShardOutput):
         return self._compaction
 
     def _mark(self) -> str:
-        """A digest that identifies shards compacted for this plan."""
         assert self._plan is not None
         return digest([sha256_file(self._plan.path), self.val_ratio, self.shards.layout(), self._sums()]).hex()
 
@@ -199,7 +198,7 @@ class ShardStore(ShardOutput):
             places = places or self._listed().places()
             self.withdraw()
             splits = {name: self.index.shards(name) for name in SPLITS}
-            described = Origin(origin.stats, origin.fingerprints, self.shards.options.dtype, schema)
+            described = dataclasses.replace(origin, latents_dtype=self.shards.options.dtype, schema=schema)
             self.shards.describe(self.folder, splits, places, described)
             with atomic.explained(self.folder):
                 atomic.sync_folder(self.output.root)
@@ -211,10 +210,9 @@ class ShardStore(ShardOutput):
         return content
 
     def read(self, column: str, ids: Sequence[str]) -> list[np.ndarray]:
-        """A column of these samples."""
         group = [self.shards.schema.by_name[column].group]
         known = zip(ids, self.state.samples(ids), list(self.index.places(ids)), strict=True)
-        return [self.stored.arrays(x, sample or SampleState({}), place, group)[column] for x, sample, place in known]
+        return [self.arrays(x, sample or SampleState({}), place, group)[column] for x, sample, place in known]
 
     def published(self) -> None:
         """Called after each batch."""
@@ -236,7 +234,7 @@ class ShardStore(ShardOutput):
         for item, known, place in zip(rows, self.state.samples(ids), self.index.places(ids), strict=True):
             sample_id, sample = item.row.utterance.id, known or SampleState({})
             arrays = dict(item.arrays or {})
-            arrays |= self.stored.arrays(sample_id, sample, place, schema.all_groups - item.groups.keys())
+            arrays |= self.arrays(sample_id, sample, place, schema.all_groups - item.groups.keys())
             seconds = item.seconds if item.seconds is not None else sample.seconds
             entry = entry_for(self.shards, item.row, seconds, schema.lengths_of(arrays))
             stored = StoredRow(sample_id, entry_digest(entry), item.groups, item.seconds, item.row.source)
@@ -250,12 +248,11 @@ class ShardStore(ShardOutput):
         for sample_id, sample, place in zip(ids, self.state.samples(ids), list(self.index.places(ids)), strict=True):
             if sample is None or sample.finished != every:
                 continue
-            held = frozenset[str]() if place is None else place.holds(sample)
-            row = rows[sample_id]
-            if held == every:
+            row, in_shard = rows[sample_id], held(place, sample)
+            if in_shard == every:
                 taken.append(sample_id)  # a killed run did not get to delete them
-            elif not self.output.incomplete(sample_id, sample) - held:
-                arrays = self.stored.arrays(sample_id, sample, place, every)
+            elif not self.output.incomplete(sample_id, sample) - in_shard:
+                arrays = self.arrays(sample_id, sample, place, every)
                 if row is None:
                     split, mark, entry = UNLISTED, b"", bare_entry(self.shards, sample_id, sample.lengths)
                 elif sample.missing(row.fingerprints):
@@ -269,7 +266,6 @@ class ShardStore(ShardOutput):
         self.remove_artifacts(taken)
 
     def remove_artifacts(self, ids: Iterable[str]) -> None:
-        """Delete the artifacts of samples that are in a shard."""
         with atomic.explained(self.output.root):
             for sample_id in ids:
                 for path in self.output.artifacts(sample_id):
@@ -286,7 +282,6 @@ class ShardPublisher:
         self._files = {name: atomic.AppendedFile(store.output.root / name) for name in (PROGRESS, REJECTED)}
 
     def close(self) -> None:
-        """Close the files; published batches are already on disk."""
         for file in self._files.values():
             file.close()
 
@@ -346,8 +341,5 @@ def open_store(output: NpyOutput, state: State, formats: Sequence[str], max_shar
         log.warning("%s keeps its features as %s, as in earlier builds; %s is written in addition",
                     output.root, known, ", ".join(formats))  # fmt: skip
     store = ShardStore(output, state, known or formats[0], max_shard_bytes)
-    if known is None:
-        store.check_place()  # only now: later, the folder may have leftovers of a killed run
-    state.put(KEPT_FORMAT, store.name)
-    store.recover()
+    store.take_place(known)
     return store

@@ -20,7 +20,6 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 def unfinished_name(target: Path) -> Path:
-    """The temporary name of an unfinished folder."""
     return target.with_name(f".{target.name}.unfinished")
 
 

@@ -97,10 +97,8 @@ def push(
         api.upload_folder(
             repo_id=repo, repo_type="dataset", folder_path=folder, commit_message=message, delete_patterns=STALE
         )
-    except HfHubHTTPError as error:
+    except FAILURES as error:  # the Hub's own among them
         raise StoreError(_explanation(error, repo)) from error
-    except FAILURES as error:
-        raise StoreError(f"pushing to {repo} failed: {error}; push again to resume") from error
     shutil.rmtree(folder)
     return str(made)
 
@@ -130,7 +128,6 @@ def _export_folder(source: Path) -> Path:
 
 
 def _export(source: SampleSet, folder: Path, repo: str, options: PushOptions) -> None:
-    """Write everything that is uploaded into a new folder."""
     if folder.exists():
         shutil.rmtree(folder)
     export_shards(source, folder, options.format, options)
@@ -138,8 +135,8 @@ def _export(source: SampleSet, folder: Path, repo: str, options: PushOptions) ->
     (folder / CARD).write_text(card(source, repo, data_format=options.format, dtype=dtype), encoding="utf-8")
 
 
-def _explanation(error: HfHubHTTPError, repo: str) -> str:
-    status = error.response.status_code if error.response is not None else None
-    if status in UNAUTHORIZED:
+def _explanation(error: Exception, repo: str) -> str:
+    response = error.response if isinstance(error, HfHubHTTPError) else None
+    if response is not None and response.status_code in UNAUTHORIZED:
         return f"the Hub does not let this login write to {repo}: {error}; log in with a write token: {LOGIN}"
     return f"pushing to {repo} failed: {error}; push again to resume"

@@ -10,18 +10,30 @@ from pathlib import Path
 from typing import Any
 
 from hfprep.errors import ConfigError, StoreError
-from hfprep.formats.audio_files import audio_finder
 from hfprep.formats.formats import no_manifests
-from hfprep.formats.npy import MANIFESTS, LineFile, check_inside, is_npy_output
+from hfprep.formats.npy import MANIFESTS, check_inside, is_npy_output
+from hfprep.formats.positioned import LineFile
 from hfprep.formats.samples import parse_entry
+from hfprep.inputs.manifest.rows import AudioFinder
 from hfprep.io.atomic import write_lines
 from hfprep.io.object_storage import check_local, is_url
 from hfprep.io.references import file_of, moved, parse_reference
-from hfprep.store.layout import json_line
+from hfprep.store.layout import STATE_FILE, json_line
+from hfprep.store.state import read_value
+from hfprep.store.values import parse_paths
 
 RELATIVE, ABSOLUTE = "relative", "absolute"
 PATHS = (RELATIVE, ABSOLUTE)
 AUDIO_PATH = "audio_path"  # suffix of all audio fields; other fields that end in _path are arrays
+
+
+def audio_finder(output: Path, audio_root: Path | None) -> Callable[[str], str]:
+    """A function that finds a record's audio: below `audio_root`, or else as the build did, or else from the output."""
+    paths = None if audio_root is not None else read_value(output / STATE_FILE, "paths", parse_paths)
+    paths = paths or {}
+    manifest = paths.get("manifest")
+    found = Path(manifest) if manifest else (audio_root or output) / "manifest.jsonl"
+    return AudioFinder(found, paths.get("audio_root")).find
 
 
 def check_paths(paths: str) -> None:
@@ -106,8 +118,8 @@ def export_manifests(
 
 
 def _rewritten(lines: LineFile, writer: PathWriter) -> Iterator[bytes]:
-    for index in range(len(lines)):
+    for number, line in enumerate(lines.lines(), start=1):
         try:
-            yield json_line(writer(parse_entry(lines.line(index)).record))
+            yield json_line(writer(parse_entry(line).record))
         except ValueError as error:
-            raise StoreError(f"{lines.path}, line {index + 1}: {error}; run the build again") from None
+            raise StoreError(f"{lines.path}, line {number}: {error}; run the build again") from None

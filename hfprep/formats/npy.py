@@ -6,8 +6,8 @@ that a set was made from.
 
 import json
 import os
+import shutil
 import stat
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -18,10 +18,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from hfprep.errors import StoreError
-from hfprep.formats.extra_fields import extra_path, read_extra_fields, write_extra_fields
+from hfprep.formats.extra_fields import extra_path, read_extra_fields
 from hfprep.formats.folders import atomic_folder
-from hfprep.formats.positioned import PositionedFile
+from hfprep.formats.positioned import LineFile
 from hfprep.formats.samples import (
+    NO_EXTRA,
     SPLITS,
     Entry,
     Origin,
@@ -40,7 +41,7 @@ from hfprep.io.npy_format import parse_npy
 from hfprep.schema import Column, Schema
 from hfprep.store.fingerprints import parse_settings
 from hfprep.store.first_version import first_schema, width_column
-from hfprep.store.layout import IO_THREADS, PROGRESS, STATE_FILE, STATS, TRAIN, VAL, write_arrays
+from hfprep.store.layout import IO_THREADS, PROGRESS, STATE_FILE, STATS, TRAIN, VAL, json_line, write_arrays
 from hfprep.store.state import read_value
 from hfprep.store.statistics import read_stats, write_stats
 
@@ -49,33 +50,6 @@ CHUNK_SAMPLES = 256
 MAX_ARRAY_BYTES = 1 << 30
 
 Item = TypeVar("Item")
-
-
-class LineFile:
-    """Random access to the lines of a file, without keeping them in memory."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._offsets = array("q", [0])
-        self._file = PositionedFile(path)
-        for line in self.lines():
-            self._offsets.append(self._offsets[-1] + len(line))
-
-    def __len__(self) -> int:
-        return len(self._offsets) - 1
-
-    def lines(self) -> Iterator[bytes]:
-        """All lines, with their newlines."""
-        try:
-            with open(self.path, "rb") as stream:
-                yield from stream
-        except OSError as error:
-            raise StoreError(f"{self.path} cannot be read: {error.strerror or error}") from error
-
-    def line(self, index: int) -> bytes:
-        """The bytes of a line, with its newline."""
-        start, end = self._offsets[index], self._offsets[index + 1]
-        return self._file.read(start, end - start)
 
 
 class NpySplit(Split):
@@ -273,23 +247,23 @@ def export_npy(source: SampleSet, target: Path) -> dict[str, int]:
     with atomic_folder(target, lambda _: False) as folder, ThreadPoolExecutor(IO_THREADS) as pool:
         for column in source.schema.columns:
             (folder / column.name).mkdir()
-        extras = []
+        any_extra = False
         with ExitStack() as stack:
             progress = stack.enter_context(atomic.replacing(folder / PROGRESS))
+            extras = stack.enter_context(atomic.replacing(extra_path(folder)))
             for name in SPLITS:
                 counts[name] = 0
                 manifest = stack.enter_context(atomic.replacing(folder / MANIFESTS[name]))
-                kept = extra_path(folder).with_suffix(f".{name}")
-                extras.append(kept)
-                kept.parent.mkdir(exist_ok=True)
-                extra_file = stack.enter_context(open(kept, "wb"))
                 for chunk in chunks_of(source.split(name).samples(), CHUNK_SAMPLES):
                     _write_chunk(folder, source.schema, chunk, pool)
-                    manifest.writelines(sample.entry.line for sample in chunk)
-                    progress.writelines(sample.entry.id.encode() + b"\n" for sample in chunk)
-                    extra_file.writelines(_extra_line(sample.entry) for sample in chunk)
+                    entries = [sample.entry for sample in chunk]
+                    manifest.writelines(entry.line for entry in entries)
+                    progress.writelines(entry.id.encode() + b"\n" for entry in entries)
+                    extras.writelines(json_line({"id": entry.id, "extra": entry.extra}) for entry in entries)
+                    any_extra = any_extra or any(entry.extra != NO_EXTRA for entry in entries)
                     counts[name] += len(chunk)
-        _join_extras(folder, extras)
+        if not any_extra:
+            shutil.rmtree(extra_path(folder).parent)
         stats, schema = source.origin.stats, source.origin.schema
         if schema is not None and (stats or {}).get("schema") is None:
             stats = (stats or {}) | {"schema": schema.record()}
@@ -310,27 +284,6 @@ def _exported_before(source: SampleSet, target: Path) -> dict[str, int] | None:
                 return None
         counts[name] = len(lines)
     return counts
-
-
-def _extra_line(entry: Entry) -> bytes:
-    return json.dumps([entry.id, entry.extra]).encode() + b"\n"
-
-
-def _join_extras(folder: Path, parts: Sequence[Path]) -> None:
-    """Concatenate the files of other fields: train, then validation, each in source order."""
-
-    def rows() -> Iterable[tuple[str, str]]:
-        for part in parts:
-            with open(part, "rb") as stream:
-                for line in stream:
-                    sample_id, extra = json.loads(line)
-                    yield sample_id, extra
-
-    write_extra_fields(folder, rows())
-    for part in parts:
-        part.unlink()
-    if not extra_path(folder).exists():
-        extra_path(folder).parent.rmdir()
 
 
 def _write_chunk(folder: Path, schema: Schema, chunk: Sequence[Sample], pool: ThreadPoolExecutor) -> None:

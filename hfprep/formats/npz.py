@@ -18,7 +18,8 @@ import numpy as np
 
 from hfprep.errors import StoreError
 from hfprep.formats.folders import atomic_folder
-from hfprep.formats.npy import MAX_ARRAY_BYTES, LineFile, check_inside, file_content, npy_origin
+from hfprep.formats.npy import MAX_ARRAY_BYTES, check_inside, file_content, npy_origin
+from hfprep.formats.positioned import LineFile
 from hfprep.formats.samples import SPLITS, Entry, Sample, SampleSet, Split, checked, parse_entry, safe_id
 from hfprep.io import atomic
 from hfprep.io.chunks import chunks_of

@@ -13,16 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from hfprep.errors import HfprepError
-from hfprep.formats.manifest_paths import PathWriter
-from hfprep.formats.npy import MANIFESTS, LineFile, is_npy_output
+from hfprep.formats.npy import MANIFESTS, is_npy_output
 from hfprep.formats.npz import is_npz_export
-from hfprep.formats.pair_records import pair_record, pair_schema
-from hfprep.formats.pairs import PAIR_MANIFESTS, PairCounts, PairOptions, path_writer, write_pairs
+from hfprep.formats.pairs import PAIR_MANIFESTS, PairCounts, PairMaker, PairOptions, pair_maker, write_pairs
+from hfprep.formats.positioned import LineFile
 from hfprep.formats.samples import parse_entry
 from hfprep.io.atomic import write_json
 from hfprep.io.file_hashes import sha256_file
 from hfprep.io.json_file import DAMAGED, read_json
-from hfprep.schema import Schema
 from hfprep.store.layout import PRIVATE
 
 RECORD = "pairs.json"
@@ -34,11 +32,6 @@ class PairSet:
 
     options: PairOptions
     manifests: dict[str, str]
-
-    @property
-    def files(self) -> dict[str, str]:
-        """File names by split."""
-        return self.options.names
 
 
 @dataclass(frozen=True)
@@ -57,7 +50,7 @@ def make_pairs(output: Path, options: PairOptions) -> dict[str, PairCounts]:
         return write_pairs(output, options)
     before = manifest_hashes(output) if is_npy_output(output) else {}
     counts = write_pairs(output, options)
-    others = [made for made in known_pairs(output) if made.files != options.names]
+    others = [made for made in known_pairs(output) if made.options.names != options.names]
     _remember(output, [*others, PairSet(options, before)])
     return counts
 
@@ -73,14 +66,14 @@ def known_pairs(output: Path) -> list[PairSet]:
 def _parse_sets(record: Any) -> list[PairSet]:
     """The recorded pair sets. Raises an error for anything else."""
     sets = [PairSet(PairOptions(**made["options"]), dict(made["manifests"])) for made in record["sets"]]
-    if not all(isinstance(name, str) for made in sets for name in made.files.values()):
+    if not all(isinstance(name, str) for made in sets for name in made.options.names.values()):
         raise TypeError("the name of a file is not text")
     return sets
 
 
 def pair_files(output: Path) -> dict[str, str]:
     """Existing pair files as {file name: split}: recorded ones, and those with the default names."""
-    names = {name: split for made in known_pairs(output) for split, name in made.files.items()}
+    names = {name: split for made in known_pairs(output) for split, name in made.options.names.items()}
     names |= {name: split for split, name in PAIR_MANIFESTS.items()}
     return {name: split for name, split in names.items() if (output / name).is_file()}
 
@@ -97,11 +90,11 @@ def renew_pairs(output: Path) -> list[str]:
         if made.manifests == present:
             kept.append(made)
             continue
-        names = ", ".join(made.files.values())
+        names = ", ".join(made.options.names.values())
         try:
             counts = write_pairs(output, made.options)
         except HfprepError as error:
-            _remove(output, made.files.values())
+            _remove(output, made.options.names.values())
             lines.append(f"removed {names}: the samples have changed, and pairs can no longer be made: {error}")
         else:
             kept.append(PairSet(made.options, present))
@@ -109,7 +102,7 @@ def renew_pairs(output: Path) -> list[str]:
             lines.append(f"made {names} again, because the samples have changed: {pairs} pairs")
     if kept != known:
         _remember(output, kept)
-    remembered = {name for made in known for name in made.files.values()}
+    remembered = {name for made in known for name in made.options.names.values()}
     unknown = [name for name in pair_files(output) if name not in remembered]
     if any(next(pair_problems(output, name), None) for name in unknown):
         _remove(output, unknown)
@@ -124,18 +117,16 @@ def pair_problems(output: Path, name: str) -> Iterator[PairProblem]:
     if not manifest.is_file():
         yield PairProblem(name, 1, None, f"its manifest {manifest.name} does not exist")
         return
-    records = _Records(manifest, pair_schema(output))
-    made = next((made for made in known_pairs(output) if name in made.files.values()), None)
-    writer = None if made is None else path_writer(output, made.options)
-    lines = LineFile(output / name)
-    for index in range(len(lines)):
+    made = next((made for made in known_pairs(output) if name in made.options.names.values()), None)
+    records = _Records(manifest, pair_maker(output, None if made is None else made.options))
+    for number, line in enumerate(LineFile(output / name).lines(), start=1):
         try:
-            pair = json.loads(lines.line(index))
-            pair_id, message = pair["id"], records.problem(pair, writer)
+            pair = json.loads(line)
+            pair_id, message = pair["id"], records.problem(pair)
         except DAMAGED as error:
             pair_id, message = None, f"is not a pair ({error!r})"
         if message is not None:
-            yield PairProblem(name, index + 1, pair_id if isinstance(pair_id, str) else None, message)
+            yield PairProblem(name, number, pair_id if isinstance(pair_id, str) else None, message)
 
 
 def manifest_hashes(output: Path) -> dict[str, str]:
@@ -144,39 +135,32 @@ def manifest_hashes(output: Path) -> dict[str, str]:
 
 
 class _Records:
-    """The records of a manifest by id, read from the file on demand."""
+    """The records of a manifest by id, read from the file on demand; lines without an id are in no valid pair."""
 
-    def __init__(self, manifest: Path, schema: Schema) -> None:
+    def __init__(self, manifest: Path, make: PairMaker) -> None:
         self._name = manifest.name
-        self._schema = schema
+        self._make = make
         self._lines = LineFile(manifest)
-        self._places = dict(self._readable())
-
-    def _readable(self) -> Iterator[tuple[str, int]]:
-        """The id and number of each line that has an id; the others are in no valid pair."""
-        for index in range(len(self._lines)):
+        self._places: dict[str, int] = {}
+        for index, line in enumerate(self._lines.lines()):
             with contextlib.suppress(*DAMAGED):
-                sample_id = self._record(index)["id"]
+                sample_id = parse_entry(line).record["id"]
                 if isinstance(sample_id, str):
-                    yield sample_id, index
+                    self._places[sample_id] = index
 
-    def problem(self, pair: dict[str, Any], writer: PathWriter | None) -> str | None:
+    def problem(self, pair: dict[str, Any]) -> str | None:
         """What is wrong with a pair; None if it equals the pair that its records give."""
         found = {}
         for role in ("prompt", "target"):
             place = self._places.get(pair[f"{role}_id"])
             if place is None:
                 return f"{role}_id {pair[f'{role}_id']!r} is not in {self._name}"
-            found[role] = self._record(place)
-        expected = pair_record(self._schema, found["prompt"], found["target"] | {"speaker": pair["speaker"]})
-        expected = expected if writer is None else writer(expected)
+            found[role] = parse_entry(self._lines.line(place)).record
+        expected = self._make(found["prompt"], found["target"] | {"speaker": pair["speaker"]})
         other = [name for name in expected if pair.get(name) != expected[name]]
         if not other:
             return None
         return f"{other[0]} is {pair.get(other[0])!r}, but {self._name} says {expected[other[0]]!r}"
-
-    def _record(self, index: int) -> dict[str, Any]:
-        return parse_entry(self._lines.line(index)).record
 
 
 def _remove(output: Path, names: Any) -> None:

@@ -4,25 +4,27 @@ Writes train_pairs.jsonl and val_pairs.jsonl into an npy output or a folder of .
 choice depends only on the ids, the options and the seed. Keeps a few bytes per record in memory, not the records.
 """
 
+import math
 import random
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hfprep.errors import ConfigError, StoreError
 from hfprep.formats.formats import no_manifests, open_set
 from hfprep.formats.manifest_paths import ABSOLUTE, RELATIVE, PathWriter, check_paths
-from hfprep.formats.npy import MANIFESTS, LineFile, is_npy_output
+from hfprep.formats.npy import MANIFESTS, is_npy_output
 from hfprep.formats.npz import UTTERANCES, export_npz, is_npz_export
-from hfprep.formats.pair_choice import cross_lingual_pairs, speaker_pairs
 from hfprep.formats.pair_records import npz_pair_record, pair_record, pair_schema
-from hfprep.formats.samples import length_in, parse_entry, parse_schema
+from hfprep.formats.positioned import LineFile
+from hfprep.formats.samples import length_in, parse_entry
 from hfprep.io.atomic import check_writable, write_lines
 from hfprep.io.json_file import DAMAGED
-from hfprep.store.first_version import first_schema
+from hfprep.schema import Schema
 from hfprep.store.layout import REJECTED, json_line
 from hfprep.store.statistics import read_stats
 
@@ -30,6 +32,8 @@ PAIR_MANIFESTS = {"train": "train_pairs.jsonl", "validation": "val_pairs.jsonl"}
 ELSEWHERE = "pairs can be made in another folder: hfprep {} {} DIR, then hfprep pairs DIR"
 FORMS = ("auto", "arrays", "npz")
 NPZ_FOLDER = "npz"
+# The fewest and most text ids and codes of an utterance in pairs, by the name of the length.
+Limits = Mapping[str, tuple[int, float]]
 TAKEN = {*MANIFESTS.values(), *UTTERANCES.values(), REJECTED}
 
 
@@ -79,13 +83,7 @@ class PairOptions:
 
     @property
     def names(self) -> dict[str, str]:
-        """The file names by split."""
         return {"train": self.train_output_name, "validation": self.val_output_name}
-
-    @property
-    def audio_folder(self) -> Path | None:
-        """The folder that audio paths are relative to."""
-        return None if self.audio_root is None else Path(self.audio_root)
 
 
 @dataclass(frozen=True)
@@ -151,13 +149,16 @@ def write_pairs(output: Path, options: PairOptions | None = None) -> dict[str, P
             "be id:EXPRESSION, or put `speaker` into the source manifest, then build and export again"
         )
     stats = read_stats(output) or {}
-    limits = _Limits.of(options, stats)
+    limits = _limits_of(options, pair_schema(output))
     manifests = {name: output / manifest for name, manifest in (UTTERANCES if npz else MANIFESTS).items()}
     apart = npz and not options.cross_lingual
-    splits = {name: _Speakers.read(manifest, options, limits, apart=apart) for name, manifest in manifests.items()}
+    splits = {
+        name: _Speakers(manifest, options.speaker_from, limits, apart=apart) for name, manifest in manifests.items()
+    }
     chosen = {name: speakers.choose(options) for name, speakers in splits.items()}
     _check_pairs(manifests, splits, chosen, stats)
-    make = _npz_maker(output, options) if npz else _maker(output, options)
+    folder = output.absolute() if options.paths == ABSOLUTE else None
+    make = partial(npz_pair_record, folder=folder) if npz else pair_maker(output, options)
     counts = {}
     for name, speakers in splits.items():
         write_lines(output / options.names[name], speakers.lines(chosen[name], make))
@@ -185,30 +186,16 @@ def folder_for_pairs(output: Path, form: str) -> Path:
     return output / NPZ_FOLDER
 
 
-def path_writer(output: Path, options: PairOptions) -> PathWriter | None:
-    """What makes the paths in pairs absolute, if that is requested."""
-    return PathWriter(output, output, ABSOLUTE, options.audio_folder) if options.paths == ABSOLUTE else None
-
-
 PairMaker = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
 
 
-def _maker(output: Path, options: PairOptions) -> PairMaker:
-    """A function from the records of a prompt and a target to the record of the pair."""
+def pair_maker(output: Path, options: PairOptions | None) -> PairMaker:
+    """A function from the records of a prompt and a target to the record of the pair, with the paths of `options`."""
     schema = pair_schema(output)
-    write = path_writer(output, options)
-
-    def make(prompt: dict[str, Any], target: dict[str, Any]) -> dict[str, Any]:
-        pair = pair_record(schema, prompt, target)
-        return pair if write is None else write(pair)
-
-    return make
-
-
-def _npz_maker(output: Path, options: PairOptions) -> PairMaker:
-    """The same for .npz files."""
-    folder = output.absolute() if options.paths == ABSOLUTE else None
-    return lambda prompt, target: npz_pair_record(prompt, target, folder)
+    if options is None or options.paths != ABSOLUTE:
+        return partial(pair_record, schema)
+    write = PathWriter(output, output, ABSOLUTE, None if options.audio_root is None else Path(options.audio_root))
+    return lambda prompt, target: write(pair_record(schema, prompt, target))
 
 
 def _check_pairs(
@@ -228,27 +215,12 @@ def _check_pairs(
             )
 
 
-@dataclass(frozen=True)
-class _Limits:
-    """The most text ids and codes of an utterance in pairs; None if the samples do not have the length."""
-
-    text_len: int | None
-    code_len: int | None
-
-    @classmethod
-    def of(cls, options: PairOptions, stats: dict[str, Any]) -> "_Limits":
-        said = (parse_schema(stats.get("schema")) or first_schema(0)).limits
-        return cls(options.max_text_len or said.get("text_len"), options.max_code_len or said.get("code_len"))
-
-    def exceeded(self, record: dict[str, Any]) -> bool:
-        """Whether an utterance exceeds a limit."""
-        limits = {"text_len": self.text_len, "code_len": self.code_len}
-        return any(length_in(record, name, 0) > most for name, most in limits.items() if most is not None)
-
-
-def _long_enough(record: dict[str, Any], options: PairOptions) -> bool:
-    minima = {"text_len": options.min_text_len, "code_len": options.min_code_len}
-    return all(length_in(record, name, least) >= least for name, least in minima.items())
+def _limits_of(options: PairOptions, schema: Schema) -> Limits:
+    known: dict[str, float] = dict(schema.limits)
+    return {
+        "text_len": (options.min_text_len, options.max_text_len or known.get("text_len", math.inf)),
+        "code_len": (options.min_code_len, options.max_code_len or known.get("code_len", math.inf)),
+    }
 
 
 class _Speakers:
@@ -257,39 +229,35 @@ class _Speakers:
     `languages` has the language of each line.
     """
 
-    def __init__(self, lines: LineFile) -> None:
-        self.lines_of = lines
+    def __init__(self, manifest: Path, speaker_from: str | None, limits: Limits, *, apart: bool) -> None:
+        self.lines_of = LineFile(manifest)
         self.members: dict[tuple[str, str], list[int]] = {}
         self.languages: list[str] = []
         self.overlong = 0
-
-    @classmethod
-    def read(cls, manifest: Path, options: PairOptions, limits: _Limits, *, apart: bool) -> "_Speakers":
-        lines, missing = LineFile(manifest), list[str]()
-        speakers, speaker_of = cls(lines), speaker_reader(options.speaker_from)
-        for index in range(len(lines)):
+        missing, speaker_of = [], speaker_reader(speaker_from)
+        for index, line in enumerate(self.lines_of.lines()):
             try:
-                record = parse_entry(lines.line(index)).record
+                record = parse_entry(line).record
                 sample_id, speaker = record["id"], speaker_of(record)
-                overlong, long_enough = limits.exceeded(record), _long_enough(record, options)
+                lengths = {name: length_in(record, name) for name in limits if name in record}
             except DAMAGED as error:
                 message = f"{manifest}, line {index + 1}: {error}; run the build again to repair it"
                 raise StoreError(message) from None
             language = str(record.get("language") or record.get("lang") or "").lower()
-            speakers.languages.append(sys.intern(language))
+            self.languages.append(sys.intern(language))
             if not speaker:
                 missing.append(sample_id)
-            elif overlong:
-                speakers.overlong += 1
-            elif long_enough:
-                speakers.members.setdefault((str(speaker), language if apart else ""), []).append(index)
+            elif any(length > limits[name][1] for name, length in lengths.items()):
+                self.overlong += 1
+            elif all(length >= limits[name][0] for name, length in lengths.items()):
+                self.members.setdefault((str(speaker), language if apart else ""), []).append(index)
         if missing:
             raise StoreError(
-                f"{len(missing)} of {len(lines)} utterances in {manifest} have no speaker (such as {missing[0]!r}); "
-                "put `speaker` into the source manifest and build again (nothing is recomputed), or say how to read "
-                "it: --speaker-from folder, --speaker-from 'id:^([^_]+)_' or --speaker-from 'audio:EXPRESSION'"
+                f"{len(missing)} of {len(self.lines_of)} utterances in {manifest} have no speaker (such as "
+                f"{missing[0]!r}); put `speaker` into the source manifest and build again (nothing is recomputed), or "
+                "say how to read it: --speaker-from folder, --speaker-from 'id:^([^_]+)_' or --speaker-from "
+                "'audio:EXPRESSION'"
             )
-        return speakers
 
     def choose(self, options: PairOptions) -> dict[int, list[int]]:
         """The prompts of each target, as line numbers; targets in source order."""
@@ -309,13 +277,11 @@ class _Speakers:
         return dict(sorted(chosen.items()))
 
     def counts(self, chosen: dict[int, list[int]]) -> PairCounts:
-        """The counts for these choices."""
         alone = sum(1 for members in self.members.values() if len(members) < 2)
         speakers = len({speaker for speaker, _ in self.members})
         return PairCounts(sum(map(len, chosen.values())), len(chosen), speakers, alone, self.overlong)
 
     def lines(self, chosen: dict[int, list[int]], make: PairMaker) -> Iterator[bytes]:
-        """The lines of the pair file."""
         speaker_of = {index: speaker for (speaker, _), members in self.members.items() for index in members}
         for target, prompts in chosen.items():
             record = parse_entry(self.lines_of.line(target)).record | {"speaker": speaker_of[target]}
@@ -332,3 +298,46 @@ def _even_shares(most: dict[tuple[str, str], int], total: int | None) -> dict[tu
         shares[speaker] = min(available, left // (len(most) - done))
         left -= shares[speaker]
     return shares
+
+
+def speaker_pairs(members: Sequence[int], count: int, generator: random.Random) -> dict[int, list[int]]:
+    """`count` distinct pairs of a speaker, prompts by target: all targets get a first prompt, then a second."""
+    order = generator.sample(members, len(members))
+    pairs: dict[int, list[int]] = {}
+    offsets = generator.sample(range(1, len(order)), len(order) - 1) if len(order) > 1 else []
+    for number in range(count):
+        place, lap = number % len(order), number // len(order)
+        prompt = order[(place + offsets[lap]) % len(order)]
+        pairs.setdefault(order[place], []).append(prompt)
+    return pairs
+
+
+def cross_lingual_pairs(
+    members: Sequence[int], languages: Sequence[str], count: int, generator: random.Random
+) -> dict[int, list[int]]:
+    """The same for a speaker of several languages: a target's first prompt is in another one, its second in the same.
+
+    When one kind runs out, the other is used. `languages` is indexed by position.
+    """
+    order = generator.sample(members, len(members))
+    own: dict[str, list[int]] = {}
+    for member in order:
+        own.setdefault(languages[member], []).append(member)
+    others = {language: [member for member in order if languages[member] != language] for language in own}
+    ranks = {member: rank for group in own.values() for rank, member in enumerate(group)}
+    pairs: dict[int, list[int]] = {}
+    for number in range(count):
+        target, lap = order[number % len(order)], number // len(order)
+        same, other, rank = own[languages[target]], others[languages[target]], ranks[target]
+        crossed = _crossed(lap, len(same) - 1, len(other))
+        if _crossed(lap + 1, len(same) - 1, len(other)) > crossed:
+            prompt = other[(rank + crossed) % len(other)]
+        else:
+            prompt = same[(rank + 1 + lap - crossed) % len(same)]
+        pairs.setdefault(target, []).append(prompt)
+    return pairs
+
+
+def _crossed(laps: int, same: int, other: int) -> int:
+    """The number of a target's first `laps` prompts that are in another language."""
+    return min(max((laps + 1) // 2, laps - same), other)

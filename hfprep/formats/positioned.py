@@ -1,8 +1,9 @@
-"""Reads a file by position from several threads and processes at once."""
+"""Reads a file by position, or by line, from several threads and processes at once."""
 
 import os
 import threading
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +45,30 @@ class PositionedFile:
     def __del__(self, close: Callable[[int], None] = os.close) -> None:  # bound here: at exit, `os` may be gone
         if self._descriptor is not None:
             close(self._descriptor)
+
+
+class LineFile:
+    """Random access to the lines of a file, without keeping them in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offsets = array("q", [0])
+        self._file = PositionedFile(path)
+        for line in self.lines():
+            self._offsets.append(self._offsets[-1] + len(line))
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def lines(self) -> Iterator[bytes]:
+        """All lines, with their newlines."""
+        try:
+            with open(self.path, "rb") as stream:
+                yield from stream
+        except OSError as error:
+            raise StoreError(f"{self.path} cannot be read: {error.strerror or error}") from error
+
+    def line(self, index: int) -> bytes:
+        """The bytes of a line, with its newline."""
+        start, end = self._offsets[index], self._offsets[index + 1]
+        return self._file.read(start, end - start)

@@ -44,7 +44,6 @@ class RemoteStore(ShardStore):
             self.mirror.send(path, self.name_of(shard), path.unlink)
 
     def published(self) -> None:
-        """Called after each batch."""
         self.mirror.snapshot_if_due(self.state)
 
     def path(self, shard: Shard) -> Path:
@@ -142,8 +141,5 @@ def open_remote(
     if known is not None and known not in formats:
         log.warning("%s keeps its features as %s, as in earlier builds", mirror.url, known)
     store = RemoteStore(output, state, known or formats[0], max_shard_bytes, mirror)
-    if known is None:
-        store.check_place()  # only now: later, the folder may have leftovers of a killed run
-    state.put(KEPT_FORMAT, store.name)
-    store.recover()
+    store.take_place(known)
     return store

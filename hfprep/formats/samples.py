@@ -34,13 +34,8 @@ def lengths_of(schema: Schema, record: Mapping[str, Any]) -> dict[str, int]:
     return {name: length_in(record, name) for name in schema.lengths}
 
 
-def length_in(record: Mapping[str, Any], name: str, default: int | None = None) -> int:
-    """A length in a record, or `default` if there is one and no such length.
-
-    Raises KeyError, TypeError or ValueError for anything else.
-    """
-    if name not in record and default is not None:
-        return default
+def length_in(record: Mapping[str, Any], name: str) -> int:
+    """A length in a record; raises KeyError, TypeError or ValueError for anything else."""
     length = record[name]
     if type(length) is not int or not 0 <= length <= MAX_LENGTH:
         raise ValueError(f"{name} is {str(length)[:80]}; it must be a whole number")

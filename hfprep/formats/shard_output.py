@@ -5,13 +5,16 @@ folder a set are removed before anything in it changes, and written again when t
 not in the manifest are in shards in the private folder.
 """
 
+import dataclasses
 import logging
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -19,15 +22,14 @@ from hfprep.errors import StoreError
 from hfprep.formats.appending import Appender
 from hfprep.formats.arrow_writer import ArrowOptions, ArrowShards, Survey
 from hfprep.formats.index import PLACES
-from hfprep.formats.samples import NO_EXTRA, Entry
-from hfprep.formats.shards import OPEN, ShardFormat, found_path, open_path
-from hfprep.formats.stored import StoredSamples
+from hfprep.formats.samples import NO_EXTRA, Entry, Sample
+from hfprep.formats.shards import OPEN, ReadSample, ShardFormat, found_path, open_path
 from hfprep.formats.webdataset_writer import WebDatasetOptions, WebDatasetShards
 from hfprep.io import atomic
 from hfprep.io.chunks import chunks_of
 from hfprep.store.layout import NpyOutput, PlannedRow
-from hfprep.store.shard_index import SHARDS, UNLISTED, Shard, ShardIndex
-from hfprep.store.state import SELECTED_TOGETHER, State
+from hfprep.store.shard_index import SHARDS, UNLISTED, Place, Shard, ShardIndex, held
+from hfprep.store.state import SELECTED_TOGETHER, SampleState, State
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ _ELSEWHERE = """
 SELECT id FROM samples LEFT JOIN places USING (id)
 WHERE samples.finished != '{}' AND typeof(samples.id) = 'text' AND (places.id IS NULL OR places.stale != '[]')
 """
+OPEN_SHARDS = 4  # for reading
 FIRST_LAYOUT = "0.1.0"  # of shards that the current version would write differently
 SUFFIXES = {"arrow": ".arrow", "webdataset": ".tar"}
 
@@ -73,9 +76,8 @@ class ShardOutput:
         return self.output.private / SHARDS
 
     def use(self, survey: Survey) -> None:
-        """Use the columns of a survey."""
         self.shards = _format(self.name, self.output, self.max_shard_bytes, survey)
-        self.stored = StoredSamples(self.output, self.index, self.shards, self.path, self.released)
+        self._open: OrderedDict[int, ReadSample] = OrderedDict()
         self.appender = Appender(
             self.index,
             self.shards,
@@ -86,7 +88,6 @@ class ShardOutput:
         )
 
     def folder_of(self, split: str) -> Path:
-        """The folder of a split's shards."""
         return self.private if split == UNLISTED else self.folder
 
     def place(self, shard: Shard) -> Path:
@@ -97,6 +98,33 @@ class ShardOutput:
         """The file of a shard, for reading."""
         return self.place(shard)
 
+    def sample(self, place: Place) -> Sample:
+        """The sample at a place; raises StoreError if it cannot be read. The last shards stay open."""
+        read = self._open.get(place.shard)
+        if read is None:
+            shard = next(shard for shard in self.index.shards() if shard.serial == place.shard)
+            read = self._open[place.shard] = self.shards.reader(self.path(shard))
+            if len(self._open) > OPEN_SHARDS:
+                self.released(self._open.popitem(last=False)[0])
+        self._open.move_to_end(place.shard)
+        return read(place.row, place.start, place.size)
+
+    def arrays(
+        self, sample_id: str, sample: SampleState, place: Place | None, groups: Iterable[str]
+    ) -> dict[str, np.ndarray]:
+        """The columns of these groups that the state lists, from a shard, from artifacts, or partly from both.
+
+        Raises StoreError if one cannot be read.
+        """
+        wanted = self.shards.schema.columns_of(groups)
+        in_shard, found = held(place, sample), {}
+        if place is not None and any(column.group in in_shard for column in wanted):
+            found = self.sample(place).arrays
+        return {
+            column.name: found[column.name] if column.group in in_shard else self.output.read(column.name, sample_id)
+            for column in wanted
+        }
+
     def released(self, serial: int) -> None:
         """Called when a shard is no longer read."""
 
@@ -106,6 +134,7 @@ class ShardOutput:
 
     def removed(self, shard: Shard) -> None:
         """Called when the state no longer lists a shard; deletes its file."""
+        self._open.pop(shard.serial, None)
         path = self.place(shard)
         with atomic.explained(path):
             path.unlink(missing_ok=True)
@@ -124,7 +153,7 @@ class ShardOutput:
             if sorted(map(repr, known.extra)) == sorted(map(repr, survey.extra)):
                 survey.extra = known.extra  # a different order is not a different layout
                 survey.exact_extras = any(survey.exact_extra(entry) for entry in entries())
-        self.state.put(SURVEY, survey.record())
+        self.state.put(SURVEY, dataclasses.asdict(survey))
         self.use(survey)
         self.recognise()
 
@@ -204,8 +233,7 @@ class ShardOutput:
             missing = []
             for sample_id, sample, place in zip(ids, self.state.samples(ids), self.index.places(ids), strict=True):
                 if sample is not None:
-                    held = frozenset[str]() if place is None else place.holds(sample)
-                    missing.append((sample_id, self.output.incomplete(sample_id, sample) - held))
+                    missing.append((sample_id, self.output.incomplete(sample_id, sample) - held(place, sample)))
             with self.state.transaction():
                 self.state.begin((sample_id, groups) for sample_id, groups in missing if groups)
 

@@ -24,7 +24,6 @@ from hfprep.store.shard_index import Shard
 MAX_SHARD_BYTES = 500 * 10**6
 OPEN = ".open"
 BLOCKS_IN_A_SHARD = 8  # a block is at most this fraction of a shard, so that shards get close to the requested size
-READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +56,9 @@ class ShardOptions:
             raise ConfigError(f"--dtype is {self.dtype!r}; it must be {' or '.join(DTYPES)}")
 
 
-class ShardReader(ABC):
-    """Reads samples from a shard, closed or open."""
-
-    @abstractmethod
-    def sample(self, row: int, start: int, size: int) -> Sample:
-        """The sample at a place; raises StoreError if it cannot be read."""
+# Reads the sample at a place of a shard, closed or open: its row, and the start and size of its block.
+# Raises StoreError if it cannot be read.
+ReadSample = Callable[[int, int, int], Sample]
 
 
 class ShardFormat(ABC):
@@ -82,12 +78,10 @@ class ShardFormat(ABC):
 
     @property
     def head(self) -> bytes:
-        """The start of a shard."""
         return b""
 
     @property
     def max_samples(self) -> int | None:
-        """The maximum number of samples per shard."""
         return None
 
     @abstractmethod
@@ -103,7 +97,7 @@ class ShardFormat(ABC):
         """Serialise samples to blocks, in order. Raises StoreError if one cannot be stored with these options."""
 
     @abstractmethod
-    def reader(self, path: Path) -> ShardReader:
+    def reader(self, path: Path) -> ReadSample:
         """A reader for a shard's file; raises StoreError if it cannot be read."""
 
     @abstractmethod
@@ -166,10 +160,8 @@ class ShardFile:
         with atomic.explained(path):
             descriptor = os.open(path, os.O_RDWR | os.O_APPEND | atomic.NO_LINK)
             os.ftruncate(descriptor, used)
-            digest, position = hashlib.sha256(), 0
-            while data := os.pread(descriptor, READ_BYTES, position):
-                digest.update(data)
-                position += len(data)
+            with open(descriptor, "rb", closefd=False) as stream:
+                digest = hashlib.file_digest(stream, "sha256")
         return cls(path, descriptor, digest)
 
     def append(self, data: bytes) -> None:
@@ -181,7 +173,6 @@ class ShardFile:
             atomic.observe("after-append", self.path)
 
     def sync(self) -> None:
-        """Make appended data durable."""
         with atomic.explained(self.path):
             atomic.sync_file(self._descriptor, self.path)
 
@@ -195,14 +186,12 @@ class ShardFile:
         return str(self._digest.hexdigest())
 
     def close(self) -> None:
-        """Close the file."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
 
 def open_path(folder: Path, name: str) -> Path:
-    """The path of the shard while it is open."""
     return folder / f"{name}{OPEN}"
 
 
@@ -236,7 +225,7 @@ class SplitWriter:
                 self._write(waiting)
                 waiting = []
                 self.finish()
-            shard = self._opened()
+            shard = self.opened()
             rows = range(shard.samples, shard.samples + block.samples)
             places += [Appended(shard, row, shard.used, len(block.data)) for row in rows]
             shard.samples += block.samples
@@ -254,21 +243,15 @@ class SplitWriter:
     def finish(self) -> None:
         """Close the open shard, if there is one."""
         if self.current is None and self.resumed is not None and not self.resumed.closed:
-            self._opened()
+            self.opened()
         self.resumed, shard = None, self.current
         if shard is None or self._file is None:
             return
-        tail = self.shards.tail
-        if tail:
-            self._file.append(tail)
-        shard.num_bytes = shard.used + len(tail)
+        self._file.append(self.shards.tail)
+        shard.num_bytes = shard.used + len(self.shards.tail)
         shard.sha256 = self._file.finish(self.folder / shard.name)
         self.closed.append(shard)
         self.current = self._file = None
-
-    def open_empty(self) -> None:
-        """Start a shard if none is open, for formats that need one in an empty split."""
-        self._opened()
 
     def close(self) -> None:
         """Close the file of the open shard, which stays an open shard."""
@@ -284,7 +267,8 @@ class SplitWriter:
         within = shard.used + len(block.data) + len(self.shards.tail) <= self.shards.options.max_shard_bytes
         return within and (most is None or shard.samples + block.samples <= most)
 
-    def _opened(self) -> Shard:
+    def opened(self) -> Shard:
+        """The open shard; one is started if there is none."""
         if self.current is None:
             resumed, self.resumed = self.resumed, None
             self.current = shard = resumed or self.new()

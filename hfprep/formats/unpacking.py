@@ -14,7 +14,7 @@ from hfprep.formats.shard_output import ShardOutput
 from hfprep.io import atomic
 from hfprep.io.chunks import chunks_of
 from hfprep.store.layout import IO_THREADS, NpyOutput, put_in_place, write_arrays
-from hfprep.store.shard_index import UNLISTED, Shard
+from hfprep.store.shard_index import UNLISTED, Shard, held
 
 SAMPLES_TOGETHER = 64
 
@@ -45,9 +45,9 @@ def _unpack_shard(store: ShardOutput, shard: Shard, pool: ThreadPoolExecutor) ->
         jobs: list[list[tuple[Path, np.ndarray]]] = []
         moves: list[tuple[Path, Path]] = []
         for (sample_id, place), sample in zip(block, store.state.samples(item[0] for item in block), strict=True):
-            if sample is None or not (need := place.holds(sample) & output.incomplete(sample_id, sample)):
+            if sample is None or not (need := held(place, sample) & output.incomplete(sample_id, sample)):
                 continue
-            arrays = store.stored.arrays(sample_id, sample, place, need)
+            arrays = store.arrays(sample_id, sample, place, need)
             files = {name: output.work / f"{next(numbers)}-{name}" for name in arrays}
             jobs.append([(files[name], array) for name, array in arrays.items()])
             moves += [(path, output.artifact(name, sample_id)) for name, path in files.items()]
@@ -58,7 +58,6 @@ def _unpack_shard(store: ShardOutput, shard: Shard, pool: ThreadPoolExecutor) ->
 
 
 def remove_empty_folders(output: NpyOutput) -> None:
-    """Remove empty folders of the npy layout."""
     for column in output.schema.columns:
         remove_empty(output.root / column.name)
 

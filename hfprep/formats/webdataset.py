@@ -104,7 +104,6 @@ def _parse_entry(schema: Schema, data: memoryview) -> Entry:
 
 
 def _members(data: memoryview, wanted: Sequence[str], where: Path) -> dict[str, memoryview]:
-    """The first members of a sample, by name."""
     found, offset = {}, 0
     for name_wanted in wanted:
         try:
@@ -148,6 +147,7 @@ class WebDatasetSplit(Split):
     def __init__(self, root: Path, schema: Schema, shards: list[dict[str, Any]], places: Places | None = None) -> None:
         self.root = root
         self.schema = schema
+        self._wanted = members_of(schema)
         self._files: list[PositionedFile] = []
         self._places = places
         self._scanned: np.ndarray | None = None
@@ -181,7 +181,6 @@ class WebDatasetSplit(Split):
         return self._places.table
 
     def _place(self, index: int) -> tuple[PositionedFile, int, int]:
-        """A sample's shard, and its start and size there."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         shard, start, size = self._table[index, :3].tolist()
@@ -215,10 +214,6 @@ class WebDatasetSplit(Split):
         check_arrays(self.schema, record, arrays, str(file.path))
         return record, arrays
 
-    @cached_property
-    def _wanted(self) -> tuple[str, ...]:
-        return members_of(self.schema)
-
     def lengths(self, name: str) -> np.ndarray:
         if self._places is not None and name in self._places.columns:
             return self._places.column(name)
@@ -232,7 +227,6 @@ class WebDatasetSet(SampleSet):
 
     @cached_property
     def index(self) -> dict[str, Any]:
-        """The index beside the shards."""
         index = read_index(self.root, FORMAT_NAME)
         if index is None:
             raise StoreError(f"{self.root} has no {INDEX} of hfprep; export the set again")

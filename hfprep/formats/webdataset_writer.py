@@ -18,7 +18,7 @@ from hfprep.formats.exporting import export, stored_dtype
 from hfprep.formats.index import INDEX, write_index
 from hfprep.formats.positioned import PositionedFile
 from hfprep.formats.samples import Origin, Sample, SampleSet, stored_vectors
-from hfprep.formats.shards import Block, ShardFormat, ShardOptions, ShardReader
+from hfprep.formats.shards import Block, ReadSample, ShardFormat, ShardOptions
 from hfprep.formats.webdataset import (
     FORMAT_NAME,
     SHARD,
@@ -60,8 +60,6 @@ def export_webdataset(source: SampleSet, target: Path, options: WebDatasetOption
 
 
 class WebDatasetShards(ShardFormat):
-    """A folder of tar shards with an index."""
-
     name = "webdataset"
     marker = INDEX
     tail = bytes(2 * tarfile.BLOCKSIZE)
@@ -86,7 +84,6 @@ class WebDatasetShards(ShardFormat):
         return [Block(b"".join(self._members(sample)), 1) for sample in samples]
 
     def _members(self, sample: Sample) -> Iterator[bytes]:
-        """A sample as tar members, the .json first."""
         key = hashlib.blake2b(sample.entry.id.encode(), digest_size=KEY_BYTES).hexdigest()
         metadata = json.dumps(metadata_json(self.schema, sample.entry), ensure_ascii=False).encode()
         yield from _member(f"{key}.json", metadata)
@@ -94,13 +91,14 @@ class WebDatasetShards(ShardFormat):
             values = stored_vectors(self.schema, sample, column.name, self._dtype)
             yield from _member(f"{key}.{column.name}.npy", npy_bytes(values))
 
-    def reader(self, path: Path) -> "TarReader":
-        return TarReader(path, self.schema)
+    def reader(self, path: Path) -> ReadSample:
+        file = PositionedFile(path)
+        return lambda _, start, size: parse_sample(self.schema, memoryview(file.read(start, size)), path)
 
     def earlier_places(self, path: Path) -> list[tuple[int, int]] | None:
         found = list(scan(PositionedFile(path)))
         if found:
-            self.reader(path).sample(0, *found[0])
+            self.reader(path)(0, *found[0])
         return found
 
     @property
@@ -120,18 +118,6 @@ class WebDatasetShards(ShardFormat):
 
     def replaceable(self, folder: Path) -> bool:
         return is_webdataset(folder)
-
-
-class TarReader(ShardReader):
-    """One tar shard."""
-
-    def __init__(self, path: Path, schema: Schema) -> None:
-        self.schema = schema
-        self._file = PositionedFile(path)
-
-    def sample(self, row: int, start: int, size: int) -> Sample:
-        del row
-        return parse_sample(self.schema, memoryview(self._file.read(start, size)), self._file.path)
 
 
 def _member(name: str, data: bytes) -> Iterator[bytes]:

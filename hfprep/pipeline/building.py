@@ -47,7 +47,7 @@ from hfprep.recipes.base import frames_in, via_rate
 from hfprep.schema import Column, Rejection
 from hfprep.store.fingerprints import Fingerprinter, differences
 from hfprep.store.layout import REJECTED, STATS, NpyOutput, json_line
-from hfprep.store.listing import Listed, Listing, ListingOptions, entry_of
+from hfprep.store.listing import Listed, Listing, entry_of
 from hfprep.store.remote import Mirror, open_folder
 from hfprep.store.state import State
 from hfprep.store.statistics import package_versions, read_stats, write_stats
@@ -233,8 +233,8 @@ class _Run:
 
     def listing(self, repeated: Listed | None = None) -> Listing:
         """A new listing of manifests and progress file; its counts become this run's."""
-        options = ListingOptions(val_ratio=self.config.val_ratio, manifests=self.kept.manifests)
-        listing = Listing(self.output, self.state, options, repeated)
+        ratio, manifests = self.config.val_ratio, self.kept.manifests
+        listing = Listing(self.output, self.state, ratio, manifests=manifests, repeated=repeated)
         self.listed = listing.listed
         return listing
 

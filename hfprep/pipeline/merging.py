@@ -33,7 +33,7 @@ from hfprep.pipeline.codebook import listed_ids
 from hfprep.pipeline.logs import log_to_file
 from hfprep.pipeline.parts import SUMMED, FinishedPart, read_part
 from hfprep.store.layout import REJECTED, STATS, NpyOutput, PlannedRow, Publisher, Staged
-from hfprep.store.listing import Listed, Listing, ListingOptions, entry_of
+from hfprep.store.listing import Listed, Listing, entry_of
 from hfprep.store.state import SampleState, State
 from hfprep.store.statistics import codebook_use, write_stats
 
@@ -238,8 +238,7 @@ class _Merge:
     def list_finished(self) -> Listed:
         """Rewrite manifests and progress file to list exactly what is complete."""
         facts = self.parts[0].facts
-        options = ListingOptions(val_ratio=facts.settings["val_ratio"])
-        with Listing(self.output, self.state, options) as listing:
+        with Listing(self.output, self.state, facts.settings["val_ratio"]) as listing:
             for chunk in self.chunks():
                 known = self.state.samples(row.planned.utterance.id for row in chunk)
                 for row, sample in zip(chunk, known, strict=True):

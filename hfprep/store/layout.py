@@ -59,7 +59,6 @@ def in_validation(bucket: int, val_ratio: float) -> bool:
 
 
 def is_validation(sample_id: str, val_ratio: float) -> bool:
-    """Whether an id belongs to the validation split, by its SHA-1."""
     return in_validation(split_bucket(sample_id), val_ratio)
 
 
@@ -100,14 +99,15 @@ class Staged(PickledAsTuple):
     shapes: dict[str, tuple[int, ...]]
     seconds: float | None
 
-    def groups(self, schema: Schema) -> dict[str, Finished]:
-        """The column groups that are being replaced, as the state stores them once they are in place."""
-        lengths: dict[str, dict[str, int]] = {}
-        for name, shape in self.shapes.items():
-            column = schema.by_name[name]
-            own = lengths.setdefault(column.group, {})
-            own.update((dim, size) for dim, size in zip(column.dims, shape, strict=True) if isinstance(dim, str))
-        return {name: Finished(self.row.fingerprints[name], own) for name, own in lengths.items()}
+
+def finished_groups(schema: Schema, row: PlannedRow, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Finished]:
+    """The groups of arrays with these shapes, by column, as the state stores them once they are in place."""
+    lengths: dict[str, dict[str, int]] = {}
+    for name, shape in shapes.items():
+        column = schema.by_name[name]
+        own = lengths.setdefault(column.group, {})
+        own.update((dim, size) for dim, size in zip(column.dims, shape, strict=True) if isinstance(dim, str))
+    return {name: Finished(row.fingerprints[name], own) for name, own in lengths.items()}
 
 
 class OutputFolder:
@@ -135,7 +135,6 @@ class OutputFolder:
             self.work.mkdir(parents=True, exist_ok=True)
 
     def remove_work(self) -> None:
-        """Remove the working data."""
         shutil.rmtree(self.work, ignore_errors=True)
 
 
@@ -148,7 +147,6 @@ class NpyOutput(OutputFolder):
         self._root = str(root)
 
     def artifact(self, column: str, sample_id: str) -> Path:
-        """Path of a sample's array."""
         return self.root / artifact_path(column, sample_id)
 
     def artifacts(self, sample_id: str) -> list[str]:
@@ -202,7 +200,6 @@ class NpyOutput(OutputFolder):
             raise StoreError(message) from error
 
     def occupied(self) -> bool:
-        """Whether there are artifacts already."""
         return any((self.root / column.name).is_dir() for column in self.schema.columns)
 
 
@@ -213,9 +210,11 @@ def _size_of(path: str) -> int | None:
         return None
 
 
-def record_of(schema: Schema, utterance: Utterance, state: SampleState) -> dict[str, Any]:
-    """The manifest record of a complete sample."""
-    return manifest_record(schema, metadata_of(utterance, state.seconds), state.lengths)
+def record_of(
+    schema: Schema, utterance: Utterance, seconds: float | None, lengths: Mapping[str, int]
+) -> dict[str, Any]:
+    """The manifest record of a complete sample; `seconds` is the audio's actual length."""
+    return manifest_record(schema, metadata_of(utterance, seconds), lengths)
 
 
 class Stage:
@@ -229,7 +228,6 @@ class Stage:
             folder.mkdir(parents=True, exist_ok=True)
 
     def close(self) -> None:
-        """Stop the writing threads."""
         self._pool.shutdown(wait=True)
 
     def write(self, computed: Sequence[tuple[PlannedRow, Features]]) -> list[Staged]:
@@ -256,7 +254,6 @@ class Publisher:
         self._made: set[Path] = set()
 
     def close(self) -> None:
-        """Close the files; everything published is on disk already."""
         for file in self._files.values():
             file.close()
 
@@ -266,16 +263,18 @@ class Publisher:
         Samples whose id cannot be a file name become rejections. On a StoreError nothing of the batch is listed.
         """
         if staged:
-            begun = [(item.row.utterance.id, item.groups(self.output.schema)) for item in staged]
+            groups = {
+                item.row.utterance.id: finished_groups(self.output.schema, item.row, item.shapes) for item in staged
+            }
             with self.state.transaction():
-                self.state.begin(begun)
+                self.state.begin(groups.items())
             refused = self._move(staged)
             staged = [item for item in staged if item.row.utterance.id not in refused]
             rejections = [*rejections, *refused.values()]
             with self.state.transaction():
                 for item in staged:
-                    row, groups = item.row, item.groups(self.output.schema)
-                    self.state.finish(row.utterance.id, groups, seconds=item.seconds, source=row.source)
+                    sample_id = item.row.utterance.id
+                    self.state.finish(sample_id, groups[sample_id], seconds=item.seconds, source=item.row.source)
         for rejection in rejections:
             self.state.reject(rejection)
         self._list(staged, rejections)
@@ -309,7 +308,7 @@ class Publisher:
             if state is None or state.missing(item.row.fingerprints):
                 raise StoreError(f"sample {utterance.id!r} was published with columns missing; please report this")
             name = VAL if is_validation(utterance.id, self.val_ratio) else TRAIN
-            lines[name].append(json_line(record_of(self.output.schema, utterance, state)))
+            lines[name].append(json_line(record_of(self.output.schema, utterance, state.seconds, state.lengths)))
         for name, records in lines.items():
             self._files[name].append(records)
         self._files[PROGRESS].append(item.row.utterance.id.encode() + b"\n" for item in staged)

@@ -11,12 +11,11 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from hfprep.errors import StoreError
 from hfprep.io import atomic
-from hfprep.schema import Schema, Utterance, manifest_record, metadata_of
+from hfprep.schema import Schema, Utterance
 from hfprep.store.layout import (
     PROGRESS,
     TRAIN,
@@ -25,6 +24,7 @@ from hfprep.store.layout import (
     in_validation,
     is_validation,
     json_line,
+    record_of,
     record_start,
     split_bucket,
 )
@@ -43,9 +43,7 @@ Entry = tuple[str, bytes, int, int, tuple[str, ...]]
 def entry_of(schema: Schema, utterance: Utterance, sample: SampleState, *, record: bool = True) -> Entry:
     """A complete sample's entry; without `record` for the progress file only."""
     lengths = sample.lengths
-    line = b""
-    if record:
-        line = json_line(manifest_record(schema, metadata_of(utterance, sample.seconds), lengths))
+    line = json_line(record_of(schema, utterance, sample.seconds, lengths)) if record else b""
     overlong = tuple([name for name, limit in schema.limits.items() if lengths[name] > limit])
     nanoseconds = round((sample.seconds or 0.0) * NANOSECONDS)
     return utterance.id, line, split_bucket(utterance.id), nanoseconds, overlong
@@ -65,24 +63,12 @@ class Listed:
 
     @property
     def seconds(self) -> float:
-        """The length of the audio of all samples."""
         return self.nanoseconds / NANOSECONDS
 
     def overlong_by_group(self, schema: Schema) -> dict[str, int]:
         """`overlong` as it is written to stats.json: counts by the group whose columns have that length."""
         groups = {name: column.group for column in schema.columns for name in column.lengths}
         return {groups[name]: self.overlong[name] for name in schema.limits}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ListingOptions:
-    """`val_ratio` is the share of ids in the validation split.
-
-    Without `manifests` only the progress file is written, for features that are not stored in the npy layout.
-    """
-
-    val_ratio: float
-    manifests: bool = True
 
 
 class Listing:
@@ -92,43 +78,50 @@ class Listing:
     other, so that no id is ever in both, even if the run is interrupted. Samples over the model's limits are listed and
     counted.
 
-    `repeated`: what this run has listed before; all of these samples are listed again, with `keep`.
+    `val_ratio` is the share of ids in the validation split. Without `manifests` only the progress file is written, for
+    features that are not stored in the npy layout. `repeated`: what this run has listed before; all of these samples
+    are listed again, with `keep`.
     """
 
     def __init__(
-        self, output: NpyOutput, state: State, options: ListingOptions, repeated: Listed | None = None
+        self,
+        output: NpyOutput,
+        state: State,
+        val_ratio: float,
+        *,
+        manifests: bool = True,
+        repeated: Listed | None = None,
     ) -> None:
         self.output = output
         self.state = state
-        self.options = options
+        self.val_ratio = val_ratio
+        self.manifests = manifests
         self.listed = Listed() if repeated is None else dataclasses.replace(repeated, overlong=repeated.overlong.copy())
         self._repeats = repeated is not None
         self._stack = contextlib.ExitStack()
         # Splits are nested: an id that is not in validation at the largest ratio used so far is in no validation
         # file. Files with an unknown ratio may contain any id.
         known = state.get("largest_val_ratio", ratio)
-        earlier = known if known is not None else 1.0 if (output.root / VAL).exists() else options.val_ratio
-        self._largest_ratio = max(earlier, options.val_ratio)
-        self._moving = earlier != options.val_ratio
+        earlier = known if known is not None else 1.0 if (output.root / VAL).exists() else val_ratio
+        self._largest_ratio = max(earlier, val_ratio)
+        self._moving = earlier != val_ratio
 
     def __enter__(self) -> "Listing":
         # These exit in reverse order.
-        self._stack.push(self._keep(val_ratio=self.options.val_ratio, largest_val_ratio=self.options.val_ratio))
+        self._stack.push(self._keep(val_ratio=self.val_ratio, largest_val_ratio=self.val_ratio))
         self._progress = self._open(PROGRESS)
-        kept = self.options.manifests
+        kept = self.manifests
         self._train = self._open(TRAIN) if kept else None
         self._val = self._open(VAL) if kept else None
         self._staying = self._open(TRAIN, STAYING) if kept and self._moving else None
         if kept and self._repeats:
-            self._listed_train, self._listed_val = map(self._open_listed, (TRAIN, VAL))
+            self._listed_train = self._stack.enter_context(open(self.output.root / TRAIN, "rb"))
+            self._listed_val = self._stack.enter_context(open(self.output.root / VAL, "rb"))
         self._stack.push(self._keep(largest_val_ratio=self._largest_ratio))
         return self
 
     def _open(self, name: str, temporary: str = atomic.TEMPORARY[0]) -> BinaryIO:
         return self._stack.enter_context(atomic.replacing(self.output.root / name, temporary))
-
-    def _open_listed(self, name: str) -> BinaryIO:
-        return self._stack.enter_context(open(self.output.root / name, "rb"))
 
     def _keep(self, **values: float) -> Callable[..., None]:
         def keep(kind: type[BaseException] | None, *_: object) -> None:
@@ -138,10 +131,8 @@ class Listing:
 
         return keep
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._stack.__exit__(kind, error, traceback)
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
     def keep(self, sample_ids: Iterable[str]) -> None:
         """List again the next samples of the earlier listing; raises StoreError if a manifest has other lines."""
@@ -149,7 +140,7 @@ class Listing:
             self._progress.write(sample_id.encode() + b"\n")
             if self._train is None or self._val is None:
                 continue
-            validation = is_validation(sample_id, self.options.val_ratio)
+            validation = is_validation(sample_id, self.val_ratio)
             record = (self._listed_val if validation else self._listed_train).readline()
             if not record.startswith(record_start(sample_id)) or not record.endswith(b"\n"):
                 path = self.output.root / (VAL if validation else TRAIN)
@@ -159,8 +150,8 @@ class Listing:
     def add(self, entry: Entry) -> None:
         """List a complete sample; in the manifest's order."""
         sample_id, record, bucket, nanoseconds, overlong = entry
-        ratio, listed = self.options.val_ratio, self.listed
-        validation = in_validation(bucket, ratio)
+        listed = self.listed
+        validation = in_validation(bucket, self.val_ratio)
         # The `replacing` contexts of the files explain an OSError here.
         self._progress.write(sample_id.encode() + b"\n")
         manifest = self._val if validation else self._train

@@ -63,19 +63,14 @@ class NameRules:
 
     def check(self, sample_id: str) -> None:
         """Raise RejectedSample for an id whose files cannot be named here."""
-        found = {letter for letter in self.refused if letter in sample_id}
         size = len(os.fsencode(sample_id)) + len(SUFFIX)
-        if not found and size <= min(self.longest_name, self.longest_path):
-            return
-        problem = None
-        if found:
-            problem = f"it contains {''.join(sorted(found))!r}"
-        elif any(len(os.fsencode(part + SUFFIX)) > self.longest_name for part in sample_id.split("/")):
-            problem = f"a part of it is longer than {self.longest_name - len(SUFFIX)} bytes"
-        elif size > self.longest_path:
-            problem = "its path is too long"
-        if problem:
-            raise unnameable(sample_id, problem)
+        if found := {letter for letter in self.refused if letter in sample_id}:
+            raise unnameable(sample_id, f"it contains {''.join(sorted(found))!r}")
+        longest = self.longest_name
+        if size > longest and any(len(os.fsencode(part + SUFFIX)) > longest for part in sample_id.split("/")):
+            raise unnameable(sample_id, f"a part of it is longer than {longest - len(SUFFIX)} bytes")
+        if size > self.longest_path:
+            raise unnameable(sample_id, "its path is too long")
 
 
 def unnameable(sample_id: str, problem: str) -> RejectedSample:

@@ -19,7 +19,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from hfprep.errors import StoreError
@@ -90,9 +89,7 @@ class Mirror:
             self._stack = self._stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def send(self, path: Path, name: str, then: Callable[[], None]) -> None:
@@ -108,12 +105,10 @@ class Mirror:
         self._sending.append(self._pool.submit(send))
 
     def drain(self) -> None:
-        """Wait until all uploads are done."""
         while self._sending:
             self._sending.popleft().result()
 
     def snapshot_if_due(self, state: State) -> None:
-        """Make a snapshot if one is due."""
         if time.monotonic() >= self._next_snapshot:
             self.snapshot(state)
 

@@ -66,11 +66,6 @@ class Shard:
         """Whether the file is complete and has its final name."""
         return bool(self.sha256)
 
-    def is_named_below(self) -> bool:
-        """Whether its name is a path below the folder of the set."""
-        parts = self.name.split("/") if isinstance(self.name, str) else [""]
-        return "\0" not in self.name and not {"", ".", ".."}.intersection(parts)
-
 
 class Place(NamedTuple):
     """Where a sample is: its row in a shard, and the start and size of the block that contains it.
@@ -85,9 +80,12 @@ class Place(NamedTuple):
     entry: bytes
     stale: str = "[]"
 
-    def holds(self, sample: SampleState) -> frozenset[str]:
-        """The finished groups that are up to date in the shard."""
-        return sample.finished if self.stale == "[]" else sample.finished - set(json.loads(self.stale))
+
+def held(place: Place | None, sample: SampleState) -> frozenset[str]:
+    """The finished groups of a sample that are up to date in its shard, if it is in one."""
+    if place is None:
+        return frozenset()
+    return sample.finished if place.stale == "[]" else sample.finished - set(json.loads(place.stale))
 
 
 def _numbers(value: Any) -> dict[str, int]:
@@ -117,7 +115,7 @@ class ShardIndex:
         rows = self.state.query(f"SELECT {_SHARD} FROM shard_files ORDER BY split, number")
         found = [Shard(*row) for row in rows]
         for shard in found:  # the state may not be trusted, and these files are written and removed
-            if not shard.is_named_below():
+            if "\0" in shard.name or {"", ".", ".."}.intersection(shard.name.split("/")):
                 raise StoreError(
                     f"the state in {self.state.path} names the file {shard.name!r}, "
                     "which is not a shard of this output; use a new --output-dir"
@@ -149,9 +147,8 @@ class ShardIndex:
 
     def put(self, shards: Iterable[Shard]) -> None:
         """Store these shards; inside a transaction."""
-        for shard in shards:
-            values = (getattr(shard, name) for name in _SHARD.split(", "))
-            self.state.query(_PUT_SHARD, *values)
+        names = _SHARD.split(", ")
+        self.state.query_many(_PUT_SHARD, ([getattr(shard, name) for name in names] for shard in shards))
 
     def place(self, samples: Iterable[tuple[str, Place]]) -> None:
         """Store where these samples are; inside a transaction."""

@@ -90,7 +90,6 @@ class SampleState(NamedTuple):
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """The fingerprint of each finished group."""
         return {name: group.fingerprint for name, group in self.groups.items()}
 
     def missing(self, wanted: Mapping[str, str]) -> frozenset[str]:
@@ -240,7 +239,6 @@ class State:
             self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
 
     def sample(self, sample_id: str) -> SampleState | None:
-        """The stored state of a sample."""
         return next(self.samples([sample_id]))
 
     def samples(self, sample_ids: Iterable[str]) -> Iterator[SampleState | None]:
@@ -260,7 +258,6 @@ class State:
             return None
 
     def is_empty(self) -> bool:
-        """Whether there are no samples."""
         with _explained(self.path):
             return self._db.execute("SELECT 1 FROM samples LIMIT 1").fetchone() is None
 
@@ -356,7 +353,6 @@ def _selected(db: sqlite3.Connection, path: Path, ids: Sequence[str]) -> list[tu
 
 
 def _value(db: sqlite3.Connection, path: Path, key: str, parse: Parse) -> Any:
-    """See `State.get`."""
     row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
     try:
         return None if row is None else parse(json.loads(row[0]))

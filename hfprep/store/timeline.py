@@ -8,7 +8,6 @@ true}.
 import json
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from hfprep.io import atomic
@@ -32,14 +31,11 @@ class Timeline:
         self.add(start=True)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with atomic.explained(self.path):
             self._stream.close()
 
     def add(self, **values: Any) -> None:
-        """Append one line with the current time."""
         with atomic.explained(self.path):
             self._stream.write(json.dumps({"time": round(time.time(), 3), **values}) + "\n")
             self._stream.flush()

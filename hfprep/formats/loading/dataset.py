@@ -16,9 +16,10 @@ from torch.utils.data import Dataset
 from hfprep.errors import ConfigError, StoreError
 from hfprep.formats.formats import open_set
 from hfprep.formats.loading.batches import Item, Rows, tensors_of
-from hfprep.formats.npy import LineFile, load_array, open_manifest, unless_stats_are_missing
+from hfprep.formats.npy import load_array, open_manifest, unless_stats_are_missing
 from hfprep.formats.npz import UTTERANCES, NpzSplit, is_npz_export, load_npz, npz_schema
 from hfprep.formats.pair_records import PROMPT, TARGET, pair_schema, path_field, read_npz_pair, role_of
+from hfprep.formats.positioned import LineFile
 from hfprep.formats.samples import Split, parse_entry
 from hfprep.io.object_storage import check_local
 from hfprep.io.words import count, duration
