@@ -166,18 +166,18 @@ def _check_progress(root: Path, check: ExportedCheck) -> None:
 def _exported_records(
     splits: Sequence[Split], broken: set[str | None]
 ) -> tuple[Callable[[], Iterator[dict[str, Any]]], Stored]:
-    places: dict[str, tuple[int, int]] = {}
+    places: dict[str, tuple[Split, int]] = {}
 
     def records() -> Iterator[dict[str, Any]]:
-        for number, split in enumerate(splits):
+        for split in splits:
             for index, entry in enumerate(split.entries()):
                 if entry.id not in broken:
-                    places[entry.id] = number, index
+                    places[entry.id] = split, index
                     yield entry.record
 
     def stored(sample_id: str) -> dict[str, np.ndarray]:
-        number, index = places[sample_id]
-        return splits[number].sample(index).arrays
+        split, index = places[sample_id]
+        return split.sample(index).arrays
 
     return records, stored
 

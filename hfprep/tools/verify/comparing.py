@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from hfprep.errors import ConfigError
+from hfprep.formats.audio_files import build_audio_finder
 from hfprep.inputs.audio.decode import TARGET_SAMPLING_RATE
-from hfprep.inputs.manifest.rows import AudioFinder
 from hfprep.pipeline.config import PLAIN, BuildConfig
 from hfprep.pipeline.inputs import find_inputs
 from hfprep.recipes.base import via_rate
@@ -18,8 +18,16 @@ from hfprep.store.state import read_value
 from hfprep.store.values import parse_paths
 from hfprep.tools.verify.faults import Findings
 from hfprep.tools.verify.options import VerifyOptions
-from hfprep.tools.verify.parity import Compared, Output, Stored, check_models, compare_alone, draw, with_segments
-from hfprep.tools.verify.reference import compare_with_reference
+from hfprep.tools.verify.parity import (
+    Compared,
+    Output,
+    Stored,
+    check_models,
+    compare_alone,
+    compare_with_reference,
+    draw,
+    with_segments,
+)
 
 MODEL_OPTIONS = {item.name: item.default for item in dataclasses.fields(ModelOptions)}
 
@@ -51,8 +59,7 @@ def compare(
     inputs = find_inputs(config, OutputFolder(options.output_dir))
     check_models(inputs, stats)
     via = via_rate(stats.get("settings", {}).get("audio_sr", TARGET_SAMPLING_RATE), inputs.models.audio)
-    finder = AudioFinder(manifest, last.get("audio_root"))
-    output = Output(stored, findings, inputs, via, finder, last.get("folder"))
+    output = Output(stored, findings, inputs, via, build_audio_finder(options.output_dir, manifest))
     parity = reference = None
 
     def drawn(count: int) -> list[dict[str, Any]]:
@@ -69,9 +76,8 @@ def compare(
 def _model_options(options: VerifyOptions, last: dict[str, Any]) -> dict[str, Any]:
     """The recipe's options: the given files, or else the last build's; other values default to the last build's."""
     given = {name: getattr(options, name) for name in MODEL_OPTIONS}
-    files = [name for name, default in MODEL_OPTIONS.items() if default is None]
-    earlier = set(MODEL_OPTIONS) - (set(files) if any(given[name] is not None for name in files) else set())
-    return {
-        name: last.get(name, value) if name in earlier and value == MODEL_OPTIONS[name] else value
-        for name, value in given.items()
-    }
+    any_file = any(given[name] is not None for name, default in MODEL_OPTIONS.items() if default is None)
+    for name, default in MODEL_OPTIONS.items():
+        if given[name] == default and not (any_file and default is None):
+            given[name] = last.get(name, default)
+    return given

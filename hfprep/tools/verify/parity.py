@@ -1,42 +1,48 @@
-"""Checks that batching did not change results: computes random samples again, one at a time, and compares.
+"""Computes samples of an output again, and compares them with the stored ones.
 
-It uses the build's precision. Codes and text ids must be equal; vectors may differ by float32 rounding.
+`compare_alone` checks that batching did not change results: it computes one sample at a time, in the build's precision.
+Codes and text ids must be equal; vectors may differ by float32 rounding. `compare_with_reference` uses the published
+library for what the recipe says it can compute. Programs that sum in a different order differ in a few codes, so only a
+fraction of the codes must be equal.
 """
 
 import json
-import os
 import random
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hfprep.errors import ConfigError
+from hfprep.errors import ConfigError, RejectedSample
 from hfprep.formats.extra_fields import read_extra_fields
-from hfprep.inputs.manifest.rows import AudioFinder
+from hfprep.inputs.audio.decode import load_waveform
 from hfprep.pipeline.devices import choose_workers
 from hfprep.pipeline.engines.spec import ExtractorSpec
 from hfprep.pipeline.filters import SampleOptions
 from hfprep.pipeline.inputs import Inputs
 from hfprep.pipeline.intake import Task
+from hfprep.pipeline.stores import Stores
+from hfprep.recipes.base import ModelSet, Referenced
 from hfprep.schema import Features, Rejection, Segment, Utterance, artifact_path
 from hfprep.tools.verify.faults import FaultKind, Findings
 
 MAX_RELATIVE_L2 = 1e-4
+LEAST_AGREEMENT = 0.98  # of a sample's codes, with the published library
 SEGMENT = "segment"  # added to the records of rows with an offset
 Stored = Callable[[str], dict[str, np.ndarray]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Compared:
     """The result: compared samples and codes, differing codes, the largest relative difference of vectors."""
 
-    samples: int
-    codes: int
-    codes_differing: int
+    samples: int = 0
+    codes: int = 0
+    codes_differing: int = 0
     largest_difference: float = 0.0
 
     @property
@@ -49,22 +55,15 @@ class Compared:
 class Output:
     """The output that samples are compared with, and what computes them again.
 
-    `stored` returns a sample's arrays by its id; `via` is the intermediate sampling rate (Hz). Relative audio paths are
-    looked up in `folder`, the working directory of the build, first. Faults are added to `findings`.
+    `stored` returns a sample's arrays by its id; `via` is the intermediate sampling rate (Hz); `find_audio` finds the
+    audio of a record. Faults are added to `findings`.
     """
 
     stored: Stored
     findings: Findings
     inputs: Inputs
     via: int | None
-    finder: AudioFinder
-    folder: str | None
-
-    def audio_of(self, record: dict[str, Any]) -> str:
-        """The path of a record's audio."""
-        audio: str = record["audio_path"]
-        beside = os.path.join(self.folder, audio) if self.folder else audio
-        return beside if os.path.exists(beside) else self.finder.find(audio)
+    find_audio: Callable[[str], str]
 
 
 def draw(records: Iterable[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
@@ -104,18 +103,14 @@ def compare_alone(records: Sequence[dict[str, Any]], output: Output, *, device: 
         workers=choose_workers(0),
         samples=SampleOptions(via_sampling_rate=output.via),
     )
-    by_line = dict(enumerate(records))
-    tasks = [Task.of(schema, _utterance(line, record, output)) for line, record in by_line.items()]
-    codes = differing = samples = 0
-    largest = 0.0
+    tasks = [Task.of(schema, _utterance(line, record, output)) for line, record in enumerate(records)]
+    compared = Compared()
     with closing(spec.open()) as extractor:
         for result in extractor.extract(tasks):
             for task, outcome in result.outcomes:
-                samples += 1
-                found = _compare(by_line[task.utterance.line], outcome, output)
-                codes, differing = codes + found[0], differing + found[1]
-                largest = max(largest, found[2])
-    return Compared(samples, codes, differing, largest)
+                compared.samples += 1
+                _compare(records[task.utterance.line], outcome, output, compared)
+    return compared
 
 
 def _utterance(line: int, record: dict[str, Any], output: Output) -> Utterance:
@@ -125,7 +120,7 @@ def _utterance(line: int, record: dict[str, Any], output: Output) -> Utterance:
         record["id"],
         record["text"],
         record["audio_path"],
-        output.audio_of(record),
+        output.find_audio(record["audio_path"]),
         language=record["language"],
         duration=None if segment is None else segment.seconds,
         offset=None if segment is None else segment.offset,
@@ -142,35 +137,62 @@ def with_segments(root: Path, records: Sequence[dict[str, Any]]) -> list[dict[st
     return found
 
 
-def _compare(record: dict[str, Any], outcome: Features | Rejection, output: Output) -> tuple[int, int, float]:
-    """The numbers of compared and differing codes, and the largest relative difference of the vectors."""
+def _compare(record: dict[str, Any], outcome: Features | Rejection, output: Output, compared: Compared) -> None:
+    """Compare a sample computed alone with the stored one."""
     sample_id, findings = record["id"], output.findings
     if isinstance(outcome, Rejection):
         message = f"could not be computed again: {outcome.reason.value}: {outcome.message}"
         findings.add(FaultKind.PARITY, record["audio_path"], message, sample_id=sample_id)
-        return 0, 0, 0.0
-    codes, flips, largest = 0, 0, 0.0
+        return
     before = output.stored(sample_id)
     for name, now in outcome.arrays.items():
         then, kind = before[name], output.inputs.schema.by_name[name].kind
-        codes += now.size if kind == "codes" else 0
+        compared.codes += now.size if kind == "codes" else 0
         problem = None
         if then.shape != now.shape:
             problem = f"has the shape {then.shape}; computed alone, {now.shape}"
         elif kind != "vector":
             unequal = int((then != now).sum())
-            flips += unequal if kind == "codes" else 0
+            compared.codes_differing += unequal if kind == "codes" else 0
             problem = f"{unequal} of {now.size} values differ from those computed alone" if unequal else None
         else:
             difference = float(np.linalg.norm(then - now) / max(float(np.linalg.norm(now)), 1e-30))
-            largest = max(largest, difference)
-            if not difference <= allowed_difference(then):
+            compared.largest_difference = max(compared.largest_difference, difference)
+            # What rounding can cause: of float32 sums, or of the stored type if that is coarser.
+            if not difference <= max(MAX_RELATIVE_L2, float(np.finfo(then.dtype).eps)):
                 problem = f"differs from the one computed alone by {difference:.1e} (relative L2)"
         if problem:
             findings.add(FaultKind.PARITY, artifact_path(name, sample_id), problem, sample_id=sample_id, column=name)
-    return codes, flips, largest
 
 
-def allowed_difference(stored: np.ndarray) -> float:
-    """The relative difference that rounding can cause: of float32 sums, or of the stored type if that is coarser."""
-    return max(MAX_RELATIVE_L2, float(np.finfo(stored.dtype).eps))
+def compare_with_reference(records: Sequence[dict[str, Any]], output: Output) -> Compared:
+    """Compute each record's sample with the published library and compare it with the stored one.
+
+    Raises ConfigError if the recipe has no reference, or the library is not installed.
+    """
+    models: ModelSet = output.inputs.models
+    if not isinstance(models, Referenced):
+        raise ConfigError(f"--reference: the recipe {models.schema.recipe!r} has no published library to compare with")
+    reference, rate = models.reference(), models.audio.sampling_rate
+    compared, stores = Compared(), Stores()
+    for record in records:
+        sample_id = record["id"]
+        try:
+            path = output.find_audio(record["audio_path"])
+            load = partial(load_waveform, path, sampling_rate=rate, via=output.via, segment=record.get(SEGMENT))
+            waveform = stores.ask(path, load)
+        except RejectedSample as error:
+            output.findings.add(FaultKind.REFERENCE, record["audio_path"], error.message, sample_id=sample_id)
+            continue
+        before = output.stored(sample_id)
+        compared.samples += 1
+        for name, now in reference(waveform.samples).items():
+            then = before[name]
+            unequal = now.size if then.shape != now.shape else int((then != now).sum())
+            compared.codes += now.size
+            compared.codes_differing += unequal
+            if unequal > (1 - LEAST_AGREEMENT) * now.size:
+                message = f"{unequal} of {now.size} codes differ from those of the published library"
+                where = artifact_path(name, sample_id)
+                output.findings.add(FaultKind.REFERENCE, where, message, sample_id=sample_id, column=name)
+    return compared
