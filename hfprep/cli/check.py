@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from hfprep.schema import Schema
     from hfprep.tools.check.estimates import Estimate
-    from hfprep.tools.check.findings import Preflight, Share
+    from hfprep.tools.check.findings import Preflight
+    from hfprep.tools.shares import Share
 
 WORST_CHARACTERS = 12
 WORST_PACES = 5

@@ -12,7 +12,8 @@ from hfprep.inputs.text.scripts import DoubtfulGrammar
 from hfprep.io.npy_format import npy_size
 from hfprep.schema import Rejection, Schema, Utterance
 from hfprep.tools.check.inspecting import Inspection
-from hfprep.tools.check.outliers import NONE_GIVEN, Pace
+from hfprep.tools.check.outliers import Pace
+from hfprep.tools.shares import NONE_GIVEN, Share, add_to
 
 EXAMPLES = 3
 DISK_BLOCK = 4096
@@ -37,14 +38,6 @@ class Lengths:
     @property
     def mean(self) -> float:
         return self.total / self.count if self.count else 0.0
-
-
-@dataclass
-class Share:
-    """Samples and seconds of a language or speaker."""
-
-    samples: int = 0
-    seconds: float = 0.0
 
 
 @dataclass
@@ -126,10 +119,8 @@ class Preflight:
     def accept(self, utterance: Utterance, found: Inspection) -> None:
         """Count a line that a build would accept."""
         self.accepted += 1
-        for table, name in ((self.languages, utterance.language), (self.speakers, utterance.speaker)):
-            share = table.setdefault(name or NONE_GIVEN, Share())
-            share.samples += 1
-            share.seconds += found.seconds
+        add_to(self.languages, utterance.language, found.seconds)
+        add_to(self.speakers, utterance.speaker, found.seconds)
         self.seconds.add(found.seconds)
         self.num_frames += found.num_frames
         self.sampling_rates[found.sampling_rate] += 1

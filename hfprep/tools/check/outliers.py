@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from hfprep.schema import Utterance
+from hfprep.tools.shares import NONE_GIVEN
 
 KEPT = 40  # slowest and fastest samples kept per language
 FEWEST = 20  # samples of a language needed to know the usual pace
 FACTOR = 3.0  # ratio to the usual pace from which a sample is an outlier
 BINS_PER_OCTAVE = 8
-NONE_GIVEN = "(none)"
 
 
 @dataclass

@@ -20,9 +20,9 @@ from hfprep.schema import Schema
 from hfprep.store.statistics import perplexity
 from hfprep.tools.report import charts
 from hfprep.tools.report.collect import MOST_POINTS, Collected
-from hfprep.tools.report.colours import NONE_GIVEN
 from hfprep.tools.report.outliers import outliers
 from hfprep.tools.report.timeline_charts import timeline_charts
+from hfprep.tools.shares import NONE_GIVEN, Share
 
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
@@ -156,8 +156,8 @@ def _numbers(found: Collected) -> str:
     values = {
         "samples": f"{len(lengths):,}",
         "of audio": duration(float(lengths.seconds.sum(dtype=np.float64))),
-        "train": f"{found.groups['split'].get('train', charts.Group()).samples:,}",
-        "validation": f"{found.groups['split'].get('validation', charts.Group()).samples:,}",
+        "train": f"{found.groups['split'].get('train', Share()).samples:,}",
+        "validation": f"{found.groups['split'].get('validation', Share()).samples:,}",
         "speakers": f"{len(found.groups['speaker'].keys() - {NONE_GIVEN}):,}",
         "languages": f"{len(found.groups['language'].keys() - {NONE_GIVEN}):,}",
         "rejected": f"{rejected:,}",

@@ -17,7 +17,7 @@ from hfprep.recipes.base import TextEncoder
 from hfprep.recipes.options import ModelOptions
 from hfprep.recipes.registry import outline, recipe
 from hfprep.schema import Schema
-from hfprep.tools.report.colours import NONE_GIVEN
+from hfprep.tools.shares import NONE_GIVEN
 from hfprep.tools.tokenizer.model_file import SPACE_PIECE
 
 TEXT_WIDTH = 160

@@ -11,10 +11,9 @@ from typing import Any
 
 from hfprep.errors import ConfigError, Reason
 from hfprep.inputs.text.tokenizer import TextTokenizer
+from hfprep.tools.shares import NONE_GIVEN
 from hfprep.tools.tokenizer.model_file import SPACE_PIECE, open_bytes
 from hfprep.tools.tokenizer.texts import ManifestTexts
-
-NO_LANGUAGE = "(none)"
 
 
 @dataclass
@@ -74,7 +73,7 @@ def compare(
     texts = ManifestTexts(manifests, opened[0], language, field_map)
     languages: dict[str, list[TextCounts]] = {}
     for text in texts:
-        counts = languages.setdefault(text.language or NO_LANGUAGE, [TextCounts() for _ in models])
+        counts = languages.setdefault(text.language or NONE_GIVEN, [TextCounts() for _ in models])
         for model, count in zip(models, counts, strict=True):
             _add(count, text.id, text.stages.tokenizer_input, model, limit)
     return Comparison(tuple(tokenizers), limit, languages, texts.read, texts.rejected)
