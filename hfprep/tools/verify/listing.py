@@ -17,7 +17,7 @@ from hfprep.store.layout import PROGRESS, REJECTED, STATS, TRAIN, VAL, is_valida
 from hfprep.tools.verify.faults import FaultKind, Findings
 
 MANIFESTS = (TRAIN, VAL)
-TEXTS = {"id": str, "audio_path": str, "text": str}
+TEXTS = ("id", "audio_path", "text")
 LABELS = ("speaker", "language")
 COUNTS = ("total", "train", "val", "lines_read", "accepted", "capped", "pending")
 
