@@ -91,10 +91,9 @@ def group_bars(kind: str, groups: dict[str, Share]) -> figure:
 
 def unit_of(seconds: float) -> tuple[str, float]:
     """A suitable unit for a duration, and its length in seconds, with the same bounds as `duration`."""
-    for name, length, bound in (("seconds", 1.0, 90), ("minutes", 60.0, 5400)):
-        if seconds < bound:
-            return name, length
-    return "hours", 3600.0
+    if seconds < 90:
+        return "seconds", 1.0
+    return ("minutes", 60.0) if seconds < 5400 else ("hours", 3600.0)
 
 
 def axis_end(values: np.ndarray, far: float = FAR) -> float:
@@ -245,27 +244,23 @@ def similarity_strip(found: Collected, column: str) -> figure:
     return chart
 
 
-def codebook_bars(counts: np.ndarray, name: str) -> figure:
-    """The most frequent codes; counts: int64 (size,)."""
+def codebook_charts(counts: np.ndarray, name: str) -> list[figure]:
+    """The most frequent codes, and the cumulative share of the most used ones; counts: int64 (size,)."""
     total = max(1, int(counts.sum()))
     order = np.argsort(-counts, kind="stable")[:MOST_USED]
     order = order[counts[order] > 0]
-    shares = 100 * counts[order] / total
+    shares = [float(share) for share in 100 * counts[order] / total]
     details = [f"{counts[code]:,} times" for code in order]
-    return bars(f"Most used {name}", [str(code) for code in order], [float(x) for x in shares], "% of all", details)
-
-
-def codebook_curve(counts: np.ndarray, name: str) -> figure:
-    """The cumulative share of the most used codes; counts: int64 (size,)."""
-    ranked = np.sort(counts)[::-1]
-    shares = np.cumsum(ranked) / max(1, ranked.sum())
-    at = np.unique(np.linspace(0, len(ranked) - 1, 400).astype(int))
-    source = ColumnDataSource({"x": at + 1, "y": shares[at]})
+    used = bars(f"Most used {name}", [str(code) for code in order], shares, "% of all", details)
+    cumulative = np.cumsum(np.sort(counts)[::-1]) / total
+    at = np.unique(np.linspace(0, len(counts) - 1, 400).astype(int))
+    source = ColumnDataSource({"x": at + 1, "y": cumulative[at]})
     chart = new_figure(f"Share of the most used {name}", f"number of {name}, most used first", "share of all")
+    chart.height = used.height
     chart.line("x", "y", source=source, line_width=2, color=INK)
     chart.add_tools(HoverTool(tooltips=[(name, "@x{0,0}"), ("share", "@y{0.0%}")], mode="vline"))
     chart.yaxis.formatter = NumeralTickFormatter(format="0%")
-    return chart
+    return [used, chart]
 
 
 def rejected_bars(found: Collected) -> figure:

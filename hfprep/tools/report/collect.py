@@ -100,7 +100,7 @@ class Collected:
         return next(usable, self.root.resolve().name)
 
 
-def collect(root: Path, *, with_audio: bool = False, seed: int = 0) -> Collected:
+def collect(root: Path, *, with_audio: bool = False) -> Collected:
     """Read an output. Raises StoreError if it is not an output or damaged, ConfigError if it is empty."""
     check_local(root)
     if not root.is_dir():
@@ -110,11 +110,11 @@ def collect(root: Path, *, with_audio: bool = False, seed: int = 0) -> Collected
     lengths, groups = _lengths(source.schema, splits)
     if not len(lengths):
         raise ConfigError(f"{str(root)!r} contains no samples; there is nothing to report")
-    chosen = _choose(lengths, random.Random(seed))
+    chosen = _choose(lengths)
     locate = _locator(root) if with_audio else None
     points = _points(source.schema, splits, lengths, chosen, locate)
     stats = source.origin.stats or {}
-    counts, counted = _count_codes(source.schema, splits, lengths, random.Random(seed))
+    counts, counted = _count_codes(source.schema, splits, lengths)
     rejected, rejected_rows = _rejected(root, stats)
     texts = look_at_texts(points.rows, points.texts, tokenizer_of(source.schema, stats))
     return Collected(
@@ -175,7 +175,7 @@ def _lengths(schema: Schema, splits: dict[str, Split]) -> tuple[Lengths, dict[st
     return Lengths(seconds_of_all, by_name, split_of_all, positions, codes_per_token(schema, by_name)), groups
 
 
-def _choose(lengths: Lengths, generator: random.Random) -> list[int]:
+def _choose(lengths: Lengths) -> list[int]:
     """The samples to draw: all, or a random subset with the extremes of each length."""
     if len(lengths) <= MOST_POINTS:
         return list(range(len(lengths)))
@@ -184,7 +184,8 @@ def _choose(lengths: Lengths, generator: random.Random) -> list[int]:
     for values in measures:
         order = np.argsort(values, kind="stable").tolist()
         chosen.update(order[:EXTREMES], order[-EXTREMES:])
-    rest = [index for index in generator.sample(range(len(lengths)), MOST_POINTS) if index not in chosen]
+    drawn = random.Random(0).sample(range(len(lengths)), MOST_POINTS)
+    rest = [index for index in drawn if index not in chosen]
     return sorted([*chosen, *rest[: max(0, MOST_POINTS - len(chosen))]])
 
 
@@ -223,11 +224,10 @@ def _points(
     return Points(list(rows), list(texts), stacked)
 
 
-def _count_codes(
-    schema: Schema, splits: dict[str, Split], lengths: Lengths, generator: random.Random
-) -> tuple[dict[str, np.ndarray], int]:
+def _count_codes(schema: Schema, splits: dict[str, Split], lengths: Lengths) -> tuple[dict[str, np.ndarray], int]:
     """Count each code in each codebook, in all samples or in a random subset."""
-    indexes = range(len(lengths)) if len(lengths) <= MOST_CODES else generator.sample(range(len(lengths)), MOST_CODES)
+    every = range(len(lengths))
+    indexes = every if len(lengths) <= MOST_CODES else random.Random(0).sample(every, MOST_CODES)
     columns = [column for column in schema.of_kind("codes") if column.size is not None]
     counts: dict[str, np.ndarray] = {}
     with ThreadPoolExecutor(IO_THREADS) as pool:

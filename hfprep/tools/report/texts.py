@@ -73,9 +73,9 @@ def look_at_texts(
     found = Texts()
     every = max(1, -(-len(rows) // MOST_IN_ROWS))
     tokenize: Tokenize | None = getattr(encoder, "tokenize", None)
+    if encoder is None or tokenize is None:
+        return found
     for number, (row, (text, language)) in enumerate(zip(rows, texts, strict=True)):
-        if encoder is None or tokenize is None:
-            break
         try:
             tokenized = tokenize(text, language)
         except RejectedSample:  # the tokenizer's file has changed
