@@ -170,12 +170,12 @@ def test_counts_by_hand(tmp_path: Path, models: Path) -> None:
     assert found.lengths["code_len"].most == 249  # (80,000 - 400) // 160 + 1 = 498 frames of 10 ms, two by two
     assert found.overlong.keys() == {"code_len"}
     assert found.overlong["code_len"].examples == [("ten", 249)]
-    assert found.overlong["code_len"].limit == 200  # of golden-small's model
+    assert found.schema.limits["code_len"] == 200  # of golden-small's model
     assert found.unknown_tokens == 1
     assert dict(found.unknown_characters) == {"\u2603": 1}
     assert found.unknown_examples["\u2603"] == ("two", "Hello \u2603")
-    assert [(name, said) for name, said, _ in found.wrong_durations] == [("two", 3.0)]
-    assert found.wrong_duration_count == 1
+    assert [(name, said) for name, said, _ in found.wrong_durations.examples] == [("two", 3.0)]
+    assert found.wrong_durations.count == 1
 
 
 def test_max_samples_caps_as_in_a_build(demo: DemoDataset, models: Path, tmp_path: Path) -> None:

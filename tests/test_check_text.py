@@ -12,8 +12,9 @@ from hfprep.cli.app import app
 from hfprep.errors import Reason
 from hfprep.inputs.text.scripts import OTHER_LATIN, DoubtfulGrammar
 from hfprep.tools.check import scan
-from hfprep.tools.check.findings import NONE_GIVEN, TextExample
+from hfprep.tools.check.findings import TextExample
 from hfprep.tools.check.scan import CheckOptions, check
+from hfprep.tools.shares import NONE_GIVEN
 
 TEXTS = (
     ("ru", "Мне 150 лет."),

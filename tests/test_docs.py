@@ -138,7 +138,7 @@ def _one_thread() -> Iterator[None]:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the examples find in the folder that they are run in: what scripts/demo makes, and names that pages use."""
     from hfprep.tools.demo.dataset import make_dataset
-    from hfprep.tools.demo.tokenizer import train_tokenizer
+    from hfprep.tools.demo.sentences import train_tokenizer
 
     folder = tmp_path_factory.mktemp("docs")
     with pytest.MonkeyPatch.context() as patch:

@@ -79,7 +79,7 @@ def test_check_counts_texts_that_are_over_the_limit(golden25_small: Path, tmp_pa
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     options = CheckOptions(manifest=manifest, tokenizer=golden25_small / "checkpoints" / VOCABULARY, recipe=NAME)
     found = check(options).findings
-    assert (found.accepted, found.overlong["text_len"].limit, found.overlong["text_len"].count) == (4, 600, 2)
+    assert (found.accepted, found.schema.limits["text_len"], found.overlong["text_len"].count) == (4, 600, 2)
     assert {name: cost.overlong for name, cost in found.dense.items()} == {"am": 2}
     assert 2.0 < found.dense["am"].rate < 2.5
     result = CliRunner().invoke(app, ["check", str(manifest), "--tokenizer", str(options.tokenizer), "--recipe", NAME])

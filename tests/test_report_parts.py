@@ -9,13 +9,24 @@ import pytest
 
 from hfprep.schema import Column, Group, Schema
 from hfprep.store.state import State
-from hfprep.tools.report.audio import clipped, silence
-from hfprep.tools.report.charts import axis_end, beyond_axes, group_bars, histogram, main_directions, usual_range
+from hfprep.tools.report.charts import (
+    BEYOND,
+    MARKERS,
+    OTHERS,
+    PALETTE,
+    axis_end,
+    beyond_axes,
+    group_bars,
+    histogram,
+    labels_shown,
+    looks,
+    main_directions,
+    usual_range,
+)
 from hfprep.tools.report.collect import Collected, Lengths, Points, collect
-from hfprep.tools.report.collect import Group as Share
-from hfprep.tools.report.colours import BEYOND, MARKERS, OTHERS, PALETTE, labels_shown, looks
-from hfprep.tools.report.outliers import outliers
+from hfprep.tools.report.outliers import clipped, outliers, silence
 from hfprep.tools.report.page import render
+from hfprep.tools.shares import Share
 from tests.made_up_outputs import MADE_UP, write_made_up
 
 GROUNDS = ("#ffffff", "#16181c")  # of page.css

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 from hfprep.cli import app as cli
 from hfprep.errors import ConfigError, Reason
 from hfprep.inputs.text.tokenizer import TextTokenizer
-from hfprep.tools.tokenizer.compare import NO_LANGUAGE, compare
+from hfprep.tools.shares import NONE_GIVEN
+from hfprep.tools.tokenizer.compare import compare
 from hfprep.tools.tokenizer.extend import ExtendOptions, extend
 from tests.tokenizers import AMHARIC, train_base, write_manifest
 
@@ -28,7 +29,7 @@ def test_the_counts_are_those_of_the_texts(models: list[Path], tmp_path: Path) -
     amharic = write_manifest(tmp_path / "a.jsonl", ["ሰላም ሰላም", "ቡና"], "am")
     mixed = write_manifest(tmp_path / "b.jsonl", ["Say ሰ", " "])
     found = compare(models, [amharic, mixed], limit=3)
-    assert list(found.languages) == ["am", NO_LANGUAGE]
+    assert list(found.languages) == ["am", NONE_GIVEN]
     plain, in_bytes, extended = found.languages["am"]
     assert (plain.texts, plain.characters, plain.unknown, plain.in_bytes) == (2, 8, 8, 0)
     assert plain.unknown_rate == 1.0
@@ -40,7 +41,7 @@ def test_the_counts_are_those_of_the_texts(models: list[Path], tmp_path: Path) -
     ids = [TextTokenizer(models[2]).encode(text).tolist() for text in ("ሰላም ሰላም", "ቡና")]
     assert (extended.unknown, extended.ids, extended.longest) == (0, sum(map(len, ids)), max(map(len, ids)))
     assert extended.ids_per_character == extended.ids / 8
-    assert found.languages[NO_LANGUAGE][0].unknown == 1
+    assert found.languages[NONE_GIVEN][0].unknown == 1
     assert (found.read, found.rejected) == (4, {Reason.EMPTY_TEXT: 1})
 
 

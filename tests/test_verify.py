@@ -16,8 +16,8 @@ from hfprep.io.lock import OutputLock
 from hfprep.pipeline.building import build
 from hfprep.pipeline.config import BuildConfig
 from hfprep.tools.verify.checking import VerifyOptions, verify
+from hfprep.tools.verify.comparing import draw
 from hfprep.tools.verify.faults import FaultKind
-from hfprep.tools.verify.parity import draw
 
 BAD_LINES = '{"id": "broken\n' + json.dumps({"id": "gone", "text": "Hello there", "audio": "gone.wav"}) + "\n"
 VAL_RATIO = 0.3

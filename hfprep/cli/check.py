@@ -15,7 +15,8 @@ from hfprep.tools.check.options import CheckOptions
 if TYPE_CHECKING:
     from hfprep.schema import Schema
     from hfprep.tools.check.estimates import Estimate
-    from hfprep.tools.check.findings import Preflight, Share
+    from hfprep.tools.check.findings import Preflight
+    from hfprep.tools.shares import Share
 
 WORST_CHARACTERS = 12
 WORST_PACES = 5
@@ -164,18 +165,18 @@ def _oddities(found: "Preflight", *, decoded: bool) -> list[str]:
     lines = []
     for name, over in found.overlong.items():
         named = ", ".join(f"{sample_id} ({length})" for sample_id, length in over.examples)
-        what = f"has more {_plural(found.schema, name)} than the model's {over.limit} positions"
+        what = f"has more {_plural(found.schema, name)} than the model's {found.schema.limits[name]} positions"
         what = what if over.count == 1 else what.replace("has", "have", 1)
         lines.append(f"{count(over.count, 'sample')} {what}: {named} (--drop-overlong)")
     lines += _costs(found)
-    if found.wrong_duration_count:
-        named = ", ".join(f"{name} ({said:.2f} s, audio: {has:.2f} s)" for name, said, has in found.wrong_durations)
-        number = found.wrong_duration_count
+    if number := found.wrong_durations.count:
+        examples = found.wrong_durations.examples
+        named = ", ".join(f"{name} ({said:.2f} s, audio: {has:.2f} s)" for name, said, has in examples)
         differ = "duration differs from the audio" if number == 1 else "durations differ from the audio"
         lines.append(f"{number:,} {differ}: {named}")
-    if found.flat_count:
-        flat = count(found.flat_count, "sample is silent or constant", "samples are silent or constant")
-        lines.append(f"{flat}: {', '.join(found.flat)}")
+    if found.flat.count:
+        flat = count(found.flat.count, "sample is silent or constant", "samples are silent or constant")
+        lines.append(f"{flat}: {', '.join(found.flat.examples)}")
     lines += _paces(found)
     if found.unknown_characters:
         lines.append("Unknown to the tokenizer, by character:")

@@ -36,6 +36,21 @@ def audio_finder(output: Path, audio_root: Path | None) -> Callable[[str], str]:
     return AudioFinder(found, paths.get("audio_root")).find
 
 
+def build_audio_finder(output: Path, manifest: Path | None = None) -> Callable[[str], str]:
+    """A function that finds a record's audio as the last build did, in that build's working directory first.
+
+    `manifest`: the build's manifest, if it has moved.
+    """
+    paths = read_value(output / STATE_FILE, "paths", parse_paths) or {}
+    finder = AudioFinder(manifest or Path(paths.get("manifest") or output / "manifest.jsonl"), paths.get("audio_root"))
+
+    def find(audio: str) -> str:
+        beside = os.path.join(paths.get("folder") or "", audio)
+        return beside if paths.get("folder") and os.path.exists(beside) else finder.find(audio)
+
+    return find
+
+
 def check_paths(paths: str) -> None:
     """Raise ConfigError if `paths` is not in `PATHS`."""
     if paths not in PATHS:

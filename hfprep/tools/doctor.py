@@ -58,6 +58,11 @@ class Finding:
     remedy: str = ""
 
 
+def _judged(wrong: bool, topic: str, found: str, remedy: str) -> Finding:
+    """A warning with its remedy if something is wrong, else a finding that all is fine."""
+    return Finding(Level.WARNING, topic, found, remedy) if wrong else Finding(Level.FINE, topic, found)
+
+
 def examine(*, folder: Path, models: Path | None = None, recipe_name: str | None = None) -> list[Finding]:
     """Examine the machine; `folder` is for the output of a build, `models` a folder with a recipe's model files."""
     findings = [_python(), *_packages(), *_devices(), _threads(), *_disk(folder)]
@@ -103,10 +108,8 @@ def _devices() -> Iterator[Finding]:
         found = (
             f"cuda:{index} {device.name}, {device.total_memory / GIB:.1f} GiB, {free / GIB:.1f} free, batch size {size}"
         )
-        if free < min(LEAST_MEMORY, device.total_memory / 2):
-            yield Finding(Level.WARNING, "devices", found, "another process uses its memory: nvidia-smi shows which")
-        else:
-            yield Finding(Level.FINE, "devices", found)
+        full = free < min(LEAST_MEMORY, device.total_memory / 2)
+        yield _judged(full, "devices", found, "another process uses its memory: nvidia-smi shows which")
         reason = obstacle("exact", torch.device("cuda", index))
         if reason is not None:
             remedy = "all precisions except fp32 need it, and fp32 is many times slower"
@@ -127,19 +130,16 @@ def _threads() -> Finding:
     cores = len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     found = f"{cores} threads to decode audio, {torch.get_num_threads()} for torch, {memory / GIB:.0f} GiB of memory"
-    if memory < LEAST_MEMORY:
-        return Finding(Level.WARNING, "CPU", found, f"the published models need {LEAST_MEMORY / GIB:.0f} GiB of memory")
-    return Finding(Level.FINE, "CPU", found)
+    remedy = f"the published models need {LEAST_MEMORY / GIB:.0f} GiB of memory"
+    return _judged(memory < LEAST_MEMORY, "CPU", found, remedy)
 
 
 def _disk(folder: Path) -> Iterator[Finding]:
     """Free space, and the speed for a large file and for many small ones, synced as in a build."""
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     room = shutil.disk_usage(place).free
-    level, remedy = Level.FINE, ""
-    if room < LITTLE_SPACE:
-        level, remedy = Level.WARNING, "python -m hfprep check MANIFEST shows how much a data set needs"
-    yield Finding(level, "disk", f"{place}: {room / GIB:.1f} GiB free", remedy)
+    remedy = "python -m hfprep check MANIFEST shows how much a data set needs"
+    yield _judged(room < LITTLE_SPACE, "disk", f"{place}: {room / GIB:.1f} GiB free", remedy)
     probe = place / f".hfprep-doctor-{os.getpid()}"
     try:
         probe.mkdir()
@@ -151,11 +151,9 @@ def _disk(folder: Path) -> Iterator[Finding]:
     finally:
         shutil.rmtree(probe, ignore_errors=True)
     found = f"{place}: {bytes_per_second / MIB:.0f} MiB/s, {files_per_second:.0f} small files/s, all synced"
-    if bytes_per_second < SLOW_DISK or files_per_second < FEW_FILES:
-        remedy = "build on a local disk and copy the result: python -m hfprep export-webdataset makes few large files"
-        yield Finding(Level.WARNING, "disk", found, remedy)
-    else:
-        yield Finding(Level.FINE, "disk", found)
+    slow = bytes_per_second < SLOW_DISK or files_per_second < FEW_FILES
+    remedy = "build on a local disk and copy the result: python -m hfprep export-webdataset makes few large files"
+    yield _judged(slow, "disk", found, remedy)
 
 
 def _disk_speed(folder: Path) -> tuple[float, float]:
@@ -183,10 +181,7 @@ def _hub(name: str) -> Iterator[Finding]:
     unreachable = _unreachable(constants)
     where = f"{constants.HF_HUB_CACHE}; the hub {f'cannot be used: {unreachable}' if unreachable else 'is reachable'}"
     lacking = {source: lacks for source in downloads(recipe(name)) if (lacks := _not_cached(source))}
-    if unreachable and lacking:
-        yield Finding(Level.WARNING, "hub", where, "check the network, HF_ENDPOINT and HF_HUB_OFFLINE")
-    else:
-        yield Finding(Level.FINE, "hub", where)
+    yield _judged(bool(unreachable and lacking), "hub", where, "check the network, HF_ENDPOINT and HF_HUB_OFFLINE")
     remedy = "give a folder with the model files as --models DIR; python -m hfprep download DIR makes one"
     if unreachable:
         remedy += " on a machine with network access"

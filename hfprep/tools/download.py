@@ -28,7 +28,8 @@ class Wanted:
 
     def missing(self, target: Path) -> list[str]:
         """The files that are missing in `target` or have another size."""
-        return [name for name in self.source.files if _size(target / self.source.folder / name) != self.sizes[name]]
+        paths = {name: target / self.source.folder / name for name in self.source.files}
+        return [name for name, path in paths.items() if not path.is_file() or path.stat().st_size != self.sizes[name]]
 
 
 Showing = Callable[[int, Callable[[], int]], contextlib.AbstractContextManager[None]]
@@ -52,13 +53,11 @@ def download(
     """
     chosen = choose_recipe(name, ModelOptions(models=target if target.is_dir() else None))
     wanted = [ask_hub(source) for source in downloads(chosen)]
-    missing = {item.source.repository: item.missing(target) for item in wanted}
-    num_bytes = sum(item.sizes[file] for item in wanted for file in missing[item.source.repository])
+    missing = [(item, file) for item in wanted for file in item.missing(target)]
+    num_bytes = sum(item.sizes[file] for item, file in missing)
     if num_bytes:
-        number = sum(map(len, missing.values()))
-        report(
-            f"downloading {count(number, 'file')} of the {chosen.name} models to {target}, {size(num_bytes)} in all:"
-        )
+        files = count(len(missing), "file")
+        report(f"downloading {files} of the {chosen.name} models to {target}, {size(num_bytes)} in all:")
     target.mkdir(parents=True, exist_ok=True)
     if (room := shutil.disk_usage(target).free) < num_bytes:
         raise StoreError(
@@ -66,14 +65,13 @@ def download(
         )
     for item in wanted:
         for file in item.source.files:
-            here = file not in missing[item.source.repository]
-            said = "already downloaded" if here else size(item.sizes[file])
+            said = size(item.sizes[file]) if (item, file) in missing else "already downloaded"
             report(f"  {item.source.repository} {file}: {said}")
     before = _bytes_in(target)
     if num_bytes:
         with _without_bars(), showing(num_bytes, lambda: _bytes_in(target) - before):
             for item in wanted:
-                if missing[item.source.repository]:
+                if item.missing(target):
                     _fetch(item, target / item.source.folder)
     for item in wanted:
         _check(item, target / item.source.folder)
@@ -154,7 +152,3 @@ def _check(wanted: Wanted, folder: Path) -> None:
                 f"{path} has the SHA-256 {found}, but the hub's file has {wanted.hashes[name]}; delete it and run the "
                 "same command again"
             )
-
-
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None

@@ -97,13 +97,10 @@ def _extend_text(options: CheckpointOptions, base: Vocabulary, extended: Vocabul
     text, settings = _config(options.config)
     _check_marks(settings, base.size, base.size + len(pieces), options.config)
     grown = {name: grow(tensors[name], sources, first=base.size, rows=text_ids + 1) for name in TEXT_ROWS}
-    folder = options.output_dir
-    atomic.write_bytes(folder / CONFIG_FILE, _with_number(text, settings, text_ids).encode())
-    atomic.write_bytes(folder / TOKENIZER_FILE, extended.model)
-    files = [folder / CONFIG_FILE, folder / TOKENIZER_FILE, *_copied_statistics(settings, options)]
-    files.append(folder / Path(settings.get("gpt_checkpoint") or GPT_FILE).name)
-    write_checkpoint(files[-1], _replaced(values, tensors, grown))
-    return ExtendedCheckpoint(tuple(files), rows - 1, text_ids, len(pieces))
+    contents = {CONFIG_FILE: _with_number(text, settings, text_ids).encode(), TOKENIZER_FILE: extended.model}
+    checkpoint = Path(settings.get("gpt_checkpoint") or GPT_FILE).name
+    files = _write(options, settings, contents, checkpoint, _replaced(values, tensors, grown))
+    return ExtendedCheckpoint(files, rows - 1, text_ids, len(pieces))
 
 
 def _start_language(options: CheckpointOptions, language: str, like: str) -> ExtendedCheckpoint:
@@ -124,12 +121,10 @@ def _start_language(options: CheckpointOptions, language: str, like: str) -> Ext
     changed = rows.clone()
     changed[target] = rows[source]
     text, settings = _config(options.config)
-    folder = options.output_dir
-    atomic.write_bytes(folder / CONFIG_FILE, text.encode())
-    files = [folder / CONFIG_FILE, *_copied_statistics(settings, options), folder / GPT_FILE]
-    write_checkpoint(files[-1], _replaced(values, tensors, {LANGUAGE_EMBEDDING: changed}))
+    content = _replaced(values, tensors, {LANGUAGE_EMBEDDING: changed})
+    files = _write(options, settings, {CONFIG_FILE: text.encode()}, GPT_FILE, content)
     text_ids = settings["gpt"][VOCABULARY_KEY]
-    return ExtendedCheckpoint(tuple(files), text_ids, text_ids, 1)
+    return ExtendedCheckpoint(files, text_ids, text_ids, 1)
 
 
 def _language_row(option: str, language: str) -> int:
@@ -174,14 +169,29 @@ def grow(old: Tensor, sources: Sequence[Sequence[int]], *, first: int, rows: int
     return grown
 
 
-def write_checkpoint(path: Path, values: Any) -> None:
-    """Write a torch file from memory-mapped tensors, atomically. Raises StoreError."""
+def _write(
+    options: CheckpointOptions, settings: Mapping[str, Any], contents: Mapping[str, bytes], checkpoint: str, values: Any
+) -> tuple[Path, ...]:
+    """Write files with these contents, copy the statistics, and write the checkpoint last; returns all paths.
+
+    The statistics named in the config are copied if they are beside the old config.
+    """
+    files = [options.output_dir / name for name in contents]
+    for path, content in zip(files, contents.values(), strict=True):
+        atomic.write_bytes(path, content)
+    name = settings.get("w2v_stat")
+    if isinstance(name, str) and Path(name).name == name and (options.config.parent / name).is_file():
+        files.append(options.output_dir / name)
+        with atomic.explained(files[-1]):
+            shutil.copyfile(options.config.parent / name, files[-1])
+    path = options.output_dir / checkpoint
     with atomic.replacing(path):
         try:
             # A path, because with a stream torch would copy each tensor into memory.
             torch.save(values, path.with_name(f"{path.name}.{atomic.TEMPORARY[0]}"))
         except RuntimeError as error:
             raise StoreError(f"cannot write {path}: {error}; free some space and run the same command again") from error
+    return (*files, path)
 
 
 def _text_rows(tensors: Mapping[str, Any], path: Path) -> int:
@@ -199,9 +209,7 @@ def _text_rows(tensors: Mapping[str, Any], path: Path) -> int:
 def _replaced(values: Any, tensors: Mapping[str, Any], grown: Mapping[str, Tensor]) -> Any:
     """The content of the file with some tensors replaced."""
     state = {**tensors, **grown}
-    if values is tensors:
-        return state
-    return {**values, "model": state}
+    return state if values is tensors else {**values, "model": state}
 
 
 def _config(path: Path) -> tuple[str, dict[str, Any]]:
@@ -234,13 +242,3 @@ def _with_number(text: str, settings: Mapping[str, Any], number: int) -> str:
     if yaml.safe_load(changed) == wanted:
         return changed
     return yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)
-
-
-def _copied_statistics(settings: Mapping[str, Any], options: CheckpointOptions) -> list[Path]:
-    """Copy the statistics named in the config beside the new config, if they are beside the old one."""
-    name = settings.get("w2v_stat")
-    if not isinstance(name, str) or Path(name).name != name or not (options.config.parent / name).is_file():
-        return []
-    with atomic.explained(options.output_dir / name):
-        shutil.copyfile(options.config.parent / name, options.output_dir / name)
-    return [options.output_dir / name]

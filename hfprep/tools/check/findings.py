@@ -6,13 +6,15 @@ Takes rows and inspections one by one and keeps only counts and a few examples.
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from hfprep.errors import Reason
 from hfprep.inputs.text.scripts import DoubtfulGrammar
 from hfprep.io.npy_format import npy_size
 from hfprep.schema import Rejection, Schema, Utterance
 from hfprep.tools.check.inspecting import Inspection
-from hfprep.tools.check.outliers import NONE_GIVEN, Pace
+from hfprep.tools.check.outliers import Pace
+from hfprep.tools.shares import NONE_GIVEN, Share, add_to
 
 EXAMPLES = 3
 DISK_BLOCK = 4096
@@ -40,14 +42,6 @@ class Lengths:
 
 
 @dataclass
-class Share:
-    """Samples and seconds of a language or speaker."""
-
-    samples: int = 0
-    seconds: float = 0.0
-
-
-@dataclass
 class TextCost:
     """Text ids and characters of a language, and its number of samples that exceed the model's text positions."""
 
@@ -71,18 +65,29 @@ class TextExample:
     pieces: tuple[str, ...]
 
 
-@dataclass
-class Overlong:
-    """The number of samples with a length over the model's limit, and some examples with that length."""
+Example = TypeVar("Example")
 
-    limit: int
+
+@dataclass
+class Noted(Generic[Example]):
+    """A number of samples, and the first of them as examples."""
+
     count: int = 0
-    examples: list[tuple[str, int]] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+
+    def add(self, example: Example) -> None:
+        self.count += 1
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(example)
 
 
 @dataclass
 class Preflight:
-    """The findings of a check: lines_read = accepted + rejected + capped. `lengths` and `overlong` are by name."""
+    """The findings of a check: lines_read = accepted + rejected + capped.
+
+    `lengths` and `overlong` (ids, and lengths over the model's limit) are by name. `wrong_durations` are ids, and
+    seconds by the manifest and by the audio; `flat` are the ids of silent or constant clips.
+    """
 
     schema: Schema
     lines_read: int = 0
@@ -107,12 +112,10 @@ class Preflight:
     doubtful_examples: dict[DoubtfulGrammar, TextExample] = field(default_factory=dict)
     digits_left: Counter[str] = field(default_factory=Counter)
     digit_examples: dict[str, str] = field(default_factory=dict)
-    overlong: dict[str, Overlong] = field(default_factory=dict)
+    overlong: dict[str, Noted[tuple[str, int]]] = field(default_factory=dict)
     costs: dict[str, TextCost] = field(default_factory=dict)
-    wrong_durations: list[tuple[str, float, float]] = field(default_factory=list)
-    wrong_duration_count: int = 0
-    flat_count: int = 0
-    flat: list[str] = field(default_factory=list)
+    wrong_durations: Noted[tuple[str, float, float]] = field(default_factory=Noted)
+    flat: Noted[str] = field(default_factory=Noted)
     pace: Pace = field(default_factory=Pace)
     disk_bytes: int = 0
 
@@ -126,10 +129,8 @@ class Preflight:
     def accept(self, utterance: Utterance, found: Inspection) -> None:
         """Count a line that a build would accept."""
         self.accepted += 1
-        for table, name in ((self.languages, utterance.language), (self.speakers, utterance.speaker)):
-            share = table.setdefault(name or NONE_GIVEN, Share())
-            share.samples += 1
-            share.seconds += found.seconds
+        add_to(self.languages, utterance.language, found.seconds)
+        add_to(self.speakers, utterance.speaker, found.seconds)
         self.seconds.add(found.seconds)
         self.num_frames += found.num_frames
         self.sampling_rates[found.sampling_rate] += 1
@@ -138,12 +139,11 @@ class Preflight:
         self._note_text(utterance, found)
         self.pace.add(utterance, found.seconds)
         if found.is_flat:
-            self.flat_count += 1
-            self.flat += [utterance.id] if len(self.flat) < EXAMPLES else []
+            self.flat.add(utterance.id)
+        given = utterance.duration
+        if given is not None and abs(given - found.seconds) > max(0.1, 0.05 * found.seconds):
+            self.wrong_durations.add((utterance.id, given, found.seconds))
         self._note_lengths(utterance, found.lengths)
-        self._note_cost(utterance, found.lengths)
-        self._note_unknown(utterance, found)
-        self._note_duration(utterance, found)
         self.disk_bytes += self._disk_bytes(found.lengths)
 
     def _note_lengths(self, utterance: Utterance, lengths: Mapping[str, int]) -> None:
@@ -151,12 +151,7 @@ class Preflight:
             self.lengths.setdefault(name, Lengths()).add(length)
             limit = self.schema.limits.get(name)
             if limit is not None and length > limit:
-                over = self.overlong.setdefault(name, Overlong(limit))
-                over.count += 1
-                if len(over.examples) < EXAMPLES:
-                    over.examples.append((utterance.id, length))
-
-    def _note_cost(self, utterance: Utterance, lengths: Mapping[str, int]) -> None:
+                self.overlong.setdefault(name, Noted()).add((utterance.id, length))
         for name in self.text_lengths & lengths.keys():
             cost = self.costs.setdefault(utterance.language or NONE_GIVEN, TextCost())
             cost.num_tokens += lengths[name]
@@ -183,21 +178,12 @@ class Preflight:
         if found.digits_left:
             self.digits_left[language] += 1
             self.digit_examples.setdefault(language, utterance.id)
-
-    def _note_unknown(self, utterance: Utterance, found: Inspection) -> None:
         self.unknown_tokens += len(found.unknown)
         self.unknown_rows += bool(found.unknown)
         for piece in found.unknown:
             for character in piece:
                 self.unknown_characters[character] += 1
                 self.unknown_examples.setdefault(character, (utterance.id, utterance.text))
-
-    def _note_duration(self, utterance: Utterance, found: Inspection) -> None:
-        given = utterance.duration
-        if given is not None and abs(given - found.seconds) > max(0.1, 0.05 * found.seconds):
-            self.wrong_duration_count += 1
-            if len(self.wrong_durations) < EXAMPLES:
-                self.wrong_durations.append((utterance.id, given, found.seconds))
 
     def _disk_bytes(self, lengths: Mapping[str, int]) -> int:
         """Disk space of a sample's arrays in the npy layout; an unknown length counts as 1."""

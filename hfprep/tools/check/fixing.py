@@ -8,7 +8,6 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -66,14 +65,14 @@ class FixedManifest:
         if stands and isinstance(raw, bytes) and self.delimiter is None:
             self._rows.write(raw.rstrip(b"\r\n") + b"\n")
             return
-        row = self._under_its_names(parse_object(raw) | ({} if stands else {"audio": _moved(utterance.path)}))
+        values = dict(parse_object(raw))
+        if not stands:
+            values["audio"] = utterance.path if is_url(utterance.path) else os.path.abspath(utterance.path)
+        # Under the field names of the input, for the same --map.
+        named = {self.fields.source(name): value for name, value in values.items()}
+        row = {str(name): value for name, value in named.items() if name != AUDIO}
         self._columns |= dict.fromkeys(row)
         self._rows.write(json_text(row).encode() + b"\n")
-
-    def _under_its_names(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The row with the field names of the input, for the same --map."""
-        named = {self.fields.source(name): value for name, value in row.items() if self.fields.source(name) != AUDIO}
-        return {str(name): value for name, value in named.items()}
 
     def _write_table(self, delimiter: str) -> None:
         columns = list(self._columns)
@@ -104,10 +103,6 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _moved(path: str) -> str:
-    return path if is_url(path) else os.path.abspath(path)
 
 
 def _same_file(one: str, other: str) -> bool:

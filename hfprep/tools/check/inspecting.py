@@ -17,7 +17,7 @@ from hfprep.inputs.audio.decode import goes_through, load_waveform, read_header
 from hfprep.inputs.text.scripts import DoubtfulGrammar, doubtful_grammar, has_digits
 from hfprep.inputs.text.tokenizer import Tokenized
 from hfprep.pipeline.inspection import identify_audio
-from hfprep.pipeline.intake import Clip, SampleLimits, Task, check_seconds, load_sample, reject
+from hfprep.pipeline.intake import CheckFrames, Clip, SampleLimits, Task, check_seconds, load_sample, reject
 from hfprep.pipeline.stores import Stores
 from hfprep.recipes.base import AudioInput, TextEncoder
 from hfprep.schema import Rejection, Schema, Segment, Utterance
@@ -51,16 +51,6 @@ class Inspection:
     is_flat: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InspectorSettings:
-    """Settings of an inspector: the tokenizer (None: texts are not checked), the limits, how audio is read."""
-
-    text_encoder: TextEncoder | None
-    audio: AudioInput
-    limits: SampleLimits
-    decode: bool = False
-
-
 class _Remembering:
     """A text encoder that keeps the tokenization of the last text, if the encoder provides it."""
 
@@ -82,51 +72,72 @@ class _Remembering:
         return self.encoder.fingerprint()
 
 
+@dataclass(kw_only=True)
 class Inspector:
-    """Inspects rows one after another. Use one per thread or process."""
+    """Inspects rows one after another. Use one per thread or process.
 
-    def __init__(self, settings: InspectorSettings) -> None:
-        self.settings = settings
-        self.stores = Stores(settings.limits.options.named_stores)
+    `text_encoder` None: texts are not checked. With `decode`, all audio is decoded, not only the headers read.
+    """
+
+    text_encoder: TextEncoder | None
+    audio: AudioInput
+    limits: SampleLimits
+    decode: bool = False
+
+    def __post_init__(self) -> None:
+        self._stores = Stores(self.limits.options.named_stores)
         self._shown = Counter[str | DoubtfulGrammar | None]()
 
     def inspect(self, utterance: Utterance) -> Inspection | Rejection:
         """Inspect a row; returns the rejection if a build would reject it."""
-        limits = self.settings.limits
-        encoder = self.settings.text_encoder
-        text = None if encoder is None else _Remembering(encoder)
-        schema = limits.schema
+        text = None if self.text_encoder is None else _Remembering(self.text_encoder)
+        schema = self.limits.schema
         need = schema.all_groups if text is not None else schema.audio_groups
         task = Task.of(schema, utterance, need)
+        about_audio: dict[str, Any] = {"sampling_rate": 0, "channels": 0, "format": ""}
+
+        def read(path: str, check_frames: CheckFrames, segment: Segment | None) -> Clip:
+            return self._stores.ask(path, lambda: self._read(about_audio, path, check_frames, segment))
+
         try:
-            identify_audio(utterance.path, by_content=False, stores=self.stores)
+            identify_audio(utterance.path, by_content=False, stores=self._stores)
         except RejectedSample as error:
             return reject(task, error.reason, error.message)
-        header = _HeaderReader(
-            self.settings.audio, self.settings.limits.options.via_sampling_rate, self.settings.decode
-        )
-        loaded = load_sample(task, text, lambda *about: self.stores.ask(about[0], lambda: header.read(*about)), limits)
+        loaded = load_sample(task, text, read, self.limits)
         if isinstance(loaded, Rejection):
             return loaded
         tokenized = text.last if text is not None else None
         num_tokens = None if loaded.text_ids is None else len(loaded.text_ids)
         return Inspection(
-            lengths=_lengths(schema, num_tokens, limits.num_codes(loaded.num_frames)),
+            lengths=_lengths(schema, num_tokens, self.limits.num_codes(loaded.num_frames)),
             unknown=() if tokenized is None else tuple(piece.replace(SPACE_PIECE, "") for piece in tokenized.unknown),
             **self._text(utterance, tokenized),
             num_frames=loaded.num_frames,
             seconds=loaded.seconds or 0.0,
-            sampling_rate=header.sampling_rate,
-            channels=header.channels,
-            format=header.format,
-            is_flat=header.is_flat,
+            **about_audio,
         )
+
+    def _read(self, about: dict[str, Any], path: str, check_frames: CheckFrames, segment: Segment | None) -> Clip:
+        """Read a clip's header, or all of it, as a build does; puts the fields of an `Inspection` into `about`."""
+        check, rate = check_seconds(check_frames, self.audio), self.audio.sampling_rate
+        via = self.limits.options.via_sampling_rate
+        found = read_header(path, segment=segment, check_seconds=check)
+        about |= {"sampling_rate": found.sampling_rate, "channels": found.channels, "format": found.format}
+        if not self.decode:
+            frames = self.audio.num_frames(samples_of_header(found.seconds, found.sampling_rate, rate, via))
+            check_frames(frames)
+            return Clip(NOTHING, frames, found.seconds)
+        waveform = load_waveform(path, sampling_rate=rate, via=via, segment=segment, check_seconds=check)
+        about["is_flat"] = waveform.is_flat
+        frames = self.audio.num_frames(len(waveform.samples))
+        check_frames(frames)
+        self.audio.prepare(waveform.samples, on_gpu=False)  # raises if the samples cannot be used
+        return Clip(NOTHING, frames, waveform.seconds)
 
     def _text(self, utterance: Utterance, tokenized: Tokenized | None) -> dict[str, Any]:
         """The fields of an `Inspection` about text, with the texts themselves for the first rows of each kind."""
-        encoder = self.settings.text_encoder
-        if encoder is not None:
-            doubtful = encoder.doubt(utterance.text, utterance.language)
+        if self.text_encoder is not None:
+            doubtful = self.text_encoder.doubt(utterance.text, utterance.language)
         else:
             doubtful = None if utterance.language else doubtful_grammar(utterance.text)
         normalized = None if tokenized is None else tokenized.stages.normalized
@@ -151,34 +162,6 @@ def _lengths(schema: Schema, num_tokens: int | None, num_codes: int) -> dict[str
     }
 
 
-@dataclass
-class _HeaderReader:
-    """Reads a sample's audio: only the header, or all of it, as a build does."""
-
-    audio: AudioInput
-    via: int | None
-    decode: bool
-    sampling_rate: int = 0
-    channels: int = 0
-    format: str = ""
-    is_flat: bool = False
-
-    def read(self, path: str, check_frames: Callable[[int], None], segment: Segment | None = None) -> Clip:
-        check, rate = check_seconds(check_frames, self.audio), self.audio.sampling_rate
-        found = read_header(path, segment=segment, check_seconds=check)
-        self.sampling_rate, self.channels, self.format = found.sampling_rate, found.channels, found.format
-        if not self.decode:
-            frames = self.audio.num_frames(samples_of_header(found.seconds, found.sampling_rate, rate, self.via))
-            check_frames(frames)
-            return Clip(NOTHING, frames, found.seconds)
-        waveform = load_waveform(path, sampling_rate=rate, via=self.via, segment=segment, check_seconds=check)
-        self.is_flat = waveform.is_flat
-        frames = self.audio.num_frames(len(waveform.samples))
-        check_frames(frames)
-        self.audio.prepare(waveform.samples, on_gpu=False)  # raises if the samples cannot be used
-        return Clip(NOTHING, frames, waveform.seconds)
-
-
 def samples_of_header(seconds: float, sampling_rate: int, target: int, via: int | None = None) -> int:
     """The number of samples at `target` Hz of a file with this length and sampling rate (Hz)."""
     num_samples = round(seconds * sampling_rate)
@@ -190,10 +173,10 @@ def samples_of_header(seconds: float, sampling_rate: int, target: int, via: int 
 _inspector: list[Inspector] = []
 
 
-def start_process(settings: InspectorSettings) -> None:
+def start_process(make_inspector: Callable[[], Inspector]) -> None:
     """Initialise this worker process."""
     torch.set_num_threads(1)
-    _inspector[:] = [Inspector(settings)]
+    _inspector[:] = [make_inspector()]
 
 
 def inspect_in_process(rows: Sequence[Utterance]) -> list[Inspection | Rejection]:

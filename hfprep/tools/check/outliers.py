@@ -6,33 +6,33 @@ They may have the wrong text, a long silence, or another clip's audio. Takes row
 import heapq
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from hfprep.schema import Utterance
+from hfprep.tools.shares import NONE_GIVEN
 
 KEPT = 40  # slowest and fastest samples kept per language
 FEWEST = 20  # samples of a language needed to know the usual pace
 FACTOR = 3.0  # ratio to the usual pace from which a sample is an outlier
 BINS_PER_OCTAVE = 8
-NONE_GIVEN = "(none)"
 
 
 @dataclass
 class _Paces:
     """The paces of a language: a histogram of their logarithms, and the extremes as (pace, number, id)."""
 
-    bins: dict[int, int] = field(default_factory=dict)
-    count: int = 0
+    bins: Counter[int] = field(default_factory=Counter)
     slowest: list[tuple[float, int, str]] = field(default_factory=list)
     fastest: list[tuple[float, int, str]] = field(default_factory=list)
 
     def median(self) -> float:
         """The usual pace, within a sixteenth of an octave."""
-        seen = 0
+        seen, total = 0, self.bins.total()
         for place in sorted(self.bins):
             seen += self.bins[place]
-            if 2 * seen >= self.count:
+            if 2 * seen >= total:
                 return float(2 ** ((place + 0.5) / BINS_PER_OCTAVE))
         return 0.0
 
@@ -51,9 +51,7 @@ class Pace:
             return
         pace = characters / seconds
         found = self.languages.setdefault(utterance.language or NONE_GIVEN, _Paces())
-        place = math.floor(math.log2(pace) * BINS_PER_OCTAVE)
-        found.bins[place] = found.bins.get(place, 0) + 1
-        found.count += 1
+        found.bins[math.floor(math.log2(pace) * BINS_PER_OCTAVE)] += 1
         number = next(self._numbers)
         _keep(found.fastest, (pace, -number, utterance.id))
         _keep(found.slowest, (-pace, -number, utterance.id))
@@ -62,7 +60,7 @@ class Pace:
         """Id, language, characters per second, and the language's usual pace; the most unlikely first."""
         found = []
         for language, paces in self.languages.items():
-            if paces.count < FEWEST:
+            if paces.bins.total() < FEWEST:
                 continue
             usual = paces.median()
             for pace, _, sample_id in paces.fastest:

@@ -32,7 +32,7 @@ from hfprep.schema import Rejection, Utterance
 from hfprep.tools.check.estimates import Estimate, estimate, load_of_others, precision_to_time
 from hfprep.tools.check.findings import Preflight
 from hfprep.tools.check.fixing import FixedManifest
-from hfprep.tools.check.inspecting import Inspection, Inspector, InspectorSettings, inspect_in_process, start_process
+from hfprep.tools.check.inspecting import Inspection, Inspector, inspect_in_process, start_process
 from hfprep.tools.check.options import CheckOptions
 
 CHUNK_ROWS, FEW_ROWS_CHUNK = 64, 4
@@ -41,7 +41,8 @@ WAITING_CHUNKS = 4  # per worker
 DRAWN_ROWS = 128  # a random sample, some of which are computed to estimate the time of a build
 
 Line = tuple[int, RawRow, Utterance | Rejection]
-Outcome = tuple[int, RawRow, Utterance | None, Inspection | Rejection]
+Outcome = tuple[Line, Inspection | Rejection]
+Inspect = Callable[[list[Utterance]], list[Inspection | Rejection]]
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,16 @@ def check(options: CheckOptions, progress: Callable[[int], None] = lambda _: Non
         if options.fix is not None:
             fields = FieldMap.parse(options.map)
             fixed = stack.enter_context(FixedManifest(options.fix, fields, options.audio_root))
-        for line, raw, utterance, found in _outcomes(options, known, findings, stack, progress):
+        for (line, raw, row), found in _outcomes(options, known, findings, stack, progress):
             if isinstance(found, Rejection):
                 findings.reject(found)
                 rejected[line] = found.reason
-            else:
-                assert utterance is not None
-                findings.accept(utterance, found)
-                drawn.add(utterance, found.num_frames)
-                if fixed is not None:
-                    fixed.add(raw, utterance)
+                continue
+            assert isinstance(row, Utterance)
+            findings.accept(row, found)
+            drawn.add(row, found.num_frames)
+            if fixed is not None:
+                fixed.add(raw, row)
         if not findings.lines_read:
             raise ConfigError(f"the manifest {str(options.manifest)!r} is empty; give one JSON object per line")
     if not findings.accepted:
@@ -137,28 +138,24 @@ def _outcomes(
         options=SampleOptions.of(options, via_rate(options.audio_sr, known.audio)),
         num_codes=known.num_codes,
     )
-    settings = InspectorSettings(
-        text_encoder=known.text_encoder,
-        audio=known.audio,
-        limits=limits,
-        decode=options.decode,
+    make_inspector = partial(
+        Inspector, text_encoder=known.text_encoder, audio=known.audio, limits=limits, decode=options.decode
     )
     lines = _lines(options, findings)
     first = list(islice(lines, FEW_ROWS))
     workers = choose_workers(options.workers)
     pool: Executor
-    inspect: Callable[[list[Utterance]], list[Inspection | Rejection]]
+    inspect: Inspect = inspect_in_process
     chunk_rows = CHUNK_ROWS
     if len(first) < FEW_ROWS:
         chunk_rows = FEW_ROWS_CHUNK
-        inspect = partial(_inspect_here, settings)
+        inspect = partial(_inspect_here, make_inspector)
         pool = stack.enter_context(ThreadPoolExecutor(workers))
     else:
         context = fork_server(inspect_in_process.__module__)
         pool = stack.enter_context(
-            ProcessPoolExecutor(workers, mp_context=context, initializer=start_process, initargs=(settings,))
+            ProcessPoolExecutor(workers, mp_context=context, initializer=start_process, initargs=(make_inspector,))
         )
-        inspect = inspect_in_process
     yield from _in_order(pool, inspect, chain(first, lines), chunk_rows, WAITING_CHUNKS * workers, progress)
 
 
@@ -191,35 +188,29 @@ def _has_audio(row: Utterance, stores: Stores) -> bool:
     return True
 
 
-@dataclass
-class _Counter:
-    """Counts finished lines, in any order, so that the displayed progress does not stall."""
-
-    progress: Callable[[int], None]
-    total: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def done(self, lines: int, _: Future[list[Inspection | Rejection]]) -> None:
-        with self.lock:
-            self.total += lines
-            self.progress(self.total)
-
-
 def _in_order(
     pool: Executor,
-    inspect: Callable[[list[Utterance]], list[Inspection | Rejection]],
+    inspect: Inspect,
     lines: Iterator[Line],
     chunk_rows: int,
     max_waiting: int,
     progress: Callable[[int], None],
 ) -> Iterator[Outcome]:
     waiting: deque[tuple[list[Line], Future[list[Inspection | Rejection]]]] = deque()
-    counter = _Counter(progress)
+    finished, lock = 0, threading.Lock()
+
+    def count(lines: int, _: object) -> None:
+        """Count finished lines, in any order, so that the displayed progress does not stall."""
+        nonlocal finished
+        with lock:
+            finished += lines
+            progress(finished)
+
     while True:
         while len(waiting) < max_waiting and (chunk := list(islice(lines, chunk_rows))):
             rows = [row for _, _, row in chunk if isinstance(row, Utterance)]
             future = pool.submit(inspect, rows)
-            future.add_done_callback(partial(counter.done, len(chunk)))
+            future.add_done_callback(partial(count, len(chunk)))
             waiting.append((chunk, future))
         if not waiting:
             return
@@ -230,13 +221,11 @@ def _in_order(
             first, last = chunk[0][0], chunk[-1][0]
             message = f"a process that read lines {first} to {last} (approximately) died; check their audio files"
             raise HfprepError(message) from error
-        for number, raw, row in chunk:
-            if isinstance(row, Rejection):
-                yield number, raw, None, row
-            else:
-                yield number, raw, row, next(found)
+        for line in chunk:
+            row = line[2]
+            yield line, row if isinstance(row, Rejection) else next(found)
 
 
-def _inspect_here(settings: InspectorSettings, rows: list[Utterance]) -> list[Inspection | Rejection]:
-    inspector = Inspector(settings)
+def _inspect_here(make_inspector: Callable[[], Inspector], rows: list[Utterance]) -> list[Inspection | Rejection]:
+    inspector = make_inspector()
     return [inspector.inspect(row) for row in rows]

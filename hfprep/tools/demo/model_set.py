@@ -32,7 +32,7 @@ from hfprep.recipes.indextts2.checkpoints import expected_shapes
 from hfprep.recipes.indextts2.config import CODEC_FILE, PUBLISHED, ModelConfig
 from hfprep.recipes.networks import load_semantic_encoder, semantic_shapes
 from hfprep.tools.demo.random_weights import Shapes, write_safetensors, write_torch_file
-from hfprep.tools.demo.tokenizer import VOCABULARY_SIZE, train_tokenizer
+from hfprep.tools.demo.sentences import VOCABULARY_SIZE, train_tokenizer
 from hfprep.tools.demo.voice import SPEAKERS, speak
 
 Size = Literal["small", "published"]

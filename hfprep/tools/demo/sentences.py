@@ -1,8 +1,14 @@
-"""Sentences in several languages, written for the demo.
+"""Sentences in several languages, written for the demo, and a small tokenizer trained on them.
 
-The demo's texts, on which its tokenizer is trained too. Numbers, dates, money and foreign names exercise the text
-rules.
+Numbers, dates, money and foreign names exercise the text rules.
 """
+
+import io
+import string
+
+import sentencepiece
+
+VOCABULARY_SIZE = 1200
 
 SENTENCES: dict[str, tuple[str, ...]] = {
     "en": (
@@ -60,3 +66,34 @@ SENTENCES: dict[str, tuple[str, ...]] = {
     ),
 }
 """By language code."""
+
+
+def train_tokenizer() -> bytes:
+    """Train a BPE model with byte fallback and return the bytes of its .model file. Deterministic.
+
+    The text is prepared like in the text pipeline: upper case, spaces around Chinese characters. Characters that are
+    not in it are encoded as bytes, so no text is unknown.
+    """
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(_training_lines()),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=VOCABULARY_SIZE,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        byte_fallback=True,
+        required_chars=string.ascii_uppercase + string.digits + "'!,-.?…",
+        bos_id=0,  # these ids are as in the published tokenizer
+        eos_id=1,
+        unk_id=2,
+        pad_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def _training_lines() -> list[str]:
+    lines = [sentence.upper() for sentences in SENTENCES.values() for sentence in sentences]
+    return ["".join(f" {char} " if "\u4e00" <= char <= "\u9fff" else char for char in line) for line in lines]

@@ -1,6 +1,8 @@
 """The charts of a report, as Bokeh figures.
 
-The page sets the colours of text, axes and background, for light and dark mode.
+The page sets the colours of text, axes and background, for light and dark mode. Every colour here has a contrast of at
+least 3 with both backgrounds. Any two differ by at least 19 in CIELAB, also for readers with one type of cone missing;
+the first ones, which are used most, differ more. Markers differ as well.
 """
 
 from collections import Counter
@@ -16,16 +18,21 @@ from bokeh.models import (
     FactorRange,
     HoverTool,
     NumeralTickFormatter,
-    Range1d,
     TapTool,
 )
 from bokeh.models.annotations import Legend, LegendItem
 from bokeh.plotting import figure
 
 from hfprep.io.words import duration
-from hfprep.tools.report.collect import Collected, Group, first_of
-from hfprep.tools.report.colours import BEYOND, INK, NONE_GIVEN, labels_shown, looks
+from hfprep.tools.report.collect import Collected, first_of
+from hfprep.tools.shares import NONE_GIVEN, Share
 
+INK = "#2d86c9"
+BEYOND = "#c2620a"  # for limits, overflow, split batches
+OTHERS = "#84878c"
+PALETTE = (INK, "#84780c", "#9018fc", "#e46c90", "#547848", "#846cfc", "#cc0090")
+MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "hex", "star")
+THE_REST = "others"
 BARS = 20
 BINS = 60
 MOST_USED = 15
@@ -67,12 +74,12 @@ def bars(title: str, names: Sequence[str], values: Sequence[float], unit: str, d
     return chart
 
 
-def group_bars(kind: str, groups: dict[str, Group]) -> figure:
+def group_bars(kind: str, groups: dict[str, Share]) -> figure:
     """Audio by language, speaker or split, the largest first; the rest in a single bar."""
     ranked = sorted(groups.items(), key=lambda item: -item[1].seconds)
     shown, rest = ranked[:BARS], ranked[BARS:]
     if rest:
-        others = Group(sum(group.samples for _, group in rest), sum(group.seconds for _, group in rest))
+        others = Share(sum(group.samples for _, group in rest), sum(group.seconds for _, group in rest))
         shown.append((f"{len(rest)} more", others))
     unit, length = unit_of(max(group.seconds for _, group in shown))
     details = [f"{duration(group.seconds)}, {group.samples:,} samples" for _, group in shown]
@@ -84,10 +91,9 @@ def group_bars(kind: str, groups: dict[str, Group]) -> figure:
 
 def unit_of(seconds: float) -> tuple[str, float]:
     """A suitable unit for a duration, and its length in seconds, with the same bounds as `duration`."""
-    for name, length, bound in (("seconds", 1.0, 90), ("minutes", 60.0, 5400)):
-        if seconds < bound:
-            return name, length
-    return "hours", 3600.0
+    if seconds < 90:
+        return "seconds", 1.0
+    return ("minutes", 60.0) if seconds < 5400 else ("hours", 3600.0)
 
 
 def axis_end(values: np.ndarray, far: float = FAR) -> float:
@@ -103,11 +109,6 @@ def usual_range(values: np.ndarray) -> tuple[float, float]:
     low, high = float(kept.min()), float(kept.max())
     margin = 0.05 * (high - low) or 1.0
     return low - margin, high + margin
-
-
-def axis(ends: tuple[float, float]) -> Range1d:
-    """An axis range with these ends."""
-    return Range1d(start=ends[0], end=ends[1])
 
 
 def beyond_axes(x: np.ndarray, y: np.ndarray, ends: Sequence[tuple[float, float]]) -> str:
@@ -168,7 +169,7 @@ def lengths_scatter(found: Collected) -> figure | None:
     source = ColumnDataSource(_row_columns(found) | {"x": x, "y": y})
     ends = [(0.0, axis_end(values) * 1.05) for values in (x, y)]
     title = f"Codes against text ids{beyond_axes(x, y, ends)}"
-    chart = new_figure(title, "text ids", "codes", x_range=axis(ends[0]), y_range=axis(ends[1]))
+    chart = new_figure(title, "text ids", "codes", x_range=ends[0], y_range=ends[1])
     chart.height = 380
     _scatter(chart, source)
     return chart
@@ -185,7 +186,7 @@ def direction_map(found: Collected, column: str, by: str) -> figure:
     ]
     ends = [usual_range(places[:, 0]), usual_range(places[:, 1])]
     title = f"{column} by {by}{beyond_axes(places[:, 0], places[:, 1], ends)}"
-    chart = new_figure(title, *axes, x_range=axis(ends[0]), y_range=axis(ends[1]))
+    chart = new_figure(title, *axes, x_range=ends[0], y_range=ends[1])
     chart.height = 420
     columns, items = _row_columns(found), []
     for label, (colour, marker) in looks(labels).items():
@@ -197,6 +198,23 @@ def direction_map(found: Collected, column: str, by: str) -> figure:
         items.append(LegendItem(label=label[:24], renderers=[_scatter(chart, source, colour, marker)]))
     add_legend(chart, items)
     return chart
+
+
+def labels_shown(labels: Sequence[str]) -> list[str]:
+    """The legend's label for each label: itself if it is among the most frequent, or "others"."""
+    frequent = [name for name, _ in Counter(labels).most_common() if name != NONE_GIVEN]
+    kept = {*frequent[: len(PALETTE)], NONE_GIVEN}
+    return [label if label in kept else THE_REST for label in labels]
+
+
+def looks(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each label in the legend, the most frequent first, then "others" and "(none)"."""
+    frequent = [name for name, _ in Counter(labels).most_common() if name not in {NONE_GIVEN, THE_REST}]
+    found = dict(zip(frequent, zip(PALETTE, MARKERS, strict=True), strict=False))
+    for name, marker in ((THE_REST, "x"), (NONE_GIVEN, "cross")):
+        if name in labels:
+            found[name] = (OTHERS, marker)
+    return found
 
 
 def similarity_strip(found: Collected, column: str) -> figure:
@@ -226,27 +244,23 @@ def similarity_strip(found: Collected, column: str) -> figure:
     return chart
 
 
-def codebook_bars(counts: np.ndarray, name: str) -> figure:
-    """The most frequent codes; counts: int64 (size,)."""
+def codebook_charts(counts: np.ndarray, name: str) -> list[figure]:
+    """The most frequent codes, and the cumulative share of the most used ones; counts: int64 (size,)."""
     total = max(1, int(counts.sum()))
     order = np.argsort(-counts, kind="stable")[:MOST_USED]
     order = order[counts[order] > 0]
-    shares = 100 * counts[order] / total
+    shares = [float(share) for share in 100 * counts[order] / total]
     details = [f"{counts[code]:,} times" for code in order]
-    return bars(f"Most used {name}", [str(code) for code in order], [float(x) for x in shares], "% of all", details)
-
-
-def codebook_curve(counts: np.ndarray, name: str) -> figure:
-    """The cumulative share of the most used codes; counts: int64 (size,)."""
-    ranked = np.sort(counts)[::-1]
-    shares = np.cumsum(ranked) / max(1, ranked.sum())
-    at = np.unique(np.linspace(0, len(ranked) - 1, 400).astype(int))
-    source = ColumnDataSource({"x": at + 1, "y": shares[at]})
+    used = bars(f"Most used {name}", [str(code) for code in order], shares, "% of all", details)
+    cumulative = np.cumsum(np.sort(counts)[::-1]) / total
+    at = np.unique(np.linspace(0, len(counts) - 1, 400).astype(int))
+    source = ColumnDataSource({"x": at + 1, "y": cumulative[at]})
     chart = new_figure(f"Share of the most used {name}", f"number of {name}, most used first", "share of all")
+    chart.height = used.height
     chart.line("x", "y", source=source, line_width=2, color=INK)
     chart.add_tools(HoverTool(tooltips=[(name, "@x{0,0}"), ("share", "@y{0.0%}")], mode="vline"))
     chart.yaxis.formatter = NumeralTickFormatter(format="0%")
-    return chart
+    return [used, chart]
 
 
 def rejected_bars(found: Collected) -> figure:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import numpy as np
 
 from hfprep.errors import ConfigError, StoreError
 from hfprep.formats.formats import open_set
-from hfprep.formats.samples import SPLITS, Split, lengths_of
-from hfprep.inputs.manifest.rows import AudioFinder
+from hfprep.formats.manifest_paths import build_audio_finder
+from hfprep.formats.samples import SPLITS, Sample, Split, lengths_of
 from hfprep.io.json_file import DAMAGED
 from hfprep.io.object_storage import check_local
 from hfprep.schema import Column, Schema
@@ -25,8 +26,8 @@ from hfprep.store.layout import PRIVATE, REJECTED, STATE_FILE
 from hfprep.store.state import read_value
 from hfprep.store.timeline import read_timeline
 from hfprep.store.values import parse_paths
-from hfprep.tools.report.colours import NONE_GIVEN
 from hfprep.tools.report.texts import TEXT_WIDTH, Texts, look_at_texts, tokenizer_of
+from hfprep.tools.shares import NONE_GIVEN, Share, add_to
 
 MOST_POINTS = 3000
 MOST_CODES = 20_000  # samples whose codes are counted
@@ -57,14 +58,6 @@ class Lengths:
         return len(self.seconds)
 
 
-@dataclass
-class Group:
-    """Samples and seconds of a language, speaker or split."""
-
-    samples: int = 0
-    seconds: float = 0.0
-
-
 @dataclass(frozen=True, slots=True)
 class Points:
     """The samples that are drawn as points.
@@ -86,7 +79,7 @@ class Collected:
     format: str
     schema: Schema
     lengths: Lengths
-    groups: dict[str, dict[str, Group]]
+    groups: dict[str, dict[str, Share]]
     points: Points
     code_counts: dict[str, np.ndarray]
     codes_counted: int
@@ -100,11 +93,14 @@ class Collected:
 
     @property
     def name(self) -> str:
-        """The data set's name, from its manifest's path if possible, or else from the output's."""
-        return name_of(self.root)
+        """The data set's name: that of its manifest, of the manifest's folders, or else of the output."""
+        manifest = (read_value(self.root / STATE_FILE, "paths", parse_paths) or {}).get("manifest")
+        places = [] if not manifest else [Path(manifest).stem, *(folder.name for folder in Path(manifest).parents[:2])]
+        usable = (name for name in places if name and name.lower() not in GENERIC_NAMES)
+        return next(usable, self.root.resolve().name)
 
 
-def collect(root: Path, *, with_audio: bool = False, seed: int = 0) -> Collected:
+def collect(root: Path, *, with_audio: bool = False) -> Collected:
     """Read an output. Raises StoreError if it is not an output or damaged, ConfigError if it is empty."""
     check_local(root)
     if not root.is_dir():
@@ -114,11 +110,11 @@ def collect(root: Path, *, with_audio: bool = False, seed: int = 0) -> Collected
     lengths, groups = _lengths(source.schema, splits)
     if not len(lengths):
         raise ConfigError(f"{str(root)!r} contains no samples; there is nothing to report")
-    chosen = _choose(lengths, random.Random(seed))
-    locate = _audio_finder(root) if with_audio else None
+    chosen = _choose(lengths)
+    locate = _locator(root) if with_audio else None
     points = _points(source.schema, splits, lengths, chosen, locate)
     stats = source.origin.stats or {}
-    counts, counted = _count_codes(source.schema, splits, lengths, random.Random(seed))
+    counts, counted = _count_codes(source.schema, splits, lengths)
     rejected, rejected_rows = _rejected(root, stats)
     texts = look_at_texts(points.rows, points.texts, tokenizer_of(source.schema, stats))
     return Collected(
@@ -127,99 +123,87 @@ def collect(root: Path, *, with_audio: bool = False, seed: int = 0) -> Collected
     )  # fmt: skip
 
 
-def name_of(root: Path) -> str:
-    """A name for a data set: that of its manifest, of the manifest's folders, or else of the output."""
-    manifest = (read_value(root / STATE_FILE, "paths", parse_paths) or {}).get("manifest")
-    places = [] if not manifest else [Path(manifest).stem, *(folder.name for folder in Path(manifest).parents[:2])]
-    return next((name for name in places if name and name.lower() not in GENERIC_NAMES), root.resolve().name)
-
-
-def varying(schema: Schema) -> tuple[str, ...]:
-    """The names of the lengths that vary between samples."""
-    return tuple(name for name in schema.lengths if name not in schema.fixed)
-
-
 def first_of(schema: Schema, kind: str) -> Column | None:
     """The first column of a kind with a variable length."""
     return next((column for column in schema.columns if column.kind == kind and column.lengths), None)
 
 
+def codes_per_token(schema: Schema, lengths: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """Codes per token, float64, of samples with these lengths; None unless the schema has both."""
+    tokens, codes = first_of(schema, "tokens"), first_of(schema, "codes")
+    if tokens is None or codes is None:
+        return None
+    return np.asarray(lengths[codes.lengths[-1]] / np.maximum(lengths[tokens.lengths[-1]], 1))
+
+
 def _seconds_of(schema: Schema, record: Mapping[str, Any]) -> float:
-    """A sample's duration from its record, or else from its number of codes."""
-    if record.get("duration"):
-        return float(record["duration"])
-    column = first_of(schema, "codes")
-    return record[column.lengths[-1]] / schema.code_rate if column is not None and schema.code_rate else 0.0
+    """A sample's duration from its record, or else from its number of codes.
 
-
-def _checked_seconds(schema: Schema, record: Mapping[str, Any]) -> float:
-    """A sample's duration; raises StoreError if a field that the report shows is damaged."""
+    Raises StoreError if a field that the report shows is damaged.
+    """
     try:
         lengths_of(schema, record)
         for name in ("id", "text", "audio_path", "speaker", "language"):
             if not isinstance(record[name], str) and (name not in ("speaker", "language") or record[name] is not None):
                 raise TypeError(f"{name} is {str(record[name])[:80]}")
-        return _seconds_of(schema, record)
+        if record.get("duration"):
+            return float(record["duration"])
+        column = first_of(schema, "codes")
+        return record[column.lengths[-1]] / schema.code_rate if column is not None and schema.code_rate else 0.0
     except DAMAGED as error:
         raise StoreError(
             f"the record of the sample {str(record.get('id'))[:80]!r} is damaged ({error}); run the build again"
         ) from error
 
 
-def _lengths(schema: Schema, splits: dict[str, Split]) -> tuple[Lengths, dict[str, dict[str, Group]]]:
-    names = varying(schema)
+def _lengths(schema: Schema, splits: dict[str, Split]) -> tuple[Lengths, dict[str, dict[str, Share]]]:
+    names = [name for name in schema.lengths if name not in schema.fixed]
     columns: dict[str, list[Any]] = {name: [] for name in ("seconds", "split", "position", *names)}
-    groups: dict[str, dict[str, Group]] = {"language": {}, "speaker": {}, "split": {}}
+    groups: dict[str, dict[str, Share]] = {"language": {}, "speaker": {}, "split": {}}
     for number, (name, split) in enumerate(splits.items()):
         for position, entry in enumerate(split.entries()):
             record = entry.record
-            seconds = _checked_seconds(schema, record)
+            seconds = _seconds_of(schema, record)
             values = (seconds, number, position, *(record[length] for length in names))
             for column, value in zip(columns.values(), values, strict=True):
                 column.append(value)
             for kind, label in (("language", record["language"]), ("speaker", record["speaker"]), ("split", name)):
-                group = groups[kind].setdefault(label or NONE_GIVEN, Group())
-                group.samples += 1
-                group.seconds += seconds
+                add_to(groups[kind], label, seconds)
     by_name = {name: np.array(columns[name], np.int32) for name in names}
-    tokens, codes = first_of(schema, "tokens"), first_of(schema, "codes")
-    pace = None
-    if tokens is not None and codes is not None:
-        pace = by_name[codes.lengths[-1]] / np.maximum(by_name[tokens.lengths[-1]], 1)
     seconds_of_all = np.array(columns["seconds"], np.float32)
     split_of_all, positions = (np.array(columns[name], np.int32) for name in ("split", "position"))
-    return Lengths(seconds_of_all, by_name, split_of_all, positions, pace), groups
+    return Lengths(seconds_of_all, by_name, split_of_all, positions, codes_per_token(schema, by_name)), groups
 
 
-def _choose(lengths: Lengths, generator: random.Random) -> list[int]:
+def _choose(lengths: Lengths) -> list[int]:
     """The samples to draw: all, or a random subset with the extremes of each length."""
     if len(lengths) <= MOST_POINTS:
         return list(range(len(lengths)))
     chosen: set[int] = set()
     measures = [lengths.seconds, *lengths.by_name.values(), *([] if lengths.pace is None else [lengths.pace])]
     for values in measures:
-        order = np.argsort(values, kind="stable")
-        chosen.update(map(int, np.concatenate([order[:EXTREMES], order[-EXTREMES:]])))
-    rest = generator.sample(range(len(lengths)), MOST_POINTS)
-    for index in rest:
-        if len(chosen) >= MOST_POINTS:
-            break
-        chosen.add(index)
-    return sorted(chosen)
+        order = np.argsort(values, kind="stable").tolist()
+        chosen.update(order[:EXTREMES], order[-EXTREMES:])
+    drawn = random.Random(0).sample(range(len(lengths)), MOST_POINTS)
+    rest = [index for index in drawn if index not in chosen]
+    return sorted([*chosen, *rest[: max(0, MOST_POINTS - len(chosen))]])
+
+
+def _sample(splits: dict[str, Split], lengths: Lengths, index: int) -> Sample:
+    return splits[SPLITS[lengths.split[index]]].sample(int(lengths.position[index]))
 
 
 def _points(
     schema: Schema, splits: dict[str, Split], lengths: Lengths, chosen: list[int], locate: Locate | None
 ) -> Points:
-    names, vectors = list(splits), schema.of_kind("vector")
+    vectors = schema.of_kind("vector")
 
     def load(index: int) -> tuple[dict[str, Any], tuple[str, str | None], list[np.ndarray]]:
-        name = names[lengths.split[index]]
-        sample = splits[name].sample(int(lengths.position[index]))
+        sample = _sample(splits, lengths, index)
         record = sample.entry.record
         row = {
             "id": record["id"],
-            "split": name,
+            "split": SPLITS[lengths.split[index]],
             "speaker": record["speaker"] or NONE_GIVEN,
             "language": record["language"] or NONE_GIVEN,
             "seconds": round(float(lengths.seconds[index]), 2),
@@ -240,24 +224,19 @@ def _points(
     return Points(list(rows), list(texts), stacked)
 
 
-def _count_codes(
-    schema: Schema, splits: dict[str, Split], lengths: Lengths, generator: random.Random
-) -> tuple[dict[str, np.ndarray], int]:
+def _count_codes(schema: Schema, splits: dict[str, Split], lengths: Lengths) -> tuple[dict[str, np.ndarray], int]:
     """Count each code in each codebook, in all samples or in a random subset."""
-    indexes = range(len(lengths)) if len(lengths) <= MOST_CODES else generator.sample(range(len(lengths)), MOST_CODES)
+    every = range(len(lengths))
+    indexes = every if len(lengths) <= MOST_CODES else random.Random(0).sample(every, MOST_CODES)
     columns = [column for column in schema.of_kind("codes") if column.size is not None]
-    names = list(splits)
     counts: dict[str, np.ndarray] = {}
-
-    def load(index: int) -> dict[str, np.ndarray]:
-        return splits[names[lengths.split[index]]].sample(int(lengths.position[index])).arrays
-
     with ThreadPoolExecutor(IO_THREADS) as pool:
         for start in range(0, len(indexes) if columns else 0, 1024):
-            for arrays in pool.map(load, indexes[start : start + 1024]):
+            for sample in pool.map(partial(_sample, splits, lengths), indexes[start : start + 1024]):
                 for column in columns:
                     assert column.size is not None
-                    books = arrays[column.name].reshape(-1, arrays[column.name].shape[-1])
+                    codes = sample.arrays[column.name]
+                    books = codes.reshape(-1, codes.shape[-1])
                     found = np.stack([np.bincount(book, minlength=column.size)[: column.size] for book in books])
                     counts[column.name] = found + counts.get(column.name, 0)
     return counts, len(indexes)
@@ -283,14 +262,11 @@ def _rejected(root: Path, stats: dict[str, Any]) -> tuple[dict[str, int], list[d
     return dict(counts.most_common()), rows
 
 
-def _audio_finder(root: Path) -> Locate:
-    paths = read_value(root / STATE_FILE, "paths", parse_paths) or {}
-    finder = AudioFinder(Path(paths.get("manifest") or root / "manifest.jsonl"), paths.get("audio_root"))
-    folder = Path(paths.get("folder") or "")
+def _locator(root: Path) -> Locate:
+    find = build_audio_finder(root)
 
     def locate(audio: str) -> str | None:
-        beside = folder / audio
-        path = beside if beside.is_file() else Path(finder.find(audio))
+        path = Path(find(audio))
         return path.absolute().as_uri() if path.is_file() else None
 
     return locate

@@ -6,7 +6,7 @@ Content-Security-Policy enforces.
 
 import html
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from hfprep.schema import Schema
 from hfprep.store.statistics import perplexity
 from hfprep.tools.report import charts
 from hfprep.tools.report.collect import MOST_POINTS, Collected
-from hfprep.tools.report.colours import NONE_GIVEN
 from hfprep.tools.report.outliers import outliers
 from hfprep.tools.report.timeline_charts import timeline_charts
+from hfprep.tools.shares import NONE_GIVEN, Share
 
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
@@ -30,6 +30,7 @@ POLICY = (
 )
 WORST_CHARACTERS = 24
 REJECTED_SHOWN = 60
+Section = tuple[str, str, list[figure], str]  # title, note, charts and other content
 
 
 def render(found: Collected) -> str:
@@ -57,8 +58,7 @@ def render(found: Collected) -> str:
     )
 
 
-def _sections(found: Collected) -> Iterable[tuple[str, str, list[figure], str]]:
-    """Title, note, charts and other content of each section."""
+def _sections(found: Collected) -> Iterator[Section]:
     lengths, points = found.lengths, len(found.points.rows)
     part = f"{points:,} of {len(lengths):,} samples, chosen at random, with the extremes."
     part = "" if points == len(lengths) else part
@@ -66,19 +66,18 @@ def _sections(found: Collected) -> Iterable[tuple[str, str, list[figure], str]]:
     everything = f"All {len(lengths):,} samples"
     note = f"{everything}; the scatter: {part}" if part else f"{everything}."
     yield "Lengths", f"{note} Click a point for its sample.", _lengths(found), ""
-    odd = _outliers_table(found)
-    if odd:
-        yield "Listen to these first", _outliers_note(found, part), [], odd
+    yield from _outliers(found, part)
     for name, counts in found.code_counts.items():
-        yield f"Codebook: {name}", _codebook_note(found, counts), _codebook(name, counts), ""
+        together = counts.sum(axis=0)
+        yield f"Codebook: {name}", _codebook_note(found, counts), charts.codebook_charts(together, name), ""
     if points > 1 and found.points.vectors:
         yield "Vectors", f"{part} Click a point for its sample.".strip(), _vectors(found), ""
     if found.texts.shown:
-        yield "Texts", _texts_note(found), [], _texts_table(found)
+        yield _texts(found)
     if found.schema.of_kind("tokens"):
-        yield "Unknown tokens", _unknown_note(found), [], _unknown_table(found)
+        yield _unknown_tokens(found)
     if found.rejected:
-        yield "Rejected", _rejected_note(found), [charts.rejected_bars(found)], _rejected_table(found)
+        yield _rejected(found)
     drawn = timeline_charts(found.timeline)
     events = sum(int(row.get("out_of_memory_events", 0)) for row in found.timeline)
     note = count(events, "out-of-memory event") + "." if drawn else "There is no record of the batches."
@@ -117,13 +116,6 @@ def _codebook_note(found: Collected, counts: np.ndarray) -> str:
     )
 
 
-def _codebook(name: str, counts: np.ndarray) -> list[figure]:
-    together = counts.sum(axis=0)
-    bars, curve = charts.codebook_bars(together, name), charts.codebook_curve(together, name)
-    curve.height = bars.height
-    return [bars, curve]
-
-
 def _vectors(found: Collected) -> list[figure]:
     """Maps by speaker and by language for columns with a vector per sample; similarity by speaker for all columns."""
     drawn = []
@@ -133,15 +125,16 @@ def _vectors(found: Collected) -> list[figure]:
     return drawn + [charts.similarity_strip(found, column.name) for column in found.schema.of_kind("vector")]
 
 
-def _outliers_note(found: Collected, part: str) -> str:
-    heard = f" Silence and clipping: from {found.audio_looked_at:,} samples." if found.audio_looked_at else ""
-    return f"Samples far from the rest. {part}{heard} Click a line for the sample."
-
-
-def _outliers_table(found: Collected) -> str:
+def _outliers(found: Collected, part: str) -> Iterator[Section]:
+    rows = found.points.rows
     odd = outliers(found)
-    rows = [(one.what, one.value, *(found.points.rows[one.point][name] for name in ("id", "text"))) for one in odd]
-    return _table(("what", "how much", "id", "text"), rows, ("sample", [one.point for one in odd])) if odd else ""
+    if not odd:
+        return
+    heard = f" Silence and clipping: from {found.audio_looked_at:,} samples." if found.audio_looked_at else ""
+    note = f"Samples far from the rest. {part}{heard} Click a line for the sample."
+    cells = [(one.what, one.value, rows[one.point]["id"], rows[one.point]["text"]) for one in odd]
+    table = _table(("what", "how much", "id", "text"), cells, ("sample", [one.point for one in odd]))
+    yield "Listen to these first", note, [], table
 
 
 def _section(title: str, note: str, divs: list[str], extra: str) -> str:
@@ -156,8 +149,8 @@ def _numbers(found: Collected) -> str:
     values = {
         "samples": f"{len(lengths):,}",
         "of audio": duration(float(lengths.seconds.sum(dtype=np.float64))),
-        "train": f"{found.groups['split'].get('train', charts.Group()).samples:,}",
-        "validation": f"{found.groups['split'].get('validation', charts.Group()).samples:,}",
+        "train": f"{found.groups['split'].get('train', Share()).samples:,}",
+        "validation": f"{found.groups['split'].get('validation', Share()).samples:,}",
         "speakers": f"{len(found.groups['speaker'].keys() - {NONE_GIVEN}):,}",
         "languages": f"{len(found.groups['language'].keys() - {NONE_GIVEN}):,}",
         "rejected": f"{rejected:,}",
@@ -166,50 +159,35 @@ def _numbers(found: Collected) -> str:
     return f'<div class="numbers">{"".join(f"<div><b>{v}</b><span>{k}</span></div>" for k, v in values.items())}</div>'
 
 
-def _texts_note(found: Collected) -> str:
+def _texts(found: Collected) -> Section:
     looked_at = count(found.texts.looked_at, "text was checked", "texts were checked")
     parts = [f"{looked_at}; below are examples for each language, normalised and tokenized."]
     for doubtful, number in found.texts.doubtful.most_common():
         parts.append(f"{count(number, 'sample')} {doubtful}.")
     for language, number in found.texts.digits_left.most_common():
         parts.append(f"{count(number, 'sample')} in {language} with digits after normalisation.")
-    return " ".join(parts)
-
-
-def _texts_table(found: Collected) -> str:
     rows = [(language, *cells) for language, shown in sorted(found.texts.shown.items()) for cells in shown]
-    return _table(("language", "id", "text", "normalised", "pieces"), rows)
+    return "Texts", " ".join(parts), [], _table(("language", "id", "text", "normalised", "pieces"), rows)
 
 
-def _unknown_note(found: Collected) -> str:
-    if found.texts.unknown_tokens is None:
-        return "The build's tokenizer was not found, so texts were not checked."
-    part = (
-        "all" if found.texts.looked_at == len(found.lengths) else f"{found.texts.looked_at:,} (at most {MOST_POINTS:,})"
-    )
-    return f"{count(found.texts.unknown_tokens, 'unknown token')} in the texts of {part} samples."
+def _unknown_tokens(found: Collected) -> Section:
+    texts = found.texts
+    if texts.unknown_tokens is None:
+        return "Unknown tokens", "The build's tokenizer was not found, so texts were not checked.", [], ""
+    part = "all" if texts.looked_at == len(found.lengths) else f"{texts.looked_at:,} (at most {MOST_POINTS:,})"
+    note = f"{count(texts.unknown_tokens, 'unknown token')} in the texts of {part} samples."
+    worst = texts.unknown.most_common(WORST_CHARACTERS)
+    rows = [(repr(char)[1:-1], f"U+{ord(char):04X}", times) for char, times in worst]
+    return "Unknown tokens", note, [], _table(("character", "code point", "times"), rows) if rows else ""
 
 
-def _unknown_table(found: Collected) -> str:
-    if not found.texts.unknown:
-        return ""
-    rows = [
-        (repr(char)[1:-1], f"U+{ord(char):04X}", count)
-        for char, count in found.texts.unknown.most_common(WORST_CHARACTERS)
-    ]
-    return _table(("character", "code point", "times"), rows)
-
-
-def _rejected_note(found: Collected) -> str:
+def _rejected(found: Collected) -> Section:
     total, shown = sum(found.rejected.values()), min(REJECTED_SHOWN, len(found.rejected_rows))
     listed = "all are listed" if shown == total else f"{shown} are listed, with examples for each reason,"
-    return f"{count(total, 'line')}; {listed} below. Click a bar or a line for more."
-
-
-def _rejected_table(found: Collected) -> str:
+    note = f"{count(total, 'line')}; {listed} below. Click a bar or a line for more."
     names = ("line", "id", "reason", "message")
     rows = [[row.get(name) for name in names] for row in found.rejected_rows[:REJECTED_SHOWN]]
-    return _table(names, rows, ("rejected", range(len(rows))))
+    return "Rejected", note, [charts.rejected_bars(found)], _table(names, rows, ("rejected", range(len(rows))))
 
 
 def _provenance(found: Collected) -> str:

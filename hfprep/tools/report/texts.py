@@ -17,7 +17,7 @@ from hfprep.recipes.base import TextEncoder
 from hfprep.recipes.options import ModelOptions
 from hfprep.recipes.registry import recipe
 from hfprep.schema import Schema
-from hfprep.tools.report.colours import NONE_GIVEN
+from hfprep.tools.shares import NONE_GIVEN
 from hfprep.tools.tokenizer.model_file import SPACE_PIECE
 
 TEXT_WIDTH = 160
@@ -73,9 +73,9 @@ def look_at_texts(
     found = Texts()
     every = max(1, -(-len(rows) // MOST_IN_ROWS))
     tokenize: Tokenize | None = getattr(encoder, "tokenize", None)
+    if encoder is None or tokenize is None:
+        return found
     for number, (row, (text, language)) in enumerate(zip(rows, texts, strict=True)):
-        if encoder is None or tokenize is None:
-            break
         try:
             tokenized = tokenize(text, language)
         except RejectedSample:  # the tokenizer's file has changed

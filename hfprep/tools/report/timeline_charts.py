@@ -8,9 +8,8 @@ from bokeh.models import ColumnDataSource, HoverTool
 from bokeh.models.annotations import LegendItem
 from bokeh.plotting import figure
 
-from hfprep.tools.report.charts import add_legend, histogram, new_figure
+from hfprep.tools.report.charts import BEYOND, INK, add_legend, histogram, new_figure
 from hfprep.tools.report.collect import MOST_POINTS
-from hfprep.tools.report.colours import BEYOND, INK
 
 
 def timeline_charts(timeline: Sequence[dict[str, Any]]) -> list[figure]:

@@ -5,8 +5,8 @@ from pathlib import Path
 from hfprep.errors import ConfigError
 from hfprep.io.atomic import write_bytes
 from hfprep.io.object_storage import check_local
-from hfprep.tools.report.audio import listen
 from hfprep.tools.report.collect import collect
+from hfprep.tools.report.outliers import listen
 
 
 def write_report(root: Path, target: Path, *, with_audio: bool = False) -> int:

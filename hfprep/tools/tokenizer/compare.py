@@ -11,10 +11,9 @@ from typing import Any
 
 from hfprep.errors import ConfigError, Reason
 from hfprep.inputs.text.tokenizer import TextTokenizer
-from hfprep.tools.tokenizer.model_file import SPACE_PIECE, open_bytes
+from hfprep.tools.shares import NONE_GIVEN
+from hfprep.tools.tokenizer.model_file import SPACE_PIECE, decoded, open_bytes
 from hfprep.tools.tokenizer.texts import ManifestTexts
-
-NO_LANGUAGE = "(none)"
 
 
 @dataclass
@@ -73,10 +72,10 @@ def compare(
     models = [open_bytes(path.read_bytes()) for path in tokenizers]
     texts = ManifestTexts(manifests, opened[0], language, field_map)
     languages: dict[str, list[TextCounts]] = {}
-    for text in texts:
-        counts = languages.setdefault(text.language or NO_LANGUAGE, [TextCounts() for _ in models])
+    for row, text in texts:
+        counts = languages.setdefault(row.language or NONE_GIVEN, [TextCounts() for _ in models])
         for model, count in zip(models, counts, strict=True):
-            _add(count, text.id, text.stages.tokenizer_input, model, limit)
+            _add(count, row.id, text, model, limit)
     return Comparison(tuple(tokenizers), limit, languages, texts.read, texts.rejected)
 
 
@@ -90,13 +89,7 @@ def _add(counts: TextCounts, sample_id: str, text: str, model: Any, limit: int |
     written = model.normalize(text)
     counts.characters += len(written) - written.count(SPACE_PIECE)
     unknown = "".join(piece for piece, number in zip(pieces, ids, strict=True) if model.is_unknown(number))
-    in_bytes = _in_bytes(pieces, ids, model)
+    in_bytes = decoded(piece for piece, number in zip(pieces, ids, strict=True) if model.is_byte(number))
     counts.unknown += len(unknown.replace(SPACE_PIECE, ""))
     counts.in_bytes += len(in_bytes)
     counts.worst.update((unknown + in_bytes).replace(SPACE_PIECE, ""))
-
-
-def _in_bytes(pieces: Sequence[str], ids: Sequence[int], model: Any) -> str:
-    """The characters that a model with byte fallback encodes as bytes."""
-    spelt = bytes(int(piece[3:5], 16) for piece, number in zip(pieces, ids, strict=True) if model.is_byte(number))
-    return spelt.decode("utf-8", "replace")

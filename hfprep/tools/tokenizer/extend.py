@@ -90,12 +90,15 @@ def extend(options: ExtendOptions) -> Extended:
     tokenizer = TextTokenizer(options.base)
     base = Vocabulary(options.base, "--base")
     texts = ManifestTexts(options.manifests, tokenizer, options.language, options.map)
-    words = Counter(word for text in texts for word in base.words(text.stages.tokenizer_input))
-    characters, left_out = _characters(base, words, options)
-    known = base.alone.union(characters)
+    words = Counter(word for _, text in texts for word in base.words(text))
+    frequencies = Counter[str]()
     segmented = Counter[tuple[str, ...]]()
     for word, times in words.items():
         segmented[base.symbols(word)] += times
+        for character in word:
+            frequencies[character] += times
+    characters, left_out = base.missing(frequencies, coverage=options.character_coverage, most=options.new_pieces)
+    known = base.alone.union(characters)
     merges = learn_merges(segmented, options.new_pieces - len(characters), lambda piece: base.may_add(piece, known))
     if not characters and not merges:
         raise ConfigError(
@@ -119,14 +122,6 @@ def extend(options: ExtendOptions) -> Extended:
     )
 
 
-def _characters(base: Vocabulary, words: Mapping[str, int], options: ExtendOptions) -> tuple[list[str], list[str]]:
-    frequencies = Counter[str]()
-    for word, times in words.items():
-        for character in word:
-            frequencies[character] += times
-    return base.missing(frequencies, coverage=options.character_coverage, most=options.new_pieces)
-
-
 def _count_ids(words: Mapping[str, int], model: bytes) -> int:
     processor = open_bytes(without_added_spaces(model))
     return sum(len(processor.encode(word, out_type=int)) * times for word, times in words.items())
@@ -137,8 +132,8 @@ def _held_texts(options: ExtendOptions, tokenizer: TextTokenizer) -> Iterator[tu
     for language in BASE_LANGUAGES:
         for sentence in SENTENCES[language]:
             yield f"{language}: {sentence}", tokenizer.prepare(sentence, language).tokenizer_input
-    for text in ManifestTexts(options.unchanged, tokenizer, field_map=options.map):
-        yield text.id, text.stages.tokenizer_input
+    for row, text in ManifestTexts(options.unchanged, tokenizer, field_map=options.map):
+        yield row.id, text
 
 
 def _compare(texts: Iterable[tuple[str, str]], before: Any, after: Any) -> tuple[int, list[ChangedText]]:

@@ -5,6 +5,7 @@ the earlier pieces would, so that each new piece is reachable and its count is r
 piece that sorts first. (Sennrich et al., 2016.)
 """
 
+import functools
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +25,7 @@ def learn_merges(words: Mapping[tuple[str, ...], int], most: int, allowed: Calla
 class _Learner:
     def __init__(self, words: Mapping[tuple[str, ...], int], allowed: Callable[[str], bool]) -> None:
         self.ranks: dict[str, int] = {}
-        self._allowed = allowed
-        self._verdicts: dict[str, bool] = {}
+        self._allowed = functools.cache(allowed)
         self._words = [list(symbols) for symbols in words]
         self._times = list(words.values())
         self._counts = Counter[str]()
@@ -62,19 +62,13 @@ class _Learner:
         found = set()
         for left, right in pairwise(self._words[index]):
             piece = left + right
-            if not self._may_be(piece):
+            if not self._allowed(piece):
                 continue
             found.add(piece)
             self._counts[piece] += sign * self._times[index]
             if sign > 0:
                 self._places[piece].add(index)
         return found
-
-    def _may_be(self, piece: str) -> bool:
-        verdict = self._verdicts.get(piece)
-        if verdict is None:
-            verdict = self._verdicts[piece] = self._allowed(piece)
-        return verdict
 
 
 def merged(symbols: Sequence[str], ranks: Mapping[str, int]) -> list[str]:

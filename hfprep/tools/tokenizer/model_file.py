@@ -7,7 +7,7 @@ sentencepiece_model.proto.
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -56,6 +56,11 @@ def open_bytes(model: bytes) -> Any:
     import sentencepiece
 
     return sentencepiece.SentencePieceProcessor(model_proto=model)
+
+
+def decoded(byte_pieces: Iterable[str]) -> str:
+    """The characters that a model with byte fallback writes as these pieces, such as <0xE1>."""
+    return bytes(int(piece[3:5], 16) for piece in byte_pieces).decode("utf-8", "replace")
 
 
 def _key(field: int, wire: _Wire) -> bytes:

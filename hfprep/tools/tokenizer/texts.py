@@ -1,6 +1,6 @@
 """The texts of manifests, prepared for SentencePiece as in a build: cleaned, normalised, in upper case.
 
-Yields one `ManifestText` per row. Audio is ignored. Rows that a build could not parse, or would reject for their text,
+Audio is ignored. Rows that a build could not parse, or would reject for their text,
 are counted and skipped.
 """
 
@@ -14,17 +14,8 @@ from hfprep.inputs.manifest.field_map import FieldMap
 from hfprep.inputs.manifest.opening import open_source
 from hfprep.inputs.manifest.rows import NoLookup, parse_line
 from hfprep.inputs.text.language import language_option
-from hfprep.inputs.text.tokenizer import TextStages, TextTokenizer
-from hfprep.schema import Rejection
-
-
-@dataclass(frozen=True, slots=True)
-class ManifestText:
-    """A row's id, language (or None), and the stages of its text."""
-
-    id: str
-    language: str | None
-    stages: TextStages
+from hfprep.inputs.text.tokenizer import TextTokenizer
+from hfprep.schema import Rejection, Utterance
 
 
 @dataclass
@@ -41,8 +32,11 @@ class ManifestTexts:
     read: int = 0
     rejected: Counter[Reason] = field(default_factory=Counter)
 
-    def __iter__(self) -> Iterator[ManifestText]:
-        """Raises ConfigError if a manifest cannot be read or is empty, or the language is not valid."""
+    def __iter__(self) -> Iterator[tuple[Utterance, str]]:
+        """Each row with its prepared text.
+
+        Raises ConfigError if a manifest cannot be read or is empty, or the language is not valid.
+        """
         fields, language = FieldMap.parse(self.field_map), language_option(self.language)
         self.read, self.rejected = 0, Counter()
         for manifest in self.manifests:
@@ -59,6 +53,6 @@ class ManifestTexts:
                 except RejectedSample as error:
                     self.rejected[error.reason] += 1
                     continue
-                yield ManifestText(row.id, row.language, stages)
+                yield row, stages.tokenizer_input
             if self.read == before:
                 raise ConfigError(f"--manifest {str(manifest)!r} is empty; give one JSON object per line")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hfprep.errors import ConfigError
 from hfprep.inputs.text.tokenizer import TextTokenizer
-from hfprep.tools.tokenizer.model_file import BPE, SPACE_PIECE, model_type, open_bytes, without_added_spaces
+from hfprep.tools.tokenizer.model_file import BPE, SPACE_PIECE, decoded, model_type, open_bytes, without_added_spaces
 
 LONGEST_PIECE = 16  # characters, SentencePiece's default
 JOINERS = "\u200c\u200d"  # used inside words in Persian and Indic scripts
@@ -61,7 +61,7 @@ class Vocabulary:
         for kind, run in groupby(pieces, key=lambda item: self._kind(item[1])):
             texts = [piece for piece, _ in run]
             if kind == "byte":
-                symbols += bytes(int(text[3:5], 16) for text in texts).decode("utf-8", "replace")
+                symbols += decoded(texts)
             elif kind == "unknown":
                 symbols += "".join(texts)
             else:

@@ -26,14 +26,13 @@ from hfprep.pipeline.config import FORMATS
 from hfprep.pipeline.devices import choose_workers
 from hfprep.store.layout import PRIVATE, PROGRESS, NpyOutput, OutputFolder
 from hfprep.tools.verify.arrays import read_npy
-from hfprep.tools.verify.comparing import compare
+from hfprep.tools.verify.comparing import Compared, Stored, compare
 from hfprep.tools.verify.described import npy_schema, stats_of
 from hfprep.tools.verify.exported import ExportedCheck
 from hfprep.tools.verify.faults import Fault, FaultKind, Findings
 from hfprep.tools.verify.listing import Listing
 from hfprep.tools.verify.npy import verify_npy
 from hfprep.tools.verify.options import VerifyOptions
-from hfprep.tools.verify.parity import Compared, Stored
 from hfprep.tools.verify.repair import repair_npy
 
 INNER_EXPORTS = FORMATS[1:]  # `build --format` writes each to a folder with its name
@@ -104,14 +103,11 @@ def verify_pairs(output: Path, findings: Findings) -> None:
         findings.add(FaultKind.PAIRS_DISAGREE, f"{name}:{first.line}", message, sample_id=first.id)
 
 
-@contextlib.contextmanager
-def _undisturbed(output: OutputFolder, must_write: bool) -> Iterator[None]:
-    """Hold the output's lock, so that no build changes it; a read-only folder needs no lock."""
+def _undisturbed(output: OutputFolder, must_write: bool) -> contextlib.AbstractContextManager[Any]:
+    """Holds the output's lock, so that no build changes it; a read-only folder needs no lock."""
     if must_write or (output.private.is_dir() and os.access(output.private, os.W_OK)):
-        with OutputLock(output.private / "lock"):
-            yield
-    else:
-        yield
+        return OutputLock(output.private / "lock")
+    return contextlib.nullcontext()
 
 
 def _verify_exported(options: VerifyOptions) -> Verdict:
@@ -166,18 +162,18 @@ def _check_progress(root: Path, check: ExportedCheck) -> None:
 def _exported_records(
     splits: Sequence[Split], broken: set[str | None]
 ) -> tuple[Callable[[], Iterator[dict[str, Any]]], Stored]:
-    places: dict[str, tuple[int, int]] = {}
+    places: dict[str, tuple[Split, int]] = {}
 
     def records() -> Iterator[dict[str, Any]]:
-        for number, split in enumerate(splits):
+        for split in splits:
             for index, entry in enumerate(split.entries()):
                 if entry.id not in broken:
-                    places[entry.id] = number, index
+                    places[entry.id] = split, index
                     yield entry.record
 
     def stored(sample_id: str) -> dict[str, np.ndarray]:
-        number, index = places[sample_id]
-        return splits[number].sample(index).arrays
+        split, index = places[sample_id]
+        return split.sample(index).arrays
 
     return records, stored
 

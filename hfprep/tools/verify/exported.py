@@ -3,6 +3,7 @@
 Returns `Findings` and, for repairs, the broken shard files. Read-only.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -31,8 +32,9 @@ class ExportedCheck:
     source: SampleSet
     workers: int
     findings: Findings = field(default_factory=Findings)
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     split_of: dict[str, tuple[str, str]] = field(default_factory=dict)  # split and place by id
+    listed: set[str] = field(default_factory=set)  # files of shards
     broken_files: set[str] = field(default_factory=set)
     readable: list[Split] = field(default_factory=list)
     index: dict[str, Any] | None = None
@@ -40,16 +42,15 @@ class ExportedCheck:
 
     def run(self) -> Findings:
         """Check every shard and every sample."""
-        stats = self.stats = self._stats()
+        self.stats = self._stats()
         self.index = self._index()
         for name in SPLITS:
-            self.counts[name] = 0
             for file, split in self._shards(name):
                 self.readable.append(split)
-                self._check_split(name, file, split, stats)
+                self._check_split(name, file, split)
             self._check_places(name)
-        if stats:
-            expected = {"train": stats.get("train"), "validation": stats.get("val")}
+        if self.stats:
+            expected = {"train": self.stats.get("train"), "validation": self.stats.get("val")}
             for name, count in self.counts.items():
                 if expected[name] != count and not self.broken_files:
                     message = f"has {count} samples, but the build that it was made from had {expected[name]}"
@@ -98,6 +99,7 @@ class ExportedCheck:
 
     def _tar_shards(self, source: WebDatasetSet, name: str) -> Iterator[tuple[str, Split]]:
         shards = shards_in(source.index, name)
+        self.listed |= {shard["name"] for shard in shards}
         for shard, found in zip(shards, self._check_sums(shards), strict=True):
             if found is None:
                 continue
@@ -113,6 +115,7 @@ class ExportedCheck:
         except UNREADABLE as error:
             self._broken(name, FaultKind.ARTIFACT_UNREADABLE, str(error))
             return
+        self.listed |= set(names)
         wrong: set[str] = set()
         if self.index is not None:
             shards = shards_in(self.index, name)
@@ -138,16 +141,19 @@ class ExportedCheck:
         self.broken_files.add(file)
         self.findings.add(kind, file, message, sample_id=sample_id, column=column)
 
-    def _check_split(self, name: str, file: str, split: Split, stats: dict[str, Any]) -> None:
+    def _check_split(self, name: str, file: str, split: Split) -> None:
         schema = self.source.schema
-        val_ratio = stats.get("settings", {}).get("val_ratio")
+        val_ratio = self.stats.get("settings", {}).get("val_ratio")
         for index in range(len(split)):
             self.counts[name] += 1
             where = f"{file}#{index}"
             try:
                 sample = split.sample(index)
             except UNREADABLE as error:
-                self._broken(file, FaultKind.ARTIFACT_UNREADABLE, f"sample {index}: {error}", self._id(split, index))
+                sample_id = None
+                with contextlib.suppress(*UNREADABLE):
+                    sample_id = split.entry(index).id
+                self._broken(file, FaultKind.ARTIFACT_UNREADABLE, f"sample {index}: {error}", sample_id)
                 continue
             record = sample.entry.record
             problem = record_problem(record, schema)
@@ -158,13 +164,6 @@ class ExportedCheck:
             for column, array in sample.arrays.items():
                 for kind, message in check_array(array, schema, column, record, half=True):
                     self._broken(file, kind, f"{column}: {message}", record["id"], column)
-
-    @staticmethod
-    def _id(split: Split, index: int) -> str | None:
-        try:
-            return split.entry(index).id
-        except UNREADABLE:
-            return None
 
     def _place(self, name: str, where: str, sample_id: str, val_ratio: float | None) -> None:
         split, earlier = self.split_of.setdefault(sample_id, (name, where))
@@ -191,24 +190,11 @@ class ExportedCheck:
 
     def _check_unlisted(self) -> None:
         root = self.source.root
-        listed = set(_listed_files(self.source))
         pattern = "*.arrow" if isinstance(self.source, ArrowSet) else "*.tar"
         for path in sorted(root.rglob(pattern)):
             name = path.relative_to(root).as_posix()
-            if name not in listed and not name.startswith("."):
+            if name not in self.listed and not name.startswith("."):
                 self.findings.add(FaultKind.UNLISTED_FILE, name, "a shard that is not listed")
-
-
-def _listed_files(source: SampleSet) -> Iterator[str]:
-    if isinstance(source, WebDatasetSet):
-        for name in SPLITS:
-            yield from (shard["name"] for shard in shards_in(source.index, name))
-        return
-    for name in SPLITS:
-        try:
-            yield from (f"{name}/{file}" for file in split_files(source.root / name))
-        except UNREADABLE:
-            continue
 
 
 def _sha256(path: Path) -> str | None:

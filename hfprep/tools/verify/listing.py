@@ -4,6 +4,7 @@ Provides `Listing`: the valid records, and the faults of the others. Opens no ar
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from hfprep.store.layout import PROGRESS, REJECTED, STATS, TRAIN, VAL, is_valida
 from hfprep.tools.verify.faults import FaultKind, Findings
 
 MANIFESTS = (TRAIN, VAL)
-TEXTS = {"id": str, "audio_path": str, "text": str}
+TEXTS = ("id", "audio_path", "text")
 LABELS = ("speaker", "language")
 COUNTS = ("total", "train", "val", "lines_read", "accepted", "capped", "pending")
 
@@ -53,33 +54,25 @@ class Listing:
                     seen.add(sample_id)
                     yield name, record
 
-    def ids(self, name: str) -> Iterator[str]:
-        """The ids of the valid records of a manifest, in order."""
-        return (record["id"] for _, record in self._records(name, report=False))
-
     def _place(self, name: str, number: int, sample_id: str, val_ratio: float | None) -> None:
         where = f"{name}:{number}"
         earlier = self.split_of.get(sample_id)
         if earlier == name:
             self.findings.add(FaultKind.DUPLICATE_ID, where, "an earlier line has this id", sample_id=sample_id)
-            return
-        if earlier is not None:
+        elif earlier is not None:
             self.findings.add(FaultKind.IN_BOTH_SPLITS, where, f"the id is also in {earlier}", sample_id=sample_id)
-            return
-        self.split_of[sample_id] = name
-        if val_ratio is not None and is_validation(sample_id, val_ratio) != (name == VAL):
-            right = VAL if name == TRAIN else TRAIN
-            message = f"with a val ratio of {val_ratio}, the id belongs to {right}"
-            self.findings.add(FaultKind.WRONG_SPLIT, where, message, sample_id=sample_id)
+        else:
+            self.split_of[sample_id] = name
+            right = name if val_ratio is None else (VAL if is_validation(sample_id, val_ratio) else TRAIN)
+            if name != right:
+                message = f"with a val ratio of {val_ratio}, the id belongs to {right}"
+                self.findings.add(FaultKind.WRONG_SPLIT, where, message, sample_id=sample_id)
 
     def _records(self, name: str, *, report: bool) -> Iterator[tuple[int, dict[str, Any]]]:
         """Valid records with their line numbers; with `report`, others become faults."""
-        path = self.root / name
-        if not path.is_file():
-            if report:
-                self.findings.add(FaultKind.FILE_MISSING, name, "the file does not exist; a build writes it")
+        if not self._exists(name, report=report):
             return
-        with open(path, "rb") as stream:
+        with open(self.root / name, "rb") as stream:
             for number, raw in enumerate(stream, start=1):
                 record, problem = parse_record(raw, self.schema)
                 if problem is None:
@@ -88,6 +81,13 @@ class Listing:
                     sample_id = record.get("id") if isinstance(record.get("id"), str) else None
                     self.suspect |= {sample_id} if sample_id else set()
                     self.findings.add(FaultKind.RECORD_INVALID, f"{name}:{number}", problem, sample_id=sample_id)
+
+    def _exists(self, name: str, *, report: bool = True) -> bool:
+        """Whether there is such a file; with `report`, its absence is a fault."""
+        found = (self.root / name).is_file()
+        if report and not found:
+            self.findings.add(FaultKind.FILE_MISSING, name, "the file does not exist; a build writes it")
+        return found
 
     def _read_stats(self) -> dict[str, Any]:
         try:
@@ -111,15 +111,13 @@ class Listing:
 
     def _check_progress(self) -> None:
         """Check that the progress file has each listed id once, in the order of both manifests."""
-        path = self.root / PROGRESS
-        if not path.is_file():
-            self.findings.add(FaultKind.FILE_MISSING, PROGRESS, "the file does not exist; a build writes it")
+        if not self._exists(PROGRESS):
             return
-        rests = {name: self.ids(name) for name in MANIFESTS}
-        heads = {name: next(rest, None) for name, rest in rests.items()}
+        listed = {name: (record["id"] for _, record in self._records(name, report=False)) for name in MANIFESTS}
+        heads = {name: next(ids, None) for name, ids in listed.items()}
         seen: set[str] = set()
         ordered = True
-        with open(path, "rb") as stream:
+        with open(self.root / PROGRESS, "rb") as stream:
             for number, raw in enumerate(stream, start=1):
                 sample_id = raw.decode("utf-8", "replace").removesuffix("\n")
                 where = f"{PROGRESS}:{number}"
@@ -134,21 +132,19 @@ class Listing:
                     message = f"the order is not that of {name}, where {heads[name]!r} comes next"
                     self.findings.add(FaultKind.PROGRESS_DISAGREES, where, message, sample_id=sample_id)
                     ordered = False
-                heads[name] = next(rests[name], None)
+                heads[name] = next(listed[name], None)
         for sample_id in self.split_of.keys() - seen:
             message = f"the id is missing, but {self.split_of[sample_id]} lists it"
             self.findings.add(FaultKind.PROGRESS_DISAGREES, PROGRESS, message, sample_id=sample_id)
 
     def _check_rejected(self) -> dict[str, int] | None:
         """Check rejected.jsonl and count its lines by reason; None if a line is invalid."""
-        path = self.root / REJECTED
-        if not path.is_file():
-            self.findings.add(FaultKind.FILE_MISSING, REJECTED, "the file does not exist; a build writes it")
+        if not self._exists(REJECTED):
             return None
-        counts: dict[str, int] = {}
+        counts = Counter[str]()
         last = 0
         sound = True
-        with open(path, "rb") as stream:
+        with open(self.root / REJECTED, "rb") as stream:
             for number, raw in enumerate(stream, start=1):
                 problem, line, reason = _rejection_problem(raw, last)
                 if problem:
@@ -156,8 +152,8 @@ class Listing:
                     sound = False
                     continue
                 last = line
-                counts[reason] = counts.get(reason, 0) + 1
-        return counts if sound else None
+                counts[reason] += 1
+        return dict(counts) if sound else None
 
     def _check_counts(self, rejected: dict[str, int] | None) -> None:
         if not self.stats:

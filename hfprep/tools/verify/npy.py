@@ -9,7 +9,6 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +31,7 @@ HOURS_TOLERANCE = 2e-6  # stats.json rounds to 6 decimals
 ROOT_FILES = (TRAIN, VAL, PROGRESS, REJECTED, STATS)
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """The result of checking a sample's arrays: problems by column, and the codes that stats.json counts."""
-
-    record: dict[str, Any]
-    problems: list[tuple[str, Problem]]
-    codes: np.ndarray | None
-
-
-def open_state(output: NpyOutput, findings: Findings) -> StateReader | None:
+def _open_state(output: NpyOutput, findings: Findings) -> StateReader | None:
     """The state of an output; None, with a fault or a note, if it is missing or damaged."""
     path = output.state_file
     if not path.is_file():
@@ -61,7 +51,7 @@ def verify_npy(output: NpyOutput, *, workers: int) -> tuple[Findings, Listing]:
     findings = Findings()
     listing = Listing(output.root, output.schema, findings)
     with contextlib.ExitStack() as stack:
-        state = open_state(output, findings)
+        state = _open_state(output, findings)
         if state is not None:
             stack.callback(state.close)
         listing.read(None if state is None else read_value(output.state_file, "val_ratio", ratio))
@@ -86,14 +76,14 @@ def _check_samples(output: NpyOutput, listing: Listing, state: StateReader | Non
             pool=pool,
             max_bytes=READ_BYTES,
         )
-        for item in checked:
-            sample_id = item.record["id"]
-            for column, (kind, message) in item.problems:
+        for record, problems, codes in checked:
+            sample_id = record["id"]
+            for column, (kind, message) in problems:
                 findings.add(kind, artifact_path(column, sample_id), message, sample_id=sample_id, column=column)
-            if item.codes is not None:
-                counts += np.bincount(item.codes.reshape(-1), minlength=len(counts))
+            if codes is not None:
+                counts += np.bincount(codes.reshape(-1), minlength=len(counts))
             if state is not None:
-                seconds += _check_state(state.sample(sample_id), item.record, schema, findings)
+                seconds += _check_state(state.sample(sample_id), record, schema, findings)
     if stats and not any(findings.of(*OF_ARTIFACT, FaultKind.STATS_DISAGREE, FaultKind.RECORD_INVALID)):
         if counted is not None and counted.size is not None:
             _check_codebook(stats["codebook"], counts, findings)
@@ -103,8 +93,10 @@ def _check_samples(output: NpyOutput, listing: Listing, state: StateReader | Non
             findings.add(FaultKind.STATS_DISAGREE, STATS, message)
 
 
-def _check_arrays(output: NpyOutput, record: dict[str, Any]) -> Checked:
-    """Read and check a sample's arrays; runs in a thread."""
+def _check_arrays(
+    output: NpyOutput, record: dict[str, Any]
+) -> tuple[dict[str, Any], list[tuple[str, Problem]], np.ndarray | None]:
+    """The record, the problems of its arrays by column, and the codes that stats.json counts; runs in a thread."""
     problems: list[tuple[str, Problem]] = []
     codes = None
     for column in output.schema.columns:
@@ -114,7 +106,7 @@ def _check_arrays(output: NpyOutput, record: dict[str, Any]) -> Checked:
         problems += [(column.name, problem) for problem in found]
         if codes is None and column.kind == "codes" and column.size is not None and not found:
             codes = array
-    return Checked(record, problems, codes)
+    return record, problems, codes
 
 
 def _check_state(sample: SampleState | None, record: dict[str, Any], schema: Schema, findings: Findings) -> float:

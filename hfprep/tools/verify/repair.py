@@ -8,7 +8,8 @@ import itertools
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
+from contextlib import closing
 from pathlib import Path
 
 from hfprep.io import atomic
@@ -30,9 +31,7 @@ OF_LISTING = frozenset(
 )
 
 
-def repair_npy(
-    output: NpyOutput, findings: Findings, listing: Listing, broken_exports: Collection[str] = ()
-) -> list[str]:
+def repair_npy(output: NpyOutput, findings: Findings, listing: Listing, broken_exports: Collection[str]) -> list[str]:
     """Move broken files to .hfprep/broken and forget them; returns a line per action. The caller holds the lock.
 
     `broken_exports` are folders of other formats below the output; they are moved whole, and exported again by a build.
@@ -52,7 +51,9 @@ def repair_npy(
             broken.move(fault.file)
         elif fault.kind == FaultKind.FILE_INVALID:
             broken.move(fault.file.partition(":")[0])  # without a line number
-    _forget(output, needs)
+    if needs and output.state_file.is_file():
+        with closing(State(output.state_file, schema)) as state, state.transaction():
+            state.begin(needs.items())
     if needs or any(findings.of(*OF_LISTING)):
         _list_intact(output, listing, set(needs), broken)
     if any(findings.of(FaultKind.UNFINISHED)):
@@ -66,32 +67,17 @@ def repair_npy(
     return actions
 
 
-def _forget(output: NpyOutput, needs: dict[str, frozenset[str]]) -> None:
-    path = output.state_file
-    if not needs or not path.is_file():
-        return
-    state = State(path, output.schema)
-    try:
-        with state.transaction():
-            state.begin(needs.items())
-    finally:
-        state.close()
-
-
 def _list_intact(output: NpyOutput, listing: Listing, broken_ids: set[str], broken: "_Aside") -> None:
     """Rewrite both manifests and the progress file without broken samples; the old files are copied aside."""
     misplaced = {fault.id for fault in listing.findings.of(FaultKind.WRONG_SPLIT)}
     gone = broken_ids | listing.suspect | misplaced
-
-    def records(name: str) -> Iterable[bytes]:
-        intact = (record for split, record in listing.records() if split == name and record["id"] not in gone)
-        return (json_line(record) for record in intact)
-
-    lines = {name: list(records(name)) for name in MANIFESTS}
-    ids = [record["id"] for _, record in listing.records() if record["id"] not in gone]
-    for name in (*MANIFESTS, PROGRESS):
+    lines: dict[str, list[bytes]] = {name: [] for name in (PROGRESS, *MANIFESTS)}
+    for split, record in listing.records():
+        if record["id"] not in gone:
+            lines[split].append(json_line(record))
+            lines[PROGRESS].append(record["id"].encode() + b"\n")
+    for name in lines:
         broken.copy(name)
-    atomic.write_lines(output.root / PROGRESS, (f"{sample_id}\n".encode() for sample_id in ids))
     for name, content in lines.items():
         atomic.write_lines(output.root / name, content)
 
