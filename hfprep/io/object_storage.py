@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from hfprep.errors import ConfigError, HfprepError, StoreError
 from hfprep.io.references import file_of
@@ -127,7 +127,7 @@ def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
         return content
 
 
-def open_stream(url: str) -> BinaryIO:
+def open_stream(url: str) -> io.BufferedReader:
     """Open a file for reading, seekable and with read-ahead."""
     with _explained(url):
         store, path = opened(url)

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 
 from hfprep.errors import ConfigError, Reason, RejectedSample
 from hfprep.inputs.manifest.field_map import FieldMap
-from hfprep.inputs.manifest.rows import RawRow, parse_object
+from hfprep.inputs.manifest.rows import NumberedRow, parse_object
 from hfprep.io.references import ByteRange
 
 AUDIO_SUFFIXES = ("flac", "wav", "ogg", "opus", "mp3", "m4a", "aac", "webm")
@@ -54,32 +54,26 @@ class Member:
         return self.suffix.rpartition(".")[0]
 
 
-@dataclass(frozen=True)
-class Tars:
-    """The samples of tars; references to clips are relative to `folder`."""
+def tar_rows(where: str, paths: Sequence[Path], fields: FieldMap, folder: Path) -> Iterator[NumberedRow]:
+    """Number and row of each sample; a damaged tar yields one rejection for the rest of it.
 
-    where: str
-    paths: tuple[Path, ...]
-    fields: FieldMap
-    folder: Path
-
-    def lines(self) -> Iterator[tuple[int, RawRow]]:
-        """Number and row of each sample; a damaged tar yields one rejection for the rest of it."""
-        number = 0
-        for path in self.paths:
-            members, key = _members(path, os.path.relpath(path, self.folder)), ""
-            try:
-                for key, group in itertools.groupby(members, key=lambda member: member.key):
-                    sample = list(itertools.islice(group, MAX_MEMBERS + 1))
-                    number += 1
-                    yield number, self.fields.applied(number, partial(_row, path, key), sample)
-            except OSError as error:
-                raise ConfigError(f"{self.where}: {path} cannot be read: {error.strerror or error}") from error
-            except DAMAGED as error:
+    References to clips are relative to `folder`.
+    """
+    number = 0
+    for path in paths:
+        members, key = _members(path, os.path.relpath(path, folder)), ""
+        try:
+            for key, group in itertools.groupby(members, key=lambda member: member.key):
+                sample = list(itertools.islice(group, MAX_MEMBERS + 1))
                 number += 1
-                what = str(error) or type(error).__name__
-                message = f"{path}: {what}, at or after sample {key!r}; it and the rest of the tar are skipped"
-                yield number, RejectedSample(Reason.AUDIO_UNREADABLE, message)
+                yield number, fields.applied(number, partial(_row, path, key), sample)
+        except OSError as error:
+            raise ConfigError(f"{where}: {path} cannot be read: {error.strerror or error}") from error
+        except DAMAGED as error:
+            number += 1
+            what = str(error) or type(error).__name__
+            message = f"{path}: {what}, at or after sample {key!r}; it and the rest of the tar are skipped"
+            yield number, RejectedSample(Reason.AUDIO_UNREADABLE, message)
 
 
 def _row(path: Path, key: str, members: Sequence[Member]) -> dict[str, Any]:
