@@ -55,10 +55,18 @@ def _opened(audio: str, in_part: bool, stack: contextlib.ExitStack) -> Clip:
             return _within(audio, file, offset, length, in_part, stack)
         case ParquetCell() as cell:
             return _in_memory(audio, _column_of_this_thread(cell).read(cell), stack)
-    descriptor = open_regular(audio)
+    descriptor, local = _opened_here(audio, stack)
+    return Clip(audio, local.st_size, suffix_of(audio), descriptor, version=_version(local))
+
+
+def _opened_here(file: str, stack: contextlib.ExitStack) -> tuple[int, os.stat_result]:
+    descriptor = open_regular(file)
     stack.callback(os.close, descriptor)
-    status = os.fstat(descriptor)
-    return Clip(audio, status.st_size, suffix_of(audio), descriptor, version=_version(status))
+    return descriptor, os.fstat(descriptor)
+
+
+def _version(local: os.stat_result) -> tuple[int, ...]:
+    return local.st_dev, local.st_ino, local.st_size, local.st_mtime_ns
 
 
 def _within(audio: str, file: str, start: int, length: int | None, in_part: bool, stack: contextlib.ExitStack) -> Clip:
@@ -69,14 +77,11 @@ def _within(audio: str, file: str, start: int, length: int | None, in_part: bool
         found = status(file)
         size, version = found.size, (file, found.size, found.version)
     else:
-        descriptor = open_regular(file)
-        stack.callback(os.close, descriptor)
-        local = os.fstat(descriptor)
+        descriptor, local = _opened_here(file, stack)
         size, version = local.st_size, _version(local)
     wanted = size if length is None else length
     check_range(audio, size, start, wanted)
-    in_place = wanted > (FETCHED_WHOLE_BYTES if in_part else MAX_CLIP_BYTES)
-    if not in_place:
+    if wanted <= (FETCHED_WHOLE_BYTES if in_part else MAX_CLIP_BYTES):
         content = os.pread(descriptor, wanted, start) if descriptor >= 0 else read(file, start, start + wanted)
         if len(content) != wanted:
             message = f"{audio}: {len(content)} bytes were read instead of {wanted}; has the file changed?"
@@ -85,10 +90,6 @@ def _within(audio: str, file: str, start: int, length: int | None, in_part: bool
     stream = stack.enter_context(open_stream(file)) if descriptor < 0 else None
     version = (*version, start, wanted)
     return Clip(audio, wanted, suffix_of(audio), descriptor, start, is_file=False, stream=stream, version=version)
-
-
-def _version(status: os.stat_result) -> tuple[Any, ...]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def read_clip(audio: str) -> bytes:
