@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from hfprep.errors import Reason, RejectedSample
 from hfprep.inputs.audio.native_stderr import nameless_file
 from hfprep.inputs.audio.sound import Clip
-from hfprep.io.arrow_types import holds_clips
+from hfprep.io.arrow_types import holds_audio
+from hfprep.io.atomic import write_all
 from hfprep.io.object_storage import is_url, open_stream, read, status
 from hfprep.io.references import ByteRange, ParquetCell, parse_reference, suffix_of
 
@@ -150,10 +151,7 @@ def _in_memory(audio: str, content: bytes, stack: contextlib.ExitStack) -> Clip:
     """A clip of these bytes, in a nameless file."""
     descriptor = nameless_file("hfprep-clip")
     stack.callback(os.close, descriptor)
-    with open(descriptor, "wb", buffering=0, closefd=False) as file:
-        view = memoryview(content)
-        while view:
-            view = view[file.write(view) :]
+    write_all(descriptor, content)
     return Clip(audio, len(content), suffix_of(audio), descriptor)
 
 
@@ -166,7 +164,7 @@ class ParquetColumn:
         self._file = pq.ParquetFile(self._stream or file, buffer_size=READ_BYTES, pre_buffer=False)
         schema = self._file.schema_arrow
         kind = schema.field(column).type if schema.names.count(column) == 1 else None
-        if kind is None or not _holds_bytes(kind):
+        if kind is None or not holds_audio(kind):
             raise RejectedSample(Reason.AUDIO_UNREADABLE, f"{file}: has no binary column {column!r}")
         self._leaf = f"{column}.bytes" if pa.types.is_struct(kind) else column
         metadata = self._file.metadata
@@ -210,13 +208,6 @@ class ParquetColumn:
                 raise RejectedSample(Reason.AUDIO_UNREADABLE, f"{cell}: the file has fewer rows than its footer says")
             column = batch.column(0)
             self._clips = column.field("bytes") if pa.types.is_struct(column.type) else column
-
-
-def _holds_bytes(kind: Any) -> bool:
-    """Whether an Arrow type is binary, or a struct with a binary field `bytes`."""
-    if pa.types.is_struct(kind):
-        return any(field.name == "bytes" and holds_clips(field.type) for field in kind)
-    return holds_clips(kind)
 
 
 def _column_of_this_thread(cell: ParquetCell) -> ParquetColumn:

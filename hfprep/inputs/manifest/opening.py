@@ -7,10 +7,11 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from hfprep.errors import ConfigError
-from hfprep.inputs.manifest.clip_folder import clip_rows, holds_pairs
+from hfprep.errors import ConfigError, Reason, RejectedSample
 from hfprep.inputs.manifest.field_map import FIELDS, FieldMap
 from hfprep.inputs.manifest.lines import LJSPEECH_DELIMITER, json_lines, ljspeech, table_rows
 from hfprep.inputs.manifest.rows import (
@@ -51,6 +52,9 @@ LIST_SUFFIXES = (".jsonl", ".csv", ".tsv")
 DATA = "data"  # the folder of Parquet files in a repository of the Hub
 SPLIT_FILE = re.compile(r"(?P<split>[A-Za-z0-9_.]+?)(?:-\d+-of-\d+)?(?:-[0-9a-f]{16})?\.(?:parquet|pq)", re.IGNORECASE)
 LFS_POINTER = b"version https://git-lfs"
+AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".webm")
+MAX_TEXT_BYTES = 1 << 20
+LOOKED_AT = 1000
 MAX_NAMES = 10_000  # names that are read to describe a folder of no known format
 HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:/(?P<config>[^/:]+))?(?::(?P<split>[\w.-]+))?")
 MAX_FILES = 1_000_000  # that braces may expand to
@@ -181,7 +185,7 @@ def _open_folder(folder: Path, split: str | None, fields: FieldMap) -> Rows:
             return _open_files(folder, paths, fields)
     problem = _what_is_in(folder)
     if problem is None:
-        return clip_rows(folder, fields)
+        return _clip_rows(folder, fields)
     raise ConfigError(f"--manifest {str(folder)!r} {problem}")
 
 
@@ -206,7 +210,7 @@ def _what_is_in(folder: Path) -> str | None:
     lists = [name for name in names if name.endswith(LIST_SUFFIXES)]
     if lists:
         return f"is a folder with manifests in it; name one of them: {', '.join(lists[:SHOWN_NAMES])}"
-    if holds_pairs(folder):
+    if _holds_pairs(folder):
         return None
     inner = [name for name in names if any((folder / name).glob("*.parquet"))]
     if inner:
@@ -275,3 +279,44 @@ def _expanded(text: str, pattern: str) -> list[str]:
             for number in range(first, last + 1)
         ]
     return names
+
+
+def _clip_rows(folder: Path, fields: FieldMap) -> Rows:
+    """A folder of audio files, each with a text file of the same name: `a.wav`, `a.txt`.
+
+    Rows are numbered from 1 in the order of the audio files' names; the id is the name without its suffix.
+    """
+    return fields.applied_to(enumerate(_audio_names(folder), start=1), partial(_clip_row, folder))
+
+
+def _clip_row(folder: Path, name: str) -> dict[str, Any]:
+    path = _text_of(folder, name)
+    if path.exists() and not path.is_file():  # reading a pipe would block
+        raise RejectedSample(Reason.INVALID_FIELD, f"{path.name} is not a regular file")
+    try:
+        with open(path, "rb") as stream:
+            content = stream.read(MAX_TEXT_BYTES + 1)
+    except FileNotFoundError:
+        raise RejectedSample(Reason.MISSING_FIELD, f"there is no {path.name} beside {name}") from None
+    except OSError as error:
+        raise RejectedSample(Reason.INVALID_FIELD, f"{path.name}: {error.strerror or error}") from None
+    if len(content) > MAX_TEXT_BYTES:
+        raise RejectedSample(Reason.INVALID_FIELD, f"{path.name} is larger than {MAX_TEXT_BYTES} bytes")
+    try:
+        text = content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise RejectedSample(Reason.INVALID_ENCODING, f"{path.name} is not UTF-8; save it as UTF-8") from None
+    return {"id": name.rpartition(".")[0], "audio": name, "text": text}
+
+
+def _holds_pairs(folder: Path) -> bool:
+    """Whether a folder looks like one: at least one of the first audio files has its text beside it."""
+    return any(_text_of(folder, name).is_file() for name in _audio_names(folder)[:LOOKED_AT])
+
+
+def _audio_names(folder: Path) -> list[str]:
+    return sorted(name for name in os.listdir(folder) if name.lower().endswith(AUDIO_SUFFIXES))
+
+
+def _text_of(folder: Path, name: str) -> Path:
+    return folder / f"{name.rpartition('.')[0]}.txt"
