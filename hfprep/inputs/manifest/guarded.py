@@ -134,10 +134,8 @@ def _step(message: dict[str, Any]) -> Step:
     """Parse a line from the other process; raises an error that it reports."""
     if "at" in message:
         return Position(**message["at"])
-    if "config_error" in message:
-        raise ConfigError(message["config_error"])
-    if "store_error" in message:
-        raise StoreError(message["store_error"])
+    if "error" in message:
+        raise (ConfigError if message["is_config"] else StoreError)(message["error"])
     if "rejected" in message:
         reason, text = message["rejected"]
         return message["number"], RejectedSample(Reason(reason), text)
@@ -167,8 +165,8 @@ def serve() -> None:
                 answers.write(json.dumps(_message(step)).encode() + b"\n")
             answers.write(b'{"end": true}\n')
         except HfprepError as error:
-            kind = "config_error" if isinstance(error, ConfigError) else "store_error"
-            answers.write(json.dumps({kind: str(error)}).encode() + b"\n")
+            message = {"error": str(error), "is_config": isinstance(error, ConfigError)}
+            answers.write(json.dumps(message).encode() + b"\n")
 
 
 def _message(step: Step) -> dict[str, Any]:
