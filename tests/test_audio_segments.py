@@ -215,7 +215,7 @@ def test_a_segment_needs_no_more_of_a_cut_file_than_itself(recordings: dict[str,
 
 def rows_of(path: Path, mapping: str = "") -> list[Utterance | Rejection]:
     finder = AudioFinder(path)
-    return [parse_line(number, raw, finder, None) for number, raw in open_source(path, FieldMap.parse(mapping)).lines()]
+    return [parse_line(number, raw, finder, None) for number, raw in open_source(path, FieldMap.parse(mapping))]
 
 
 def test_rows_with_an_offset(tmp_path: Path) -> None:

@@ -41,13 +41,13 @@ def written(path: Path) -> Path:
 
 
 def read(path: Path, fields: FieldMap) -> list[Utterance]:
-    rows = [parse_line(number, raw, AudioFinder(path), None) for number, raw in open_source(path, fields).lines()]
+    rows = [parse_line(number, raw, AudioFinder(path), None) for number, raw in open_source(path, fields)]
     return [row for row in rows if isinstance(row, Utterance)]
 
 
 def fixed(source: Path, target: Path, fields: FieldMap) -> None:
     with FixedManifest(target, fields) as manifest:
-        for number, raw in open_source(source, fields).lines():
+        for number, raw in open_source(source, fields):
             row = parse_line(number, raw, AudioFinder(source), None)
             if isinstance(row, Utterance):
                 manifest.add(raw, row)

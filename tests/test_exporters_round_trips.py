@@ -18,7 +18,7 @@ from hfprep.formats.formats import open_set
 from hfprep.formats.npy import export_npy
 from hfprep.formats.webdataset_writer import WebDatasetOptions, export_webdataset
 from hfprep.io import atomic
-from hfprep.io.sizes import parse_size
+from hfprep.io.words import parse_size
 from tests.sample_sets import AWKWARD_IDS, EXTRAS, make_output, public_files
 
 Export = Callable[[Path, Path], Any]

@@ -29,7 +29,7 @@ def read(manifest: Path | str, mapping: str | None = None) -> list[Utterance | R
     """All rows of an input, as a build reads them."""
     path = Path(manifest)
     finder = AudioFinder(path)
-    lines = open_source(path, FieldMap.parse(mapping)).lines()
+    lines = open_source(path, FieldMap.parse(mapping))
     return [parse_line(number, raw, finder, None) for number, raw in lines]
 
 
@@ -346,7 +346,7 @@ import json, pathlib, sys
 from hfprep.inputs.audio.containers import read_clip
 from hfprep.inputs.manifest.field_map import FieldMap
 from hfprep.inputs.manifest.opening import open_source
-rows = [row for _, row in open_source(pathlib.Path(sys.argv[1]), FieldMap()).lines()]
+rows = [row for _, row in open_source(pathlib.Path(sys.argv[1]), FieldMap())]
 print(json.dumps([[row["id"], row["text"], len(read_clip(row["audio"]))] for row in rows]))
 """
 

@@ -12,8 +12,8 @@ from hfprep.inputs.text.plain import PlainChinese, PlainEnglish
 
 ENGLISH = EnglishGrammar(grammar_folder())
 CHINESE = ChineseGrammar(grammar_folder())
-PLAIN_ENGLISH = PlainEnglish(ENGLISH, cache_size=10_000)
-PLAIN_CHINESE = PlainChinese(CHINESE, cache_size=10_000)
+PLAIN_ENGLISH = PlainEnglish(ENGLISH)
+PLAIN_CHINESE = PlainChinese(CHINESE)
 
 # Public-domain lines (Austen, Carroll, Dickens, Melville, Stevenson) and lines of our own.
 ENGLISH_LINES = """\

@@ -130,7 +130,7 @@ def export_arrow(
     from hfprep.formats.arrow_writer import export_arrow as export
     from hfprep.formats.formats import open_set
     from hfprep.formats.manifest_paths import audio_finder
-    from hfprep.io.sizes import parse_size
+    from hfprep.io.words import parse_size
 
     find = audio_finder(out, audio_root) if with_audio else None
     options = ArrowOptions(max_shard_bytes=parse_size(max_shard_size), dtype=dtype, find_audio=find)
@@ -149,7 +149,7 @@ def export_webdataset(
     from hfprep.formats.formats import open_set
     from hfprep.formats.webdataset_writer import WebDatasetOptions
     from hfprep.formats.webdataset_writer import export_webdataset as export
-    from hfprep.io.sizes import parse_size
+    from hfprep.io.words import parse_size
 
     options = WebDatasetOptions(
         max_shard_bytes=parse_size(max_shard_size), max_shard_samples=max_shard_samples, dtype=dtype
@@ -267,7 +267,7 @@ def push(
     """Upload a finished set to the Hugging Face Hub with a data set card, privately; rerun it to resume."""
     from hfprep.formats.hub import Parcel, PushOptions
     from hfprep.formats.hub import push as run
-    from hfprep.io.sizes import parse_size
+    from hfprep.io.words import count, parse_size
 
     def report(parcel: Parcel) -> None:
         splits = ", ".join(f"{number:,} {split}" for split, number in parcel.samples.items())

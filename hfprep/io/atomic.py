@@ -15,9 +15,16 @@ from typing import Any, BinaryIO
 from hfprep.errors import StoreError
 
 TEMPORARY = ("tmp", "staying")  # suffixes of unfinished files; a killed run may leave such a file behind
-OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
-LOST = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.ENODEV}
+ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make the folder writable"),
+    **dict.fromkeys(
+        (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.ENODEV),
+        "check the disk or the network mount",
+    ),
+    errno.EXDEV: "keep the whole output directory on one file system",
+    errno.ELOOP: "remove it",
+}
 
 # Symbolic links inside an output are never followed: others may have put them there.
 NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC
@@ -44,19 +51,9 @@ def explained(path: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         where = error.filename or str(path)
-        what = error.strerror or str(error)
-        if error.errno in OUT_OF_SPACE:
-            advice = "free some space"
-        elif error.errno in READ_ONLY:
-            advice = "make the folder writable"
-        elif error.errno in LOST:
-            advice = "check the disk or the network mount"
-        elif error.errno == errno.EXDEV:
-            advice = "keep the whole output directory on one file system"
-        elif error.errno == errno.ELOOP:
-            what, advice = "it is a symbolic link, which hfprep does not write through", "remove it"
-        else:
-            advice = "check that path"
+        is_link = error.errno == errno.ELOOP
+        what = "it is a symbolic link, which hfprep does not write through" if is_link else error.strerror or str(error)
+        advice = ADVICE.get(error.errno or 0, "check that path")
         raise StoreError(f"cannot write {where}: {what}; {advice} and run the same command again") from error
 
 

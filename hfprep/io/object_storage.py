@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from hfprep.errors import ConfigError, HfprepError, StoreError
 from hfprep.io.references import file_of
@@ -32,8 +32,8 @@ EXTRAS = {"s3": "pip install 'hfprep[s3]'", "s3a": "pip install 'hfprep[s3]'"}
 VERSIONS = ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified", "updated", "mtime", "created")
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://(?=[^/])")
 _ANY_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.:-]+)://")
-_FOLDED = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?=[^/])")
-_ANY_FOLDED = re.compile(r"([A-Za-z][A-Za-z0-9+.:-]+):/{1,2}(?=[^/])")
+_FOLDED = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):/(?=[^/])")
+_ANY_FOLDED = re.compile(r"^([A-Za-z][A-Za-z0-9+.:-]+):/{1,2}(?=[^/])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def store_of(url: str) -> str:
 
 def url_of(path: Path | str) -> str | None:
     """The URL that a path was made from, None for an ordinary path; `pathlib` folds a URL's slashes into one."""
-    text = _FOLDED.sub(r"\1://", str(path), count=1) if _FOLDED.match(str(path)) else str(path)
+    text = _FOLDED.sub(r"\1://", str(path))
     return text if is_url(text) else None
 
 
@@ -104,8 +104,7 @@ def joined(folder: str, path: str) -> str:
 
 def status(url: str) -> RemoteStatus:
     """Size and version of a file."""
-    with _explained(url):
-        store, path = opened(url)
+    with _file(url) as (store, path):
         info = store.info(path)
     if info.get("type") == "directory":
         raise FileNotFoundError(url)
@@ -116,8 +115,7 @@ def status(url: str) -> RemoteStatus:
 
 def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
     """The content of a file, or its bytes from `start` up to `end`, fewer if the file ends before."""
-    with _explained(url):
-        store, path = opened(url)
+    with _file(url) as (store, path):
         try:
             content: bytes = store.cat_file(path, start=start, end=end)
         except OSError as error:
@@ -127,10 +125,9 @@ def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
         return content
 
 
-def open_stream(url: str) -> BinaryIO:
+def open_stream(url: str) -> io.BufferedReader:
     """Open a file for reading, seekable and with read-ahead."""
-    with _explained(url):
-        store, path = opened(url)
+    with _file(url) as (store, path):
         file = store.open(path, "rb", block_size=READ_AHEAD_BYTES, cache_type="readahead")
     return io.BufferedReader(_Stream(file, url), READ_AHEAD_BYTES)
 
@@ -160,27 +157,19 @@ def upload(source: Path, url: str) -> None:
 
 def download(url: str, target: Path) -> None:
     """Download a file to `target`."""
-    with _explained(url):
-        store, path = opened(url)
+    with _file(url) as (store, path):
         store.get_file(path, str(target))
 
 
 def remove(url: str) -> None:
     """Remove a file, if it exists."""
-    with _explained(url), contextlib.suppress(FileNotFoundError):
-        store, path = opened(url)
+    with _file(url) as (store, path), contextlib.suppress(FileNotFoundError):
         store.rm_file(path)
-
-
-def file_names(folder: str) -> list[str]:
-    """Names of the files directly in a folder; empty if there is no such folder."""
-    return list(file_sizes(folder))
 
 
 def file_sizes(folder: str) -> dict[str, int]:
     """Sizes in bytes of the files directly in a folder, by name; empty if there is no such folder."""
-    with _explained(folder):
-        store, path = opened(folder)
+    with _file(folder) as (store, path):
         store.invalidate_cache()
         try:
             found = store.ls(path, detail=True)
@@ -205,9 +194,6 @@ class _Stream(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         return int(self._file.seek(offset, whence))
 
-    def tell(self) -> int:
-        return int(self._file.tell())
-
     def readinto(self, buffer: Any) -> int:
         with _explained(self._url):
             content = self._file.read(len(buffer))
@@ -218,6 +204,13 @@ class _Stream(io.RawIOBase):
         if not self.closed:
             self._file.close()
         super().close()
+
+
+@contextlib.contextmanager
+def _file(url: str) -> Iterator[tuple[Any, str]]:
+    """The store of a URL, and the file's path in it, while the file is used: errors are explained."""
+    with _explained(url):
+        yield opened(url)
 
 
 def opened(url: str) -> tuple[Any, str]:

@@ -1,8 +1,11 @@
-"""Formats values for people: durations, sizes, counts with a noun, errors."""
+"""Formats values for people: durations, sizes, counts with a noun, errors; and parses the sizes that they write."""
 
 import math
 
+from hfprep.errors import ConfigError
+
 SIZES = ("bytes", "kB", "MB", "GB", "TB")
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 def duration(seconds: float) -> str:
@@ -22,6 +25,19 @@ def size(num_bytes: float) -> str:
     power = min(len(SIZES) - 1, int(math.log10(num_bytes) / 3))
     value = num_bytes / 1000**power
     return f"{value:.1f} {SIZES[power]}" if value < 100 else f"{value:.0f} {SIZES[power]}"
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size of shards such as 500MB or 2GiB; raises ConfigError."""
+    number = text.strip().upper()
+    unit = next((unit for unit in UNITS if number.endswith(unit)), "")
+    try:
+        num_bytes = round(float(number.removesuffix(unit)) * UNITS.get(unit, 1))
+    except (ValueError, OverflowError):
+        num_bytes = 0
+    if num_bytes <= 0:
+        raise ConfigError(f"--max-shard-size is {text!r}; it must be a size such as 500MB or 2GB")
+    return num_bytes
 
 
 def first_line(error: BaseException) -> str:

@@ -82,7 +82,7 @@ def check_together(configs: Sequence[BuildConfig]) -> None:
         if len(values) > 1:
             raise ConfigError(f"{flag(name)} must be the same for all data sets of a run; it is {sorted(values)}")
     for config in configs:
-        if next(iter(open_source(config.manifest, config.field_map).lines()), None) is None:
+        if next(open_source(config.manifest, config.field_map), None) is None:
             raise ConfigError(f"--manifest {str(config.manifest)!r} has no rows")
 
 

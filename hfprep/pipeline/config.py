@@ -13,7 +13,7 @@ from hfprep.errors import ConfigError
 from hfprep.inputs.manifest.field_map import FieldMap
 from hfprep.inputs.text.language import language_option
 from hfprep.io.object_storage import store_of, url_of
-from hfprep.io.sizes import parse_size
+from hfprep.io.words import parse_size
 from hfprep.pipeline.filters import RowFilters
 from hfprep.recipes.base import DIRECT_RATE, option
 from hfprep.recipes.base import PRECISIONS as MODEL_PRECISIONS

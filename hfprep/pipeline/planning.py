@@ -130,7 +130,7 @@ class Planner:
     def _chunks(self, manifest: Path) -> Iterator[Lines]:
         """The lines up to the cap in chunks, none of which can exceed the cap; the others are counted."""
         counts, cap = self.counts, self.options.max_samples
-        lines = open_source(manifest, self.options.fields).lines()
+        lines = open_source(manifest, self.options.fields)
         while most := CHUNK_ROWS if cap is None else min(CHUNK_ROWS, cap - self._taken):
             chunk = _some(lines, most)
             counts.lines_read += sum(self.options.holds(number) for number, _ in chunk)

@@ -151,7 +151,7 @@ def _codes_group(inputs: Inputs) -> str:
 def _clips(config: BuildConfig, inputs: Inputs, num_frames: int) -> tuple[Utterance, ...]:
     """The manifest's first clips with a suitable length in their headers, up to `num_frames` frames."""
     finder, found = AudioFinder(config.manifest, config.audio_root), []
-    rows = open_source(config.manifest, config.field_map).lines()
+    rows = open_source(config.manifest, config.field_map)
     for number, raw in itertools.islice(rows, MAX_ROWS):
         row = parse_line(number, raw, finder, config.language)
         if isinstance(row, Rejection):

@@ -48,7 +48,7 @@ def with_split(config: BuildConfig) -> BuildConfig:
 def _ids(config: BuildConfig) -> Iterator[str]:
     """The ids of valid rows, up to --max-samples; without a cap, an id may occur twice."""
     finder, taken = NoLookup(config.manifest), set[str]()
-    for number, raw in open_source(config.manifest, config.field_map).lines():
+    for number, raw in open_source(config.manifest, config.field_map):
         row = parse_line(number, raw, finder, config.language)
         if isinstance(row, Utterance) and row.id not in taken:
             yield row.id

@@ -25,7 +25,7 @@ from hfprep.errors import StoreError
 from hfprep.io import atomic
 from hfprep.io.json_file import read_json
 from hfprep.io.lease import Lease
-from hfprep.io.object_storage import check_local, download, file_names, read, remove, upload, url_of, write
+from hfprep.io.object_storage import check_local, download, file_sizes, read, remove, upload, url_of, write
 from hfprep.store.layout import PRIVATE, OutputFolder
 from hfprep.store.state import State, copy_state
 from hfprep.store.timeline import TIMELINE
@@ -139,7 +139,7 @@ class Mirror:
         for path in sorted(paths):
             upload(path, f"{self.url}/{path.relative_to(root).as_posix()}")
         here = {path.name for path in paths if path.parent == private} | NOT_UPLOADED
-        for name in file_names(self.private):
+        for name in file_sizes(self.private):
             if name not in here:
                 remove(f"{self.private}/{name}")
 

@@ -46,8 +46,7 @@ MAX_UNREAD_BYTES = 1 << 16  # tags, and what FFmpeg reads ahead
 TOLERANCE_SECONDS = 0.1  # codecs add and drop a little at the ends, and Matroska counts in milliseconds
 WARM_UP_SECONDS = 0.5  # decoded before the requested segment
 BASE_SECONDS, BYTES_PER_SECOND = 20.0, 100_000  # time limit of decoding: a constant, plus time for the file's size
-SCALES = {"u8": (np.float32(2**-7), np.float32(-1)), "s16": (np.float32(2**-15), np.float32(0))}
-WIDE_SCALES = {"s32": 2.0**-31, "s64": 2.0**-63}
+SCALES = {"u8": 2.0**-7, "s16": 2.0**-15, "s32": 2.0**-31, "s64": 2.0**-63}
 
 
 class _File(ClipReader):
@@ -55,14 +54,15 @@ class _File(ClipReader):
 
     def __init__(self, clip: Clip) -> None:
         super().__init__(clip)
-        self._deadline = time.monotonic() + _allowed_seconds(clip)
+        self.allowed_seconds = BASE_SECONDS + clip.size / BYTES_PER_SECOND
+        self.deadline = time.monotonic() + self.allowed_seconds
         self._failed = False
 
     def readinto(self, buffer: Any) -> int:
         if self._failed:
             return 0  # PyAV raises the first error, but prints later ones
         self._failed = True
-        if time.monotonic() > self._deadline:
+        if time.monotonic() > self.deadline:
             raise TimeoutError(errno.ETIMEDOUT, "reading the file takes too long")
         count = super().readinto(buffer)
         self._failed = False
@@ -95,7 +95,6 @@ class AvSound:
         self.clip = clip
         self._file = file
         self._container = container
-        self._deadline = time.monotonic() + _allowed_seconds(clip)
         self._note = expected.note
         self._sought = False
         self.num_frames: int | None = None
@@ -150,12 +149,10 @@ class AvSound:
 
     def problem(self, file: BinaryIO) -> str | None:
         """Why the container is incomplete; None if it is complete."""
+        if self._name in COUNTED and not self._is_counted:
+            return "damaged: its first frame is not where it should be"
         check = PROBLEMS.get(self._name)
-        if check is None:
-            if self._name in COUNTED and not self._is_counted:
-                return "damaged: its first frame is not where it should be"
-            return None
-        return check(file, self.clip.size)
+        return None if check is None else check(file, self.clip.size)
 
     def blocks(self, start: int, count: int | None) -> Iterator[np.ndarray]:
         """See `Sound`."""
@@ -229,9 +226,9 @@ class AvSound:
         """Every frame of the stream. Raises RejectedSample at the first sign of damage."""
         try:
             for packet in self._container.demux(self._stream):
-                if time.monotonic() > self._deadline:
-                    allowed = _allowed_seconds(self.clip)
-                    raise self.clip.unreadable(f"could not be decoded within {allowed:.0f} s; convert it to flac")
+                if time.monotonic() > self._file.deadline:
+                    allowed = f"{self._file.allowed_seconds:.0f} s"
+                    raise self.clip.unreadable(f"could not be decoded within {allowed}; convert it to flac")
                 if packet.is_corrupt and self._name not in CHECKED_FOR_CUTS:
                     raise self.clip.unreadable("damaged or cut off: an audio packet is incomplete")
                 for frame in packet.decode():
@@ -251,20 +248,14 @@ class AvSound:
 
 def _samples(frame: Any) -> np.ndarray:
     """A frame as float32 (num_samples, channels), full scale 1.0, converted as FFmpeg does it."""
-    kind = frame.format.packed.name
     values = frame.to_ndarray()
-    channels = frame.layout.nb_channels
-    values = values.T if frame.format.is_planar else values.reshape(-1, channels)
-    if kind in SCALES:
-        scale, shift = SCALES[kind]
-        return values.astype(np.float32) * scale + shift
-    if kind in WIDE_SCALES:
-        return values.astype(np.float32) * np.float32(WIDE_SCALES[kind])
-    return values.astype(np.float32, copy=False)
-
-
-def _allowed_seconds(clip: Clip) -> float:
-    return BASE_SECONDS + clip.size / BYTES_PER_SECOND
+    values = values.T if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels)
+    samples = values.astype(np.float32, copy=False)
+    scale = SCALES.get(frame.format.packed.name)
+    if scale is None:
+        return samples
+    samples = samples * np.float32(scale)
+    return samples - np.float32(1) if values.dtype == np.uint8 else samples
 
 
 def _tagged_seconds(text: str | None) -> Fraction | None:

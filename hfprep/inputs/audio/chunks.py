@@ -7,12 +7,13 @@ in bytes, and returns why the file is rejected, or None. The audio itself is not
 import re
 import struct
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import BinaryIO
 
 STREAMED_BYTES = 0x7FFFF000  # a header claiming this many bytes or more was written before the length was known
 UNKNOWN_LENGTH = 0xFFFFFFFF
 SPHERE_BYTES = 1024
-IFF_HEADER_BYTES, CAF_HEADER_BYTES, W64_HEADER_BYTES = 12, 8, 40
 CHUNK_START_BYTES = 24
 JOINED = "is several files joined together; only the first would be read"
 MAX_BYTES_BEHIND = 4096  # padding and tags of other kinds
@@ -23,7 +24,32 @@ CUT = "cut off: {what} at byte {place} should have {promised} bytes, but only {p
 MAX_CHUNKS = 1 << 16  # no clip has more
 
 Check = Callable[[BinaryIO, int], str | None]
-ReadChunk = Callable[[bytes], tuple[bytes, int]]  # from the first bytes of a chunk: its name, and length with header
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunks:
+    """The chunks of a format: how name and length are stored, bytes of the header that the length leaves out, padding.
+
+    `sound` is the name of audio chunks, `starts` are the names that files of the format begin with.
+    """
+
+    fields: struct.Struct
+    header_bytes: int
+    multiple: int
+    sound: bytes
+    starts: tuple[bytes, ...]
+
+    def at(self, file: BinaryIO, place: int) -> tuple[bytes, int]:
+        """Name of the chunk at a position, and its length with header and padding."""
+        file.seek(place)
+        name, length = self.fields.unpack_from(file.read(CHUNK_START_BYTES))
+        return name, -(-(self.header_bytes + length) // self.multiple) * self.multiple
+
+
+_RIFF = _Chunks(struct.Struct("<4sI"), 8, 2, b"data", (b"RIFF", b"RF64"))
+_IFF = _Chunks(struct.Struct(">4sI"), 8, 2, b"SSND", (b"FORM",))
+_CAF = _Chunks(struct.Struct(">4sq"), 12, 1, b"data", (b"caff",))
+_W64 = _Chunks(struct.Struct("<4s12xQ"), 0, 8, b"data", (b"riff",))
 
 
 def riff_problem(file: BinaryIO, size: int) -> str | None:
@@ -41,7 +67,7 @@ def riff_problem(file: BinaryIO, size: int) -> str | None:
         return None
     if present < length:
         return CUT.format(what="the data chunk", place=place - 8, promised=length, present=present)
-    return _behind(file, size, place + length + length % 2, _riff_chunk, b"data", (b"RIFF", b"RF64"))
+    return _behind(file, size, place + length + length % 2, _RIFF)
 
 
 def _data_chunk(file: BinaryIO) -> tuple[int, int] | None:
@@ -61,74 +87,37 @@ def _data_chunk(file: BinaryIO) -> tuple[int, int] | None:
         place += 8 + length + length % 2
 
 
-def _riff_chunk(start: bytes) -> tuple[bytes, int]:
-    name, length = struct.unpack_from("<4sI", start)
-    return name, 8 + length + length % 2
-
-
-def _iff_chunk(start: bytes) -> tuple[bytes, int]:
-    name, length = struct.unpack_from(">4sI", start)
-    return name, 8 + length + length % 2
-
-
-def _caf_chunk(start: bytes) -> tuple[bytes, int]:
-    name, length = struct.unpack_from(">4sq", start)
-    return name, 12 + length
-
-
-def _w64_chunk(start: bytes) -> tuple[bytes, int]:
-    name, length = struct.unpack_from("<4s12xQ", start)
-    return name, -(-length // 8) * 8
-
-
-def _behind(
-    file: BinaryIO, size: int, place: int, chunk: ReadChunk, sound: bytes, starts: tuple[bytes, ...]
-) -> str | None:
-    """Check what follows the audio of a chunked file: only other chunks, or a few bytes of anything, are allowed.
-
-    `chunk` parses a chunk's first bytes; `sound` is the name of audio chunks, `starts` are names that begin a file.
-    """
+def _behind(file: BinaryIO, size: int, place: int, chunks: _Chunks) -> str | None:
+    """Check what follows the audio of a chunked file: only other chunks, or a few bytes of anything, are allowed."""
     while size - place >= CHUNK_START_BYTES:
-        file.seek(place)
-        name, length = chunk(file.read(CHUNK_START_BYTES))
-        if name in starts:
+        name, length = chunks.at(file, place)
+        if name in chunks.starts:
             return JOINED
         if not name.decode("latin-1").isprintable() or length <= 0 or place + length > size + 1:
             break
-        if name == sound and length > CHUNK_START_BYTES:
-            return f"has a second {sound.decode()} chunk, which would not be read"
+        if name == chunks.sound and length > CHUNK_START_BYTES:
+            return f"has a second {name.decode()} chunk, which would not be read"
         place += length
     return bytes_behind(size, place)
 
 
-def _sound_chunk(file: BinaryIO, size: int, place: int, chunk: ReadChunk, sound: bytes) -> int | None:
-    """End of the audio chunk of a file; None if it is not found, or ends with the file."""
+def _behind_sound(place: int, chunks: _Chunks, file: BinaryIO, size: int) -> str | None:
+    """Check what follows the audio chunk of a file whose chunks begin at `place`."""
     for _ in range(MAX_CHUNKS):
         if size - place < CHUNK_START_BYTES:
             return None
-        file.seek(place)
-        name, length = chunk(file.read(CHUNK_START_BYTES))
+        name, length = chunks.at(file, place)
         if length <= 0 or place + length > size + 1:
             return None  # the decoder notices audio that is cut off
         place += length
-        if name == sound:
-            return place
+        if name == chunks.sound:
+            return _behind(file, size, place, chunks)
     return None
 
 
-def _check_behind(header_bytes: int, chunk: ReadChunk, sound: bytes, start: bytes) -> Check:
-    """A check of what follows the audio chunk of a format's files, which begin with `start`."""
-
-    def problem(file: BinaryIO, size: int) -> str | None:
-        end = _sound_chunk(file, size, header_bytes, chunk, sound)
-        return None if end is None else _behind(file, size, end, chunk, sound, (start,))
-
-    return problem
-
-
-caf_problem = _check_behind(CAF_HEADER_BYTES, _caf_chunk, b"data", b"caff")
-w64_problem = _check_behind(W64_HEADER_BYTES, _w64_chunk, b"data", b"riff")
-iff_problem = _check_behind(IFF_HEADER_BYTES, _iff_chunk, b"SSND", b"FORM")
+iff_problem: Check = partial(_behind_sound, 12, _IFF)
+caf_problem: Check = partial(_behind_sound, 8, _CAF)
+w64_problem: Check = partial(_behind_sound, 40, _W64)
 
 
 def repeated_start_problem(file: BinaryIO, _size: int) -> str | None:

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from hfprep.errors import Reason, RejectedSample
 from hfprep.inputs.audio.native_stderr import nameless_file
 from hfprep.inputs.audio.sound import Clip
-from hfprep.io.arrow_types import holds_clips
+from hfprep.io.arrow_types import holds_audio
+from hfprep.io.atomic import write_all
 from hfprep.io.object_storage import is_url, open_stream, read, status
 from hfprep.io.references import ByteRange, ParquetCell, parse_reference, suffix_of
 
@@ -55,10 +56,18 @@ def _opened(audio: str, in_part: bool, stack: contextlib.ExitStack) -> Clip:
             return _within(audio, file, offset, length, in_part, stack)
         case ParquetCell() as cell:
             return _in_memory(audio, _column_of_this_thread(cell).read(cell), stack)
-    descriptor = open_regular(audio)
+    descriptor, local = _opened_here(audio, stack)
+    return Clip(audio, local.st_size, suffix_of(audio), descriptor, version=_version(local))
+
+
+def _opened_here(file: str, stack: contextlib.ExitStack) -> tuple[int, os.stat_result]:
+    descriptor = open_regular(file)
     stack.callback(os.close, descriptor)
-    status = os.fstat(descriptor)
-    return Clip(audio, status.st_size, suffix_of(audio), descriptor, version=_version(status))
+    return descriptor, os.fstat(descriptor)
+
+
+def _version(local: os.stat_result) -> tuple[int, ...]:
+    return local.st_dev, local.st_ino, local.st_size, local.st_mtime_ns
 
 
 def _within(audio: str, file: str, start: int, length: int | None, in_part: bool, stack: contextlib.ExitStack) -> Clip:
@@ -69,14 +78,11 @@ def _within(audio: str, file: str, start: int, length: int | None, in_part: bool
         found = status(file)
         size, version = found.size, (file, found.size, found.version)
     else:
-        descriptor = open_regular(file)
-        stack.callback(os.close, descriptor)
-        local = os.fstat(descriptor)
+        descriptor, local = _opened_here(file, stack)
         size, version = local.st_size, _version(local)
     wanted = size if length is None else length
     check_range(audio, size, start, wanted)
-    in_place = wanted > (FETCHED_WHOLE_BYTES if in_part else MAX_CLIP_BYTES)
-    if not in_place:
+    if wanted <= (FETCHED_WHOLE_BYTES if in_part else MAX_CLIP_BYTES):
         content = os.pread(descriptor, wanted, start) if descriptor >= 0 else read(file, start, start + wanted)
         if len(content) != wanted:
             message = f"{audio}: {len(content)} bytes were read instead of {wanted}; has the file changed?"
@@ -85,10 +91,6 @@ def _within(audio: str, file: str, start: int, length: int | None, in_part: bool
     stream = stack.enter_context(open_stream(file)) if descriptor < 0 else None
     version = (*version, start, wanted)
     return Clip(audio, wanted, suffix_of(audio), descriptor, start, is_file=False, stream=stream, version=version)
-
-
-def _version(status: os.stat_result) -> tuple[Any, ...]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def read_clip(audio: str) -> bytes:
@@ -149,10 +151,7 @@ def _in_memory(audio: str, content: bytes, stack: contextlib.ExitStack) -> Clip:
     """A clip of these bytes, in a nameless file."""
     descriptor = nameless_file("hfprep-clip")
     stack.callback(os.close, descriptor)
-    with open(descriptor, "wb", buffering=0, closefd=False) as file:
-        view = memoryview(content)
-        while view:
-            view = view[file.write(view) :]
+    write_all(descriptor, content)
     return Clip(audio, len(content), suffix_of(audio), descriptor)
 
 
@@ -165,7 +164,7 @@ class ParquetColumn:
         self._file = pq.ParquetFile(self._stream or file, buffer_size=READ_BYTES, pre_buffer=False)
         schema = self._file.schema_arrow
         kind = schema.field(column).type if schema.names.count(column) == 1 else None
-        if kind is None or not _holds_bytes(kind):
+        if kind is None or not holds_audio(kind):
             raise RejectedSample(Reason.AUDIO_UNREADABLE, f"{file}: has no binary column {column!r}")
         self._leaf = f"{column}.bytes" if pa.types.is_struct(kind) else column
         metadata = self._file.metadata
@@ -209,13 +208,6 @@ class ParquetColumn:
                 raise RejectedSample(Reason.AUDIO_UNREADABLE, f"{cell}: the file has fewer rows than its footer says")
             column = batch.column(0)
             self._clips = column.field("bytes") if pa.types.is_struct(column.type) else column
-
-
-def _holds_bytes(kind: Any) -> bool:
-    """Whether an Arrow type is binary, or a struct with a binary field `bytes`."""
-    if pa.types.is_struct(kind):
-        return any(field.name == "bytes" and holds_clips(field.type) for field in kind)
-    return holds_clips(kind)
 
 
 def _column_of_this_thread(cell: ParquetCell) -> ParquetColumn:

@@ -36,7 +36,7 @@ _AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 120
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """What a walk found: the first frame's position, the rate in Hz, and the number of frames and of their samples.
+    """What a walk found: the rate in Hz, and the number of frames and of their samples.
 
     `num_samples` excludes the samples that the encoder added according to the LAME tag (`trimmed`), and the frame that
     contains the tag. `problem` says why the file is not one complete recording, None if it is. `promised_frames` is the
@@ -45,7 +45,6 @@ class Frames:
     """
 
     kind: str
-    start: int
     sampling_rate: int
     samples_per_frame: int
     num_frames: int
@@ -113,10 +112,6 @@ class _Kind:
     header_bytes: int
     length: Callable[[bytes, int], int]
     fixed: tuple[int, int, int]  # masks of the second, third and fourth byte
-
-    def signature(self, data: bytes, at: int) -> tuple[int, int, int]:
-        first, second, third = self.fixed
-        return data[at + 1] & first, data[at + 2] & second, data[at + 3] & third
 
 
 def _free_format(window: "_Window", start: int) -> _Kind | None:
@@ -218,7 +213,7 @@ def _walk(window: _Window, start: int, kind: _Kind, check_seconds: Callable[[flo
         problem = f"cut off: its first frame promises {promised} frames, but only {frames} are there"
     zeros = window.bytes_at(0, 1) == b"\0"
     return Frames(
-        kind.name, start, rate, samples, frames, trimmed, promised, problem, zeros, is_free=kind not in (_MP3, _ADTS)
+        kind.name, rate, samples, frames, trimmed, promised, problem, zeros, is_free=kind not in (_MP3, _ADTS)
     )
 
 
@@ -228,7 +223,7 @@ def _run(window: _Window, position: int, kind: _Kind, header: bytes) -> tuple[in
     at = window.at(position, header_bytes)
     data, base = window.data, window.base
     first_mask, second_mask, third_mask = kind.fixed
-    first, second, third = kind.signature(header, 0)
+    first, second, third = header[1] & first_mask, header[2] & second_mask, header[3] & third_mask
     mono = _is_mono(header) if kind.name == "mp3" else None
     last = len(data) - header_bytes
     frames = 0

@@ -4,6 +4,7 @@ libmpg123, inside libsndfile, prints notes about unusual mp3 frames to file desc
 """
 
 import contextlib
+import functools
 import os
 import re
 import tempfile
@@ -27,54 +28,45 @@ def nameless_file(purpose: str) -> int:
     return descriptor
 
 
-class _Catcher:
-    """The temporary file that replaces stderr: created once, emptied after each use."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self._file: int | None = None
-
-    def file(self) -> int:
-        """Its descriptor; called with the lock held."""
-        if self._file is None:
-            self._file = nameless_file("hfprep-stderr")
-        return self._file
-
-    def take(self) -> bytes:
-        """What was printed; called with the lock held."""
-        assert self._file is not None
-        size = os.fstat(self._file).st_size
-        if not size:
-            return b""
-        text = os.pread(self._file, MAX_BYTES, 0)
-        os.ftruncate(self._file, 0)
-        os.lseek(self._file, 0, os.SEEK_SET)
-        return text
+@functools.cache
+def _caught() -> int:
+    """The file that replaces stderr: created once, emptied after each use."""
+    return nameless_file("hfprep-stderr")
 
 
-_catcher = _Catcher()
+_lock = threading.Lock()
 
 
 @contextlib.contextmanager
 def native_stderr_logged(name: str) -> Iterator[None]:
     """Capture what the library prints inside, one thread at a time; lines of other threads are passed on afterwards."""
-    with _catcher.lock:
+    with _lock:
         try:
             terminal = os.dup(STDERR)
         except OSError:  # there is no stderr
             yield
             return
         try:
-            os.dup2(_catcher.file(), STDERR)
+            os.dup2(_caught(), STDERR)
             try:
                 yield
             finally:
                 os.dup2(terminal, STDERR)
-                text = _catcher.take()
+                text = _take(_caught())
         finally:
             os.close(terminal)
         if text:
             _sort_out(name, text)
+
+
+def _take(caught: int) -> bytes:
+    """What was printed to a file, which is emptied."""
+    if not os.fstat(caught).st_size:
+        return b""
+    text = os.pread(caught, MAX_BYTES, 0)
+    os.ftruncate(caught, 0)
+    os.lseek(caught, 0, os.SEEK_SET)
+    return text
 
 
 def _sort_out(name: str, text: bytes) -> None:

@@ -34,29 +34,28 @@ class Pages:
     num_links: int = 0
     num_audio_streams: int = 0
     problem: str | None = None
-    _open: dict[int, int] = field(default_factory=dict)  # the next page number of each open audio stream
+    unfinished: dict[int, int] = field(default_factory=dict)  # the next page number of each open audio stream
     _ends: dict[int, int] = field(default_factory=dict)  # the last sample of each so far
 
     def add(self, place: int, page: bytes) -> None:
         """Check one complete page with the right checksum."""
         _, _, flags, granule, serial, number, _, segments = PAGE_HEADER.unpack_from(page)
         if flags & FIRST:
-            body = page[PAGE_HEADER.size + segments :]
-            if not body.startswith(AUDIO_STARTS):
+            if not page.startswith(AUDIO_STARTS, PAGE_HEADER.size + segments):
                 return
-            if not self._open:
+            if not self.unfinished:
                 self.num_links += 1
             self.num_audio_streams += 1
-            self._open[serial], self._ends[serial] = number, 0
-        expected = self._open.get(serial)
+            self.unfinished[serial], self._ends[serial] = number, 0
+        expected = self.unfinished.get(serial)
         if expected is None:
             return
         if number != expected:
             self.problem = f"damaged: audio page {expected} is missing at byte {place}"
-        self._open[serial] = number + 1 & 0xFFFFFFFF
+        self.unfinished[serial] = number + 1 & 0xFFFFFFFF
         self._check_granule(place, granule, serial, flags & LAST > 0, segments)
         if flags & LAST:
-            del self._open[serial]
+            del self.unfinished[serial]
 
     def _check_granule(self, place: int, granule: int, serial: int, is_last: bool, segments: int) -> None:
         """Compare a page's end time with that of the page before: decoders stop there."""
@@ -68,11 +67,6 @@ class Pages:
             self.problem = f"damaged: the page at byte {place} ends earlier than the page before it"
         self._ends[serial] = max(granule, self._ends[serial])
 
-    def finish(self) -> None:
-        """Check the streams after the last page."""
-        if self.problem is None and self._open:
-            self.problem = "cut off: the last audio page is missing"
-
 
 def read_pages(file: BinaryIO) -> Pages:
     """Check every page from the start of a file, up to the first problem. Raises OSError."""
@@ -82,7 +76,8 @@ def read_pages(file: BinaryIO) -> Pages:
         pages.add(place, page)
         if pages.problem is not None:
             return pages
-    pages.finish()
+    if pages.problem is None and pages.unfinished:
+        pages.problem = "cut off: the last audio page is missing"
     return pages
 
 

@@ -18,10 +18,8 @@ from hfprep.inputs.audio.sound import Clip, ClipReader, check_rate, mono
 READ_BYTES = 1 << 16
 UNKNOWN_FRAMES = 1 << 62  # libsndfile's count for a flac stream of unknown length is above this
 LOGGED_SIZE = re.compile(r"\b(?:data|SSND|Data Size|Riff size|riff)\s*: (\d+) \(should be (\d+)\)")
-SEARCHED_FORMATS = frozenset({"MP3"})  # their frame count is an estimate or from a tag
-
 # An mp3 decoder needs the preceding frames: they contain bits of the wanted one and set the state of its filters.
-WARM_UP_FORMATS, WARM_UP_SECONDS = SEARCHED_FORMATS, 0.5
+MP3_WARM_UP_SECONDS = 0.5
 
 
 class _Stream(soundfile.SoundFile):
@@ -82,8 +80,7 @@ class SndfileSound:
         """See `Sound`."""
         skipped = 0
         if start:
-            warm_up = round(WARM_UP_SECONDS * self.sampling_rate) if self.format in WARM_UP_FORMATS else 0
-            skipped = min(start, warm_up)
+            skipped = min(start, round(MP3_WARM_UP_SECONDS * self.sampling_rate)) if self.format == "MP3" else 0
             with self._quiet(), self._reraised():
                 self._file.seek(start - skipped)
         block_frames = max(1, sound.BLOCK_VALUES // self.channels)

@@ -99,9 +99,6 @@ class ClipReader(io.RawIOBase):
         self._place = base + offset
         return self._place
 
-    def tell(self) -> int:
-        return self._place
-
 
 class Sound(Protocol):
     """An open recording. `num_frames` is the header's number of samples per channel, None if it has none."""

@@ -1,13 +1,15 @@
-"""Reads rows of a saved Arrow data set; clips inside it are referenced, not copied.
+"""Reads rows of a saved Arrow data set, or one on the Hub; clips inside it are referenced, not copied.
 
 Rows are numbered from 1 in the order of the data set. `datasets` writes uncompressed Arrow files, so a clip is a byte
-range of a file.
+range of a file. For a data set on the Hub, `datasets` first downloads it, converts it to Arrow files and caches them.
+As it processes untrusted files as a whole, it does that in a separate process.
 """
 
 import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,14 @@ import pyarrow as pa
 from hfprep.errors import ConfigError, Reason, RejectedSample
 from hfprep.inputs.manifest.columns import BYTES, UNREADABLE, Columns, Unreadable, cell_values, clip_name, clip_paths
 from hfprep.inputs.manifest.field_map import FieldMap
-from hfprep.inputs.manifest.guarded import GuardedTables, Position, Step
-from hfprep.inputs.manifest.splits import chosen_split
+from hfprep.inputs.manifest.guarded import Died, GuardedTables, Position, Step, run
+from hfprep.inputs.manifest.rows import chosen_split
 from hfprep.io.references import ByteRange
 from hfprep.io.words import first_line
 
 SPLITS_FILE, STATE_FILE = "dataset_dict.json", "state.json"  # of a set of splits, and of one saved data set
 MAX_NOTES_BYTES = 1 << 24
+DOWNLOAD = "download its files with `hf download {} --repo-type dataset --local-dir DIR`: Parquet is read row by row"
 VIEW_BYTES, INLINE_BYTES = 16, 12  # Arrow's binary view: its size, and the longest value stored inside it
 
 
@@ -180,3 +183,41 @@ def _names(values: Any, where: str) -> list[str]:
         if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
             raise ConfigError(f"{where} names {name!r}, which is not a file of a saved data set; save it again")
     return names
+
+
+def open_hub(repository: str, config: str | None, split: str | None, fields: FieldMap) -> ArrowFiles:
+    """The rows of a data set on the Hub, downloaded unless it is cached. Raises ConfigError."""
+    where = f"--manifest {repository!r} (no such file; taken as a data set on the Hub)"
+    try:
+        for step in run(partial(_fetched, where, repository, config, split)):
+            if isinstance(step, tuple) and isinstance(step[1], dict):
+                return ArrowFiles(where, tuple(step[1]["files"]), fields)
+    except Died as error:
+        raise ConfigError(
+            f"{where} cannot be converted: the process that converts it {error}; {DOWNLOAD.format(repository)}"
+        ) from error
+    raise ConfigError(f"{where} cannot be loaded: it has no files")
+
+
+def _fetched(where: str, repository: str, config: str | None, split: str | None) -> Iterator[Step]:
+    """One step with the names of the Arrow files of one split, in `datasets`' cache."""
+    import datasets
+    from huggingface_hub.utils import disable_progress_bars
+
+    datasets.disable_progress_bars()
+    disable_progress_bars()
+    try:
+        if split is None:
+            split = chosen_split(datasets.get_dataset_split_names(repository, config), None, where)
+        data = datasets.load_dataset(repository, config, split=split)
+    except ConfigError:
+        raise
+    except datasets.exceptions.DatasetGenerationError as error:
+        cause = "it is damaged" if error.__cause__ is None else first_line(error.__cause__)
+        raise ConfigError(f"{where} cannot be converted: {cause}; {DOWNLOAD.format(repository)}") from error
+    except Exception as error:  # any error of the network, the Hub or its files
+        raise ConfigError(
+            f"{where} cannot be loaded: {first_line(error)}. If you meant a file, correct its path. To download the "
+            f"data set while online: python -c \"import datasets; datasets.load_dataset('{repository}')\""
+        ) from error
+    yield 1, {"files": [file["filename"] for file in data.cache_files]}

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from hfprep.errors import ConfigError, Reason, RejectedSample
 from hfprep.inputs.manifest.field_map import FIELDS, FieldMap
-from hfprep.io.arrow_types import holds_clips, holds_text
+from hfprep.io.arrow_types import holds_audio, holds_clips, holds_text
 from hfprep.io.words import first_line
 
 PATH, BYTES = "path", "bytes"  # the fields of an Audio column
@@ -62,15 +62,13 @@ class Columns:
             raise ConfigError(f"{where} has a column twice: {', '.join(map(repr, doubled))}; rename one of them")
         audio = fields.source("audio")
         kind = schema.field(audio).type
-        children = {item.name: item.type for item in kind} if pa.types.is_struct(kind) else {}
-        as_struct = holds_clips(children.get(BYTES, pa.null()))
-        if not as_struct and not holds_clips(kind) and not holds_text(kind):
+        if not holds_audio(kind) and not holds_text(kind):
             raise ConfigError(
                 f"{where}: the column {audio!r} has the type {kind}, which is neither paths nor encoded audio; choose "
                 "another one: --map audio=COLUMN (an Audio column, bytes of audio files, or paths)"
             )
         read = tuple(dict.fromkeys(item.name for item in schema if item.name != audio and not _any_bytes(item.type)))
-        return cls(audio, read, ours, as_struct or holds_clips(kind), _label_names(schema))
+        return cls(audio, read, ours, holds_audio(kind), _label_names(schema))
 
     def rows(self, batch: Any, clips: Sequence[Any]) -> Iterator[dict[str, Any] | RejectedSample]:
         """The rows of a record batch; `clips` are the audio values, which may be `Unreadable`."""

@@ -3,7 +3,7 @@
 Only knows names; knows nothing about files or formats. Rows are dicts.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -68,6 +68,12 @@ class FieldMap:
             return self.apply(number, read(source))
         except RejectedSample as error:
             return error
+
+    def applied_to(
+        self, sources: Iterable[tuple[int, Source]], read: Callable[[Source], dict[str, Any]]
+    ) -> Iterator[tuple[int, dict[str, Any] | RejectedSample]]:
+        """The same for each of the numbered sources."""
+        return ((number, self.applied(number, read, source)) for number, source in sources)
 
     def apply(self, number: int, row: dict[str, Any]) -> dict[str, Any]:
         """The row under hfprep's names; mapped fields do not keep their original names. Raises RejectedSample."""

@@ -14,8 +14,9 @@ import signal
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from hfprep.errors import ConfigError, HfprepError, Reason, RejectedSample, StoreError
@@ -48,20 +49,16 @@ Row = dict[str, Any] | RejectedSample
 Step = Position | tuple[int, Row]
 
 
-class Guarded(ABC):
-    """Work that is done in another process, because it may crash it."""
-
-    @abstractmethod
-    def steps(self, start: Position) -> Iterator[Step]:
-        """The results from a position on. Raises ConfigError or StoreError."""
-
-
-class GuardedTables(Guarded):
-    """A source of rows whose `steps`, rows and the position before each part is read, run in another process."""
+class GuardedTables(ABC):
+    """A source of rows whose `steps` are taken in another process, because reading may crash it."""
 
     where: str
     paths: tuple[Any, ...]
     fields: FieldMap
+
+    @abstractmethod
+    def steps(self, start: Position) -> Iterator[Step]:
+        """Rows from a position on, and the position before each part is read. Raises ConfigError or StoreError."""
 
     def lines(self) -> Iterator[tuple[int, Row]]:
         """Number and content of each row. Raises ConfigError if the tables cannot be read at all."""
@@ -69,7 +66,7 @@ class GuardedTables(Guarded):
         while start.file < len(self.paths):
             at = start
             try:
-                for step in run(self, start):
+                for step in run(partial(self.steps, start)):
                     if isinstance(step, Position):
                         at = step
                     elif step[0] > last:  # otherwise it was yielded before the process died
@@ -80,13 +77,12 @@ class GuardedTables(Guarded):
                 if at.rows and not at.narrow:
                     start = replace(at, narrow=True)
                     continue
-                yield last + 1, self._rejection(at, str(error))
                 last += 1
+                yield last, self._rejection(at, str(error))
                 if at.rows:
-                    number = max(last, at.number + at.rows)
-                    start = Position(at.file, at.part + 1, number)
+                    start = Position(at.file, at.part + 1, max(last, at.number + at.rows))
                 else:
-                    start = Position(at.file + 1, 0, last)
+                    start = Position(at.file + 1, number=last)
 
     def mapped(self, number: int, row: Row) -> Row:
         """A row under hfprep's names."""
@@ -105,8 +101,8 @@ class Died(Exception):
     """The other process ended before its work was done; the message says how."""
 
 
-def run(work: Guarded, start: Position) -> Iterator[Step]:
-    """The steps of some work, done in another process. Raises Died, and the errors that the work reports."""
+def run(steps: Callable[[], Iterator[Step]]) -> Iterator[Step]:
+    """Steps that are taken in another process. Raises Died, and the ConfigError or StoreError that `steps` raises."""
     receiving, sending = os.pipe()
     with open(receiving, "rb") as answers:
         try:
@@ -121,7 +117,7 @@ def run(work: Guarded, start: Position) -> Iterator[Step]:
         try:
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError), process.stdin:
-                process.stdin.write(json.dumps(sys.path).encode() + b"\n" + pickle.dumps((work, start)))
+                process.stdin.write(json.dumps(sys.path).encode() + b"\n" + pickle.dumps(steps))
             for line in answers:
                 message = json.loads(line) if line.endswith(b"\n") else {}
                 if "end" in message:
@@ -138,10 +134,8 @@ def _step(message: dict[str, Any]) -> Step:
     """Parse a line from the other process; raises an error that it reports."""
     if "at" in message:
         return Position(**message["at"])
-    if "config_error" in message:
-        raise ConfigError(message["config_error"])
-    if "store_error" in message:
-        raise StoreError(message["store_error"])
+    if "error" in message:
+        raise (ConfigError if message["is_config"] else StoreError)(message["error"])
     if "rejected" in message:
         reason, text = message["rejected"]
         return message["number"], RejectedSample(Reason(reason), text)
@@ -157,22 +151,22 @@ def _how(status: int) -> str:
 
 
 def serve() -> None:
-    """Do the work read from stdin, and write one JSON object per step to the descriptor given as argument."""
+    """Take the steps read from stdin, and write one JSON object per step to the descriptor given as argument."""
     with contextlib.suppress(ValueError, OSError):
         _, most = resource.getrlimit(resource.RLIMIT_DATA)
         limit = MAX_MEMORY_BYTES if most == resource.RLIM_INFINITY else min(most, MAX_MEMORY_BYTES)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides when to stop
-    work, start = pickle.load(sys.stdin.buffer)  # noqa: S301 - the driver wrote it
+    steps = pickle.load(sys.stdin.buffer)  # noqa: S301 - the driver wrote it
     with open(int(sys.argv[1]), "wb", buffering=0) as answers, contextlib.suppress(BrokenPipeError):
         try:
-            for step in work.steps(start):
+            for step in steps():
                 answers.write(json.dumps(_message(step)).encode() + b"\n")
             answers.write(b'{"end": true}\n')
         except HfprepError as error:
-            kind = "config_error" if isinstance(error, ConfigError) else "store_error"
-            answers.write(json.dumps({kind: str(error)}).encode() + b"\n")
+            message = {"error": str(error), "is_config": isinstance(error, ConfigError)}
+            answers.write(json.dumps(message).encode() + b"\n")
 
 
 def _message(step: Step) -> dict[str, Any]:

@@ -7,23 +7,22 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
-from hfprep.errors import ConfigError
-from hfprep.inputs.manifest.clip_folder import ClipFolder, holds_pairs
+from hfprep.errors import ConfigError, Reason, RejectedSample
 from hfprep.inputs.manifest.field_map import FIELDS, FieldMap
-from hfprep.inputs.manifest.lines import LJSPEECH_DELIMITER, Delimited, JsonLines, LJSpeech
+from hfprep.inputs.manifest.lines import LJSPEECH_DELIMITER, json_lines, ljspeech, table_rows
 from hfprep.inputs.manifest.rows import (
     BRACES,
     MAX_LINE_BYTES,
-    UTF8_MARK,
-    RawRow,
+    NumberedRow,
+    chosen_split,
     folder_of,
     is_pattern,
     open_manifest,
 )
-from hfprep.inputs.manifest.splits import chosen_split
 from hfprep.io.object_storage import any_url, refusal, url_of
 
 METADATA = "metadata.csv"
@@ -53,6 +52,9 @@ LIST_SUFFIXES = (".jsonl", ".csv", ".tsv")
 DATA = "data"  # the folder of Parquet files in a repository of the Hub
 SPLIT_FILE = re.compile(r"(?P<split>[A-Za-z0-9_.]+?)(?:-\d+-of-\d+)?(?:-[0-9a-f]{16})?\.(?:parquet|pq)", re.IGNORECASE)
 LFS_POINTER = b"version https://git-lfs"
+AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".webm")
+MAX_TEXT_BYTES = 1 << 20
+LOOKED_AT = 1000
 MAX_NAMES = 10_000  # names that are read to describe a folder of no known format
 HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:/(?P<config>[^/:]+))?(?::(?P<split>[\w.-]+))?")
 MAX_FILES = 1_000_000  # that braces may expand to
@@ -64,14 +66,11 @@ KNOWN = (
 )
 
 
-class Source(Protocol):
-    """The rows of a manifest of any format."""
-
-    def lines(self) -> Iterator[tuple[int, RawRow]]: ...
+Rows = Iterator[NumberedRow]
 
 
-def open_source(manifest: Path, fields: FieldMap) -> Source:
-    """Detect the format of `manifest` and open it; rows have hfprep's field names. Raises ConfigError."""
+def open_source(manifest: Path, fields: FieldMap) -> Rows:
+    """Number and row of each sample, under hfprep's field names; the format is detected. Raises ConfigError."""
     text = str(manifest)
     url = url_of(manifest)
     if url is not None:
@@ -87,33 +86,32 @@ def open_source(manifest: Path, fields: FieldMap) -> Source:
         return _open_files(manifest, tuple(_matching(text)), fields)
     found = HUB_ID.fullmatch(text)
     if found and not text.endswith(FILE_SUFFIXES) and not Path(found["repository"]).parent.is_dir():
-        from hfprep.inputs.manifest.hub import open_hub
+        from hfprep.inputs.manifest.arrow import open_hub
 
-        return open_hub(found["repository"], found["config"], found["split"], fields)
+        return open_hub(found["repository"], found["config"], found["split"], fields).lines()
     other = any_url(manifest)
     problem = None if other is None else refusal(other)
     if problem is not None:
         raise ConfigError(f"--manifest {text!r}: {problem}")
     open_manifest(manifest).close()  # raises: there is no such file
-    return JsonLines(manifest, fields)
+    return json_lines(manifest, fields)
 
 
 def rows_sha256(manifest: Path, fields: FieldMap) -> str:
     """SHA-256 of a manifest: of the content of a JSONL, CSV or TSV file, otherwise of all rows."""
-    digest = hashlib.sha256()
     lines = manifest.is_file() or url_of(manifest) is not None
     if lines and manifest.suffix.lower() not in (".tar", *PARQUET_SUFFIXES):
         with open_manifest(manifest) as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-            return digest.hexdigest()
-    for number, raw in open_source(manifest, fields).lines():
+            stream.seek(0)
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for number, raw in open_source(manifest, fields):
         row = raw if isinstance(raw, dict) else str(raw)
         digest.update(json.dumps([number, row], ensure_ascii=False).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
-def _open_remote(manifest: Path, url: str, fields: FieldMap) -> Source:
+def _open_remote(manifest: Path, url: str, fields: FieldMap) -> Rows:
     if url.endswith("/") or manifest.suffix.lower() == ".tar" or is_pattern(url):
         raise ConfigError(
             f"--manifest {url!r}: folders, tars and patterns are not read from object storage; give a JSONL, CSV, TSV "
@@ -122,7 +120,7 @@ def _open_remote(manifest: Path, url: str, fields: FieldMap) -> Source:
     return _open_file(manifest, fields)
 
 
-def _open_file(path: Path, fields: FieldMap) -> Source:
+def _open_file(path: Path, fields: FieldMap) -> Rows:
     suffix = path.suffix.lower()
     if suffix == ".tar" or suffix in PARQUET_SUFFIXES:
         return _open_files(path, (path,), fields)
@@ -139,8 +137,8 @@ def _open_file(path: Path, fields: FieldMap) -> Source:
     if suffix == ".csv":
         return _open_csv(path, fields)
     if suffix in (".tsv", ".tab"):
-        return Delimited(path, fields, tabs=True)
-    return JsonLines(path, fields)
+        return table_rows(path, fields, tabs=True)
+    return json_lines(path, fields)
 
 
 def _refuse_other_files(path: Path) -> None:
@@ -154,32 +152,25 @@ def _refuse_other_files(path: Path) -> None:
         raise ConfigError(f"--manifest {str(path)!r} is {what}, not a manifest; it must be {KNOWN}")
 
 
-def _open_csv(path: Path, fields: FieldMap) -> Source:
+def _open_csv(path: Path, fields: FieldMap) -> Rows:
     """Open LJSpeech's metadata.csv, which has no header, or any other table, which has one, even beside wavs/."""
     with open_manifest(path) as stream:
-        first = stream.readline(MAX_LINE_BYTES).removeprefix(UTF8_MARK).decode("utf-8", "replace").strip()
+        first = stream.readline(MAX_LINE_BYTES).decode("utf-8", "replace").strip()
     beside_clips = path.name == METADATA and LJSPEECH_DELIMITER in first and (path.parent / CLIPS).is_dir()
     if not beside_clips:
-        return Delimited(path, fields)
+        return table_rows(path, fields)
     values = [value.strip() for value in first.split(LJSPEECH_DELIMITER)]
     named = {fields.source(name) for name in FIELDS}.intersection(values)
-    if named and not _is_file(path.parent / CLIPS / f"{values[0]}.wav"):
-        return Delimited(path, fields, clips=CLIPS)
-    return LJSpeech(path, fields)
+    if named and not os.path.isfile(path.parent / CLIPS / f"{values[0]}.wav"):
+        return table_rows(path, fields, clips=CLIPS)
+    return ljspeech(path, fields)
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # not a valid file name
-        return False
-
-
-def _open_folder(folder: Path, split: str | None, fields: FieldMap) -> Source:
+def _open_folder(folder: Path, split: str | None, fields: FieldMap) -> Rows:
     if any((folder / name).is_file() for name in SAVED_MARKS):
         from hfprep.inputs.manifest.arrow import open_saved
 
-        return open_saved(folder, split, fields)
+        return open_saved(folder, split, fields).lines()
     if (folder / DATA).is_dir() and not (folder / METADATA).is_file():
         paths = _with_suffix(folder / DATA, PARQUET_SUFFIXES)
         if paths:
@@ -194,7 +185,7 @@ def _open_folder(folder: Path, split: str | None, fields: FieldMap) -> Source:
             return _open_files(folder, paths, fields)
     problem = _what_is_in(folder)
     if problem is None:
-        return ClipFolder(folder, fields)
+        return _clip_rows(folder, fields)
     raise ConfigError(f"--manifest {str(folder)!r} {problem}")
 
 
@@ -219,7 +210,7 @@ def _what_is_in(folder: Path) -> str | None:
     lists = [name for name in names if name.endswith(LIST_SUFFIXES)]
     if lists:
         return f"is a folder with manifests in it; name one of them: {', '.join(lists[:SHOWN_NAMES])}"
-    if holds_pairs(folder):
+    if _holds_pairs(folder):
         return None
     inner = [name for name in names if any((folder / name).glob("*.parquet"))]
     if inner:
@@ -228,25 +219,21 @@ def _what_is_in(folder: Path) -> str | None:
     return f"is a folder without anything that can be read; it must be {KNOWN}"
 
 
-def _open_files(manifest: Path, paths: tuple[Path, ...], fields: FieldMap) -> Source:
+def _open_files(manifest: Path, paths: tuple[Path, ...], fields: FieldMap) -> Rows:
     where = f"--manifest {str(manifest)!r}"
     suffixes = {path.suffix.lower() for path in paths}
     if not paths or len(suffixes) > 1 or not suffixes <= {".tar", *PARQUET_SUFFIXES}:
         raise ConfigError(f"{where} matches {len(paths)} files; it must match *.tar or *.parquet files")
+    folder = folder_of(manifest)  # which references to clips inside the files are relative to
+    base = manifest.parent if url_of(folder) is not None else Path(folder)
     if suffixes == {".tar"}:
-        from hfprep.inputs.manifest.tars import Tars
+        from hfprep.inputs.manifest.tars import tar_rows
 
-        return Tars(where, paths, fields, _base(manifest))
+        return tar_rows(where, paths, fields, base)
     _refuse_pointers(where, paths)
     from hfprep.inputs.manifest.parquet import ParquetFiles
 
-    return ParquetFiles(where, paths, fields, _base(manifest))
-
-
-def _base(manifest: Path) -> Path:
-    """The folder that references to clips inside files are relative to: the manifest's."""
-    folder = folder_of(manifest)
-    return manifest.parent if url_of(folder) is not None else Path(folder)
+    return ParquetFiles(where, paths, fields, base).lines()
 
 
 def _refuse_pointers(where: str, paths: Sequence[Path]) -> None:
@@ -282,7 +269,7 @@ def _matching(pattern: str) -> list[Path]:
 def _expanded(text: str, pattern: str) -> list[str]:
     """Expand ranges in braces to all names."""
     names = [text]
-    while (braces := BRACES.search(names[0])) is not None:
+    while names and (braces := BRACES.search(names[0])) is not None:
         first, last = int(braces[1]), int(braces[2])
         if not 0 <= (last - first + 1) * len(names) <= MAX_FILES:
             raise ConfigError(f"--manifest {pattern!r}: {braces[0]} names too many files, or runs backwards")
@@ -291,6 +278,45 @@ def _expanded(text: str, pattern: str) -> list[str]:
             for name in names
             for number in range(first, last + 1)
         ]
-        if not names:
-            break
     return names
+
+
+def _clip_rows(folder: Path, fields: FieldMap) -> Rows:
+    """A folder of audio files, each with a text file of the same name: `a.wav`, `a.txt`.
+
+    Rows are numbered from 1 in the order of the audio files' names; the id is the name without its suffix.
+    """
+    return fields.applied_to(enumerate(_audio_names(folder), start=1), partial(_clip_row, folder))
+
+
+def _clip_row(folder: Path, name: str) -> dict[str, Any]:
+    path = _text_of(folder, name)
+    if path.exists() and not path.is_file():  # reading a pipe would block
+        raise RejectedSample(Reason.INVALID_FIELD, f"{path.name} is not a regular file")
+    try:
+        with open(path, "rb") as stream:
+            content = stream.read(MAX_TEXT_BYTES + 1)
+    except FileNotFoundError:
+        raise RejectedSample(Reason.MISSING_FIELD, f"there is no {path.name} beside {name}") from None
+    except OSError as error:
+        raise RejectedSample(Reason.INVALID_FIELD, f"{path.name}: {error.strerror or error}") from None
+    if len(content) > MAX_TEXT_BYTES:
+        raise RejectedSample(Reason.INVALID_FIELD, f"{path.name} is larger than {MAX_TEXT_BYTES} bytes")
+    try:
+        text = content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise RejectedSample(Reason.INVALID_ENCODING, f"{path.name} is not UTF-8; save it as UTF-8") from None
+    return {"id": name.rpartition(".")[0], "audio": name, "text": text}
+
+
+def _holds_pairs(folder: Path) -> bool:
+    """Whether a folder looks like one: at least one of the first audio files has its text beside it."""
+    return any(_text_of(folder, name).is_file() for name in _audio_names(folder)[:LOOKED_AT])
+
+
+def _audio_names(folder: Path) -> list[str]:
+    return sorted(name for name in os.listdir(folder) if name.lower().endswith(AUDIO_SUFFIXES))
+
+
+def _text_of(folder: Path, name: str) -> Path:
+    return folder / f"{name.rpartition('.')[0]}.txt"

@@ -7,6 +7,7 @@ damaged file may crash (see `guarded`).
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,6 @@ class ParquetFiles(GuardedTables):
                 yield from table.steps(Position(index, group, number, num_rows, narrow))
                 number, first = number + num_rows, first + num_rows
 
-    def shown(self, path: Path) -> str:
-        """The name of a file in references to its clips."""
-        return path.name if url_of(path) else os.path.relpath(path, self.folder)
-
 
 @dataclass(frozen=True)
 class _Group:
@@ -92,9 +89,7 @@ class _Group:
     def steps(self, at: Position) -> Iterator[Step]:
         """The rows of the group, or one rejection from the row where reading fails."""
         done = 0
-        for narrow in (False, True):
-            if at.narrow and not narrow:
-                continue
+        for narrow in (True,) if at.narrow else (False, True):
             yield Position(at.file, at.part, at.number, at.rows, narrow)
             try:
                 for offset, row in self._rows(narrow):
@@ -114,64 +109,46 @@ class _Group:
 
     def _rows(self, narrow: bool) -> Iterator[tuple[int, Row]]:
         """Rows of the group with their offsets in it; with `narrow` only the columns that hfprep needs."""
-        columns, file = self.columns, self.file
-        kind = file.schema_arrow.field(columns.audio).type
-        name_column = _path_column(kind, columns)
-        others = [name for name in columns.read if not narrow or name in columns.ours]
-        leaves = [*others, *([name_column] if name_column else [])]
-        present = self._presence(kind) if columns.in_bytes else None
+        columns, audio = self.columns, self.columns.audio
+        kind = self.file.schema_arrow.field(audio).type
+        leaves = [name for name in columns.read if not narrow or name in columns.ours]
+        held: Iterator[bool] = repeat(columns.in_bytes)  # whether each row has a clip
+        if not columns.in_bytes:
+            leaves.append(audio)
+        elif pa.types.is_struct(kind) and kind.get_field_index(PATH) >= 0:
+            leaves.append(f"{audio}.{PATH}")
+            held = chain(self._held(), repeat(True))
         offset = 0
-        for batch in file.iter_batches(ROWS_AT_A_TIME, row_groups=[self.group], columns=leaves):
-            there = [False] * len(batch) if present is None else [next(present, True) for _ in range(len(batch))]
-            clips = self._clips(batch, there, self.first + offset)
+        for batch in self.file.iter_batches(ROWS_AT_A_TIME, row_groups=[self.group], columns=leaves):
+            clips = self._clips(batch, list(islice(held, len(batch))), self.first + offset)
             yield from enumerate(columns.rows(batch, clips), start=offset)
             offset += len(batch)
 
-    def _clips(self, batch: Any, there: list[bool], first: int) -> list[Any]:
+    def _clips(self, batch: Any, held: list[bool], first: int) -> list[Any]:
         """For each row the reference to its clip in the file, or its path if it has no clip."""
-        audio = self.columns.audio
-        paths: list[Any] = [None] * len(batch)
-        if audio in batch.schema.names:
-            column = batch.column(batch.schema.names.index(audio))
-            paths = clip_paths(column)
-        shown = self.source.shown(self.path)
+        audio, names = self.columns.audio, batch.schema.names
+        paths = clip_paths(batch.column(names.index(audio))) if audio in names else [None] * len(batch)
+        shown = self.path.name if url_of(self.path) else os.path.relpath(self.path, self.source.folder)
         return [
-            str(ParquetCell(shown, clip_name(path), audio, row)) if held else path
-            for row, (held, path) in enumerate(zip(there, paths, strict=True), start=first)
+            str(ParquetCell(shown, clip_name(path), audio, row)) if has_clip else path
+            for row, (has_clip, path) in enumerate(zip(held, paths, strict=True), start=first)
         ]
 
-    def _presence(self, kind: Any) -> Iterator[bool]:
+    def _held(self) -> Iterator[bool]:
         """Whether each row has a clip; if the file's statistics do not say, the clips are read to find out."""
-        audio, num_rows = self.columns.audio, _num_rows(self.file, self.group)
-        if not (pa.types.is_struct(kind) and kind.get_field_index(PATH) >= 0):
-            return iter(())  # there are no paths to use instead
-        nulls = _null_count(self.file.metadata.row_group(self.group), f"{audio}.{BYTES}")
-        if nulls == num_rows:
-            return iter(lambda: False, True)
-        if nulls == 0:
-            return iter(())
-        batches = self.file.iter_batches(CLIPS_AT_A_TIME, row_groups=[self.group], columns=[f"{audio}.{BYTES}"])
+        leaf, group = f"{self.columns.audio}.{BYTES}", self.file.metadata.row_group(self.group)
+        column = next(
+            (item for item in map(group.column, range(group.num_columns)) if item.path_in_schema == leaf), None
+        )
+        if column is not None and column.statistics is not None and column.statistics.has_null_count:
+            if column.statistics.null_count == 0:
+                return repeat(True)
+            if column.statistics.null_count == _num_rows(self.file, self.group):
+                return repeat(False)
+        batches = self.file.iter_batches(CLIPS_AT_A_TIME, row_groups=[self.group], columns=[leaf])
         return (held for batch in batches for held in batch.column(0).field(BYTES).is_valid().to_pylist())
 
 
 def _num_rows(file: Any, group: int) -> int:
     """Number of rows in a row group, according to the file."""
     return min(max(0, int(file.metadata.row_group(group).num_rows)), MAX_ROWS)
-
-
-def _path_column(kind: Any, columns: Columns) -> str | None:
-    """The part of the audio column that contains paths, not clips; None if there is none."""
-    if not columns.in_bytes:
-        return columns.audio
-    if pa.types.is_struct(kind) and kind.get_field_index(PATH) >= 0:
-        return f"{columns.audio}.{PATH}"
-    return None
-
-
-def _null_count(group: Any, leaf: str) -> int | None:
-    """Number of missing values in a column of a row group, None if the file does not say."""
-    for index in range(group.num_columns):
-        column = group.column(index)
-        if column.path_in_schema == leaf and column.statistics is not None and column.statistics.has_null_count:
-            return int(column.statistics.null_count)
-    return None

@@ -9,7 +9,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,8 +27,9 @@ MAX_LINE_BYTES = 1 << 24
 MAX_CACHED_FOLDERS = 1024
 MAX_ID_BYTES = 3000  # leaves room for the output directory within PATH_MAX (4096)
 KNOWN_FIELDS = frozenset({"id", "text", "audio", "speaker", "language", "duration"})
+DEFAULT_SPLIT = "train"
 _NPY_SUFFIX_BYTES = len(".npy")
-UTF8_MARK = b"\xef\xbb\xbf"
+_UTF8_MARK = b"\xef\xbb\xbf"
 # Ids that are valid without a closer look: short components of ASCII letters, and a dot in the last one only.
 _PLAIN_ID = re.compile(r"(?:[\w-]{1,100}/){0,8}[\w-][\w.-]{0,99}", re.ASCII)
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
@@ -35,6 +37,7 @@ BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 RawRow = bytes | dict[str, Any] | RejectedSample  # a line, a parsed row, or why it could not be read
+NumberedRow = tuple[int, RawRow]
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes | RejectedSample]]:
@@ -48,9 +51,8 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes | RejectedSample]]:
                 message = f"the line is longer than {MAX_LINE_BYTES >> 20} MiB"
                 yield number, RejectedSample(Reason.INVALID_JSON, message)
                 continue
-            line = raw.removeprefix(UTF8_MARK) if number == 1 else raw
-            if line.strip():
-                yield number, line
+            if raw.strip():
+                yield number, raw
 
 
 def skip_line(stream: BinaryIO) -> None:
@@ -59,18 +61,22 @@ def skip_line(stream: BinaryIO) -> None:
         pass
 
 
-def open_manifest(path: Path) -> BinaryIO:
-    """Open a manifest for reading bytes; raises ConfigError if it does not exist or is UTF-16."""
+def open_manifest(path: Path) -> BufferedReader:
+    """Open a manifest for reading bytes, after its UTF-8 mark if it has one.
+
+    Raises ConfigError if it does not exist or is UTF-16.
+    """
     url = url_of(path)
     name = url or str(path)
     try:
         stream = open_stream(url) if url else open(path, "rb")  # noqa: SIM115 - the caller closes it
     except OSError as error:
         raise ConfigError(f"--manifest {name!r} cannot be read: {error.strerror or error}") from error
-    if stream.read(2) in _UTF16_MARKS:
+    start = stream.read(len(_UTF8_MARK))
+    if start.startswith(_UTF16_MARKS):
         stream.close()
         raise ConfigError(f"--manifest {name!r} is UTF-16; convert it to UTF-8: iconv -f UTF-16 -t UTF-8 IN > OUT")
-    stream.seek(0)
+    stream.seek(len(start) if start == _UTF8_MARK else 0)
     return stream
 
 
@@ -96,6 +102,19 @@ def folder_of(manifest: Path) -> str:
 def is_pattern(path: str) -> bool:
     """Whether a path contains wildcards or a range in braces."""
     return glob.has_magic(path) or BRACES.search(path) is not None
+
+
+def chosen_split(splits: Sequence[str], wanted: str | None, where: str) -> str:
+    """The wanted split of a data set; if None, the only one or `train`. Raises a ConfigError that lists the splits."""
+    if wanted is not None:
+        if wanted not in splits:
+            raise ConfigError(f"{where} has no split {wanted!r}; it has: {', '.join(splits)}")
+        return wanted
+    if len(splits) == 1:
+        return splits[0]
+    if DEFAULT_SPLIT in splits:
+        return DEFAULT_SPLIT
+    raise ConfigError(f"{where} has several splits; name one after a colon: {' '.join(':' + name for name in splits)}")
 
 
 class AudioFinder:
@@ -232,7 +251,9 @@ def _is_number(value: Any, *kinds: type) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool)
 
 
-def _encodable(name: str, value: str) -> str:
+def _string(name: str, value: Any, allowed: str = "a string") -> str:
+    if not isinstance(value, str):
+        raise RejectedSample(Reason.INVALID_FIELD, f"{name} is {json.dumps(value)[:80]}; it must be {allowed}")
     if not is_encodable(value):
         reason = Reason.INVALID_ID if name == "id" else Reason.INVALID_FIELD
         raise RejectedSample(reason, f"{name} contains half of a surrogate pair; save the text as UTF-8")
@@ -240,21 +261,19 @@ def _encodable(name: str, value: str) -> str:
 
 
 def _read_text(row: dict[str, Any], name: str) -> str:
-    value = _field(row, name)
-    if not isinstance(value, str):
-        raise RejectedSample(Reason.INVALID_FIELD, f"{name} is {json.dumps(value)[:80]}; it must be a string")
-    return _encodable(name, value)
+    return _string(name, _field(row, name))
+
+
+def _read_id(row: dict[str, Any]) -> str:
+    value = _field(row, "id")
+    return str(value) if _is_number(value, int) else _string("id", value, "a string or an integer")
 
 
 def _read_label(row: dict[str, Any], name: str) -> str | None:
     value = row.get(name)
     if value is None or value == "":
         return None
-    if _is_number(value, int):
-        return str(value)
-    if not isinstance(value, str):
-        raise RejectedSample(Reason.INVALID_FIELD, f"{name} is {json.dumps(value)[:80]}; it must be a string")
-    return _encodable(name, value)
+    return str(value) if _is_number(value, int) else _string(name, value)
 
 
 def _read_language(row: dict[str, Any]) -> str | None:
@@ -287,15 +306,6 @@ def _read_seconds(row: dict[str, Any], name: str) -> float | None:
         message = f"{name} is {json.dumps(value)[:80]}; it must be seconds, from 0 to {MAX_SECONDS:.0e}"
         raise RejectedSample(Reason.INVALID_FIELD, message)
     return seconds
-
-
-def _read_id(row: dict[str, Any]) -> str:
-    value = _field(row, "id")
-    if _is_number(value, int):
-        return str(value)
-    if not isinstance(value, str):
-        raise RejectedSample(Reason.INVALID_FIELD, f"id is {json.dumps(value)[:80]}; it must be a string or an integer")
-    return _encodable("id", value)
 
 
 def check_id(sample_id: str) -> None:

@@ -8,6 +8,7 @@ members are read here.
 import itertools
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from typing import Any, BinaryIO, cast
 
 from hfprep.errors import ConfigError, Reason, RejectedSample
 from hfprep.inputs.manifest.field_map import FieldMap
-from hfprep.inputs.manifest.rows import RawRow, parse_object
+from hfprep.inputs.manifest.rows import NumberedRow, parse_object
 from hfprep.io.references import ByteRange
 
 AUDIO_SUFFIXES = ("flac", "wav", "ogg", "opus", "mp3", "m4a", "aac", "webm")
@@ -41,81 +42,70 @@ class Member:
     @property
     def name(self) -> str:
         """The name without folders."""
-        return f"{self.key.rpartition('/')[2]}.{self.suffix}" if self.suffix else self.key.rpartition("/")[2]
-
-    @property
-    def kind(self) -> str:
-        """The type of the file, the last part of its suffix: "wav" for "0.wav"."""
-        return self.suffix.rpartition(".")[2].lower()
-
-    @property
-    def within(self) -> str:
-        """What distinguishes files of one type in a sample: "0" for "0.wav", "" for "wav"."""
-        return self.suffix.rpartition(".")[0]
+        stem = self.key.rpartition("/")[2]
+        return f"{stem}.{self.suffix}" if self.suffix else stem
 
 
-@dataclass(frozen=True)
-class Tars:
-    """The samples of tars; references to clips are relative to `folder`."""
+def tar_rows(where: str, paths: Sequence[Path], fields: FieldMap, folder: Path) -> Iterator[NumberedRow]:
+    """Number and row of each sample; a damaged tar yields one rejection for the rest of it.
 
-    where: str
-    paths: tuple[Path, ...]
-    fields: FieldMap
-    folder: Path
-
-    def lines(self) -> Iterator[tuple[int, RawRow]]:
-        """Number and row of each sample; a damaged tar yields one rejection for the rest of it."""
-        number = 0
-        for path in self.paths:
-            members, key = _members(path, os.path.relpath(path, self.folder)), ""
-            try:
-                for key, group in itertools.groupby(members, key=lambda member: member.key):
-                    sample = list(itertools.islice(group, MAX_MEMBERS + 1))
-                    number += 1
-                    yield number, self.fields.applied(number, partial(_row, path, key), sample)
-            except OSError as error:
-                raise ConfigError(f"{self.where}: {path} cannot be read: {error.strerror or error}") from error
-            except DAMAGED as error:
+    References to clips are relative to `folder`.
+    """
+    number = 0
+    for path in paths:
+        members, key = _members(path, os.path.relpath(path, folder)), ""
+        try:
+            for key, group in itertools.groupby(members, key=lambda member: member.key):
+                sample = list(itertools.islice(group, MAX_MEMBERS + 1))
                 number += 1
-                what = str(error) or type(error).__name__
-                message = f"{path}: {what}, at or after sample {key!r}; it and the rest of the tar are skipped"
-                yield number, RejectedSample(Reason.AUDIO_UNREADABLE, message)
+                yield number, fields.applied(number, partial(_row, path, key), sample)
+        except OSError as error:
+            raise ConfigError(f"{where}: {path} cannot be read: {error.strerror or error}") from error
+        except DAMAGED as error:
+            number += 1
+            what = str(error) or type(error).__name__
+            message = f"{path}: {what}, at or after sample {key!r}; it and the rest of the tar are skipped"
+            yield number, RejectedSample(Reason.AUDIO_UNREADABLE, message)
 
 
 def _row(path: Path, key: str, members: Sequence[Member]) -> dict[str, Any]:
     if len(members) > MAX_MEMBERS:
         raise RejectedSample(Reason.INVALID_FIELD, f"{path}: the sample {key!r} has more than {MAX_MEMBERS} files")
-    _check_names(members)
+    name, count = Counter(member.name for member in members).most_common(1)[0]
+    if count > 1:
+        message = f"the tar contains {name!r} twice for one sample; keep one of them"
+        raise RejectedSample(Reason.INVALID_FIELD, message)
     row: dict[str, Any] = {"id": key}
     clip = _one_of(members, AUDIO_SUFFIXES, None)
-    within = clip.within if clip is not None else ""
+    within = clip.suffix.rpartition(".")[0] if clip is not None else ""
     fields = _one_of(members, FIELDS_SUFFIXES, within)
     if fields is not None:
         row |= parse_object(_content(path, fields))
     text = _one_of(members, TEXT_SUFFIXES, within)
     if text is not None and "text" not in row:
-        row["text"] = _text(path, text)
+        try:
+            row["text"] = _content(path, text).decode("utf-8-sig").strip()
+        except UnicodeDecodeError:
+            message = f"{text.name!r} is not UTF-8; save the text as UTF-8"
+            raise RejectedSample(Reason.INVALID_ENCODING, message) from None
     if clip is not None:
         row["audio"] = str(_place(clip))
     return row
 
 
-def _check_names(members: Sequence[Member]) -> None:
-    names = [member.name for member in members]
-    if len(set(names)) == len(names):
-        return
-    doubled = next(name for name in names if names.count(name) > 1)
-    raise RejectedSample(Reason.INVALID_FIELD, f"the tar contains {doubled!r} twice for one sample; keep one of them")
+def _one_of(members: Sequence[Member], kinds: tuple[str, ...], within: str | None) -> Member | None:
+    """The file of one of these kinds, which the last part of its suffix says: "wav" for "wav" and "0.wav".
 
-
-def _one_of(members: Sequence[Member], suffixes: tuple[str, ...], within: str | None) -> Member | None:
-    """The file with one of these suffixes, or else one whose suffix has the part `within` as well (None: any part).
-
-    Raises a RejectedSample that names the candidates if there are several.
+    One with such a suffix alone, or else one whose suffix begins with the part `within` (None: any part). Raises a
+    RejectedSample that names the candidates if there are several.
     """
-    candidates = [member for member in members if member.kind in suffixes]
-    exact = [member for member in candidates if not member.within]
-    found = exact or [member for member in candidates if within is None or member.within == within]
+    exact: list[Member] = []
+    others: list[Member] = []
+    for member in members:
+        part, _, kind = member.suffix.rpartition(".")
+        if kind.lower() in kinds and (not part or within in (None, part)):
+            (others if part else exact).append(member)
+    found = exact or others
     if len(found) > 1:
         names = ", ".join(repr(member.name) for member in found[:SHOWN_NAMES])
         message = (
@@ -196,11 +186,3 @@ def _content(path: Path, member: Member) -> bytes:
     with open(path, "rb") as file:
         file.seek(at.offset)
         return file.read(at.length)
-
-
-def _text(path: Path, member: Member) -> str:
-    try:
-        return _content(path, member).decode("utf-8-sig").strip()
-    except UnicodeDecodeError:
-        message = f"{member.name!r} is not UTF-8; save the text as UTF-8"
-        raise RejectedSample(Reason.INVALID_ENCODING, message) from None

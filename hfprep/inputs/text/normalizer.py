@@ -1,6 +1,6 @@
 """Text normalisation: cleaned text, numbers and symbols as words, punctuation that the tokenizer knows.
 
-Provides `clean`, `detect_language` and `TextNormalizer`, whose `normalize` follows the published IndexTTS-2 front end
+Provides `clean` and `TextNormalizer`, whose `normalize` follows the published IndexTTS-2 front end
 (indextts/utils/front.py), so that training sees the same tokens as inference. Takes plain strings and a language hint.
 Knows nothing about tokens, manifests or audio.
 """
@@ -17,9 +17,7 @@ from hfprep.inputs.text import language as languages
 from hfprep.inputs.text import punctuation
 from hfprep.inputs.text.grammar import GrammarFailed
 from hfprep.inputs.text.language import detect_language
-from hfprep.inputs.text.spoken import TEXT_CACHE, Grammars, join_contractions, refuse_half_characters
-
-__all__ = ["NORMALIZER_VERSION", "TextNormalizer", "clean", "detect_language"]
+from hfprep.inputs.text.spoken import Grammars, join_contractions, refuse_half_characters
 
 # Incremented whenever the rules in this folder change the tokens of any text.
 NORMALIZER_VERSION = "1"
@@ -41,21 +39,15 @@ class TextNormalizer:
     Thread-safe, and picklable (a copy loads its own grammars).
     """
 
-    def __init__(self, *, grammar_dir: Path | None = None, cache_size: int = TEXT_CACHE) -> None:
-        """`grammar_dir` is the folder of the .fst files (None: the installed package's), `cache_size` is in texts."""
-        self._grammars = Grammars(grammar_dir, cache_size=cache_size)
+    def __init__(self, *, grammar_dir: Path | None = None) -> None:
+        """`grammar_dir` is the folder of the .fst files (None: the installed package's)."""
+        self._grammars = Grammars(grammar_dir)
         self._common_marks = punctuation.PunctuationMap(punctuation.COMMON)
         self._chinese_marks = punctuation.PunctuationMap(punctuation.CHINESE)
         self._amharic_marks = punctuation.PunctuationMap(punctuation.AMHARIC)
 
-    @property
-    def grammar_dir(self) -> Path | None:
-        """The folder of the grammars' .fst files; None: the installed package's."""
-        return self._grammars.folder
-
     def __reduce__(self) -> tuple[Callable[[], "TextNormalizer"], tuple[()]]:
-        again = partial(TextNormalizer, grammar_dir=self.grammar_dir, cache_size=self._grammars.cache_size)
-        return again, ()
+        return partial(TextNormalizer, grammar_dir=self._grammars.folder), ()
 
     def normalize(self, text: str, language_hint: str | None = None) -> str:
         """Return the normalised form of a cleaned text; "" only if it has nothing but white space and labels.

@@ -22,6 +22,8 @@ from functools import lru_cache
 
 from hfprep.inputs.text.grammar import ChineseGrammar, EnglishGrammar, GrammarFailed, Token
 
+CACHE_SIZE = 20_000  # capitalised chunks (English) or characters (Chinese): about 10 MB when full
+
 # Digits in both widths, the symbols that the grammar reads aloud, the full stop (in "M.V.P"), and both spellings of
 # the erhua suffix, as it has a list of such words. It does not accept NUL and lone surrogates.
 _CHINESE_TRIGGERS = re.compile("[0-9０-９+=<>.×÷≥≤儿兒\\-\0\ud800-\udfff]")
@@ -47,9 +49,9 @@ _ENGLISH_TOKEN = re.compile(rf"(?P<letters>[{_LETTER}]+)|(?P<marks>[{_MARK}]+)")
 class PlainEnglish:
     """The tokens of plain English texts; caches the tagger's results for chunks."""
 
-    def __init__(self, grammar: EnglishGrammar, *, cache_size: int) -> None:
+    def __init__(self, grammar: EnglishGrammar) -> None:
         self._grammar = grammar
-        self._ask = lru_cache(cache_size)(self._tag_alone)
+        self._ask = lru_cache(CACHE_SIZE)(self._tag_alone)
 
     def tokens(self, text: str) -> list[Token] | None:
         """Return the tokens that the tagger would return for a text; None if the tagger has to be run."""
@@ -103,8 +105,8 @@ def _join(tokens: list[Token], spaces: str, following: tuple[Token, ...]) -> Non
 class PlainChinese:
     """The spoken form of plain Chinese texts: that of each character alone."""
 
-    def __init__(self, grammar: ChineseGrammar, *, cache_size: int) -> None:
-        self._character = lru_cache(cache_size)(grammar.normalize)
+    def __init__(self, grammar: ChineseGrammar) -> None:
+        self._character = lru_cache(CACHE_SIZE)(grammar.normalize)
 
     def spoken(self, text: str) -> str | None:
         """Return the grammar's result for a text; None if the grammar has to be run."""

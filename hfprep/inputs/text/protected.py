@@ -80,16 +80,12 @@ def _placeholders(text: str, pieces: list[_Piece]) -> dict[_Piece, str]:
     """A placeholder for each distinct protected piece; none of them occurs in the text."""
     result: dict[_Piece, str] = {}
     for kind in ("pinyin", "n"):
-        free = (name for name in _names(kind) if name not in text)
+        names = (f"<{kind}_{letters(number)}>" for number in count())  # <n_a>, <n_b>, ... <n_z>, <n_aa>, <n_ab>, ...
+        free = (name for name in names if name not in text)
         for piece in pieces:
             if piece[0] == kind and piece not in result:
                 result[piece] = next(free)
     return result
-
-
-def _names(kind: str) -> Iterator[str]:
-    """<n_a>, <n_b>, ... <n_z>, <n_aa>, <n_ab>, ..."""
-    return (f"<{kind}_{letters(number)}>" for number in count())
 
 
 def letters(number: int) -> str:

@@ -40,7 +40,7 @@ def doubtful_grammar(text: str) -> DoubtfulGrammar | None:
         return None
     if scripts:
         return DoubtfulGrammar(language, min(scripts, key=lambda script: (-scripts[script], script)))
-    if language == CHINESE and any(character.isdecimal() for character in text):
+    if language == CHINESE and has_digits(text):
         return DoubtfulGrammar(language, DIGITS_ALONE)
     return None
 

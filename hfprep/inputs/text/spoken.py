@@ -4,8 +4,6 @@ Provides `Grammars`, one object for both languages, and the steps before them. T
 language codes or punctuation tables, which differ between model families.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import threading
@@ -21,13 +19,13 @@ from hfprep.inputs.text.protected import normalize_around
 # The published front end does not require a word boundary, so "rabbit's" becomes "rabbit is". This must stay the same:
 # training needs the tokens of inference.
 _CONTRACTED_IS = re.compile(r"(what|where|who|which|how|t?here|it|s?he|that|this)'s", re.IGNORECASE)
-# Capitalised chunks (English) and characters (Chinese) to cache: about 10 MB when full.
-_CHUNK_CACHE = 20_000
-TEXT_CACHE = 4096
+TEXT_CACHE = 4096  # texts
 # The grammars take about 180 kB and 1 ms per character. The models have 600 positions for text: longer texts are of no
 # use to them, and could exhaust the memory.
 _LONGEST_FOR_GRAMMAR = 5000
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+_Load = Callable[[Path], Callable[[str], str]]  # from the folder of the .fst files
 
 
 def join_contractions(text: str) -> str:
@@ -49,13 +47,11 @@ def refuse_half_characters(text: str) -> None:
 class Grammars:
     """Both grammars, each loaded when a text first needs it. Thread-safe."""
 
-    def __init__(self, folder: Path | None = None, *, cache_size: int = TEXT_CACHE) -> None:
-        """`folder` contains the .fst files (None: the installed package's); `cache_size` is in texts."""
+    def __init__(self, folder: Path | None = None) -> None:
+        """`folder` contains the .fst files (None: the installed package's)."""
         self.folder = folder
-        self.cache_size = cache_size
         self._lock = threading.Lock()
-        self._english: Callable[[str], str] | None = None
-        self._chinese: Callable[[str], str] | None = None
+        self._loaded: dict[_Load, Callable[[str], str]] = {}
 
     def english(self, text: str) -> str:
         """The spoken form of an English text.
@@ -63,38 +59,31 @@ class Grammars:
         Raises GrammarFailed if the grammar cannot parse it, RejectedSample (text_too_long) if it is far too long for
         the grammar, and ConfigError if the grammar is not installed.
         """
-        with self._lock:
-            if self._english is None:
-                self._english = _english(EnglishGrammar(self._folder()), self.cache_size)
-        return self._english(text)
+        return self._of(_english)(text)
 
     def chinese(self, text: str) -> str:
         """The spoken form of a Chinese text, except for pinyin and foreign names; raises as `english` does."""
+        return self._of(_chinese)(text)
+
+    def _of(self, load: _Load) -> Callable[[str], str]:
         with self._lock:
-            if self._chinese is None:
-                self._chinese = _chinese(ChineseGrammar(self._folder()), self.cache_size)
-        return self._chinese(text)
+            if load not in self._loaded:
+                self._loaded[load] = load(self.folder or grammar_folder())
+            return self._loaded[load]
 
     def fingerprint(self) -> str:
         """What spoken forms depend on besides the text and these rules."""
-        return f"{PACKAGE} {VERSION}" if self.folder is None else f"grammars {_sha256(self.folder)}"
-
-    def _folder(self) -> Path:
-        return self.folder if self.folder is not None else grammar_folder()
-
-
-def _sha256(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for grammar in (EnglishGrammar(folder), ChineseGrammar(folder)):
-        for path in grammar.files:
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+        if self.folder is None:
+            return f"{PACKAGE} {VERSION}"
+        files = EnglishGrammar(self.folder).files + ChineseGrammar(self.folder).files
+        return f"grammars {hashlib.sha256(b''.join(path.read_bytes() for path in files)).hexdigest()}"
 
 
-def _english(grammar: EnglishGrammar, cache_size: int) -> Callable[[str], str]:
+def _english(folder: Path) -> Callable[[str], str]:
     """The grammar with its fast path and its cache."""
-    plain = PlainEnglish(grammar, cache_size=_CHUNK_CACHE)
-    cached = lru_cache(cache_size)(grammar.normalize)
+    grammar = EnglishGrammar(folder)
+    plain = PlainEnglish(grammar)
+    cached = lru_cache(TEXT_CACHE)(grammar.normalize)
 
     def spoken(text: str) -> str:
         tokens = plain.tokens(text)
@@ -103,10 +92,11 @@ def _english(grammar: EnglishGrammar, cache_size: int) -> Callable[[str], str]:
     return spoken
 
 
-def _chinese(grammar: ChineseGrammar, cache_size: int) -> Callable[[str], str]:
+def _chinese(folder: Path) -> Callable[[str], str]:
     """The grammar with its fast path, its cache, and the protection of pinyin and names."""
-    plain = PlainChinese(grammar, cache_size=_CHUNK_CACHE)
-    cached = lru_cache(cache_size)(grammar.normalize)
+    grammar = ChineseGrammar(folder)
+    plain = PlainChinese(grammar)
+    cached = lru_cache(TEXT_CACHE)(grammar.normalize)
 
     def spoken(text: str) -> str:
         result = plain.spoken(text)

@@ -161,11 +161,10 @@ def _outcomes(
 
 def _lines(options: CheckOptions, findings: Preflight) -> Iterator[Line]:
     """Every line up to the cap, parsed. Duplicate ids are rejected, as in a build."""
-    source = open_source(options.manifest, FieldMap.parse(options.map))
     finder = AudioFinder(options.manifest, options.audio_root)
     first_lines: dict[str, int] = {}
     taken, stores = 0, Stores(options.named_stores)
-    for number, raw in source.lines():
+    for number, raw in open_source(options.manifest, FieldMap.parse(options.map)):
         findings.lines_read += 1
         if options.max_samples is not None and taken >= options.max_samples:
             findings.capped += 1

@@ -42,7 +42,7 @@ class ManifestTexts:
         for manifest in self.manifests:
             before = self.read
             finder = NoLookup(manifest)
-            for number, raw in open_source(manifest, fields).lines():
+            for number, raw in open_source(manifest, fields):
                 self.read += 1
                 row = parse_line(number, raw, finder, language)
                 if isinstance(row, Rejection):
