@@ -79,7 +79,7 @@ def files() -> dict[Path, str]:
     """The expected content of the schema files, by path."""
     found = {}
     for made in map(recipe, NAMES):
-        content = record_schema(made.published, getattr(made, "optional", frozenset()))
+        content = record_schema(made.published, made.optional)
         found[ROOT / "schemas" / f"record-{made.name}.schema.json"] = json.dumps(content, indent=2) + "\n"
     return found
 

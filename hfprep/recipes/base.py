@@ -191,12 +191,14 @@ class Recipe:
     """A model family.
 
     `published` is the schema of its published models, for the documentation. `downloads` is everything that a build
-    needs, for download into one folder for `--models`; it is empty if users choose the models.
+    needs, for download into one folder for `--models`; it is empty if users choose the models. `optional` are groups
+    that not every output has, for the JSON Schema of records.
     """
 
     name: str
     published: Schema
     downloads: tuple[Download, ...] = ()
+    optional: frozenset[str] = frozenset()
 
     def recognises(self, options: Any) -> bool:
         """Whether the model files in these options belong to this family; reads no weights."""

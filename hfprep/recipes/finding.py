@@ -228,8 +228,8 @@ def from_hub(repository: str, patterns: tuple[str, ...], missing: Missing, folde
         what = f"{what}, which {folder} lacks"
         command = f"python -m hfprep download {folder}, or into the hub's cache: {command}"
     if constants.HF_HUB_OFFLINE or not missing.fetch:
-        why = "is set offline" if constants.HF_HUB_OFFLINE else "was not asked"
-        missing.add(what, f"it is not cached and the hub {why}; get it with: {command}")
+        offline, not_asked = "it is not cached and the hub is set offline", "it is not cached and the hub was not asked"
+        missing.add(what, f"{offline if constants.HF_HUB_OFFLINE else not_asked}; get it with: {command}")
         return None
     try:
         fetched = Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(patterns)))

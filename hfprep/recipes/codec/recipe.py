@@ -89,6 +89,7 @@ class CodecRecipe(Recipe):
 
     name = NAME
     published = PUBLISHED
+    optional = frozenset({TEXT})
 
     def recognises(self, options: ModelOptions) -> bool:
         return options.codec_model is not None
