@@ -541,8 +541,9 @@ def build_command(manifest: Path, golden_small: Path, output: Path, *more: str) 
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("runs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_clip_at_which_the_decoder_aborts_is_rejected_by_a_build_of_one_process(
-    golden_small: Path, tmp_path: Path
+    golden_small: Path, tmp_path: Path, runs: int
 ) -> None:
     (tmp_path / "deadly.wav").write_bytes((golden_small / "audio" / "synth1.wav").read_bytes())
     manifest = manifest_with(golden_small, tmp_path / "m.jsonl", deadly=str(tmp_path / "deadly.wav"))
@@ -552,7 +553,7 @@ def test_a_clip_at_which_the_decoder_aborts_is_rejected_by_a_build_of_one_proces
         "PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{REPOSITORY}", "HFPREP_TEST_DEADLY": "1"
     }  # fmt: skip
     command = build_command(manifest, golden_small, tmp_path / "out")
-    for _ in range(2):  # the second run has nothing but that clip, and rejects it again
+    for _ in range(runs):  # a second run has nothing but that clip, and rejects it again
         subprocess.run(command, env=environment, cwd=REPOSITORY, check=True, timeout=300)
         rejected = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
         assert [(item["id"], item["reason"]) for item in rejected] == [("deadly", "compute_failed")]

@@ -163,7 +163,8 @@ class _Killed(BaseException):
     """Stands for a kill: nothing in the program catches it or tidies up after it."""
 
 
-def test_a_fault_at_any_point_leaves_the_earlier_export_whole(tmp_path: Path, export: Export) -> None:
+@pytest.mark.parametrize("every", [pytest.param(8, id="every eighth"), pytest.param(1, marks=pytest.mark.slow)])
+def test_a_fault_at_any_point_leaves_the_earlier_export_whole(tmp_path: Path, export: Export, every: int) -> None:
     """Every named point of an export over an earlier one: the target is the old set or the new one, never a mixture."""
     old, new = make_output(tmp_path / "old", ids=("a", "b", "c")), make_output(tmp_path / "new")
     export(old, tmp_path / "old-alone")
@@ -175,7 +176,7 @@ def test_a_fault_at_any_point_leaves_the_earlier_export_whole(tmp_path: Path, ex
         export(old, tmp_path / "counted")
         export(new, tmp_path / "counted")
         number = len(points)
-        for stop in range(1, number, 4):
+        for stop in range(1, number, every):
             seen = 0
 
             def kill(point: str, path: str, stop: int = stop) -> None:
