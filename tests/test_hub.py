@@ -126,6 +126,7 @@ def test_an_output_without_npy_is_pushed_as_it_is(hub: Hub, golden_small: Path, 
     assert "rejected.jsonl" not in hub.repositories["user/features"].files
 
 
+@pytest.mark.slow
 def test_a_broken_upload_is_resumed(hub: Hub, output: Path, tmp_path: Path) -> None:
     home = tmp_path / "hf"
     arguments = (output, "user/features", "--format", "webdataset", "--max-shard-size", "15KB")
@@ -158,6 +159,7 @@ def test_files_of_an_earlier_push_do_not_stay(hub: Hub, output: Path, tmp_path: 
     assert "train/data-00000.arrow" in names
 
 
+@pytest.mark.slow
 def test_the_card_says_what_it_is(hub: Hub, output: Path, tmp_path: Path) -> None:
     import yaml
 
@@ -177,6 +179,7 @@ def test_the_card_says_what_it_is(hub: Hub, output: Path, tmp_path: Path) -> Non
     assert 'hfprep.load("user/features", "train")' in body
 
 
+@pytest.mark.slow
 def test_a_push_is_private_unless_public_is_given(hub: Hub, output: Path, tmp_path: Path) -> None:
     home = tmp_path / "hf"
     assert push(hub, home, output, "user/one").returncode == 0
@@ -206,6 +209,7 @@ def test_without_a_login_the_command_is_named(hub: Hub, output: Path, tmp_path: 
     assert hub.repositories == {}
 
 
+@pytest.mark.slow
 def test_no_connection_is_said_so(output: Path, tmp_path: Path) -> None:
     with serve_hub() as gone:
         pass

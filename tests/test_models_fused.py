@@ -162,7 +162,7 @@ def sites(model: FeatureModel, part: str) -> list[str]:
     return [name for name, module in getattr(model, part).named_modules() if isinstance(module, TimeMask | KeyMask)]
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", [pytest.param(PARTS[0], marks=pytest.mark.slow), *PARTS[1:]])
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_every_mask_is_needed(
     exact: FeatureModel, golden_model: FeatureModel, part: str, every: bool, monkeypatch: pytest.MonkeyPatch

@@ -149,6 +149,7 @@ def test_a_build_from_s3_to_s3_says_what_the_local_one_says(
     assert says(copy) == says(local)
 
 
+@pytest.mark.slow
 def test_webdataset_goes_there_too(build: Build, local: Path, there: Callable[[], Any]) -> None:
     build(format="webdataset")
     assert there() == says(local)
@@ -162,6 +163,7 @@ def changed_manifest(server: S3Server, output: str) -> str:
     return server.url(f"{output}-in/changed.jsonl")
 
 
+@pytest.mark.slow
 def test_the_store_never_lists_what_it_does_not_hold(
     build: Build, server: S3Server, output: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +268,7 @@ def test_killed_and_continued_in_the_same_folder(
     assert there() == says(local)
 
 
+@pytest.mark.slow
 def test_what_is_being_replaced_stays_until_a_snapshot_knows_it(
     build: Build, server: S3Server, output: str, monkeypatch: pytest.MonkeyPatch, there: Callable[[], Any]
 ) -> None:
@@ -309,6 +312,7 @@ def test_a_store_that_refuses_what_is_there_in_other_words(monkeypatch: pytest.M
         object_storage.write("s3://bucket/key", b"", only_new=True)
 
 
+@pytest.mark.slow
 def test_a_folder_that_fell_behind_is_brought_up_to_date(
     build: Build, server: S3Server, output: str, local: Path, there: Callable[[], Any]
 ) -> None:
@@ -319,6 +323,7 @@ def test_a_folder_that_fell_behind_is_brought_up_to_date(
     assert there() == says(local)
 
 
+@pytest.mark.slow
 def test_shards_that_went_from_the_store_are_made_again(
     build: Build, server: S3Server, output: str, local: Path, there: Callable[[], Any]
 ) -> None:
@@ -344,7 +349,14 @@ def test_a_missing_object_is_one_rejection(build: Build, server: S3Server, outpu
     assert server.url("in/none.wav") in rejected[0]["message"]
 
 
-@pytest.mark.parametrize(("where", "nth"), [("planning", 5), ("reading", 5), ("writing", 2)])
+@pytest.mark.parametrize(
+    ("where", "nth"),
+    [
+        pytest.param("planning", 5, marks=pytest.mark.slow),
+        pytest.param("reading", 5, marks=pytest.mark.slow),
+        ("writing", 2),
+    ],
+)
 def test_a_store_that_goes_away_ends_the_run_and_the_rerun_continues(
     build: Build, server: S3Server, output: str, local: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     where: str, nth: int, there: Callable[[], Any],
@@ -376,6 +388,7 @@ def test_a_store_that_goes_away_ends_the_run_and_the_rerun_continues(
     assert there() == says(local)
 
 
+@pytest.mark.slow
 def test_one_run_at_a_time(
     build: Build, server: S3Server, output: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -397,6 +410,7 @@ def test_one_run_at_a_time(
     assert server.names(output + "/.hfprep").count("lease.json") == 1  # the other's lease stays
 
 
+@pytest.mark.slow
 def test_other_formats_of_input_and_clips_inside_files(
     build: Build, server: S3Server, output: str, local: Path, tmp_path: Path
 ) -> None:
@@ -431,6 +445,7 @@ def test_other_formats_of_input_and_clips_inside_files(
         build(manifest=server.url("none.jsonl"))
 
 
+@pytest.mark.slow
 def test_a_changed_object_is_computed_again(
     build: Build, server: S3Server, output: str, there: Callable[[], Any]
 ) -> None:

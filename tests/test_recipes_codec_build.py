@@ -173,6 +173,7 @@ def test_an_output_with_other_columns_is_refused(
         build(manifest, codecs["mimi"], tmp_path / "out", tokenizer=tokenizer)
 
 
+@pytest.mark.slow
 def test_processes_and_parts_give_the_same(codecs: dict[str, str], manifest: Path, tmp_path: Path) -> None:
     expected = plainly("dac", manifest)
     build(manifest, codecs["dac"], tmp_path / "two", engine="local", num_processes=2)
@@ -195,7 +196,8 @@ def test_ray_makes_the_same(codecs: dict[str, str], manifest: Path, tmp_path: Pa
     assert_same(samples_of(tmp_path / "out"), plainly("mimi", manifest))
 
 
-@pytest.mark.parametrize("kind", ["npy", pytest.param("arrow", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["npy", "arrow"])
 def test_killed_and_run_again(codecs: dict[str, str], manifest: Path, tmp_path: Path, kind: str) -> None:
     output = tmp_path / "out"
     command = [
@@ -238,7 +240,9 @@ def test_a_clip_that_is_too_long_is_rejected(codecs: dict[str, str], tmp_path: P
     assert "3763 frames of 80 ms; the models take up to 3750" in message
 
 
-@pytest.mark.parametrize("family", CODECS)
+@pytest.mark.parametrize(
+    "family", ["mimi", *(pytest.param(name, marks=pytest.mark.slow) for name in ("encodec", "dac"))]
+)
 def test_verified_against_the_library_checked_and_reported(
     codecs: dict[str, str], manifest: Path, tokenizer: Path, tmp_path: Path, family: str
 ) -> None:

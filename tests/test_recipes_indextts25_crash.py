@@ -63,6 +63,7 @@ def test_a_quiet_run_comes_by_the_points_of_every_column(trials: Trials) -> None
     assert sorted(trials.quiet_run.computed) == ["folder/synth4", "synth3", "synth5", "synth6"]
 
 
+@pytest.mark.slow
 def test_killed_at_one_point_of_each_kind(trials: Trials) -> None:
     draw = random.Random(4)
     faults = [Fault(point=point, kind=kind, nth=draw.randint(1, trials.points()[point, kind])) for point, kind in KINDS]

@@ -106,6 +106,7 @@ def test_a_format_and_back_gives_the_same_bytes(quiet: Path, build: Build, tmp_p
     assert all(torch.equal(one[column], other[column]) for column in COLUMNS)
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_it_is_one_quiet_run(
     quiet: Path, manifest: Path, golden25_small: Path, tmp_path: Path, build: Build
 ) -> None:

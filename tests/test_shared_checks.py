@@ -9,8 +9,9 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -61,10 +62,19 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Builder:
     return build
 
 
+def each(sets: Mapping[str, Path], *cases: Any) -> list[Any]:
+    """Every set with every case (a value, or several); in the quick set the large sets have the first one only."""
+    return [
+        pytest.param(name, *(case if isinstance(case, tuple) else (case,)),
+                     marks=[] if name.endswith("small") or case == cases[0] else [pytest.mark.slow])
+        for name in sets
+        for case in cases
+    ]  # fmt: skip
+
+
 if GOLDEN:
 
-    @pytest.mark.parametrize("batch_size", [0, 1, 3, 8])
-    @pytest.mark.parametrize("name", GOLDEN)
+    @pytest.mark.parametrize(("name", "batch_size"), each(GOLDEN, 3, 0, 1, 8))
     def test_a_build_has_the_published_numbers(built: Builder, name: str, batch_size: int) -> None:
         output = built(GOLDEN[name], batch_size=batch_size)
         check("check_golden.py", GOLDEN[name], output, "--val-ratio", VAL_RATIO)
@@ -80,8 +90,7 @@ if GOLDEN:
         (tmp_path / "expected").symlink_to(GOLDEN[name] / "expected")
         check("check_golden.py", tmp_path, output, "--val-ratio", VAL_RATIO, "--via-24k")
 
-    @pytest.mark.parametrize("batch_size", [2, 5, 16])
-    @pytest.mark.parametrize("name", GOLDEN)
+    @pytest.mark.parametrize(("name", "batch_size"), each(GOLDEN, 5, 2, 16))
     def test_batches_give_what_single_samples_give(built: Builder, name: str, batch_size: int) -> None:
         single = built(GOLDEN[name], batch_size=1)
         batched = built(GOLDEN[name], batch_size=batch_size)
@@ -145,8 +154,10 @@ def models_of(golden: Path, folder: Path) -> Path:
 
 if GOLDEN25:
 
-    @pytest.mark.parametrize(("batch_size", "audio_sr"), [(0, 16000), (1, 16000), (3, 16000), (8, 16000), (0, 22050)])
-    @pytest.mark.parametrize("name", GOLDEN25)
+    @pytest.mark.parametrize(
+        ("name", "batch_size", "audio_sr"),
+        each(GOLDEN25, (8, 16000), (0, 16000), (1, 16000), (3, 16000), (0, 22050)),
+    )
     def test_a_build_has_the_published_numbers_of_2_5(
         name: str, batch_size: int, audio_sr: int, tmp_path: Path
     ) -> None:
