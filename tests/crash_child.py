@@ -208,7 +208,7 @@ def _child(folder: Path, request: dict[str, Any]) -> int:
 def _warm_up(folder: Path, golden: Path) -> None:
     """One build in this process, so that its children need not import, open and fill caches again.
 
-    Tokenizer and models are kept for them: opening these costs more than all that is tried here.
+    Tokenizers are kept for them, as the engine keeps models: opening these costs more than all that is tried here.
     """
     import functools
 
@@ -216,8 +216,7 @@ def _warm_up(folder: Path, golden: Path) -> None:
 
     from hfprep import BuildConfig
     from hfprep.pipeline import building
-    from hfprep.recipes.indextts2 import feature_model, recipe
-    from hfprep.recipes.indextts25 import feature_model as feature_model25
+    from hfprep.recipes.indextts2 import recipe
     from hfprep.recipes.indextts25 import recipe as recipe25
 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -227,8 +226,6 @@ def _warm_up(folder: Path, golden: Path) -> None:
     torch.set_num_threads(1)
     recipe.TextTokenizer = functools.cache(recipe.TextTokenizer)  # type: ignore[misc,assignment]
     recipe25.TextEncoder = functools.cache(recipe25.TextEncoder)  # type: ignore[misc,assignment]
-    for model in (feature_model.FeatureModel, feature_model25.FeatureModel):
-        model.load = functools.cache(model.load)  # type: ignore[assignment,method-assign]
     manifest, models = golden / "manifest.jsonl", golden / "checkpoints"
     building.build(BuildConfig(manifest=manifest, models=models, output_dir=folder / "warm", workers=1, max_samples=2))
 

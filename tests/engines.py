@@ -1,10 +1,15 @@
-"""Engines for tests: a build with one worker computes in its own process, where a test can look and interfere."""
+"""Engines for tests: a build with one worker computes in its own process, where a test can look and interfere.
 
+Models and workers stay from build to build: loading them costs more than most tests compute with them.
+"""
+
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 from hfprep.pipeline.config import BuildConfig
-from hfprep.pipeline.engines import choice
+from hfprep.pipeline.engines import choice, pool
+from hfprep.pipeline.engines.spec import Models
 from hfprep.pipeline.precision_trial import Trial, TrialResult
 
 SetItem = Callable[[dict[str, Any], str, Any], None]
@@ -15,6 +20,7 @@ class _InlineWhereOne:
 
     def __init__(self) -> None:
         self._many, self._one = choice.LocalEngine(), choice.InlineEngine()
+        self._kept = choice.Shared(pool=pool.WorkerPool(), models=Models())
 
     def prepare(self, config: BuildConfig, shared: choice.Shared) -> None:
         """Start nothing."""
@@ -23,9 +29,18 @@ class _InlineWhereOne:
         return self._one.trial(trial, shared)
 
     def run(self, job: choice.Job, shared: choice.Shared) -> None:
-        (self._many if job.config.num_processes > 1 else self._one).run(job, shared)
+        kept = dataclasses.replace(self._kept, inputs=shared.inputs)
+        (self._many if job.config.num_processes > 1 else self._one).run(job, kept)
+
+
+class _UnpreparedPool(pool.WorkerPool):
+    """Starts the workers that a build takes, and none before that."""
+
+    def prepare(self, count: int) -> None:
+        """Start nothing."""
 
 
 def one_worker_inline(set_item: SetItem) -> None:
     """Have the engine `local` compute in this process where a build has one worker."""
     set_item(choice.ENGINES, "local", _InlineWhereOne())
+    set_item(vars(pool), "WorkerPool", _UnpreparedPool)

@@ -319,7 +319,7 @@ def test_models_that_do_not_fit_end_the_run_by_name(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(FeatureModel, "load", load)
     manifest, models = GOLDEN / "manifest.jsonl", GOLDEN / "checkpoints"
     with pytest.raises(hfprep.HfprepError, match="the models do not fit into the memory of"):
-        hfprep.build(hfprep.BuildConfig(manifest=manifest, models=models, output_dir=tmp_path / "out"))
+        hfprep.build(hfprep.BuildConfig(manifest=manifest, models=models, output_dir=tmp_path / "out", engine="inline"))
 
 
 @pytest.mark.parametrize("engine", ["local", "inline"])

@@ -95,7 +95,9 @@ def test_models_load_once_and_each_data_set_is_what_a_build_of_its_own_gives(
         return load(*arguments, **options)
 
     monkeypatch.setattr(FeatureModel, "load", counted)
-    configs = hfprep.config_of_each(specs(manifests), tmp_path / "many", models=golden_small / "checkpoints")
+    configs = hfprep.config_of_each(
+        specs(manifests), tmp_path / "many", models=golden_small / "checkpoints", engine="inline"
+    )
     found = hfprep.build_many(configs)
     assert len(loads) == 1
     assert [summary.accepted for summary in found.summaries] == [1, 1]

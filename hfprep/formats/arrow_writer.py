@@ -143,9 +143,9 @@ class ArrowShards(ShardFormat):
             columns[AUDIO] = datasets.Audio()
         return datasets.Features(columns)
 
-    @property
+    @cached_property
     def arrow_schema(self) -> pa.Schema:
-        return self.features.arrow_schema
+        return self.features.arrow_schema  # takes milliseconds
 
     @cached_property
     def storage(self) -> pa.Schema:
@@ -154,10 +154,10 @@ class ArrowShards(ShardFormat):
 
     def __getstate__(self) -> dict[str, Any]:
         """Only what workers need to serialise samples."""
-        storage = self.storage
-        return {name: value for name, value in self.__dict__.items() if name != "features"} | {"storage": storage}
+        storage, unused = self.storage, ("features", "arrow_schema", "head")
+        return {name: value for name, value in self.__dict__.items() if name not in unused} | {"storage": storage}
 
-    @property
+    @cached_property
     def head(self) -> bytes:
         return bytes(self.arrow_schema.serialize())
 

@@ -76,12 +76,14 @@ Sink = Callable[[list[Any], list[Rejection], BatchCost], None]
 # Is told each worker's progress within its batch; None once the batch has ended in any way.
 Watcher = Callable[[int, Underway | None], None]
 
+_Key = tuple[tuple[Path, ...], frozenset[tuple[Path, FileIdentity]], str, str]
+
 
 class Models:
     """Feature models by files, device and precision, each loaded once and shared by extractors."""
 
     def __init__(self) -> None:
-        self._loaded: dict[tuple[tuple[Path, ...], str, str], Model] = {}
+        self._loaded: dict[_Key, Model] = {}
 
     def load(
         self,
@@ -96,7 +98,7 @@ class Models:
         """
         import torch
 
-        key = (tuple(models.files.values()), str(device), precision)
+        key = (tuple(models.files.values()), frozenset(seen.items()), str(device), precision)
         if key not in self._loaded:
             started = time.monotonic()
             try:
@@ -116,7 +118,7 @@ class Models:
 
         Such weights are memory-mapped, so they change with the file. A GPU has a copy.
         """
-        if any(device == "cpu" for _, device, _ in self._loaded):
+        if any(device == "cpu" for *_, device, _ in self._loaded):
             check_not_overwritten(seen)
 
 

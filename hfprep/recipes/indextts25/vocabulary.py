@@ -11,10 +11,14 @@ import binascii
 import hashlib
 import re
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hfprep.errors import ConfigError
+
+if TYPE_CHECKING:
+    import tiktoken
 
 NUM_TOKENS = 60_509  # gpt.number_text_tokens of the published model: 58,836 ranks and 1,673 special tokens
 DROPPED_IDS = (0, 1)  # the model's start and stop tokens, which it removes from texts
@@ -69,15 +73,16 @@ class Vocabulary:
     def __init__(self, path: Path) -> None:
         """Read the ranks. Raises ConfigError if the file is missing or is not a vocabulary."""
         self.path = Path(path)
-        ranks = _read_ranks(self.path)
-        special = {token: len(ranks) + place for place, token in enumerate(special_tokens())}
-        import tiktoken
-
-        self._special = frozenset(special)
-        self.size = len(ranks) + len(special)
-        self._encoding = tiktoken.Encoding(
-            self.path.name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special, explicit_n_vocab=self.size
-        )
+        try:
+            content = self.path.read_bytes()
+        except OSError as error:
+            raise ConfigError(
+                f"vocabulary not found: {path} ({error.strerror}). It is multilingual_zh_ja_yue_char_del.tiktoken of "
+                "the model set (hub repository IndexTeam/IndexTTS-2.5)"
+            ) from error
+        self._encoding = _encoding(self.path, content)
+        self._special = self._encoding.special_tokens_set
+        self.size = self._encoding.n_vocab
 
     def __reduce__(self) -> tuple[Callable[[Path], Vocabulary], tuple[Path]]:
         return Vocabulary, (self.path,)
@@ -101,15 +106,25 @@ class Vocabulary:
 _EMPTY = b"="  # the published file's form of the empty token, at rank 48,474
 
 
-def _read_ranks(path: Path) -> dict[bytes, int]:
+@lru_cache(maxsize=2)
+def _encoding(path: Path, content: bytes) -> tiktoken.Encoding:
+    """The encoder of a ranks file and the special tokens; takes a fifth of a second."""
+    import tiktoken
+
+    ranks = _read_ranks(path, content)
+    special = {token: len(ranks) + place for place, token in enumerate(special_tokens())}
+    return tiktoken.Encoding(
+        path.name,
+        pat_str=PATTERN,
+        mergeable_ranks=ranks,
+        special_tokens=special,
+        explicit_n_vocab=len(ranks) + len(special),
+    )
+
+
+def _read_ranks(path: Path, content: bytes) -> dict[bytes, int]:
     """The file's lines: a token in base64, a space, its rank."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise ConfigError(
-            f"vocabulary not found: {path} ({error.strerror}). It is multilingual_zh_ja_yue_char_del.tiktoken of "
-            "the model set (hub repository IndexTeam/IndexTTS-2.5)"
-        ) from error
+    lines = content.splitlines()
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(lines, 1):
         try:
