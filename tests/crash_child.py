@@ -53,12 +53,15 @@ class Ended:
 class CrashServer:
     """Runs builds in children of the fork server; a context manager."""
 
-    def __init__(self, folder: Path, golden: str = "golden-small") -> None:
-        """`golden` is the set whose models the builds take: they are loaded once for all."""
+    def __init__(self, folder: Path, golden: str = "golden-small", layers: int = 2) -> None:
+        """`golden` is the set whose models the builds take: they are loaded once for all.
+
+        Of the encoder's 17 layers they have the first `layers`: two are enough for numbers to compare.
+        """
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(folder), golden],
+            [sys.executable, __file__, str(folder), golden, str(layers)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -205,33 +208,51 @@ def _child(folder: Path, request: dict[str, Any]) -> int:
     return 0
 
 
-def _warm_up(folder: Path, golden: Path) -> None:
+def _warm_up(folder: Path, golden: Path, layers: int) -> None:
     """One build in this process, so that its children need not import, open and fill caches again.
 
-    Tokenizers are kept for them, as the engine keeps models: opening these costs more than all that is tried here.
+    Tokenizers and ids are kept for them, as the engine keeps models: these cost more than all that is tried here.
     """
     import functools
+    import gc
+    import logging
 
     import torch
+    from typer.testing import CliRunner
 
-    from hfprep import BuildConfig
-    from hfprep.pipeline import building
+    from hfprep.cli import app as cli
+    from hfprep.inputs.text.tokenizer import TextTokenizer
+    from hfprep.models.semantic_encoder import SemanticEncoder
     from hfprep.recipes.indextts2 import recipe
     from hfprep.recipes.indextts25 import recipe as recipe25
+    from hfprep.recipes.indextts25.text import TextEncoder
 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from tests.engines import one_worker_inline
 
     one_worker_inline(dict.__setitem__)
     torch.set_num_threads(1)
+    encode = SemanticEncoder.forward
+
+    def encode_with_some_layers(encoder: SemanticEncoder, *inputs: Any) -> torch.Tensor:
+        encoder.layers = encoder.layers[:layers]
+        return encode(encoder, *inputs)
+
+    SemanticEncoder.forward = encode_with_some_layers  # type: ignore[assignment,method-assign]
     recipe.TextTokenizer = functools.cache(recipe.TextTokenizer)  # type: ignore[misc,assignment]
     recipe25.TextEncoder = functools.cache(recipe25.TextEncoder)  # type: ignore[misc,assignment]
-    manifest, models = golden / "manifest.jsonl", golden / "checkpoints"
-    building.build(BuildConfig(manifest=manifest, models=models, output_dir=folder / "warm", workers=1, max_samples=2))
+    for encoder in (TextTokenizer, TextEncoder):
+        encoder.encode = functools.cache(encoder.encode)  # type: ignore[assignment,method-assign]
+    files = [f"--manifest={golden}/manifest.jsonl", f"--models={golden}/checkpoints", f"--output-dir={folder}/warm"]
+    done = CliRunner().invoke(cli.app, ["build", *files, "--workers=1"])
+    assert done.exit_code == 0, done.output
+    logging.getLogger().handlers.clear()  # they write to what is closed now
+    gc.collect()
+    gc.freeze()  # children would copy every page that the collector looks at
 
 
-def _serve(folder: Path, golden: Path) -> None:
-    _warm_up(folder, golden)
+def _serve(folder: Path, golden: Path, layers: int) -> None:
+    _warm_up(folder, golden, layers)
     for line in sys.stdin:
         request = json.loads(line)
         for name in ("stdout", "stderr", "computed", "points"):
@@ -266,4 +287,4 @@ def _kill_later(pid: int, seconds: float, do: str) -> None:
 
 
 if __name__ == "__main__":
-    _serve(Path(sys.argv[1]), Path(__file__).resolve().parent / sys.argv[2])
+    _serve(Path(sys.argv[1]), Path(__file__).resolve().parent / sys.argv[2], int(sys.argv[3]))

@@ -218,7 +218,7 @@ remote.SNAPSHOT_SECONDS = remote.SNAPSHOT_SHARE = {seconds}
 
 @pytest.fixture(scope="module")
 def crashing(server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrashServer]:
-    with CrashServer(tmp_path_factory.mktemp("crash")) as running:
+    with CrashServer(tmp_path_factory.mktemp("crash"), layers=17) as running:  # compared with builds of this process
         yield running
 
 

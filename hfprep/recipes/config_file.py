@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import reprlib
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -142,13 +143,19 @@ def _shown(value: Any) -> str:
         return f"a {type(value).__name__} too long to show"
 
 
+@lru_cache(maxsize=4)
+def _parsed(text: str) -> Any:
+    """The values of a YAML text, not to be changed; a build asks for those of its config several times."""
+    return yaml.safe_load(text)
+
+
 def _load_yaml(path: Path) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8-sig") as stream:
             text = stream.read(MAX_CONFIG_BYTES + 1)
         if len(text) > MAX_CONFIG_BYTES:
             raise ValueError(f"it is larger than {MAX_CONFIG_BYTES} bytes")
-        values = yaml.safe_load(text)
+        values = _parsed(text)
     except RecursionError:
         message = f"{path}: is not a config (nested too deeply); give the model's config.yaml with --config"
         raise ConfigError(message) from None

@@ -1,5 +1,6 @@
 """stats.json: package versions, codebook use, reading and writing it."""
 
+import functools
 import importlib.metadata
 import math
 import platform
@@ -29,6 +30,7 @@ PACKAGES = (
 )
 
 
+@functools.cache
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that the numbers depend on; absent ones are left out."""
     versions = {"python": platform.python_version()}
