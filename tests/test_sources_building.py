@@ -12,8 +12,10 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 import hfprep
+from hfprep.cli import app as cli
 from hfprep.pipeline.building import build
 from hfprep.pipeline.engines import spool
 from hfprep.pipeline.engines.choice import Shared
@@ -208,3 +210,29 @@ def test_workers_read_clips_inside_files_too(
 ) -> None:
     run(save_parquet(rows, tmp_path), tmp_path / "out", num_processes=2)
     assert_same_features(tmp_path / "out", plain)
+
+
+@pytest.mark.parametrize("with_root", [False, True])
+def test_an_export_has_the_audio_that_the_build_read(
+    with_root: bool, run: Build, golden_small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of the build's working directory, or of its audio root, wherever a clip of that name lies besides."""
+    (row,) = (json.loads(line) for line in (golden_small / "manifest.jsonl").read_text("utf-8").splitlines()[:1])
+    clip = (golden_small / row["audio"]).read_bytes()
+    there, others = tmp_path / ("root" if with_root else "work"), ("data", "elsewhere", "work" if with_root else "root")
+    for folder in (there, *(tmp_path / name for name in others)):
+        (folder / row["audio"]).parent.mkdir(parents=True)
+        (folder / row["audio"]).write_bytes(clip if folder == there else b"another clip")
+    (tmp_path / "data" / "manifest.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "work")
+    run(tmp_path / "data" / "manifest.jsonl", tmp_path / "out", audio_root=tmp_path / "root" if with_root else None)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    done = CliRunner().invoke(cli.app, ["export-arrow", "../out", "set", "--with-audio"])
+    assert done.exit_code == 0, done.output
+    exported = datasets.load_from_disk("set")
+    (found,) = [item for part in exported.values() for item in part.cast_column("audio", datasets.Audio(decode=False))]
+    assert found["audio"]["bytes"] == clip
+    done = CliRunner().invoke(cli.app, ["export-manifests", "../out", "manifests", "--paths", "absolute"])
+    assert done.exit_code == 0, done.output
+    lines = [line for path in Path("manifests").glob("*_manifest.jsonl") for line in path.read_bytes().splitlines()]
+    assert [json.loads(line)["audio_path"] for line in lines] == [str(there / row["audio"])]

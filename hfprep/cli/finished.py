@@ -132,7 +132,7 @@ def export_arrow(
     from hfprep.formats.manifest_paths import audio_finder
     from hfprep.io.words import parse_size
 
-    find = audio_finder(out, audio_root) if with_audio else None
+    find = audio_finder(out, audio_root=audio_root) if with_audio else None
     options = ArrowOptions(max_shard_bytes=parse_size(max_shard_size), dtype=dtype, find_audio=find)
     with _reading(out):
         _say_counts(export(open_set(out), dataset, options), dataset)

@@ -27,28 +27,16 @@ PATHS = (RELATIVE, ABSOLUTE)
 AUDIO_PATH = "audio_path"  # suffix of all audio fields; other fields that end in _path are arrays
 
 
-def audio_finder(output: Path, audio_root: Path | None) -> Callable[[str], str]:
-    """A function that finds a record's audio: below `audio_root`, or else as the build did, or else from the output."""
-    paths = None if audio_root is not None else read_value(output / STATE_FILE, "paths", parse_paths)
-    paths = paths or {}
-    manifest = paths.get("manifest")
-    found = Path(manifest) if manifest else (audio_root or output) / "manifest.jsonl"
-    return AudioFinder(found, paths.get("audio_root")).find
+def audio_finder(output: Path, *, manifest: Path | None = None, audio_root: Path | None = None) -> Callable[[str], str]:
+    """A function that finds a record's audio: below `audio_root`, if it is given, or else as the last build did.
 
-
-def build_audio_finder(output: Path, manifest: Path | None = None) -> Callable[[str], str]:
-    """A function that finds a record's audio as the last build did, in that build's working directory first.
-
-    `manifest`: the build's manifest, if it has moved.
+    `manifest` is the build's manifest, if it has moved.
     """
+    if audio_root is not None:
+        return AudioFinder(audio_root / "manifest.jsonl").find
     paths = read_value(output / STATE_FILE, "paths", parse_paths) or {}
-    finder = AudioFinder(manifest or Path(paths.get("manifest") or output / "manifest.jsonl"), paths.get("audio_root"))
-
-    def find(audio: str) -> str:
-        beside = os.path.join(paths.get("folder") or "", audio)
-        return beside if paths.get("folder") and os.path.exists(beside) else finder.find(audio)
-
-    return find
+    found = manifest or Path(paths.get("manifest") or output / "manifest.jsonl")
+    return AudioFinder(found, paths.get("audio_root"), paths.get("folder")).find
 
 
 def check_paths(paths: str) -> None:
@@ -72,7 +60,7 @@ class PathWriter:
 
     def __post_init__(self) -> None:
         check_paths(self.paths)
-        self._find: Callable[[str], str] = audio_finder(self.output, self.audio_root)
+        self._find: Callable[[str], str] = audio_finder(self.output, audio_root=self.audio_root)
         self._root, self._base = os.path.abspath(self.output), os.path.abspath(self.folder)
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:

@@ -123,13 +123,14 @@ class AudioFinder:
     A clip inside another file (see `references`) is looked up beside the manifest first: such references come from the
     input, and a file of the same name in the working directory may be unrelated. URLs stay as they are. For a manifest
     in object storage, paths are relative to its folder. With `audio_root`, which may be a URL, files are only looked up
-    there.
+    there. `working_folder`, if it exists, is used instead of the current one.
     """
 
-    def __init__(self, manifest: Path, audio_root: Path | str | None = None) -> None:
+    def __init__(self, manifest: Path, audio_root: Path | str | None = None, working_folder: str | None = None) -> None:
         folder = folder_of(manifest)
         named = None if audio_root is None else url_of(audio_root) or os.path.abspath(audio_root)
-        parent, here = os.path.dirname(folder), os.getcwd()
+        parent = os.path.dirname(folder)
+        here = working_folder if working_folder and os.path.isdir(working_folder) else os.getcwd()
         self._remote = folder if is_url(folder) else None
         self._remote_audio = (named or folder) if is_url(named or folder) else None
         self.roots = tuple(dict.fromkeys((here, folder, parent) if named is None else (named,)))

@@ -17,7 +17,7 @@ import numpy as np
 
 from hfprep.errors import ConfigError, StoreError
 from hfprep.formats.formats import open_set
-from hfprep.formats.manifest_paths import build_audio_finder
+from hfprep.formats.manifest_paths import audio_finder
 from hfprep.formats.samples import SPLITS, Sample, Split, lengths_of
 from hfprep.io.json_file import DAMAGED
 from hfprep.io.object_storage import check_local
@@ -263,7 +263,7 @@ def _rejected(root: Path, stats: dict[str, Any]) -> tuple[dict[str, int], list[d
 
 
 def _locator(root: Path) -> Locate:
-    find = build_audio_finder(root)
+    find = audio_finder(root)
 
     def locate(audio: str) -> str | None:
         path = Path(find(audio))

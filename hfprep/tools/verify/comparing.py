@@ -19,7 +19,7 @@ import numpy as np
 
 from hfprep.errors import ConfigError, RejectedSample
 from hfprep.formats.extra_fields import read_extra_fields
-from hfprep.formats.manifest_paths import build_audio_finder
+from hfprep.formats.manifest_paths import audio_finder
 from hfprep.inputs.audio.decode import TARGET_SAMPLING_RATE, load_waveform
 from hfprep.pipeline.config import PLAIN, BuildConfig
 from hfprep.pipeline.devices import choose_workers
@@ -101,7 +101,7 @@ def compare(
     inputs = find_inputs(config, OutputFolder(options.output_dir))
     check_models(inputs, stats)
     via = via_rate(stats.get("settings", {}).get("audio_sr", TARGET_SAMPLING_RATE), inputs.models.audio)
-    output = Output(stored, findings, inputs, via, build_audio_finder(options.output_dir, manifest))
+    output = Output(stored, findings, inputs, via, audio_finder(options.output_dir, manifest=manifest))
     parity = reference = None
 
     def drawn(count: int) -> list[dict[str, Any]]:
