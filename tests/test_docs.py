@@ -411,26 +411,6 @@ def served(site: Path) -> Iterator[str]:
         thread.join()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Headless Chromium; the tests are left out where there is none."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    driver = shutil.which("chromedriver")
-    if program is None or driver is None:
-        pytest.skip("there is no Chromium with its driver here: apt-get install chromium chromium-driver")
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "window-size=1280,1000"):
-        options.add_argument(f"--{argument}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chrome = webdriver.Chrome(options=options, service=Service(driver))
-    yield chrome
-    chrome.quit()
-
-
 def wait_for(browser: Any, script: str, seconds: float = 30.0) -> Any:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -440,6 +420,7 @@ def wait_for(browser: Any, script: str, seconds: float = 30.0) -> Any:
     raise AssertionError(f"nothing came of it in {seconds} s: {script}")
 
 
+@pytest.mark.slow
 def test_pages_open_in_a_browser_without_errors(browser: Any, served: str, site: Path) -> None:
     for path in sorted(site.rglob("*.html")):
         if path.name == "404.html":  # its links start from the root of a host
@@ -457,6 +438,7 @@ def test_pages_open_in_a_browser_without_errors(browser: Any, served: str, site:
     assert not [entry for entry in browser.get_log("browser") if entry["level"] in {"SEVERE", "WARNING"}]
 
 
+@pytest.mark.slow
 def test_the_site_can_be_searched_and_darkened(browser: Any, served: str) -> None:
     browser.get(f"{served}/index.html")
     light = browser.execute_script("return getComputedStyle(document.body).backgroundColor")

@@ -243,18 +243,29 @@ def test_other_fields_are_joined_in_order(tmp_path: Path) -> None:
     assert len(EXTRAS) == 8
 
 
-def test_memory_does_not_grow_with_the_number_of_samples(tmp_path: Path, export: Export) -> None:
-    """Ten times the samples may not take much more memory: what is held is one chunk and the index."""
+@pytest.fixture(scope="module")
+def small_and_large(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Outputs of 300 and of 1,500 samples: of more than one chunk."""
+    folder = tmp_path_factory.mktemp("outputs")
+    return [
+        make_output(folder / str(count), ids=tuple(f"{number:06d}" for number in range(count)), dim=512)
+        for count in (300, 1500)
+    ]
+
+
+def test_memory_does_not_grow_with_the_number_of_samples(
+    small_and_large: list[Path], tmp_path: Path, export: Export
+) -> None:
+    """Five times the samples may not take much more memory: what is held is one chunk and the index."""
     import tracemalloc
 
     peaks = []
-    for count in (300, 1500):
-        source = make_output(tmp_path / f"out-{count}", ids=tuple(f"{number:06d}" for number in range(count)), dim=512)
+    for source in small_and_large:
         tracemalloc.start()
-        export(source, tmp_path / f"exported-{count}")
+        export(source, tmp_path / "exported")
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    size = sum(len(data) for name, data in public_files(tmp_path / "out-1500").items() if "/" in name)
+    size = sum(len(data) for name, data in public_files(small_and_large[1]).items() if "/" in name)
     assert peaks[1] - peaks[0] < size / 4
 
 

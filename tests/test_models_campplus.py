@@ -1,5 +1,6 @@
 """CAM++ against a plain copy in double precision and the published numbers; batched = single, every mask needed."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hfprep.models.campplus import Campplus, CampplusConfig
 from hfprep.models.masking import FrameMask, TimeMask
 from hfprep.recipes.indextts25.campplus import PUBLISHED, campplus_config, campplus_shapes, load_campplus
 from scripts.benchmark import plain_models
+from tests.quick import some_quick
 
 TESTS = Path(__file__).resolve().parent
 GOLDEN = [folder for folder in (TESTS / "golden25-small", TESTS.parent.parent / "shared/golden25") if folder.is_dir()]
@@ -120,8 +122,7 @@ def test_equals_the_plain_network_in_double_precision(network: Campplus, frames:
     assert relative(vectors(network, [fbank])[0]["vector"].double(), wanted) < 2e-5
 
 
-@pytest.mark.parametrize("size", [1, 3, 8])
-@pytest.mark.parametrize("extra", [0, 1, 300])
+@pytest.mark.parametrize(("size", "extra"), some_quick(itertools.product([1, 3, 8], [0, 1, 300]), 4))
 def test_batched_equals_single(
     precise: Campplus, clips: list[Tensor], singles: list[dict[str, Tensor]], size: int, extra: int, packing: bool
 ) -> None:
@@ -165,7 +166,7 @@ class NoTimeMask(nn.Module):
         return frames
 
 
-@pytest.mark.parametrize("site", mask_sites())
+@pytest.mark.parametrize("site", some_quick(mask_sites(), 8))
 def test_every_mask_is_needed(
     precise: Campplus,
     clips: list[Tensor],

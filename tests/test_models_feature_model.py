@@ -1,5 +1,6 @@
 """All models together: golden numbers, batched equals single, and that every mask is needed."""
 
+import itertools
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,6 +19,7 @@ from hfprep.recipes.indextts2.config import ModelConfig
 from hfprep.recipes.indextts2.feature_model import FeatureModel
 from hfprep.recipes.indextts2.recipe import locate
 from hfprep.recipes.options import ModelOptions
+from tests.quick import some_quick
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GOLDEN = [
@@ -145,8 +147,7 @@ def test_a_whole_golden_set_in_one_batch_equals_the_published_code(golden: Path,
         assert torch.equal(got["codes"], sample["codes"].long())
 
 
-@pytest.mark.parametrize("size", [1, 2, 5, 8])
-@pytest.mark.parametrize("extra", [0, 1, 40])
+@pytest.mark.parametrize(("size", "extra"), some_quick(itertools.product([1, 2, 5, 8], [0, 1, 40]), 5))
 def test_batched_equals_single(
     model: FeatureModel, clips: list[Tensor], singles: list[Numbers], size: int, extra: int, packing: bool
 ) -> None:
@@ -185,7 +186,7 @@ class NoKeyMask(nn.Module):
         return None
 
 
-@pytest.mark.parametrize("site", mask_sites())
+@pytest.mark.parametrize("site", some_quick(mask_sites(), 4))
 def test_every_mask_is_needed(
     model: FeatureModel,
     clips: list[Tensor],

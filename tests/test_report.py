@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from hfprep.tools.report.collect import collect
 from hfprep.tools.report.writing import write_report
 
 MOST_BYTES = 5_000_000
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -203,26 +202,6 @@ def test_the_command(output: Path, tmp_path: Path) -> None:
     assert isinstance(missing.exception, ConfigError)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Headless Chromium; the tests are left out where there is none."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    driver = shutil.which("chromedriver")
-    if program is None or driver is None:
-        pytest.skip("there is no Chromium with its driver here: apt-get install chromium chromium-driver")
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "window-size=1280,1000"):
-        options.add_argument(f"--{argument}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    chrome = webdriver.Chrome(options=options, service=Service(driver))
-    yield chrome
-    chrome.quit()
-
-
 def wait_until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -232,9 +211,9 @@ def wait_until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
     raise AssertionError(f"nothing came of it in {seconds} s")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def opened(browser: Any, page: Path) -> Any:
-    browser.get_log("performance")
+    """The page, drawn; opening it takes seconds, so that all tests look at the same one."""
     browser.get(page.as_uri())
     wait_until(lambda: browser.execute_script("return document.documentElement.dataset.drawn"))
     return browser
