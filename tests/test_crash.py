@@ -5,12 +5,9 @@ other batch sizes, worker and process counts in between.
 """
 
 import json
-import os
 import random
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -22,13 +19,10 @@ Recorder = Callable[[str, object], None]
 
 
 @pytest.fixture(scope="module")
-def trials() -> Iterator[Trials]:
-    """In memory where there is such a file system: SIGKILL loses nothing that was written, synced or not."""
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    folder = Path(tempfile.mkdtemp(prefix="hfprep-crash-", dir=memory))
+def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trials]:
+    folder = tmp_path_factory.mktemp("crash")
     with CrashServer(folder / "server") as server:
         yield Trials(server, folder)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_quiet_run_passes_every_kind_of_point(trials: Trials) -> None:

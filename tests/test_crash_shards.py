@@ -6,11 +6,8 @@ and at random moments, with two processes too. test_formats_shards tries every h
 
 import contextlib
 import json
-import os
 import random
-import shutil
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,12 +114,9 @@ def ids_placed(output: Path) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[CrashServer]:
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    folder = Path(tempfile.mkdtemp(prefix="hfprep-crash-", dir=memory))
-    with CrashServer(folder / "server") as started:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrashServer]:
+    with CrashServer(tmp_path_factory.mktemp("server")) as started:
         yield started
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module", params=[pytest.param("arrow", marks=pytest.mark.slow), "webdataset"])

@@ -15,7 +15,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,12 +60,10 @@ FeatureModel.forward = goes
 
 
 @pytest.fixture(scope="module")
-def trials() -> Iterator[Trials]:
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    folder = Path(tempfile.mkdtemp(prefix="hfprep-failures-", dir=memory))
+def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trials]:
+    folder = tmp_path_factory.mktemp("failures")
     with CrashServer(folder / "server") as server:
         yield Trials(server, folder)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def last_line(ended: Ended) -> str:
