@@ -242,7 +242,7 @@ def _warm_up(folder: Path, golden: Path, layers: int) -> None:
     recipe.TextTokenizer = functools.cache(recipe.TextTokenizer)  # type: ignore[misc,assignment]
     recipe25.TextEncoder = functools.cache(recipe25.TextEncoder)  # type: ignore[misc,assignment]
     for encoder in (TextTokenizer, TextEncoder):
-        encoder.encode = functools.cache(encoder.encode)  # type: ignore[assignment,method-assign]
+        encoder.encode = functools.cache(encoder.encode)  # type: ignore[method-assign]
     files = [f"--manifest={golden}/manifest.jsonl", f"--models={golden}/checkpoints", f"--output-dir={folder}/warm"]
     done = CliRunner().invoke(cli.app, ["build", *files, "--workers=1"])
     assert done.exit_code == 0, done.output
