@@ -1,19 +1,24 @@
 """A worker process without models, which can be told to die of a sample: the driver's tests start it in its place.
 
-`Orders` travel where the extractor's spec would. Started by `start`, as the real one is; it loads nothing heavy.
+`Orders` travel where the extractor's spec would. Started by `start`, as the real one is, in a fork of its driver.
 """
 
+import contextlib
 import json
 import os
 import signal
 import struct
+import subprocess
 import sys
+import threading
 import time
+import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -38,6 +43,61 @@ class Orders:
     lingers: bool = False  # whether they only close the connection instead
     in_hand: bool = False  # whether rows are noted as they are begun
     begun: str = ""  # a folder in which each row that is begun leaves a file; every batch is then awaited
+
+
+class Forked:
+    """A fake worker in a fork of this process, which has imported everything; it is used like a `subprocess.Popen`."""
+
+    def __init__(self, arguments: Sequence[str], *, pass_fds: Sequence[int], **_: Any) -> None:
+        here, there = os.pipe()
+        self.returncode: int | None = None
+        self._lock = threading.Lock()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _run(arguments, {*pass_fds, 2}, there)
+        os.close(there)
+        self.stderr = open(here, "rb")  # noqa: SIM115 - the pool closes it
+
+    def poll(self) -> int | None:
+        with self._lock:
+            if self.returncode is None:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+            return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        end = None if timeout is None else time.monotonic() + timeout
+        while self.poll() is None:
+            if end is not None and time.monotonic() >= end:
+                raise subprocess.TimeoutExpired("fake worker", timeout or 0.0)
+            time.sleep(0.001)
+        assert self.returncode is not None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def _run(arguments: Sequence[str], kept: set[int], stderr: int) -> NoReturn:
+    status = 1
+    try:
+        os.dup2(stderr, 2)
+        for descriptor in map(int, os.listdir("/proc/self/fd")):
+            if descriptor not in kept:
+                with contextlib.suppress(OSError):  # that of the listing
+                    os.close(descriptor)
+        start(*arguments[3:6])
+        status = 0
+    except SystemExit as end:
+        status = int(end.code or 0)
+    except BaseException:  # noqa: BLE001 - the driver logs it
+        os.write(2, traceback.format_exc().encode())
+    finally:
+        os._exit(status)
 
 
 def start(lifeline: str, connection: str, search_path: str) -> None:

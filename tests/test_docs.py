@@ -210,6 +210,7 @@ def _run_examples(page: Path) -> None:
             assert status in example.statuses, f"{example.where}: {command}\nexit status {status}\n{output}"
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(world: Path, tmp_path: Path) -> None:
     """Its cells from top to bottom, in a process without Jupyter; they are kept without outputs."""
     notebook = json.loads((ROOT / "docs" / "first-batch.ipynb").read_text(encoding="utf-8"))

@@ -32,13 +32,15 @@ from hfprep.pipeline.failures import DeviceError
 from hfprep.pipeline.features import BatchResult
 from hfprep.pipeline.plan import rows_schema
 from hfprep.schema import Rejection
-from tests.fake_worker import Orders
+from tests.fake_worker import Forked, Orders
 from tests.sample_schemas import speech_schema
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-FAKE_CODE = (
-    f"import sys; sys.path[:0] = [{str(REPOSITORY)!r}]; from tests.fake_worker import start; start(*sys.argv[1:4])"
-)
+
+
+def fake_pool() -> WorkerPool:
+    popen: Any = Forked
+    return WorkerPool(popen=popen)
 
 
 @dataclasses.dataclass
@@ -66,7 +68,7 @@ class Running:
     unit: int = 4
     num: int = 2
     has_control: bool = False
-    pool: WorkerPool = dataclasses.field(default_factory=lambda: WorkerPool(FAKE_CODE))
+    pool: WorkerPool = dataclasses.field(default_factory=fake_pool)
 
     def __post_init__(self) -> None:
         def read(positions: Any) -> list[tuple[int, str, int]]:
@@ -130,7 +132,7 @@ def test_poisonous_samples_are_found_and_rejected_and_nothing_else(tmp_path: Pat
 
 def test_a_dead_worker_may_be_told_something() -> None:
     """When two die at the same time, both deaths are read before the first is handled, which may assign work."""
-    with WorkerPool(FAKE_CODE) as pool:
+    with fake_pool() as pool:
         worker = pool.take(0)
         worker.end()
         worker.tell("anything")
@@ -200,7 +202,7 @@ def test_one_poisonous_sample_alone_is_rejected(tmp_path: Path) -> None:
 
 
 def test_workers_stay_for_the_next_build(tmp_path: Path) -> None:
-    pool, taken = WorkerPool(FAKE_CODE), [Taken(), Taken()]
+    pool, taken = fake_pool(), [Taken(), Taken()]
     with pool:
         pool.prepare(2)
         pids = {process.process.pid for process in pool._idle.values()}

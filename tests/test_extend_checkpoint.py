@@ -208,7 +208,7 @@ from hfprep.tools.extend_checkpoint import CheckpointOptions, extend_checkpoint
 
 def private():
     lines = open("/proc/self/status").read().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem")))
+    return sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 def watch(done):
     while not done.wait(0.002):

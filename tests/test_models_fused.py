@@ -137,13 +137,11 @@ class NoMask(nn.Module):
 
 
 PARTS = ("semantic_encoder", "semantic_codec", "conditioner", "emotion_conditioner")
-# One of each kind; all others are alike, and the slow set removes every one.
+# One of each kind; all others are alike, and the slow set removes every one. Perceivers are one in both conditioners.
 QUICK_SITES = {
     "semantic_encoder": ("layers.2.attention.key_mask",),
     "semantic_codec": ("embed.time_mask", "blocks.1.time_mask"),
-    "conditioner": (
-        "conformer.blocks.1.attention.key_mask", "conformer.blocks.0.time_mask", "perceiver.attentions.1.key_mask",
-    ),
+    "conditioner": ("conformer.blocks.1.attention.key_mask", "conformer.blocks.0.time_mask"),
     "emotion_conditioner": ("perceiver.attentions.0.key_mask",),
 }  # fmt: skip
 

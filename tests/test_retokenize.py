@@ -10,6 +10,7 @@ import sentencepiece
 
 import hfprep
 from hfprep.errors import ConfigError, StoreError
+from hfprep.formats.manifest_paths import audio_finder
 from hfprep.io import atomic
 from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.retokenizing import retokenize
@@ -130,3 +131,23 @@ def test_another_output_is_not_overwritten(tmp_path: Path, built: Path, golden_s
     hfprep.build(dataclasses.replace(config_of(golden_small, tmp_path / "other"), manifest=manifest))
     with pytest.raises(StoreError, match=r"contains features of .*other.jsonl; use another"):
         retokenize(built, tokenizer, output_dir=tmp_path / "other")
+
+
+def test_audio_of_the_build_s_working_folder_is_still_that_of_its_samples(
+    golden_small: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest's relative paths were those of the folder that the build ran in; it is run elsewhere."""
+    for name in ("work", "data", "elsewhere"):
+        (tmp_path / name).mkdir()
+    row = json.loads((golden_small / "manifest.jsonl").read_text("utf-8").splitlines()[0])
+    shutil.copyfile(golden_small / row["audio"], tmp_path / "work" / "clip.wav")
+    (tmp_path / "data" / "manifest.jsonl").write_text(json.dumps(row | {"audio": "clip.wav"}), encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "work")
+    config = dataclasses.replace(config_of(golden_small, tmp_path / "out"), manifest=Path("../data/manifest.jsonl"))
+    assert hfprep.build(config).accepted == 1
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for output_dir in (None, tmp_path / "beside"):
+        summary = retokenize(tmp_path / "out", tokenizer, output_dir=output_dir)
+        assert (summary.accepted, summary.rejected) == (1, {})
+        folder = output_dir or tmp_path / "out"
+        assert audio_finder(folder)("clip.wav") == str(tmp_path / "work" / "clip.wav")

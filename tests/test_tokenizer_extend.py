@@ -2,7 +2,6 @@
 
 import importlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,30 +111,27 @@ def test_more_pieces_leave_the_earlier_ones_alone(base: Path, tmp_path: Path) ->
     assert (*many.characters, *many.merges)[:90] == (*few.characters, *few.merges)
 
 
-def golden_texts(repository: Path, shared: Path | None) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
+@pytest.mark.parametrize("shared", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_golden_texts_have_their_ids_still(
+    shared: bool, repository: Path, shared_golden: Path | None, tmp_path: Path
+) -> None:
     data = repository / "tests" / "data"
-    places = [(data / "text-bpe.model", data / "text.jsonl")]
-    if shared is not None:
-        places.append((shared / "checkpoints" / "bpe.model", shared / "text.jsonl"))
-    for model, lines in places:
-        yield model, [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
-
-
-def test_the_golden_texts_have_their_ids_still(repository: Path, shared_golden: Path | None, tmp_path: Path) -> None:
-    for number, (model, lines) in enumerate(golden_texts(repository, shared_golden)):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        found, output = extended_by(model, folder, OTHER_SCRIPTS)
-        assert len(found.merges) > 40
-        before, after = TextTokenizer(model), TextTokenizer(output)
-        same = 0
-        for line in lines:
-            text, language = line["text"], line["language"]
-            if line["ids"]:
-                new = set(found.characters) & set("".join(before.tokenize(text, language).unknown))
-                assert (after.encode(text, language).tolist() == line["ids"]) is not bool(new), text
-                same += not new
-        assert same > 60
+    model, texts = data / "text-bpe.model", data / "text.jsonl"
+    if shared:
+        if shared_golden is None:
+            pytest.skip("the larger golden set is not beside the checkout")
+        model, texts = shared_golden / "checkpoints" / "bpe.model", shared_golden / "text.jsonl"
+    found, output = extended_by(model, tmp_path, OTHER_SCRIPTS)
+    assert len(found.merges) > 40
+    before, after = TextTokenizer(model), TextTokenizer(output)
+    same = 0
+    for row in map(json.loads, texts.read_text(encoding="utf-8").splitlines()):
+        text, language = row["text"], row["language"]
+        if row["ids"]:
+            new = set(found.characters) & set("".join(before.tokenize(text, language).unknown))
+            assert (after.encode(text, language).tolist() == row["ids"]) is not bool(new), text
+            same += not new
+    assert same > 60
 
 
 @pytest.mark.parametrize("byte_fallback", [False, True])

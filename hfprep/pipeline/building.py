@@ -4,6 +4,8 @@
 """
 
 import contextlib
+import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Sequence
@@ -52,6 +54,7 @@ from hfprep.store.remote import Mirror, open_folder
 from hfprep.store.state import State
 from hfprep.store.statistics import package_versions, read_stats, write_stats
 from hfprep.store.timeline import Timeline
+from hfprep.store.values import parse_paths
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +106,7 @@ def _build(config: BuildConfig, shared: Shared | None, shown: BuildProgress, wit
         except StopRequested:
             log.warning("stopped while reading the manifest; nothing has changed")
             return run.summary(stop.signal)
-        state.put("paths", given_paths(config))
+        state.put("paths", given_paths(config, run.working_folder))
         if run.counts.pending:
             forget_exports(state)
         run.compute(plan, stop)
@@ -211,6 +214,7 @@ class _Run:
                     self.output.root,
                 )
         options = plan_options(config, self.inputs, changed, with_audio=self.with_audio)
+        options = dataclasses.replace(options, working_folder=self.working_folder)
         with self.listing() as listing:
             planner = Planner(self.output, self.state, self.fingerprinter, options, listing,
                               artifacts=self.kept.manifests)  # fmt: skip
@@ -230,6 +234,12 @@ class _Run:
             keep_extra_fields(self.output.root, plan.table)
         self.list_rejected()
         return plan
+
+    @functools.cached_property
+    def working_folder(self) -> str | None:
+        """That of the last build, if this one reads no audio: relative paths are still those of the same files."""
+        paths = None if self.with_audio else self.state.get("paths", parse_paths)
+        return (paths or {}).get("folder")
 
     def listing(self, repeated: Listed | None = None) -> Listing:
         """A new listing of manifests and progress file; its counts become this run's."""

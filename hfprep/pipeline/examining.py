@@ -108,7 +108,7 @@ class Examiner:
         options = settings.options
         self.settings, self.options = settings, options
         self.schema = settings.schema
-        self._here = AudioFinder(settings.manifest, options.audio_root)
+        self._here = AudioFinder(settings.manifest, options.audio_root, options.working_folder)
         self._elsewhere = NoLookup(settings.manifest)
         self._stores = Stores(options.samples.named_stores)
         self._inspector = Inspector(

@@ -57,7 +57,8 @@ class PlanOptions:
 
     `doubt` returns why the grammar of a text without a language is doubtful. Without `with_audio` no audio is read, and
     samples whose audio features are not finished are rejected. `samples` also rejects finished samples.
-    `num_codes(seconds)` is used to detect artifacts with padding, which are not adopted.
+    `working_folder` is for relative audio paths, if it is not the current one. `num_codes(seconds)` is used to detect
+    artifacts with padding, which are not adopted.
     """
 
     language: str | None = None
@@ -65,6 +66,7 @@ class PlanOptions:
     part: Part | None = None
     fields: FieldMap = field(default_factory=FieldMap)
     audio_root: Path | None = None
+    working_folder: str | None = None
     samples: SampleOptions = field(default_factory=SampleOptions)
     skip_existing: bool = False
     with_audio: bool = True

@@ -29,9 +29,9 @@ def options_in_force(config: BuildConfig) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
-def given_paths(config: BuildConfig) -> dict[str, str | None]:
+def given_paths(config: BuildConfig, working_folder: str | None) -> dict[str, str | None]:
     """The inputs of this build as absolute paths, so that a verification finds them."""
-    found: dict[str, Any] = {"manifest": config.manifest, "folder": Path.cwd()}
+    found: dict[str, Any] = {"manifest": config.manifest, "folder": working_folder or Path.cwd()}
     if config.audio_root is not None:
         found["audio_root"] = config.audio_root
     for item in dataclasses.fields(ModelOptions):

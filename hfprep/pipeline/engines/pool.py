@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -63,10 +64,16 @@ class WorkerProcess:
 
 
 class WorkerPool:
-    """Workers by rank, each for one build at a time; a context manager that ends them. All end with this process."""
+    """Workers by rank, each for one build at a time; a context manager that ends them. All end with this process.
 
-    def __init__(self, code: str = WORKER_CODE) -> None:
+    `popen` starts a process, as `subprocess.Popen` does.
+    """
+
+    def __init__(
+        self, code: str = WORKER_CODE, popen: "Callable[..., subprocess.Popen[bytes]]" = subprocess.Popen
+    ) -> None:
         self._code = code
+        self._popen = popen
         self._idle: dict[int, WorkerProcess] = {}
         self._lifeline: tuple[int, int] | None = None
 
@@ -111,7 +118,7 @@ class WorkerPool:
         with there:
             passed = [self._lifeline[0], there.fileno()]
             arguments = [*map(str, passed), json.dumps(sys.path), str(PACKAGE_PARENT)]
-            process = subprocess.Popen(
+            process = self._popen(
                 [sys.executable, "-c", self._code, *arguments],
                 pass_fds=passed,
                 stdin=subprocess.DEVNULL,
