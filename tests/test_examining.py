@@ -24,6 +24,7 @@ from hfprep.store.fingerprints import AudioIdentity, Fingerprinter, source_of
 from hfprep.store.layout import NpyOutput
 from hfprep.store.listing import Entry
 from hfprep.store.state import Finished, State
+from tests.quick import some_quick
 from tests.sample_schemas import speech_schema
 
 SCHEMA = speech_schema(4)
@@ -148,7 +149,7 @@ def test_threads_look_files_up_where_that_is_slow(
     assert here == [True, *([seconds > 0] * (len(here) - 1))]
 
 
-@pytest.mark.parametrize("options", [{}, {"workers": 3}, {"part": Part(1, 3)}, {"hash_audio": True}])
+@pytest.mark.parametrize("options", some_quick([{"workers": 3}, {}, {"part": Part(1, 3)}, {"hash_audio": True}], 2))
 def test_processes_find_what_one_finds(
     finished: NpyOutput, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
@@ -172,7 +173,7 @@ def test_processes_find_what_one_finds(
         assert counts.changed == 6
 
 
-@pytest.mark.parametrize("what", ["os._exit(9)", "os.kill(os.getpid(), 9)", "raise ValueError('a bug')"])
+@pytest.mark.parametrize("what", some_quick(["os.kill(os.getpid(), 9)", "os._exit(9)", "raise ValueError('a bug')"], 3))
 def test_a_process_that_dies_costs_nothing_but_time(
     finished: NpyOutput,
     manifest: Path,

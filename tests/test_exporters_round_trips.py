@@ -19,6 +19,7 @@ from hfprep.formats.npy import export_npy
 from hfprep.formats.webdataset_writer import WebDatasetOptions, export_webdataset
 from hfprep.io import atomic
 from hfprep.io.words import parse_size
+from tests.quick import some_quick
 from tests.sample_sets import AWKWARD_IDS, EXTRAS, make_output, public_files
 
 Export = Callable[[Path, Path], Any]
@@ -253,8 +254,9 @@ def small_and_large(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     ]
 
 
+@pytest.mark.parametrize("name", some_quick(EXPORTS, 2))
 def test_memory_does_not_grow_with_the_number_of_samples(
-    small_and_large: list[Path], tmp_path: Path, export: Export
+    small_and_large: list[Path], tmp_path: Path, name: str
 ) -> None:
     """Five times the samples may not take much more memory: what is held is one chunk and the index."""
     import tracemalloc
@@ -262,7 +264,7 @@ def test_memory_does_not_grow_with_the_number_of_samples(
     peaks = []
     for source in small_and_large:
         tracemalloc.start()
-        export(source, tmp_path / "exported")
+        EXPORTS[name](source, tmp_path / "exported")
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     size = sum(len(data) for name, data in public_files(small_and_large[1]).items() if "/" in name)
