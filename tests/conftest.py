@@ -55,21 +55,6 @@ def pytest_xdist_auto_num_workers() -> int:
     return min((os.cpu_count() or 1) + 1, MOST_WORKERS)
 
 
-# The longest first: otherwise runners wait at the end for one that has begun with a long file late.
-LONG_FILES = (
-    "test_docs", "test_engines_ray", "test_crash", "test_report", "test_check", "test_engines_local", "test_failures",
-    "test_formats_shards", "test_recipes_indextts25_model", "test_models_fused", "test_exporters_round_trips",
-    "test_object_storage", "test_merging", "test_crash_shards", "test_recipes_indextts25_crash", "test_chaos",
-    "test_outputs_hash", "test_shared_checks", "test_terminal", "test_precision_choice", "test_architecture",
-)  # fmt: skip
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the files; the tests of a file stay in their order."""
-    order = {name: number for number, name in enumerate(LONG_FILES)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
-
-
 @pytest.fixture(autouse=True)
 def seeds() -> None:
     """The same random numbers in every test, whichever tests run beside it."""
