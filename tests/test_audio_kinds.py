@@ -1,10 +1,12 @@
 """Recordings are accepted whole or not at all, whatever they are wrapped in: each kind whole, cut, joined, damaged."""
 
+import functools
 import io
 import json
 import os
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -200,22 +202,43 @@ PLAYLISTS = {
 }
 
 
+@functools.cache
+def _recorders() -> list[list[str]]:
+    """Lists to which the path of each opened file is added. An audit hook stays for good, so there is one."""
+    recorders: list[list[str]] = []
+
+    def record(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open":
+            for recorder in recorders:
+                recorder.append(str(arguments[0]))
+
+    sys.addaudithook(record)
+    return recorders
+
+
+@pytest.fixture
+def opened() -> Iterator[list[str]]:
+    """The paths of the files that Python opens during the test."""
+    paths: list[str] = []
+    _recorders().append(paths)
+    yield paths
+    _recorders().remove(paths)
+
+
 @pytest.mark.parametrize("suffix", ["m4a", "aac", "ts", "webm", "m3u8", "mpd", "mp3", "wav"])
 @pytest.mark.parametrize("kind", PLAYLISTS)
-def test_lists_of_other_files_open_none(files: dict[str, Path], tmp_path: Path, kind: str, suffix: str) -> None:
+def test_lists_of_other_files_open_none(
+    files: dict[str, Path], tmp_path: Path, opened: list[str], kind: str, suffix: str
+) -> None:
     secret = tmp_path / "secret.ts"
     secret.write_bytes(files["ts"].read_bytes())
     before = os.stat(secret).st_atime_ns
-    opened: list[str] = []
-    recording = [True]
-    sys.addaudithook(lambda event, args: opened.append(str(args[0])) if recording and event == "open" else None)
     path = tmp_path / f"a.{suffix}"
     path.write_text(PLAYLISTS[kind].format(path=secret))
-    try:
-        assert seconds_of(path) is None
-    finally:
-        recording.clear()
+    opened.clear()
+    assert seconds_of(path) is None
     assert os.stat(secret).st_atime_ns == before
+    assert str(path) in opened
     assert not any("secret" in name for name in opened)
 
 
@@ -291,6 +314,28 @@ def test_other_lines_pass_while_the_decoder_is_listened_to(capfd: pytest.Capture
     with native_stderr_logged("x"):
         os.write(2, b"Note: Illegal Audio-MPEG-Header\na line of somebody else\n")
     assert capfd.readouterr().err == "a line of somebody else\n"
+
+
+def test_a_fork_and_its_parent_take_no_lines_of_each_other(caplog: pytest.LogCaptureFixture) -> None:
+    from hfprep.inputs.audio.native_stderr import native_stderr_logged
+
+    caplog.set_level("INFO")
+    with native_stderr_logged("before"):
+        pass
+    said, go_on = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        with native_stderr_logged("child"):
+            os.write(2, b"Note: of the child\n")
+            os.write(said[1], b"x")
+            os.read(go_on[0], 1)
+        os._exit(not any("child: the mp3 decoder says: Note" in message for message in caplog.messages))
+    os.read(said[0], 1)
+    with native_stderr_logged("parent"):
+        pass
+    os.write(go_on[1], b"x")
+    assert os.waitpid(child, 0)[1] == 0
+    assert not caplog.messages
 
 
 def test_reading_from_memory_is_the_same_as_from_a_file(files: dict[str, Path]) -> None:

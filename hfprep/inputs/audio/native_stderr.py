@@ -37,6 +37,17 @@ def _caught() -> int:
 _lock = threading.Lock()
 
 
+def _after_fork() -> None:
+    """Another file than the parent's, which would mix their lines, and no lock that a thread of the parent holds."""
+    global _lock
+    _caught.cache_clear()
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 @contextlib.contextmanager
 def native_stderr_logged(name: str) -> Iterator[None]:
     """Capture what the library prints inside, one thread at a time; lines of other threads are passed on afterwards."""
