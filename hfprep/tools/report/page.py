@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bokeh.document import Document
 from bokeh.embed import components
 from bokeh.plotting import figure
 from bokeh.resources import Resources
@@ -37,6 +38,10 @@ def render(found: Collected) -> str:
     """The whole page."""
     sections = list(_sections(found))
     figures = [chart for _, _, drawn, _ in sections for chart in drawn]
+    document = Document()
+    with document.models.freeze():  # otherwise each root that is added has the earlier ones searched again
+        for chart in figures:
+            document.add_root(chart)
     script, divs = components(figures)
     parts = iter(divs)
     body = "".join(_section(title, note, [next(parts) for _ in drawn], extra) for title, note, drawn, extra in sections)
