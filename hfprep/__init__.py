@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING, Any
 
 from hfprep.errors import CheckpointError, ConfigError, HfprepError, Reason, RejectedSample, StoreError
-from hfprep.pipeline.config import BuildConfig
-from hfprep.pipeline.data_sets import config_of_each
 
 if TYPE_CHECKING:
     from hfprep.formats.loading import LengthBucketedBatchSampler, collate, dataloader, load
     from hfprep.pipeline.building import build
     from hfprep.pipeline.building_many import ManySummary, build_many
+    from hfprep.pipeline.config import BuildConfig
+    from hfprep.pipeline.data_sets import config_of_each
     from hfprep.pipeline.extracting import extractor
     from hfprep.pipeline.summary import Summary
 
@@ -35,12 +35,14 @@ __all__ = [
 ]
 
 _LAZY = {
+    "BuildConfig": "hfprep.pipeline.config",
     "LengthBucketedBatchSampler": "hfprep.formats.loading",
     "ManySummary": "hfprep.pipeline.building_many",
     "Summary": "hfprep.pipeline.summary",
     "build": "hfprep.pipeline.building",
     "build_many": "hfprep.pipeline.building_many",
     "collate": "hfprep.formats.loading",
+    "config_of_each": "hfprep.pipeline.data_sets",
     "dataloader": "hfprep.formats.loading",
     "extractor": "hfprep.pipeline.extracting",
     "load": "hfprep.formats.loading",
@@ -48,7 +50,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import names that need further packages on first access."""
+    """Import names on first access: many processes import the package for a small part of it."""
     if name in _LAZY:
         import importlib
 
