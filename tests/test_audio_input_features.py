@@ -4,15 +4,13 @@ import json
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 import torchaudio
-from transformers import SeamlessM4TFeatureExtractor
-from transformers.audio_utils import mel_filter_bank, window_function
 
 from hfprep.errors import ConfigError, Reason, RejectedSample
 from hfprep.inputs.audio.decode import load_waveform
@@ -28,6 +26,9 @@ from hfprep.models.input_features import (
     num_input_frames,
 )
 
+if TYPE_CHECKING:
+    from transformers import SeamlessM4TFeatureExtractor
+
 UPSAMPLED = "synth5"  # the one golden clip below 16 kHz
 LARGER_GOLDEN = Path(__file__).resolve().parent.parent.parent / "shared" / "golden"
 GOLDENS = [Path(__file__).parent / "golden-small", *([LARGER_GOLDEN] if LARGER_GOLDEN.is_dir() else [])]
@@ -41,11 +42,13 @@ GOLDEN_CASES = [
 
 
 @pytest.fixture(scope="module")
-def extractor() -> SeamlessM4TFeatureExtractor:
+def extractor() -> "SeamlessM4TFeatureExtractor":
+    from transformers import SeamlessM4TFeatureExtractor  # takes seconds
+
     return SeamlessM4TFeatureExtractor(padding_value=1)
 
 
-def library_features(extractor: SeamlessM4TFeatureExtractor, waveform: np.ndarray) -> np.ndarray:
+def library_features(extractor: "SeamlessM4TFeatureExtractor", waveform: np.ndarray) -> np.ndarray:
     """The library's frames that its own mask calls valid."""
     found = extractor(waveform, sampling_rate=16_000, return_tensors="np")
     features: np.ndarray = found["input_features"][0][found["attention_mask"][0].astype(bool)]
@@ -71,7 +74,7 @@ def noise(num_samples: int, level: float = 0.1) -> np.ndarray:
 @pytest.mark.parametrize(
     ("golden", "row", "expected"), GOLDEN_CASES, ids=[f"{c[0].name}-{c[2].stem}" for c in GOLDEN_CASES]
 )
-def test_golden(golden: Path, row: dict[str, Any], expected: Path, extractor: SeamlessM4TFeatureExtractor) -> None:
+def test_golden(golden: Path, row: dict[str, Any], expected: Path, extractor: "SeamlessM4TFeatureExtractor") -> None:
     via = 24_000 if expected.stem.endswith("@24k") else None
     features = extract_input_features(load_waveform(golden / row["audio"], via=via).samples)
     published = library_features(extractor, published_waveform(golden / row["audio"], via))
@@ -91,6 +94,8 @@ def test_golden(golden: Path, row: dict[str, Any], expected: Path, extractor: Se
 
 
 def test_filters_and_window_are_the_librarys() -> None:
+    from transformers.audio_utils import mel_filter_bank, window_function
+
     filters = mel_filter_bank(257, 80, 20, 8000, 16_000, norm=None, mel_scale="kaldi", triangularize_in_mel_space=True)
     np.testing.assert_allclose(mel_filters(), filters, rtol=0, atol=1e-14)
     np.testing.assert_allclose(input_features.povey_window(), window_function(400, "povey", periodic=False), rtol=1e-14)
@@ -103,7 +108,7 @@ EDGE_FRAMES = [2, 3, 4, 5, 63, 64, 65, 66, 127, 128, 129, 511, 512, 513, 514]
 
 @pytest.mark.parametrize("mel_frames", EDGE_FRAMES)
 @pytest.mark.parametrize("beyond", [0, 1, HOP_LENGTH - 1])
-def test_every_edge_equals_the_library(extractor: SeamlessM4TFeatureExtractor, mel_frames: int, beyond: int) -> None:
+def test_every_edge_equals_the_library(extractor: "SeamlessM4TFeatureExtractor", mel_frames: int, beyond: int) -> None:
     waveform = noise(WINDOW_LENGTH + (mel_frames - 1) * HOP_LENGTH + beyond)
     features = extract_input_features(waveform)
     assert features.dtype == np.float32
@@ -111,7 +116,7 @@ def test_every_edge_equals_the_library(extractor: SeamlessM4TFeatureExtractor, m
     np.testing.assert_allclose(features, library_features(extractor, waveform), rtol=0, atol=2e-6)
 
 
-def test_random_lengths_and_levels_equal_the_library(extractor: SeamlessM4TFeatureExtractor) -> None:
+def test_random_lengths_and_levels_equal_the_library(extractor: "SeamlessM4TFeatureExtractor") -> None:
     generator = np.random.default_rng(7)
     differing = total = 0
     for _ in range(60):
@@ -124,7 +129,7 @@ def test_random_lengths_and_levels_equal_the_library(extractor: SeamlessM4TFeatu
     assert differing <= total * 1e-4  # float32 roundings that fell the other way
 
 
-def test_silence_is_flat_and_equals_the_library(extractor: SeamlessM4TFeatureExtractor) -> None:
+def test_silence_is_flat_and_equals_the_library(extractor: "SeamlessM4TFeatureExtractor") -> None:
     waveform = np.zeros(16_000, np.float32)
     features = extract_input_features(waveform)
     np.testing.assert_array_equal(features, library_features(extractor, waveform))
@@ -179,7 +184,7 @@ def test_threads_do_not_disturb_each_other() -> None:
         np.testing.assert_array_equal(mine, alone)
 
 
-def test_it_is_faster_than_the_library(extractor: SeamlessM4TFeatureExtractor) -> None:
+def test_it_is_faster_than_the_library(extractor: "SeamlessM4TFeatureExtractor") -> None:
     """About five times; half of that is asked for, in processor time, so that a busy machine does not fail it."""
     waveform = noise(160_000)
     ours = min(_processor_seconds(lambda: extract_input_features(waveform)) for _ in range(5))

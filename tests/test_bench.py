@@ -32,7 +32,6 @@ from hfprep.recipes.options import ModelOptions
 from scripts.benchmark import plain_models
 from scripts.benchmark.__main__ import app
 from scripts.benchmark.arithmetic import STAGES, STAGES25, needed_flops, needed_flops25
-from scripts.benchmark.baseline import baseline25, run_baseline
 from scripts.benchmark.comparing import evaluate
 from scripts.benchmark.config import BenchConfig
 from scripts.benchmark.families import INDEXTTS2, INDEXTTS25
@@ -160,6 +159,8 @@ def test_the_baseline_of_2_5_and_a_timed_build_give_the_published_numbers(golden
 
     Its feature extractor pads a clip of an odd number of 10 ms frames, so that there only the speaker vector is held.
     """
+    from scripts.benchmark.baseline import baseline25, run_baseline  # imports transformers
+
     device = torch.device("cpu")
     manifest, models = golden25_small / "manifest.jsonl", golden25_small / "checkpoints"
     watches = {name: Stopwatch(device) for name in ("baseline", "build")}

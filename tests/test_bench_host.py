@@ -15,7 +15,6 @@ from hfprep.recipes.registry import recipe
 from hfprep.store.layout import OutputFolder
 from scripts.benchmark.__main__ import app
 from scripts.benchmark.config import HOST_CLIPS, HOST_SECONDS, BenchConfig
-from scripts.benchmark.host_plain import run_plain
 from scripts.benchmark.stand_in import StandInModels, stand_in
 
 CLIPS = 5
@@ -40,6 +39,8 @@ def test_models_that_answer_at_once_give_what_the_published_ones_would(inputs: I
 
 @pytest.mark.parametrize("kind", ["npy", "webdataset"])
 def test_the_plain_side_writes_every_sample(inputs: Inputs, golden_small: Path, tmp_path: Path, kind: str) -> None:
+    from scripts.benchmark.host_plain import run_plain  # imports transformers
+
     assert isinstance(inputs.models, StandInModels)
     rows = [json.loads(line) for line in (golden_small / "manifest.jsonl").read_text().splitlines()][:2]
     manifest = tmp_path / "rows.jsonl"

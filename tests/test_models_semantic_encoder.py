@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import Wav2Vec2BertConfig
 
 from hfprep.errors import CheckpointError
 from hfprep.models import semantic_encoder as module
@@ -146,6 +145,8 @@ def test_refuses_what_it_does_not_compute(folder: Path, tmp_path: Path, key: str
 
 
 def test_defaults_are_the_librarys() -> None:
+    from transformers import Wav2Vec2BertConfig
+
     library = Wav2Vec2BertConfig()
     config = SemanticEncoderConfig.from_values({})
     assert dataclasses.asdict(config) == {name: getattr(library, name) for name in dataclasses.asdict(config)}
