@@ -61,14 +61,15 @@ def seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(0)
+        # Not torch.manual_seed, which also formats the stack for a GPU that is not there: 2 ms a test.
+        sys.modules["torch"].default_generator.manual_seed(0)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_worker_is_inline() -> None:
     """Builds of the tests' own process with one worker compute there: patches hold, and no process has to start.
 
-    The fixture `real_workers` leaves them to processes, as a user's are.
+    The fixture `real_workers` leaves them to processes.
     """
     if "torch" in sys.modules:  # imported by the tests that were chosen
         from tests.engines import one_worker_inline
@@ -78,10 +79,29 @@ def one_worker_is_inline() -> None:
 
 @pytest.fixture
 def real_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Builds of this test have worker processes, also where there is one."""
+    """Builds of this test have worker processes, also where there is one: forks, with this process's patches."""
     from hfprep.pipeline.engines import choice
+    from tests.engines import ForkedWorkers
 
-    monkeypatch.setitem(choice.ENGINES, "local", choice.LocalEngine())
+    monkeypatch.setitem(choice.ENGINES, "local", ForkedWorkers())
+
+
+@pytest.fixture(scope="module")
+def two_layers() -> Iterator[None]:
+    """Builds of the module's tests compute two of the semantic encoder's 17 layers.
+
+    For tests that compare builds with each other and with no published number.
+    """
+    from hfprep.models import semantic_encoder
+    from hfprep.recipes import networks
+    from tests.engines import one_worker_inline
+
+    count = 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(semantic_encoder, "NUM_LAYERS", count)
+        patch.setattr(networks, "SEMANTIC_PREFIXES", networks.SEMANTIC_PREFIXES[: 1 + count])
+        one_worker_inline(patch.setitem)  # with models of its own
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,28 +1,20 @@
 """A worker process without models, which can be told to die of a sample: the driver's tests start it in its place.
 
-`Orders` travel where the extractor's spec would. Started by `start`, as the real one is, in a fork of its driver.
+`Orders` travel where the extractor's spec would.
 """
 
-import contextlib
-import json
 import os
 import signal
 import struct
-import subprocess
 import sys
-import threading
 import time
-import traceback
-from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
-
-from hfprep.pipeline.engines.lifeline import hold, ignore_signals
 
 
 @dataclass(frozen=True)
@@ -45,67 +37,9 @@ class Orders:
     begun: str = ""  # a folder in which each row that is begun leaves a file; every batch is then awaited
 
 
-class Forked:
-    """A fake worker in a fork of this process, which has imported everything; it is used like a `subprocess.Popen`."""
-
-    def __init__(self, arguments: Sequence[str], *, pass_fds: Sequence[int], **_: Any) -> None:
-        here, there = os.pipe()
-        self.returncode: int | None = None
-        self._lock = threading.Lock()
-        self.pid = os.fork()
-        if self.pid == 0:
-            _run(arguments, {*pass_fds, 2}, there)
-        os.close(there)
-        self.stderr = open(here, "rb")  # noqa: SIM115 - the pool closes it
-
-    def poll(self) -> int | None:
-        with self._lock:
-            if self.returncode is None:
-                pid, status = os.waitpid(self.pid, os.WNOHANG)
-                self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-            return self.returncode
-
-    def wait(self, timeout: float | None = None) -> int:
-        end = None if timeout is None else time.monotonic() + timeout
-        while self.poll() is None:
-            if end is not None and time.monotonic() >= end:
-                raise subprocess.TimeoutExpired("fake worker", timeout or 0.0)
-            time.sleep(0.001)
-        assert self.returncode is not None
-        return self.returncode
-
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
-
-
-def _run(arguments: Sequence[str], kept: set[int], stderr: int) -> NoReturn:
-    status = 1
-    try:
-        os.dup2(stderr, 2)
-        for descriptor in map(int, os.listdir("/proc/self/fd")):
-            if descriptor not in kept:
-                with contextlib.suppress(OSError):  # that of the listing
-                    os.close(descriptor)
-        start(*arguments[3:6])
-        status = 0
-    except SystemExit as end:
-        status = int(end.code or 0)
-    except BaseException:  # noqa: BLE001 - the driver logs it
-        os.write(2, traceback.format_exc().encode())
-    finally:
-        os._exit(status)
-
-
-def start(lifeline: str, connection: str, search_path: str) -> None:
+def main(connection: int) -> None:
     """The life of a fake worker."""
-    ignore_signals()
-    hold(int(lifeline))
-    sys.path[:] = json.loads(search_path)
-    channel = Connection(int(connection))
+    channel = Connection(connection)
     while (setup := channel.recv()) is not None:
         _build(channel, setup)
 

@@ -140,7 +140,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from hfprep.tools.demo.dataset import make_dataset
     from hfprep.tools.demo.sentences import train_tokenizer
 
-    folder = tmp_path_factory.mktemp("docs")
+    folder = tmp_path_factory.mktemp("docs") / "world"
+    folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         status, output = quiet_run(["demo", "--num-samples", "4"])
@@ -177,10 +178,22 @@ def hub_cache(folder: Path, models: Path) -> None:
         (folder / f"models--{name}" / "refs" / "main").write_text("0")
 
 
+@pytest.fixture
+def folder(world: Path) -> Path:
+    """A copy of `world` at the same place for each page, with the same model files, so that they stay loaded."""
+    folder, kept = world.parent / "here", world.parent / "models"
+    if folder.exists():
+        (folder / "demo" / "models-RANDOM").replace(kept)
+        shutil.rmtree(folder)
+    else:
+        shutil.copytree(world / "demo" / "models-RANDOM", kept)
+    shutil.copytree(world, folder, symlinks=True, ignore=shutil.ignore_patterns("models-RANDOM"))
+    kept.replace(folder / "demo" / "models-RANDOM")
+    return folder
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if examples(page)], ids=lambda page: page.name)
-def test_the_examples_run(page: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "here"
-    shutil.copytree(world, folder, symlinks=True)
+def test_the_examples_run(page: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub_cache(tmp_path / "hub", folder / "demo" / "models-RANDOM")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))

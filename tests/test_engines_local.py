@@ -18,29 +18,31 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+import hfprep
 from hfprep.errors import CheckpointError, HfprepError, Reason, StopRequested
 from hfprep.formats.feature_stores import NpyStaging
+from hfprep.inputs.audio.decode import load_waveform
 from hfprep.pipeline.breaker import SystematicFailureError
 from hfprep.pipeline.engines import driver as driver_module
 from hfprep.pipeline.engines import local, worker
 from hfprep.pipeline.engines.driver import Driver
 from hfprep.pipeline.engines.messages import Assignment, Batch, Closed, Opened, Stop, WorkerSetup
 from hfprep.pipeline.engines.messages import Taken as TakenMessage
-from hfprep.pipeline.engines.pool import WorkerPool
+from hfprep.pipeline.engines.pool import WorkerPool, code_of
 from hfprep.pipeline.engines.work_units import WorkQueue, WorkUnit
 from hfprep.pipeline.failures import DeviceError
 from hfprep.pipeline.features import BatchResult
 from hfprep.pipeline.plan import rows_schema
 from hfprep.schema import Rejection
-from tests.fake_worker import Forked, Orders
+from tests.fake_worker import Orders
+from tests.forked import forked
 from tests.sample_schemas import speech_schema
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def fake_pool() -> WorkerPool:
-    popen: Any = Forked
-    return WorkerPool(popen=popen)
+    return WorkerPool(code_of("tests.fake_worker"), popen=forked)
 
 
 @dataclasses.dataclass
@@ -511,52 +513,23 @@ def manifest_with(golden_small: Path, path: Path, **extra: str) -> Path:
     return path
 
 
-SITE = """
-import os, sys
-if os.environ.get("HFPREP_TEST_DEADLY"):
-    import importlib.abc, importlib.util
-    class Finder(importlib.abc.MetaPathFinder):
-        def find_spec(self, name, path, target=None):
-            if name != "hfprep.inputs.audio.decode":
-                return None
-            sys.meta_path.remove(self)
-            spec = importlib.util.find_spec(name)
-            execute = spec.loader.exec_module
-            def then_patched(module):
-                execute(module)
-                load = module.load_waveform
-                def deadly(path, **options):
-                    if "deadly" in str(path):
-                        os.abort()
-                    return load(path, **options)
-                module.load_waveform = deadly
-            spec.loader.exec_module = then_patched
-            return spec
-    sys.meta_path.insert(0, Finder())
-"""
-
-
-def build_command(manifest: Path, golden_small: Path, output: Path, *more: str) -> list[str]:
-    return [
-        sys.executable, "-m", "hfprep", "build", "--manifest", str(manifest), "--output-dir", str(output),
-        "--models", str(golden_small / "checkpoints"), "--batch-size", "2", "--device", "cpu", *more,
-    ]  # fmt: skip
-
-
 @pytest.mark.parametrize("runs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_clip_at_which_the_decoder_aborts_is_rejected_by_a_build_of_one_process(
-    golden_small: Path, tmp_path: Path, runs: int
+    golden_small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real_workers: None, runs: int
 ) -> None:
+    def deadly(path: Any, **options: Any) -> Any:
+        if "deadly" in str(path):
+            os.abort()
+        return load_waveform(path, **options)
+
+    monkeypatch.setattr("hfprep.pipeline.intake.load_waveform", deadly)  # workers are forks of this process
     (tmp_path / "deadly.wav").write_bytes((golden_small / "audio" / "synth1.wav").read_bytes())
     manifest = manifest_with(golden_small, tmp_path / "m.jsonl", deadly=str(tmp_path / "deadly.wav"))
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
-    environment = os.environ | {
-        "PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{REPOSITORY}", "HFPREP_TEST_DEADLY": "1"
-    }  # fmt: skip
-    command = build_command(manifest, golden_small, tmp_path / "out")
+    config = hfprep.BuildConfig(
+        manifest=manifest, output_dir=tmp_path / "out", models=golden_small / "checkpoints", batch_size=2, device="cpu"
+    )
     for _ in range(runs):  # a second run has nothing but that clip, and rejects it again
-        subprocess.run(command, env=environment, cwd=REPOSITORY, check=True, timeout=300)
+        assert hfprep.build(config).rejected == {"compute_failed": 1}
         rejected = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
         assert [(item["id"], item["reason"]) for item in rejected] == [("deadly", "compute_failed")]
         assert "died 3 times (signal 6)" in rejected[0]["message"]
@@ -567,8 +540,10 @@ def test_a_clip_at_which_the_decoder_aborts_is_rejected_by_a_build_of_one_proces
 def test_sigterm_to_the_whole_group_finishes_the_batch_in_flight(golden_small: Path, tmp_path: Path) -> None:
     """As `timeout` and `scancel` send it."""
     progress = tmp_path / "out" / ".preprocessing_progress.txt"
-    command = build_command(golden_small / "manifest.jsonl", golden_small, tmp_path / "out")
-    command[-4:] = ["--batch-size", "1", "--device", "cpu"]
+    command = [
+        sys.executable, "-m", "hfprep", "build", "--manifest", str(golden_small / "manifest.jsonl"), "--models",
+        str(golden_small / "checkpoints"), "--output-dir", str(tmp_path / "out"), "--batch-size=1", "--device=cpu",
+    ]  # fmt: skip
     running = subprocess.Popen(command, cwd=REPOSITORY, start_new_session=True, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: progress.read_text().splitlines() if progress.exists() else [], count=1)
     os.killpg(running.pid, signal.SIGTERM)

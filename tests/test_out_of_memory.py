@@ -39,6 +39,8 @@ from hfprep.recipes.options import ModelOptions
 from hfprep.schema import Features, Rejection, Utterance
 from tests.sample_schemas import speech_schema
 
+pytestmark = pytest.mark.usefixtures("two_layers")
+
 STEPS = ("semantic_encoder", "semantic_codec", "conditioner", "emotion_conditioner", "to the device", "from the device")
 ERRORS: dict[str, Callable[[], Exception]] = {
     "cuda": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),

@@ -113,12 +113,11 @@ def test_a_part_is_drawn_and_said_so(output: Path, tmp_path: Path, monkeypatch: 
     assert f"10 of {len(found.lengths)} samples, chosen at random" in (tmp_path / "part.html").read_text()
 
 
-def test_what_is_not_there_is_shown_as_nothing(output: Path, tmp_path: Path) -> None:
+def test_what_is_not_there_is_shown_as_nothing(output: Path, page: Path) -> None:
     """A rejected line without an id has an empty cell; batches without padding do not make an axis of nothing."""
     found = collect(output)
     assert any(row["id"] is None for row in found.rejected_rows)
-    write_report(output, tmp_path / "page.html")
-    table = (tmp_path / "page.html").read_text().partition("<h2>Rejected</h2>")[2].partition("</table>")[0]
+    table = page.read_text().partition("<h2>Rejected</h2>")[2].partition("</table>")[0]
     assert f'<p class="note">{sum(found.rejected.values())} lines; all are listed below.' in table
     assert '<td data-name="id"></td>' in table
     assert "None" not in table

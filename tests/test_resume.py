@@ -32,6 +32,8 @@ from hfprep.pipeline.summary import Summary
 from hfprep.recipes.indextts2.feature_model import FeatureModel
 from hfprep.schema import Utterance
 
+pytestmark = pytest.mark.usefixtures("two_layers")
+
 CLIPS = ("synth1", "synth2", "synth4", "synth6")
 COLUMNS = ("text_ids", "codes", "condition", "emo_vec")
 SPLITS = ("train_manifest.jsonl", "val_manifest.jsonl")

@@ -27,6 +27,8 @@ from hfprep.tools.verify.checking import VerifyOptions, verify
 from hfprep.tools.verify.faults import FaultKind
 from tests.sample_sets import public_files
 
+pytestmark = pytest.mark.usefixtures("two_layers")
+
 SHARED_FILES = ("rejected.jsonl", ".preprocessing_progress.txt")
 FORMATS = ("arrow", "webdataset")
 Rows = list[dict[str, Any]]

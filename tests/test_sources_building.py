@@ -21,6 +21,8 @@ from hfprep.pipeline.engines import spool
 from hfprep.pipeline.engines.choice import Shared
 from hfprep.tools.check.scan import CheckOptions, check
 
+pytestmark = pytest.mark.usefixtures("two_layers")
+
 Build = Callable[..., hfprep.Summary]
 
 

@@ -20,6 +20,8 @@ from hfprep.store.names import NameRules
 from hfprep.tools.check.options import CheckOptions
 from hfprep.tools.check.scan import check
 
+pytestmark = pytest.mark.usefixtures("two_layers")
+
 Rows = list[dict[str, Any]]
 Build = Callable[..., hfprep.Summary]
 
