@@ -104,6 +104,24 @@ def two_layers() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def normalised_once() -> Iterator[None]:
+    """A text that the module's tests normalise again is looked up: the grammars take 40 ms for a sentence."""
+    from hfprep.inputs.text.normalizer import TextNormalizer
+
+    normalize, known = TextNormalizer.normalize, dict[tuple[str, str | None], str]()
+
+    def look_up(normalizer: TextNormalizer, text: str, language_hint: str | None = None) -> str:
+        key = text, language_hint
+        if key not in known:
+            known[key] = normalize(normalizer, text, language_hint)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TextNormalizer, "normalize", look_up)
+        yield
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The folder of the checkout."""

@@ -37,6 +37,8 @@ from hfprep.tools.check.scan import check
 from hfprep.tools.demo.dataset import DemoDataset, make_dataset
 from tests.random_codecs import save_codec
 
+pytestmark = pytest.mark.usefixtures("two_layers")
+
 ONLY_DECODING_SHOWS = {"nan_samples"}
 FRAMES = estimates.FRAMES
 

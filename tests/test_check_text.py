@@ -16,6 +16,8 @@ from hfprep.tools.check.findings import TextExample
 from hfprep.tools.check.scan import CheckOptions, check
 from hfprep.tools.shares import NONE_GIVEN
 
+pytestmark = pytest.mark.usefixtures("two_layers")
+
 TEXTS = (
     ("ru", "Мне 150 лет."),
     ("en", "It's 3:45 PM."),

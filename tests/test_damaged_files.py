@@ -22,6 +22,8 @@ from hfprep.tools.report.collect import collect
 from hfprep.tools.verify.checking import VerifyOptions, verify
 from tests.engines import one_worker_inline
 
+pytestmark = pytest.mark.usefixtures("normalised_once")
+
 VALUES: tuple[Any, ...] = (None, 5, -1, 1.5, "x", [], {}, [1], {"a": 1}, True, 1e400)
 DEPTH = 3
 

@@ -21,6 +21,8 @@ from hfprep.tools.tokenizer.model_file import with_pieces
 from hfprep.tools.tokenizer.vocabulary import Vocabulary
 from tests.tokenizers import AMHARIC, train_base, write_manifest
 
+pytestmark = pytest.mark.usefixtures("normalised_once")
+
 WIDTH = 6
 CONFIG = """# The model's own config
 gpt:

@@ -23,6 +23,8 @@ from hfprep.pipeline.planning import Planner
 from hfprep.tools.demo.dataset import DemoDataset, make_dataset
 from tests.crash_child import COLUMN_FOLDERS, CrashServer, Fault
 
+pytestmark = pytest.mark.usefixtures("two_layers")
+
 COUNT = 3
 
 

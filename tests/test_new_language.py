@@ -17,6 +17,8 @@ from hfprep.inputs.text.tokenizer import TextTokenizer
 from hfprep.tools.tokenizer.compare import compare
 from tests.tokenizers import AMHARIC, train_base
 
+pytestmark = pytest.mark.usefixtures("two_layers")
+
 
 def run(*arguments: object) -> str:
     result = CliRunner().invoke(cli.app, list(map(str, arguments)))

@@ -23,6 +23,8 @@ from hfprep.formats.npz import export_npz
 from hfprep.formats.pair_files import make_pairs, pair_problems
 from hfprep.formats.pairs import PairOptions, cross_lingual_pairs, speaker_pairs
 
+pytestmark = pytest.mark.usefixtures("two_layers")
+
 SPEAKERS = {"synth3": "one", "synth4": "two", "synth5": "one", "synth6": "two"}
 COLUMNS = ("text_ids", "codes", "spk_emb", "emo_vec")
 

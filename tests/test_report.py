@@ -27,6 +27,8 @@ from hfprep.tools.report.charts import histogram
 from hfprep.tools.report.collect import collect
 from hfprep.tools.report.writing import write_report
 
+pytestmark = pytest.mark.usefixtures("normalised_once")
+
 MOST_BYTES = 5_000_000
 
 

@@ -16,6 +16,8 @@ from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.retokenizing import retokenize
 from tests.sample_sets import make_output, public_files
 
+pytestmark = pytest.mark.usefixtures("two_layers")
+
 TEXTS = (
     "Text with words and more words.",
     "The first line, with 3 numbers.",

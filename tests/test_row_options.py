@@ -21,6 +21,8 @@ from hfprep.tools.check.options import CheckOptions
 from hfprep.tools.check.scan import check
 from tests.tokenizers import train_base
 
+pytestmark = pytest.mark.usefixtures("two_layers")
+
 
 @pytest.fixture
 def clips(golden_small: Path) -> list[str]:

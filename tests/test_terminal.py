@@ -159,7 +159,7 @@ def test_a_program_that_configures_no_logging_sees_the_lines(
 def test_a_build_leaves_the_program_as_it_was(golden_small: Path, manifest: Path, tmp_path: Path) -> None:
     """Logging, the collector, the bars of datasets and torch's threads, whether the build ends well or not."""
     code = """
-import gc, logging, sys, threading
+import dataclasses, gc, logging, sys, threading
 import datasets, torch
 import hfprep
 
@@ -180,11 +180,12 @@ for number, setting in enumerate(settings):
     setting()
     before = state()
     engine = "local" if number == 2 else "inline"
-    config = hfprep.BuildConfig(manifest=manifest, models=models, output_dir=f"{output}{number}", engine=engine)
+    config = hfprep.BuildConfig(manifest=manifest, models=models, output_dir=f"{output}{number}", engine=engine,
+                                max_samples=2)
     hfprep.build(config)
     assert state() == before, (number, before, state())
     try:
-        hfprep.build(hfprep.BuildConfig(manifest="nowhere", models=models, output_dir=f"{output}{number}"))
+        hfprep.build(dataclasses.replace(config, manifest="nowhere", engine="inline"))
     except hfprep.ConfigError:
         pass
     assert state() == before, (number, before, state())
@@ -215,7 +216,7 @@ def sessions(golden_small: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     (folder / "lacking").mkdir()
     models = str(models_of(golden_small))
     to_do = ["--manifest", "rows.jsonl", "--output-dir", "out"]
-    several = ["--dataset", "en=rows.jsonl=en", "--dataset", "ja=ja.jsonl=ja"]
+    several = ["--dataset", "en=rows.jsonl=en", "--dataset", "ja=ja.jsonl=ja", "--engine", "inline"]
     commands: dict[str, list[str | Path]] = {
         "dry run": ["build", *to_do, "--models", models, "--dry-run", "--num-processes", "3"],
         "several": ["build", *several, "--models", models, "--val-count", "1"],

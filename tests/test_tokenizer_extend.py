@@ -18,6 +18,8 @@ from hfprep.tools.tokenizer.extend import Extended, ExtendOptions, extend
 from hfprep.tools.tokenizer.vocabulary import Vocabulary
 from tests.tokenizers import AMHARIC, train_base, write_manifest
 
+pytestmark = pytest.mark.usefixtures("normalised_once")
+
 # Scripts that neither the trained base nor the golden one writes: Amharic letters that are rare, Russian, Hindi, Thai,
 # Arabic, Korean.
 OTHER_SCRIPTS = (
