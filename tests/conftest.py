@@ -92,14 +92,10 @@ def two_layers() -> Iterator[None]:
 
     For tests that compare builds with each other and with no published number.
     """
-    from hfprep.models import semantic_encoder
-    from hfprep.recipes import networks
-    from tests.engines import one_worker_inline
+    from tests.engines import limit_layers, one_worker_inline
 
-    count = 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(semantic_encoder, "NUM_LAYERS", count)
-        patch.setattr(networks, "SEMANTIC_PREFIXES", networks.SEMANTIC_PREFIXES[: 1 + count])
+        limit_layers(2, patch.setattr)
         one_worker_inline(patch.setitem)  # with models of its own
         yield
 

@@ -53,15 +53,12 @@ class Ended:
 class CrashServer:
     """Runs builds in children of the fork server; a context manager."""
 
-    def __init__(self, folder: Path, golden: str = "golden-small", layers: int = 2) -> None:
-        """`golden` is the set whose models the builds take: they are loaded once for all.
-
-        Of the encoder's 17 layers they have the first `layers`: two are enough for numbers to compare.
-        """
+    def __init__(self, folder: Path, golden: str = "golden-small") -> None:
+        """`golden` is the set whose models the builds take, with two of the encoder's layers: they are loaded once."""
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(folder), golden, str(layers)],
+            [sys.executable, __file__, str(folder), golden],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -208,7 +205,7 @@ def _child(folder: Path, request: dict[str, Any]) -> int:
     return 0
 
 
-def _warm_up(folder: Path, golden: Path, layers: int) -> None:
+def _warm_up(folder: Path, golden: Path) -> None:
     """One build in this process, so that its children need not import, open and fill caches again.
 
     Tokenizers and ids are kept for them, as the engine keeps models: these cost more than all that is tried here.
@@ -222,23 +219,16 @@ def _warm_up(folder: Path, golden: Path, layers: int) -> None:
 
     from hfprep.cli import app as cli
     from hfprep.inputs.text.tokenizer import TextTokenizer
-    from hfprep.models.semantic_encoder import SemanticEncoder
     from hfprep.recipes.indextts2 import recipe
     from hfprep.recipes.indextts25 import recipe as recipe25
     from hfprep.recipes.indextts25.text import TextEncoder
 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from tests.engines import one_worker_inline
+    from tests.engines import limit_layers, one_worker_inline
 
     one_worker_inline(dict.__setitem__)
     torch.set_num_threads(1)
-    encode = SemanticEncoder.forward
-
-    def encode_with_some_layers(encoder: SemanticEncoder, *inputs: Any) -> torch.Tensor:
-        encoder.layers = encoder.layers[:layers]
-        return encode(encoder, *inputs)
-
-    SemanticEncoder.forward = encode_with_some_layers  # type: ignore[assignment,method-assign]
+    limit_layers(2, setattr)
     recipe.TextTokenizer = functools.cache(recipe.TextTokenizer)  # type: ignore[misc,assignment]
     recipe25.TextEncoder = functools.cache(recipe25.TextEncoder)  # type: ignore[misc,assignment]
     for encoder in (TextTokenizer, TextEncoder):
@@ -251,8 +241,8 @@ def _warm_up(folder: Path, golden: Path, layers: int) -> None:
     gc.freeze()  # children would copy every page that the collector looks at
 
 
-def _serve(folder: Path, golden: Path, layers: int) -> None:
-    _warm_up(folder, golden, layers)
+def _serve(folder: Path, golden: Path) -> None:
+    _warm_up(folder, golden)
     for line in sys.stdin:
         request = json.loads(line)
         for name in ("stdout", "stderr", "computed", "points"):
@@ -287,4 +277,4 @@ def _kill_later(pid: int, seconds: float, do: str) -> None:
 
 
 if __name__ == "__main__":
-    _serve(Path(sys.argv[1]), Path(__file__).resolve().parent / sys.argv[2], int(sys.argv[3]))
+    _serve(Path(sys.argv[1]), Path(__file__).resolve().parent / sys.argv[2])

@@ -8,11 +8,13 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from hfprep.models import semantic_encoder
 from hfprep.pipeline import examining_processes
 from hfprep.pipeline.config import BuildConfig
 from hfprep.pipeline.engines import choice, pool
 from hfprep.pipeline.engines.spec import Models
 from hfprep.pipeline.precision_trial import Trial, TrialResult
+from hfprep.recipes import networks
 from tests.forked import forked
 
 SetItem = Callable[[dict[str, Any], str, Any], None]
@@ -60,6 +62,12 @@ class _InlineWhereOne:
             self._many.run(job, shared)
         else:
             self._one.run(job, dataclasses.replace(shared, models=self._models))
+
+
+def limit_layers(count: int, set_attribute: Callable[[Any, str, Any], None]) -> None:
+    """Have models that are loaded from now on compute `count` of the semantic encoder's 17 layers."""
+    set_attribute(semantic_encoder, "NUM_LAYERS", count)
+    set_attribute(networks, "SEMANTIC_PREFIXES", networks.SEMANTIC_PREFIXES[: 1 + count])
 
 
 def one_worker_inline(set_item: SetItem) -> None:

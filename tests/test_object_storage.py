@@ -33,6 +33,8 @@ from tests.crash_child import CrashServer
 from tests.s3_server import S3Server, s3_server
 from tests.sample_sets import samples_of
 
+pytestmark = pytest.mark.usefixtures("two_layers")
+
 GOLDEN = Path(__file__).resolve().parent / "golden-small"
 ROWS = [json.loads(line) for line in (GOLDEN / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
 Build = Callable[..., hfprep.Summary]
@@ -218,7 +220,7 @@ remote.SNAPSHOT_SECONDS = remote.SNAPSHOT_SHARE = {seconds}
 
 @pytest.fixture(scope="module")
 def crashing(server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrashServer]:
-    with CrashServer(tmp_path_factory.mktemp("crash"), layers=17) as running:  # compared with builds of this process
+    with CrashServer(tmp_path_factory.mktemp("crash")) as running:
         yield running
 
 
