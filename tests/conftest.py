@@ -118,6 +118,12 @@ def normalised_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def one_clip_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`check` computes one clip to estimate a build's time."""
+    monkeypatch.setattr("hfprep.tools.check.estimates.FRAMES", {"cpu": (1,)})
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The folder of the checkout."""

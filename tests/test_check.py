@@ -37,15 +37,10 @@ from hfprep.tools.check.scan import check
 from hfprep.tools.demo.dataset import DemoDataset, make_dataset
 from tests.random_codecs import save_codec
 
-pytestmark = pytest.mark.usefixtures("two_layers")
+pytestmark = pytest.mark.usefixtures("two_layers", "one_clip_is_timed")
 
 ONLY_DECODING_SHOWS = {"nan_samples"}
 FRAMES = estimates.FRAMES
-
-
-@pytest.fixture(autouse=True)
-def one_clip_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimates, "FRAMES", {"cpu": (1,)})
 
 
 @pytest.fixture(scope="module")

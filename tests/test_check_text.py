@@ -16,7 +16,7 @@ from hfprep.tools.check.findings import TextExample
 from hfprep.tools.check.scan import CheckOptions, check
 from hfprep.tools.shares import NONE_GIVEN
 
-pytestmark = pytest.mark.usefixtures("two_layers")
+pytestmark = pytest.mark.usefixtures("two_layers", "one_clip_is_timed")
 
 TEXTS = (
     ("ru", "Мне 150 лет."),

@@ -31,6 +31,8 @@ from tests.doc_ways import USUAL, WAYS, Place
 if TYPE_CHECKING:
     from hfprep.tools.demo.dataset import DemoDataset
 
+pytestmark = pytest.mark.usefixtures("one_clip_is_timed")
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = re.compile(r"(?:<!--([^>]*)-->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

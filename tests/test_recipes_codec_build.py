@@ -32,6 +32,8 @@ from hfprep.tools.demo.codec import NUM_CODEBOOKS
 from tests.random_codecs import CODECS, random_codec, save_codec
 from tests.tokenizers import train_base
 
+pytestmark = pytest.mark.usefixtures("one_clip_is_timed")
+
 SIZES = {"mimi": (24_000, 1920), "encodec": (24_000, 320), "dac": (16_000, 512)}
 SECONDS = (0.9, 0.05, 1.3, 2.0, 1.3, 0.4, 0.004, 1.0, 2.0, 0.61)
 FORMATS = ("npy", "arrow", "webdataset")

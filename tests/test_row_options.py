@@ -21,7 +21,7 @@ from hfprep.tools.check.options import CheckOptions
 from hfprep.tools.check.scan import check
 from tests.tokenizers import train_base
 
-pytestmark = pytest.mark.usefixtures("two_layers")
+pytestmark = pytest.mark.usefixtures("two_layers", "one_clip_is_timed")
 
 
 @pytest.fixture

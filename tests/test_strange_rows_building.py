@@ -20,7 +20,7 @@ from hfprep.store.names import NameRules
 from hfprep.tools.check.options import CheckOptions
 from hfprep.tools.check.scan import check
 
-pytestmark = pytest.mark.usefixtures("two_layers")
+pytestmark = pytest.mark.usefixtures("two_layers", "one_clip_is_timed")
 
 Rows = list[dict[str, Any]]
 Build = Callable[..., hfprep.Summary]
