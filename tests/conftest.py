@@ -86,6 +86,14 @@ def real_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(choice.ENGINES, "local", ForkedWorkers())
 
 
+@pytest.fixture
+def spawned_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds of this test have worker processes that start as a user's do, without this process's patches."""
+    from hfprep.pipeline.engines import choice
+
+    monkeypatch.setitem(choice.ENGINES, "local", choice.LocalEngine())
+
+
 @pytest.fixture(scope="module")
 def two_layers() -> Iterator[None]:
     """Builds of the module's tests compute two of the semantic encoder's 17 layers.

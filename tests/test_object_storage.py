@@ -470,10 +470,12 @@ def test_a_changed_object_is_computed_again(
 
 @pytest.mark.slow
 def test_processes_of_this_machine_read_and_write_there(
-    build: Build, server: S3Server, output: str, local: Path, there: Callable[[], Any]
+    build: Build, server: S3Server, output: str, tmp_path: Path, there: Callable[[], Any], spawned_workers: None
 ) -> None:
+    """In processes of their own: a connection to object storage does not survive a fork."""
+    hfprep.build(config_of(manifest=GOLDEN / "manifest.jsonl", output_dir=tmp_path, num_processes=2))
     assert build(num_processes=2).accepted == 8
-    assert there() == says(local)
+    assert there() == says(tmp_path)
 
 
 def test_a_bucket_that_is_missing_is_named(build: Build) -> None:
