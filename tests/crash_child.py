@@ -101,6 +101,12 @@ def kind_of(output: str, path: str) -> str:
     return "stage" if "work" in relative.split(os.sep) else relative
 
 
+def _append(path: Path, text: str) -> None:
+    """Opens the file each time: workers, which are forks, have no other descriptors of their driver."""
+    with path.open("ab", buffering=0) as file:
+        file.write(text.encode())
+
+
 class _Saboteur:
     """Counts the points that are reached and does what the fault says at its place."""
 
@@ -108,11 +114,11 @@ class _Saboteur:
         self.output = output
         self.fault = fault
         self.reached: Counter[str] = Counter()
-        self.log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        self.log = log
 
     def observe(self, point: str, path: str) -> None:
         kind = kind_of(self.output, path)
-        os.write(self.log, f"{point}\t{kind}\n".encode())
+        _append(self.log, f"{point}\t{kind}\n")
         fault = self.fault
         if fault.point in ("", point) and fault.kind in ("", kind) and fault.nth:
             self.reached["here"] += 1
@@ -159,11 +165,9 @@ def _log_computed(path: Path) -> None:
     """Note the id of every sample that the models begin to run over."""
     from hfprep.pipeline.observing import add_observer
 
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-
     def note(moment: str, utterances: Sequence[Any]) -> None:
         if moment == "batch begins":
-            os.write(descriptor, "".join(f"{utterance.id}\n" for utterance in utterances).encode())
+            _append(path, "".join(f"{utterance.id}\n" for utterance in utterances))
 
     add_observer(note)
 

@@ -1,6 +1,7 @@
 """A worker process as a fork of the process that asks for it, which has imported torch: a worker in no time."""
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -65,6 +66,9 @@ def _run(arguments: Sequence[str], kept: set[int], stderr: int) -> NoReturn:
             if descriptor not in kept | {0, 1, 2}:
                 with contextlib.suppress(OSError):  # that of the listing
                     os.close(descriptor)
+        for logger in (logging.root, *logging.root.manager.loggerDict.values()):
+            if isinstance(logger, logging.Logger):
+                logger.handlers.clear()  # they write to what is closed now
         sys.argv = [option, *rest]
         exec(code, {"__name__": "__main__"})
         status = 0
