@@ -104,7 +104,7 @@ def two_layers() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         limit_layers(2, patch.setattr)
-        one_worker_inline(patch.setitem)  # with models of its own
+        one_worker_inline(patch.setitem)  # a new engine, so that no model with all layers is reused
         yield
 
 

@@ -472,7 +472,7 @@ def test_a_changed_object_is_computed_again(
 def test_processes_of_this_machine_read_and_write_there(
     build: Build, server: S3Server, output: str, tmp_path: Path, there: Callable[[], Any], spawned_workers: None
 ) -> None:
-    """In processes of their own: a connection to object storage does not survive a fork."""
+    """With spawned workers, because a connection to object storage cannot be used after a fork."""
     hfprep.build(config_of(manifest=GOLDEN / "manifest.jsonl", output_dir=tmp_path, num_processes=2))
     assert build(num_processes=2).accepted == 8
     assert there() == says(tmp_path)

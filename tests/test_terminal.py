@@ -185,7 +185,7 @@ for number, setting in enumerate(settings):
     hfprep.build(config)
     assert state() == before, (number, before, state())
     try:
-        hfprep.build(dataclasses.replace(config, manifest="nowhere", engine="inline"))
+        hfprep.build(dataclasses.replace(config, manifest="nowhere"))
     except hfprep.ConfigError:
         pass
     assert state() == before, (number, before, state())

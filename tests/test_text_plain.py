@@ -159,7 +159,7 @@ _word = st.builds(
 _sentence = st.lists(_word | st.sampled_from(["-", "–", "—", "…"]), min_size=1, max_size=5).map(" ".join)
 
 
-@settings(max_examples=75, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(_sentence)
 def test_english_combinations(text: str) -> None:
     _check_english(text)

@@ -38,7 +38,7 @@ _lock = threading.Lock()
 
 
 def _after_fork() -> None:
-    """Another file than the parent's, which would mix their lines, and no lock that a thread of the parent holds."""
+    """Use a new file, so that parent and child do not mix lines, and a lock that no thread of the parent holds."""
     global _lock
     _caught.cache_clear()
     _lock = threading.Lock()
