@@ -1,7 +1,10 @@
 """Progress: shares, estimates and lines by hand-computed numbers; a notebook's bar; how far a batch is."""
 
+import io
 import logging
+import re
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from hfprep.pipeline import progress as progress_module
 from hfprep.pipeline.engines.messages import Underway
@@ -124,6 +128,21 @@ def test_a_notebook_has_a_bar(clock: list[float], monkeypatch: pytest.MonkeyPatc
     assert shown[-1].startswith('<progress value="1.000"></progress> 100% 4/4')
     assert "elapsed" in shown[-1]
     assert "<b>" not in "".join(shown)
+
+
+def test_the_last_bar_is_as_full_as_the_line_beside_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=80)
+    monkeypatch.setattr(progress_module, "console", lambda: terminal)
+    assert isinstance(terminal.file, io.StringIO)
+    with BuildProgress() as progress:
+        progress.begin(4, 4.0)
+        batch(progress, 2, 2.0)
+        while " 50% 2/4" not in terminal.file.getvalue():
+            time.sleep(0.01)
+        batch(progress, 2, 2.0)
+        progress.end()
+    last = terminal.file.getvalue().rsplit("\r", 1)[-1]
+    assert re.search(r"━{20,} 100% 4/4", last), last
 
 
 def row(*, need: str, duration: float | None = None, size: int = 0) -> PlannedRow:

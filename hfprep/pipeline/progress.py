@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.progress import BarColumn, Progress, ProgressColumn, Task
+from rich.progress_bar import ProgressBar
 from rich.table import Column
 from rich.text import Text
 
@@ -188,16 +189,27 @@ def _display(progress: BuildProgress) -> _Display:
     return _NotebookBar(progress) if in_notebook() else _Lines(progress)
 
 
+class _ShareColumn(BarColumn):
+    """The share of the work that is done at the moment, as a bar."""
+
+    def __init__(self, progress: BuildProgress) -> None:
+        super().__init__(bar_width=None, table_column=Column(ratio=1))  # as wide as the rest of the line
+        self._progress = progress
+
+    def render(self, task: Task) -> ProgressBar:
+        share = self._progress.share
+        task.total, task.completed = None if share is None else 1.0, share or 0.0
+        return super().render(task)
+
+
 class _StatusColumn(ProgressColumn):
-    """The current line, whenever the bar is drawn."""
+    """The line beside the bar."""
 
     def __init__(self, progress: BuildProgress) -> None:
         super().__init__(Column(no_wrap=True))
         self._progress = progress
 
-    def render(self, task: Task) -> Text:
-        share = self._progress.share
-        task.total, task.completed = None if share is None else 1.0, share or 0.0
+    def render(self, task: Task) -> Text:  # noqa: ARG002 - as Rich calls it
         return Text(self._progress.line())
 
 
@@ -206,8 +218,8 @@ class _Bar(_Display):
 
     def __init__(self, progress: BuildProgress) -> None:
         super().__init__(progress)
-        bar = BarColumn(bar_width=None, table_column=Column(ratio=1))  # as wide as the rest of the line
-        self._live = Progress(bar, _StatusColumn(progress), console=console(), expand=True)
+        columns = (_ShareColumn(progress), _StatusColumn(progress))
+        self._live = Progress(*columns, console=console(), expand=True)
         self._live.add_task("", total=None)
         stderr = sys.stderr
         with contextlib.ExitStack() as stack:
