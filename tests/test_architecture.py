@@ -249,35 +249,54 @@ def test_a_driver_reads_the_manifest_without_waiting_for_torch() -> None:
     assert not HEAVY.intersection(loaded)
 
 
-def loaded_by_a_build(models: Path, output: Path, engine: str) -> set[str]:
-    """The modules of the process that builds two clips."""
-    code = """
-import pathlib, sys, hfprep
-golden, output, engine = sys.argv[1:]
-manifest = pathlib.Path(golden, "manifest.jsonl")
-config = hfprep.BuildConfig(
-    manifest=manifest, models=manifest.parent / "checkpoints", output_dir=pathlib.Path(output), engine=engine,
-    max_samples=2,
-)
-print(hfprep.build(config).accepted, *sorted(sys.modules))
-"""
-    accepted, *loaded = run_python("-c", code, str(models), str(output), engine).stdout.split()
-    assert accepted == "2"
-    return set(loaded)
-
-
 def test_a_driver_needs_no_torch(golden_small: Path, golden25_small: Path, tmp_path: Path) -> None:
     """Also where the recipe looks into a checkpoint."""
-    for number, golden in enumerate((golden_small, golden25_small)):
-        loaded = loaded_by_a_build(golden, tmp_path / str(number), "local")
-        assert not (HEAVY - {"pandas"}).intersection(loaded)  # pyarrow imports pandas when it converts lists
+    code = """
+import pathlib, sys, hfprep
+first, second, output = map(pathlib.Path, sys.argv[1:])
+for golden, dry_run in ((first, False), (second, True)):
+    manifest = golden / "manifest.jsonl"
+    config = hfprep.BuildConfig(
+        manifest=manifest, models=golden / "checkpoints", output_dir=output / golden.name, max_samples=2,
+        dry_run=dry_run,
+    )
+    print(hfprep.build(config).accepted)
+print(*sorted(sys.modules))
+"""
+    done = run_python("-c", code, *map(str, (golden_small, golden25_small, tmp_path)))
+    built, planned, *loaded = done.stdout.split()
+    assert (built, planned) == ("2", "2")
+    assert "hfprep.recipes.indextts25.recipe" in loaded
+    assert not (HEAVY - {"pandas"}).intersection(loaded)  # pyarrow imports pandas when it converts lists
 
 
-def test_a_build_loads_neither_the_compiler_nor_the_model_library(golden_small: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def program(golden_small: Path, tmp_path_factory: pytest.TempPathFactory) -> "subprocess.CompletedProcess[str]":
+    """A program that builds two clips in its own process and prints the modules that it has loaded then."""
+    code = """
+import logging, sys, hfprep
+manifest, models, output = sys.argv[1:]
+config = hfprep.BuildConfig(manifest=manifest, models=models, output_dir=output, engine="inline", max_samples=2)
+hfprep.build(config)
+assert not logging.getLogger().handlers and not logging.getLogger("hfprep").handlers
+print(*sorted(sys.modules))
+"""
+    paths = golden_small / "manifest.jsonl", golden_small / "checkpoints", tmp_path_factory.mktemp("program") / "out"
+    return run_python("-c", code, *map(str, paths))
+
+
+def test_a_build_loads_neither_the_compiler_nor_the_model_library(program: "subprocess.CompletedProcess[str]") -> None:
     """Each takes a second and 60 MB in every process: torch's compiler is imported where weights are drawn on meta."""
-    loaded = loaded_by_a_build(golden_small, tmp_path / "out", "inline")
+    loaded = program.stdout.split()
     assert "torch" in loaded
     assert not {"torch._dynamo", "torch._inductor", "transformers", "datasets"}.intersection(loaded)
+
+
+def test_a_program_that_configures_no_logging_sees_the_lines(program: "subprocess.CompletedProcess[str]") -> None:
+    assert re.search(r" INFO \d+ lines: 2 to compute", program.stderr)
+    assert re.search(r" INFO 2/2, .* elapsed\n", program.stderr)
+    assert "\x1b" not in program.stderr
+    assert program.stdout.count("\n") == 1
 
 
 def test_help_takes_less_than_a_second() -> None:

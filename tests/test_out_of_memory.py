@@ -4,7 +4,6 @@ Most tests drive the real `FeatureExtractor` with a small stand-in for the model
 ones make steps of the real models fail inside real builds.
 """
 
-import gc
 import itertools
 import json
 import logging
@@ -145,14 +144,6 @@ class Bench:
         self.extractor.close()
         assert sorted(name for name, _ in found) == sorted(task.utterance.id for task in tasks)
         return dict(found)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collections() -> Iterator[None]:
-    """Each failure runs the garbage collector, which need not walk all of torch every time."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 LENGTHS = [40 + 3 * (n * 7 % 16) for n in range(16)]

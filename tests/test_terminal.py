@@ -1,15 +1,22 @@
 """What a person sees in a terminal of 80 columns: real commands on a pseudo terminal, and their screen."""
 
+import dataclasses
+import gc
+import importlib
 import json
-import os
+import logging
 import re
-import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
+import torch
 
+import hfprep
 from tests.av_files import encode, tone
 from tests.fake_hub import TOKEN, serve_hub
 from tests.fake_model_hub import hub_environment, serve_models
@@ -138,69 +145,66 @@ def test_a_program_s_own_log_lines_and_the_bar_of_a_long_batch(
     assert any(seconds > estimated[0] for seconds, _ in computing[:-1])
 
 
-def test_a_program_that_configures_no_logging_sees_the_lines(
-    golden_small: Path, manifest: Path, tmp_path: Path
-) -> None:
-    code = (
-        "import sys, hfprep, logging\n"
-        "hfprep.build(hfprep.BuildConfig(manifest=sys.argv[1], models=sys.argv[2], output_dir=sys.argv[3],"
-        " engine='inline'))\n"
-        "assert not logging.getLogger().handlers and not logging.getLogger('hfprep').handlers\n"
-    )
-    command = [sys.executable, "-c", code, str(manifest), str(models_of(golden_small)), str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    assert " INFO 10 lines: 9 to compute" in done.stderr
-    assert re.search(r" INFO 9/9, .* elapsed\n", done.stderr)
-    assert "\x1b" not in done.stderr
-    assert done.stdout == ""
-
-
-def test_a_build_leaves_the_program_as_it_was(golden_small: Path, manifest: Path, tmp_path: Path) -> None:
-    """Logging, the collector, the bars of datasets and torch's threads, whether the build ends well or not."""
-    code = """
-import dataclasses, gc, logging, sys, threading
-import datasets, torch
-import hfprep
-
-def state():
+def state() -> list[object]:
+    """What a build must leave as it found it."""
     loggers = [logging.getLogger(name) for name in (None, "hfprep", "hfprep.record", "datasets")]
     found = [(one.level, one.propagate, one.disabled, list(one.handlers)) for one in loggers]
     threads = [torch.get_num_threads()]
     other = threading.Thread(target=lambda: threads.append(torch.get_num_threads()))
     other.start()
     other.join()
-    return [found, logging.root.manager.disable, gc.isenabled(), gc.get_threshold(), gc.get_freeze_count(),
-            datasets.are_progress_bars_disabled(), threads, sys.stderr, sys.stdout]
+    collector = [gc.isenabled(), gc.get_threshold(), gc.get_freeze_count()]
+    bars = datasets.are_progress_bars_disabled()
+    return [found, logging.root.manager.disable, collector, bars, threads, sys.stderr, sys.stdout]
 
-manifest, models, output = sys.argv[1:]
-settings = [lambda: None, gc.disable, datasets.disable_progress_bars, lambda: torch.set_num_threads(3),
-            lambda: logging.getLogger("hfprep").setLevel(logging.ERROR)]
-for number, setting in enumerate(settings):
-    setting()
-    before = state()
-    engine = "local" if number == 2 else "inline"
-    config = hfprep.BuildConfig(manifest=manifest, models=models, output_dir=f"{output}{number}", engine=engine,
-                                max_samples=2)
-    hfprep.build(config)
-    assert state() == before, (number, before, state())
+
+def hfprep_logs(level: int) -> None:
+    logging.getLogger("hfprep").setLevel(level)
+
+
+SETTINGS: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {
+    "none": (lambda: None, lambda: None),
+    "no collector": (gc.disable, gc.enable),
+    "no bars": (datasets.disable_progress_bars, datasets.enable_progress_bars),
+    "threads": (lambda: torch.set_num_threads(3), lambda: torch.set_num_threads(1)),
+    "errors only": (lambda: hfprep_logs(logging.ERROR), lambda: hfprep_logs(logging.NOTSET)),
+}
+
+
+@pytest.mark.usefixtures("nothing_is_frozen", "two_layers")
+@pytest.mark.parametrize(("setting", "workers"), [*((name, False) for name in SETTINGS), ("none", True)])
+def test_a_build_leaves_the_program_as_it_was(
+    golden_small: Path,
+    manifest: Path,
+    tmp_path: Path,
+    setting: str,
+    workers: bool,
+    request: pytest.FixtureRequest,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Logging, the collector, the bars of datasets and torch's threads, whether the build ends well or not."""
+    if workers:
+        request.getfixturevalue("real_workers")
+    # As without the environment of tests, in which nothing can change the bars, and without pytest's handlers.
+    monkeypatch.setattr(importlib.import_module("datasets.utils.tqdm"), "HF_DATASETS_DISABLE_PROGRESS_BARS", None)
+    monkeypatch.setattr(logging.root, "handlers", [])
+    datasets.enable_progress_bars()
+    choose, undo = SETTINGS[setting]
+    models, output = models_of(golden_small), tmp_path / "out"
+    config = hfprep.BuildConfig(manifest=manifest, models=models, output_dir=output, max_samples=2)
+    choose()
     try:
-        hfprep.build(dataclasses.replace(config, manifest="nowhere"))
-    except hfprep.ConfigError:
-        pass
-    assert state() == before, (number, before, state())
-    gc.enable()
-    print("as it was")
-"""
-    environment = {
-        name: value for name, value in os.environ.items() if "PROGRESS" not in name and "THREADS" not in name
-    }
-    command = [sys.executable, "-c", code, str(manifest), str(models_of(golden_small)), str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("as it was") == 5
-    last = done.stderr[done.stderr.rindex("elapsed") :]
-    assert "INFO" not in last, "a level that the program has set is kept"
+        before = state()
+        hfprep.build(config)
+        assert state() == before
+        with pytest.raises(hfprep.ConfigError):
+            hfprep.build(dataclasses.replace(config, manifest=Path("nowhere")))
+        assert state() == before
+    finally:
+        undo()
+        datasets.disable_progress_bars()
+    assert ("INFO" in capfd.readouterr().err) is (setting != "errors only")
 
 
 @pytest.fixture(scope="module")

@@ -107,7 +107,9 @@ def log_shown(*, shown: bool) -> Iterator[None]:
         yield
         return
     with _restored(logger):
-        logger.addHandler(log_handler(as_json=False))
+        handler = log_handler(as_json=False)
+        handler.setLevel(logger.level)  # which is lowered for the log file
+        logger.addHandler(handler)
         if logger.level == logging.NOTSET:
             logger.setLevel(logging.INFO)
         yield
