@@ -40,6 +40,9 @@ os.environ |= {
     "COLUMNS": "120",  # what a terminal program prints does not depend on the window that pytest runs in
 }
 
+# A million objects of what the tests import are walked less often.
+gc.set_threshold(50_000, 20, 100)
+
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
@@ -56,18 +59,12 @@ def pytest_xdist_auto_num_workers() -> int:
     return min((os.cpu_count() or 1) + 1, MOST_WORKERS)
 
 
-def pytest_collection_finish() -> None:
-    """Exclude what was imported and collected from garbage collection: walking it takes half a second each time."""
-    gc.collect()
+@pytest.fixture(scope="module")
+def quick_collections() -> Iterator[None]:
+    """For modules whose tests run the garbage collector: it need not walk all that was imported, for half a second."""
     gc.freeze()
-
-
-@pytest.fixture
-def nothing_is_frozen() -> Iterator[None]:
-    """The garbage collector is as in a program that has just started."""
-    gc.unfreeze()
     yield
-    gc.freeze()
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,8 @@ from hfprep.recipes.indextts2.feature_model import FeatureModel
 from hfprep.recipes.indextts2.recipe import RECIPE
 from hfprep.recipes.options import ModelOptions
 
+pytestmark = pytest.mark.usefixtures("quick_collections")
+
 COLUMNS = ("text_ids", "codes", "condition", "emo_vec")
 
 

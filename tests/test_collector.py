@@ -2,11 +2,7 @@
 
 import gc
 
-import pytest
-
 from hfprep.pipeline.collector import imports_frozen
-
-pytestmark = pytest.mark.usefixtures("nothing_is_frozen")
 
 
 def test_what_is_there_before_is_not_walked_meanwhile() -> None:
@@ -18,9 +14,12 @@ def test_what_is_there_before_is_not_walked_meanwhile() -> None:
 
 def test_what_a_program_had_left_out_itself_stays_so() -> None:
     gc.freeze()
-    count = gc.get_freeze_count()  # a frozen object that dies is counted no more: other threads may let go of some
-    newer: list[list[int]] = [[] for _ in range(1000)]  # a second freeze would count these
-    with imports_frozen():
+    try:
+        count = gc.get_freeze_count()  # a frozen object that dies is counted no more: other threads may let go of some
+        newer: list[list[int]] = [[] for _ in range(1000)]  # a second freeze would count these
+        with imports_frozen():
+            assert 0 < gc.get_freeze_count() <= count
+        del newer
         assert 0 < gc.get_freeze_count() <= count
-    del newer
-    assert 0 < gc.get_freeze_count() <= count
+    finally:
+        gc.unfreeze()

@@ -38,7 +38,7 @@ from hfprep.recipes.options import ModelOptions
 from hfprep.schema import Features, Rejection, Utterance
 from tests.sample_schemas import speech_schema
 
-pytestmark = pytest.mark.usefixtures("two_layers")
+pytestmark = pytest.mark.usefixtures("two_layers", "quick_collections")
 
 STEPS = ("semantic_encoder", "semantic_codec", "conditioner", "emotion_conditioner", "to the device", "from the device")
 ERRORS: dict[str, Callable[[], Exception]] = {

@@ -17,6 +17,8 @@ from hfprep.pipeline.precision_choice import choose
 from hfprep.pipeline.precision_trial import Trial, TrialResult
 from hfprep.recipes.indextts2.feature_model import FeatureModel
 
+pytestmark = pytest.mark.usefixtures("quick_collections")
+
 SCHEMA = Path(__file__).resolve().parent.parent / "schemas/stats.schema.json"
 
 

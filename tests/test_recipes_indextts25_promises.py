@@ -34,7 +34,7 @@ from hfprep.tools.verify.checking import verify
 from hfprep.tools.verify.options import VerifyOptions
 from tests.sample_sets import public_files
 
-pytestmark = pytest.mark.usefixtures("one_clip_is_timed")
+pytestmark = pytest.mark.usefixtures("one_clip_is_timed", "quick_collections")
 
 COLUMNS = ("text_ids", "codes", "spk_emb", "emo_vec")
 VOCABULARY = "multilingual_zh_ja_yue_char_del.tiktoken"

@@ -171,7 +171,7 @@ SETTINGS: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {
 }
 
 
-@pytest.mark.usefixtures("nothing_is_frozen", "two_layers")
+@pytest.mark.usefixtures("two_layers")
 @pytest.mark.parametrize(("setting", "workers"), [*((name, False) for name in SETTINGS), ("none", True)])
 def test_a_build_leaves_the_program_as_it_was(
     golden_small: Path,
