@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import logging
 import os
 import random
 import shutil
@@ -57,6 +58,18 @@ MOST_WORKERS = 4
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: a third of the time a test waits for processes, disks and pages."""
     return min((os.cpu_count() or 1) + 1, MOST_WORKERS)
+
+
+def pytest_collection_finish() -> None:
+    """Have torch's loggers propagate: pytest adds its handlers to each that does not, three times in every test."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.partition(".")[0] == "torch" and isinstance(logger, logging.Logger):
+            logger.propagate = True
+
+
+def pytest_sessionfinish() -> None:
+    """Leave nothing to the collections with which pytest ends: each would walk a million objects."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

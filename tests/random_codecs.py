@@ -1,5 +1,6 @@
 """Small codecs of transformers with random weights, for tests."""
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ def dac() -> Any:
 CODECS: Mapping[str, Callable[[], Any]] = {"mimi": random_mimi, "encodec": encodec, "dac": dac}
 
 
+@functools.cache
 def random_codec(family: str) -> Any:
     """The same small codec every time, whose codes follow the sound: as initialised, all of a clip's are the same."""
     with torch.random.fork_rng():

@@ -40,7 +40,7 @@ def rows(golden_small: Path) -> list[dict[str, Any]]:
 def config_of(folder: Path, rows: list[dict[str, Any]], golden_small: Path, **options: Any) -> hfprep.BuildConfig:
     manifest = folder / "rows.jsonl"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    values: dict[str, Any] = {"models": golden_small / "checkpoints", "engine": "inline"}
+    values: dict[str, Any] = {"models": golden_small / "checkpoints"}
     return hfprep.BuildConfig(**{"manifest": manifest, "output_dir": folder / "out"} | values | options)
 
 

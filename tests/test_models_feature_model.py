@@ -1,5 +1,6 @@
 """All models together: golden numbers, batched equals single, and that every mask is needed."""
 
+import functools
 import itertools
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -31,6 +32,7 @@ EXACT = 1e-5
 Numbers = dict[str, Tensor]
 
 
+@functools.cache
 def load(golden: Path) -> FeatureModel:
     files = locate(ModelOptions(models=golden / "checkpoints"))
     return FeatureModel.load(files, ModelConfig.read(files.config))

@@ -1,5 +1,6 @@
 """Builds with codecs: every code of the library, in each format, killed and resumed, in processes and in parts."""
 
+import functools
 import html
 import json
 import os
@@ -70,9 +71,10 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build(manifest: Path, codec: str, output: Path, **options: Any) -> hfprep.Summary:
     values: dict[str, Any] = {"manifest": manifest, "codec_model": codec, "output_dir": output, "val_ratio": 0.3}
-    return hfprep.build(hfprep.BuildConfig(**values | {"num_processes": 1, "engine": "inline"} | options))
+    return hfprep.build(hfprep.BuildConfig(**values | {"num_processes": 1} | options))
 
 
+@functools.cache
 def plainly(family: str, manifest: Path) -> dict[str, np.ndarray]:
     """The codes of each clip, (codebooks, T), by the library alone, clip by clip."""
     (rate, hop), codec, found = SIZES[family], random_codec(family), {}

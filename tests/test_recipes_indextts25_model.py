@@ -1,5 +1,6 @@
 """IndexTTS-2.5's models together: golden numbers, batched = single, every mask needed, only what is asked for."""
 
+import functools
 import itertools
 import json
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ EXACT = 1e-5
 Numbers = dict[str, Tensor]
 
 
+@functools.cache
 def load(golden: Path, reference_seconds: float = 0.0) -> FeatureModel:
     files = locate(ModelOptions(models=golden / "checkpoints"), fetch=False)
     return FeatureModel.load(files, Config.read(files.config), reference_seconds=reference_seconds)

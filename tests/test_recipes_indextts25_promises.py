@@ -156,7 +156,7 @@ def test_batches_in_another_order_give_what_single_samples_give(
     rows = manifest.read_text(encoding="utf-8").splitlines(keepends=True)
     random.Random(batch_size).shuffle(rows)
     (tmp_path / "rows.jsonl").write_text("".join(rows), encoding="utf-8")
-    options = {"manifest": tmp_path / "rows.jsonl", "batch_size": batch_size, "engine": "inline"}
+    options = {"manifest": tmp_path / "rows.jsonl", "batch_size": batch_size}
     assert build(tmp_path / "out", **options).accepted == 8
     for name in ("train_manifest.jsonl", "val_manifest.jsonl"):  # back in the first order
         path, order = tmp_path / "out" / name, (quiet / name).read_text(encoding="utf-8").splitlines()
@@ -183,7 +183,7 @@ def test_memory_that_runs_out_in_a_network_costs_no_sample(
         return plain(self, first, *rest, **named)
 
     monkeypatch.setattr(network, "forward", forward)
-    summary = build(tmp_path / "out", batch_size=8, engine="inline")
+    summary = build(tmp_path / "out", batch_size=8)
     assert failed
     assert (summary.accepted, dict(summary.rejected)) == (8, {})
     assert_alike(tmp_path / "out", quiet)

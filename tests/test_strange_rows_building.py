@@ -154,11 +154,11 @@ def test_a_store_that_fails_while_clips_are_read_costs_the_rows_that_chose_it(
     monkeypatch.setattr(object_storage, "opened", lambda url: (store, url))
     rows[1]["audio"], rows[2]["audio"] = "s3://theirs/a.wav", "s3://theirs/b.tar#b.wav@0+100"
     for options in ({}, {"hash_audio": True}):
-        summary = build(rows, engine="inline", **options)
+        summary = build(rows, **options)
         assert (summary.accepted, summary.pending, accounted(summary)) == (2, 0, True)
         assert [line for line, _ in rejected(tmp_path)] == [2, 3]
     monkeypatch.setattr(store, "answer", bytes)
-    assert build(rows[:2], engine="inline").accepted == 2  # what was rejected is read again
+    assert build(rows[:2]).accepted == 2  # what was rejected is read again
 
 
 def test_credentials_that_expire_cost_rows_or_end_the_run(
@@ -173,7 +173,7 @@ def test_credentials_that_expire_cost_rows_or_end_the_run(
     monkeypatch.setattr(object_storage, "opened", lambda url: (store, url))
     for number, row in enumerate(rows):
         row["audio"] = f"s3://theirs/{number}.wav"
-    options = {"engine": "inline", "workers": 1, "batch_size": 1}
+    options = {"workers": 1, "batch_size": 1}
     summary = build(rows, **options)
     assert (summary.accepted, summary.rejected) == (1, {"audio_unreadable": 3})
     store.asked = 0
@@ -184,14 +184,14 @@ def test_credentials_that_expire_cost_rows_or_end_the_run(
 def test_check_and_adoption_reject_rows_of_a_store_that_fails(
     build: Build, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert build(rows, engine="inline").accepted == 4
+    assert build(rows).accepted == 4
     (tmp_path / "out" / ".hfprep" / "state.sqlite").unlink()
     store = Failing(Path(rows[1]["audio"]).read_bytes(), is_gone)
     monkeypatch.setattr(object_storage, "opened", lambda url: (store, url))
     rows[1]["audio"] = "s3://theirs/a.wav"
     found = check(CheckOptions(manifest=tmp_path / "rows.jsonl", decode=True))
     assert not found.findings.rejected
-    summary = build(rows, engine="inline", skip_existing=True)
+    summary = build(rows, skip_existing=True)
     assert (summary.accepted, summary.rejected) == (3, {"audio_unreadable": 1})
     found = check(CheckOptions(manifest=tmp_path / "rows.jsonl", decode=True))
     assert found.findings.rejected == {"audio_unreadable": 1}

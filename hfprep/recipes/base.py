@@ -111,7 +111,10 @@ class Model(Protocol):
 
 
 class ModelSet(Protocol):
-    """The model files of a build, found and checked; the weights are not loaded. Small, picklable."""
+    """The model files of a build, found and checked; the weights are not loaded.
+
+    Small, picklable and hashable: equal ones load equal models.
+    """
 
     @property
     def schema(self) -> Schema:

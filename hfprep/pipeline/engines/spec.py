@@ -76,11 +76,11 @@ Sink = Callable[[list[Any], list[Rejection], BatchCost], None]
 # Is told each worker's progress within its batch; None once the batch has ended in any way.
 Watcher = Callable[[int, Underway | None], None]
 
-_Key = tuple[tuple[Path, ...], frozenset[tuple[Path, FileIdentity]], str, str]
+_Key = tuple[ModelSet, frozenset[tuple[Path, FileIdentity]], str, str]
 
 
 class Models:
-    """Feature models by files, device and precision, each loaded once and shared by extractors."""
+    """Feature models by model set, device and precision, each loaded once and shared by extractors."""
 
     def __init__(self) -> None:
         self._loaded: dict[_Key, Model] = {}
@@ -98,7 +98,7 @@ class Models:
         """
         import torch
 
-        key = (tuple(models.files.values()), frozenset(seen.items()), str(device), precision)
+        key = (models, frozenset(seen.items()), str(device), precision)
         if key not in self._loaded:
             started = time.monotonic()
             try:
