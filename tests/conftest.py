@@ -67,7 +67,7 @@ def pytest_collection_finish() -> None:
             logger.propagate = True
 
 
-def pytest_sessionfinish() -> None:
+def pytest_unconfigure() -> None:
     """Leave nothing to the collections with which pytest ends: each would walk a million objects."""
     gc.freeze()
 

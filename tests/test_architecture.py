@@ -253,20 +253,18 @@ def test_a_driver_needs_no_torch(golden_small: Path, golden25_small: Path, tmp_p
     """Also where the recipe looks into a checkpoint."""
     code = """
 import pathlib, sys, hfprep
+from hfprep.pipeline.inputs import find_inputs
+from hfprep.store.remote import open_folder
 first, second, output = map(pathlib.Path, sys.argv[1:])
-for golden, dry_run in ((first, False), (second, True)):
-    manifest = golden / "manifest.jsonl"
-    config = hfprep.BuildConfig(
-        manifest=manifest, models=golden / "checkpoints", output_dir=output / golden.name, max_samples=2,
-        dry_run=dry_run,
-    )
-    print(hfprep.build(config).accepted)
-print(*sorted(sys.modules))
+def config(golden):
+    models, folder = golden / "checkpoints", output / golden.name
+    return hfprep.BuildConfig(manifest=golden / "manifest.jsonl", models=models, output_dir=folder, max_samples=2)
+built, other = hfprep.build(config(first)).accepted, config(second)
+print(built, find_inputs(other, open_folder(other.output_dir, None)).schema.recipe, *sorted(sys.modules))
 """
     done = run_python("-c", code, *map(str, (golden_small, golden25_small, tmp_path)))
-    built, planned, *loaded = done.stdout.split()
-    assert (built, planned) == ("2", "2")
-    assert "hfprep.recipes.indextts25.recipe" in loaded
+    built, found, *loaded = done.stdout.split()
+    assert (built, found) == ("2", "indextts-2.5")
     assert not (HEAVY - {"pandas"}).intersection(loaded)  # pyarrow imports pandas when it converts lists
 
 
@@ -300,13 +298,15 @@ def test_a_program_that_configures_no_logging_sees_the_lines(program: "subproces
 
 
 def test_help_takes_less_than_a_second() -> None:
-    """In processor time, which is what it takes on a machine with nothing else to do; the least of three runs."""
+    """In processor time, which is what it takes on a machine with nothing else to do; the least of up to three runs."""
     seconds = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         run_python("-m", "hfprep", "--help")
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        if seconds[-1] < 1:
+            break
     assert min(seconds) < 1, f"python -m hfprep --help took {seconds} seconds"
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hfprep.cli.options import NO_DEFAULT, RunFile, options_of, read_options
+from hfprep.cli.options import NO_DEFAULT, RunOptions, options_of, read_options
 from hfprep.cli.options import write_options as keep_options
 from hfprep.cli.output import PlainTable, cell, say, show
 from hfprep.io.object_storage import url_of
@@ -31,11 +31,12 @@ USUAL_FILES = {"config": Path("checkpoints/config.yaml"), "gpt_checkpoint": Path
 SHOWN_PROCESSES = 16
 
 
-@options_of(BuildConfig, ManyOptions, RunFile)
+@options_of(BuildConfig, ManyOptions, RunOptions)
 def build(context: typer.Context, options: Path | None, write_options: Path | None, **values: Any) -> None:
     """Compute the features of a manifest, or of several; run the same command again to continue."""
     if options is not None:
         values = read_options(options, values, context)
+    dry_run = values.pop("dry_run")
     if write_options is not None:
         defaults = {item.name: item.default for kind in (BuildConfig, ManyOptions) for item in dataclasses.fields(kind)}
         keep_options(write_options, values, defaults)
@@ -55,7 +56,7 @@ def build(context: typer.Context, options: Path | None, write_options: Path | No
                     "it is missing (or use --dataset, for several data sets)", param_hint=flag(name)
                 )
         configs = [BuildConfig(**values)]
-    if values["dry_run"]:
+    if dry_run:
         for config in configs:
             show_plan(config)
         raise typer.Exit(0)

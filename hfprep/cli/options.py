@@ -14,7 +14,6 @@ from hfprep.pipeline.config import DEBUGGING, INPUT, PANELS, flag
 from hfprep.recipes.base import option
 
 NO_DEFAULT = ("manifest", "output_dir")  # not required with --dataset
-ONE_RUN = ("dry_run",)  # not written to an options file
 KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 
 
@@ -56,11 +55,12 @@ def options_of(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunFile:
-    """Options in a file, so that a run can be repeated."""
+class RunOptions:
+    """The options of the command itself: a file of options, so that a run can be repeated, and the plan alone."""
 
     options: Path | None = option(None, "YAML file with options by name; the command line takes precedence.", INPUT)
     write_options: Path | None = option(None, "Write the options of this run to a YAML file.", DEBUGGING)
+    dry_run: bool = option(False, "Show the plan without loading a model.", DEBUGGING)
 
 
 def read_options(path: Path, values: Mapping[str, Any], context: typer.Context) -> dict[str, Any]:
@@ -94,6 +94,6 @@ def write_options(path: Path, values: Mapping[str, Any], defaults: Mapping[str, 
 
     chosen = {}
     for name, value in values.items():
-        if value != defaults.get(name) and name not in ONE_RUN:
+        if value != defaults.get(name):
             chosen[name.replace("_", "-")] = str(value) if isinstance(value, Path) else value
     path.write_text(yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True), encoding="utf-8")

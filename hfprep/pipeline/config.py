@@ -96,7 +96,6 @@ class BuildConfig(ModelOptions):
     on_change: str = option("recompute", "recompute or refuse, if what finished samples depend on has changed.", CHANGE)
     hash_audio: bool = option(False, "Detect changed audio by hashing its content (slower).", CHANGE)
     skip_existing: bool = option(False, "Adopt complete files that hfprep has no record of.", CHANGE)
-    dry_run: bool = option(False, "Show the plan without loading a model.", DEBUGGING)
     log_json: bool = option(False, "Log lines as JSON objects.", DEBUGGING)
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ SCHEMA = "schema"  # in the state
 # Options that decide where and how features are computed, but do not change them.
 ELSEWHERE = {
     "output_dir", "work_dir", "shard", "engine", "ray_address", "num_gpus_per_worker", "num_processes", "workers",
-    "device", "skip_existing", "strict", "dry_run", "log_json", "on_change",
+    "device", "skip_existing", "strict", "log_json", "on_change",
 }  # fmt: skip
 
 
