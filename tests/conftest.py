@@ -152,6 +152,14 @@ def normalised_once() -> Iterator[None]:
 
 
 @pytest.fixture
+def tables_are_read_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables are read in the tests' process, through the messages that another one would send."""
+    from hfprep.inputs.manifest import guarded
+
+    monkeypatch.setattr(guarded, "run", lambda steps: guarded.decoded(guarded.encoded(steps)))
+
+
+@pytest.fixture
 def one_clip_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """`check` computes one clip to estimate a build's time."""
     monkeypatch.setattr("hfprep.tools.check.estimates.FRAMES", {"cpu": (1,)})

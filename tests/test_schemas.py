@@ -2,8 +2,6 @@
 
 import copy
 import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+import hfprep
 from hfprep.errors import Reason, RejectedSample
 from hfprep.inputs.manifest.rows import AudioFinder, check_id, parse_line
 from hfprep.schema import Rejection, Utterance, manifest_record, metadata_of
@@ -203,24 +202,19 @@ BAD_REASONS = {
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory, golden_small: Path) -> Build:
-    """The real build, as a user runs it, on the golden recordings and a line of each kind that it must refuse."""
+    """The real build on the golden recordings and a line of each kind that it must refuse."""
     folder = tmp_path_factory.mktemp("schemas")
     good = json_lines(golden_small / "manifest.jsonl")
     for row in good:
         row["audio"] = str(golden_small / row["audio"])
     lines = [json.dumps(row).encode() for row in good] + BAD_LINES
     (folder / "manifest.jsonl").write_bytes(b"\n".join(lines) + b"\n")
-    options = {
-        "--manifest": folder / "manifest.jsonl",
-        "--output-dir": folder / "out",
-        "--models": golden_small / "checkpoints",
-        "--val-ratio": 0.3,
-    }
-    arguments = [str(word) for pair in options.items() for word in pair]
-    run = subprocess.run([sys.executable, "-m", "hfprep", "build", *arguments], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    stats = json.loads((folder / "out" / "stats.json").read_text(encoding="utf-8"))
-    return Build(folder / "out", stats, len(lines))
+    models, output = golden_small / "checkpoints", folder / "out"
+    hfprep.build(
+        hfprep.BuildConfig(manifest=folder / "manifest.jsonl", models=models, output_dir=output, val_ratio=0.3)
+    )
+    stats = json.loads((output / "stats.json").read_text(encoding="utf-8"))
+    return Build(output, stats, len(lines))
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -191,6 +191,7 @@ def test_an_ljspeech_folder(tmp_path: Path, clips: list[dict[str, Any]]) -> None
     assert texts(read(tmp_path, "text=raw_text"))[0] == (1, "LJ-1", 'In "1455')
 
 
+@pytest.mark.usefixtures("tables_are_read_here")
 @pytest.mark.parametrize(
     "manifest",
     ["saved", "splits", "splits:train", "rows.parquet", "shards", "shards/a-*.tar", "shards/a-{000..001}.tar"],
@@ -216,6 +217,7 @@ def test_clips_in_files_are_the_bytes_that_were_put_there(
     assert extra == ([{"take": 3}] * 2 if in_tars else named)
 
 
+@pytest.mark.usefixtures("tables_are_read_here")
 def test_a_split_is_named_after_a_colon(inputs: Path, clips: list[dict[str, Any]]) -> None:
     assert texts(read(f"{inputs}/splits:test")) == [(1, clips[5]["id"], clips[5]["text"])]
     with pytest.raises(ConfigError, match="has no split 'dev'; it has: train, test"):
@@ -224,6 +226,7 @@ def test_a_split_is_named_after_a_colon(inputs: Path, clips: list[dict[str, Any]
         read(f"{inputs}/saved:test")
 
 
+@pytest.mark.usefixtures("tables_are_read_here")
 def test_a_clip_decodes_as_its_file_does(inputs: Path, golden_small: Path, clips: list[dict[str, Any]]) -> None:
     for manifest in ("saved", "rows.parquet", "shards"):
         for row, clip in zip(read(inputs / manifest), clips, strict=True):
@@ -233,6 +236,7 @@ def test_a_clip_decodes_as_its_file_does(inputs: Path, golden_small: Path, clips
             assert (load_waveform(row.path).samples == load_waveform(file).samples).all()
 
 
+@pytest.mark.usefixtures("tables_are_read_here")
 def test_parquet_rows_in_any_order_and_cells_without_audio(tmp_path: Path) -> None:
     values = [bytes([number]) * (number + 1) for number in range(50)]
     values[20:30] = [None] * 10  # type: ignore[list-item]
@@ -249,6 +253,7 @@ def test_parquet_rows_in_any_order_and_cells_without_audio(tmp_path: Path) -> No
         read_clip(rows[49].path.replace("[49]", "[50]"))
 
 
+@pytest.mark.usefixtures("tables_are_read_here")
 def test_an_audio_column_of_paths_gives_paths(tmp_path: Path, golden_small: Path) -> None:
     audio = [{"bytes": None, "path": str(golden_small / "audio" / "synth6.ogg")}]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -260,6 +265,7 @@ def test_an_audio_column_of_paths_gives_paths(tmp_path: Path, golden_small: Path
         assert row.path == audio[0]["path"]
 
 
+@pytest.mark.usefixtures("tables_are_read_here")
 def test_audio_that_is_neither_path_nor_bytes_is_an_error(tmp_path: Path) -> None:
     rows = {"id": ["a"], "text": ["t"], "audio": [{"array": [0.5], "sampling_rate": 16000}]}
     pq.write_table(pa.table(rows), tmp_path / "p.parquet")
@@ -410,6 +416,7 @@ def test_a_hub_data_set_that_is_damaged_says_how_to_read_the_rest(
     assert "; download its files with `hf download acme/speech" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.usefixtures("tables_are_read_here")
 def test_what_tells_manifests_apart(inputs: Path, tmp_path: Path) -> None:
     fields = FieldMap()
     hashes = [rows_sha256(inputs / name, fields) for name in ("saved", "splits", "rows.parquet", "shards")]

@@ -53,6 +53,7 @@ FAR = pa.array([0, 10**12, 86400], pa.int64()).cast(pa.timestamp("s"))  # the se
 
 
 @both
+@pytest.mark.usefixtures("tables_are_read_here")
 def test_a_cell_that_cannot_be_read_costs_its_row_where_it_is_used(tmp_path: Path, save: Save) -> None:
     rows = read(save(pa.table(FIELDS | {"text": bad_text(FIELDS["text"], 1)}), tmp_path))
     assert texts(rows) == [(1, "a", "one"), (3, "c", "three")]
@@ -60,6 +61,7 @@ def test_a_cell_that_cannot_be_read_costs_its_row_where_it_is_used(tmp_path: Pat
 
 
 @both
+@pytest.mark.usefixtures("tables_are_read_here")
 @pytest.mark.parametrize("unused", [bad_text(IDS, 1), FAR, pa.array([[b"x"], None, [b"y"]])])
 def test_a_cell_that_nobody_uses_costs_nothing(tmp_path: Path, save: Save, unused: pa.Array) -> None:
     rows = read(save(pa.table(FIELDS | {"note": unused}), tmp_path))
@@ -70,6 +72,7 @@ def test_a_cell_that_nobody_uses_costs_nothing(tmp_path: Path, save: Save, unuse
 
 
 @both
+@pytest.mark.usefixtures("tables_are_read_here")
 @pytest.mark.parametrize(
     "note",
     [b"", b"{", b"[]", b'{"info": null}', b'{"info": {"features": {"id": 3, "speaker": {"_type": "ClassLabel"}}}}',
@@ -81,6 +84,7 @@ def test_notes_of_datasets_that_are_damaged_are_left_alone(tmp_path: Path, save:
 
 
 @both
+@pytest.mark.usefixtures("tables_are_read_here")
 def test_a_column_twice(tmp_path: Path, save: Save) -> None:
     arrays = [pa.array(values) for values in (*FIELDS.values(), ["n1"] * 3, ["n2"] * 3)]
     rows = read(save(pa.table(arrays, names=[*FIELDS, "note", "note"]), tmp_path))
@@ -91,6 +95,7 @@ def test_a_column_twice(tmp_path: Path, save: Save) -> None:
 
 
 @both
+@pytest.mark.usefixtures("tables_are_read_here")
 @pytest.mark.parametrize("kind", ["string_view", "dictionary", "large_string", "run_end_encoded"])
 def test_columns_of_text_in_other_encodings(tmp_path: Path, save: Save, kind: str) -> None:
     def encoded(values: list[str]) -> pa.Array:
@@ -108,6 +113,7 @@ def test_columns_of_text_in_other_encodings(tmp_path: Path, save: Save, kind: st
     assert texts(read(save(pa.table(columns), tmp_path))) == [(1, "a", "one"), (2, "b", "two"), (3, "c", "three")]
 
 
+@pytest.mark.usefixtures("tables_are_read_here")
 @pytest.mark.parametrize("struct", [False, True])
 @pytest.mark.parametrize("kind", ["binary", "large_binary", "binary_view", "dictionary"])
 def test_clips_in_other_encodings_are_the_bytes_that_were_put_there(tmp_path: Path, kind: str, struct: bool) -> None:
@@ -126,6 +132,7 @@ def test_clips_in_other_encodings_are_the_bytes_that_were_put_there(tmp_path: Pa
     assert [read_clip(cell) for cell in cells[:2]] == clips[:2]
 
 
+@pytest.mark.usefixtures("tables_are_read_here")
 @pytest.mark.parametrize("statistics", [True, False])
 def test_rows_by_path_among_rows_with_bytes(tmp_path: Path, statistics: bool) -> None:
     audio = [{"bytes": b"1", "path": "x/a.wav"}, {"bytes": None, "path": "b.wav"}, {"bytes": b"3", "path": None}]

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -118,20 +118,36 @@ def run(steps: Callable[[], Iterator[Step]]) -> Iterator[Step]:
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError), process.stdin:
                 process.stdin.write(json.dumps(sys.path).encode() + b"\n" + pickle.dumps(steps))
-            for line in answers:
-                message = json.loads(line) if line.endswith(b"\n") else {}
-                if "end" in message:
-                    return
-                if message:
-                    yield _step(message)
-            raise Died(_how(process.wait()))
+            if not (yield from decoded(answers)):
+                raise Died(_how(process.wait()))
         finally:
             process.kill()
             process.wait()
 
 
+def encoded(steps: Callable[[], Iterator[Step]]) -> Iterator[bytes]:
+    """Lines with one JSON object each: the steps, then their end, or the ConfigError or StoreError that ended them."""
+    try:
+        for step in steps():
+            yield json.dumps(_message(step)).encode() + b"\n"
+        yield b'{"end": true}\n'
+    except HfprepError as error:
+        message = {"error": str(error), "is_config": isinstance(error, ConfigError)}
+        yield json.dumps(message).encode() + b"\n"
+
+
+def decoded(lines: Iterable[bytes]) -> Generator[Step, None, bool]:
+    """The steps in the lines of `encoded`; returns whether the lines are complete. Raises the error in them."""
+    for line in lines:
+        message = json.loads(line) if line.endswith(b"\n") else {}
+        if "end" in message:
+            return True
+        if message:
+            yield _step(message)
+    return False
+
+
 def _step(message: dict[str, Any]) -> Step:
-    """Parse a line from the other process; raises an error that it reports."""
     if "at" in message:
         return Position(**message["at"])
     if "error" in message:
@@ -151,7 +167,7 @@ def _how(status: int) -> str:
 
 
 def serve() -> None:
-    """Take the steps read from stdin, and write one JSON object per step to the descriptor given as argument."""
+    """Take the steps read from stdin, and write them, encoded, to the descriptor given as argument."""
     with contextlib.suppress(ValueError, OSError):
         _, most = resource.getrlimit(resource.RLIMIT_DATA)
         limit = MAX_MEMORY_BYTES if most == resource.RLIM_INFINITY else min(most, MAX_MEMORY_BYTES)
@@ -160,13 +176,8 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides when to stop
     steps = pickle.load(sys.stdin.buffer)  # noqa: S301 - the driver wrote it
     with open(int(sys.argv[1]), "wb", buffering=0) as answers, contextlib.suppress(BrokenPipeError):
-        try:
-            for step in steps():
-                answers.write(json.dumps(_message(step)).encode() + b"\n")
-            answers.write(b'{"end": true}\n')
-        except HfprepError as error:
-            message = {"error": str(error), "is_config": isinstance(error, ConfigError)}
-            answers.write(json.dumps(message).encode() + b"\n")
+        for line in encoded(steps):
+            answers.write(line)
 
 
 def _message(step: Step) -> dict[str, Any]:
