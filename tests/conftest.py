@@ -197,6 +197,15 @@ def shared_golden25() -> Path | None:
     return golden if golden.is_dir() else None
 
 
+@pytest.fixture(scope="session")
+def crash_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A `CrashServer` for the small model set, which takes seconds to start."""
+    from tests.crash_child import CrashServer
+
+    with CrashServer(tmp_path_factory.mktemp("crash-server")) as server:
+        yield server
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Headless Chromium; the tests are left out where there is none."""

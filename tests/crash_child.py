@@ -244,7 +244,7 @@ def _warm_up(folder: Path, golden: Path) -> None:
     assert done.exit_code == 0, done.output
     logging.getLogger().handlers.clear()  # they write to what is closed now
     cli.app = get_command(cli.app)  # type: ignore[assignment]  # 30 ms
-    building.imports_frozen = contextlib.nullcontext  # they are, and to count them takes another 30 ms
+    building.imports_frozen = contextlib.nullcontext  # type: ignore[assignment]  # they are, and to count them takes another 30 ms
     gc.collect()
     gc.freeze()  # children would copy every page that the collector looks at
 

@@ -7,7 +7,7 @@ other batch sizes, worker and process counts in between.
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import pytest
 
@@ -19,10 +19,8 @@ Recorder = Callable[[str, object], None]
 
 
 @pytest.fixture(scope="module")
-def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trials]:
-    folder = tmp_path_factory.mktemp("crash")
-    with CrashServer(folder / "server") as server:
-        yield Trials(server, folder)
+def trials(crash_server: CrashServer, tmp_path_factory: pytest.TempPathFactory) -> Trials:
+    return Trials(crash_server, tmp_path_factory.mktemp("crash"))
 
 
 def test_a_quiet_run_passes_every_kind_of_point(trials: Trials) -> None:

@@ -8,7 +8,7 @@ import contextlib
 import json
 import random
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,15 +113,12 @@ def ids_placed(output: Path) -> set[str]:
     return {sample_id for sample_id, _ in placed}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrashServer]:
-    with CrashServer(tmp_path_factory.mktemp("server")) as started:
-        yield started
-
-
 @pytest.fixture(scope="module", params=[pytest.param("arrow", marks=pytest.mark.slow), "webdataset"])
-def trials(server: CrashServer, request: pytest.FixtureRequest) -> ShardTrials:
-    return ShardTrials(server, server.folder.parent / request.param, batch_size=1, format=request.param)
+def trials(
+    crash_server: CrashServer, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> ShardTrials:
+    folder = tmp_path_factory.mktemp("crash-shards")
+    return ShardTrials(crash_server, folder / request.param, batch_size=1, format=request.param)
 
 
 @pytest.mark.slow  # the quick set has the same for IndexTTS-2.5, in Arrow

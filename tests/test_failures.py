@@ -60,10 +60,8 @@ FeatureModel.forward = goes
 
 
 @pytest.fixture(scope="module")
-def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trials]:
-    folder = tmp_path_factory.mktemp("failures")
-    with CrashServer(folder / "server") as server:
-        yield Trials(server, folder)
+def trials(crash_server: CrashServer, tmp_path_factory: pytest.TempPathFactory) -> Trials:
+    return Trials(crash_server, tmp_path_factory.mktemp("failures"))
 
 
 def last_line(ended: Ended) -> str:

@@ -7,7 +7,7 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -172,12 +172,6 @@ def test_a_merge_ended_anywhere_is_finished_by_the_next(whole: Path, parts: list
         assert tree(output) == expected
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrashServer]:
-    with CrashServer(tmp_path_factory.mktemp("server")) as running:
-        yield running
-
-
 def draw_points(points: list[tuple[str, str]], seed: int) -> list[Fault]:
     """A kill at each named point of each kind of file, at one of its occurrences; columns count as one kind."""
     draw, faults, seen = random.Random(seed), [], set()
@@ -198,12 +192,12 @@ def draw_points(points: list[tuple[str, str]], seed: int) -> list[Fault]:
     ],
 )
 def test_a_merge_killed_at_every_point_is_finished_by_the_next(
-    server: CrashServer, whole: Path, parts: list[Path], tmp_path: Path, copy: bool, every: int
+    crash_server: CrashServer, whole: Path, parts: list[Path], tmp_path: Path, copy: bool, every: int
 ) -> None:
     """Real processes and real kill -9, up to four in a row on one output; the merge after them gives the whole tree."""
     expected, before = tree(whole), [tree(part) for part in parts]
     arguments = ["merge", *parts, *(["--copy"] if copy else []), "--output-dir"]
-    quiet = server.run([*arguments, tmp_path / "quiet"])
+    quiet = crash_server.run([*arguments, tmp_path / "quiet"])
     assert quiet.status == 0, quiet.stderr
     faults = draw_points(quiet.points, seed=copy)
     assert {"before-rename", "after-rename", "before-append", "mid-append", "before-commit"} <= {
@@ -214,14 +208,14 @@ def test_a_merge_killed_at_every_point_is_finished_by_the_next(
     for start in range(0, len(faults), 4):
         output = tmp_path / f"out{start}"
         for fault in faults[start : start + 4]:
-            ended = server.run([*arguments, output], fault)
+            ended = crash_server.run([*arguments, output], fault)
             if ended.status == 0:  # this point was behind it already
                 shutil.rmtree(output)
-                ended = server.run([*arguments, output], fault)
+                ended = crash_server.run([*arguments, output], fault)
             assert ended.status == -9, (fault, ended.stderr)
             killed += 1
             check_listed(output)
-        last = server.run([*arguments, output])
+        last = crash_server.run([*arguments, output])
         assert last.status == 0, last.stderr
         assert tree(output) == expected
         assert not (output / ".hfprep" / "work").exists()
