@@ -243,8 +243,9 @@ def _warm_up(folder: Path, golden: Path) -> None:
     done = CliRunner().invoke(cli.app, ["build", *files, "--workers=1"])
     assert done.exit_code == 0, done.output
     logging.getLogger().handlers.clear()  # they write to what is closed now
-    cli.app = get_command(cli.app)  # type: ignore[assignment]  # 30 ms
-    building.imports_frozen = contextlib.nullcontext  # type: ignore[assignment]  # they are, and to count them takes another 30 ms
+    # To make the commands, and to count what is frozen, would take each child 30 ms.
+    cli.app = get_command(cli.app)  # type: ignore[assignment]
+    building.imports_frozen = contextlib.nullcontext  # type: ignore[assignment]
     gc.collect()
     gc.freeze()  # children would copy every page that the collector looks at
 

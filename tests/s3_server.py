@@ -10,10 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import fsspec
 import pytest
-from moto.server import ThreadedMotoServer
 
 from hfprep.io import object_storage
 
@@ -30,6 +28,8 @@ class S3Server:
     """A server with one bucket; `environment` leads clients to it."""
 
     def __init__(self, bucket: str) -> None:
+        import boto3  # half a second, which the collection of tests need not take
+
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -47,6 +47,8 @@ class S3Server:
 
     def start(self) -> None:
         """Answer, with the objects that were there before."""
+        from moto.server import ThreadedMotoServer
+
         self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
         self._server.start()
 

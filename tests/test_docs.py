@@ -31,7 +31,7 @@ from tests.doc_ways import USUAL, WAYS, Place
 if TYPE_CHECKING:
     from hfprep.tools.demo.dataset import DemoDataset
 
-pytestmark = pytest.mark.usefixtures("one_clip_is_timed")
+pytestmark = pytest.mark.usefixtures("one_clip_is_timed", "normalised_once")
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
