@@ -137,7 +137,9 @@ def test_the_last_bar_is_as_full_as_the_line_beside_it_says(monkeypatch: pytest.
     with BuildProgress() as progress:
         progress.begin(4, 4.0)
         batch(progress, 2, 2.0)
+        end = time.monotonic() + 30
         while " 50% 2/4" not in terminal.file.getvalue():
+            assert time.monotonic() < end, "the bar is not drawn"
             time.sleep(0.01)
         batch(progress, 2, 2.0)
         progress.end()
