@@ -61,7 +61,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_finish() -> None:
-    """Have torch's loggers propagate: pytest adds its handlers to each that does not, three times in every test."""
+    """Have torch's loggers propagate: pytest adds its handlers to each that does not, six times in every test."""
     for name, logger in logging.root.manager.loggerDict.items():
         if name.partition(".")[0] == "torch" and isinstance(logger, logging.Logger):
             logger.propagate = True

@@ -9,8 +9,10 @@ import fcntl
 import gc
 import json
 import logging
+import logging.handlers
 import os
 import pickle
+import re
 import shutil
 import signal
 import socket
@@ -391,3 +393,24 @@ def test_the_level_of_the_log_is_as_it_was(tmp_path: Path) -> None:
         assert logger.level == logging.ERROR
     finally:
         logger.setLevel(before)
+
+
+@pytest.mark.parametrize("name", [None, "hfprep"])
+def test_a_program_s_handlers_get_what_its_level_lets_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str | None
+) -> None:
+    """Wherever they are, once each; the log file gets everything."""
+    logger, theirs = logging.getLogger("hfprep"), logging.handlers.BufferingHandler(10)
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logging.root, "handlers", [])
+    logging.getLogger(name).addHandler(theirs)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with log_to_file(tmp_path / "build.log", as_json=False):
+            logging.getLogger("hfprep.pipeline").info("one")
+            logging.getLogger("hfprep.pipeline").error("two")
+    finally:
+        logger.setLevel(level)
+    assert [record.getMessage() for record in theirs.buffer] == ["two"]
+    assert re.findall("one|two", (tmp_path / "build.log").read_text(encoding="utf-8")) == ["one", "two"]

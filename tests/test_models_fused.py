@@ -186,7 +186,6 @@ def test_every_mask_is_needed(
         golden_model, exact = load(golden_small, layers=17), load(golden_small, "exact", layers=17)
     width = 160 if part == "semantic_encoder" else golden_model.semantic_encoder.mean.shape[0]
     clips = [torch.randn(length, 1) for length in LENGTHS]
-
     wanted = [part_outputs(golden_model, part, [clip], width, 0)[0] for clip in clips]
 
     def error(extra: int) -> float:

@@ -61,11 +61,17 @@ class _LogFile(logging.FileHandler):
         return open(descriptor, "a", encoding=self.encoding)
 
 
-class _ToRoot(logging.Handler):
-    """Passes records on to the root logger, from the level that the program set for hfprep's logger."""
+class _AsConfigured(logging.Handler):
+    """Passes records on as the program configured a logger: from its level, to its handlers and to those above it."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        super().__init__(logger.level)
+        self._configured = logging.Logger(logger.name)
+        self._configured.handlers = logger.handlers[:]
+        self._configured.parent, self._configured.propagate = logger.parent, logger.propagate
 
     def emit(self, record: logging.LogRecord) -> None:
-        logging.getLogger().callHandlers(record)
+        self._configured.callHandlers(record)
 
 
 @contextlib.contextmanager
@@ -78,11 +84,12 @@ def log_to_file(path: Path, *, as_json: bool) -> Iterator[None]:
         stack.callback(handler.close)
         for one in (logger, record):
             stack.enter_context(_restored(one))
-            one.addHandler(handler)
-        record.propagate = False
         if logger.level > logging.INFO:
-            logger.addHandler(_ToRoot(logger.level))
+            logger.handlers[:] = [_AsConfigured(logger)]
             logger.propagate = False
+        record.propagate = False
+        for one in (logger, record):
+            one.addHandler(handler)
         if logger.getEffectiveLevel() > logging.INFO:
             logger.setLevel(logging.INFO)
         yield
@@ -107,9 +114,7 @@ def log_shown(*, shown: bool) -> Iterator[None]:
         yield
         return
     with _restored(logger):
-        handler = log_handler(as_json=False)
-        handler.setLevel(logger.level)  # which is lowered for the log file
-        logger.addHandler(handler)
+        logger.addHandler(log_handler(as_json=False))
         if logger.level == logging.NOTSET:
             logger.setLevel(logging.INFO)
         yield
